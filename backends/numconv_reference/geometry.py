@@ -1,0 +1,107 @@
+"""Which position of x a tap reads for an output: tables of integers, one for each axis.
+
+Every operation here is a sum over pairs (output position, tap). Which position of x such a pair reads is separable: it is
+the tuple of what each axis reads. A **tap table** ``[R, Q]`` of an axis holds that position, or -1 for a padding zero, so the
+loops that compute need to know nothing of strides, dilation, padding or flipping.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from numconv.plugin import ConvProblem, PoolProblem, WindowProblem
+
+__all__ = ["Index", "Table", "axis_map", "meshes", "positions", "single_reads", "tap_tables"]
+
+Table = np.ndarray[Any, np.dtype[np.intp]]
+Index = tuple[Any, ...]
+"""One integer or array an axis; untyped, so that it may follow slices in an index."""
+
+_NUMPY_MODES = {"reflect": "reflect", "symmetric": "symmetric", "replicate": "edge", "circular": "wrap"}
+
+
+def axis_map(size: int, low: int, high: int, pad_mode: str = "zeros") -> Table:
+    """The position in x that each padded position of an axis reads, -1 for a padding zero.
+
+    Parameters
+    ----------
+    size : int
+        Length of the axis in x.
+    low, high : int
+        Padding; a negative `high` crops.
+    pad_mode : str
+        One of numconv's padding modes.
+
+    Returns
+    -------
+    ndarray of intp, ``[size + low + high]``
+    """
+    width = (low, max(high, 0))
+    source = np.arange(size)
+    if pad_mode == "zeros":
+        padded = np.pad(source, width, constant_values=-1)
+    else:
+        padded = np.pad(source, width, mode=_NUMPY_MODES[pad_mode])  # type: ignore[call-overload]
+    return padded[: size + low + high]
+
+
+def tap_tables(problem: ConvProblem | PoolProblem | WindowProblem) -> list[Table]:
+    """The tap table ``[R, Q]`` of each axis.
+
+    Row r belongs to entry r of the kernel as it lies in memory: with `flip` the first entry reads the last tap. A window that
+    reaches beyond the padding (`ceil_mode`) reads nothing there.
+    """
+    taps = problem.kernel if isinstance(problem, ConvProblem) else problem.window
+    pad_mode = "zeros" if isinstance(problem, PoolProblem) else problem.pad_mode
+    step = -1 if isinstance(problem, ConvProblem) and problem.flip else 1
+    tables = []
+    for size, r, q, stride, dilation, (low, high) in zip(
+        problem.spatial, taps, problem.output, problem.stride, problem.dilation, problem.padding, strict=True
+    ):
+        reach = stride * (q - 1) + dilation * (r - 1) + 1
+        source = axis_map(size, low, max(high, reach - size - low), pad_mode)
+        tables.append(source[dilation * np.arange(r)[::step, None] + stride * np.arange(q)])
+    return tables
+
+
+def positions(shape: Sequence[int]) -> Iterator[Index]:
+    """All positions of a volume in row-major order."""
+    return np.ndindex(*shape)
+
+
+def meshes(tables: Sequence[Table], tap: Sequence[int]) -> tuple[Index, Index]:
+    """Open meshes (`numpy.ix_`) of the outputs for which a tap reads x, and of the positions that it reads.
+
+    Outputs for which the tap lies on a padding zero are left out: such a product is no term of the sum.
+    """
+    rows = [table[r] for table, r in zip(tables, tap, strict=True)]
+    outputs = [np.flatnonzero(row >= 0) for row in rows]
+    return np.ix_(*outputs), np.ix_(*(row[q] for row, q in zip(rows, outputs, strict=True)))
+
+
+def single_reads(tables: Sequence[Table], tap: Sequence[int]) -> Iterator[tuple[Index, Index]]:
+    """`meshes` in parts, none of which reads a position of x twice.
+
+    Padding that copies values makes several outputs read the same position through one tap. The parts come in such an order
+    that each position meets its outputs in row-major order.
+    """
+    axes = []
+    for table, r in zip(tables, tap, strict=True):
+        outputs = np.flatnonzero(table[r] >= 0)
+        axes.append(_without_repeats(outputs, table[r][outputs]))
+    for parts in itertools.product(*axes):
+        yield np.ix_(*(q for q, _ in parts)), np.ix_(*(read for _, read in parts))
+
+
+def _without_repeats(outputs: Table, inputs: Table) -> list[tuple[Table, Table]]:
+    """Outputs and the inputs that they read, in parts: the j-th holds the j-th occurrence of each input."""
+    parts = []
+    while inputs.size:
+        first = np.sort(np.unique(inputs, return_index=True)[1])
+        parts.append((outputs[first], inputs[first]))
+        outputs, inputs = np.delete(outputs, first), np.delete(inputs, first)
+    return parts

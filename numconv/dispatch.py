@@ -1,0 +1,378 @@
+"""From a call to its executor: the plan cache, the plan, the choice made visible.
+
+A repeated call costs one look-up by its raw arguments. A `Plan` is immutable, holds neither scratch nor weights, and may be shared
+between threads.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .arguments import Geometry, PoolGeometry, Request, problem_of
+from .arrays import as_array, check_out, device_of, empty
+from .context import Context, current
+from .errors import BackendUnavailableError, ProblemError
+from .plugin import np_dtype
+from .problem import DEFAULT_WORKSPACE, SHORT, ConvProblem
+from .registry import Candidate, default_registry
+
+__all__ = ["BoundPlan", "Choice", "Explanation", "Plan", "cached_plan", "make_request", "prepare", "run"]
+
+# What the caller calls the arrays of a function: inputs, then outputs. A name in capitals is used as it is; the others have a batch
+# axis and follow the layout.
+SIGNATURES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "conv": (("x", "W", "BIAS"), ("y",)),
+    "conv_input_grad": (("grad_y", "W"), ("grad_x",)),
+    "conv_weight_grad": (("grad_y", "x"), ("GRAD_W", "GRAD_BIAS")),
+    "conv_transpose": (("x", "W", "BIAS"), ("y",)),
+    "conv_transpose_input_grad": (("grad_y", "W"), ("grad_x",)),
+    "conv_transpose_weight_grad": (("x", "grad_y"), ("GRAD_W", "GRAD_BIAS")),
+    "max_pool": (("x",), ("y", "indices")),
+    "max_pool_backward": (("grad_y", "x"), ("grad_x",)),
+    "max_unpool": (("y", "indices"), ("x",)),
+    "max_unpool_backward": (("grad", "indices"), ("grad_y",)),
+    "avg_pool": (("x",), ("y",)),
+    "avg_pool_backward": (("grad_y",), ("grad_x",)),
+    "lp_pool": (("x",), ("y",)),
+    "lp_pool_backward": (("grad_y", "x"), ("grad_x",)),
+    "pad": (("x",), ("y",)),
+    "pad_backward": (("grad",), ("grad_x",)),
+    "unfold": (("x",), ("columns",)),
+    "fold": (("columns",), ("x",)),
+}
+
+
+class Choice(NamedTuple):
+    """Who computes, as the caller asked."""
+
+    backend: str | None = None
+    algorithm: str | None = None
+    accuracy: str | None = None
+    dtype: Any = None
+
+
+class _Array(NamedTuple):
+    """What a plan knows of one array: its name, the caller's shape and dtype, and how to see it channels first with a batch axis."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    add_axis: bool
+    axes: tuple[int, ...] | None
+
+    def canonical(self, array: Any) -> Any:
+        if self.add_axis:
+            array = array[None]
+        return array if self.axes is None else array.transpose(self.axes)
+
+
+class Plan:
+    """One problem, and the implementation chosen for it. Call it with the arrays of the public function that it was made for."""
+
+    __slots__ = ("_executor", "_ins", "_outs", "_plain", "_request", "_rows", "algorithm", "backend", "op", "problem", "workspace_bytes")
+
+    def __init__(self, request: Request, problem: Any, batchless: bool, rows: list[Candidate], executor: Any):
+        chosen = rows[0]
+        self.op = request.op
+        self.problem = problem
+        self.backend = chosen.backend
+        self.algorithm = chosen.algorithm
+        self.workspace_bytes = chosen.workspace
+        self._request = request
+        self._rows = rows
+        self._executor = executor
+        self._ins, self._outs = _arrays_of(request.op, problem, batchless)
+        self._plain = all(a.axes is None and not a.add_axis for a in self._ins + self._outs)
+
+    def __call__(self, *arrays: Any, out: Any = None) -> Any:
+        """Compute.
+
+        Parameters
+        ----------
+        *arrays
+            The function's arrays, in its order, of the plan's shapes and dtypes.
+        out : array or tuple of arrays, optional
+            Where to write the results.
+        """
+        if len(arrays) == len(self._ins) + 1 and arrays[-1] is None:
+            arrays = arrays[:-1]
+        if len(arrays) != len(self._ins):
+            names = ", ".join(a.name for a in self._ins)
+            raise ProblemError(f"plan for {self.op}: called with {len(arrays)} arrays, and it takes {len(self._ins)}: {names}")
+        ins = [a if type(a) is np.ndarray and a.flags.aligned else as_array(a, self.op, k.name) for a, k in zip(arrays, self._ins, strict=True)]
+        for array, known in zip(ins, self._ins, strict=True):
+            if array.shape != known.shape or array.dtype != known.dtype:
+                self._refuse(array, known)
+        return self.execute(ins, out)
+
+    def _refuse(self, array: Any, known: _Array) -> None:
+        dims = ""
+        if isinstance(self.problem, ConvProblem) and known.name in ("grad_y", "x") and self.op != "conv":
+            dims = f"; the spatial sizes follow floor((S + low + high - d*(r - 1) - 1) / s) + 1 with S={self.problem.spatial}: {self.problem.output}"
+        raise ProblemError(
+            f"{self._request.asked}: {known.name} has shape {tuple(array.shape)} and dtype {array.dtype}, and must have {known.shape} and {known.dtype}{dims}"
+        )
+
+    def execute(self, ins: list[Any], out: Any = None) -> Any:
+        """Compute on arrays that are known to fit."""
+        outs = self.results(ins, out)
+        self.compute(outs, ins)
+        return outs[0] if len(outs) == 1 else tuple(outs)
+
+    def results(self, ins: list[Any], out: Any) -> list[Any]:
+        """The arrays for the results: those of `out`, checked, or new ones where it is None."""
+        if out is None:
+            return [empty(a.shape, a.dtype, ins[0]) for a in self._outs]
+        given = list(out) if isinstance(out, tuple | list) else [out]
+        if len(given) != len(self._outs):
+            names = ", ".join(a.name for a in self._outs)
+            raise ProblemError(f"{self.op}: out holds {len(given)} arrays, and there are {len(self._outs)} results: {names}")
+        outs: list[Any] = []
+        for array, known in zip(given, self._outs, strict=True):
+            if array is None:
+                array = empty(known.shape, known.dtype, ins[0])
+            else:
+                check_out(self.op, array, known.shape, known.dtype, [*ins, *outs])
+            outs.append(array)
+        return outs
+
+    @property
+    def result_names(self) -> tuple[str, ...]:
+        """What the results are called."""
+        return tuple(a.name for a in self._outs)
+
+    def compute(self, outs: list[Any], ins: list[Any]) -> None:
+        """Fill `outs`."""
+        if self._plain:
+            self._executor(outs, ins)
+        else:
+            self._compute_with(self._executor, self._ins, outs, ins)
+
+    def _compute_with(self, executor: Any, known: tuple[_Array, ...], outs: list[Any], ins: list[Any]) -> None:
+        views = [a.canonical(v) for a, v in zip(known, ins, strict=True)]
+        executor([a.canonical(v) for a, v in zip(self._outs, outs, strict=True)], views)
+
+    def bind(self, w: Any) -> BoundPlan:
+        """This plan with the weights `w` in the executor's own form; later changes of `w` are not seen.
+
+        Raises
+        ------
+        ProblemError
+            If the function takes no weights, or `w` does not fit.
+        """
+        position = next((i for i, a in enumerate(self._ins) if a.name == "w"), None)
+        if position is None:
+            raise ProblemError(f"plan for {self.op}: bind(w) is for functions that take weights: conv, conv_input_grad, conv_transpose")
+        known, w = self._ins[position], as_array(w, self.op, "w")
+        if w.shape != known.shape or w.dtype != known.dtype:
+            self._refuse(w, known)
+        return BoundPlan(self, w)
+
+    def explain(self) -> Explanation:
+        """Every candidate that was considered, the chosen one first, and why."""
+        return Explanation(self.problem, tuple(self._rows))
+
+    def __repr__(self) -> str:
+        return f"<Plan {self.op}: {self.problem} -> {self.backend} {self.algorithm}>"
+
+
+class BoundPlan:
+    """A plan with weights bound: call it with the other arrays."""
+
+    __slots__ = ("_executor", "_ins", "plan")
+
+    def __init__(self, plan: Plan, w: Any):
+        self.plan = plan
+        self._ins = tuple(a for a in plan._ins if a.name != "w")
+        bind = getattr(plan._executor, "bind", None)
+        self._executor = _Bound(plan._executor, w.copy()) if bind is None else bind(w)
+
+    def __call__(self, *arrays: Any, out: Any = None) -> Any:
+        """Compute with the bound weights; the arrays are those of the function without w."""
+        plan = self.plan
+        if len(arrays) != len(self._ins):
+            names = ", ".join(a.name for a in self._ins)
+            raise ProblemError(f"bound plan for {plan.op}: called with {len(arrays)} arrays, and it takes {len(self._ins)}: {names}")
+        ins = [as_array(a, plan.op, known.name) for a, known in zip(arrays, self._ins, strict=True)]
+        for array, known in zip(ins, self._ins, strict=True):
+            if array.shape != known.shape or array.dtype != known.dtype:
+                plan._refuse(array, known)
+        outs = plan.results(ins, out)
+        plan._compute_with(self._executor, self._ins, outs, ins)
+        return outs[0]
+
+    def __repr__(self) -> str:
+        return f"<Bound{self.plan!r}>"
+
+
+class _Bound(NamedTuple):
+    """An executor with its own copy of the weights, for those that have no form of their own."""
+
+    executor: Any
+    w: Any
+
+    def __call__(self, outs: Any, ins: Any) -> None:
+        self.executor(outs, (ins[0], self.w, *ins[1:]))
+
+
+def _arrays_of(op: str, problem: Any, batchless: bool) -> tuple[tuple[_Array, ...], tuple[_Array, ...]]:
+    names_in, names_out = SIGNATURES[op]
+    if op == "max_pool_backward" and problem.indices:
+        names_in = ("grad_y", "indices")
+    dtype, out_dtype = np_dtype(problem.dtype), np_dtype(problem.out_dtype)
+    ins = [_array(n, s, dtype, problem, batchless) for n, s in zip(names_in, problem.input_shapes, strict=False)]
+    outs = [_array(n, s, out_dtype, problem, batchless) for n, s in zip(names_out, problem.output_shapes, strict=False)]
+    return tuple(ins), tuple(outs)
+
+
+def _array(name: str, shape: tuple[int, ...], dtype: Any, problem: Any, batchless: bool) -> _Array:
+    if name == "indices":
+        dtype = np.dtype(np.int64)
+    if name.isupper():
+        return _Array(name.lower(), shape, dtype, False, None)
+    axes = None
+    if problem.layout == "channels_last":
+        rank = len(shape)
+        axes = (0, rank - 1, *range(1, rank - 1))
+        shape = (shape[0], *shape[2:], shape[1])
+    return _Array(name, shape[1:] if batchless else shape, dtype, batchless, axes)
+
+
+class Explanation:
+    """The candidates for a problem, the chosen one first; printed, a table of who was asked, who refused and why.
+
+    Attributes
+    ----------
+    problem : ConvProblem, PoolProblem or WindowProblem
+    candidates : tuple of Candidate
+        With backend, algorithm, verdict, cost (estimated seconds) and workspace (bytes).
+    """
+
+    def __init__(self, problem: Any, candidates: tuple[Candidate, ...]):
+        self.problem = problem
+        self.candidates = candidates
+
+    @property
+    def chosen(self) -> Candidate | None:
+        """The candidate that computes; None if all refused."""
+        return self.candidates[0] if self.candidates and self.candidates[0].verdict else None
+
+    def __str__(self) -> str:
+        lines = [str(self.problem), f"{'':2s}{'backend':12s}{'algorithm':14s}{'estimate':>12s}{'workspace':>12s}  verdict"]
+        for row in self.candidates:
+            mark = "> " if row is self.chosen else "  "
+            cost = f"{row.cost * 1e6:.1f} us" if row.verdict else "-"
+            verdict = ("yes" + (f": {row.verdict.reason}" if row.verdict.reason else "")) if row.verdict else f"no: {row.verdict.reason}"
+            lines.append(f"{mark}{row.backend:12s}{row.algorithm:14s}{cost:>12s}{row.workspace:>12d}  {verdict}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def dtype_name(dtype: Any, asked: str) -> str:
+    """numconv's name of a dtype given as a name, a type or a NumPy dtype."""
+    if isinstance(dtype, str) and dtype in SHORT:
+        return dtype
+    try:
+        name: str = np.dtype(dtype).name
+    except TypeError:
+        name = str(dtype)
+    if name not in SHORT:
+        raise ProblemError(f"{asked}: dtype {name} is not supported; use one of {', '.join(SHORT)}")
+    return name
+
+
+def make_request(op: str, x_shape: Any, w_shape: Any, dtype: Any, options: Any, choice: Choice, context: Context, bias: bool = False) -> Request:
+    """The request of a call: names canonical, defaults from the context."""
+    name = dtype_name(dtype, op)
+    out = None if choice.dtype is None else dtype_name(choice.dtype, op)
+    accuracy = choice.accuracy or context.accuracy
+    return Request(op, x_shape, w_shape, name, out, options, bias, accuracy, context.max_workspace or DEFAULT_WORKSPACE)
+
+
+def explain_request(request: Request, choice: Choice, device: str) -> Explanation:
+    """The candidates for a request, refused or not."""
+    problem = problem_of(request).problem
+    registry = default_registry()
+    if choice.backend is not None:
+        registry.check_names((choice.backend,), request.asked)
+    return Explanation(problem, tuple(registry.candidates(problem, device, choice.backend, choice.algorithm)))
+
+
+@functools.lru_cache(maxsize=4096)
+def cached_plan(
+    op: str, x_shape: Any, w_shape: Any, dtype: Any, options: Any, choice: Choice, context: Context, bias: bool, device: str
+) -> Plan:
+    """The plan of these raw arguments; the context is an argument, so that a plan never outlives the settings it was made under."""
+    kind = Geometry if op.startswith("conv") else PoolGeometry
+    request = make_request(op, x_shape, w_shape, dtype, kind(*options), choice, context, bias)
+    problem, batchless = problem_of(request)
+    rows = default_registry().select(problem, request.asked, device, choice.backend, choice.algorithm)
+    if context.tune and choice.algorithm is None:
+        from .tuning import tuned
+
+        rows = tuned(problem, rows, device)
+    implementation = rows[0].implementation
+    if implementation is None:
+        raise BackendUnavailableError(f"{request.asked}: {rows[0].backend} has no implementation")
+    return Plan(request, problem, batchless, rows, implementation.build(problem))
+
+
+def prepare(
+    op: str, arrays: tuple[Any, ...], x: Any, w: Any, options: tuple[Any, ...], choice: Choice, bias: bool = False
+) -> tuple[Plan, list[Any]]:
+    """The plan of a call, and its arrays, checked.
+
+    `x` and `w` are the two shapes of a `numconv.arguments.Request`, or the positions in `arrays` of the arrays that have them.
+    """
+    ins = [a if type(a) is np.ndarray and a.dtype.isnative and a.flags.aligned else as_array(a, op, _names(op, options)[i]) for i, a in enumerate(arrays)]
+    first = ins[0]
+    device = "cpu" if type(first) is np.ndarray else device_of(first)
+    x_shape = ins[x].shape if x.__class__ is int else x
+    w_shape = ins[w].shape if w.__class__ is int and op.startswith(_WEIGHTED) else w
+    try:
+        plan = cached_plan(op, x_shape, w_shape, first.dtype, options, choice, current(), bias, device)
+    except ProblemError:
+        _check_kinds(op, _names(op, options), ins)
+        raise
+    except TypeError as error:
+        if "unhashable" not in str(error):
+            raise
+        raise ProblemError(f"{op}: an option is of a kind that none takes ({error}): options {options}, {choice}") from None
+    for array, known in zip(ins, plan._ins, strict=True):
+        if array.shape != known.shape or array.dtype != known.dtype:
+            _check_kinds(op, _names(op, options), ins)
+            plan._refuse(array, known)
+    return plan, ins
+
+
+def run(op: str, arrays: tuple[Any, ...], x: Any, w: Any, options: tuple[Any, ...], choice: Choice, out: Any = None, bias: bool = False) -> Any:
+    """The one door of the public functions: arrays -> plan -> result; see `prepare`."""
+    plan, ins = prepare(op, arrays, x, w, options, choice, bias)
+    return plan.execute(ins, out)
+
+
+# The functions whose second shape is that of an array: for the others an integer is a window or a width.
+_WEIGHTED = ("conv", "max_unpool")
+
+
+def _names(op: str, options: tuple[Any, ...]) -> tuple[str, ...]:
+    if op == "max_pool_backward" and PoolGeometry(*options).indices:
+        return ("grad_y", "indices")
+    return tuple(name.lower() for name in SIGNATURES[op][0])
+
+
+def _check_kinds(op: str, names: tuple[str, ...], ins: list[Any]) -> None:
+    """Raise if two inputs differ in dtype, or live on different devices."""
+    first = ins[0]
+    for name, array in zip(names, ins, strict=True):
+        if name != "indices" and array.dtype != first.dtype:
+            raise ProblemError(
+                f"{op}: {names[0]} has dtype {first.dtype} and {name} has {array.dtype}: all arrays of a call have one dtype; convert "
+                f"one of them, for example {name}.astype({str(first.dtype)!r})"
+            )
+        if device_of(array) != device_of(first):
+            raise ProblemError(f"{op}: {names[0]} lives on the {device_of(first)} and {name} on the {device_of(array)}; move one of them")

@@ -1,0 +1,267 @@
+"""Who can compute: entry points -> backends -> candidates for a problem, each with a verdict.
+
+There is no list of built-in backends: ours are declared in ``pyproject.toml`` in the group ``numconv.backends`` like anyone's.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import threading
+import warnings
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+from typing import Any, NamedTuple
+
+from .context import current, environment
+from .errors import BackendUnavailableError, ProblemError, UnknownBackendError, UnsupportedProblemError
+from .plugin import Backend, Implementation, Verdict
+
+__all__ = ["BackendInfo", "Candidate", "Registry", "default_registry"]
+
+GROUP = "numconv.backends"
+_DISTRIBUTION = "numconv-nd"
+
+
+class BackendInfo(NamedTuple):
+    """One row of `numconv.backends`."""
+
+    name: str
+    available: bool
+    reason: str
+    device: str
+    version: str
+    automatic: bool
+    distribution: str
+
+
+class Candidate(NamedTuple):
+    """An implementation that was considered for a problem, and the verdict on it."""
+
+    backend: str
+    algorithm: str
+    verdict: Verdict
+    cost: float
+    workspace: int
+    implementation: Implementation | None
+
+
+class _Entry(NamedTuple):
+    name: str
+    distribution: str
+    backend: Backend | None
+    verdict: Verdict
+
+
+class Registry:
+    """The backends of a list of entry points.
+
+    Parameters
+    ----------
+    entries : iterable of importlib.metadata.EntryPoint, optional
+        By default those installed in the group ``numconv.backends``. Tests pass objects with ``name``, ``load()`` and ``dist``.
+    """
+
+    def __init__(self, entries: Iterable[Any] | None = None):
+        self._entries: dict[str, _Entry] = {}
+        found = metadata.entry_points(group=GROUP) if entries is None else entries
+        # The distribution that provides numconv itself comes first, so that installing another one changes no result.
+        for entry in sorted(found, key=lambda e: (_distribution(e) != _DISTRIBUTION, _distribution(e), e.name)):
+            if entry.name in self._entries:
+                self._report_duplicate(entry)
+            else:
+                self._entries[entry.name] = _load(entry)
+
+    def _report_duplicate(self, entry: Any) -> None:
+        kept = self._entries[entry.name].distribution
+        if kept == _distribution(entry):
+            return
+        warnings.warn(
+            f"two numconv backends are called {entry.name!r}: the one of the distribution {kept!r} is used, "
+            f"that of {_distribution(entry)!r} is not; uninstall one of them",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all backends, available or not."""
+        return list(self._entries)
+
+    def backend(self, name: str) -> Backend:
+        """The available backend of this name.
+
+        Raises
+        ------
+        UnknownBackendError
+            If there is no such plugin.
+        BackendUnavailableError
+            If it cannot run here.
+        """
+        self.check_names((name,), f"backend={name!r}")
+        entry = self._entries[name]
+        if not entry.verdict or entry.backend is None:
+            others = [e.name for e in self._entries.values() if e.verdict]
+            raise BackendUnavailableError(
+                f"backend {name!r} is not available: {entry.verdict.reason}. Available: {', '.join(others) or 'none'}"
+            )
+        return entry.backend
+
+    def check_names(self, names: Sequence[str], asked: str) -> None:
+        """Raise unless every name is known and no two are of one device."""
+        self._check_installed()
+        devices: dict[str, str] = {}
+        for name in names:
+            if name not in self._entries:
+                close = difflib.get_close_matches(str(name), self._entries, 1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                raise UnknownBackendError(f"{asked}: no backend is called {name!r}; installed: {', '.join(self._entries)}{hint}")
+            backend = self._entries[name].backend
+            device = backend.device if backend else name
+            if device in devices:
+                raise ProblemError(f"{asked}: {devices[device]!r} and {name!r} both compute on the {device}; name one backend a device")
+            devices[device] = name
+
+    def _check_installed(self) -> None:
+        if not self._entries:
+            raise BackendUnavailableError(
+                "no backend is registered: numconv is imported from a place where it is not installed, so that its entry points are "
+                "missing; in the checkout run: python -m pip install -e ."
+            )
+
+    def infos(self) -> list[BackendInfo]:
+        """Every backend, available or not, and why."""
+        rows = []
+        for entry in self._entries.values():
+            backend = entry.backend
+            device, version = (backend.device, backend.version) if backend else ("unknown", "unknown")
+            automatic = bool(backend and backend.automatic)
+            rows.append(BackendInfo(entry.name, entry.verdict.ok, entry.verdict.reason, device, version, automatic, entry.distribution))
+        return rows
+
+    def candidates(self, problem: Any, device: str, backend: str | None, algorithm: str | None) -> list[Candidate]:
+        """Every implementation that may be asked, in the order of preference: those that can, cheapest first, then the refusals."""
+        self._check_installed()
+        strict = backend or self._requested(device)
+        entries = [self._entries[strict]] if strict else [e for e in self._entries.values() if e.backend is None or e.backend.device == device]
+        rows: list[Candidate] = []
+        for entry in entries:
+            verdict = entry.verdict
+            if verdict and not strict and entry.backend and not entry.backend.automatic:
+                verdict = Verdict.no(f"computes only when asked for: backend={entry.name!r}")
+            if not verdict or entry.backend is None:
+                rows.append(Candidate(entry.name, "-", verdict, 0.0, 0, None))
+            else:
+                rows += _consider_all(entry.name, entry.backend, problem)
+        wanted = algorithm or _context_algorithm(rows)
+        if wanted:
+            rows = [r if r.algorithm == wanted or not r.verdict else r._replace(verdict=Verdict.no(f"algorithm={wanted!r} was asked for")) for r in rows]
+        return sorted(rows, key=lambda r: (not r.verdict, r.cost if r.verdict else 0.0))
+
+    def _requested(self, device: str) -> str | None:
+        """The backend that the context or else the environment names for this device."""
+        for names, asked in ((current().backend, "numconv.using"), (environment().backend, "NUMCONV_BACKEND")):
+            if names:
+                self.check_names(names, asked)
+                for name in names:
+                    found = self._entries[name].backend
+                    if found is None or found.device == device:
+                        return self.backend(name).name
+        return None
+
+    def select(self, problem: Any, asked: str, device: str, backend: str | None, algorithm: str | None) -> list[Candidate]:
+        """The candidates, the chosen one first.
+
+        Raises
+        ------
+        UnknownBackendError, BackendUnavailableError, UnsupportedProblemError, ProblemError
+            With the reason of every candidate.
+        """
+        if backend is not None:
+            found = self.backend(backend)
+            if found.device != device:
+                raise UnsupportedProblemError(
+                    f"{asked}: backend {backend!r} computes on the {found.device}, and the arrays live on the {device}; numconv never "
+                    f"moves data between devices: convert the arrays, or leave backend out"
+                )
+        rows = self.candidates(problem, device, backend, algorithm)
+        if rows and rows[0].verdict:
+            return rows
+        raise self._refusal(problem, asked, device, backend, algorithm, rows)
+
+    def _refusal(self, problem: Any, asked: str, device: str, backend: str | None, algorithm: str | None, rows: list[Candidate]) -> Exception:
+        known = {r.algorithm for r in rows}
+        if algorithm is not None and algorithm not in known:
+            names = ", ".join(f"{r.backend}: {r.algorithm}" for r in rows if r.algorithm != "-")
+            return ProblemError(f"{asked}: no implementation of {problem.op} is called {algorithm!r}; there are {names or 'none'}")
+        who = f"on {backend!r} " if backend else ""
+        reasons = "; ".join(f"{r.backend} {r.algorithm}: {r.verdict.reason}" for r in rows) or f"no backend computes on the {device}"
+        able = [r for r in self.candidates(problem, device, None, None) if r.verdict] if backend or algorithm else []
+        others = f"Who could: {', '.join(f'{r.backend} ({r.algorithm})' for r in able)}" if able else "No installed backend could"
+        return UnsupportedProblemError(f"{asked} {who}was declined. The problem: {problem}. Reasons: {reasons}. {others}.")
+
+
+def _context_algorithm(rows: Sequence[Candidate]) -> str | None:
+    """The algorithm that the context names, where an operation has one of that name: the others are not bound by it."""
+    wanted = current().algorithm
+    return wanted if any(r.algorithm == wanted for r in rows) else None
+
+
+def _consider_all(name: str, backend: Backend, problem: Any) -> list[Candidate]:
+    """The candidates of one backend; what a plugin raises here becomes its refusal, so that the others still compute."""
+    try:
+        return [_consider(name, each, problem) for each in backend.implementations() if problem.op in each.ops]
+    except Exception as error:
+        return [Candidate(name, "-", Verdict.no(f"failed: {type(error).__name__}: {error}"), 0.0, 0, None)]
+
+
+def _consider(backend: str, implementation: Implementation, problem: Any) -> Candidate:
+    verdict, workspace, cost = _level_verdict(implementation, problem), 0, 0.0
+    if verdict:
+        verdict = implementation.supports(problem)
+    if verdict:
+        workspace, cost = implementation.workspace(problem), implementation.cost(problem)
+        if workspace > problem.max_workspace:
+            verdict = Verdict.no(f"needs {workspace} bytes of working memory, and max_workspace is {problem.max_workspace}")
+    return Candidate(backend, implementation.name, verdict, cost, workspace, implementation)
+
+
+def _level_verdict(implementation: Implementation, problem: Any) -> Verdict:
+    if problem.level in implementation.levels:
+        return Verdict.yes()
+    return Verdict.no(f"accuracy={problem.level!r} was asked for, and it is offered at {', '.join(sorted(implementation.levels))} only")
+
+
+def _distribution(entry: Any) -> str:
+    dist = getattr(entry, "dist", None)
+    return dist.name if dist is not None else "unknown"
+
+
+def _load(entry: Any) -> _Entry:
+    """The entry's backend, or the reason why there is none: a broken plugin must neither break the core nor disappear."""
+    distribution = _distribution(entry)
+    try:
+        backend = entry.load()
+        if not isinstance(backend, Backend):
+            missing = [n for n in ("name", "device", "automatic", "version", "availability", "implementations") if not hasattr(backend, n)]
+            raise TypeError(f"{backend!r} is not a backend: it lacks {', '.join(missing)}")
+        if backend.name != entry.name:
+            raise ValueError(f"its entry point is called {entry.name!r}, the backend calls itself {backend.name!r}")
+        verdict = backend.availability()
+    except Exception as error:
+        return _Entry(entry.name, distribution, None, Verdict.no(f"failed to load: {type(error).__name__}: {error}"))
+    return _Entry(entry.name, distribution, backend, verdict)
+
+
+_lock = threading.Lock()
+
+
+@functools.cache
+def _default() -> Registry:
+    return Registry()
+
+
+def default_registry() -> Registry:
+    """The registry of the installed entry points, read at the first use."""
+    with _lock:
+        return _default()
