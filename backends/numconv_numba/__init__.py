@@ -1,0 +1,53 @@
+"""The CPU backend of numconv: Numba kernels on all cores.
+
+This module is light: Numba and the kernels are imported when the first problem asks for them.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Mapping, Sequence
+
+from numconv.plugin import Implementation, Verdict, __version__
+
+__all__ = ["NumbaBackend", "backend"]
+
+
+@functools.cache
+def _implementations() -> tuple[Implementation, ...]:
+    from .direct import Direct
+    from .tile import RegisterTile
+
+    return (RegisterTile(), Direct(),)
+
+
+class NumbaBackend:
+    """The plugin: needs the package numba."""
+
+    name = "numba"
+    device = "cpu"
+    automatic = True
+    version = __version__
+
+    def availability(self) -> Verdict:
+        """Whether the package numba is there; it is not imported."""
+        if importlib.util.find_spec("numba") is None:
+            return Verdict.no("the package numba is not installed: python -m pip install numba")
+        return Verdict.yes()
+
+    def implementations(self) -> Sequence[Implementation]:
+        """The special ones first, the general ones last."""
+        return _implementations()
+
+    def information(self) -> Mapping[str, str]:
+        """What `numconv info` shows of this backend."""
+        from .cache import cache_info
+        from .threads import layer, threads
+
+        info = cache_info()
+        where = f"{info.path} ({info.files} files, {info.bytes} bytes)" if info.path else "memory only"
+        return {"threads": str(threads()), "threading layer": layer(), "cache": where + (f": {info.reason}" if info.reason else "")}
+
+
+backend = NumbaBackend()

@@ -1,0 +1,243 @@
+"""Kernels: functions on raw addresses, compiled once for each combination of compile-time tags and kept on disk.
+
+A kernel's parameters are typed by their annotations, so that a call unboxes machine words and looks up no types:
+
+``Tag``
+    A compile-time constant: a dtype's name, a tile size, an activation. Tags come first, travel in the *type* alone and are
+    given to `Kernel.specialise`, not to the call. (A constant in a closure is never found again in the disk cache; a type is.)
+``Address``
+    The address of an array's first element, passed as an int. In the kernel it is a pointer to bytes: ``x + 4 * j`` is the
+    address of another element. (An integer turned into a pointer inside a loop would keep LLVM from vectorising it.)
+``Vector``
+    A contiguous array of int64, read-only in the kernel: sizes and byte strides. Copy what a loop needs into locals.
+``int``, ``float``
+    int64 and float64.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NewType, TypeAlias
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.errors import TypingError
+from numba.core.imputils import lower_constant
+from numba.extending import NativeValue, models, register_model, typeof_impl, unbox
+
+from .cache import KernelCache
+
+__all__ = ["Address", "Kernel", "Statistics", "Tag", "Vector", "helper", "kernel", "matches", "statistics", "value"]
+
+# untyped on purpose: Numba's annotations know neither all options nor how an intrinsic is called
+njit: Any = numba.njit
+intrinsic: Any = numba.extending.intrinsic
+
+_logger = logging.getLogger("numconv")
+_LOGGED_SECONDS = 1.0
+
+Address = NewType("Address", int)
+Vector: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class Tag:
+    """A compile-time constant for kernels: a str, int, bool, None or a tuple of them. Also usable as a global of a helper."""
+
+    value: Any
+
+
+class TagType(types.Type):
+    """The Numba type of one tag; its instances hold nothing."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        super().__init__(name=f"Tag({value!r})")
+
+
+class AddressType(types.Type):
+    """The Numba type of `Address`: a pointer to bytes."""
+
+    def __init__(self) -> None:
+        super().__init__(name="Address")
+
+
+address_type = AddressType()
+_PARAMETERS: dict[Any, types.Type] = {
+    inspect.Parameter.empty: types.int64,
+    int: types.int64,
+    float: types.float64,
+    Address: address_type,
+    Vector: types.Array(types.int64, 1, "C", readonly=True),
+}
+
+register_model(TagType)(models.OpaqueModel)
+register_model(AddressType)(models.OpaqueModel)
+
+
+@typeof_impl.register(Tag)
+def _typeof_tag(tag: Tag, context: Any) -> TagType:
+    return TagType(tag.value)
+
+
+@lower_constant(TagType)
+def _constant_tag(context: Any, builder: Any, tag: TagType, value: Any) -> Any:
+    return context.get_dummy_value()
+
+
+@unbox(TagType)
+def _unbox_tag(tag: TagType, obj: Any, c: Any) -> NativeValue:
+    return NativeValue(c.context.get_dummy_value())
+
+
+@unbox(AddressType)
+def _unbox_address(address: AddressType, obj: Any, c: Any) -> NativeValue:
+    native = c.unbox(types.int64, obj)
+    return NativeValue(c.builder.inttoptr(native.value, cgutils.voidptr_t), is_error=native.is_error)
+
+
+@intrinsic
+def value(typingctx: Any, tag: Any) -> Any:
+    """The int or bool of a tag, as a constant that LLVM folds."""
+    if not isinstance(tag, TagType) or not isinstance(tag.value, int):
+        raise TypingError(f"value() takes a tag with an int or a bool, not {tag}")
+    result = types.boolean if isinstance(tag.value, bool) else types.int64
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return context.get_constant(result, tag.value)
+
+    return result(tag), codegen
+
+
+@intrinsic(prefer_literal=True)
+def matches(typingctx: Any, tag: Any, literal: Any) -> Any:
+    """Whether a tag's value equals a literal, as a constant; the branch not taken costs nothing but must have valid types."""
+    if not isinstance(tag, TagType) or not isinstance(literal, types.Literal):
+        raise TypingError(f"matches() takes a tag and a literal, not {tag} and {literal}")
+    equal = tag.value == literal.literal_value
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return ir.Constant(ir.IntType(1), int(equal))
+
+    return types.boolean(tag, literal), codegen
+
+
+def helper(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """Decorate a function that kernels call: compiled into them, with no entry from Python.
+
+    Options are `numba.njit`'s: ``inline="always"``, or ``fastmath={"reassoc", "contract", "nsz"}`` for a reduction that the
+    "strict" level does not use.
+    """
+    decorate = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)
+    return decorate if function is None else decorate(function)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What became of a kernel's signatures in this process."""
+
+    signatures: int = 0
+    hits: int = 0
+    """Loaded from disk."""
+    misses: int = 0
+    """Compiled."""
+    seconds: float = 0.0
+    """Spent compiling."""
+
+
+class Kernel:
+    """A lazily compiled function without the GIL; see the module's text for its parameters.
+
+    Attributes
+    ----------
+    name : str
+        ``module.function``, unique in the package.
+    statistics : Statistics
+        What this process compiled and loaded.
+    """
+
+    def __init__(self, function: Callable[..., None], **options: Any) -> None:
+        self.name = f"{function.__module__.removeprefix(f'{__package__}.')}.{function.__name__}"
+        annotations = [p.annotation for p in inspect.signature(function, eval_str=True).parameters.values()]
+        self._tags = annotations.count(Tag)
+        if Tag in annotations[self._tags :]:
+            raise TypeError(f"kernel {self.name}: parameters annotated Tag come first")
+        self._runtime = tuple(_PARAMETERS[annotation] for annotation in annotations[self._tags :])
+        self._dispatcher = njit(nogil=True, error_model="numpy", **{"no_cfunc_wrapper": True, **options})(function)
+        self._dispatcher._cache = self._cache = KernelCache(self.name, function)
+        self._compiled: dict[str, Callable[..., None]] = {}
+        self.statistics = Statistics()
+
+    def __repr__(self) -> str:
+        return f"Kernel({self.name})"
+
+    def specialise(self, *tags: Any) -> Callable[..., None]:
+        """The compiled function for these tags, to be called with the other parameters, positionally and of the exact types.
+
+        Parameters
+        ----------
+        *tags
+            The value of each parameter annotated `Tag`, in order.
+
+        Returns
+        -------
+        callable
+            Compiled machine code. It does not check its arguments; hold it in a plan.
+        """
+        key = repr(tags)  # unlike the tags themselves, it tells 1 from True
+        found = self._compiled.get(key)
+        if found is None:
+            with global_compiler_lock:
+                found = self._compiled.get(key) or self._compiled.setdefault(key, self._compile(tags))
+        return found
+
+    def _compile(self, tags: tuple[Any, ...]) -> Callable[..., None]:
+        if len(tags) != self._tags:
+            raise TypeError(f"kernel {self.name} has {self._tags} tags, not {len(tags)}")
+        loaded = self._cache.loaded
+        start = time.perf_counter()
+        entry = self._dispatcher.compile(self._signature(tags))
+        self._count(tags, self._cache.loaded == loaded, time.perf_counter() - start)
+        return functools.partial(entry, *[None] * len(tags)) if tags else entry
+
+    def _signature(self, tags: tuple[Any, ...]) -> tuple[types.Type, ...]:
+        return (*map(TagType, tags), *self._runtime)
+
+    def _count(self, tags: tuple[Any, ...], missed: bool, seconds: float) -> None:
+        old = self.statistics
+        self.statistics = Statistics(
+            old.signatures + 1, old.hits + (not missed), old.misses + missed, old.seconds + missed * seconds
+        )
+        if missed and seconds > _LOGGED_SECONDS:
+            _logger.info("compiled kernel %s for %s in %.1f s", self.name, ", ".join(map(str, tags)), seconds)
+
+    def result(self, *tags: Any) -> Any:
+        """Numba's CompileResult for these tags: its machine code, LLVM IR and addresses."""
+        self.specialise(*tags)
+        return self._dispatcher.overloads[self._signature(tags)]
+
+
+_kernels: dict[str, Kernel] = {}
+
+
+def kernel(function: Callable[..., None] | None = None, **options: Any) -> Any:
+    """Decorate a kernel: see the module's text. Options are those of `numba.njit`."""
+    if function is None:
+        return functools.partial(kernel, **options)
+    made = Kernel(function, **options)
+    _kernels[made.name] = made
+    return made
+
+
+def statistics() -> dict[str, Statistics]:
+    """The statistics of every kernel that was used in this process, by name."""
+    return {name: made.statistics for name, made in sorted(_kernels.items()) if made.statistics.signatures}

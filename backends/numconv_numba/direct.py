@@ -1,0 +1,548 @@
+"""Direct convolution for every problem: any dimensions, options and dtypes, a row of results at a time.
+
+Each result is one chain of multiply-adds in the accumulation dtype with the terms in the order of the "strict" level, so these
+kernels serve every level. A row of results stays in the first-level cache while all its terms are added.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from numconv.plugin import ConvProblem, Implementation, Verdict, channel_sum
+
+from .compiler import Address, Tag, Vector, helper, kernel
+from .elements import ACTIVATIONS, activated, itemsize, keep, memory, scratch
+from .executors import data
+from .geometry import (
+    BATCH,
+    DILATION,
+    DIMS,
+    FLIPPED,
+    GROUPS,
+    LOW,
+    MODE,
+    OPTION,
+    OUTPUT,
+    PARTS,
+    PER_C,
+    PER_K,
+    SIZE,
+    STRIDE,
+    WINDOW,
+    Vectors,
+    channel_strides,
+    part,
+    source_index,
+    span,
+    weight_strides,
+)
+from .scalar import add, conj, is_null, load, muladd, store, wide_vectors, zero
+from .threads import parallel_for, run
+
+__all__ = ["Direct", "conv_vectors", "finish_row", "forward_row", "outer_offset", "outer_rows", "outer_size"]
+
+ROW = 1024
+"""Results computed together: a row of them, and what it reads, fit the first-level cache."""
+TAPS = 64
+"""Taps of a weight gradient computed together."""
+
+
+@helper
+def outer_size(g, which):
+    """The product of a part's entries without the last dimension."""
+    product, first = 1, part(g, which)
+    for axis in range(g[DIMS] - 1):
+        product *= g[first + axis]
+    return product
+
+
+@helper
+def outer_offset(g, flat, which, strides):
+    """The byte offset of a flat index over all but the last dimension of a part, in the array with these strides."""
+    offset, sizes, steps = 0, part(g, which), part(g, strides) + 3
+    for axis in range(g[DIMS] - 2, -1, -1):
+        offset += flat % g[sizes + axis] * g[steps + axis]
+        flat //= g[sizes + axis]
+    return offset
+
+
+@helper
+def tap_position(g, axis, tap):
+    """Where a tap lies relative to the first position of its window."""
+    last = g[part(g, WINDOW) + axis] - 1
+    return (last - tap if g[part(g, FLIPPED) + axis] else tap) * g[part(g, DILATION) + axis]
+
+
+@helper
+def outer_row(g, output, tap):
+    """The byte offset of the row of x that an outer tap reads for an outer output, both flat; -1 for a row of padding zeros."""
+    offset = 0
+    for axis in range(g[DIMS] - 2, -1, -1):
+        windows, outputs = g[part(g, WINDOW) + axis], g[part(g, OUTPUT) + axis]
+        position = output % outputs * g[part(g, STRIDE) + axis] + tap_position(g, axis, tap % windows) - g[part(g, LOW) + axis]
+        index = source_index(position, g[part(g, SIZE) + axis], g[MODE])
+        if index < 0:
+            return False, 0
+        offset += index * g[part(g, PARTS) + 3 + axis]
+        output //= outputs
+        tap //= windows
+    return True, offset
+
+
+@helper
+def outer_rows(g, output, rows, inside):
+    """`outer_row` for every outer tap."""
+    for tap in range(len(rows)):
+        inside[tap], rows[tap] = outer_row(g, output, tap)
+
+
+@helper
+def clear(row, count, at):
+    """Set a row to zero."""
+    for q in range(count):
+        store(row + q * itemsize(at), zero(at), at)
+
+
+@helper
+def finish_row(acc, y, count, step, bias, channel, code, xt, yt, at):
+    """Write a row of sums of one channel: bias, activation, rounding."""
+    wide_vectors()
+    biased = not is_null(bias)
+    shift = load(bias + channel * itemsize(xt), xt, at) if biased else zero(at)
+    for q in range(count):
+        value = load(acc + q * itemsize(at), at)
+        store(y + q * step, activated(add(value, shift) if biased else value, code), yt)
+
+
+# --- forward -------------------------------------------------------------------------------------------------------------------
+
+
+@helper
+def add_row(acc, x, w, first, last, offset, g, xt, at):
+    """acc[q] += x[q*s + offset] * w for the outputs first..last of a row; `acc` is the address of the first one."""
+    wide_vectors()
+    axis = g[DIMS] - 1
+    size, stride, mode = g[part(g, SIZE) + axis], g[part(g, STRIDE) + axis], g[MODE]
+    step = g[part(g, PARTS) + 3 + axis]
+    low, high = span(first, last, stride, offset, size)
+    source, target = x + (low * stride + offset) * step, acc + (low - first) * itemsize(at)
+    if stride * step == itemsize(xt):
+        for q in range(high - low):
+            place = target + q * itemsize(at)
+            store(place, muladd(load(source + q * itemsize(xt), xt, at), w, load(place, at)), at)
+    else:
+        for q in range(high - low):
+            place = target + q * itemsize(at)
+            store(place, muladd(load(source + q * (stride * step), xt, at), w, load(place, at)), at)
+    if mode:
+        for q in range(first, last):
+            if q < low or q >= high:
+                place = acc + (q - first) * itemsize(at)
+                source = x + source_index(q * stride + offset, size, mode) * step
+                store(place, muladd(load(source, xt, at), w, load(place, at)), at)
+
+
+@helper
+def forward_row(acc, rows, inside, x, w, group, k, first, last, g, xt, wt, at):
+    """The sums of the outputs first..last of a row for one output channel, whose rows of x are known: c, then the kernel row-major."""
+    axis = g[DIMS] - 1
+    window, low = g[part(g, WINDOW) + axis], g[part(g, LOW) + axis]
+    xs, ws = part(g, PARTS), part(g, PARTS + 1)
+    clear(acc, last - first, at)
+    for c in range(g[PER_C]):
+        x_c = x + (group * g[xs + 1] + c * g[xs + 2])
+        w_c = w + (group * g[ws] + k * g[ws + 1] + c * g[ws + 2])
+        for tap in range(len(rows)):
+            if inside[tap]:
+                w_row = w_c + outer_offset(g, tap, WINDOW, PARTS + 1)
+                for r in range(window):
+                    weight = load(w_row + r * g[ws + 3 + axis], wt, at)
+                    add_row(acc, x_c + rows[tap], weight, first, last, tap_position(g, axis, r) - low, g, xt, at)
+
+
+@helper
+def _forward(begin, end, args):
+    xt, yt, at, x, w, bias, y, g = args
+    wide_vectors()
+    axis = g[DIMS] - 1
+    xs, ys, per_k, length = part(g, PARTS), part(g, PARTS + 2), g[PER_K], g[part(g, OUTPUT) + axis]
+    rows_out, taps, chunks = outer_size(g, OUTPUT), outer_size(g, WINDOW), -(-length // ROW)
+    sums = scratch(min(ROW, length) * itemsize(at))
+    acc, rows, inside = memory(sums), np.empty(taps, np.int64), np.empty(taps, np.bool_)
+    for item in range(begin, end):
+        first = item % chunks * ROW
+        output = item // chunks % rows_out
+        channel = item // chunks // rows_out % (g[GROUPS] * per_k)
+        n = item // chunks // rows_out // (g[GROUPS] * per_k)
+        group, k, last = channel // per_k, channel % per_k, min(first + ROW, length)
+        outer_rows(g, output, rows, inside)
+        forward_row(acc, rows, inside, x + n * g[xs], w, group, k, first, last, g, xt, xt, at)
+        target = y + (n * g[ys] + group * g[ys + 1] + k * g[ys + 2] + outer_offset(g, output, OUTPUT, PARTS + 2))
+        step = g[ys + 3 + axis]
+        finish_row(acc, target + first * step, last - first, step, bias, channel, g[OPTION], xt, yt, at)
+    keep(sums)
+
+
+@kernel
+def forward(
+    xt: Tag, yt: Tag, at: Tag, region: int, workers: int, items: int, x: Address, w: Address, bias: Address, y: Address, g: Vector
+) -> None:
+    """y from x and w: an item is a part of a row of one output channel."""
+    parallel_for(region, workers, items, _forward, (xt, yt, at, x, w, bias, y, g))
+
+
+# --- input_grad ----------------------------------------------------------------------------------------------------------------
+
+
+@helper
+def find_outputs(g, axis, index, tap, found):
+    """The outputs, in order, whose window has this tap on this index of x; several where padding folds back. Returns how many."""
+    size, stride, mode = g[part(g, SIZE) + axis], g[part(g, STRIDE) + axis], g[MODE]
+    offset, outputs = tap_position(g, axis, tap) - g[part(g, LOW) + axis], g[part(g, OUTPUT) + axis]
+    count = 0
+    if mode == 0:
+        if (index - offset) % stride == 0 and 0 <= (index - offset) // stride < outputs:
+            found[0], count = (index - offset) // stride, 1
+        return count
+    for q in range(outputs):
+        if source_index(q * stride + offset, size, mode) == index:
+            found[count] = q
+            count += 1
+    return count
+
+
+@helper
+def outer_sources(g, index, taps, starts, offsets, found, counts):
+    """For every outer tap the byte offsets of the rows of y that it carries to an outer index of x: offsets[starts[tap]:starts[tap + 1]]."""
+    ys, filled = part(g, PARTS + 2) + 3, 0
+    starts[0] = 0
+    for tap in range(taps):
+        total, left, where = 1, tap, index
+        for axis in range(g[DIMS] - 2, -1, -1):
+            windows, size = g[part(g, WINDOW) + axis], g[part(g, SIZE) + axis]
+            counts[axis] = find_outputs(g, axis, where % size, left % windows, found[axis])
+            total *= counts[axis]
+            left //= windows
+            where //= size
+        for combination in range(total):
+            offset, left = 0, combination
+            for axis in range(g[DIMS] - 2, -1, -1):
+                offset += found[axis, left % counts[axis]] * g[ys + axis]
+                left //= counts[axis]
+            offsets[filled] = offset
+            filled += 1
+        starts[tap + 1] = filled
+
+
+@helper
+def scatter_row(acc, y, w, first, last, offset, g, xt, at):
+    """acc[q*s + offset] += y[q] * w wherever this lies in first..last of a row of x, padding folded back; in the order of q."""
+    wide_vectors()
+    axis = g[DIMS] - 1
+    size, stride, mode = g[part(g, SIZE) + axis], g[part(g, STRIDE) + axis], g[MODE]
+    outputs, step = g[part(g, OUTPUT) + axis], g[part(g, PARTS + 2) + 3 + axis]
+    low, high = span(0, outputs, stride, offset, size)
+    if mode:
+        fold_row(acc, y, w, 0, low, first, last, offset, g, xt, at)
+    q_first, q_last = span(low, high, stride, offset - first, last - first)
+    source, target = y + q_first * step, acc + (q_first * stride + offset - first) * itemsize(at)
+    if stride == 1 and step == itemsize(xt):
+        for q in range(q_last - q_first):
+            place = target + q * itemsize(at)
+            store(place, muladd(load(source + q * itemsize(xt), xt, at), w, load(place, at)), at)
+    else:
+        for q in range(q_last - q_first):
+            place = target + q * (stride * itemsize(at))
+            store(place, muladd(load(source + q * step, xt, at), w, load(place, at)), at)
+    if mode:
+        fold_row(acc, y, w, high, outputs, first, last, offset, g, xt, at)
+
+
+@helper
+def fold_row(acc, y, w, q_first, q_last, first, last, offset, g, xt, at):
+    """`scatter_row` for outputs that read the padding."""
+    axis = g[DIMS] - 1
+    size, stride, step = g[part(g, SIZE) + axis], g[part(g, STRIDE) + axis], g[part(g, PARTS + 2) + 3 + axis]
+    for q in range(q_first, q_last):
+        index = source_index(q * stride + offset, size, g[MODE])
+        if first <= index < last:
+            place = acc + (index - first) * itemsize(at)
+            store(place, muladd(load(y + q * step, xt, at), w, load(place, at)), at)
+
+
+@helper
+def input_grad_row(acc, starts, offsets, y, w, group, c, first, last, g, xt, at):
+    """The sums of first..last of a row of x for one input channel: k, then the kernel row-major, then the outputs."""
+    axis = g[DIMS] - 1
+    window, low = g[part(g, WINDOW) + axis], g[part(g, LOW) + axis]
+    ws, ys = part(g, PARTS + 1), part(g, PARTS + 2)
+    clear(acc, last - first, at)
+    for k in range(g[PER_K]):
+        y_k = y + (group * g[ys + 1] + k * g[ys + 2])
+        w_k = w + (group * g[ws] + k * g[ws + 1] + c * g[ws + 2])
+        for tap in range(len(starts) - 1):
+            if starts[tap] == starts[tap + 1]:
+                continue
+            w_row = w_k + outer_offset(g, tap, WINDOW, PARTS + 1)
+            for r in range(window):
+                weight = conj(load(w_row + r * g[ws + 3 + axis], xt, at))
+                for row in range(starts[tap], starts[tap + 1]):
+                    scatter_row(acc, y_k + offsets[row], weight, first, last, tap_position(g, axis, r) - low, g, xt, at)
+
+
+@helper
+def folds(g):
+    """How many outer outputs may at most have one tap on one index of x."""
+    product = 1
+    for axis in range(g[DIMS] - 1):
+        product *= g[part(g, OUTPUT) + axis] if g[MODE] else 1
+    return product
+
+
+@helper
+def _input_grad(begin, end, args):
+    xt, yt, at, y, w, bias, x, g = args
+    wide_vectors()
+    axis = g[DIMS] - 1
+    xs, ys, per_c, length = part(g, PARTS), part(g, PARTS + 2), g[PER_C], g[part(g, SIZE) + axis]
+    rows, taps, chunks = outer_size(g, SIZE), outer_size(g, WINDOW), -(-length // ROW)
+    sums = scratch(min(ROW, length) * itemsize(at))
+    acc, starts, counts = memory(sums), np.empty(taps + 1, np.int64), np.empty(g[DIMS], np.int64)
+    longest = 1
+    for other in range(axis):
+        longest = max(longest, g[part(g, OUTPUT) + other])
+    found, offsets = np.empty((g[DIMS], longest), np.int64), np.empty(taps * folds(g), np.int64)
+    for item in range(begin, end):
+        first = item % chunks * ROW
+        index = item // chunks % rows
+        channel = item // chunks // rows % (g[GROUPS] * per_c)
+        n = item // chunks // rows // (g[GROUPS] * per_c)
+        group, c, last = channel // per_c, channel % per_c, min(first + ROW, length)
+        outer_sources(g, index, taps, starts, offsets, found, counts)
+        input_grad_row(acc, starts, offsets, y + n * g[ys], w, group, c, first, last, g, xt, at)
+        target = x + (n * g[xs] + group * g[xs + 1] + c * g[xs + 2] + outer_offset(g, index, SIZE, PARTS))
+        step = g[xs + 3 + axis]
+        finish_row(acc, target + first * step, last - first, step, bias, channel, g[OPTION], xt, yt, at)
+    keep(sums)
+
+
+@kernel
+def input_grad(
+    xt: Tag, yt: Tag, at: Tag, region: int, workers: int, items: int, y: Address, w: Address, bias: Address, x: Address, g: Vector
+) -> None:
+    """The gradient of x from that of y and w: an item is a part of a row of one input channel."""
+    parallel_for(region, workers, items, _input_grad, (xt, yt, at, y, w, bias, x, g))
+
+
+# --- weight_grad ---------------------------------------------------------------------------------------------------------------
+
+
+@helper
+def chain(total, y, x, count, y_step, x_step, xt, at):
+    """total + the products of two rows, one after the other."""
+    for q in range(count):
+        total = muladd(load(y + q * y_step, xt, at), conj(load(x + q * x_step, xt, at)), total)
+    return total
+
+
+@helper(fastmath={"reassoc", "contract", "nsz"})
+def summed(y, x, count, y_step, x_step, xt, at):
+    """The sum of the products of two rows of reals, in the order that suits the vectors; the order is that of the code, whoever runs it."""
+    wide_vectors()
+    total = zero(at)
+    if y_step == itemsize(xt) and x_step == itemsize(xt):
+        for q in range(count):
+            total += load(y + q * itemsize(xt), xt, at) * load(x + q * itemsize(xt), xt, at)
+    else:
+        for q in range(count):
+            total += load(y + q * y_step, xt, at) * load(x + q * x_step, xt, at)
+    return total
+
+
+def dot(total: Any, y: Any, x: Any, count: Any, y_step: Any, x_step: Any, strict: Any, xt: Any, at: Any) -> Any:
+    """`chain` at the strict level and for what has no order of its own to gain from, `summed` for real floats."""
+    raise NotImplementedError("for kernels only")
+
+
+@overload(dot)
+def _dot(total, y, x, count, y_step, x_step, strict, xt, at):
+    if not isinstance(total, types.Float):
+        return lambda total, y, x, count, y_step, x_step, strict, xt, at: chain(total, y, x, count, y_step, x_step, xt, at)
+
+    def either(total, y, x, count, y_step, x_step, strict, xt, at):
+        if strict:
+            return chain(total, y, x, count, y_step, x_step, xt, at)
+        return add(total, summed(y, x, count, y_step, x_step, xt, at))
+
+    return either
+
+
+@helper
+def add_products(total, y, x, offset, g, xt, at):
+    """total + the sum over a row of y[q] * conj(x[q*s + offset]), padding as its mode has it."""
+    axis = g[DIMS] - 1
+    size, stride, mode = g[part(g, SIZE) + axis], g[part(g, STRIDE) + axis], g[MODE]
+    outputs, x_step, y_step = g[part(g, OUTPUT) + axis], g[part(g, PARTS) + 3 + axis], g[part(g, PARTS + 2) + 3 + axis]
+    low, high = span(0, outputs, stride, offset, size)
+    if mode:
+        total = border_products(total, y, x, 0, low, offset, g, xt, at)
+    source = x + (low * stride + offset) * x_step
+    total = dot(total, y + low * y_step, source, high - low, y_step, stride * x_step, g[OPTION], xt, at)
+    if mode:
+        total = border_products(total, y, x, high, outputs, offset, g, xt, at)
+    return total
+
+
+@helper
+def border_products(total, y, x, first, last, offset, g, xt, at):
+    """`add_products` for outputs that read the padding."""
+    axis = g[DIMS] - 1
+    size, stride = g[part(g, SIZE) + axis], g[part(g, STRIDE) + axis]
+    x_step, y_step = g[part(g, PARTS) + 3 + axis], g[part(g, PARTS + 2) + 3 + axis]
+    for q in range(first, last):
+        source = x + source_index(q * stride + offset, size, g[MODE]) * x_step
+        total = muladd(load(y + q * y_step, xt, at), conj(load(source, xt, at)), total)
+    return total
+
+
+@helper
+def weight_grad_taps(acc, x, y, tap, first, last, g, xt, at):
+    """The sums of the taps first..last of a row of one kernel: n, then the outputs row-major."""
+    axis = g[DIMS] - 1
+    xs, ys, rows = part(g, PARTS), part(g, PARTS + 2), outer_size(g, OUTPUT)
+    clear(acc, last - first, at)
+    for n in range(g[BATCH]):
+        for output in range(rows):
+            inside, row = outer_row(g, output, tap)
+            if not inside:
+                continue
+            x_row, y_row = x + (n * g[xs] + row), y + (n * g[ys] + outer_offset(g, output, OUTPUT, PARTS + 2))
+            for r in range(first, last):
+                place = acc + (r - first) * itemsize(at)
+                offset = tap_position(g, axis, r) - g[part(g, LOW) + axis]
+                store(place, add_products(load(place, at), y_row, x_row, offset, g, xt, at), at)
+
+
+@helper
+def _weight_grad(begin, end, args):
+    xt, yt, at, y, x, w, g = args
+    wide_vectors()
+    axis = g[DIMS] - 1
+    xs, ws, ys = part(g, PARTS), part(g, PARTS + 1), part(g, PARTS + 2)
+    per_c, per_k, window = g[PER_C], g[PER_K], g[part(g, WINDOW) + axis]
+    taps, chunks = outer_size(g, WINDOW), -(-window // TAPS)
+    sums = scratch(min(TAPS, window) * itemsize(at))
+    acc = memory(sums)
+    for item in range(begin, end):
+        first = item % chunks * TAPS
+        tap = item // chunks % taps
+        c = item // chunks // taps % per_c
+        channel = item // chunks // taps // per_c
+        group, k, last = channel // per_k, channel % per_k, min(first + TAPS, window)
+        x_c, y_k = x + (group * g[xs + 1] + c * g[xs + 2]), y + (group * g[ys + 1] + k * g[ys + 2])
+        weight_grad_taps(acc, x_c, y_k, tap, first, last, g, xt, at)
+        target = w + (group * g[ws] + k * g[ws + 1] + c * g[ws + 2] + outer_offset(g, tap, WINDOW, PARTS + 1))
+        step = g[ws + 3 + axis]
+        for r in range(first, last):
+            store(target + r * step, load(acc + (r - first) * itemsize(at), at), yt)
+    keep(sums)
+
+
+@kernel
+def weight_grad(
+    xt: Tag, yt: Tag, at: Tag, region: int, workers: int, items: int, y: Address, x: Address, w: Address, g: Vector
+) -> None:
+    """The gradient of w from that of y and x: an item is a part of a row of one kernel of one channel."""
+    parallel_for(region, workers, items, _weight_grad, (xt, yt, at, y, x, w, g))
+
+
+# --- the implementation --------------------------------------------------------------------------------------------------------
+
+
+def conv_vectors(problem: ConvProblem, option: int) -> Vectors:
+    """The vectors of a convolution."""
+    lows = [low for low, _ in problem.padding]
+    parts = [problem.spatial, problem.kernel, problem.output, problem.stride, lows, problem.dilation, [int(problem.flip)] * problem.ndim]
+    per_c, per_k = problem.c // problem.groups, problem.k // problem.groups
+    return Vectors(problem.n, problem.groups, per_c, per_k, parts, problem.pad_mode, option)
+
+
+class _Executor:
+    """One direct convolution: the compiled kernel, the vectors of its problem, the number of work items."""
+
+    def __init__(self, problem: ConvProblem):
+        compiled = {"forward": forward, "input_grad": input_grad, "weight_grad": weight_grad}[problem.op]
+        option = problem.level == "strict" if problem.op == "weight_grad" else ACTIVATIONS[problem.activation]
+        self._kernel = compiled.specialise(problem.dtype, problem.out_dtype, problem.acc_dtype)
+        self._vectors = conv_vectors(problem, int(option))
+        self._work = problem.flops / 2
+        self._items = {"forward": _row_items, "input_grad": _row_items, "weight_grad": _tap_items}[problem.op](problem)
+        self._problem = problem
+
+    def __call__(self, outs: Any, ins: Any) -> None:
+        if not self._items:
+            return
+        getattr(self, f"_{self._problem.op}")(outs, ins)
+
+    def _strides(self, x: Any, w: Any, y: Any) -> np.ndarray[Any, Any]:
+        per_c, per_k = self._problem.c // self._problem.groups, self._problem.k // self._problem.groups
+        return self._vectors(channel_strides(x.strides, per_c), weight_strides(w.strides, per_k), channel_strides(y.strides, per_k))
+
+    def _forward(self, outs: Any, ins: Any) -> None:
+        (y,), (x, w, *bias) = outs, ins
+        shift = np.ascontiguousarray(bias[0]) if bias else None
+        addresses = data(x), data(w), 0 if shift is None else data(shift), data(y)
+        run(self._kernel, self._items, self._work, *addresses, self._strides(x, w, y))
+
+    def _input_grad(self, outs: Any, ins: Any) -> None:
+        (x,), (y, w, *bias) = outs, ins
+        shift = np.ascontiguousarray(bias[0]) if bias else None
+        addresses = data(y), data(w), 0 if shift is None else data(shift), data(x)
+        run(self._kernel, self._items, self._work, *addresses, self._strides(x, w, y))
+
+    def _weight_grad(self, outs: Any, ins: Any) -> None:
+        (w, *bias), (y, x) = outs, ins
+        run(self._kernel, self._items, self._work, data(y), data(x), data(w), self._strides(x, w, y))
+        if bias:
+            channel_sum(y if self._problem.bias == "y" else x, bias[0], self._problem.acc_dtype)
+
+
+def _row_items(problem: ConvProblem) -> int:
+    shape = problem.y_shape if problem.op == "forward" else problem.x_shape
+    return math.prod(shape[:-1]) * -(-shape[-1] // ROW)
+
+
+def _tap_items(problem: ConvProblem) -> int:
+    return math.prod(problem.w_shape[:-1]) * -(-problem.w_shape[-1] // TAPS)
+
+
+class Direct(Implementation):
+    """Direct convolution: every problem, every level."""
+
+    name = "direct"
+    ops = frozenset(("forward", "input_grad", "weight_grad"))
+    measured_error = {"float32": 4e-6, "float64": 1e-14}
+
+    def supports(self, problem: ConvProblem) -> Verdict:
+        """Everything."""
+        return Verdict.yes()
+
+    def cost(self, problem: ConvProblem) -> float:
+        """Rows are short of registers: about a tenth of the peak, and some time for each row."""
+        rows = problem.flops / 2 / max(1, min(problem.output[-1], ROW))
+        return 3e-6 + problem.flops / 1.5e10 + rows * 1.5e-8
+
+    def workspace(self, problem: ConvProblem) -> int:
+        """A row of sums and the table of the rows it reads, for each thread."""
+        taps = math.prod(problem.kernel[:-1])
+        folds = 1 if problem.pad_mode == "zeros" else math.prod(problem.output[:-1])
+        return 64 * (ROW * 16 + 16 * (taps + 1) * (folds if problem.op == "input_grad" else 1))
+
+    def build(self, problem: ConvProblem) -> _Executor:
+        """The executor."""
+        return _Executor(problem)

@@ -1,0 +1,73 @@
+"""Small typed helpers of kernels beside those of `scalar`: sizes, activations, memory that must stay alive."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.extending import intrinsic, overload
+
+from .compiler import helper
+from .scalar import address, storage_type
+
+__all__ = ["ACTIVATIONS", "activated", "itemsize", "keep", "memory", "scratch"]
+
+ACTIVATIONS = {None: 0, "relu": 1, "silu": 2, "gelu": 3}
+
+
+@intrinsic
+def itemsize(typingctx: Any, dtype: Any) -> Any:
+    """Bytes of a dtype's element, as a constant."""
+    stored = storage_type(dtype)
+    size = stored.bitwidth // 8
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return context.get_constant(types.int64, size)
+
+    return types.int64(dtype), codegen
+
+
+def activated(value: Any, code: int) -> Any:
+    """The activation of this code (see ACTIVATIONS) of a value; NaN stays NaN."""
+    raise NotImplementedError("for kernels only")
+
+
+@overload(activated)
+def _activated(value, code):
+    if isinstance(value, types.Complex):
+        return lambda value, code: value
+    if isinstance(value, types.Integer):
+        zero = value(0)
+        return lambda value, code: zero if code == 1 and value < zero else value
+    kind = value
+
+    def real(value, code):
+        if code == 1:
+            return kind(0) if value < 0 else value
+        if code >= 2:
+            wide = np.float64(value)
+            if code == 2:
+                return kind(wide / (1.0 + math.exp(-wide)))
+            return kind(0.5 * wide * math.erfc(wide * -0.7071067811865476))
+        return value
+
+    return real
+
+
+@helper
+def scratch(size):
+    """An array of `size` bytes for a body's own use: see `memory` and `keep`."""
+    return np.empty(size, np.uint8)
+
+
+@helper
+def memory(array):
+    """The address of a scratch array, which `keep` must name after the last use of the address."""
+    return address(array.ctypes.data)
+
+
+@helper
+def keep(array):
+    """Does nothing: naming an array here keeps Numba from freeing it before this line."""

@@ -1,0 +1,295 @@
+"""Typed loads, stores and arithmetic for kernels, each a single step with the rounding that numconv promises.
+
+Everything here is used inside jitted code. Where a dtype is asked for, give a `compiler.Tag` with its name. Values have the
+dtype's Numba type, except float16 and bfloat16, which are their bits in a uint16 until they are widened.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.errors import TypingError
+from numba.core.imputils import lower_builtin
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+
+from .compiler import AddressType, TagType, address_type, intrinsic
+
+__all__ = ["add", "address", "conj", "is_null", "load", "muladd", "pointer", "store", "wide_vectors", "zero"]
+
+_HALVES = ("float16", "bfloat16")
+_DTYPES = {
+    **dict.fromkeys(_HALVES, types.uint16),
+    **{name: getattr(types, name) for name in ("float32", "float64", "complex64", "complex128")},
+    **{f"{sign}int{bits}": getattr(types, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+_i16, _i32, _f32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
+
+
+def storage_type(tag: Any) -> types.Type:
+    """The Numba type of a stored element."""
+    if not isinstance(tag, TagType) or tag.value not in _DTYPES:
+        raise TypingError(f"{tag} is not the tag of a dtype")
+    return _DTYPES[tag.value]
+
+
+def value_type(tag: Any) -> types.Type:
+    """The Numba type in which values of a dtype are computed."""
+    found = storage_type(tag)
+    if tag.value in _HALVES:
+        raise TypingError(f"{tag.value} is a storage dtype: compute in float32")
+    return found
+
+
+def _alignment(dtype: Any) -> int:
+    part = getattr(dtype, "underlying_float", dtype)
+    return int(part.bitwidth // 8)
+
+
+class _AddressArithmetic(AbstractTemplate):
+    def generic(self, args: Any, kws: Any) -> Any:
+        if len(args) == 2 and isinstance(args[0], AddressType) and isinstance(args[1], types.Integer):
+            return signature(address_type, address_type, types.int64)
+        return None
+
+
+@infer_global(operator.add)
+class _AddressAdd(_AddressArithmetic):
+    pass
+
+
+@infer_global(operator.sub)
+class _AddressSub(_AddressArithmetic):
+    pass
+
+
+@lower_builtin(operator.add, AddressType, types.Integer)
+def _lower_add(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    return builder.gep(args[0], [args[1]])
+
+
+@lower_builtin(operator.sub, AddressType, types.Integer)
+def _lower_sub(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    return builder.gep(args[0], [builder.neg(args[1])])
+
+
+@intrinsic
+def address(typingctx: Any, integer: Any) -> Any:
+    """An integer as an Address. Do it outside the loops: inside, it hides from LLVM how the address moves."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], cgutils.voidptr_t)
+
+    return address_type(types.int64), codegen
+
+
+@intrinsic
+def is_null(typingctx: Any, where: Any) -> Any:
+    """Whether an address is 0: an array that is absent."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return cgutils.is_null(builder, args[0])
+
+    return types.boolean(address_type), codegen
+
+
+@intrinsic
+def pointer(typingctx: Any, where: Any, dtype: Any) -> Any:
+    """An address as Numba's typed pointer, for code that emits its own vector loads."""
+    result = types.CPointer(storage_type(dtype))
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], context.get_value_type(result))
+
+    return result(address_type, dtype), codegen
+
+
+def _check_address(where: Any) -> None:
+    if not isinstance(where, AddressType):
+        raise TypingError(f"expected an Address, not {where}: convert an integer with address()")
+
+
+@intrinsic
+def load(typingctx: Any, where: Any, dtype: Any, acc: Any = None) -> Any:
+    """The element at an address: as stored, or widened to the dtype `acc`."""
+    _check_address(where)
+    stored = storage_type(dtype)
+    result = stored if acc is None else value_type(acc)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        loaded = builder.load(builder.bitcast(args[0], context.get_data_type(stored).as_pointer()))
+        loaded.align = _alignment(stored)
+        return loaded if acc is None else _widen(context, builder, loaded, dtype.value, result)
+
+    return result(where, dtype, types.none if acc is None else acc), codegen
+
+
+@intrinsic
+def store(typingctx: Any, where: Any, number: Any, dtype: Any) -> Any:
+    """Write a value at an address, rounded to nearest even or wrapped modulo 2^n."""
+    _check_address(where)
+    stored = storage_type(dtype)
+    number = types.unliteral(number)
+    if dtype.value in _HALVES and number != types.float32:
+        raise TypingError(f"a {dtype.value} is rounded from a float32, not from a {number}")
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        narrow = _narrow(context, builder, args[1], number, dtype.value)
+        target = builder.bitcast(args[0], context.get_data_type(stored).as_pointer())
+        builder.store(narrow, target).align = _alignment(stored)
+        return context.get_dummy_value()
+
+    return types.void(where, number, dtype), codegen
+
+
+@intrinsic
+def zero(typingctx: Any, dtype: Any) -> Any:
+    """The zero of a dtype."""
+    result = value_type(dtype)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return cgutils.get_null_value(context.get_value_type(result))
+
+    return result(dtype), codegen
+
+
+@intrinsic
+def conj(typingctx: Any, number: Any) -> Any:
+    """The complex conjugate; a real number itself."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if number not in types.complex_domain:
+            return args[0]
+        pair = context.make_complex(builder, number, args[0])
+        pair.imag = builder.fneg(pair.imag)
+        return pair._getvalue()
+
+    return number(number), codegen
+
+
+def _check_same(operation: str, *operands: types.Type) -> None:
+    if len(set(operands)) > 1:
+        raise TypingError(f"{operation} takes operands of one type, not {', '.join(map(str, operands))}")
+
+
+@intrinsic
+def add(typingctx: Any, a: Any, b: Any) -> Any:
+    """The sum in the operands' own type: integers wrap."""
+    _check_same("add", a, b)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if a in types.integer_domain:
+            return builder.add(*args)
+        if a in types.real_domain:
+            return builder.fadd(*args)
+        left, right = (context.make_complex(builder, a, arg) for arg in args)
+        left.real, left.imag = builder.fadd(left.real, right.real), builder.fadd(left.imag, right.imag)
+        return left._getvalue()
+
+    return a(a, b), codegen
+
+
+@intrinsic
+def muladd(typingctx: Any, a: Any, b: Any, acc: Any) -> Any:
+    """a * b + acc in the operands' own type.
+
+    Floats: one rounding, on every processor. Integers wrap. Complex: the real part is
+    ``fma(-a.imag, b.imag, fma(a.real, b.real, acc.real))``, the imaginary part
+    ``fma(a.imag, b.real, fma(a.real, b.imag, acc.imag))``.
+    """
+    _check_same("muladd", a, b, acc)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if a in types.integer_domain:
+            return builder.add(builder.mul(args[0], args[1]), args[2])
+        if a in types.real_domain:
+            return builder.fma(*args)
+        x, y, z = (context.make_complex(builder, a, arg) for arg in args)
+        real = builder.fma(builder.fneg(x.imag), y.imag, builder.fma(x.real, y.real, z.real))
+        z.imag = builder.fma(x.imag, y.real, builder.fma(x.real, y.imag, z.imag))
+        z.real = real
+        return z._getvalue()
+
+    return a(a, b, acc), codegen
+
+
+@intrinsic
+def wide_vectors(typingctx: Any) -> Any:
+    """Let LLVM's vectoriser use 512-bit registers in the function that contains this call; without it, Intel gets 256 bits."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        # llvmlite's own add() knows the attributes without a value only
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+def _widen(context: Any, builder: Any, loaded: Any, dtype: str, result: types.Type) -> Any:
+    if dtype not in _HALVES:
+        return context.cast(builder, loaded, _DTYPES[dtype], result)
+    single = _half_to_float(context, builder, loaded) if dtype == "float16" else _bfloat_to_float(builder, loaded)
+    return context.cast(builder, single, types.float32, result)
+
+
+def _narrow(context: Any, builder: Any, number: Any, number_type: types.Type, dtype: str) -> Any:
+    if dtype == "float16":
+        return _float_to_half(context, builder, number)
+    if dtype == "bfloat16":
+        return _float_to_bfloat(builder, number)
+    return context.cast(builder, number, number_type, _DTYPES[dtype])
+
+
+def _converts_halves(context: Any) -> bool:
+    """Whether the processor converts float16; elsewhere LLVM would call a routine that the process may not have."""
+    triple, _, features = context.codegen().magic_tuple()
+    return "+f16c" in features.split(",") or triple.startswith(("aarch64", "arm64"))
+
+
+def _bfloat_to_float(builder: Any, bits: Any) -> Any:
+    return builder.bitcast(builder.shl(builder.zext(bits, _i32), _i32(16)), _f32)
+
+
+def _half_to_float(context: Any, builder: Any, bits: Any) -> Any:
+    if _converts_halves(context):
+        return builder.fpext(builder.bitcast(bits, ir.HalfType()), _f32)
+    wide = builder.zext(bits, _i32)
+    sign = builder.shl(builder.and_(wide, _i32(0x8000)), _i32(16))
+    moved = builder.shl(builder.and_(wide, _i32(0x7FFF)), _i32(13))
+    # the exponents' biases differ by 112; the product is exact and normalises subnormals
+    scaled = builder.bitcast(builder.fmul(builder.bitcast(moved, _f32), _f32(2.0**112)), _i32)
+    special = builder.icmp_unsigned(">=", moved, _i32(0x7C00 << 13))
+    magnitude = builder.select(special, builder.or_(moved, _i32(0x7F800000)), scaled)
+    return builder.bitcast(builder.or_(magnitude, sign), _f32)
+
+
+def _round_off(builder: Any, bits: Any, count: int) -> Any:
+    """Bits shifted right by `count`, rounded to nearest even."""
+    last = builder.and_(builder.lshr(bits, _i32(count)), _i32(1))
+    return builder.lshr(builder.add(builder.add(bits, _i32((1 << count - 1) - 1)), last), _i32(count))
+
+
+def _float_to_bfloat(builder: Any, number: Any) -> Any:
+    bits = builder.bitcast(number, _i32)
+    quiet = builder.or_(builder.lshr(bits, _i32(16)), _i32(0x40))
+    rounded = builder.select(builder.fcmp_unordered("uno", number, number), quiet, _round_off(builder, bits, 16))
+    return builder.trunc(rounded, _i16)
+
+
+def _float_to_half(context: Any, builder: Any, number: Any) -> Any:
+    if _converts_halves(context):
+        return builder.bitcast(builder.fptrunc(number, ir.HalfType()), _i16)
+    bits = builder.bitcast(number, _i32)
+    sign = builder.and_(builder.lshr(bits, _i32(16)), _i32(0x8000))
+    magnitude = builder.and_(bits, _i32(0x7FFFFFFF))
+    normal = _round_off(builder, builder.sub(magnitude, _i32(112 << 23)), 13)
+    # the last place of a number in [1/2, 1) is that of half precision's subnormals, so this sum rounds as they do
+    shifted = builder.fadd(builder.bitcast(magnitude, _f32), _f32(0.5))
+    subnormal = builder.sub(builder.bitcast(shifted, _i32), _i32(0x3F000000))
+    result = builder.select(builder.icmp_unsigned("<", magnitude, _i32(113 << 23)), subnormal, normal)
+    result = builder.select(builder.icmp_unsigned(">=", magnitude, _i32(0x47800000)), _i32(0x7C00), result)
+    result = builder.select(builder.icmp_unsigned(">", magnitude, _i32(0x7F800000)), _i32(0x7E00), result)
+    return builder.trunc(builder.or_(result, sign), _i16)

@@ -1,0 +1,242 @@
+"""The package's only parallel loop, and who may enter it.
+
+Kernels are serial code. `parallel_for` in a kernel hands its body to the *region*, one compiled loop over workers that the kernel
+reaches through an address given at the call; address 0 means serial. So nothing in a compiled kernel depends on Numba's threading
+layer, and a process that never needs two workers never starts it.
+
+One Python thread at a time is inside the region: one that finds it taken runs serially. That keeps the layer ``workqueue`` from
+aborting the process, and keeps workers of Dask or joblib from multiplying threads. A forked child runs serially for ever, because
+OpenMP aborts in it.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import pathlib
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import prange, types
+from numba.core import cgutils, config
+from numba.core.errors import TypingError
+from numba.core.typing.templates import signature
+from numba.np.ufunc.parallel import threading_layer
+
+from numconv.plugin import requested_threads
+
+from .compiler import intrinsic, kernel
+
+__all__ = ["layer", "parallel_for", "run", "threads", "workers"]
+
+SERIAL_WORK = 1e5
+"""Calls of less work than this, in multiply-adds or what takes as long, are not worth waking other threads."""
+_SERIAL_WORK_WORKQUEUE = 5e6  # Numba's last resort takes over 100 us to start and to join
+
+_entered = threading.Lock()
+_i8p, _i64 = cgutils.voidptr_t, ir.IntType(64)
+_body_type = ir.FunctionType(ir.VoidType(), [_i64, _i64, _i8p])
+_external: Any = types.ExternalFunction
+# by symbol: numba.set_num_threads is reached through a pointer, which keeps its caller out of the disk cache
+_get_num_threads = _external("get_num_threads", signature(types.intp))
+_set_num_threads = _external("set_num_threads", signature(types.void, types.intp))
+_region_type = ir.FunctionType(_i8p, [_i64] * 4)
+
+
+@intrinsic
+def _call(typingctx: Any, function: Any, begin: Any, end: Any, args: Any) -> Any:
+    """Call the trampoline of `parallel_for` at address `function`."""
+
+    def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
+        target = builder.inttoptr(values[0], _body_type.as_pointer())
+        builder.call(target, [values[1], values[2], builder.inttoptr(values[3], _i8p)])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), codegen
+
+
+@kernel(parallel=True, no_cfunc_wrapper=False)
+def region(function: int, args: int, workers: int, items: int) -> None:
+    """Share the items 0..items between the workers, in contiguous parts."""
+    mask = _get_num_threads()
+    _set_num_threads(workers)
+    for worker in prange(workers):
+        _call(function, items * worker // workers, items * (worker + 1) // workers, args)
+    _set_num_threads(mask)
+
+
+@functools.cache
+def _region_address() -> int:
+    """The region's native entry, or 0 if Numba finds no threading layer."""
+    try:
+        result = region.result()
+    except ValueError:
+        return 0
+    if layer() == "workqueue":
+        _Process.serial_work = _SERIAL_WORK_WORKQUEUE
+    return int(result.library.get_pointer_to_function(result.fndesc.llvm_cfunc_wrapper_name))
+
+
+@intrinsic
+def parallel_for(typingctx: Any, region: Any, workers: Any, items: Any, body: Any, args: Any) -> Any:
+    """Call ``body(begin, end, args)`` so that the work items 0..items are all done, by several workers or by this thread.
+
+    Used inside kernels. The body is compiled once, whether it runs serially or not.
+
+    Parameters
+    ----------
+    region, workers, items : int
+        What `run` passes to a kernel.
+    body : function
+        A `compiler.helper` that returns nothing and does not raise.
+    args : tuple
+        Anything that the body needs, of any types.
+    """
+    if not isinstance(body, types.Dispatcher) or not isinstance(args, types.BaseTuple):
+        raise TypingError(f"parallel_for takes a jitted body and a tuple, not {body} and {args}")
+    compiled = body.dispatcher.get_compile_result(signature(types.none, types.int64, types.int64, args))
+
+    def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
+        region, workers, items, _, arguments = values
+        context.active_code_library.add_linking_library(compiled.library)
+        trampoline = _trampoline(context, builder.module, compiled.fndesc)
+        spilled = cgutils.alloca_once_value(builder, arguments)
+        serial = builder.or_(builder.icmp_signed("==", region, _i64(0)), builder.icmp_signed("<=", workers, _i64(1)))
+        with builder.if_else(serial) as (alone, shared):
+            with alone:
+                builder.call(trampoline, [_i64(0), items, builder.bitcast(spilled, _i8p)])
+            with shared:
+                addresses = [builder.ptrtoint(trampoline, _i64), builder.ptrtoint(spilled, _i64)]
+                builder.call(builder.inttoptr(region, _region_type.as_pointer()), [*addresses, workers, items])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64, body, args), codegen
+
+
+def _trampoline(context: Any, module: Any, body: Any) -> Any:
+    """A function ``void(begin, end, pointer to the tuple)`` that calls the body."""
+    name = f"{body.mangled_name}.trampoline"
+    if name in module.globals:
+        return module.globals[name]
+    function = ir.Function(module, _body_type, name)
+    function.linkage = "internal"
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    begin, end, spilled = function.args
+    args_type = body.argtypes[2]
+    args = builder.load(builder.bitcast(spilled, context.get_value_type(args_type).as_pointer()))
+    # inlined, the body would lose the attributes that its intrinsics gave it
+    context.call_conv.call_function(
+        builder, context.declare_function(module, body), body.restype, body.argtypes, [begin, end, args], attrs=("noinline",)
+    )
+    builder.ret_void()
+    return function
+
+
+class _Process:
+    """What this process has learned about itself."""
+
+    forked = False
+    serial_work = SERIAL_WORK
+
+
+def _after_fork() -> None:
+    _Process.forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _launched() -> int:
+    """The number of threads that Numba's layer has once it is started."""
+    return int(config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+
+
+def _quota() -> float:
+    """The number of processors that the control group grants, or infinity."""
+    root = pathlib.Path("/sys/fs/cgroup")
+    try:
+        group = next(line for line in pathlib.Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+        folder = root / group[3:].lstrip("/")
+    except (OSError, StopIteration):
+        folder = root
+    found = [math.inf]
+    for place in (folder, *folder.parents):
+        if place == root.parent:
+            break
+        found.append(_ratio(place / "cpu.max"))
+    found.append(_ratio(root / "cpu/cpu.cfs_quota_us", root / "cpu/cpu.cfs_period_us"))
+    return min(found)
+
+
+def _ratio(*files: pathlib.Path) -> float:
+    try:
+        quota, period = " ".join(file.read_text() for file in files).split()
+        return math.inf if quota in ("max", "-1") else int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return math.inf
+
+
+@functools.cache
+def _default_threads() -> int:
+    process = sys.modules.get("multiprocessing.process")
+    if process is not None and process.parent_process() is not None:
+        return 1
+    counts = [_launched(), _quota()]
+    if hasattr(os, "sched_getaffinity"):
+        counts.append(len(os.sched_getaffinity(0)))
+    openmp = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if openmp.isdecimal():
+        counts.append(int(openmp))
+    return max(1, math.ceil(min(counts)))
+
+
+def threads() -> int:
+    """The number of threads that a large call may use here and now."""
+    if _Process.forked:
+        return 1
+    requested = requested_threads()
+    return _default_threads() if requested is None else min(requested, _launched())
+
+
+def workers(items: int, work: float) -> int:
+    """The number of workers for a call of `items` independent items and `work` multiply-adds."""
+    if items < 2 or work < _Process.serial_work:
+        return 1
+    return min(items, threads())
+
+
+def run(compiled: Callable[..., None], items: int, work: float, *args: Any) -> None:
+    """Call a compiled kernel, whose first parameters are (region, workers, items), in parallel if that pays and is safe.
+
+    Parameters
+    ----------
+    compiled : callable
+        From `Kernel.specialise`.
+    items : int
+        Number of work items: at most as many workers are used.
+    work : float
+        Multiply-adds of the whole call, or what takes as long.
+    *args
+        The kernel's other parameters.
+    """
+    count = workers(items, work)
+    if count > 1 and _entered.acquire(blocking=False):
+        try:
+            compiled(_region_address(), count, items, *args)
+        finally:
+            _entered.release()
+    else:
+        compiled(0, 1, items, *args)
+
+
+def layer() -> str:
+    """The name of Numba's threading layer, or "not started"."""
+    try:
+        return str(threading_layer())
+    except ValueError:
+        return "not started"

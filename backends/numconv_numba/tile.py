@@ -1,0 +1,425 @@
+"""Direct convolution on register tiles, for real floats: pack a block of x, then multiply.
+
+A work item takes a block of outputs of one image and group. The part of x that the block reads is packed into a slab of the
+accumulation dtype, where padding is in place, the phases of a stride lie apart and rows follow each other at one pitch. There every
+output pixel is an offset from the block's first pixel and every tap another, whatever the number of dimensions, so that a register
+tile runs over the pixels of the whole block as over one row; what it computes between the rows is not used. Weights are read
+where they lie.
+
+The terms of an output form one chain in the order of the "strict" level. A result that is not finite is computed again by
+`direct.forward_row`, for which padding zeros are not terms.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numconv.plugin import ConvProblem, Implementation, Verdict, np_dtype
+
+from .compiler import Address, Tag, Vector, helper, kernel, value
+from .direct import conv_vectors, finish_row, forward_row, outer_offset, outer_rows, outer_size
+from .elements import ACTIVATIONS, itemsize, keep, memory, scratch
+from .executors import data
+from .geometry import DIMS, GROUPS, LOW, MODE, OPTION, OUTPUT, PARTS, PER_C, PER_K, SIZE, STRIDE, WINDOW, channel_strides, part, source_index, span
+from .microkernels import Tile, multiply_tile, tile_for
+from .scalar import load, store, wide_vectors, zero
+from .threads import parallel_for, run, threads
+
+__all__ = ["RegisterTile", "block_for"]
+
+ROW = 1024
+SLAB_BYTES = 768 * 1024
+"""The packed input of a block: it stays in the second-level cache while all output channels pass over it."""
+RESULT_BYTES = 256 * 1024
+
+
+class Block(NamedTuple):
+    """How a problem is cut: outputs of a block, number of blocks, and where its input lies in the slab, in elements.
+
+    Attributes
+    ----------
+    size, blocks, pitch : tuple of int
+        Outputs of a block, blocks, and positions of a slab's row, per dimension.
+    phases : tuple of tuple of int
+        Per dimension the remainders of tap positions divided by the stride that occur.
+    taps : tuple of int
+        The offset of each tap in a channel's part of the slab.
+    """
+
+    size: tuple[int, ...]
+    blocks: tuple[int, ...]
+    pitch: tuple[int, ...]
+    phases: tuple[tuple[int, ...], ...]
+    taps: tuple[int, ...]
+
+    @property
+    def channel(self) -> int:
+        """Elements of the slab for one input channel."""
+        return math.prod(self.pitch) * math.prod(map(len, self.phases))
+
+    @property
+    def flat(self) -> int:
+        """Pixels from the first to the last output of a block, those between the rows included."""
+        steps = _steps(self.pitch)
+        return 1 + sum((size - 1) * step for size, step in zip(self.size, steps, strict=True))
+
+
+def _steps(pitch: tuple[int, ...]) -> tuple[int, ...]:
+    """Elements between neighbours along each dimension."""
+    return tuple(math.prod(pitch[axis + 1 :]) for axis in range(len(pitch)))
+
+
+def _block(problem: ConvProblem, size: tuple[int, ...]) -> Block:
+    ndim = problem.ndim
+    positions = [
+        [(r - 1 - tap if problem.flip else tap) * d for tap in range(r)] for r, d in zip(problem.kernel, problem.dilation, strict=True)
+    ]
+    phases = tuple(tuple(sorted({p % s for p in positions[a]})) for a, s in enumerate(problem.stride))
+    pitch = tuple(size[a] + max(positions[a]) // problem.stride[a] for a in range(ndim))
+    steps, plane, counts = _steps(pitch), math.prod(pitch), [len(one) for one in phases]
+    taps = []
+    for tap in itertools.product(*positions):
+        combination = 0
+        for axis in range(ndim):
+            combination = combination * counts[axis] + phases[axis].index(tap[axis] % problem.stride[axis])
+        taps.append(combination * plane + sum(tap[a] // problem.stride[a] * steps[a] for a in range(ndim)))
+    blocks = tuple(-(-q // b) for q, b in zip(problem.output, size, strict=True))
+    return Block(size, blocks, pitch, phases, tuple(taps))
+
+
+def block_for(problem: ConvProblem, tile: Tile) -> Block:
+    """The largest block whose slab and results fit the caches: outer dimensions are cut first."""
+    item = np_dtype(problem.acc_dtype).itemsize
+    per_c = problem.c // problem.groups
+    size = problem.output
+    while True:
+        block = _block(problem, size)
+        fits = per_c * block.channel * item <= SLAB_BYTES and tile.channels * block.flat * item <= RESULT_BYTES
+        least = (1,) * (problem.ndim - 1) + (tile.lanes * tile.vectors,)
+        axis = next((a for a in range(problem.ndim) if size[a] > least[a]), None)
+        if fits or axis is None:
+            return block
+        size = (*size[:axis], -(-size[axis] // 2), *size[axis + 1 :])
+
+
+def _blocking_vector(block: Block) -> np.ndarray[Any, Any]:
+    """What the kernel knows of a block; see `_at`."""
+    head = [block.channel, math.prod(block.blocks), math.prod(map(len, block.phases))]
+    places, values = [], []
+    for one in block.phases:
+        places.append(len(values))
+        values.extend(one)
+    rows = [*block.size, *block.blocks, *block.pitch, *map(len, block.phases), *places]
+    return np.array([*head, *rows, *values], np.int64)
+
+
+CHANNEL, BLOCKS, COMBINATIONS, _HEAD = 0, 1, 2, 3
+B_SIZE, B_BLOCKS, B_PITCH, B_PHASES, B_PLACE, B_VALUES = 0, 1, 2, 3, 4, 5
+
+
+@helper
+def _at(b, ndim, which, axis):
+    return b[_HEAD + which * ndim + axis]
+
+
+@helper
+def block_start(b, ndim, block, axis):
+    """The first output of a block along a dimension."""
+    for other in range(ndim - 1, axis, -1):
+        block //= _at(b, ndim, B_BLOCKS, other)
+    return block % _at(b, ndim, B_BLOCKS, axis) * _at(b, ndim, B_SIZE, axis)
+
+
+@helper
+def block_extent(g, b, block, axis):
+    """The number of outputs of a block along a dimension: the last block may be short."""
+    start = block_start(b, g[DIMS], block, axis)
+    return min(_at(b, g[DIMS], B_SIZE, axis), g[part(g, OUTPUT) + axis] - start)
+
+
+@helper
+def slab_position(g, b, block, axis, phase, index):
+    """The position in x, padding included below zero, of a place in the slab."""
+    ndim = g[DIMS]
+    value = b[_HEAD + B_VALUES * ndim + _at(b, ndim, B_PLACE, axis) + phase]
+    return (block_start(b, ndim, block, axis) + index) * g[part(g, STRIDE) + axis] + value - g[part(g, LOW) + axis]
+
+
+@helper
+def pack_row(slab, x, offset, count, g, xt, at):
+    """slab[i] = x[i*s + offset] for a row, with its padding."""
+    wide_vectors()
+    axis = g[DIMS] - 1
+    size, stride, step, mode = g[part(g, SIZE) + axis], g[part(g, STRIDE) + axis], g[part(g, PARTS) + 3 + axis], g[MODE]
+    low, high = span(0, count, stride, offset, size)
+    source, target = x + (low * stride + offset) * step, slab + low * itemsize(at)
+    if stride * step == itemsize(xt):
+        for i in range(high - low):
+            store(target + i * itemsize(at), load(source + i * itemsize(xt), xt, at), at)
+    else:
+        for i in range(high - low):
+            store(target + i * itemsize(at), load(source + i * (stride * step), xt, at), at)
+    for i in range(count):
+        if i < low or i >= high:
+            index = source_index(i * stride + offset, size, mode)
+            store(slab + i * itemsize(at), zero(at) if index < 0 else load(x + index * step, xt, at), at)
+
+
+@helper
+def pack(slab, x, block, g, b, xt, at):
+    """The slab of a block: all channels of a group of one image."""
+    ndim = g[DIMS]
+    axis = ndim - 1
+    length, xs, rows = _at(b, ndim, B_PITCH, axis), part(g, PARTS), 1
+    for other in range(axis):
+        rows *= _at(b, ndim, B_PITCH, other)
+    for combination in range(b[COMBINATIONS]):
+        last_phase = combination % _at(b, ndim, B_PHASES, axis)
+        for row in range(rows):
+            inside, offset, left, phase = True, 0, row, combination // _at(b, ndim, B_PHASES, axis)
+            for other in range(axis - 1, -1, -1):
+                pitch, phases = _at(b, ndim, B_PITCH, other), _at(b, ndim, B_PHASES, other)
+                position = slab_position(g, b, block, other, phase % phases, left % pitch)
+                index = source_index(position, g[part(g, SIZE) + other], g[MODE])
+                inside = inside and index >= 0
+                offset += index * g[xs + 3 + other]
+                left //= pitch
+                phase //= phases
+            first = slab_position(g, b, block, axis, last_phase, 0)
+            for c in range(g[PER_C]):
+                target = slab + (c * b[CHANNEL] + (combination * rows + row) * length) * itemsize(at)
+                if inside:
+                    pack_row(target, x + (c * g[xs + 2] + offset), first, length, g, xt, at)
+                else:
+                    for i in range(length):
+                        store(target + i * itemsize(at), zero(at), at)
+
+
+@helper
+def is_finite_row(sums, count, at):
+    """Whether a row of sums holds neither NaN nor an infinity."""
+    wide_vectors()
+    bad = zero(at)
+    for q in range(count):
+        value = load(sums + q * itemsize(at), at)
+        bad += abs(value - value)
+    return bad == 0
+
+
+@helper
+def write_row(sums, x, w, bias, y, acc, rows, inside, group, k, output, first, count, g, xt, wt, yt, at):
+    """Results of a part of a row of one channel: the sums, or the direct chain where one is not finite."""
+    step, channel = g[part(g, PARTS + 2) + 3 + g[DIMS] - 1], group * g[PER_K] + k
+    if is_finite_row(sums, count, at):
+        finish_row(sums, y, count, step, bias, channel, g[OPTION], wt, yt, at)
+        return
+    outer_rows(g, output, rows, inside)
+    for start in range(0, count, ROW):
+        stop = min(start + ROW, count)
+        forward_row(acc, rows, inside, x, w, group, k, first + start, first + stop, g, xt, wt, at)
+        finish_row(acc, y + start * step, stop - start, step, bias, channel, g[OPTION], wt, yt, at)
+
+
+@helper
+def write_block(sums, pixels, x, w, bias, y, acc, rows, inside, group, k, skip, count, block, g, b, xt, wt, yt, at):
+    """Results of a block for the channels k + skip .. k + count."""
+    ndim, ys = g[DIMS], part(g, PARTS + 2)
+    axis = ndim - 1
+    lines = 1
+    for other in range(axis):
+        lines *= block_extent(g, b, block, other)
+    start, extent = block_start(b, ndim, block, axis), block_extent(g, b, block, axis)
+    for line in range(lines):
+        place, output, offset, left, step, scale = 0, 0, 0, line, _at(b, ndim, B_PITCH, axis), 1
+        for other in range(axis - 1, -1, -1):
+            size = block_extent(g, b, block, other)
+            index = left % size
+            left //= size
+            absolute = block_start(b, ndim, block, other) + index
+            place += index * step
+            step *= _at(b, ndim, B_PITCH, other)
+            output += absolute * scale
+            scale *= g[part(g, OUTPUT) + other]
+            offset += absolute * g[ys + 3 + other]
+        for channel in range(skip, count):
+            source = sums + (channel * pixels + place) * itemsize(at)
+            target = y + ((k + channel) * g[ys + 2] + offset + start * g[ys + 3 + axis])
+            write_row(source, x, w, bias, target, acc, rows, inside, group, k + channel, output, start, extent, g, xt, wt, yt, at)
+
+
+@helper
+def flat_extent(g, b, block):
+    """Pixels from the first to the last output of this block."""
+    ndim = g[DIMS]
+    flat, step = 1, 1
+    for axis in range(ndim - 1, -1, -1):
+        flat += (block_extent(g, b, block, axis) - 1) * step
+        step *= _at(b, ndim, B_PITCH, axis)
+    return flat
+
+
+@helper
+def weight_taps(g, table):
+    """The byte offset of each tap in w."""
+    axis = g[DIMS] - 1
+    window, step = g[part(g, WINDOW) + axis], g[part(g, PARTS + 1) + 3 + axis]
+    for tap in range(len(table)):
+        table[tap] = outer_offset(g, tap // window, WINDOW, PARTS + 1) + tap % window * step
+
+
+@helper
+def _blocks(begin, end, args):
+    vectors, channels, shape, xt, wt, yt, at, splits, x, w, bias, y, g, b, taps = args
+    wide_vectors()
+    xs, ws, ys = part(g, PARTS), part(g, PARTS + 1), part(g, PARTS + 2)
+    per_k, per_c, width = g[PER_K], g[PER_C], value(vectors)
+    flat = 1
+    for axis in range(g[DIMS]):
+        flat *= _at(b, g[DIMS], B_PITCH, axis)
+    pixels = -(-flat // width) * width
+    packed, results = scratch((per_c * b[CHANNEL] + width) * itemsize(at)), scratch(value(channels) * pixels * itemsize(at))
+    spare, w_taps = scratch(ROW * itemsize(at)), np.empty(len(taps), np.int64)
+    rows, inside = np.empty(outer_size(g, WINDOW), np.int64), np.empty(outer_size(g, WINDOW), np.bool_)
+    slab, sums, acc, x_table, w_table = memory(packed), memory(results), memory(spare), memory(taps), memory(w_taps)
+    weight_taps(g, w_taps)
+    for i in range(width):
+        store(slab + (per_c * b[CHANNEL] + i) * itemsize(at), zero(at), at)
+    filled, tiles = -1, -(-per_k // value(channels))
+    for item in range(begin, end):
+        where = item // splits
+        block, group, n = where % b[BLOCKS], where // b[BLOCKS] % g[GROUPS], where // b[BLOCKS] // g[GROUPS]
+        x_n, y_n = x + n * g[xs], y + (n * g[ys] + group * g[ys + 1])
+        if where != filled:
+            pack(slab, x_n + group * g[xs + 1], block, g, b, xt, at)
+            filled = where
+        for one in range(tiles * (item % splits) // splits, tiles * (item % splits + 1) // splits):
+            # the last tile overlaps the one before, whose channels it does not write again
+            k = min(one * value(channels), per_k - value(channels))
+            w_k = w + (group * g[ws] + k * g[ws + 1])
+            for pixel in range(0, flat_extent(g, b, block), width):
+                multiply_tile(
+                    shape, at, slab + pixel * itemsize(at), x_table, w_k, w_table, sums + pixel * itemsize(at),
+                    per_c, len(taps), b[CHANNEL] * itemsize(at), g[ws + 2], g[ws + 1], pixels * itemsize(at),
+                )  # fmt: skip
+            skip = one * value(channels) - k
+            write_block(sums, pixels, x_n, w, bias, y_n, acc, rows, inside, group, k, skip, value(channels), block, g, b, xt, wt, yt, at)
+    keep(packed)
+    keep(results)
+    keep(spare)
+    keep(w_taps)
+
+
+@kernel
+def tiled(
+    vectors: Tag, channels: Tag, shape: Tag, xt: Tag, wt: Tag, yt: Tag, at: Tag,
+    region: int, workers: int, items: int, splits: int, x: Address, w: Address, bias: Address, y: Address, g: Vector, b: Vector, taps: Vector,
+) -> None:  # fmt: skip
+    """y from x and w: an item is a block of outputs, or the part of it that belongs to some of the output channels."""
+    parallel_for(region, workers, items, _blocks, (vectors, channels, shape, xt, wt, yt, at, splits, x, w, bias, y, g, b, taps))
+
+
+# --- the implementation --------------------------------------------------------------------------------------------------------
+
+
+def as_forward(problem: ConvProblem) -> ConvProblem:
+    """The forward problem that computes an input_grad with stride 1: grad_y convolved with the kernel reversed."""
+    extents = [d * (r - 1) for d, r in zip(problem.dilation, problem.kernel, strict=True)]
+    padding = tuple((e - low, e - high) for e, (low, high) in zip(extents, problem.padding, strict=True))
+    changes: dict[str, Any] = {"op": "forward", "c": problem.k, "k": problem.c, "spatial": problem.output, "padding": padding}
+    return problem.replace(**changes, flip=not problem.flip, bias="y" if problem.bias else "")  # type: ignore[no-any-return]
+
+
+class _Executor:
+    """One tiled convolution."""
+
+    def __init__(self, problem: ConvProblem):
+        self._forward = forward = problem if problem.op == "forward" else as_forward(problem)
+        self._swapped = problem.op == "input_grad"
+        self._tile = tile = tile_for(problem.acc_dtype, forward.k // forward.groups)
+        block = block_for(forward, tile)
+        self._base = forward.n * forward.groups * math.prod(block.blocks)
+        self._tiles = -(-(forward.k // forward.groups) // tile.channels)
+        self._work = forward.flops / 2
+        self._vectors = conv_vectors(forward, ACTIVATIONS[problem.activation])
+        self._block = _blocking_vector(block)
+        self._acc = np_dtype(problem.acc_dtype)
+        self._taps = np.array(block.taps, np.int64) * self._acc.itemsize
+        wt = problem.acc_dtype
+        pixels = tile.vectors * tile.lanes
+        self._kernel = tiled.specialise(pixels, tile.channels, tuple(tile), problem.dtype, wt, problem.out_dtype, problem.acc_dtype)
+
+    def __call__(self, outs: Any, ins: Any) -> None:
+        """Compute; weights of a narrower dtype are widened first."""
+        self._run(outs[0], ins[0], np.asarray(ins[1], self._acc), ins[2:])
+
+    def bind(self, w: Any) -> Any:
+        """The executor with its own copy of w, in the accumulation dtype and in the order of reading."""
+        bound = np.array(w, self._acc, order="C")
+        return lambda outs, ins: self._run(outs[0], ins[0], bound, ins[1:])
+
+    def _run(self, y: Any, x: Any, w: Any, bias: Any) -> None:
+        if not self._base:
+            return
+        forward = self._forward
+        per_c, per_k = forward.c // forward.groups, forward.k // forward.groups
+        group, k, c, *steps = w.strides[0] * (per_c if self._swapped else per_k), *w.strides
+        if self._swapped:
+            k, c = c, k
+        vector = self._vectors(channel_strides(x.strides, per_c), (group, k, c, *steps), channel_strides(y.strides, per_k))
+        shift = np.ascontiguousarray(bias[0], self._acc) if bias else None
+        wanted = 1 if self._work < _SERIAL else 4 * threads()
+        splits = max(1, min(self._tiles, -(-wanted // self._base)))
+        run(
+            self._kernel, self._base * splits, self._work, splits, data(x), data(w), 0 if shift is None else data(shift), data(y), vector,
+            self._block, self._taps,
+        )  # fmt: skip
+
+
+_SERIAL = 1e5
+
+
+class RegisterTile(Implementation):
+    """Direct convolution of real floats on register tiles."""
+
+    name = "tile"
+    ops = frozenset(("forward", "input_grad"))
+    measured_error = {"float32": 4e-6, "float64": 1e-14}
+
+    def supports(self, problem: ConvProblem) -> Verdict:
+        """Real floats; an input_grad with stride 1 and zeros as padding."""
+        if problem.acc_dtype not in ("float32", "float64"):
+            return Verdict.no(f"its tiles are for real floats, and sums of {problem.dtype} are {problem.acc_dtype}")
+        if problem.op == "input_grad" and (max(problem.stride) > 1 or problem.pad_mode != "zeros"):
+            return Verdict.no(f"input_grad with stride {problem.stride} and pad_mode {problem.pad_mode}: only stride 1 with zeros is a dense convolution")
+        return Verdict.yes()
+
+    def cost(self, problem: ConvProblem) -> float:
+        """Products, those between rows included, at a share of the peak that the tile's shape allows; packing; start-up."""
+        forward = problem if problem.op == "forward" else as_forward(problem)
+        per_k = forward.k // forward.groups
+        tile = tile_for(problem.acc_dtype, per_k)
+        block = block_for(forward, tile)
+        tiles, width = -(-per_k // tile.channels), tile.vectors * tile.lanes
+        pieces = forward.n * forward.groups * math.prod(block.blocks)
+        per_c = forward.c // forward.groups
+        products = pieces * tiles * tile.channels * (-(-block.flat // width) * width) * per_c * len(block.taps)
+        packed = pieces * per_c * block.channel
+        return 2.5e-6 + products / (tile.lanes * 4e9 * min(1, tile.vectors * tile.channels / 12)) + packed * 4e-10 + math.prod(forward.y_shape) * 4e-10
+
+    def workspace(self, problem: ConvProblem) -> int:
+        """For each thread a slab, the results of a block, and tables; weights in the accumulation dtype."""
+        forward = problem if problem.op == "forward" else as_forward(problem)
+        tile = tile_for(problem.acc_dtype, forward.k // forward.groups)
+        block = block_for(forward, tile)
+        item = np_dtype(problem.acc_dtype).itemsize
+        each = (forward.c // forward.groups * block.channel + tile.channels * (math.prod(block.pitch) + 64)) * item + 32 * len(block.taps)
+        widened = 0 if problem.dtype == problem.acc_dtype else math.prod(problem.w_shape) * item
+        return threads() * (each + ROW * item) + widened
+
+    def build(self, problem: ConvProblem) -> _Executor:
+        """The executor."""
+        return _Executor(problem)
