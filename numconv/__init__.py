@@ -27,32 +27,38 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted([*_HOME, "__version__"])
 
 if TYPE_CHECKING:
-    from .analysis import as_matrix, receptive_field
-    from .context import using
-    from .errors import BackendUnavailableError, NumconvError, ProblemError, UnknownBackendError, UnsupportedProblemError
-    from .functional import (
-        ConvGrads,
-        avg_pool,
-        avg_pool_backward,
-        conv,
-        conv_backward,
-        conv_input_grad,
-        conv_transpose,
-        conv_transpose_backward,
-        conv_weight_grad,
-        fold,
-        lp_pool,
-        lp_pool_backward,
-        max_pool,
-        max_pool_backward,
-        max_unpool,
-        max_unpool_backward,
-        pad,
-        pad_backward,
-        unfold,
-    )
-    from .planning import backends, explain, output_shape, plan
-    from .warming import warmup
+    from .analysis import as_matrix as as_matrix
+    from .analysis import receptive_field as receptive_field
+    from .context import using as using
+    from .errors import BackendUnavailableError as BackendUnavailableError
+    from .errors import NumconvError as NumconvError
+    from .errors import ProblemError as ProblemError
+    from .errors import UnknownBackendError as UnknownBackendError
+    from .errors import UnsupportedProblemError as UnsupportedProblemError
+    from .functional import ConvGrads as ConvGrads
+    from .functional import avg_pool as avg_pool
+    from .functional import avg_pool_backward as avg_pool_backward
+    from .functional import conv as conv
+    from .functional import conv_backward as conv_backward
+    from .functional import conv_input_grad as conv_input_grad
+    from .functional import conv_transpose as conv_transpose
+    from .functional import conv_transpose_backward as conv_transpose_backward
+    from .functional import conv_weight_grad as conv_weight_grad
+    from .functional import fold as fold
+    from .functional import lp_pool as lp_pool
+    from .functional import lp_pool_backward as lp_pool_backward
+    from .functional import max_pool as max_pool
+    from .functional import max_pool_backward as max_pool_backward
+    from .functional import max_unpool as max_unpool
+    from .functional import max_unpool_backward as max_unpool_backward
+    from .functional import pad as pad
+    from .functional import pad_backward as pad_backward
+    from .functional import unfold as unfold
+    from .planning import backends as backends
+    from .planning import explain as explain
+    from .planning import output_shape as output_shape
+    from .planning import plan as plan
+    from .warming import warmup as warmup
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,6 +61,8 @@ def receptive_field(layers: Sequence[Any]) -> ReceptiveField:
     >>> nc.receptive_field([dict(kernel=3), dict(kernel=2, stride=2), dict(kernel=3, dilation=2)])
     ReceptiveField(size=(12,), stride=(2,), start=(0,))
     """
+    if not isinstance(layers, Iterable):
+        raise ProblemError(f"receptive_field: layers={layers!r} must be a sequence of layers")
     parsed = [_layer(layer, position) for position, layer in enumerate(layers)]
     if not parsed:
         raise ProblemError("receptive_field: there are no layers; give at least one")
@@ -69,7 +71,9 @@ def receptive_field(layers: Sequence[Any]) -> ReceptiveField:
     for position, layer in enumerate(parsed):
         bad = [value for value in layer if len(value) not in (1, ndim)]
         if bad:
-            raise ProblemError(f"receptive_field: layer {position} has {len(bad[0])} spatial dimensions ({bad[0]}), another has {ndim}")
+            raise ProblemError(
+                f"receptive_field: layer {position} has {len(bad[0])} spatial dimensions ({bad[0]}), another has {ndim}"
+            )
         for axis, (r, s, d, low) in enumerate(zip(*(v * ndim if len(v) == 1 else v for v in layer), strict=True)):
             size[axis] += d * (r - 1) * jump[axis]
             start[axis] -= low * jump[axis]
@@ -82,23 +86,35 @@ def _layer(layer: Any, position: int) -> list[tuple[int, ...]]:
     if isinstance(layer, Mapping):
         unknown = sorted(set(layer) - set(names))
         if unknown or "kernel" not in layer:
-            raise ProblemError(f"receptive_field: layer {position} is {dict(layer)!r}; it needs kernel, and may have stride, dilation, padding")
+            raise ProblemError(
+                f"receptive_field: layer {position} is {dict(layer)!r}; it needs kernel, and may have stride, dilation, padding"
+            )
         values = [layer.get(name, default) for name, default in zip(names, (None, 1, 1, 0), strict=True)]
     else:
-        given = (layer,) if isinstance(layer, int) else tuple(layer)
+        given = tuple(layer) if isinstance(layer, Iterable) else (layer,)
         if not 1 <= len(given) <= 4:
-            raise ProblemError(f"receptive_field: layer {position} has {len(given)} entries; give (kernel, stride, dilation, padding)")
+            raise ProblemError(
+                f"receptive_field: layer {position} has {len(given)} entries; give (kernel, stride, dilation, padding)"
+            )
         values = [*given, *(1, 1, 0)[len(given) - 1 :]]
     frozen = [freeze(value, name) for value, name in zip(values, names, strict=True)]
     result = [(value,) if isinstance(value, int) else value for value in frozen]
     for name, value, least in zip(names, result, (1, 1, 1, 0), strict=True):
-        if isinstance(value, str) or not value or min(value) < least:
+        if not value or not all(isinstance(v, int) and v >= least for v in value):
             raise ProblemError(f"receptive_field: layer {position} has {name}={value!r}; it must be at least {least}")
     return result
 
 
 def as_matrix(
-    w: Any, x_shape: Sequence[int], *, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1, pad_mode: str = "zeros", flip: bool = False
+    w: Any,
+    x_shape: Sequence[int],
+    *,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    pad_mode: str = "zeros",
+    flip: bool = False,
 ) -> Any:
     """The sparse matrix A with ``conv(x, w).ravel() == A @ x.ravel()``: a Toeplitz matrix in one dimension with one channel.
 
@@ -134,7 +150,14 @@ def as_matrix(
     from .planning import plan
 
     w = np.asarray(w)
-    options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "pad_mode": pad_mode, "flip": flip}
+    options: dict[str, Any] = {
+        "stride": stride,
+        "padding": padding,
+        "dilation": dilation,
+        "groups": groups,
+        "pad_mode": pad_mode,
+        "flip": flip,
+    }
     problem = plan("conv", x_shape, w.shape, "int64", **options).problem
     positions = _read_positions(problem)
     k, per_group = problem.k, problem.c // problem.groups
@@ -149,7 +172,9 @@ def as_matrix(
     inside = np.broadcast_to(positions >= 0, shape)
     entries = (value[inside], (row[inside], column[inside]))
     matrix = sparse.csr_array(sparse.coo_array(entries, shape=(k * outputs, problem.c * volume)))
-    return matrix if len(x_shape) == w.ndim - 1 else sparse.csr_array(sparse.kron(sparse.eye_array(problem.n, dtype=w.dtype), matrix))
+    return (
+        matrix if len(x_shape) == w.ndim - 1 else sparse.csr_array(sparse.kron(sparse.eye_array(problem.n, dtype=w.dtype), matrix))
+    )
 
 
 def _read_positions(problem: Any) -> np.ndarray[Any, Any]:

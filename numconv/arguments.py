@@ -7,6 +7,7 @@ every refusal names what was asked, the numbers that disagree and a way out.
 from __future__ import annotations
 
 import math
+import numbers
 import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -14,7 +15,18 @@ from typing import Any, NamedTuple
 from .errors import ProblemError
 from .problem import ACTIVATIONS, LAYOUTS, LEVELS, PAD_MODES, WIDER, ConvProblem, Pairs, PoolProblem, WindowProblem
 
-__all__ = ["Call", "Geometry", "PoolGeometry", "Request", "flag", "freeze", "geometry_options", "pool_options", "problem_of"]
+__all__ = [
+    "Call",
+    "Geometry",
+    "PoolGeometry",
+    "Request",
+    "flag",
+    "freeze",
+    "geometry_options",
+    "pool_options",
+    "problem_of",
+    "shape",
+]
 
 Ints = tuple[int, ...]
 
@@ -68,7 +80,9 @@ class Request(NamedTuple):
     @property
     def asked(self) -> str:
         """How error texts name the call."""
-        return f"{self.op}({_FIRST.get(self.op, 'x')} {self.x_shape}, {_SECOND.get(self.op, 'window')} {self.w_shape}, {self.dtype})"
+        return (
+            f"{self.op}({_FIRST.get(self.op, 'x')} {self.x_shape}, {_SECOND.get(self.op, 'window')} {self.w_shape}, {self.dtype})"
+        )
 
 
 class Call(NamedTuple):
@@ -78,9 +92,21 @@ class Call(NamedTuple):
     batchless: bool
 
 
-_CONV_FUNCTIONS = ("conv", "conv_input_grad", "conv_weight_grad", "conv_transpose", "conv_transpose_input_grad", "conv_transpose_weight_grad")
+_CONV_FUNCTIONS = (
+    "conv",
+    "conv_input_grad",
+    "conv_weight_grad",
+    "conv_transpose",
+    "conv_transpose_input_grad",
+    "conv_transpose_weight_grad",
+)
 _FIRST = {"pad_backward": "grad", "fold": "x_shape", "max_unpool": "x_shape", "max_unpool_backward": "grad"}
-_SECOND = dict.fromkeys(_CONV_FUNCTIONS, "w") | {"pad": "width", "pad_backward": "width", "max_unpool": "y", "max_unpool_backward": "indices"}
+_SECOND = dict.fromkeys(_CONV_FUNCTIONS, "w") | {
+    "pad": "width",
+    "pad_backward": "width",
+    "max_unpool": "y",
+    "max_unpool_backward": "indices",
+}
 
 
 def freeze(value: Any, what: str) -> Any:
@@ -97,6 +123,21 @@ def freeze(value: Any, what: str) -> Any:
         return operator.index(value)
     except TypeError:
         raise ProblemError(f"{what}={value!r} is a {kind.__name__}; give an integer, a tuple of integers or a word") from None
+
+
+def shape(value: Any, what: str) -> Ints:
+    """A shape in hashable form; an integer, which `freeze` would take, is a ProblemError."""
+    frozen = freeze(value, what)
+    if not isinstance(frozen, tuple):
+        raise ProblemError(f"{what}={value!r} must be a tuple of integers")
+    return frozen
+
+
+def real(value: Any, what: str) -> float:
+    """A real number as a float; anything else is a ProblemError."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ProblemError(f"{what}={value!r} must be a number")
+    return float(value)
 
 
 def flag(value: Any, what: str) -> bool:
@@ -142,7 +183,7 @@ def pool_options(
     stride = None if stride is None else freeze(stride, "stride")
     return (
         stride, freeze(padding, "padding"), freeze(dilation, "dilation"), layout, flag(ceil_mode, "ceil_mode"),
-        flag(count_include_pad, "count_include_pad"), p, indices, pad_mode, ndim,
+        flag(count_include_pad, "count_include_pad"), real(p, "p"), indices, pad_mode, None if ndim is None else freeze(ndim, "ndim"),
     )  # fmt: skip
 
 
@@ -158,7 +199,9 @@ def _ints(value: Any, ndim: int, least: int, what: str, asked: str) -> Ints:
     if isinstance(values, str) or not all(isinstance(v, int) for v in values):
         raise ProblemError(f"{asked}: {what}={value!r} must be an integer or one integer for each of the {ndim} spatial dimensions")
     if len(values) != ndim:
-        raise ProblemError(f"{asked}: {what}={value!r} has {len(values)} entries, but there are {ndim} spatial dimensions; give one each")
+        raise ProblemError(
+            f"{asked}: {what}={value!r} has {len(values)} entries, but there are {ndim} spatial dimensions; give one each"
+        )
     if any(v < least for v in values):
         raise ProblemError(f"{asked}: {what}={value!r} must be at least {least} in every dimension, but holds {min(values)}")
     return tuple(values)
@@ -169,13 +212,17 @@ def _pairs(value: Any, ndim: int, what: str, asked: str) -> Pairs:
     nested = not isinstance(value, int) and any(isinstance(v, tuple) for v in value)
     if nested:
         if not all(isinstance(v, tuple) and len(v) == 2 and all(isinstance(i, int) for i in v) for v in value):
-            raise ProblemError(f"{asked}: {what}={value!r} mixes forms: give one (low, high) pair for each of the {ndim} dimensions")
+            raise ProblemError(
+                f"{asked}: {what}={value!r} mixes forms: give one (low, high) pair for each of the {ndim} dimensions"
+            )
         if len(value) != ndim:
-            raise ProblemError(f"{asked}: {what}={value!r} has {len(value)} pairs, but there are {ndim} spatial dimensions; give one each")
-        low, high = (_ints(side, ndim, 0, what, asked) for side in zip(*value, strict=True))
-    else:
-        low = high = _ints(value, ndim, 0, what, asked)
-    return tuple(zip(low, high, strict=True))
+            raise ProblemError(
+                f"{asked}: {what}={value!r} has {len(value)} pairs, but there are {ndim} spatial dimensions; give one each"
+            )
+        if any(width < 0 for pair in value for width in pair):
+            raise ProblemError(f"{asked}: {what}={value!r} must be at least 0 in every dimension, but holds {min(map(min, value))}")
+        return tuple(value)
+    return tuple((width, width) for width in _ints(value, ndim, 0, what, asked))
 
 
 def _same(size: int, s: int, r: int, d: int) -> tuple[int, int]:
@@ -229,7 +276,9 @@ def _split(shape: Ints, ndim: int, layout: str, what: str, asked: str) -> tuple[
     n, *rest = (1, *shape) if batchless else shape
     c, spatial = (rest[-1], tuple(rest[:-1])) if layout == "channels_last" else (rest[0], tuple(rest[1:]))
     if c < 1 or any(s < 1 for s in spatial):
-        raise ProblemError(f"{asked}: {what} has the shape {shape}: only the batch may be empty, channels and spatial sizes are at least 1")
+        raise ProblemError(
+            f"{asked}: {what} has the shape {shape}: only the batch may be empty, channels and spatial sizes are at least 1"
+        )
     return n, c, spatial, batchless
 
 
@@ -260,7 +309,9 @@ _CONV_OP = {"conv": "forward", "conv_input_grad": "input_grad", "conv_weight_gra
 def _weights(request: Request) -> tuple[Ints, int]:
     w_shape = _sizes(request.w_shape, "w_shape", request.asked)
     if len(w_shape) < 3:
-        raise ProblemError(f"{request.asked}: w has {len(w_shape)} dimensions; it needs at least 3: [K, C/G, *R] with one spatial dimension")
+        raise ProblemError(
+            f"{request.asked}: w has {len(w_shape)} dimensions; it needs at least 3: [K, C/G, *R] with one spatial dimension"
+        )
     if any(v < 1 for v in w_shape):
         raise ProblemError(f"{request.asked}: w has the shape {w_shape}: every size must be at least 1")
     return w_shape, len(w_shape) - 2
@@ -272,7 +323,9 @@ def _groups(options: Geometry, asked: str, **channels: int) -> int:
         raise ProblemError(f"{asked}: groups={groups!r} must be an integer of at least 1")
     for what, count in channels.items():
         if count % groups:
-            raise ProblemError(f"{asked}: {count} {what.replace('_', ' ')} cannot be split into groups={groups}: {count} % {groups} = {count % groups}")
+            raise ProblemError(
+                f"{asked}: {count} {what.replace('_', ' ')} cannot be split into groups={groups}: {count} % {groups} = {count % groups}"
+            )
     return groups
 
 
@@ -282,7 +335,9 @@ def _activation(request: Request) -> str | None:
         return None
     _word(activation, ACTIVATIONS, "activation", request.asked)
     if dtype.startswith("complex") or ("int" in dtype and activation != "relu"):
-        raise ProblemError(f"{request.asked}: activation={activation!r} is for real floats ('relu' for integers too), and the dtype is {dtype}")
+        raise ProblemError(
+            f"{request.asked}: activation={activation!r} is for real floats ('relu' for integers too), and the dtype is {dtype}"
+        )
     return activation  # type: ignore[no-any-return]
 
 
@@ -333,13 +388,17 @@ def _conv_transpose(request: Request) -> Call:
     kernel = w_shape[2:]
     groups = _groups(options, asked, input_channels=k)
     if w_shape[0] != k:
-        raise ProblemError(f"{asked}: x has {k} channels, but w {w_shape} of a transposed convolution is [C, K/G, *R] with C = w.shape[0] = {w_shape[0]}")
+        raise ProblemError(
+            f"{asked}: x has {k} channels, but w {w_shape} of a transposed convolution is [C, K/G, *R] with C = w.shape[0] = {w_shape[0]}"
+        )
     stride = _ints(options.stride, ndim, 1, "stride", asked)
     dilation = _ints(options.dilation, ndim, 1, "dilation", asked)
     extra = _output_padding(options, ndim, stride, dilation, asked)
     if options.padding == "same":
         if any(extra):
-            raise ProblemError(f"{asked}: output_padding={options.output_padding!r} with padding='same', whose output is x's size times the stride")
+            raise ProblemError(
+                f"{asked}: output_padding={options.output_padding!r} with padding='same', whose output is x's size times the stride"
+            )
         spatial = tuple(q * s for q, s in zip(output, stride, strict=True))
         padding = tuple(map(_same, spatial, stride, kernel, dilation))
     else:
@@ -365,7 +424,9 @@ def _output_padding(options: Geometry, ndim: int, stride: Ints, dilation: Ints, 
     return extra
 
 
-def _check_transposed(asked: str, output: Ints, kernel: Ints, stride: Ints, dilation: Ints, spatial: Ints, padding: Pairs, extra: Ints) -> None:
+def _check_transposed(
+    asked: str, output: Ints, kernel: Ints, stride: Ints, dilation: Ints, spatial: Ints, padding: Pairs, extra: Ints
+) -> None:
     for axis, size in enumerate(spatial):
         low, high = padding[axis][0], padding[axis][1] + extra[axis]
         if size < 1:
@@ -421,19 +482,23 @@ def _pool(request: Request) -> Call:
 
 def _exponent(request: Request) -> float:
     p = request.options.p
-    if isinstance(p, bool) or not isinstance(p, int | float) or not 0 < p < math.inf:
+    if not 0 < p < math.inf:
         raise ProblemError(f"{request.asked}: p={p!r} must be a finite number above 0 (max_pool is the limit of a large p)")
-    return float(p)
+    return p  # type: ignore[no-any-return]
 
 
 def _check_pool_dtype(request: Request) -> None:
     kind, dtype = request.op.split("_")[0], request.dtype
     if kind == "max" and dtype.startswith("complex"):
-        raise ProblemError(f"{request.asked}: complex numbers have no order, so {dtype} has no maximum; pool the magnitude, or use avg_pool")
+        raise ProblemError(
+            f"{request.asked}: complex numbers have no order, so {dtype} has no maximum; pool the magnitude, or use avg_pool"
+        )
     if kind == "avg" and "int" in dtype:
         raise ProblemError(f"{request.asked}: the average of integers ({dtype}) is no integer; convert x to a float dtype first")
     if kind == "lp" and ("int" in dtype or dtype.startswith("complex")):
-        raise ProblemError(f"{request.asked}: lp_pool is for real floats, and the dtype is {dtype}; convert x, or pool the magnitude")
+        raise ProblemError(
+            f"{request.asked}: lp_pool is for real floats, and the dtype is {dtype}; convert x, or pool the magnitude"
+        )
 
 
 def _check_elements(problem: PoolProblem, asked: str) -> None:
@@ -462,7 +527,15 @@ def _window(request: Request) -> Call:
     padding = _conv_padding(options.padding, spatial, window, stride, dilation, ("valid", "same", "full", "causal"), asked)
     _check_fit(asked, "window", spatial, window, stride, padding, dilation)
     problem = WindowProblem(
-        op=request.op, n=n, c=c, spatial=spatial, window=window, stride=stride, padding=padding, dilation=dilation, **_common(request)
+        op=request.op,
+        n=n,
+        c=c,
+        spatial=spatial,
+        window=window,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        **_common(request),
     )
     return Call(problem, batchless)
 
@@ -489,10 +562,14 @@ def _unpool(request: Request) -> Call:
     _word(layout, LAYOUTS, "layout", asked)
     x_shape, y_shape = _sizes(request.x_shape, "x_shape", asked), _sizes(request.w_shape, "y", asked)
     if len(x_shape) != len(y_shape) or len(x_shape) < 2:
-        raise ProblemError(f"{asked}: y and x_shape must have the same number of dimensions, and have {len(y_shape)} and {len(x_shape)}")
+        raise ProblemError(
+            f"{asked}: y and x_shape must have the same number of dimensions, and have {len(y_shape)} and {len(x_shape)}"
+        )
     ndim = len(x_shape) - 2 if request.options.ndim is None else request.options.ndim
     if not isinstance(ndim, int) or ndim < 1:
-        raise ProblemError(f"{asked}: ndim={ndim!r}: there must be at least one spatial dimension ([N, C, *Q]; without N say ndim=)")
+        raise ProblemError(
+            f"{asked}: ndim={ndim!r}: there must be at least one spatial dimension ([N, C, *Q]; without N say ndim=)"
+        )
     n, c, spatial, batchless = _split(x_shape, ndim, layout, "x_shape", asked)
     n_y, c_y, target, _ = _split(y_shape, ndim, layout, "y", asked)
     if (n, c) != (n_y, c_y):
@@ -522,4 +599,3 @@ def problem_of(request: Request) -> Call:
         If shapes, options and dtypes do not make a problem.
     """
     return _BUILDERS[request.op](request)
-

@@ -9,7 +9,7 @@ import numpy as np
 
 from .errors import ProblemError
 
-__all__ = ["as_array", "check_out", "device_of", "empty"]
+__all__ = ["as_array", "check_out", "device_of", "empty", "plain"]
 
 
 def as_array(value: Any, op: str, name: str) -> Any:
@@ -28,7 +28,9 @@ def as_array(value: Any, op: str, name: str) -> Any:
         except (ValueError, TypeError) as error:
             raise ProblemError(f"{op}: {name} of type {type(value).__name__} is no array: {error}") from error
     if isinstance(value, np.ma.MaskedArray):
-        raise ProblemError(f"{op}: {name} is a masked array, and a convolution has no way to leave values out; pass {name}.filled(0)")
+        raise ProblemError(
+            f"{op}: {name} is a masked array, and a convolution has no way to leave values out; pass {name}.filled(0)"
+        )
     value = np.asarray(value)
     if not value.dtype.isnative:
         value = value.astype(value.dtype.newbyteorder("="))
@@ -49,6 +51,11 @@ def empty(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
     return sys.modules[type(like).__module__.split(".")[0]].empty(shape, dtype)
 
 
+def plain(array: Any) -> Any:
+    """The array without its subclass of ndarray, on the same memory."""
+    return np.asarray(array) if isinstance(array, np.ndarray) else array
+
+
 def check_out(op: str, out: Any, shape: tuple[int, ...], dtype: Any, inputs: list[Any], name: str = "out") -> None:
     """Raise ProblemError unless results can be written to `out`."""
     kind = type(inputs[0]) if inputs else np.ndarray
@@ -57,18 +64,36 @@ def check_out(op: str, out: Any, shape: tuple[int, ...], dtype: Any, inputs: lis
             f"{op}: {name} is a {type(out).__name__}, and the arrays are {kind.__name__} on the {device_of(inputs[0])}; give the same kind"
         )
     if tuple(out.shape) != shape or out.dtype != dtype:
-        raise ProblemError(f"{op}: {name} has shape {tuple(out.shape)} and dtype {out.dtype}, and the result has {shape} and {dtype}")
+        raise ProblemError(
+            f"{op}: {name} has shape {tuple(out.shape)} and dtype {out.dtype}, and the result has {shape} and {dtype}"
+        )
     if device_of(out) == "gpu":
         return
     if not out.flags.writeable:
         raise ProblemError(f"{op}: {name} is read-only; give a writable array")
     if not out.flags.aligned:
         raise ProblemError(f"{op}: {name} is not aligned to its dtype {dtype}; allocate it with numpy.empty")
-    if any(stride == 0 and size > 1 for stride, size in zip(out.strides, out.shape, strict=True)):
-        raise ProblemError(f"{op}: {name} with strides {out.strides} and shape {shape} has elements that share memory; give a plain array")
+    if isinstance(out, np.ma.MaskedArray):
+        raise ProblemError(f"{op}: {name} is a masked array, and a result has no mask; give {name}.data")
+    if not out.flags.forc and _folds(out):
+        raise ProblemError(
+            f"{op}: {name} with strides {out.strides} and shape {shape} has elements that share memory; give a plain array"
+        )
     for array in inputs:
         if isinstance(array, np.ndarray) and np.may_share_memory(out, array) and _overlap(out, array):
-            raise ProblemError(f"{op}: {name} overlaps an input in memory, which would be changed while it is read; give memory of its own")
+            raise ProblemError(
+                f"{op}: {name} overlaps an input or another result in memory, and both would be spoilt; give memory of its own"
+            )
+
+
+def _folds(out: Any) -> bool:
+    """Whether two elements may share memory: whether a step along some axis stays within the reach of the axes with smaller steps."""
+    reach = out.itemsize
+    for stride, size in sorted((abs(stride), size) for stride, size in zip(out.strides, out.shape, strict=True) if size > 1):
+        if stride < reach:
+            return True
+        reach += stride * (size - 1)
+    return False
 
 
 def _overlap(a: Any, b: Any) -> bool:

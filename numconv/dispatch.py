@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .arguments import Geometry, PoolGeometry, Request, problem_of
-from .arrays import as_array, check_out, device_of, empty
+from .arrays import as_array, check_out, device_of, empty, plain
 from .context import Context, current
 from .errors import BackendUnavailableError, ProblemError
 from .plugin import np_dtype
 from .problem import DEFAULT_WORKSPACE, SHORT, ConvProblem
 from .registry import Candidate, default_registry
 
-__all__ = ["BoundPlan", "Choice", "Explanation", "Plan", "cached_plan", "make_request", "prepare", "run"]
+__all__ = ["BoundPlan", "Choice", "Explanation", "Plan", "cached_plan", "find_plan", "make_request", "prepare", "run"]
 
 # What the caller calls the arrays of a function: inputs, then outputs. A name in capitals is used as it is; the others have a batch
 # axis and follow the layout.
@@ -72,7 +72,19 @@ class _Array(NamedTuple):
 class Plan:
     """One problem, and the implementation chosen for it. Call it with the arrays of the public function that it was made for."""
 
-    __slots__ = ("_executor", "_ins", "_outs", "_plain", "_request", "_rows", "algorithm", "backend", "op", "problem", "workspace_bytes")
+    __slots__ = (
+        "_executor",
+        "_ins",
+        "_outs",
+        "_plain",
+        "_request",
+        "_rows",
+        "algorithm",
+        "backend",
+        "op",
+        "problem",
+        "workspace_bytes",
+    )
 
     def __init__(self, request: Request, problem: Any, batchless: bool, rows: list[Candidate], executor: Any):
         chosen = rows[0]
@@ -102,7 +114,10 @@ class Plan:
         if len(arrays) != len(self._ins):
             names = ", ".join(a.name for a in self._ins)
             raise ProblemError(f"plan for {self.op}: called with {len(arrays)} arrays, and it takes {len(self._ins)}: {names}")
-        ins = [a if type(a) is np.ndarray and a.flags.aligned else as_array(a, self.op, k.name) for a, k in zip(arrays, self._ins, strict=True)]
+        ins = [
+            a if type(a) is np.ndarray and a.dtype.isnative and a.flags.aligned else as_array(a, self.op, k.name)
+            for a, k in zip(arrays, self._ins, strict=True)
+        ]
         for array, known in zip(ins, self._ins, strict=True):
             if array.shape != known.shape or array.dtype != known.dtype:
                 self._refuse(array, known)
@@ -147,13 +162,13 @@ class Plan:
     def compute(self, outs: list[Any], ins: list[Any]) -> None:
         """Fill `outs`."""
         if self._plain:
-            self._executor(outs, ins)
+            self._executor([plain(v) for v in outs], ins)
         else:
             self._compute_with(self._executor, self._ins, outs, ins)
 
     def _compute_with(self, executor: Any, known: tuple[_Array, ...], outs: list[Any], ins: list[Any]) -> None:
         views = [a.canonical(v) for a, v in zip(known, ins, strict=True)]
-        executor([a.canonical(v) for a, v in zip(self._outs, outs, strict=True)], views)
+        executor([a.canonical(plain(v)) for a, v in zip(self._outs, outs, strict=True)], views)
 
     def bind(self, w: Any) -> BoundPlan:
         """This plan with the weights `w` in the executor's own form; later changes of `w` are not seen.
@@ -165,7 +180,9 @@ class Plan:
         """
         position = next((i for i, a in enumerate(self._ins) if a.name == "w"), None)
         if position is None:
-            raise ProblemError(f"plan for {self.op}: bind(w) is for functions that take weights: conv, conv_input_grad, conv_transpose")
+            raise ProblemError(
+                f"plan for {self.op}: bind(w) is for functions that take weights: conv, conv_input_grad, conv_transpose"
+            )
         known, w = self._ins[position], as_array(w, self.op, "w")
         if w.shape != known.shape or w.dtype != known.dtype:
             self._refuse(w, known)
@@ -195,7 +212,9 @@ class BoundPlan:
         plan = self.plan
         if len(arrays) != len(self._ins):
             names = ", ".join(a.name for a in self._ins)
-            raise ProblemError(f"bound plan for {plan.op}: called with {len(arrays)} arrays, and it takes {len(self._ins)}: {names}")
+            raise ProblemError(
+                f"bound plan for {plan.op}: called with {len(arrays)} arrays, and it takes {len(self._ins)}: {names}"
+            )
         ins = [as_array(a, plan.op, known.name) for a, known in zip(arrays, self._ins, strict=True)]
         for array, known in zip(ins, self._ins, strict=True):
             if array.shape != known.shape or array.dtype != known.dtype:
@@ -265,7 +284,9 @@ class Explanation:
         for row in self.candidates:
             mark = "> " if row is self.chosen else "  "
             cost = f"{row.cost * 1e6:.1f} us" if row.verdict else "-"
-            verdict = ("yes" + (f": {row.verdict.reason}" if row.verdict.reason else "")) if row.verdict else f"no: {row.verdict.reason}"
+            verdict = (
+                ("yes" + (f": {row.verdict.reason}" if row.verdict.reason else "")) if row.verdict else f"no: {row.verdict.reason}"
+            )
             lines.append(f"{mark}{row.backend:12s}{row.algorithm:14s}{cost:>12s}{row.workspace:>12d}  {verdict}")
         return "\n".join(lines)
 
@@ -285,7 +306,9 @@ def dtype_name(dtype: Any, asked: str) -> str:
     return name
 
 
-def make_request(op: str, x_shape: Any, w_shape: Any, dtype: Any, options: Any, choice: Choice, context: Context, bias: bool = False) -> Request:
+def make_request(
+    op: str, x_shape: Any, w_shape: Any, dtype: Any, options: Any, choice: Choice, context: Context, bias: bool = False
+) -> Request:
     """The request of a call: names canonical, defaults from the context."""
     name = dtype_name(dtype, op)
     out = None if choice.dtype is None else dtype_name(choice.dtype, op)
@@ -321,6 +344,16 @@ def cached_plan(
     return Plan(request, problem, batchless, rows, implementation.build(problem))
 
 
+def find_plan(op: str, x_shape: Any, w_shape: Any, dtype: Any, options: Any, choice: Choice, bias: bool, device: str) -> Plan:
+    """`cached_plan` under the settings in force, with an error text for what cannot be a key."""
+    try:
+        return cached_plan(op, x_shape, w_shape, dtype, options, choice, current(), bias, device)
+    except TypeError as error:
+        if "unhashable" not in str(error):
+            raise
+        raise ProblemError(f"{op}: an option is of a kind that none takes ({error}): options {options}, {choice}") from None
+
+
 def prepare(
     op: str, arrays: tuple[Any, ...], x: Any, w: Any, options: tuple[Any, ...], choice: Choice, bias: bool = False
 ) -> tuple[Plan, list[Any]]:
@@ -328,28 +361,31 @@ def prepare(
 
     `x` and `w` are the two shapes of a `numconv.arguments.Request`, or the positions in `arrays` of the arrays that have them.
     """
-    ins = [a if type(a) is np.ndarray and a.dtype.isnative and a.flags.aligned else as_array(a, op, _names(op, options)[i]) for i, a in enumerate(arrays)]
+    ins = [
+        a if type(a) is np.ndarray and a.dtype.isnative and a.flags.aligned else as_array(a, op, _names(op, options)[i])
+        for i, a in enumerate(arrays)
+    ]
     first = ins[0]
     device = "cpu" if type(first) is np.ndarray else device_of(first)
     x_shape = ins[x].shape if x.__class__ is int else x
     w_shape = ins[w].shape if w.__class__ is int and op.startswith(_WEIGHTED) else w
     try:
-        plan = cached_plan(op, x_shape, w_shape, first.dtype, options, choice, current(), bias, device)
+        plan = find_plan(op, x_shape, w_shape, first.dtype, options, choice, bias, device)
     except ProblemError:
         _check_kinds(op, _names(op, options), ins)
         raise
-    except TypeError as error:
-        if "unhashable" not in str(error):
-            raise
-        raise ProblemError(f"{op}: an option is of a kind that none takes ({error}): options {options}, {choice}") from None
     for array, known in zip(ins, plan._ins, strict=True):
         if array.shape != known.shape or array.dtype != known.dtype:
             _check_kinds(op, _names(op, options), ins)
             plan._refuse(array, known)
+        if type(array) is not type(first):
+            _check_kinds(op, _names(op, options), ins)
     return plan, ins
 
 
-def run(op: str, arrays: tuple[Any, ...], x: Any, w: Any, options: tuple[Any, ...], choice: Choice, out: Any = None, bias: bool = False) -> Any:
+def run(
+    op: str, arrays: tuple[Any, ...], x: Any, w: Any, options: tuple[Any, ...], choice: Choice, out: Any = None, bias: bool = False
+) -> Any:
     """The one door of the public functions: arrays -> plan -> result; see `prepare`."""
     plan, ins = prepare(op, arrays, x, w, options, choice, bias)
     return plan.execute(ins, out)
@@ -368,11 +404,13 @@ def _names(op: str, options: tuple[Any, ...]) -> tuple[str, ...]:
 def _check_kinds(op: str, names: tuple[str, ...], ins: list[Any]) -> None:
     """Raise if two inputs differ in dtype, or live on different devices."""
     first = ins[0]
-    for name, array in zip(names, ins, strict=True):
+    for name, array in zip(names, ins, strict=False):
         if name != "indices" and array.dtype != first.dtype:
             raise ProblemError(
                 f"{op}: {names[0]} has dtype {first.dtype} and {name} has {array.dtype}: all arrays of a call have one dtype; convert "
                 f"one of them, for example {name}.astype({str(first.dtype)!r})"
             )
         if device_of(array) != device_of(first):
-            raise ProblemError(f"{op}: {names[0]} lives on the {device_of(first)} and {name} on the {device_of(array)}; move one of them")
+            raise ProblemError(
+                f"{op}: {names[0]} lives on the {device_of(first)} and {name} on the {device_of(array)}; move one of them"
+            )

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from .arguments import flag, freeze, geometry_options, pool_options
+from .arguments import flag, freeze, geometry_options, pool_options, shape
+from .arrays import as_array
 from .errors import ProblemError
 from .dispatch import Choice, prepare, run
 
@@ -171,7 +170,7 @@ def conv_input_grad(
     """
     options = geometry_options(stride, padding, dilation, groups, pad_mode, flip, layout)
     choice = Choice(backend, algorithm, accuracy, dtype)
-    return run("conv_input_grad", (grad_y, w), freeze(x_shape, "x_shape"), 1, options, choice, out)
+    return run("conv_input_grad", (grad_y, w), shape(x_shape, "x_shape"), 1, options, choice, out)
 
 
 def conv_weight_grad(
@@ -224,7 +223,7 @@ def conv_weight_grad(
     """
     options = geometry_options(stride, padding, dilation, groups, pad_mode, flip, layout)
     choice = Choice(backend, algorithm, accuracy, dtype)
-    return run("conv_weight_grad", (grad_y, x), 1, freeze(w_shape, "w_shape"), options, choice, out)
+    return run("conv_weight_grad", (grad_y, x), 1, shape(w_shape, "w_shape"), options, choice, out)
 
 
 def conv_backward(
@@ -282,22 +281,36 @@ def conv_backward(
     return _backward("conv", ("conv_input_grad", (grad_y, w)), ("conv_weight_grad", (grad_y, x)), x, w, needs, options, choice, out)
 
 
+def check_needs(op: str, needs: Sequence[str]) -> tuple[str, ...]:
+    """The gradients asked for, by name."""
+    needs = (needs,) if isinstance(needs, str) else tuple(needs)
+    if not needs or any(name not in ConvGrads._fields for name in needs):
+        raise ProblemError(f"{op}: needs={needs!r} must name at least one of {', '.join(ConvGrads._fields)}")
+    return needs
+
+
 def _backward(
     op: str, for_x: Any, for_w: Any, x: Any, w: Any, needs: Sequence[str], options: tuple[Any, ...], choice: Choice, out: Any
 ) -> ConvGrads:
     """The gradients asked for: one plan for x, one for w with the bias in the same pass; both are checked before either computes."""
-    needs = (needs,) if isinstance(needs, str) else tuple(needs)
-    if not needs or any(name not in ConvGrads._fields for name in needs):
-        raise ProblemError(f"{op}_backward: needs={needs!r} must name at least one of {', '.join(ConvGrads._fields)}")
-    outs = ConvGrads(*out) if out is not None else ConvGrads()
+    name = f"{op}_backward"
+    needs = check_needs(name, needs)
+    if out is not None and not (isinstance(out, tuple | list) and len(out) == len(ConvGrads._fields)):
+        raise ProblemError(
+            f"{name}: out must be a sequence of three arrays or None, for x, w and bias, and is a {type(out).__name__}"
+        )
+    outs = ConvGrads(*out or ())
+    x, w = as_array(x, name, "x"), as_array(w, name, "w")
     jobs = []
+    # The first job's results must not overlap what the second still reads, hence the additional arrays in `results`.
     if "x" in needs:
-        plan, ins = prepare(*for_x, np.shape(x), 1, options, choice)
-        jobs.append((plan, plan.results(ins, outs.x), ins))
+        plan, ins = prepare(*for_x, x.shape, 1, options, choice)
+        jobs.append((plan, plan.results([*ins, x], outs.x), ins))
     if "w" in needs or "bias" in needs:
         bias = "bias" in needs
-        plan, ins = prepare(*for_w, 0 if op == "conv_transpose" else 1, np.shape(w), options, choice, bias)
-        jobs.append((plan, plan.results(ins, (outs.w, outs.bias) if bias else (outs.w,)), ins))
+        plan, ins = prepare(*for_w, 0 if op == "conv_transpose" else 1, w.shape, options, choice, bias)
+        others = [w, *(array for _, results, _ in jobs for array in results)]
+        jobs.append((plan, plan.results([*ins, *others], (outs.w, outs.bias) if bias else (outs.w,)), ins))
     for plan, results, ins in jobs:
         plan.compute(results, ins)
     filled = {name: array for plan, results, _ in jobs for name, array in zip(plan.result_names, results, strict=True)}
@@ -530,7 +543,9 @@ def max_pool_backward(
     options = pool_options(stride, padding, dilation, layout, ceil_mode, indices=indices is not None)
     arrays = (grad_y, x if indices is None else indices)
     choice = Choice(backend, algorithm, accuracy, dtype)
-    return run("max_pool_backward", arrays, np.shape(x), freeze(window, "window"), options, choice, out)
+    return run(
+        "max_pool_backward", arrays, as_array(x, "max_pool_backward", "x").shape, freeze(window, "window"), options, choice, out
+    )
 
 
 def max_unpool(
@@ -577,7 +592,7 @@ def max_unpool(
     """
     options = pool_options(layout=layout, ndim=ndim)
     choice = Choice(backend, algorithm, accuracy, dtype)
-    return run("max_unpool", (y, indices), freeze(x_shape, "x_shape"), 0, options, choice, out)
+    return run("max_unpool", (y, indices), shape(x_shape, "x_shape"), 0, options, choice, out)
 
 
 def max_unpool_backward(
@@ -724,7 +739,7 @@ def avg_pool_backward(
     """
     options = pool_options(stride, padding, dilation, layout, ceil_mode, count_include_pad)
     choice = Choice(backend, algorithm, accuracy, dtype)
-    return run("avg_pool_backward", (grad_y,), freeze(x_shape, "x_shape"), freeze(window, "window"), options, choice, out)
+    return run("avg_pool_backward", (grad_y,), shape(x_shape, "x_shape"), freeze(window, "window"), options, choice, out)
 
 
 def lp_pool(
@@ -826,7 +841,9 @@ def lp_pool_backward(
     array([[ 0.6  , -0.8  ,  0.385,  0.923]])
     """
     options = pool_options(stride, padding, dilation, layout, ceil_mode, p=p)
-    return run("lp_pool_backward", (grad_y, x), 1, freeze(window, "window"), options, Choice(backend, algorithm, accuracy, dtype), out)
+    return run(
+        "lp_pool_backward", (grad_y, x), 1, freeze(window, "window"), options, Choice(backend, algorithm, accuracy, dtype), out
+    )
 
 
 def pad(
@@ -1000,4 +1017,4 @@ def fold(
     """
     options = pool_options(stride, padding, dilation)
     choice = Choice(backend, algorithm, accuracy, dtype)
-    return run("fold", (columns,), freeze(x_shape, "x_shape"), freeze(window, "window"), options, choice, out)
+    return run("fold", (columns,), shape(x_shape, "x_shape"), freeze(window, "window"), options, choice, out)

@@ -11,8 +11,8 @@ from .arguments import Request, flag, freeze, geometry_options, pool_options, pr
 from .arrays import device_of
 from .context import current
 from .errors import ProblemError
-from .functional import ConvGrads
-from .dispatch import Choice, Explanation, Plan, _arrays_of, cached_plan, explain_request, make_request
+from .functional import ConvGrads, check_needs
+from .dispatch import Choice, Explanation, Plan, _arrays_of, explain_request, find_plan, make_request
 from .registry import BackendInfo, default_registry
 
 __all__ = ["BackendTable", "BackwardPlan", "backends", "explain", "output_shape", "plan"]
@@ -29,7 +29,9 @@ class BackendTable(tuple[BackendInfo, ...]):
         lines = [f"{'backend':12s}{'available':11s}{'device':8s}{'version':10s}{'from':26s}reason"]
         for row in self:
             available = ("yes" if row.automatic else "on demand") if row.available else "no"
-            lines.append(f"{row.name:12s}{available:11s}{row.device:8s}{row.version:10s}{row.distribution:26s}{row.reason}".rstrip())
+            lines.append(
+                f"{row.name:12s}{available:11s}{row.device:8s}{row.version:10s}{row.distribution:26s}{row.reason}".rstrip()
+            )
         return "\n".join(lines)
 
 
@@ -67,10 +69,12 @@ def _options(op: str, given: dict[str, Any]) -> tuple[Any, ...]:
     return geometry_options(**values) if op.startswith("conv") else pool_options(**values)
 
 
-def _check_op(op: Any) -> None:
+def _check_op(op: Any, bias: bool = False) -> None:
     if op not in functional.__all__ or op == "ConvGrads":
         names = ", ".join(name for name in functional.__all__ if name != "ConvGrads")
         raise ProblemError(f"op={op!r} is not the name of a function; use one of {names}")
+    if bias and op not in ("conv", "conv_transpose"):
+        raise ProblemError(f"bias={bias!r}: {op} takes no bias; conv and conv_transpose do")
 
 
 def _parts(op: str, needs: Sequence[str]) -> dict[str, str]:
@@ -144,7 +148,7 @@ def plan(
     >>> plan(np.ones((1, 1, 5)), np.ones((1, 1, 3)))
     array([[[2., 3., 3., 3., 2.]]])
     """
-    _check_op(op)
+    _check_op(op, bias)
     if activation is not None:
         options["activation"] = activation
     frozen = _options(op, options)
@@ -153,11 +157,12 @@ def plan(
     first, second = freeze(x_shape, "x_shape"), freeze(w_shape, "w_shape")
 
     def part(name: str, with_bias: bool) -> Plan:
-        return cached_plan(name, first, second, dtype, frozen, choice, current(), with_bias, device)
+        return find_plan(name, first, second, dtype, frozen, choice, with_bias, device)
 
     if not op.startswith("conv") or not op.endswith("_backward"):
         return part(op, bias)
-    return BackwardPlan(op, {need: part(name, need == "bias") for need, name in _parts(op, needs).items()}, tuple(needs))
+    needs = check_needs(op, needs)
+    return BackwardPlan(op, {need: part(name, need == "bias") for need, name in _parts(op, needs).items()}, needs)
 
 
 class BackwardPlan:
@@ -245,7 +250,7 @@ def explain(
     >>> explanation.chosen.algorithm
     'direct'
     """
-    _check_op(op)
+    _check_op(op, bias)
     if op.startswith("conv") and op.endswith("_backward"):
         raise ProblemError(f"explain: {op} is two problems; ask for conv_input_grad and conv_weight_grad, or plan(...).explain()")
     choice = Choice(backend, algorithm, accuracy, out_dtype)
@@ -283,6 +288,8 @@ def output_shape(op: str, x_shape: Sequence[int], w_shape: Any, **options: Any) 
     (1, 8, 4, 4)
     """
     _check_op(op)
+    if op.startswith("conv") and op.endswith("_backward"):
+        raise ProblemError(f"output_shape: {op} returns three arrays, of the shapes of x, w and bias")
     request = _request(op, x_shape, w_shape, "float32", options, Choice(), False)
     problem, batchless = problem_of(request)
     shape: tuple[int, ...] = _arrays_of(op, problem, batchless)[1][0].shape

@@ -169,7 +169,8 @@ def activate(values: np.ndarray[Any, Any], activation: str | None) -> None:
 def channel_sum(values: np.ndarray[Any, Any], out: np.ndarray[Any, Any], acc_dtype: str) -> None:
     """The gradient of a bias: the sum of `values` ``[N, K, *Q]`` over all but the channels, into `out` ``[K]``."""
     axes = (0, *range(2, values.ndim))
-    out[...] = values.sum(axes, dtype=acc_dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        out[...] = values.sum(axes, dtype=acc_dtype)
 
 
 def check_indices(op: str, indices: np.ndarray[Any, Any], volume: int) -> None:

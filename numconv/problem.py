@@ -225,7 +225,11 @@ class ConvProblem(Problem):
         if self.op == "forward":
             return self.c // self.groups * taps
         if self.op == "weight_grad":
-            return self.n * math.prod(self.output) if not self.bias == "x" else self.n * math.prod((*map(max, self.output, self.spatial),))
+            return (
+                self.n * math.prod(self.output)
+                if not self.bias == "x"
+                else self.n * math.prod((*map(max, self.output, self.spatial),))
+            )
         folded = math.prod(1 if self.pad_mode == "zeros" else 1 + -(-(low + max(high, 0)) // size)
                            for size, (low, high) in zip(self.spatial, self.padding, strict=True))  # fmt: skip
         return self.k // self.groups * taps * folded

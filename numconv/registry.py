@@ -119,7 +119,9 @@ class Registry:
             backend = self._entries[name].backend
             device = backend.device if backend else name
             if device in devices:
-                raise ProblemError(f"{asked}: {devices[device]!r} and {name!r} both compute on the {device}; name one backend a device")
+                raise ProblemError(
+                    f"{asked}: {devices[device]!r} and {name!r} both compute on the {device}; name one backend a device"
+                )
             devices[device] = name
 
     def _check_installed(self) -> None:
@@ -136,14 +138,20 @@ class Registry:
             backend = entry.backend
             device, version = (backend.device, backend.version) if backend else ("unknown", "unknown")
             automatic = bool(backend and backend.automatic)
-            rows.append(BackendInfo(entry.name, entry.verdict.ok, entry.verdict.reason, device, version, automatic, entry.distribution))
+            rows.append(
+                BackendInfo(entry.name, entry.verdict.ok, entry.verdict.reason, device, version, automatic, entry.distribution)
+            )
         return rows
 
     def candidates(self, problem: Any, device: str, backend: str | None, algorithm: str | None) -> list[Candidate]:
         """Every implementation that may be asked, in the order of preference: those that can, cheapest first, then the refusals."""
         self._check_installed()
         strict = backend or self._requested(device)
-        entries = [self._entries[strict]] if strict else [e for e in self._entries.values() if e.backend is None or e.backend.device == device]
+        entries = (
+            [self._entries[strict]]
+            if strict
+            else [e for e in self._entries.values() if e.backend is None or e.backend.device == device]
+        )
         rows: list[Candidate] = []
         for entry in entries:
             verdict = entry.verdict
@@ -155,7 +163,12 @@ class Registry:
                 rows += _consider_all(entry.name, entry.backend, problem)
         wanted = algorithm or _context_algorithm(rows)
         if wanted:
-            rows = [r if r.algorithm == wanted or not r.verdict else r._replace(verdict=Verdict.no(f"algorithm={wanted!r} was asked for")) for r in rows]
+            rows = [
+                r
+                if r.algorithm == wanted or not r.verdict
+                else r._replace(verdict=Verdict.no(f"algorithm={wanted!r} was asked for"))
+                for r in rows
+            ]
         return sorted(rows, key=lambda r: (not r.verdict, r.cost if r.verdict else 0.0))
 
     def _requested(self, device: str) -> str | None:
@@ -189,13 +202,17 @@ class Registry:
             return rows
         raise self._refusal(problem, asked, device, backend, algorithm, rows)
 
-    def _refusal(self, problem: Any, asked: str, device: str, backend: str | None, algorithm: str | None, rows: list[Candidate]) -> Exception:
+    def _refusal(
+        self, problem: Any, asked: str, device: str, backend: str | None, algorithm: str | None, rows: list[Candidate]
+    ) -> Exception:
         known = {r.algorithm for r in rows}
         if algorithm is not None and algorithm not in known:
             names = ", ".join(f"{r.backend}: {r.algorithm}" for r in rows if r.algorithm != "-")
             return ProblemError(f"{asked}: no implementation of {problem.op} is called {algorithm!r}; there are {names or 'none'}")
         who = f"on {backend!r} " if backend else ""
-        reasons = "; ".join(f"{r.backend} {r.algorithm}: {r.verdict.reason}" for r in rows) or f"no backend computes on the {device}"
+        reasons = (
+            "; ".join(f"{r.backend} {r.algorithm}: {r.verdict.reason}" for r in rows) or f"no backend computes on the {device}"
+        )
         able = [r for r in self.candidates(problem, device, None, None) if r.verdict] if backend or algorithm else []
         others = f"Who could: {', '.join(f'{r.backend} ({r.algorithm})' for r in able)}" if able else "No installed backend could"
         return UnsupportedProblemError(f"{asked} {who}was declined. The problem: {problem}. Reasons: {reasons}. {others}.")
@@ -218,7 +235,7 @@ def _consider_all(name: str, backend: Backend, problem: Any) -> list[Candidate]:
 def _consider(backend: str, implementation: Implementation, problem: Any) -> Candidate:
     verdict, workspace, cost = _level_verdict(implementation, problem), 0, 0.0
     if verdict:
-        verdict = implementation.supports(problem)
+        verdict = _checked(implementation.supports(problem))
     if verdict:
         workspace, cost = implementation.workspace(problem), implementation.cost(problem)
         if workspace > problem.max_workspace:
@@ -226,10 +243,18 @@ def _consider(backend: str, implementation: Implementation, problem: Any) -> Can
     return Candidate(backend, implementation.name, verdict, cost, workspace, implementation)
 
 
+def _checked(verdict: Any) -> Verdict:
+    if not isinstance(verdict, Verdict):
+        raise TypeError(f"it answered {verdict!r}, which is no Verdict")
+    return verdict
+
+
 def _level_verdict(implementation: Implementation, problem: Any) -> Verdict:
     if problem.level in implementation.levels:
         return Verdict.yes()
-    return Verdict.no(f"accuracy={problem.level!r} was asked for, and it is offered at {', '.join(sorted(implementation.levels))} only")
+    return Verdict.no(
+        f"accuracy={problem.level!r} was asked for, and it is offered at {', '.join(sorted(implementation.levels))} only"
+    )
 
 
 def _distribution(entry: Any) -> str:
@@ -243,11 +268,13 @@ def _load(entry: Any) -> _Entry:
     try:
         backend = entry.load()
         if not isinstance(backend, Backend):
-            missing = [n for n in ("name", "device", "automatic", "version", "availability", "implementations") if not hasattr(backend, n)]
+            missing = [
+                n for n in ("name", "device", "automatic", "version", "availability", "implementations") if not hasattr(backend, n)
+            ]
             raise TypeError(f"{backend!r} is not a backend: it lacks {', '.join(missing)}")
         if backend.name != entry.name:
             raise ValueError(f"its entry point is called {entry.name!r}, the backend calls itself {backend.name!r}")
-        verdict = backend.availability()
+        verdict = _checked(backend.availability())
     except Exception as error:
         return _Entry(entry.name, distribution, None, Verdict.no(f"failed to load: {type(error).__name__}: {error}"))
     return _Entry(entry.name, distribution, backend, verdict)

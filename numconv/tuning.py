@@ -31,7 +31,7 @@ def tuned(problem: Any, rows: list[Candidate], device: str) -> list[Candidate]:
     path = cache_dir() / f"tuning-{__version__}.json"
     key = f"{platform.node()} {platform.machine()} {os.cpu_count()} {problem}"
     winners = _read(path)
-    if key not in winners:
+    if winners.get(key) not in [[row.backend, row.algorithm] for row in able]:
         winners[key] = list(min(able, key=lambda row: _seconds(problem, row))[:2])
         _write(path, winners)
     return sorted(rows, key=lambda row: [row.backend, row.algorithm] != winners[key])

@@ -22,7 +22,10 @@ _POOL = "n1 c2 in9x10 w2x2 s2 p0 d1"
 _MOVE = "n1 c2 in9x10 w1 s1 p1 d1"
 _SAMPLES = {
     **{f"conv {op}": (_CONV, _CONV_MANY) for op in ("forward", "input_grad", "weight_grad")},
-    **{f"pool {op}": (_POOL,) for op in ("max_pool", "max_pool_backward", "avg_pool", "avg_pool_backward", "lp_pool", "lp_pool_backward")},
+    **{
+        f"pool {op}": (_POOL,)
+        for op in ("max_pool", "max_pool_backward", "avg_pool", "avg_pool_backward", "lp_pool", "lp_pool_backward")
+    },
     **{f"window {op}": (_MOVE.replace("w1", "w1x1"),) for op in ("pad", "pad_backward")},
     **{f"window {op}": (_POOL,) for op in ("unfold", "fold")},
 }
@@ -71,6 +74,8 @@ def warmup(
         raise ProblemError(f"warmup: dtypes={dtypes!r} must be a sequence of dtypes, for example [{dtypes!r}]")
     rows = []
     registry = default_registry()
+    if backend is not None:
+        registry.backend(backend)
     for name in (dtype_name(dtype, "warmup") for dtype in dtypes):
         for kind, samples in _SAMPLES.items():
             for sample in samples:

@@ -19,7 +19,10 @@ def _implementations() -> tuple[Implementation, ...]:
     from .direct import Direct
     from .tile import RegisterTile
 
-    return (RegisterTile(), Direct(),)
+    return (
+        RegisterTile(),
+        Direct(),
+    )
 
 
 class NumbaBackend:

@@ -6,8 +6,9 @@ A kernel's parameters are typed by their annotations, so that a call unboxes mac
     A compile-time constant: a dtype's name, a tile size, an activation. Tags come first, travel in the *type* alone and are
     given to `Kernel.specialise`, not to the call. (A constant in a closure is never found again in the disk cache; a type is.)
 ``Address``
-    The address of an array's first element, passed as an int. In the kernel it is a pointer to bytes: ``x + 4 * j`` is the
-    address of another element. (An integer turned into a pointer inside a loop would keep LLVM from vectorising it.)
+    The address of an array's first element, passed as an array of NumPy or as an int. In the kernel it is a pointer to bytes:
+    ``x + 4 * j`` is the address of another element. (An integer turned into a pointer inside a loop would keep LLVM from
+    vectorising it.)
 ``Vector``
     A contiguous array of int64, read-only in the kernel: sizes and byte strides. Copy what a loop needs into locals.
 ``int``, ``float``
@@ -16,6 +17,7 @@ A kernel's parameters are typed by their annotations, so that a call unboxes mac
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import inspect
 import logging
@@ -99,10 +101,30 @@ def _unbox_tag(tag: TagType, obj: Any, c: Any) -> NativeValue:
     return NativeValue(c.context.get_dummy_value())
 
 
+# Where an object has its type, and an ndarray the address of its data: the first field behind the object's head.
+_TYPE_AT, _DATA_AT = object.__basicsize__ - ctypes.sizeof(ctypes.c_void_p), object.__basicsize__
+_probe = np.empty(1)
+if ctypes.c_void_p.from_address(id(_probe) + _DATA_AT).value != _probe.ctypes.data:
+    raise ImportError("NumPy arrays are laid out in an unknown way in this build of Python")
+
+
 @unbox(AddressType)
 def _unbox_address(address: AddressType, obj: Any, c: Any) -> NativeValue:
-    native = c.unbox(types.int64, obj)
-    return NativeValue(c.builder.inttoptr(native.value, cgutils.voidptr_t), is_error=native.is_error)
+    """The address from an int, or that of an array's data, which through `ndarray.ctypes` would cost a microsecond a call."""
+    builder, slot = c.builder, cgutils.alloca_once(c.builder, cgutils.voidptr_t)
+    field = functools.partial(_field, builder, builder.bitcast(obj, cgutils.voidptr_t))
+    is_int = builder.icmp_unsigned("==", field(_TYPE_AT), builder.bitcast(c.pyapi.get_c_object("PyLong_Type"), cgutils.voidptr_t))
+    with builder.if_else(is_int) as (number, array):
+        with number:
+            builder.store(builder.inttoptr(c.pyapi.number_as_ssize_t(obj), cgutils.voidptr_t), slot)
+        with array:
+            builder.store(field(_DATA_AT), slot)
+    return NativeValue(builder.load(slot))
+
+
+def _field(builder: Any, obj: Any, offset: int) -> Any:
+    place = builder.gep(obj, [ir.Constant(ir.IntType(64), offset)])
+    return builder.load(builder.bitcast(place, cgutils.voidptr_t.as_pointer()))
 
 
 @intrinsic

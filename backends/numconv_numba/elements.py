@@ -12,7 +12,7 @@ from numba.extending import intrinsic, overload
 from .compiler import helper
 from .scalar import address, storage_type
 
-__all__ = ["ACTIVATIONS", "activated", "itemsize", "keep", "memory", "scratch"]
+__all__ = ["ACTIVATIONS", "activated", "itemsize", "keep", "memory", "rectified", "same", "scratch"]
 
 ACTIVATIONS = {None: 0, "relu": 1, "silu": 2, "gelu": 3}
 
@@ -21,7 +21,7 @@ ACTIVATIONS = {None: 0, "relu": 1, "silu": 2, "gelu": 3}
 def itemsize(typingctx: Any, dtype: Any) -> Any:
     """Bytes of a dtype's element, as a constant."""
     stored = storage_type(dtype)
-    size = stored.bitwidth // 8
+    size = int(stored.bitwidth) // 8  # type: ignore[attr-defined]
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return context.get_constant(types.int64, size)
@@ -29,29 +29,45 @@ def itemsize(typingctx: Any, dtype: Any) -> Any:
     return types.int64(dtype), codegen
 
 
+@intrinsic
+def same(typingctx: Any, one: Any, other: Any) -> Any:
+    """Whether two tags are equal, as a constant."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return context.get_constant(types.boolean, one.value == other.value)
+
+    return types.boolean(one, other), codegen
+
+
+def rectified(value: Any, code: int) -> Any:
+    """max(value, 0) for the code of relu, else the value; NaN stays NaN. It has no branch, so that loops over it vectorise."""
+    raise NotImplementedError("for kernels only")
+
+
+@overload(rectified)
+def _rectified(value, code):
+    if isinstance(value, types.Complex):
+        return lambda value, code: value  # noqa: ARG005 - overloads share their parameters
+    kind = value
+    return lambda value, code: kind(0) if (code == 1) & (value < kind(0)) else value
+
+
 def activated(value: Any, code: int) -> Any:
-    """The activation of this code (see ACTIVATIONS) of a value; NaN stays NaN."""
+    """silu or gelu of a value, computed in float64; NaN stays NaN."""
     raise NotImplementedError("for kernels only")
 
 
 @overload(activated)
 def _activated(value, code):
-    if isinstance(value, types.Complex):
-        return lambda value, code: value
-    if isinstance(value, types.Integer):
-        zero = value(0)
-        return lambda value, code: zero if code == 1 and value < zero else value
+    if not isinstance(value, types.Float):
+        return lambda value, code: value  # noqa: ARG005 - overloads share their parameters
     kind = value
 
     def real(value, code):
-        if code == 1:
-            return kind(0) if value < 0 else value
-        if code >= 2:
-            wide = np.float64(value)
-            if code == 2:
-                return kind(wide / (1.0 + math.exp(-wide)))
-            return kind(0.5 * wide * math.erfc(wide * -0.7071067811865476))
-        return value
+        wide = np.float64(value)
+        if code == 2:
+            return kind(wide / (1.0 + math.exp(-wide)))
+        return kind(0.5 * wide * math.erfc(wide * -0.7071067811865476))
 
     return real
 

@@ -8,7 +8,7 @@ Pooling and window operations use the same form with one channel a group.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,29 @@ import numpy as np
 from .compiler import helper
 
 __all__ = [
-    "BATCH", "DIMS", "GROUPS", "HEAD", "MODE", "MODES", "OPTION", "PER_K", "PER_C", "Vectors", "channel_strides", "part",
-    "source_index", "span", "weight_strides",
-]  # fmt: skip
+    "BATCH",
+    "DILATION",
+    "DIMS",
+    "FLIPPED",
+    "GROUPS",
+    "LOW",
+    "MODE",
+    "MODES",
+    "OPTION",
+    "OUTPUT",
+    "PARTS",
+    "PER_C",
+    "PER_K",
+    "SIZE",
+    "STRIDE",
+    "WINDOW",
+    "Vectors",
+    "channel_strides",
+    "part",
+    "source_index",
+    "span",
+    "weight_strides",
+]
 
 BATCH, GROUPS, PER_C, PER_K, DIMS, MODE, OPTION, HEAD = 0, 1, 2, 3, 4, 5, 6, 7
 SIZE, WINDOW, OUTPUT, STRIDE, LOW, DILATION, FLIPPED, PARTS = 0, 1, 2, 3, 4, 5, 6, 7
@@ -39,18 +59,32 @@ class Vectors:
         The padding mode.
     option : int
         Whatever else the kernel wants to know.
+    arrange : callable, optional
+        From the strides of the arrays of a call to those that the vector holds; by default they are the same.
     """
 
-    def __init__(self, n: int, groups: int, per_c: int, per_k: int, parts: Sequence[Sequence[int]], mode: str = "zeros", option: int = 0):
+    def __init__(
+        self,
+        n: int,
+        groups: int,
+        per_c: int,
+        per_k: int,
+        parts: Sequence[Sequence[int]],
+        mode: str = "zeros",
+        option: int = 0,
+        arrange: Callable[..., tuple[tuple[int, ...], ...]] | None = None,
+    ):
         ndim = len(parts[0])
         self._sizes = (n, groups, per_c, per_k, ndim, MODES[mode], option, *(value for one in parts for value in one))
+        self._arrange = arrange
         self._made: dict[tuple[tuple[int, ...], ...], np.ndarray[Any, Any]] = {}
 
     def __call__(self, *strides: tuple[int, ...]) -> np.ndarray[Any, Any]:
         """The vector for arrays of these strides; those seen before are kept, since most calls repeat them."""
         found = self._made.get(strides)
         if found is None:
-            found = np.array((*self._sizes, *(value for one in strides for value in one)), np.int64)
+            arranged = strides if self._arrange is None else self._arrange(*strides)
+            found = np.array((*self._sizes, *(value for one in arranged for value in one)), np.int64)
             if len(self._made) < _KEPT:
                 self._made[strides] = found
         return found
@@ -61,9 +95,10 @@ def channel_strides(strides: tuple[int, ...], per_group: int) -> tuple[int, ...]
     return (strides[0], strides[1] * per_group, *strides[1:])
 
 
-def weight_strides(strides: tuple[int, ...], per_k: int) -> tuple[int, ...]:
-    """(group, k, c, *R) from the strides of w [K, C/G, *R]."""
-    return (strides[0] * per_k, *strides)
+def weight_strides(strides: tuple[int, ...], rows: int, *, swapped: bool = False) -> tuple[int, ...]:
+    """(group, k, c, *R) from the strides of w [K, C/G, *R] with `rows` of it in a group; `swapped`: k and c trade places."""
+    k, c, *steps = strides
+    return (k * rows, c, k, *steps) if swapped else (k * rows, k, c, *steps)
 
 
 @helper

@@ -1,7 +1,7 @@
 """Register tiles: the innermost loops of dense convolution, emitted as LLVM vector code.
 
-A tile holds `vectors` x `channels` accumulators in registers: pixels of `vectors` vectors of `lanes` elements, for `channels` output
-channels. For each term it loads the pixels once and multiplies them with one broadcast weight a channel, so that loads stay
+A tile holds `vectors` x `channels` accumulators in registers: pixels of `vectors` vectors of `lanes` elements, for `channels`
+output channels. For each term it loads the pixels once and multiplies them with one broadcast weight a channel, so that loads stay
 below what a processor does beside its multiply-adds. The shape travels in tags, never in a closure: a closure would miss the
 disk cache.
 """
@@ -20,7 +20,7 @@ from numba.core.registry import cpu_target
 from .compiler import AddressType, TagType, intrinsic
 from .scalar import value_type
 
-__all__ = ["Tile", "multiply_tile", "tile_for"]
+__all__ = ["Tile", "multiply_tile", "tile_channels", "tile_for", "tile_pixels", "write_vectors"]
 
 
 class Tile(NamedTuple):
@@ -54,6 +54,18 @@ def tile_for(dtype: str, channels: int) -> Tile:
     return Tile(vectors, used, width // np.dtype(dtype).itemsize)
 
 
+@intrinsic
+def tile_pixels(typingctx: Any, shape: Any) -> Any:
+    """The pixels of a tile, as a constant."""
+    return types.int64(shape), lambda context, *_: context.get_constant(types.int64, shape.value[0] * shape.value[2])
+
+
+@intrinsic
+def tile_channels(typingctx: Any, shape: Any) -> Any:
+    """The output channels of a tile, as a constant."""
+    return types.int64(shape), lambda context, *_: context.get_constant(types.int64, shape.value[1])
+
+
 def _check(tags: tuple[Any, ...], addresses: tuple[Any, ...]) -> None:
     assert all(isinstance(tag, TagType) for tag in tags), tags
     assert all(isinstance(each, AddressType) for each in addresses), addresses
@@ -61,7 +73,20 @@ def _check(tags: tuple[Any, ...], addresses: tuple[Any, ...]) -> None:
 
 @intrinsic
 def multiply_tile(
-    typingctx: Any, shape: Any, dtype: Any, x: Any, x_taps: Any, w: Any, w_taps: Any, y: Any, c: Any, taps: Any, x_c: Any, w_c: Any, w_k: Any, y_k: Any
+    typingctx: Any,
+    shape: Any,
+    dtype: Any,
+    x: Any,
+    x_taps: Any,
+    w: Any,
+    w_taps: Any,
+    y: Any,
+    c: Any,
+    taps: Any,
+    x_c: Any,
+    w_c: Any,
+    w_k: Any,
+    y_k: Any,
 ) -> Any:
     """y[k, i] = the sum over c and taps t of x[c, i + t] * w[k, c, t]: one chain of fused multiply-adds each, in this order.
 
@@ -110,6 +135,33 @@ def multiply_tile(
     return signature, codegen
 
 
+@intrinsic
+def write_vectors(typingctx: Any, shape: Any, dtype: Any, sums: Any, y: Any, count: Any, shift: Any, relu: Any) -> Any:
+    """y[i] = sums[i] + shift, or its positive part if `relu` is not 0, for i < count; a vector of `sums` may be read beyond.
+
+    Short rows are common and a loop's scalar remainder is slow, so the last vector is stored under a mask.
+    """
+    _check((shape, dtype), (sums, y))
+    lanes = shape.value[2]
+    element = ir.DoubleType() if value_type(dtype) == types.float64 else ir.FloatType()
+    width = lanes * (8 if isinstance(element, ir.DoubleType) else 4)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _, _, sums, y, count, shift, relu = args
+        emit, i64 = _Emitter(builder, element, lanes), ir.IntType(64)
+        shifts, positive = emit.spread(shift), emit.spread(builder.icmp_signed("!=", relu, i64(0)))
+        vectors = builder.sdiv(builder.add(count, i64(lanes - 1)), i64(lanes))
+        with cgutils.for_range(builder, vectors) as vector:
+            place = builder.mul(vector.index, i64(width))
+            value = builder.fadd(emit.load(emit.at(sums, place)), shifts)
+            negative = builder.fcmp_ordered("<", value, ir.Constant(value.type, None))
+            value = builder.select(builder.and_(negative, positive), ir.Constant(value.type, None), value)
+            emit.store_first(value, emit.at(y, place), builder.sub(count, builder.mul(vector.index, i64(lanes))))
+        return context.get_dummy_value()
+
+    return types.void(shape, dtype, sums, y, types.int64, shift, types.int64), codegen
+
+
 class _Emitter:
     """Typed memory access from byte addresses, for one function under construction."""
 
@@ -149,8 +201,25 @@ class _Emitter:
         """Write a vector."""
         self._builder.store(vector, self._builder.bitcast(address, self._vector.as_pointer())).align = self._align
 
+    def spread(self, number: Any) -> Any:
+        """A number in all lanes."""
+        builder, undefined = self._builder, ir.Constant(ir.VectorType(number.type, self._vector.count), ir.Undefined)
+        return builder.shuffle_vector(
+            builder.insert_element(undefined, number, ir.Constant(ir.IntType(32), 0)), undefined, self._zeros
+        )
+
+    def store_first(self, vector: Any, address: Any, count: Any) -> None:
+        """Write the first `count` lanes, or all where there are fewer."""
+        builder, lanes, i64 = self._builder, self._vector.count, ir.IntType(64)
+        numbers = ir.Constant(ir.VectorType(i64, lanes), list(range(lanes)))
+        mask = builder.icmp_signed("<", numbers, self.spread(count))
+        pointer = builder.bitcast(address, self._vector.as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [self._vector, pointer.type, ir.IntType(32), mask.type])
+        letters = "64" if self._align == 8 else "32"
+        name = f"llvm.masked.store.v{lanes}f{letters}.p0"
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
+        builder.call(function, [vector, pointer, ir.Constant(ir.IntType(32), self._align), mask])
+
     def broadcast(self, address: Any) -> Any:
         """One element in all lanes."""
-        builder, undefined = self._builder, ir.Constant(self._vector, ir.Undefined)
-        single = builder.load(builder.bitcast(address, self._element.as_pointer()))
-        return builder.shuffle_vector(builder.insert_element(undefined, single, ir.Constant(ir.IntType(32), 0)), undefined, self._zeros)
+        return self.spread(self._builder.load(self._builder.bitcast(address, self._element.as_pointer())))

@@ -10,15 +10,15 @@ The order of the terms of one sum:
 - input_grad: output channel, then w row-major, then y row-major, where padding makes several outputs read one input;
 - weight_grad: n, then y row-major.
 
-"w row-major" means w as it lies in memory, with `flip` as well.
+"w row-major" is the order of the entries of w as it was passed, with `flip` as well.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -38,6 +38,9 @@ class Direct(Implementation):
 
     name = "direct"
     ops = frozenset(CONV_OPS)
+    measured_error: ClassVar[Mapping[str, float]] = {  # of "strict", sums of 1,152 terms
+        "float32": 3e-7, "float64": 4e-16, "complex64": 3e-7, "complex128": 4e-16,
+    }  # fmt: skip
 
     def supports(self, problem: ConvProblem) -> Verdict:
         """Yes: there is no limit."""

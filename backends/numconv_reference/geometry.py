@@ -52,7 +52,7 @@ def axis_map(size: int, low: int, high: int, pad_mode: str = "zeros") -> Table:
 def tap_tables(problem: ConvProblem | PoolProblem | WindowProblem) -> list[Table]:
     """The tap table ``[R, Q]`` of each axis.
 
-    Row r belongs to entry r of the kernel as it lies in memory: with `flip` the first entry reads the last tap. A window that
+    Row r belongs to entry r of the kernel as it was passed: with `flip` the first entry reads the last tap. A window that
     reaches beyond the padding (`ceil_mode`) reads nothing there.
     """
     taps = problem.kernel if isinstance(problem, ConvProblem) else problem.window
