@@ -147,7 +147,7 @@ def as_matrix(
     """
     from scipy import sparse
 
-    from .planning import plan
+    from .planning import explain
 
     w = np.asarray(w)
     options: dict[str, Any] = {
@@ -158,7 +158,7 @@ def as_matrix(
         "pad_mode": pad_mode,
         "flip": flip,
     }
-    problem = plan("conv", x_shape, w.shape, "int64", **options).problem
+    problem = explain("conv", x_shape, w.shape, "int64", **options).problem
     positions = _read_positions(problem)
     k, per_group = problem.k, problem.c // problem.groups
     taps, outputs, volume = math.prod(problem.kernel), math.prod(problem.output), math.prod(problem.spatial)

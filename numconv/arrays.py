@@ -87,7 +87,7 @@ def check_out(op: str, out: Any, shape: tuple[int, ...], dtype: Any, inputs: lis
 
 
 def _folds(out: Any) -> bool:
-    """Whether two elements may share memory: whether a step along some axis stays within the reach of the axes with smaller steps."""
+    """Whether elements may share memory: some step is shorter than the reach of the axes with smaller steps."""
     reach = out.itemsize
     for stride, size in sorted((abs(stride), size) for stride, size in zip(out.strides, out.shape, strict=True) if size > 1):
         if stride < reach:

@@ -290,9 +290,17 @@ def check_needs(op: str, needs: Sequence[str]) -> tuple[str, ...]:
 
 
 def _backward(
-    op: str, for_x: Any, for_w: Any, x: Any, w: Any, needs: Sequence[str], options: tuple[Any, ...], choice: Choice, out: Any
+    op: str,
+    for_x: tuple[str, tuple[Any, Any]],
+    for_w: tuple[str, tuple[Any, Any]],
+    x: Any,
+    w: Any,
+    needs: Sequence[str],
+    options: tuple[Any, ...],
+    choice: Choice,
+    out: Any,
 ) -> ConvGrads:
-    """The gradients asked for: one plan for x, one for w with the bias in the same pass; both are checked before either computes."""
+    """The gradients asked for, bias and w in one pass; every check comes before any of them is computed."""
     name = f"{op}_backward"
     needs = check_needs(name, needs)
     if out is not None and not (isinstance(out, tuple | list) and len(out) == len(ConvGrads._fields)):

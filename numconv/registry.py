@@ -213,9 +213,14 @@ class Registry:
         reasons = (
             "; ".join(f"{r.backend} {r.algorithm}: {r.verdict.reason}" for r in rows) or f"no backend computes on the {device}"
         )
-        able = [r for r in self.candidates(problem, device, None, None) if r.verdict] if backend or algorithm else []
-        others = f"Who could: {', '.join(f'{r.backend} ({r.algorithm})' for r in able)}" if able else "No installed backend could"
+        able = ", ".join(f"{r.backend} ({r.algorithm})" for r in self._able(problem, device))
+        others = f"Who could: {able}" if able else "No installed backend could"
         return UnsupportedProblemError(f"{asked} {who}was declined. The problem: {problem}. Reasons: {reasons}. {others}.")
+
+    def _able(self, problem: Any, device: str) -> list[Candidate]:
+        """Those that could compute it on this device, whatever was asked."""
+        backends = [(e.name, e.backend) for e in self._entries.values() if e.backend and e.backend.device == device and e.verdict]
+        return [row for name, backend in backends for row in _consider_all(name, backend, problem) if row.verdict]
 
 
 def _context_algorithm(rows: Sequence[Candidate]) -> str | None:
@@ -227,9 +232,11 @@ def _context_algorithm(rows: Sequence[Candidate]) -> str | None:
 def _consider_all(name: str, backend: Backend, problem: Any) -> list[Candidate]:
     """The candidates of one backend; what a plugin raises here becomes its refusal, so that the others still compute."""
     try:
-        return [_consider(name, each, problem) for each in backend.implementations() if problem.op in each.ops]
+        rows = [_consider(name, each, problem) for each in backend.implementations() if problem.op in each.ops]
+        refusal = f"has no implementation of {problem.op}"
     except Exception as error:
-        return [Candidate(name, "-", Verdict.no(f"failed: {type(error).__name__}: {error}"), 0.0, 0, None)]
+        rows, refusal = [], f"failed: {type(error).__name__}: {error}"
+    return rows or [Candidate(name, "-", Verdict.no(refusal), 0.0, 0, None)]
 
 
 def _consider(backend: str, implementation: Implementation, problem: Any) -> Candidate:

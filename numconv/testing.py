@@ -33,7 +33,8 @@ Array = np.ndarray[Any, Any]
 # --- tolerances ----------------------------------------------------------------------------------------------------------------
 
 _EPS = {
-    "float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52, "complex64": 2.0**-23, "complex128": 2.0**-52,
+    "float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52,
+    "complex64": 2.0**-23, "complex128": 2.0**-52,
 }  # fmt: skip
 _TINY = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149, "complex64": 2.0**-149}
 # What the levels allow at least where sums are held in single and in double precision. "fast": both factors rounded to bfloat16.
@@ -44,8 +45,8 @@ _MOVES = ("max_pool", "pad", "unfold", "max_unpool", "max_unpool_backward")
 def bound(problem: Any) -> float:
     """The largest error that a result may have, relative to the magnitude of its element.
 
-    The magnitude is the same operation on the absolute values: \\|x\\| with \\|w\\|, plus \\|bias\\|. The error of a sum in plain
-    arithmetic grows about with the square root of the number of its terms, so that is the bound at the levels "strict" and "high".
+    The magnitude is the same operation on the absolute values of x, w and bias. The error of a sum in plain arithmetic grows about
+    with the square root of the number of its terms, so that is the bound at the levels "strict" and "high".
 
     ==================== =========================================================================================
     integers, moves      0: pad, unfold, max_pool, max_unpool and its gradient do no arithmetic
@@ -128,7 +129,8 @@ def _random(shape: tuple[int, ...], dtype: np.dtype[Any], rng: np.random.Generat
 
 def _sow(array: Array, rng: np.random.Generator) -> None:
     count = min(3, array.size)
-    array.reshape(-1)[rng.choice(array.size, count, replace=False)] = np.array([np.nan, np.inf, -np.inf])[rng.permutation(3)[:count]]
+    places = rng.choice(array.size, count, replace=False)
+    array.reshape(-1)[places] = rng.permutation([np.nan, np.inf, -np.inf])[:count]
 
 
 def _dtypes(problem: Any) -> list[np.dtype[Any]]:
@@ -146,7 +148,7 @@ def _reference(problem: Any, arrays: Sequence[Array]) -> list[Array]:
 
 def _magnitudes(problem: Any, arrays: Sequence[Array]) -> list[Array]:
     """The operation on absolute values, in float64; a value that is not finite counts nothing."""
-    changes = {"dtype": "float64", "out_dtype": "float64", "accuracy": "high"}
+    changes: dict[str, Any] = {"dtype": "float64", "out_dtype": "float64", "accuracy": "high"}
     if problem.op in CONV_OPS:
         changes["activation"] = None
     chosen = 1 if problem.op == "max_pool_backward" else len(arrays)  # its second array says where, not how much
@@ -179,6 +181,7 @@ def _make_case(problem: Any, rng: np.random.Generator, integer: bool, nonfinite:
 
 # Each takes (shape, dtype, xp) and returns a C-contiguous base array and a view of it that has this shape.
 _Form = Callable[[tuple[int, ...], Any, Any], tuple[Any, Any]]
+_MARGIN = 65
 
 
 def _plain(shape: tuple[int, ...], dtype: Any, xp: Any) -> tuple[Any, Any]:
@@ -187,9 +190,9 @@ def _plain(shape: tuple[int, ...], dtype: Any, xp: Any) -> tuple[Any, Any]:
 
 
 def _shifted(shape: tuple[int, ...], dtype: Any, xp: Any) -> tuple[Any, Any]:
-    """Contiguous, but one element off the alignment that an allocation has."""
-    base = xp.empty(math.prod(shape) + 2, dtype)
-    return base, base[1:-1].reshape(shape)
+    """Contiguous, off the alignment that an allocation has, between margins as wide as a tile may overrun."""
+    base = xp.empty(math.prod(shape) + 2 * _MARGIN, dtype)
+    return base, base[_MARGIN:-_MARGIN].reshape(shape)
 
 
 def _channels_last(shape: tuple[int, ...], dtype: Any, xp: Any) -> tuple[Any, Any]:
@@ -216,7 +219,7 @@ def _spread(shape: tuple[int, ...], dtype: Any, xp: Any) -> tuple[Any, Any]:
 # Arrays of a call take these in turn: outputs first, then inputs.
 _FORMS: dict[str, tuple[_Form, ...]] = {
     "C-contiguous": (_plain,),
-    "shifted by one element": (_shifted,),
+    "unaligned": (_shifted,),
     "channels-last": (_channels_last,),
     "negatively strided": (_reversed,),
     "Fortran-ordered": (_fortran,),
@@ -329,8 +332,9 @@ def _check_case(case: _Case, row: Candidate, device: str, forms: Sequence[str] =
             # Two poisons: an element that was left out cannot hold the right integer under both.
             _compare(case, _execute(executor, case, form, device, bind, (0xFF, 0x7E)[number % 2]), exact)
         except AssertionError as error:
+            who = f"{row.backend} {row.algorithm} at {case.problem.level!r}"
             how = f"{form} arrays{', bound weights' if bind else ''}, {'integers' if case.integer else 'random data'}"
-            raise AssertionError(f"{case.problem}: {row.backend} {row.algorithm} at {case.problem.level!r}, {how}: {error}") from None
+            raise AssertionError(f"{case.problem}: {who}, {how}: {error}") from None
 
 
 # --- one problem ---------------------------------------------------------------------------------------------------------------
@@ -607,7 +611,7 @@ class BackendContract:
         for each in backend.implementations():
             assert each.ops <= {*CONV_OPS, *POOL_OPS, *WINDOW_OPS}, f"{each.name} has unknown operations: {sorted(each.ops)}"
             assert each.levels <= set(LEVELS), f"{each.name} has unknown levels: {sorted(each.levels)}"
-            assert each.ops and each.levels, f"{each.name} can never be chosen"
+            assert len(each.ops) * len(each.levels) > 0, f"{each.name} can never be chosen"
             for op in each.ops:
                 assert (op, each.name) not in seen, f"two implementations of {op} are called {each.name!r}"
                 seen.add((op, each.name))
@@ -624,7 +628,8 @@ class BackendContract:
             assert each.supports(asked) == verdict, f"{asked}: another verdict when asked again"
             if verdict:
                 workspace, cost = each.workspace(asked), each.cost(asked)
-                assert isinstance(workspace, int) and workspace >= 0, f"{asked}: a workspace of {workspace!r} bytes"
+                assert type(workspace) is int, f"{asked}: a workspace of {workspace!r}"
+                assert workspace >= 0, f"{asked}: a workspace of {workspace} bytes"
                 assert 0 < cost < math.inf, f"{asked}: a cost of {cost!r} seconds"
                 assert (each.workspace(asked), each.cost(asked)) == (workspace, cost), f"{asked}: other costs when asked again"
 
