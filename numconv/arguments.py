@@ -114,9 +114,8 @@ def freeze(value: Any, what: str) -> Any:
     kind = value.__class__
     if kind is int or kind is str:
         return value
-    if kind is tuple or kind is list or hasattr(value, "tolist"):
-        if getattr(value, "ndim", 1) != 0:
-            return tuple(freeze(v, what) for v in value)
+    if kind is tuple or kind is list or (hasattr(value, "tolist") and value.ndim):
+        return tuple(freeze(v, what) for v in value)
     if kind is bool or kind.__name__ == "bool_":
         raise ProblemError(f"{what}={value!r}: a truth value is not a number; give an integer")
     try:
@@ -143,7 +142,7 @@ def real(value: Any, what: str) -> float:
 def flag(value: Any, what: str) -> bool:
     """A truth value; anything else is a ProblemError."""
     if value is True or value is False:
-        return value  # type: ignore[no-any-return]
+        return value
     if value.__class__.__name__ in ("bool", "bool_"):
         return bool(value)
     raise ProblemError(f"{what}={value!r} must be True or False")
@@ -183,7 +182,8 @@ def pool_options(
     stride = None if stride is None else freeze(stride, "stride")
     return (
         stride, freeze(padding, "padding"), freeze(dilation, "dilation"), layout, flag(ceil_mode, "ceil_mode"),
-        flag(count_include_pad, "count_include_pad"), real(p, "p"), indices, pad_mode, None if ndim is None else freeze(ndim, "ndim"),
+        flag(count_include_pad, "count_include_pad"), real(p, "p"), indices, pad_mode,
+        None if ndim is None else freeze(ndim, "ndim"),
     )  # fmt: skip
 
 
@@ -248,7 +248,8 @@ def _check_fit(asked: str, what: str, spatial: Ints, kernel: Ints, stride: Ints,
         if room < 0:
             raise ProblemError(
                 f"{asked}: the {what} is larger than the padded input in spatial dimension {axis}: "
-                f"floor((S + low + high - d*(r - 1) - 1) / s) + 1 = floor(({size} + {low} + {high} - {d}*({r} - 1) - 1) / {s}) + 1 = "
+                f"floor((S + low + high - d*(r - 1) - 1) / s) + 1 = floor(({size} + {low} + {high} - {d}*({r} - 1) - 1) / "
+                f"{s}) + 1 = "
                 f"{room // s + 1}: a {what} that spans {d * (r - 1) + 1} needs as much input, and there are {size + low + high}; "
                 f"pad by {-room} more, or use a smaller {what} or dilation"
             )
@@ -302,8 +303,14 @@ def _common(request: Request) -> dict[str, Any]:
 
 # --- convolution ---------------------------------------------------------------------------------------------------------------
 
-_CONV_OP = {"conv": "forward", "conv_input_grad": "input_grad", "conv_weight_grad": "weight_grad",
-            "conv_transpose": "input_grad", "conv_transpose_input_grad": "forward", "conv_transpose_weight_grad": "weight_grad"}  # fmt: skip
+_CONV_OP = {
+    "conv": "forward",
+    "conv_input_grad": "input_grad",
+    "conv_weight_grad": "weight_grad",
+    "conv_transpose": "input_grad",
+    "conv_transpose_input_grad": "forward",
+    "conv_transpose_weight_grad": "weight_grad",
+}
 
 
 def _weights(request: Request) -> tuple[Ints, int]:
@@ -324,7 +331,8 @@ def _groups(options: Geometry, asked: str, **channels: int) -> int:
     for what, count in channels.items():
         if count % groups:
             raise ProblemError(
-                f"{asked}: {count} {what.replace('_', ' ')} cannot be split into groups={groups}: {count} % {groups} = {count % groups}"
+                f"{asked}: {count} {what.replace('_', ' ')} cannot be split into groups={groups}: {count} % {groups} = "
+                f"{count % groups}"
             )
     return groups
 
@@ -351,7 +359,8 @@ def _conv(request: Request) -> Call:
     groups = _groups(options, asked, input_channels=c, output_channels=k)
     if w_shape[1] * groups != c:
         raise ProblemError(
-            f"{asked}: x has {c} channels, but w {w_shape} takes w.shape[1] * groups = {w_shape[1]} * {groups} = {w_shape[1] * groups}; "
+            f"{asked}: x has {c} channels, but w {w_shape} takes w.shape[1] * groups = {w_shape[1]} * {groups} = "
+            f"{w_shape[1] * groups}; "
             f"with groups={groups} w must be ({k}, {c // groups}, ...)" + _layout_hint(request, w_shape[1] * groups)
         )
     stride = _ints(options.stride, ndim, 1, "stride", asked)
@@ -389,7 +398,8 @@ def _conv_transpose(request: Request) -> Call:
     groups = _groups(options, asked, input_channels=k)
     if w_shape[0] != k:
         raise ProblemError(
-            f"{asked}: x has {k} channels, but w {w_shape} of a transposed convolution is [C, K/G, *R] with C = w.shape[0] = {w_shape[0]}"
+            f"{asked}: x has {k} channels, but w {w_shape} of a transposed convolution is [C, K/G, *R] with C = "
+            f"w.shape[0] = {w_shape[0]}"
         )
     stride = _ints(options.stride, ndim, 1, "stride", asked)
     dilation = _ints(options.dilation, ndim, 1, "dilation", asked)
@@ -419,7 +429,8 @@ def _output_padding(options: Geometry, ndim: int, stride: Ints, dilation: Ints, 
     for axis, (o, s, d) in enumerate(zip(extra, stride, dilation, strict=True)):
         if o >= max(s, d):
             raise ProblemError(
-                f"{asked}: output_padding {o} in spatial dimension {axis} must be less than max(stride, dilation) = max({s}, {d}) = {max(s, d)}"
+                f"{asked}: output_padding {o} in spatial dimension {axis} must be less than max(stride, dilation) = "
+                f"max({s}, {d}) = {max(s, d)}"
             )
     return extra
 
@@ -449,7 +460,8 @@ def _windowed(request: Request, what: str) -> tuple[int, int, Ints, bool, Ints]:
     ndim = len(x_shape) - 2 if isinstance(window, int) else len(window)
     if ndim < 1 or isinstance(window, str):
         raise ProblemError(
-            f"{asked}: {what}={window!r}: an integer means that x has a batch axis and at least one spatial dimension, so at least 3 "
+            f"{asked}: {what}={window!r}: an integer means that x has a batch axis and at least one spatial dimension, so "
+            "at least 3 "
             f"dimensions, and x has {len(x_shape)}; without a batch axis give a tuple, one entry a spatial dimension"
         )
     return (*_split(x_shape, ndim, options.layout, "x", asked), window)
@@ -510,7 +522,8 @@ def _check_elements(problem: PoolProblem, asked: str) -> None:
             taps = range(q * s - low, q * s - low + problem.window[axis] * d, d)
             if not any(0 <= tap < size for tap in taps):
                 raise ProblemError(
-                    f"{asked}: window {q} in spatial dimension {axis} holds no element: its taps lie at {taps[0]}..{taps[-1]} in steps "
+                    f"{asked}: window {q} in spatial dimension {axis} holds no element: its taps lie at "
+                    f"{taps[0]}..{taps[-1]} in steps "
                     f"of {d}, and x has {size}; use less padding or dilation"
                 )
 
@@ -551,8 +564,8 @@ def _pad(request: Request) -> Call:
             raise ProblemError(f"{asked}: grad has the spatial shape {padded}, which a width of {raw!r} would leave with {spatial}")
     ones = (1,) * len(spatial)
     problem = WindowProblem(
-        op=request.op, n=n, c=c, spatial=spatial, window=ones, stride=ones, padding=padding, dilation=ones, pad_mode=options.pad_mode,
-        layout=options.layout, **_common(request),
+        op=request.op, n=n, c=c, spatial=spatial, window=ones, stride=ones, padding=padding, dilation=ones,
+        pad_mode=options.pad_mode, layout=options.layout, **_common(request),
     )  # fmt: skip
     return Call(problem, batchless)
 

@@ -9,6 +9,9 @@ import numpy as np
 
 from .errors import ProblemError
 
+_OVERLAP_WORK = 100_000
+"""Candidate solutions examined before two views count as overlapping."""
+
 __all__ = ["as_array", "check_out", "device_of", "empty", "plain"]
 
 
@@ -61,7 +64,8 @@ def check_out(op: str, out: Any, shape: tuple[int, ...], dtype: Any, inputs: lis
     kind = type(inputs[0]) if inputs else np.ndarray
     if not isinstance(out, kind):
         raise ProblemError(
-            f"{op}: {name} is a {type(out).__name__}, and the arrays are {kind.__name__} on the {device_of(inputs[0])}; give the same kind"
+            f"{op}: {name} is a {type(out).__name__}, and the arrays are {kind.__name__} on the {device_of(inputs[0])}; "
+            "give the same kind"
         )
     if tuple(out.shape) != shape or out.dtype != dtype:
         raise ProblemError(
@@ -98,6 +102,6 @@ def _folds(out: Any) -> bool:
 
 def _overlap(a: Any, b: Any) -> bool:
     try:
-        return np.shares_memory(a, b, max_work=100_000)
+        return np.shares_memory(a, b, max_work=_OVERLAP_WORK)  # type: ignore[arg-type]  # the stubs know only -1 and 0
     except np.exceptions.TooHardError:
         return True

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .errors import ProblemError
 from .problem import LEVELS
@@ -78,24 +78,38 @@ def using(
     ...     nc.plan("conv", (1, 3, 8, 8), (4, 3, 3, 3), "float32").backend
     'reference'
     """
-    names: tuple[str, ...] | None = None
-    if backend is not None:
-        from .registry import default_registry
-
-        names = (backend,) if isinstance(backend, str) else tuple(backend)
-        default_registry().check_names(names, "numconv.using(backend=...)")
-    for value, what in ((max_workspace, "max_workspace"), (threads, "threads")):
+    given: dict[str, Any] = {
+        "backend": _names(backend), "algorithm": algorithm, "accuracy": accuracy, "tune": tune, "max_workspace": max_workspace,
+        "threads": threads,
+    }  # fmt: skip
+    for what in ("max_workspace", "threads"):
+        value = given[what]
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ProblemError(f"numconv.using: {what}={value!r} must be an integer of at least 1")
+    for what, kind in (("algorithm", str), ("tune", bool)):
+        if given[what] is not None and not isinstance(given[what], kind):
+            raise ProblemError(f"numconv.using: {what}={given[what]!r} must be a {kind.__name__}")
     if accuracy is not None and accuracy not in LEVELS:
         raise ProblemError(f"numconv.using: accuracy {accuracy!r} is not one of {', '.join(LEVELS)}")
-    given = Context(names, algorithm, accuracy, tune, max_workspace, threads)  # type: ignore[arg-type]
-    merged = Context(*(old if new is None else new for new, old in zip(given, current(), strict=True)))
+    merged = current()._replace(**{name: value for name, value in given.items() if value is not None})
     token = _current.set(merged)
     try:
         yield merged
     finally:
         _current.reset(token)
+
+
+def _names(backend: Any) -> tuple[str, ...] | None:
+    """Backend names, known to the registry."""
+    if backend is None:
+        return None
+    names = (backend,) if isinstance(backend, str) else backend
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
+        raise ProblemError(f"numconv.using: backend={backend!r} must be a name or a list of names")
+    from .registry import default_registry
+
+    default_registry().check_names(names, "numconv.using(backend=...)")
+    return tuple(names)
 
 
 class Environment(NamedTuple):

@@ -7,6 +7,7 @@ between threads.
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,7 +56,7 @@ class Choice(NamedTuple):
 
 
 class _Array(NamedTuple):
-    """What a plan knows of one array: its name, the caller's shape and dtype, and how to see it channels first with a batch axis."""
+    """What a plan knows of an array: name, the caller's shape and dtype, and how to see it channels first with a batch axis."""
 
     name: str
     shape: tuple[int, ...]
@@ -69,35 +70,41 @@ class _Array(NamedTuple):
         return array if self.axes is None else array.transpose(self.axes)
 
 
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Plan:
     """One problem, and the implementation chosen for it. Call it with the arrays of the public function that it was made for."""
 
-    __slots__ = (
-        "_executor",
-        "_ins",
-        "_outs",
-        "_plain",
-        "_request",
-        "_rows",
-        "algorithm",
-        "backend",
-        "op",
-        "problem",
-        "workspace_bytes",
-    )
+    op: str
+    problem: Any
+    backend: str
+    algorithm: str
+    workspace_bytes: int
+    _request: Request
+    _rows: tuple[Candidate, ...]
+    _executor: Any
+    _ins: tuple[_Array, ...]
+    _outs: tuple[_Array, ...]
+    _plain: bool
 
-    def __init__(self, request: Request, problem: Any, batchless: bool, rows: list[Candidate], executor: Any):
+    @classmethod
+    def of(cls, request: Request, problem: Any, batchless: bool, rows: list[Candidate], executor: Any) -> Plan:
+        """The plan for a request, whose first candidate was chosen."""
+        ins, outs = _arrays_of(request.op, problem, batchless)
+        plain = all(a.axes is None and not a.add_axis for a in ins + outs)
         chosen = rows[0]
-        self.op = request.op
-        self.problem = problem
-        self.backend = chosen.backend
-        self.algorithm = chosen.algorithm
-        self.workspace_bytes = chosen.workspace
-        self._request = request
-        self._rows = rows
-        self._executor = executor
-        self._ins, self._outs = _arrays_of(request.op, problem, batchless)
-        self._plain = all(a.axes is None and not a.add_axis for a in self._ins + self._outs)
+        return cls(
+            request.op,
+            problem,
+            chosen.backend,
+            chosen.algorithm,
+            chosen.workspace,
+            request,
+            tuple(rows),
+            executor,
+            ins,
+            outs,
+            plain,
+        )
 
     def __call__(self, *arrays: Any, out: Any = None) -> Any:
         """Compute.
@@ -126,9 +133,13 @@ class Plan:
     def _refuse(self, array: Any, known: _Array) -> None:
         dims = ""
         if isinstance(self.problem, ConvProblem) and known.name in ("grad_y", "x") and self.op != "conv":
-            dims = f"; the spatial sizes follow floor((S + low + high - d*(r - 1) - 1) / s) + 1 with S={self.problem.spatial}: {self.problem.output}"
+            dims = (
+                "; the spatial sizes follow floor((S + low + high - d*(r - 1) - 1) / s) + 1 with "
+                f"S={self.problem.spatial}: {self.problem.output}"
+            )
         raise ProblemError(
-            f"{self._request.asked}: {known.name} has shape {tuple(array.shape)} and dtype {array.dtype}, and must have {known.shape} and {known.dtype}{dims}"
+            f"{self._request.asked}: {known.name} has shape {tuple(array.shape)} and dtype {array.dtype}, and must have "
+            f"{known.shape} and {known.dtype}{dims}"
         )
 
     def execute(self, ins: list[Any], out: Any = None) -> Any:
@@ -147,11 +158,9 @@ class Plan:
             raise ProblemError(f"{self.op}: out holds {len(given)} arrays, and there are {len(self._outs)} results: {names}")
         outs: list[Any] = []
         for array, known in zip(given, self._outs, strict=True):
-            if array is None:
-                array = empty(known.shape, known.dtype, ins[0])
-            else:
+            if array is not None:
                 check_out(self.op, array, known.shape, known.dtype, [*ins, *outs])
-            outs.append(array)
+            outs.append(empty(known.shape, known.dtype, ins[0]) if array is None else array)
         return outs
 
     @property
@@ -171,7 +180,7 @@ class Plan:
         executor([a.canonical(plain(v)) for a, v in zip(self._outs, outs, strict=True)], views)
 
     def bind(self, w: Any) -> BoundPlan:
-        """This plan with the weights `w` in the executor's own form; later changes of `w` are not seen.
+        """The plan with the weights `w` in the executor's own form; later changes of `w` are not seen.
 
         Raises
         ------
@@ -190,7 +199,7 @@ class Plan:
 
     def explain(self) -> Explanation:
         """Every candidate that was considered, the chosen one first, and why."""
-        return Explanation(self.problem, tuple(self._rows))
+        return Explanation(self.problem, self._rows)
 
     def __repr__(self) -> str:
         return f"<Plan {self.op}: {self.problem} -> {self.backend} {self.algorithm}>"
@@ -341,7 +350,7 @@ def cached_plan(
     implementation = rows[0].implementation
     if implementation is None:
         raise BackendUnavailableError(f"{request.asked}: {rows[0].backend} has no implementation")
-    return Plan(request, problem, batchless, rows, implementation.build(problem))
+    return Plan.of(request, problem, batchless, rows, implementation.build(problem))
 
 
 def find_plan(op: str, x_shape: Any, w_shape: Any, dtype: Any, options: Any, choice: Choice, bias: bool, device: str) -> Plan:
@@ -407,7 +416,8 @@ def _check_kinds(op: str, names: tuple[str, ...], ins: list[Any]) -> None:
     for name, array in zip(names, ins, strict=False):
         if name != "indices" and array.dtype != first.dtype:
             raise ProblemError(
-                f"{op}: {names[0]} has dtype {first.dtype} and {name} has {array.dtype}: all arrays of a call have one dtype; convert "
+                f"{op}: {names[0]} has dtype {first.dtype} and {name} has {array.dtype}: all arrays of a call have one "
+                "dtype; convert "
                 f"one of them, for example {name}.astype({str(first.dtype)!r})"
             )
         if device_of(array) != device_of(first):

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from .arguments import flag, freeze, geometry_options, pool_options, shape
 from .arrays import as_array
-from .errors import ProblemError
 from .dispatch import Choice, prepare, run
+from .errors import ProblemError
 
 __all__ = [
     "ConvGrads", "avg_pool", "avg_pool_backward", "conv", "conv_backward", "conv_input_grad", "conv_transpose",

@@ -10,9 +10,9 @@ from . import functional
 from .arguments import Request, flag, freeze, geometry_options, pool_options, problem_of
 from .arrays import device_of
 from .context import current
+from .dispatch import Choice, Explanation, Plan, _arrays_of, explain_request, find_plan, make_request
 from .errors import ProblemError
 from .functional import ConvGrads, check_needs
-from .dispatch import Choice, Explanation, Plan, _arrays_of, explain_request, find_plan, make_request
 from .registry import BackendInfo, default_registry
 
 __all__ = ["BackendTable", "BackwardPlan", "backends", "explain", "output_shape", "plan"]
@@ -173,16 +173,23 @@ class BackwardPlan:
         self.plans = plans
         self.needs = needs
 
-    def __call__(self, grad_y: Any, x: Any, w: Any) -> ConvGrads:
-        """The gradients."""
+    def __call__(self, grad_y: Any, x: Any, w: Any, out: Any = None) -> ConvGrads:
+        """The gradients; `out` as for `conv_backward`."""
+        outs = ConvGrads(*out) if out is not None else ConvGrads()
         grads: dict[str, Any] = {}
         for name, each in self.plans.items():
             if name == "x":
-                grads["x"] = each(grad_y, w)
+                grads["x"] = each(grad_y, w, out=outs.x)
                 continue
-            result = each(*((x, grad_y) if self.op == "conv_transpose_backward" else (grad_y, x)))
-            grads |= {"w": result} if name == "w" else dict(zip(("w", "bias"), result, strict=True))
+            arrays = (x, grad_y) if self.op == "conv_transpose_backward" else (grad_y, x)
+            if name == "w":
+                grads["w"] = each(*arrays, out=outs.w)
+            else:
+                grads["w"], grads["bias"] = each(*arrays, out=(outs.w, outs.bias))
         return ConvGrads(**{name: grads[name] for name in self.needs})
+
+    def __repr__(self) -> str:
+        return f"<BackwardPlan {self.op}: {', '.join(map(repr, self.plans.values()))}>"
 
     @property
     def backend(self) -> str:

@@ -18,7 +18,8 @@ import os
 import pathlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -42,15 +43,21 @@ __all__ = [
     "CONV_OPS", "LEVELS", "POOL_OPS", "WINDOW_OPS",
     "Backend", "BackendUnavailableError", "ConvProblem", "Executor", "Implementation", "NumconvError", "PoolProblem", "Problem",
     "ProblemError", "UnknownBackendError", "UnsupportedProblemError", "Verdict", "WindowProblem", "__version__",
-    "accumulator", "activate", "cache_dir", "channel_sum", "check_indices", "np_dtype", "parse", "requested_threads",
+    "accumulator", "activate", "cache_dir", "check_indices", "np_dtype", "parse", "requested_threads",
 ]  # fmt: skip
 
 
-class Verdict(NamedTuple):
-    """Yes, or no with a reason. Build it with `Verdict.yes` and `Verdict.no`; a refusal without a reason is a ValueError."""
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Yes, or no with a reason: a refusal without a reason cannot be constructed."""
 
     ok: bool
-    reason: str
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        reason: Any = self.reason
+        if not self.ok and not (isinstance(reason, str) and reason.strip()):
+            raise ValueError("a refusal needs a reason")
 
     @classmethod
     def yes(cls, note: str = "") -> Verdict:
@@ -60,8 +67,6 @@ class Verdict(NamedTuple):
     @classmethod
     def no(cls, reason: str) -> Verdict:
         """It cannot be done, because of `reason`."""
-        if not isinstance(reason, str) or not reason.strip():
-            raise ValueError("a refusal needs a reason")
         return cls(False, reason)
 
     def __bool__(self) -> bool:
@@ -69,7 +74,7 @@ class Verdict(NamedTuple):
 
 
 Executor = Callable[[Sequence[Any], Sequence[Any]], None]
-"""``executor(outs, ins) -> None``. One with a method ``bind(w)`` returns ``bound(outs, (x[, bias]))``, which holds w in its own form."""
+"""``executor(outs, ins) -> None``; a method ``bind(w)``, if any, returns ``bound(outs, (x[, bias]))``, which holds w."""
 
 
 class Implementation(ABC):
@@ -134,8 +139,9 @@ def np_dtype(name: str) -> np.dtype[Any]:
             import ml_dtypes
         except ImportError as error:
             raise BackendUnavailableError("dtype bfloat16 needs the package ml_dtypes: pip install ml_dtypes") from error
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)
+        name = ml_dtypes.bfloat16
+    found: np.dtype[Any] = np.dtype(name)
+    return found
 
 
 _BLOCK = 1 << 16
@@ -166,13 +172,6 @@ def activate(values: np.ndarray[Any, Any], activation: str | None) -> None:
                 part[...] = 0.5 * wide * erfc(wide * -math.sqrt(0.5))
 
 
-def channel_sum(values: np.ndarray[Any, Any], out: np.ndarray[Any, Any], acc_dtype: str) -> None:
-    """The gradient of a bias: the sum of `values` ``[N, K, *Q]`` over all but the channels, into `out` ``[K]``."""
-    axes = (0, *range(2, values.ndim))
-    with np.errstate(over="ignore", invalid="ignore"):
-        out[...] = values.sum(axes, dtype=acc_dtype)
-
-
 def check_indices(op: str, indices: np.ndarray[Any, Any], volume: int) -> None:
     """Raise ProblemError unless every index lies in [0, volume)."""
     if not indices.size:
@@ -197,4 +196,4 @@ def cache_dir() -> pathlib.Path:
         return pathlib.Path(given)
     from numba.misc.appdirs import user_cache_dir
 
-    return pathlib.Path(user_cache_dir("numconv"))
+    return pathlib.Path(user_cache_dir("numconv"))  # type: ignore[no-untyped-call]

@@ -51,7 +51,7 @@ WIDER: dict[str, tuple[str, ...]] = {
 }
 
 
-def accumulator(dtype: str, out_dtype: str) -> str:
+def accumulator(out_dtype: str) -> str:
     """The dtype in which sums are held: that of the output, but float32 for the half types."""
     return "float32" if out_dtype in ("float16", "bfloat16") else out_dtype
 
@@ -71,7 +71,7 @@ class Problem:
     @property
     def acc_dtype(self) -> str:
         """The dtype in which sums are held."""
-        return accumulator(self.dtype, self.out_dtype)
+        return accumulator(self.out_dtype)
 
     @property
     def level(self) -> str:
@@ -225,11 +225,8 @@ class ConvProblem(Problem):
         if self.op == "forward":
             return self.c // self.groups * taps
         if self.op == "weight_grad":
-            return (
-                self.n * math.prod(self.output)
-                if not self.bias == "x"
-                else self.n * math.prod((*map(max, self.output, self.spatial),))
-            )
+            summed = map(max, self.output, self.spatial) if self.bias == "x" else self.output
+            return self.n * math.prod(summed)
         folded = math.prod(1 if self.pad_mode == "zeros" else 1 + -(-(low + max(high, 0)) // size)
                            for size, (low, high) in zip(self.spatial, self.padding, strict=True))  # fmt: skip
         return self.k // self.groups * taps * folded

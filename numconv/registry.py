@@ -127,7 +127,8 @@ class Registry:
     def _check_installed(self) -> None:
         if not self._entries:
             raise BackendUnavailableError(
-                "no backend is registered: numconv is imported from a place where it is not installed, so that its entry points are "
+                "no backend is registered: numconv is imported from a place where it is not installed, so that its entry "
+                "points are "
                 "missing; in the checkout run: python -m pip install -e ."
             )
 
@@ -147,29 +148,33 @@ class Registry:
         """Every implementation that may be asked, in the order of preference: those that can, cheapest first, then the refusals."""
         self._check_installed()
         strict = backend or self._requested(device)
-        entries = (
-            [self._entries[strict]]
-            if strict
-            else [e for e in self._entries.values() if e.backend is None or e.backend.device == device]
-        )
-        rows: list[Candidate] = []
-        for entry in entries:
-            verdict = entry.verdict
-            if verdict and not strict and entry.backend and not entry.backend.automatic:
-                verdict = Verdict.no(f"computes only when asked for: backend={entry.name!r}")
-            if not verdict or entry.backend is None:
-                rows.append(Candidate(entry.name, "-", verdict, 0.0, 0, None))
-            else:
-                rows += _consider_all(entry.name, entry.backend, problem)
-        wanted = algorithm or _context_algorithm(rows)
+        there = [e for e in self._entries.values() if e.backend is None or e.backend.device == device]
+        entries = [self._entries[strict]] if strict else there
+        rows = [row for entry in entries for row in _of_entry(entry, problem, asked_for=bool(strict))]
+        wanted = algorithm or self._context_algorithm(rows)
         if wanted:
-            rows = [
-                r
-                if r.algorithm == wanted or not r.verdict
-                else r._replace(verdict=Verdict.no(f"algorithm={wanted!r} was asked for"))
-                for r in rows
-            ]
+            refusal = Verdict.no(f"algorithm={wanted!r} was asked for")
+            rows = [r if r.algorithm == wanted or not r.verdict else r._replace(verdict=refusal) for r in rows]
         return sorted(rows, key=lambda r: (not r.verdict, r.cost if r.verdict else 0.0))
+
+    def _context_algorithm(self, rows: Sequence[Candidate]) -> str | None:
+        """The algorithm that the context names, where the operation has one of that name: the others are not bound by it.
+
+        Raises
+        ------
+        ProblemError
+            If no operation of any backend has it.
+        """
+        wanted = current().algorithm
+        if wanted is None or any(r.algorithm == wanted for r in rows):
+            return wanted
+        able = [e.backend for e in self._entries.values() if e.verdict and e.backend is not None]
+        known = dict.fromkeys(each.name for backend in able for each in backend.implementations())
+        if wanted not in known:
+            raise ProblemError(
+                f"numconv.using(algorithm={wanted!r}): no implementation has this name; there are {', '.join(known)}"
+            )
+        return None
 
     def _requested(self, device: str) -> str | None:
         """The backend that the context or else the environment names for this device."""
@@ -194,7 +199,8 @@ class Registry:
             found = self.backend(backend)
             if found.device != device:
                 raise UnsupportedProblemError(
-                    f"{asked}: backend {backend!r} computes on the {found.device}, and the arrays live on the {device}; numconv never "
+                    f"{asked}: backend {backend!r} computes on the {found.device}, and the arrays live on the {device}; "
+                    "numconv never "
                     f"moves data between devices: convert the arrays, or leave backend out"
                 )
         rows = self.candidates(problem, device, backend, algorithm)
@@ -223,31 +229,46 @@ class Registry:
         return [row for name, backend in backends for row in _consider_all(name, backend, problem) if row.verdict]
 
 
-def _context_algorithm(rows: Sequence[Candidate]) -> str | None:
-    """The algorithm that the context names, where an operation has one of that name: the others are not bound by it."""
-    wanted = current().algorithm
-    return wanted if any(r.algorithm == wanted for r in rows) else None
+def _of_entry(entry: _Entry, problem: Any, *, asked_for: bool) -> list[Candidate]:
+    verdict, backend = entry.verdict, entry.backend
+    if verdict and backend is not None and not backend.automatic and not asked_for:
+        verdict = Verdict.no(f"computes only when asked for: backend={entry.name!r}")
+    if not verdict or backend is None:
+        return [Candidate(entry.name, "-", verdict, 0.0, 0, None)]
+    return _consider_all(entry.name, backend, problem)
 
 
 def _consider_all(name: str, backend: Backend, problem: Any) -> list[Candidate]:
-    """The candidates of one backend; what a plugin raises here becomes its refusal, so that the others still compute."""
+    """The candidates of one backend; what a plugin raises becomes its refusal, so that the others still compute."""
     try:
-        rows = [_consider(name, each, problem) for each in backend.implementations() if problem.op in each.ops]
-        refusal = f"has no implementation of {problem.op}"
-    except Exception as error:
-        rows, refusal = [], f"failed: {type(error).__name__}: {error}"
-    return rows or [Candidate(name, "-", Verdict.no(refusal), 0.0, 0, None)]
+        able = [each for each in backend.implementations() if problem.op in each.ops]
+    except Exception as error:  # noqa: BLE001 - whatever a plugin raises
+        return [Candidate(name, "-", _failed(error), 0.0, 0, None)]
+    refusal = Candidate(name, "-", Verdict.no(f"has no implementation of {problem.op}"), 0.0, 0, None)
+    return [_consider(name, each, problem) for each in able] or [refusal]
 
 
 def _consider(backend: str, implementation: Implementation, problem: Any) -> Candidate:
-    verdict, workspace, cost = _level_verdict(implementation, problem), 0, 0.0
-    if verdict:
-        verdict = _checked(implementation.supports(problem))
-    if verdict:
-        workspace, cost = implementation.workspace(problem), implementation.cost(problem)
-        if workspace > problem.max_workspace:
-            verdict = Verdict.no(f"needs {workspace} bytes of working memory, and max_workspace is {problem.max_workspace}")
+    try:
+        verdict, cost, workspace = _judge(implementation, problem)
+    except Exception as error:  # noqa: BLE001 - whatever a plugin raises
+        verdict, cost, workspace = _failed(error), 0.0, 0
     return Candidate(backend, implementation.name, verdict, cost, workspace, implementation)
+
+
+def _judge(implementation: Implementation, problem: Any) -> tuple[Verdict, float, int]:
+    """(verdict, estimated seconds, bytes of working memory)."""
+    verdict = _level_verdict(implementation, problem)
+    if not verdict or not (verdict := _checked(implementation.supports(problem))):
+        return verdict, 0.0, 0
+    cost, workspace = implementation.cost(problem), implementation.workspace(problem)
+    if workspace > problem.max_workspace:
+        verdict = Verdict.no(f"needs {workspace} bytes of working memory, and max_workspace is {problem.max_workspace}")
+    return verdict, cost, workspace
+
+
+def _failed(error: Exception) -> Verdict:
+    return Verdict.no(f"failed: {type(error).__name__}: {error}")
 
 
 def _checked(verdict: Any) -> Verdict:
@@ -282,7 +303,7 @@ def _load(entry: Any) -> _Entry:
         if backend.name != entry.name:
             raise ValueError(f"its entry point is called {entry.name!r}, the backend calls itself {backend.name!r}")
         verdict = _checked(backend.availability())
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever a plugin raises
         return _Entry(entry.name, distribution, None, Verdict.no(f"failed to load: {type(error).__name__}: {error}"))
     return _Entry(entry.name, distribution, backend, verdict)
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .errors import ProblemError
 from .dispatch import dtype_name
+from .errors import ProblemError
 from .plugin import np_dtype
 from .problem import SHORT, parse
 from .registry import default_registry
@@ -92,7 +92,7 @@ def warmup(
 
 def _problem(kind: str, dtype: str, sample: str) -> Any:
     """The sample problem; None where the operation has none of this dtype."""
-    family = kind.split()[1].split("_")[0]
+    family = kind.split()[1].split("_", maxsplit=1)[0]
     if (family == "max" and dtype[0] == "c") or (family == "avg" and dtype[0] in "iu") or (family == "lp" and dtype[0] in "ciu"):
         return None
     return parse(f"{kind} {dtype} {sample}")

@@ -284,7 +284,7 @@ def test_output_dtypes(dtype, wider):
     ],
 )
 def test_accumulation_dtype(dtype, out, held):
-    assert accumulator(dtype, out) == held
+    assert accumulator(out) == held
     assert conv(dtype=dtype, out_dtype=out).acc_dtype == held
 
 

@@ -47,7 +47,7 @@ def rectified(value: Any, code: int) -> Any:
 @overload(rectified)
 def _rectified(value, code):
     if isinstance(value, types.Complex):
-        return lambda value, code: value  # noqa: ARG005 - overloads share their parameters
+        return lambda value, code: value
     kind = value
     return lambda value, code: kind(0) if (code == 1) & (value < kind(0)) else value
 
@@ -60,7 +60,7 @@ def activated(value: Any, code: int) -> Any:
 @overload(activated)
 def _activated(value, code):
     if not isinstance(value, types.Float):
-        return lambda value, code: value  # noqa: ARG005 - overloads share their parameters
+        return lambda value, code: value
     kind = value
 
     def real(value, code):

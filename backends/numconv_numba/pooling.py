@@ -44,9 +44,27 @@ from .scalar import add, address, is_null, load, pointer, store, wide_vectors, z
 from .threads import parallel_for, run
 
 __all__ = [
-    "PART", "ROW", "Pool", "Rows", "add_row", "chunk_of", "fill", "flat_step", "linked_rows", "part_of", "row_of", "volume",
-    "volume_offset", "volume_parts", "write_row",
-]  # fmt: skip
+    "INT64",
+    "PART",
+    "ROW",
+    "THREADS",
+    "Pool",
+    "Rows",
+    "chunk_of",
+    "fill",
+    "flat_step",
+    "linked",
+    "linked_rows",
+    "numbers",
+    "part_of",
+    "place_of",
+    "row_of",
+    "volume",
+    "volume_offset",
+    "volume_parts",
+    "window_parts",
+    "write_row",
+]
 
 ROW = 1024
 """Results computed together: a few such rows fit the first-level cache."""
@@ -156,15 +174,15 @@ def volume_offset(g, position, step, which, strides):
 
 
 @helper
-def volume_parts(g):
-    """How many work items share a channel of x."""
-    return -(-volume(g, SIZE) // PART)
+def place_of(g, index, q):
+    """The position, counted over all axes of x, of an index into the spatial volume that belongs to result q of a row."""
+    return index * g[part(g, SIZE) + g[DIMS] - 1] + q if g[OPTION] else index
 
 
 @helper
 def part_of(g, item):
     """(n, channel, first, last) of a work item: a part of the positions of a channel of x."""
-    parts = volume_parts(g)
+    parts = -(-volume(g, SIZE) // PART)
     first, plane = item % parts * PART, item // parts
     return plane // g[GROUPS], plane % g[GROUPS], first, min(first + PART, volume(g, SIZE))
 
@@ -235,28 +253,27 @@ def _lowest(number):
 
 
 @helper(inline="always")
-def keep_largest(best, x, count, step, xt, at):
-    """best[q] = the larger of best[q] and x[q], NaN if either is."""
-    wide_vectors()
-    for q in range(count):
-        new, old = load(x + q * step, xt, at), load(best + q * itemsize(at), at)
-        store(best + q * itemsize(at), new if (new > old) | (new != new) else old, at)
+def keep_largest(best, where, x, count, step, position, advance, xt, at):
+    """best[q] = the larger of best[q] and x[q], NaN if either is.
 
-
-@helper
-def keep_winners(best, where, x, count, step, position, advance, xt, at):
-    """`keep_largest`, and in `where` the positions of what was kept, -1 before the first: the first NaN, else the first of equals."""
-    wide_vectors()
-    for q in range(count):
-        new, old, holder = load(x + q * step, xt, at), load(best + q * itemsize(at), at), load(where + q * 8, INT64)
-        wins = (holder < 0) | (new > old) | ((new != new) & (old == old))
-        store(best + q * itemsize(at), new if wins else old, at)
-        store(where + q * 8, position + q * advance if wins else holder, INT64)
+    Unless `where` is null, it gets the positions of what was kept, -1 before the first: the first NaN, else the first of equals.
+    """
+    if is_null(where):
+        for q in range(count):
+            new, old = load(x + q * step, xt, at), load(best + q * itemsize(at), at)
+            store(best + q * itemsize(at), new if (new > old) | (new != new) else old, at)
+    else:
+        for q in range(count):
+            new, old, holder = load(x + q * step, xt, at), load(best + q * itemsize(at), at), load(where + q * 8, INT64)
+            wins = (holder < 0) | (new > old) | ((new != new) & (old == old))
+            store(best + q * itemsize(at), new if wins else old, at)
+            store(where + q * 8, position + q * advance if wins else holder, INT64)
 
 
 @helper
 def find_largest(best, where, x, flats, offsets, first, last, g, xt, at):
     """The largest elements in the windows first..last of a row, and their flat positions unless `where` is null."""
+    wide_vectors()
     axis = g[DIMS] - 1
     size, stride, step = g[part(g, SIZE) + axis], g[part(g, STRIDE) + axis], g[part(g, PARTS) + 3 + axis]
     fill(best, last - first, lowest(zero(at)), at)
@@ -269,16 +286,16 @@ def find_largest(best, where, x, flats, offsets, first, last, g, xt, at):
             offset = r * g[part(g, DILATION) + axis] - g[part(g, LOW) + axis]
             low, high = span(first, last, stride, offset, size)
             source, target = x + (offsets[tap] + (low * stride + offset) * step), best + (low - first) * itemsize(at)
-            if not is_null(where):
-                position = flats[tap] if g[OPTION] else flats[tap] * size + low * stride + offset
-                advance = 0 if g[OPTION] else stride
-                keep_winners(target, where + (low - first) * 8, source, high - low, stride * step, position, advance, xt, at)
-            elif stride * step == itemsize(xt):
-                keep_largest(target, source, high - low, itemsize(xt), xt, at)
+            position, advance = flats[tap], 0
+            if not g[OPTION]:
+                position, advance = flats[tap] * size + low * stride + offset, stride
+            held = address(0) if is_null(where) else where + (low - first) * 8
+            if stride * step == itemsize(xt):
+                keep_largest(target, held, source, high - low, itemsize(xt), position, advance, xt, at)
             elif stride * step == 2 * itemsize(xt):
-                keep_largest(target, source, high - low, 2 * itemsize(xt), xt, at)
+                keep_largest(target, held, source, high - low, 2 * itemsize(xt), position, advance, xt, at)
             else:
-                keep_largest(target, source, high - low, stride * step, xt, at)
+                keep_largest(target, held, source, high - low, stride * step, position, advance, xt, at)
 
 
 @helper
@@ -312,93 +329,77 @@ def max_pool(
 
 
 @helper
-def add_won(acc, where, y, count, step, start, length, channels, xt, at):
-    """Add to each element of a part of a row of x, which begins at position `start`, the gradients of the windows that it won."""
+def touches(flats, g, first, last):
+    """Whether windows with these rows may hold positions first..last, counted over all axes of x."""
+    size = g[part(g, SIZE) + g[DIMS] - 1]
+    for tap in range(outer_size(g, WINDOW)):
+        if flats[tap] >= 0 and flats[tap] * size < last and (flats[tap] + 1) * size > first:
+            return True
+    return False
+
+
+@helper
+def add_won(acc, where, where_step, y, count, step, begin, first, last, g, xt, at):
+    """Add the gradients of a row of windows, from the one at `begin`, to those of positions first..last that are their winners."""
     for q in range(count):
-        i = load(where + q * 8, INT64) - start
-        if 0 <= i < length:
-            place = acc + (i + q * channels) * itemsize(at)
-            store(place, add(load(place, at), load(y + q * step, xt, at)), at)
+        i = place_of(g, load(where + q * where_step, INT64), begin + q) - first
+        inside = 0 <= i < last - first
+        place = acc + (i if inside else 0) * itemsize(at)
+        store(place, add(load(place, at), load(y + q * step, xt, at) if inside else zero(at)), at)
 
 
 @helper
 def _max_pool_backward(begin, end, args):
-    xt, yt, at, y, x, grad, g = args
-    axis, taps = g[DIMS] - 1, outer_size(g, WINDOW)
-    xs, ys, step, channels = part(g, PARTS), part(g, PARTS + 2), g[part(g, PARTS + 1) + 3 + axis], g[OPTION]
-    buffer = scratch(ROW * (2 * itemsize(at) + 8))
-    acc = memory(buffer)
-    best, where = acc + ROW * itemsize(at), acc + ROW * (2 * itemsize(at))
-    lists = scratch(32 * taps)
+    xt, yt, at, y, x, indices, grad, g = args
+    axis, taps, step = g[DIMS] - 1, outer_size(g, WINDOW), flat_step(g, SIZE, PARTS + 1)
+    xs, steps, length = part(g, PARTS), part(g, PARTS + 1), g[part(g, OUTPUT) + axis]
+    y_step, where_step = g[part(g, PARTS + 2) + 3 + axis], 8 if is_null(indices) else g[xs + 3 + axis]
+    buffer = scratch(min(PART, volume(g, SIZE)) * itemsize(at) + ROW * (itemsize(at) + 8))
+    lists = scratch(16 * taps)
     flats, offsets = numbers(lists, 0), numbers(lists, taps)
-    outputs, rows = numbers(lists, 2 * taps), numbers(lists, 3 * taps)
+    where = memory(buffer)
+    best, acc = where + ROW * 8, where + ROW * (itemsize(at) + 8)
     for item in range(begin, end):
-        n, channel, row, first, last = chunk_of(g, item, SIZE)
-        linked_rows(g, row, True, outputs, rows)
-        q_begin, q_end = reach(g, first, last)
-        start, length = (row, 1) if channels else (row * g[part(g, SIZE) + axis] + first, last - first)
-        x_c, y_c = x + (n * g[xs] + channel * g[xs + 1]), y + (n * g[ys] + channel * g[ys + 1])
+        n, channel, first, last = part_of(g, item)
         fill(acc, last - first, zero(at), at)
-        for tap in range(taps - 1, -1, -1):
-            if outputs[tap] < 0:
+        for row in range(outer_size(g, OUTPUT)):
+            source = row_of(y, g, n, channel, row, OUTPUT, PARTS + 2)
+            if not is_null(indices):
+                places = row_of(indices, g, n, channel, row, OUTPUT, PARTS)
+                add_won(acc, places, where_step, source, length, y_step, 0, first, last, g, xt, at)
                 continue
-            linked_rows(g, outputs[tap], False, flats, offsets)
-            for q in range(q_begin, q_end, ROW):
-                count = min(ROW, q_end - q)
+            linked_rows(g, row, False, flats, offsets)
+            if not touches(flats, g, first, last):
+                continue
+            for q in range(0, length, ROW):
+                count, x_c = min(ROW, length - q), x + (n * g[xs] + channel * g[xs + 1])
                 find_largest(best, where, x_c, flats, offsets, q, q + count, g, xt, at)
-                source = y_c + (rows[tap] + q * g[ys + 3 + axis])
-                add_won(acc, where, source, count, g[ys + 3 + axis], start, length, channels, xt, at)
-        write_row(acc, row_of(grad, g, n, channel, row, SIZE, PARTS + 1) + first * step, last - first, step, yt, at)
+                add_won(acc, where, 8, source + q * y_step, count, y_step, q, first, last, g, xt, at)
+        target = grad + (n * g[steps] + channel * g[steps + 1])
+        if step:
+            write_row(acc, target + first * step, last - first, step, yt, at)
+        else:
+            for i in range(last - first):
+                offset = volume_offset(g, first + i, 0, SIZE, PARTS + 1)
+                store(target + offset, load(acc + i * itemsize(at), at), yt)
     keep(buffer)
     keep(lists)
 
 
 @kernel
 def max_pool_backward(
-    xt: Tag, yt: Tag, at: Tag, region: int, workers: int, items: int, y: Address, x: Address, grad: Address, g: Address
-) -> None:
-    """The gradient of x from that of y, and x: an item is a part of a row of x, whose windows are searched again."""
-    parallel_for(region, workers, items, _max_pool_backward, (xt, yt, at, y, x, grad, pointer(g, INT64)))
-
-
-@helper
-def _scatter(begin, end, args):
-    xt, yt, at, y, indices, x, g = args
-    axis, step = g[DIMS] - 1, flat_step(g, SIZE, PARTS)
-    y_step, places_step = g[part(g, PARTS + 2) + 3 + axis], g[part(g, PARTS + 1) + 3 + axis]
-    buffer = scratch(min(PART, volume(g, SIZE)) * itemsize(at))
-    acc, length, xs = memory(buffer), g[part(g, OUTPUT) + axis], part(g, PARTS)
-    for item in range(begin, end):
-        n, channel, first, last = part_of(g, item)
-        fill(acc, last - first, zero(at), at)
-        for row in range(outer_size(g, OUTPUT)):
-            source = row_of(y, g, n, channel, row, OUTPUT, PARTS + 2)
-            places = row_of(indices, g, n, channel, row, OUTPUT, PARTS + 1)
-            for q in range(length):
-                i = load(places + q * places_step, INT64) - first
-                if 0 <= i < last - first:
-                    place = acc + i * itemsize(at)
-                    store(place, add(load(place, at), load(source + q * y_step, xt, at)), at)
-        target = x + (n * g[xs] + channel * g[xs + 1])
-        for i in range(last - first):
-            offset = volume_offset(g, first + i, step, SIZE, PARTS)
-            store(target + offset, load(acc + i * itemsize(at), at), yt)
-    keep(buffer)
-
-
-@kernel
-def scatter(
-    xt: Tag, yt: Tag, at: Tag, region: int, workers: int, items: int, y: Address, indices: Address, x: Address, g: Address
-) -> None:
-    """The gradient of x from that of y, and the positions of the winners: an item is a part of a channel."""
-    parallel_for(region, workers, items, _scatter, (xt, yt, at, y, indices, x, pointer(g, INT64)))
+    xt: Tag, yt: Tag, at: Tag, region: int, workers: int, items: int,
+    y: Address, x: Address, indices: Address, grad: Address, g: Address,
+) -> None:  # fmt: skip
+    """The gradient of x from that of y, and the winners' indices, or x if these are null: an item is a part of a channel."""
+    parallel_for(region, workers, items, _max_pool_backward, (xt, yt, at, y, x, indices, grad, pointer(g, INT64)))
 
 
 # --- avg_pool and lp_pool ------------------------------------------------------------------------------------------------------
 
 
 def power(number: Any, p: Any, norm: Any) -> Any:
-    """What a window adds up: \\|x\\|^p, or x itself where the norm is 0."""
+    """What a window adds up: ``|x|**p``, or x itself where the norm is 0."""
     raise NotImplementedError("for kernels only")
 
 
@@ -429,14 +430,14 @@ def _mean_of(total, count, p, norm):
 
 
 def slope_of_element(x: Any, p: Any, norm: Any) -> Any:
-    """sign(x) \\|x\\|^(p - 1): the part of a gradient that an element decides, 0 where it is 0."""
+    """``sign(x) * |x|**(p - 1)``: the part of a gradient that an element decides, 0 where it is 0."""
     raise NotImplementedError("for kernels only")
 
 
 @overload(slope_of_element)
 def _slope_of_element(x, p, norm):
     def general(x, p, norm):
-        return math.copysign(math.pow(abs(x), p - 1.0), x) if x != 0.0 else 0.0
+        return math.pow(abs(x), p) / x if x != 0.0 else 0.0
 
     return {
         1: lambda x, p, norm: math.copysign(1.0, x) if x != 0.0 else 0.0,
@@ -446,7 +447,7 @@ def _slope_of_element(x, p, norm):
 
 
 def slope_of_window(y: Any, p: Any, norm: Any) -> Any:
-    """y^(1 - p): the part of a gradient that the window's power mean decides, 0 where it is 0; NaN stays NaN."""
+    """``y**(1 - p)``: the part of a gradient that the window's power mean decides, 0 where it is 0; NaN stays NaN."""
     raise NotImplementedError("for kernels only")
 
 
@@ -465,7 +466,6 @@ def _slope_of_window(y, p, norm):
 @helper(inline="always")
 def add_powers(acc, x, count, step, p, norm, xt, at):
     """acc[q] += the power of x[q]."""
-    wide_vectors()
     for q in range(count):
         place = acc + q * itemsize(at)
         store(place, add(load(place, at), power(load(x + q * step, xt, at), p, norm)), at)
@@ -474,6 +474,7 @@ def add_powers(acc, x, count, step, p, norm, xt, at):
 @helper
 def sum_windows(acc, x, flats, offsets, first, last, p, g, norm, xt, at):
     """The sums of the powers of the elements in the windows first..last of a row."""
+    wide_vectors()
     axis = g[DIMS] - 1
     size, stride, step = g[part(g, SIZE) + axis], g[part(g, STRIDE) + axis], g[part(g, PARTS) + 3 + axis]
     fill(acc, last - first, zero(at), at)
@@ -494,24 +495,33 @@ def sum_windows(acc, x, flats, offsets, first, last, p, g, norm, xt, at):
 
 @helper
 def outer_count(g, counts, output):
-    """The product of what the outer axes count for an outer output; and where the counts of the last axis begin."""
-    product, begin = 1, 0
+    """The product of what the outer axes count for an outer output; and where the counts of the last axis begin, in bytes."""
+    product, begin = 1.0, 0
     rest = outer_size(g, OUTPUT)
     for axis in range(g[DIMS] - 1):
         outputs = g[part(g, OUTPUT) + axis]
         rest //= outputs
-        product *= counts[begin + output // rest % outputs]
-        begin += outputs
+        product *= load(counts + (begin + output // rest % outputs * 8), FLOAT64)
+        begin += outputs * 8
     return product, begin
 
 
-@helper
-def means(acc, count, outer, counts, begin, p, norm, at):
-    """Make the sums of windows their means; the counts of these windows on the last axis begin at `begin`."""
-    wide_vectors()
+@helper(inline="always")
+def mean_row(y, y_step, totals, step, count, outer, counts, p, norm, xt, yt, at):
+    """y[q] = the mean of a window with this sum; `counts` is the address of what the last axis counts for the first of them."""
     for q in range(count):
-        place = acc + q * itemsize(at)
-        store(place, mean(load(place, at), outer * counts[begin + q], p, norm), at)
+        counted = outer * load(counts + q * 8, FLOAT64)
+        store(y + q * y_step, rounded(mean(load(totals + q * step, xt, at), counted, p, norm), yt), yt)
+
+
+@helper
+def means(y, y_step, totals, step, count, outer, counts, p, norm, xt, yt, at):
+    """`mean_row` for any strides."""
+    wide_vectors()
+    if y_step == itemsize(yt) and step == itemsize(xt):
+        mean_row(y, itemsize(yt), totals, itemsize(xt), count, outer, counts, p, norm, xt, yt, at)
+    else:
+        mean_row(y, y_step, totals, step, count, outer, counts, p, norm, xt, yt, at)
 
 
 @helper
@@ -528,8 +538,8 @@ def _pool(begin, end, args):
         linked_rows(g, row, False, flats, offsets)
         sum_windows(acc, x + (n * g[xs] + channel * g[xs + 1]), flats, offsets, first, last, p, g, norm, xt, at)
         outer, place = outer_count(g, counts, row)
-        means(acc, last - first, outer, counts, place + first, p, norm, at)
-        write_row(acc, row_of(y, g, n, channel, row, OUTPUT, PARTS + 2) + first * step, last - first, step, yt, at)
+        target = row_of(y, g, n, channel, row, OUTPUT, PARTS + 2) + first * step
+        means(target, step, acc, itemsize(at), last - first, outer, counts + (place + first * 8), p, norm, at, yt, at)
     keep(buffer)
     keep(lists)
 
@@ -540,16 +550,7 @@ def pool(
     x: Address, y: Address, p: float, counts: Address, g: Address,
 ) -> None:  # fmt: skip
     """y from x: an item is a part of a row of y. The norm is 0 for averages, 1 or 2 for these powers, else None."""
-    parallel_for(region, workers, items, _pool, (norm, xt, yt, at, x, y, p, pointer(counts, INT64), pointer(g, INT64)))
-
-
-@helper
-def shares(row, y, count, step, outer, counts, begin, xt, at):
-    """The gradients of a row of averages for each of their elements; counts as for `means`."""
-    wide_vectors()
-    for q in range(count):
-        value = load(y + q * step, xt, at)
-        store(row + q * itemsize(at), mean(value, outer * counts[begin + q], 1.0, AVERAGE), at)
+    parallel_for(region, workers, items, _pool, (norm, xt, yt, at, x, y, p, counts, pointer(g, INT64)))
 
 
 @helper
@@ -575,7 +576,8 @@ def _avg_pool_backward(begin, end, args):
             for q_last in range(q_end, q_begin, -ROW):  # from the right, for the order of the taps
                 q = max(q_last - ROW, q_begin)
                 source = y_c + (rows[tap] + q * g[ys + 3 + axis])
-                shares(spread, source, q_last - q, g[ys + 3 + axis], outer, counts, place + q, xt, at)
+                counted = counts + (place + q * 8)
+                means(spread, itemsize(at), source, g[ys + 3 + axis], q_last - q, outer, counted, 1.0, AVERAGE, xt, at, at)
                 for r in range(g[part(g, WINDOW) + axis]):
                     offset = r * g[part(g, DILATION) + axis] - g[part(g, LOW) + axis]
                     add_row(acc, spread, first, last, q, q_last, offset, stride, at)
@@ -589,7 +591,7 @@ def avg_pool_backward(
     xt: Tag, yt: Tag, at: Tag, region: int, workers: int, items: int, y: Address, grad: Address, counts: Address, g: Address
 ) -> None:
     """The gradient of x from that of y: an item is a part of a row of x."""
-    parallel_for(region, workers, items, _avg_pool_backward, (xt, yt, at, y, grad, pointer(counts, INT64), pointer(g, INT64)))
+    parallel_for(region, workers, items, _avg_pool_backward, (xt, yt, at, y, grad, counts, pointer(g, INT64)))
 
 
 @helper
@@ -605,7 +607,7 @@ def window_slopes(slopes, grads, y, count, step, p, norm, xt):
     """`slope_of_window` of a row of sums, in place, and the gradients of the row beside it."""
     wide_vectors()
     for q in range(count):
-        total = mean(load(slopes + q * 8, FLOAT64), 1, p, norm)
+        total = mean(load(slopes + q * 8, FLOAT64), 1.0, p, norm)
         store(slopes + q * 8, slope_of_window(total, p, norm), FLOAT64)
         store(grads + q * 8, load(y + q * step, xt, FLOAT64), FLOAT64)
 
@@ -671,6 +673,12 @@ def lp_pool_backward(
 # --- the implementation --------------------------------------------------------------------------------------------------------
 
 
+def window_parts(problem: PoolProblem | WindowProblem) -> list[Sequence[int]]:
+    """The parts of the vector of a problem; no window is flipped."""
+    lows = [low for low, _ in problem.padding]
+    return [problem.spatial, problem.window, problem.output, problem.stride, lows, problem.dilation, [0] * problem.ndim]
+
+
 class Rows:
     """The work items of a call and the vector that describes it, with rows along the last spatial axis or along the channels.
 
@@ -682,12 +690,10 @@ class Rows:
     """
 
     def __init__(self, problem: PoolProblem | WindowProblem, sizes: Sequence[int]):
-        n, c = problem.n, problem.c
-        lows = [low for low, _ in problem.padding]
-        parts = [problem.spatial, problem.window, problem.output, problem.stride, lows, problem.dilation, [0] * problem.ndim]
+        n, c, parts = problem.n, problem.c, window_parts(problem)
         wider = [[*entries, more] for entries, more in zip(parts, (c, 1, c, 1, 0, 1, 0), strict=True)]
         mode = getattr(problem, "pad_mode", "zeros")
-        self.plain = Vectors(n, c, 1, 1, parts, mode, 0, _channels_apart)
+        self._plain = Vectors(n, c, 1, 1, parts, mode, 0, _channels_apart)
         self._innermost = Vectors(n, 1, 1, 1, wider, mode, 1, _channels_last)
         self._items = n * c * math.prod(sizes[:-1]) * -(-sizes[-1] // ROW), n * math.prod(sizes) * -(-c // ROW)
         self._has_rows = c >= CHANNELS
@@ -695,7 +701,7 @@ class Rows:
     def __call__(self, x: Any, w: Any, y: Any) -> tuple[bool, int, np.ndarray[Any, Any]]:
         """Whether rows run along the channels, the number of items, and the vector for arrays in the places of x, w and y."""
         innermost = self._has_rows and all(array.strides[1] == array.itemsize for array in (x, w, y))
-        vectors = self._innermost if innermost else self.plain
+        vectors = self._innermost if innermost else self._plain
         return innermost, self._items[innermost], vectors(x.strides, w.strides, y.strides)
 
 
@@ -707,15 +713,25 @@ def _channels_last(*strides: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
     return tuple((n, 0, 0, *spatial, c) for n, c, *spatial in strides)
 
 
+def volume_parts(problem: PoolProblem | WindowProblem, innermost: bool) -> int:
+    """The number of parts, as `part_of` has them, of one sample of x."""
+    volume, c = math.prod(problem.spatial), problem.c
+    return -(-volume * c // PART) if innermost else c * -(-volume // PART)
+
+
 def _counts(problem: PoolProblem) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """How many taps of an average each output of each axis counts, one axis behind the other; also with an axis of channels."""
     counts = []
-    for axis, (low, high) in enumerate(problem.padding):
-        size, taps, outputs = problem.spatial[axis], np.arange(problem.window[axis]), np.arange(problem.output[axis])
-        position = problem.dilation[axis] * taps[:, None] + problem.stride[axis] * outputs - low
-        counted = position < size + high if problem.count_include_pad else (position >= 0) & (position < size)
-        counts.append(counted.sum(axis=0, dtype=np.int64))
-    return np.concatenate(counts), np.concatenate([*counts, np.ones(problem.c, np.int64)])
+    for axis, (size, (low, high)) in enumerate(zip(problem.spatial, problem.padding, strict=True)):
+        end, begin = (size + high, -low) if problem.count_include_pad else (size, 0)
+        counts.append(_taps_below(problem, axis, end) - _taps_below(problem, axis, begin))
+    return np.concatenate(counts), np.concatenate([*counts, np.ones(problem.c)])
+
+
+def _taps_below(problem: PoolProblem, axis: int, limit: int) -> np.ndarray[Any, Any]:
+    """How many taps of each output of an axis lie below a position of x."""
+    first = problem.stride[axis] * np.arange(problem.output[axis], dtype=np.int64) - problem.padding[axis][0]
+    return np.clip(-((first - limit) // problem.dilation[axis]), 0, problem.window[axis]).astype(np.float64)
 
 
 def _compiled(problem: PoolProblem) -> Callable[..., None]:
@@ -726,8 +742,7 @@ def _compiled(problem: PoolProblem) -> Callable[..., None]:
         return lp_pool_backward.specialise(norm, *dtypes)
     if problem.op == "avg_pool":
         return pool.specialise(0, *dtypes, problem.acc_dtype)
-    backward = scatter if problem.indices else max_pool_backward
-    kernels = {"max_pool": max_pool, "max_pool_backward": backward, "avg_pool_backward": avg_pool_backward}
+    kernels = {"max_pool": max_pool, "max_pool_backward": max_pool_backward, "avg_pool_backward": avg_pool_backward}
     return kernels[problem.op].specialise(*dtypes, problem.acc_dtype)
 
 
@@ -751,15 +766,13 @@ class _Executor:
         run(self._kernel, items, self._work, x, indices[0] if indices else 0, y, g)
 
     def _max_pool_backward(self, outs: Any, ins: Any) -> None:
-        (grad,), (y, x) = outs, ins
+        (grad,), (y, second) = outs, ins
         if self._problem.indices:
-            volume = math.prod(self._problem.spatial)
-            check_indices(self._problem.op, x, volume)
-            items = self._problem.n * self._problem.c * -(-volume // PART)
-            g = self._rows.plain(grad.strides, x.strides, y.strides)
-        else:
-            _, items, g = self._rows(x, grad, y)
-        run(self._kernel, items, self._work, y, x, grad, g)
+            check_indices(self._problem.op, second, math.prod(self._problem.spatial))
+        x, indices = (0, second) if self._problem.indices else (second, 0)
+        innermost, _, g = self._rows(second, grad, y)
+        items = self._problem.n * volume_parts(self._problem, innermost)
+        run(self._kernel, items, self._work, y, x, indices, grad, g)
 
     def _avg_pool(self, outs: Any, ins: Any) -> None:
         (y,), (x,) = outs, ins
@@ -794,11 +807,10 @@ class Pool(Implementation):
         return 2e-6 + problem.bytes / 1e10 + problem.flops / 4e9
 
     def workspace(self, problem: PoolProblem) -> int:
-        """For each thread some rows of sums, and the tables of the rows that they read; or, from indices, a part of a channel's sums."""
+        """For each thread some rows of sums and the tables of the rows that they read, or the sums of a part of a channel."""
         taps = math.prod(problem.window[:-1])
-        if problem.op == "max_pool_backward" and problem.indices:
-            return THREADS * min(PART, math.prod(problem.spatial)) * 8
-        return THREADS * (4 * ROW * 8 + 32 * taps)
+        sums = min(PART, problem.c * math.prod(problem.spatial)) if problem.op == "max_pool_backward" else 0
+        return THREADS * (4 * ROW * 8 + 32 * taps + 8 * sums)
 
     def build(self, problem: PoolProblem) -> _Executor:
         """The executor."""

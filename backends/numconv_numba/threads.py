@@ -33,7 +33,7 @@ from .compiler import intrinsic, kernel
 
 __all__ = ["layer", "parallel_for", "run", "threads", "workers"]
 
-SERIAL_WORK = 1e5
+SERIAL_WORK = 5e5
 """Calls of less work than this, in multiply-adds or what takes as long, are not worth waking other threads."""
 _SERIAL_WORK_WORKQUEUE = 5e6  # Numba's last resort takes over 100 us to start and to join
 

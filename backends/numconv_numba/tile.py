@@ -216,7 +216,7 @@ def is_finite_row(sums, count, at):
 def write_rows(shape, sums, pixels, bias, y, channel, count, k_step, length, step, code, yt, at):
     """A row of results of `count` channels, the first of which is `channel`."""
     for k in range(count):
-        if code <= 1 and same(yt, at) and step == itemsize(yt):
+        if same(yt, at) & (code <= 1) & (step == itemsize(yt)):
             shift = -zero(at) if is_null(bias) else load(bias + (channel + k) * itemsize(at), at)
             write_vectors(shape, at, sums + k * pixels * itemsize(at), y + k * k_step, length, shift, code)
         else:

@@ -1,0 +1,5 @@
+from numconv.testing import BackendContract
+
+
+class TestExample(BackendContract):
+    backend = "example"

@@ -1,0 +1,593 @@
+"""The Numba plugin below its kernels: typed loads and arithmetic, tags, the disk cache, and who may enter the parallel region.
+
+Functions named ``child_*`` run in processes of their own, whose environment and history matter.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba")
+
+from numba.core.errors import TypingError
+from numba.core.registry import cpu_target
+from numconv_numba import cache, compiler, threads
+from numconv_numba.compiler import Address, Tag, Vector, helper, kernel, matches, value
+from numconv_numba.scalar import add, conj, is_null, load, muladd, store, wide_vectors, zero
+from numconv_numba.threads import parallel_for, run
+
+import numconv.context
+from numconv.plugin import np_dtype
+
+HERE = pathlib.Path(__file__).resolve()
+ROOT = HERE.parents[1]
+LARGE = 1e9
+INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+INT64 = Tag("int64")
+FLOAT16 = Tag("float16")
+FLOAT32 = Tag("float32")
+FLOAT64 = Tag("float64")
+MADE_UP = Tag("float8")
+
+
+@helper
+def _axpy_rows(begin, end, args):
+    x, w, y, sizes, dtype, size = args
+    columns = sizes[0]
+    step = value(size)
+    for row in range(begin, end):
+        x_row = x + row * columns * step
+        y_row = y + row * columns * step
+        weight = load(w + row * step, dtype)
+        for column in range(columns):
+            at = y_row + column * step
+            store(at, muladd(load(x_row + column * step, dtype), weight, load(at, dtype)), dtype)
+
+
+@kernel
+def axpy(dtype: Tag, size: Tag, region, workers, items, x: Address, w: Address, y: Address, sizes: Vector):
+    """y[i, j] += x[i, j] * w[i]."""
+    parallel_for(region, workers, items, _axpy_rows, (x, w, y, sizes, dtype, size))
+
+
+@helper
+def _scale_wide(begin, end, args):
+    wide_vectors()
+    y, weight = args
+    for i in range(begin, end):
+        store(y + i * 4, muladd(load(y + i * 4, FLOAT32), weight, weight), FLOAT32)
+
+
+@kernel
+def scale_wide(region, workers, items, y: Address, w: Address):
+    parallel_for(region, workers, items, _scale_wide, (y, load(w, FLOAT32)))
+
+
+@kernel
+def convert(source: Tag, source_size: Tag, computed: Tag, target: Tag, target_size: Tag, items, x: Address, y: Address):
+    for i in range(items):
+        store(y + i * value(target_size), load(x + i * value(source_size), source, computed), target)
+
+
+@kernel
+def fused(dtype: Tag, size: Tag, items, a: Address, b: Address, c: Address, y: Address):
+    for i in range(items):
+        at = i * value(size)
+        store(y + at, muladd(load(a + at, dtype), load(b + at, dtype), load(c + at, dtype)), dtype)
+
+
+@kernel
+def conjugate_sum(dtype: Tag, size: Tag, items, a: Address, b: Address, y: Address):
+    for i in range(items):
+        at = i * value(size)
+        store(y + at, conj(add(add(load(a + at, dtype), load(b + at, dtype)), zero(dtype))), dtype)
+
+
+@kernel
+def described(tag: Tag, flag: Tag, where: Address, y: Address):
+    store(y, 1 if matches(tag, "relu") else 2, INT64)
+    store(y + 8, 1 if is_null(where) else 2, INT64)
+    store(y + 16, 1 if value(flag) else 2, INT64)
+    store(y + 32 - 8, zero(INT64), INT64)
+
+
+def address(array):
+    return array.ctypes.data
+
+
+def converted(x, source, computed, target):
+    y = np.empty(x.shape, np_dtype(target))
+    arguments = (source, x.itemsize, computed, target, y.itemsize)
+    convert.specialise(*arguments)(x.size, address(x), address(y))
+    return y
+
+
+def check_axpy(items_work=LARGE, columns=37, dtype="float32"):
+    """Run `axpy` on integers and compare with NumPy."""
+    rows = 23
+    x = (np.arange(rows * columns).reshape(rows, columns) % 11 - 5).astype(dtype)
+    w = (np.arange(rows) % 7).astype(dtype)
+    y = np.ones_like(x)
+    expected = y + x * w[:, None]
+    sizes = np.array([columns])
+    run(axpy.specialise(dtype, x.itemsize), rows, items_work, address(x), address(w), address(y), sizes)
+    np.testing.assert_array_equal(y, expected)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NUMCONV_CACHE_DIR", str(tmp_path_factory.mktemp("kernels")))
+        cache._folders.cache_clear()
+        yield
+    cache._folders.cache_clear()
+
+
+def python(*arguments, **environment):
+    """What a new process with these arguments and variables prints."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "backends"), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "PYTHONPATH": path, **environment}
+    done = subprocess.run([sys.executable, *arguments], env=env, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def child(name, cache_dir, threads="2", **environment):
+    """Run the function `name` of this file in a process of its own; the values that it reported."""
+    settings = {"NUMCONV_CACHE_DIR": str(cache_dir), "NUMCONV_NUM_THREADS": threads, "NUMBA_NUM_THREADS": "4"}
+    return json.loads(python(str(HERE), name, **settings, **environment).splitlines()[-1])
+
+
+# Scalars: also run on a processor without FMA and float16, see test_generic_processor.
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_scalar_halves_widen_exactly(name):
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    halves = bits.view(np_dtype(name))
+    wide = converted(halves, name, "float32", "float32")
+    with np.errstate(invalid="ignore"):
+        expected = halves.astype(np.float32)
+    np.testing.assert_array_equal(wide, expected)
+    np.testing.assert_array_equal(np.signbit(wide), bits >> 15 == 1)
+    with np.errstate(invalid="ignore"):
+        wider = wide.astype(np.float64)
+    np.testing.assert_array_equal(converted(halves, name, "float64", "float64"), wider)
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_scalar_halves_round_to_nearest_even(name):
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np_dtype(name)).astype(np.float32)
+    halves = np.unique(halves[np.isfinite(halves)])
+    ties = halves[1:] / 2 + halves[:-1] / 2
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 1 << 32, 1 << 20, dtype=np.uint32).view(np.float32)
+    special = np.array([0, -0.0, np.inf, -np.inf, 65519.9, 65520, 65536, 3.4e38, -3.4e38, 1e-45, 2**-25, 2**-24], np.float32)
+    values = np.concatenate([halves, ties, np.nextafter(ties, np.inf), np.nextafter(ties, -np.inf), noise, special])
+    values = values[~np.isnan(values)].astype(np.float32)
+    with np.errstate(over="ignore"):
+        expected = values.astype(np_dtype(name))
+    got = converted(values, "float32", "float32", name)
+    np.testing.assert_array_equal(got.view(np.uint16), expected.view(np.uint16))
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_scalar_nan_never_becomes_infinite(name):
+    bits = np.array([0x7F800001, 0x7F80FFFF, 0x7FFFFFFF, 0x7FC00000, 0xFF800001, 0xFFFFFFFF], np.uint32)
+    rounded = converted(bits.view(np.float32), "float32", "float32", name)
+    assert np.isnan(rounded.astype(np.float32)).all()
+    np.testing.assert_array_equal(np.signbit(rounded), bits >> 31 == 1)
+
+
+def test_scalar_conversions():
+    numbers = np.array([-129, -128, -1, 0, 1, 127, 255, 256, 70000, 1 << 31, (1 << 40) + 5])
+    for name in INTEGERS:
+        np.testing.assert_array_equal(converted(numbers, "int64", "int64", name), numbers.astype(name))
+        narrow = numbers.astype(name)
+        np.testing.assert_array_equal(converted(narrow, name, "int64", "int64"), narrow.astype(np.int64))
+    real = np.array([0.1, -0.0, np.nan, np.inf, 1e300])
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(converted(real, "float64", "float64", "float32"), real.astype(np.float32))
+    pair = np.array([1 + 2j, 0.1 - 0.3j], np.complex64)
+    np.testing.assert_array_equal(converted(pair, "complex64", "complex128", "complex128"), pair.astype(np.complex128))
+    np.testing.assert_array_equal(converted(pair, "complex64", "complex128", "complex64"), pair)
+
+
+def exact_fma(a, b, c):
+    """a * b + c with one rounding, in the dtype of a."""
+    return type(a)(float(Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))))
+
+
+def fused_of(a, b, c):
+    y = np.empty_like(a)
+    fused.specialise(a.dtype.name, a.itemsize)(a.size, address(a), address(b), address(c), address(y))
+    return y
+
+
+@pytest.mark.parametrize("name", ["float32", "float64"])
+def test_scalar_muladd_rounds_once(name):
+    a, b = np.random.default_rng(1).standard_normal((2, 500)).astype(name)
+    c = -(a * b)
+    expected = np.array([exact_fma(*terms) for terms in zip(a, b, c, strict=True)])
+    assert np.count_nonzero(expected) > 400  # two roundings would give 0 everywhere
+    np.testing.assert_array_equal(fused_of(a, b, c), expected)
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+def test_scalar_muladd_of_integers_wraps(name):
+    limits = np.iinfo(name)
+    a, b, c = np.random.default_rng(2).integers(limits.min, limits.max, (3, 200), dtype=name, endpoint=True)
+    np.testing.assert_array_equal(fused_of(a, b, c), a * b + c)
+
+
+@pytest.mark.parametrize("name", ["complex64", "complex128"])
+def test_scalar_muladd_of_complex_numbers_has_one_order(name):
+    parts = np.random.default_rng(3).standard_normal((3, 2, 200)).astype(np.empty(0, name).real.dtype)
+    a, b, c = (real + 1j * imag for real, imag in parts)
+    got = fused_of(a, b, c)
+    for x, y, z, result in zip(a, b, c, got, strict=True):
+        assert result.real == exact_fma(-x.imag, y.imag, exact_fma(x.real, y.real, z.real))
+        assert result.imag == exact_fma(x.imag, y.real, exact_fma(x.real, y.imag, z.imag))
+
+
+@pytest.mark.parametrize("name", ["float32", "float64", "complex64", "complex128", "int8", "uint32"])
+def test_scalar_add_conj_zero(name):
+    a = (np.arange(20) * 13 - 100 + (3j if name.startswith("c") else 0)).astype("complex128")
+    a = a.astype(name) if name.startswith("c") else a.real.astype(np.int64).astype(name)
+    y = np.empty_like(a)
+    conjugate_sum.specialise(name, a.itemsize)(a.size, address(a), address(a), address(y))
+    np.testing.assert_array_equal(y, np.conj(a + a))
+
+
+def test_generic_processor():
+    """The same scalars without FMA and float16 instructions."""
+    python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "test_scalar", str(HERE), NUMBA_CPU_NAME="generic")
+
+
+def test_unit_stride_loops_are_vectorised():
+    features = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
+    if "+fma" not in features or "+avx2" not in features:
+        pytest.skip("the register names looked for are those of x86-64 with AVX2")
+    assert re.search(r"vfmadd\w+ps\s.*%[yz]mm", axpy.result("float32", 4).library.get_asm_str())
+    if "+avx512f" in features:
+        assert re.search(r"vfmadd\w+ps\s.*%zmm", scale_wide.result().library.get_asm_str())
+
+
+def test_tags_are_constants():
+    y = np.empty(4, np.int64)
+    described.specialise("relu", True)(0, address(y))
+    np.testing.assert_array_equal(y, [1, 1, 1, 0])
+    described.specialise("silu", 0)(address(y), address(y))
+    np.testing.assert_array_equal(y, [2, 2, 2, 0])
+
+
+def test_specialise_compiles_once_and_counts():
+    before = axpy.statistics
+    first = axpy.specialise("int32", 4)
+    assert axpy.specialise("int32", 4) is first
+    after = compiler.statistics()[axpy.name]
+    assert after.signatures == before.signatures + 1
+    assert after.hits + after.misses == after.signatures
+
+
+def test_one_and_true_are_different_tags():
+    assert described.specialise("relu", 1) is not described.specialise("relu", True)
+
+
+def test_wrong_use_is_refused():
+    with pytest.raises(TypeError, match="has 2 tags, not 1"):
+        axpy.specialise("float32")
+    with pytest.raises(TypeError, match="come first"):
+
+        @kernel
+        def misplaced(items, dtype: Tag): ...
+
+
+def test_long_compilations_are_logged(monkeypatch, caplog):
+    monkeypatch.setattr(compiler, "_LOGGED_SECONDS", 0.0)
+    with caplog.at_level(logging.INFO, "numconv"):
+        axpy.specialise("uint16", 2)
+    (record,) = caplog.records
+    assert re.fullmatch(rf"compiled kernel {re.escape(axpy.name)} for uint16, 2 in \d+\.\d s", record.getMessage())
+
+
+def refused(function, match):
+    with pytest.raises(TypingError, match=match):
+        kernel(function).specialise()
+
+
+def test_wrong_types_are_refused():
+    def writes_sizes(sizes: Vector):
+        sizes[0] = 1
+
+    def loads_integer(x: int):
+        load(x, INT64)
+
+    def mixes(x: Address):
+        muladd(load(x, INT64), load(x, FLOAT32), load(x, FLOAT32))
+
+    def unknown(x: Address):
+        load(x, MADE_UP)
+
+    def rounds_twice(x: Address):
+        store(x, load(x, FLOAT64), FLOAT16)
+
+    refused(writes_sizes, "read")
+    refused(loads_integer, "expected an Address, not int64")
+    refused(mixes, "operands of one type, not int64, float32, float32")
+    refused(unknown, "not the tag of a dtype")
+    refused(rounds_twice, "rounded from a float32")
+
+
+# The disk cache.
+
+
+def child_cached():
+    check_axpy(0)
+    check_axpy(LARGE)
+    info = cache.cache_info()
+    kernels = list(compiler.statistics().values())
+    files = sorted(path.name for path in info.path.iterdir()) if info.path else []
+    report(
+        misses=sum(s.misses for s in kernels),
+        hits=sum(s.hits for s in kernels),
+        files=files,
+        path=str(info.path),
+        reason=info.reason,
+    )
+
+
+def test_second_process_compiles_nothing(tmp_path):
+    first, second, third = (child("child_cached", tmp_path) for _ in range(3))
+    assert (first["misses"], first["hits"]) == (2, 0)
+    assert (second["misses"], second["hits"]) == (third["misses"], third["hits"]) == (0, 2)
+    assert len(first["files"]) == 2
+    assert first["files"] == second["files"] == third["files"]
+    assert pathlib.Path(first["path"]).is_relative_to(tmp_path)
+    assert first["reason"] == ""
+
+
+def test_unwritable_folder_falls_back(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    found = child("child_cached", file / "below", TMPDIR=str(tmp_path))
+    assert pathlib.Path(found["path"]).is_relative_to(tmp_path / f"numconv-{os.getuid()}")
+    assert "below" in found["reason"]
+
+
+@pytest.fixture
+def fresh_folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMCONV_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    cache._folders.cache_clear()
+    yield tmp_path
+    cache._folders.cache_clear()
+
+
+def recompiled():
+    """Compile `axpy` anew, or load it: (hits, misses)."""
+    again = compiler.Kernel(axpy._dispatcher.py_func)
+    again.specialise("float32", 4)
+    return again.statistics.hits, again.statistics.misses
+
+
+@pytest.mark.usefixtures("fresh_folders")
+def test_kernels_in_a_folder_that_became_read_only_are_used(monkeypatch):
+    assert recompiled() == (0, 1)
+
+    def refuse(folder):
+        raise PermissionError(f"{folder} is read-only")
+
+    monkeypatch.setattr(cache, "_check_writable", refuse)
+    cache._folders.cache_clear()
+    assert recompiled() == (1, 0)
+    info = cache.cache_info()
+    assert info.path is None
+    assert "read-only" in info.reason
+    assert info.files == 0
+
+
+def test_damaged_files_are_replaced(fresh_folders):
+    assert recompiled() == (0, 1)
+    (file,) = cache.cache_info().path.glob("*.kernel")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    assert recompiled() == (0, 1)
+    assert recompiled() == (1, 0)
+
+
+def test_full_disk_is_no_error(fresh_folders, monkeypatch):
+    def refuse(path, content):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(pathlib.Path, "write_bytes", refuse)
+    assert recompiled() == (0, 1)
+    assert list(cache.cache_info().path.iterdir()) == []
+
+
+def test_foreign_temporary_folder_is_refused(fresh_folders):
+    (fresh_folders / f"numconv-{os.getuid()}").mkdir()
+    (fresh_folders / f"numconv-{os.getuid()}").chmod(0o777)
+    with pytest.raises(PermissionError, match="another user"):
+        cache._temporary_root()
+
+
+def test_folder_follows_the_sources(tmp_path):
+    copy = tmp_path / "package"
+    shutil.copytree(ROOT / "backends" / "numconv_numba", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    assert cache.source_hash(copy) == cache.source_hash()
+    with (copy / "scalar.py").open("a") as stream:
+        stream.write("\n")
+    assert cache.source_hash(copy) != cache.source_hash()
+
+
+def test_old_versions_are_removed_when_unused(fresh_folders):
+    kernels = fresh_folders / "cache" / "kernels"
+    old, recent, foreign = (
+        kernels / name
+        for name in ("numconv_numba-0.0.1-0123456789ab", "numconv_numba-0.0.2-0123456789ab", "numconv_x-1-0123456789ab")
+    )
+    for folder in (old, recent, foreign):
+        folder.mkdir(parents=True)
+        (folder / "file").touch()
+    month_ago = time.time() - 31 * 24 * 3600
+    os.utime(old, (month_ago, month_ago))
+    os.utime(foreign, (month_ago, month_ago))
+    assert recompiled() == (0, 1)
+    assert [folder.exists() for folder in (old, recent, foreign)] == [False, True, True]
+
+
+# Threads.
+
+
+def child_forked():
+    """A parallel region, then a fork: OpenMP would abort in the child if it entered one."""
+    check_axpy(LARGE)
+    layer = threads.layer()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            assert threads.threads() == 1
+            check_axpy(LARGE)
+            with numconv.context.using(threads=2):
+                check_axpy(LARGE)
+            code = 0
+        finally:
+            os._exit(code)
+    report(layer=layer, status=os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_forked_child_runs_serially(tmp_path):
+    found = child("child_forked", tmp_path)
+    assert found["layer"] != "not started"
+    assert found["status"] == 0
+
+
+def child_concurrent():
+    """Eight Python threads call kernels at the same time."""
+    failures = []
+
+    def work():
+        try:
+            for _ in range(200):
+                check_axpy(LARGE)
+        except BaseException as error:
+            failures.append(repr(error))
+            raise
+
+    group = [threading.Thread(target=work) for _ in range(8)]
+    for thread in group:
+        thread.start()
+    for thread in group:
+        thread.join()
+    report(failures=failures, layer=threads.layer())
+
+
+@pytest.mark.parametrize("layer", ["default", "workqueue"])
+def test_concurrent_calls_are_safe(tmp_path, layer):
+    found = child("child_concurrent", tmp_path, threads="4", NUMBA_THREADING_LAYER=layer)
+    assert found["failures"] == []
+    assert found["layer"] == "workqueue" if layer == "workqueue" else found["layer"] != "not started"
+
+
+def child_single():
+    check_axpy(LARGE)
+    report(layer=threads.layer(), kernels=sorted(compiler.statistics()))
+
+
+def test_one_thread_enters_no_region(tmp_path):
+    found = child("child_single", tmp_path, threads="1")
+    assert found["layer"] == "not started"
+    assert found["kernels"] == ["__main__.axpy"]
+
+
+def test_missing_layer_means_serial(tmp_path):
+    found = child("child_single", tmp_path, NUMBA_THREADING_LAYER="nonsense")
+    assert found["layer"] == "not started"
+
+
+def count_threads(requested):
+    with numconv.context.using(threads=requested):
+        return threads.threads()
+
+
+def child_spawned():
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        report(threads=pool.map(count_threads, [None, 2]))
+
+
+def test_spawned_worker_is_serial_unless_asked(tmp_path):
+    assert child("child_spawned", tmp_path, threads="")["threads"] == [1, 2]
+
+
+def test_number_of_workers(monkeypatch):
+    monkeypatch.setattr(threads, "_launched", lambda: 8)
+    with numconv.context.using(threads=4):
+        assert threads.workers(100, LARGE) == 4
+        assert threads.workers(3, LARGE) == 3
+        assert threads.workers(1, LARGE) == 1
+        assert threads.workers(100, 10) == 1
+    with numconv.context.using(threads=100):
+        assert threads.threads() == 8
+
+
+def test_default_number_of_threads(monkeypatch):
+    monkeypatch.setattr(threads, "_launched", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    default = threads._default_threads.__wrapped__
+    for quota, openmp, expected in ((float("inf"), "", 6), (2.5, "", 3), (0.5, "", 1), (4.0, "2,1", 2), (4.0, "many", 4)):
+        monkeypatch.setattr(threads, "_quota", lambda quota=quota: quota)
+        monkeypatch.setenv("OMP_NUM_THREADS", openmp)
+        assert default() == expected
+
+
+def test_quota_files(tmp_path):
+    for content, expected in (
+        ("max 100000", float("inf")),
+        ("150000 100000", 1.5),
+        ("-1 100000", float("inf")),
+        ("?", float("inf")),
+    ):
+        (tmp_path / "cpu.max").write_text(content)
+        assert threads._ratio(tmp_path / "cpu.max") == expected
+    (tmp_path / "quota").write_text("200000\n")
+    (tmp_path / "period").write_text("100000\n")
+    assert threads._ratio(tmp_path / "quota", tmp_path / "period") == 2
+    assert threads._ratio(tmp_path / "absent") == float("inf")
+
+
+def test_busy_region_means_serial():
+    with threads._entered:
+        check_axpy(LARGE)
+
+
+@pytest.mark.parametrize("count", [2, 3, 7, 30])
+def test_parts_cover_all_items(count, monkeypatch):
+    """More workers than threads of this machine still compute every item once."""
+    monkeypatch.setattr(threads, "workers", lambda *_: count)
+    check_axpy(LARGE, dtype="int64")
+
+
+def report(**values):
+    sys.stdout.write(json.dumps(values) + "\n")
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]]()
