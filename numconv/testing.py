@@ -129,7 +129,7 @@ def _random(shape: tuple[int, ...], dtype: np.dtype[Any], rng: np.random.Generat
 
 def _sow(array: Array, rng: np.random.Generator) -> None:
     count = min(3, array.size)
-    places = rng.choice(array.size, count, replace=False)
+    places = rng.permutation(array.size)[:count]
     array.reshape(-1)[places] = rng.permutation([np.nan, np.inf, -np.inf])[:count]
 
 

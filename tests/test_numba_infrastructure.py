@@ -553,7 +553,7 @@ def test_default_number_of_threads(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     default = threads._default_threads.__wrapped__
     for quota, openmp, expected in ((float("inf"), "", 6), (2.5, "", 3), (0.5, "", 1), (4.0, "2,1", 2), (4.0, "many", 4)):
-        monkeypatch.setattr(threads, "_quota", lambda quota=quota: quota)
+        monkeypatch.setattr(threads, "quota", lambda quota=quota: quota)
         monkeypatch.setenv("OMP_NUM_THREADS", openmp)
         assert default() == expected
 

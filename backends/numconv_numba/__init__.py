@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
+import os
 from collections.abc import Mapping, Sequence
 
 from numconv.plugin import Implementation, Verdict, __version__
@@ -17,11 +19,15 @@ __all__ = ["NumbaBackend", "backend"]
 @functools.cache
 def _implementations() -> tuple[Implementation, ...]:
     from .direct import Direct
+    from .pooling import Pool
     from .tile import RegisterTile
+    from .windows import Windows
 
     return (
         RegisterTile(),
         Direct(),
+        Pool(),
+        Windows(),
     )
 
 
@@ -37,6 +43,8 @@ class NumbaBackend:
         """Whether the package numba is there; it is not imported."""
         if importlib.util.find_spec("numba") is None:
             return Verdict.no("the package numba is not installed: python -m pip install numba")
+        if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+            return Verdict.no("NUMBA_DISABLE_JIT is set, and its kernels are machine code only: unset it")
         return Verdict.yes()
 
     def implementations(self) -> Sequence[Implementation]:
@@ -46,11 +54,16 @@ class NumbaBackend:
     def information(self) -> Mapping[str, str]:
         """What `numconv info` shows of this backend."""
         from .cache import cache_info
-        from .threads import layer, threads
+        from .threads import layer, quota, threads
 
         info = cache_info()
         where = f"{info.path} ({info.files} files, {info.bytes} bytes)" if info.path else "memory only"
-        return {"threads": str(threads()), "threading layer": layer(), "cache": where + (f": {info.reason}" if info.reason else "")}
+        return {
+            "threads": str(threads()),
+            "threading layer": layer(),
+            "CPU quota": "none" if math.isinf(quota()) else f"{quota():g}",
+            "cache": where + (f": {info.reason}" if info.reason else ""),
+        }
 
 
 backend = NumbaBackend()

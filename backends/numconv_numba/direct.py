@@ -42,7 +42,7 @@ from .geometry import (
     weight_strides,
 )
 from .scalar import add, conj, is_null, load, muladd, store, wide_vectors, zero
-from .threads import parallel_for, run
+from .threads import MAX_THREADS, parallel_for, run
 
 __all__ = ["MEASURED_ERROR", "Direct", "conv_vectors", "finish_row", "forward_row", "outer_offset", "outer_rows", "outer_size"]
 
@@ -641,7 +641,7 @@ class Direct(Implementation):
         """A row of sums and the table of the rows it reads, for each thread."""
         taps = math.prod(problem.kernel[:-1])
         folds = 1 if problem.pad_mode == "zeros" else math.prod(problem.output[:-1])
-        return 64 * (ROW * 16 + 16 * (taps + 1) * (folds if problem.op == "input_grad" else 1))
+        return MAX_THREADS * (ROW * 16 + 16 * (taps + 1) * (folds if problem.op == "input_grad" else 1))
 
     def build(self, problem: ConvProblem) -> _Executor:
         """The executor."""

@@ -4,7 +4,10 @@ Sums run over the taps of a window in row-major order, from zero, in the accumul
 of max pooling adds up the windows that an element won in the row-major order of y. So every accuracy level gets the same bits.
 
 Rows run along the last spatial axis, or along the channels where these are neighbours in memory: the channels are then one more
-spatial axis, with a window of one tap.
+spatial axis, with a window of one tap, and the vector's OPTION is 1.
+
+The vectors come to the kernels as addresses, not as arrays: these would be counted as references by each helper that they are
+passed to, which takes longer than a short row.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from numconv.plugin import POOL_OPS, Implementation, PoolProblem, Verdict, WindowProblem, check_indices
+from numconv.plugin import POOL_OPS, Implementation, PoolProblem, Verdict, WindowProblem, check_indices, np_dtype
 
 from .compiler import Address, Tag, helper, kernel
 from .direct import outer_offset, outer_size
@@ -69,7 +72,7 @@ __all__ = [
 ROW = 1024
 """Results computed together: a few such rows fit the first-level cache."""
 PART = 1 << 18
-"""Positions of a channel that one work item fills from given indices: that many sums fit the second-level cache."""
+"""Positions of a channel that one work item fills: that many sums fit the second-level cache."""
 CHANNELS = 16
 """Fewer channels than this are too short a row."""
 THREADS = 64
@@ -810,7 +813,7 @@ class Pool(Implementation):
         """For each thread some rows of sums and the tables of the rows that they read, or the sums of a part of a channel."""
         taps = math.prod(problem.window[:-1])
         sums = min(PART, problem.c * math.prod(problem.spatial)) if problem.op == "max_pool_backward" else 0
-        return THREADS * (4 * ROW * 8 + 32 * taps + 8 * sums)
+        return THREADS * (4 * ROW * 8 + 32 * taps + np_dtype(problem.acc_dtype).itemsize * sums)
 
     def build(self, problem: PoolProblem) -> _Executor:
         """The executor."""

@@ -31,8 +31,10 @@ from numconv.plugin import requested_threads
 
 from .compiler import intrinsic, kernel
 
-__all__ = ["layer", "parallel_for", "run", "threads", "workers"]
+__all__ = ["MAX_THREADS", "SERIAL_WORK", "layer", "parallel_for", "quota", "run", "threads", "workers"]
 
+MAX_THREADS = 64
+"""More are never used, so that `workspace` can count working memory without knowing the machine."""
 SERIAL_WORK = 5e5
 """Calls of less work than this, in multiply-adds or what takes as long, are not worth waking other threads."""
 _SERIAL_WORK_WORKQUEUE = 5e6  # Numba's last resort takes over 100 us to start and to join
@@ -156,7 +158,7 @@ def _launched() -> int:
     return int(config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
 
 
-def _quota() -> float:
+def quota() -> float:
     """The number of processors that the control group grants, or infinity."""
     root = pathlib.Path("/sys/fs/cgroup")
     try:
@@ -186,7 +188,7 @@ def _default_threads() -> int:
     process = sys.modules.get("multiprocessing.process")
     if process is not None and process.parent_process() is not None:
         return 1
-    counts = [_launched(), _quota()]
+    counts = [_launched(), quota()]
     if hasattr(os, "sched_getaffinity"):
         counts.append(len(os.sched_getaffinity(0)))
     openmp = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
@@ -200,7 +202,7 @@ def threads() -> int:
     if _Process.forked:
         return 1
     requested = requested_threads()
-    return _default_threads() if requested is None else min(requested, _launched())
+    return min(_default_threads() if requested is None else min(requested, _launched()), MAX_THREADS)
 
 
 def workers(items: int, work: float) -> int:

@@ -27,7 +27,7 @@ from .elements import ACTIVATIONS, itemsize, keep, memory, same, scratch
 from .geometry import DIMS, GROUPS, LOW, MODE, OPTION, OUTPUT, PARTS, PER_C, PER_K, SIZE, STRIDE, WINDOW, part, source_index, span
 from .microkernels import Tile, multiply_tile, tile_channels, tile_for, tile_pixels, write_vectors
 from .scalar import is_null, load, store, wide_vectors, zero
-from .threads import SERIAL_WORK, parallel_for, run, threads
+from .threads import MAX_THREADS, SERIAL_WORK, parallel_for, run, threads
 
 __all__ = ["RegisterTile", "block_for"]
 
@@ -438,7 +438,7 @@ class RegisterTile(Implementation):
             block.taps
         )
         widened = 0 if problem.dtype == problem.acc_dtype else math.prod(problem.w_shape) * item
-        return threads() * each + widened
+        return MAX_THREADS * each + widened
 
     def build(self, problem: ConvProblem) -> _Executor:
         """The executor."""
