@@ -16,8 +16,8 @@ from numba.extending import overload
 
 from numconv.plugin import ConvProblem, Implementation, Verdict, np_dtype
 
-from .compiler import Address, Tag, Vector, helper, kernel
-from .elements import ACTIVATIONS, activated, itemsize, keep, memory, rectified, scratch
+from .compiler import Address, Tag, helper, kernel
+from .elements import ACTIVATIONS, INT64, activated, itemsize, keep, memory, numbers, rectified, scratch
 from .geometry import (
     BATCH,
     DILATION,
@@ -41,10 +41,20 @@ from .geometry import (
     span,
     weight_strides,
 )
-from .scalar import add, conj, is_null, load, muladd, store, wide_vectors, zero
+from .scalar import add, conj, is_null, load, muladd, pointer, store, wide_vectors, zero
 from .threads import MAX_THREADS, parallel_for, run
 
-__all__ = ["MEASURED_ERROR", "Direct", "conv_vectors", "finish_row", "forward_row", "outer_offset", "outer_rows", "outer_size"]
+__all__ = [
+    "MEASURED_ERROR",
+    "Direct",
+    "clear",
+    "conv_vectors",
+    "finish_row",
+    "outer_offset",
+    "outer_row",
+    "outer_size",
+    "tap_position",
+]
 
 ROW = 1024
 """Results computed together: a row of them, and what it reads, fit the first-level cache."""
@@ -97,9 +107,9 @@ def outer_row(g, output, tap):
 
 
 @helper
-def outer_rows(g, output, rows, inside):
+def outer_rows(g, output, taps, rows, inside):
     """`outer_row` for every outer tap."""
-    for tap in range(len(rows)):
+    for tap in range(taps):
         inside[tap], rows[tap] = outer_row(g, output, tap)
 
 
@@ -159,20 +169,20 @@ def add_row(acc, x, w, first, last, offset, g, xt, at):
 
 
 @helper
-def forward_row(acc, rows, inside, x, w, group, k, first, last, g, xt, wt, at):
+def forward_row(acc, rows, inside, x, w, group, k, first, last, g, xt, at):
     """The sums of the outputs first..last of a row for one output channel: c, then the kernel row-major."""
     axis = g[DIMS] - 1
-    window, low = g[part(g, WINDOW) + axis], g[part(g, LOW) + axis]
+    window, taps, low = g[part(g, WINDOW) + axis], outer_size(g, WINDOW), g[part(g, LOW) + axis]
     xs, ws = part(g, PARTS), part(g, PARTS + 1)
     clear(acc, last - first, at)
     for c in range(g[PER_C]):
         x_c = x + (group * g[xs + 1] + c * g[xs + 2])
         w_c = w + (group * g[ws] + k * g[ws + 1] + c * g[ws + 2])
-        for tap in range(len(rows)):
+        for tap in range(taps):
             if inside[tap]:
                 w_row = w_c + outer_offset(g, tap, WINDOW, PARTS + 1)
                 for r in range(window):
-                    weight = load(w_row + r * g[ws + 3 + axis], wt, at)
+                    weight = load(w_row + r * g[ws + 3 + axis], xt, at)
                     add_row(acc, x_c + rows[tap], weight, first, last, tap_position(g, axis, r) - low, g, xt, at)
 
 
@@ -183,28 +193,29 @@ def _forward(begin, end, args):
     axis = g[DIMS] - 1
     xs, ys, per_k, length = part(g, PARTS), part(g, PARTS + 2), g[PER_K], g[part(g, OUTPUT) + axis]
     rows_out, taps, chunks = outer_size(g, OUTPUT), outer_size(g, WINDOW), -(-length // ROW)
-    sums = scratch(min(ROW, length) * itemsize(at))
-    acc, rows, inside = memory(sums), np.empty(taps, np.int64), np.empty(taps, np.bool_)
+    sums, lists = scratch(min(ROW, length) * itemsize(at)), scratch(16 * taps)
+    acc, rows, inside = memory(sums), numbers(lists, 0), numbers(lists, taps)
     for item in range(begin, end):
         first = item % chunks * ROW
         output = item // chunks % rows_out
         channel = item // chunks // rows_out % (g[GROUPS] * per_k)
         n = item // chunks // rows_out // (g[GROUPS] * per_k)
         group, k, last = channel // per_k, channel % per_k, min(first + ROW, length)
-        outer_rows(g, output, rows, inside)
-        forward_row(acc, rows, inside, x + n * g[xs], w, group, k, first, last, g, xt, xt, at)
+        outer_rows(g, output, taps, rows, inside)
+        forward_row(acc, rows, inside, x + n * g[xs], w, group, k, first, last, g, xt, at)
         target = y + (n * g[ys] + group * g[ys + 1] + k * g[ys + 2] + outer_offset(g, output, OUTPUT, PARTS + 2))
         step = g[ys + 3 + axis]
         finish_row(acc, target + first * step, last - first, step, bias, channel, g[OPTION], yt, at)
     keep(sums)
+    keep(lists)
 
 
 @kernel
 def forward(
-    xt: Tag, yt: Tag, at: Tag, region: int, workers: int, items: int, x: Address, w: Address, bias: Address, y: Address, g: Vector
+    xt: Tag, yt: Tag, at: Tag, region: int, workers: int, items: int, x: Address, w: Address, bias: Address, y: Address, g: Address
 ) -> None:
     """y from x and w: an item is a part of a row of one output channel."""
-    parallel_for(region, workers, items, _forward, (xt, yt, at, x, w, bias, y, g))
+    parallel_for(region, workers, items, _forward, (xt, yt, at, x, w, bias, y, pointer(g, INT64)))
 
 
 # --- input_grad ----------------------------------------------------------------------------------------------------------------
@@ -344,10 +355,10 @@ def _input_grad(begin, end, args):
 
 @kernel
 def input_grad(
-    xt: Tag, yt: Tag, at: Tag, region: int, workers: int, items: int, y: Address, w: Address, bias: Address, x: Address, g: Vector
+    xt: Tag, yt: Tag, at: Tag, region: int, workers: int, items: int, y: Address, w: Address, bias: Address, x: Address, g: Address
 ) -> None:
     """The gradient of x from that of y and w: an item is a part of a row of one input channel."""
-    parallel_for(region, workers, items, _input_grad, (xt, yt, at, y, w, bias, x, g))
+    parallel_for(region, workers, items, _input_grad, (xt, yt, at, y, w, bias, x, pointer(g, INT64)))
 
 
 # --- weight_grad ---------------------------------------------------------------------------------------------------------------
@@ -470,10 +481,10 @@ def _weight_grad(begin, end, args):
 
 @kernel
 def weight_grad(
-    xt: Tag, yt: Tag, at: Tag, region: int, workers: int, items: int, y: Address, x: Address, w: Address, g: Vector
+    xt: Tag, yt: Tag, at: Tag, region: int, workers: int, items: int, y: Address, x: Address, w: Address, g: Address
 ) -> None:
     """The gradient of w from that of y and x: an item is a part of a row of one kernel of one channel."""
-    parallel_for(region, workers, items, _weight_grad, (xt, yt, at, y, x, w, g))
+    parallel_for(region, workers, items, _weight_grad, (xt, yt, at, y, x, w, pointer(g, INT64)))
 
 
 # --- bias ----------------------------------------------------------------------------------------------------------------------
@@ -534,10 +545,10 @@ def _bias_grad(begin, end, args):
 @kernel
 def bias_grad(
     xt: Tag, yt: Tag, at: Tag, region: int, workers: int, items: int, x: Address, sums: Address,
-    which: int, strides: int, per_group: int, g: Vector,
+    which: int, strides: int, per_group: int, g: Address,
 ) -> None:  # fmt: skip
     """The sum of each channel of y (or of x): an item is a channel; the order is n, then row-major."""
-    parallel_for(region, workers, items, _bias_grad, (xt, yt, at, x, sums, which, strides, per_group, g))
+    parallel_for(region, workers, items, _bias_grad, (xt, yt, at, x, sums, which, strides, per_group, pointer(g, INT64)))
 
 
 # --- the implementation --------------------------------------------------------------------------------------------------------

@@ -9,11 +9,12 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic, overload
 
-from .compiler import helper
-from .scalar import address, storage_type
+from .compiler import Tag, helper
+from .scalar import address, pointer, storage_type
 
-__all__ = ["ACTIVATIONS", "activated", "itemsize", "keep", "memory", "rectified", "same", "scratch"]
+__all__ = ["ACTIVATIONS", "INT64", "activated", "itemsize", "keep", "memory", "numbers", "rectified", "same", "scratch"]
 
+INT64 = Tag("int64")
 ACTIVATIONS = {None: 0, "relu": 1, "silu": 2, "gelu": 3}
 
 
@@ -82,6 +83,15 @@ def scratch(size):
 def memory(array):
     """The address of a scratch array, which `keep` must name after the last use of the address."""
     return address(array.ctypes.data)
+
+
+@helper
+def numbers(array, first):
+    """A pointer to the int64 numbers of a scratch array, from the one at `first`.
+
+    Kernels index tables through pointers: an array that is passed on to a helper costs atomic reference counts.
+    """
+    return pointer(memory(array) + 8 * first, INT64)
 
 
 @helper

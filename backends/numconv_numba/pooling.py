@@ -24,7 +24,7 @@ from numconv.plugin import POOL_OPS, Implementation, PoolProblem, Verdict, Windo
 
 from .compiler import Address, Tag, helper, kernel
 from .direct import outer_offset, outer_size
-from .elements import itemsize, keep, memory, scratch
+from .elements import INT64, itemsize, keep, memory, numbers, scratch
 from .geometry import (
     DILATION,
     DIMS,
@@ -44,13 +44,11 @@ from .geometry import (
     span,
 )
 from .scalar import add, address, is_null, load, pointer, store, wide_vectors, zero
-from .threads import parallel_for, run
+from .threads import MAX_THREADS, parallel_for, run
 
 __all__ = [
-    "INT64",
     "PART",
     "ROW",
-    "THREADS",
     "Pool",
     "Rows",
     "chunk_of",
@@ -58,7 +56,6 @@ __all__ = [
     "flat_step",
     "linked",
     "linked_rows",
-    "numbers",
     "part_of",
     "place_of",
     "row_of",
@@ -75,17 +72,8 @@ PART = 1 << 18
 """Positions of a channel that one work item fills: that many sums fit the second-level cache."""
 CHANNELS = 16
 """Fewer channels than this are too short a row."""
-THREADS = 64
-"""As many threads are counted in `workspace`."""
-INT64 = Tag("int64")
 FLOAT64 = Tag("float64")
 AVERAGE = Tag(0)
-
-
-@helper
-def numbers(array, first):
-    """A pointer to the int64 numbers of a scratch array, from the one at `first`."""
-    return pointer(memory(array) + 8 * first, INT64)
 
 
 # --- geometry ------------------------------------------------------------------------------------------------------------------
@@ -424,6 +412,10 @@ def mean(total: Any, count: Any, p: Any, norm: Any) -> Any:
 @overload(mean)
 def _mean_of(total, count, p, norm):
     kind = total
+    if isinstance(total, types.Complex):
+        part = total.underlying_float
+        # by a complex count, an infinite part would make the other one NaN
+        return lambda total, count, p, norm: kind(complex(total.real / part(count), total.imag / part(count)))
     return {
         0: lambda total, count, p, norm: total / kind(count),
         1: lambda total, count, p, norm: total,
@@ -813,7 +805,7 @@ class Pool(Implementation):
         """For each thread some rows of sums and the tables of the rows that they read, or the sums of a part of a channel."""
         taps = math.prod(problem.window[:-1])
         sums = min(PART, problem.c * math.prod(problem.spatial)) if problem.op == "max_pool_backward" else 0
-        return THREADS * (4 * ROW * 8 + 32 * taps + np_dtype(problem.acc_dtype).itemsize * sums)
+        return MAX_THREADS * (4 * ROW * 8 + 32 * taps + np_dtype(problem.acc_dtype).itemsize * sums)
 
     def build(self, problem: PoolProblem) -> _Executor:
         """The executor."""

@@ -21,12 +21,12 @@ import numpy as np
 
 from numconv.plugin import ConvProblem, Implementation, Verdict, np_dtype
 
-from .compiler import Address, Tag, Vector, helper, kernel
+from .compiler import Address, Tag, helper, kernel
 from .direct import MEASURED_ERROR, Direct, clear, conv_vectors, finish_row, outer_offset
-from .elements import ACTIVATIONS, itemsize, keep, memory, same, scratch
+from .elements import ACTIVATIONS, INT64, itemsize, keep, memory, numbers, same, scratch
 from .geometry import DIMS, GROUPS, LOW, MODE, OPTION, OUTPUT, PARTS, PER_C, PER_K, SIZE, STRIDE, WINDOW, part, source_index, span
 from .microkernels import Tile, multiply_tile, tile_channels, tile_for, tile_pixels, write_vectors
-from .scalar import is_null, load, store, wide_vectors, zero
+from .scalar import is_null, load, pointer, store, wide_vectors, zero
 from .threads import MAX_THREADS, SERIAL_WORK, parallel_for, run, threads
 
 __all__ = ["RegisterTile", "block_for"]
@@ -108,7 +108,7 @@ def block_for(problem: ConvProblem, tile: Tile) -> Block:
 
 def _blocking_vector(block: Block) -> np.ndarray[Any, Any]:
     """What the kernel knows of a block; see `_at`."""
-    head = [block.channel, math.prod(block.blocks), math.prod(map(len, block.phases)), block.flat]
+    head = [block.channel, math.prod(block.blocks), math.prod(map(len, block.phases)), block.flat, len(block.taps)]
     places: list[int] = []
     values: list[int] = []
     for one in block.phases:
@@ -118,7 +118,7 @@ def _blocking_vector(block: Block) -> np.ndarray[Any, Any]:
     return np.array([*head, *rows, *values], np.int64)
 
 
-CHANNEL, BLOCKS, COMBINATIONS, FLAT, _HEAD = 0, 1, 2, 3, 4
+CHANNEL, BLOCKS, COMBINATIONS, FLAT, TAPS, _HEAD = 0, 1, 2, 3, 4, 5
 UINT8 = Tag("uint8")
 B_SIZE, B_BLOCKS, B_PITCH, B_PHASES, B_PLACE, B_VALUES = 0, 1, 2, 3, 4, 5
 
@@ -265,22 +265,22 @@ def write_block(shape, sums, pixels, bias, y, group, k, count, block, g, b, yt, 
 
 
 @helper
-def weight_taps(g, table):
+def weight_taps(g, taps, table):
     """The byte offset of each tap in w."""
     axis = g[DIMS] - 1
     window, step = g[part(g, WINDOW) + axis], g[part(g, PARTS + 1) + 3 + axis]
-    for tap in range(len(table)):
+    for tap in range(taps):
         table[tap] = outer_offset(g, tap // window, WINDOW, PARTS + 1) + tap % window * step
 
 
 @helper
-def multiply_block(shape, at, slab, x_table, w, w_table, sums, pixels, length, taps, g, b):
+def multiply_block(shape, at, slab, x_taps, w, w_taps, sums, pixels, length, g, b):
     """The sums of a block's first `length` pixels for the channels of one tile."""
     ws, width = part(g, PARTS + 1), tile_pixels(shape)
     for pixel in range(0, length, width):
         multiply_tile(
-            shape, at, slab + pixel * itemsize(at), x_table, w, w_table, sums + pixel * itemsize(at),
-            g[PER_C], taps, b[CHANNEL] * itemsize(at), g[ws + 2], g[ws + 1], pixels * itemsize(at),
+            shape, at, slab + pixel * itemsize(at), x_taps, w, w_taps, sums + pixel * itemsize(at),
+            g[PER_C], b[TAPS], b[CHANNEL] * itemsize(at), g[ws + 2], g[ws + 1], pixels * itemsize(at),
         )  # fmt: skip
 
 
@@ -293,9 +293,9 @@ def _blocks(begin, end, args):
     pixels = -(-b[FLAT] // width) * width
     # one vector more than needed: tiles read, and vectors of results are read, beyond the last pixel
     packed, results = scratch((slab_size + width) * itemsize(at)), scratch((channels * pixels + width) * itemsize(at))
-    w_taps = np.empty(len(taps), np.int64)
-    slab, sums, x_table, w_table = memory(packed), memory(results), memory(taps), memory(w_taps)
-    weight_taps(g, w_taps)
+    w_taps = scratch(8 * b[TAPS])
+    slab, sums, w_table = memory(packed), memory(results), memory(w_taps)
+    weight_taps(g, b[TAPS], numbers(w_taps, 0))
     clear(slab + slab_size * itemsize(at), width, at)
     filled, tiles = -1, -(-per_k // channels)
     for item in range(begin, end):
@@ -309,7 +309,7 @@ def _blocks(begin, end, args):
             # the last tile overlaps the one before, whose channels it does not write again
             k = min(tile * channels, per_k - channels)
             w_k, skip = w + (group * g[ws] + k * g[ws + 1]), tile * channels - k
-            multiply_block(shape, at, slab, x_table, w_k, w_table, sums, pixels, length, len(taps), g, b)
+            multiply_block(shape, at, slab, taps, w_k, w_table, sums, pixels, length, g, b)
             new, y_n = sums + skip * pixels * itemsize(at), y + (n * g[ys] + group * g[ys + 1])
             if not all_finite(new, pixels, channels - skip, length, at):
                 store(status + n, np.uint8(1), UINT8)
@@ -322,13 +322,19 @@ def _blocks(begin, end, args):
 @kernel
 def tiled(
     shape: Tag, xt: Tag, yt: Tag, at: Tag, region: int, workers: int, items: int, splits: int,
-    x: Address, w: Address, bias: Address, y: Address, status: Address, g: Vector, b: Vector, taps: Vector,
+    x: Address, w: Address, bias: Address, y: Address, status: Address, g: Address, b: Address, taps: Address,
 ) -> None:  # fmt: skip
     """y from x and w: an item is a block of outputs, or the part of it that belongs to some of the output channels.
 
     `status` gets a 1 for each image of which a sum is not finite. Weights and bias are in the accumulation dtype.
     """
-    parallel_for(region, workers, items, _blocks, (shape, xt, yt, at, splits, x, w, bias, y, status, g, b, taps))
+    parallel_for(
+        region,
+        workers,
+        items,
+        _blocks,
+        (shape, xt, yt, at, splits, x, w, bias, y, status, pointer(g, INT64), pointer(b, INT64), taps),
+    )
 
 
 # --- the implementation --------------------------------------------------------------------------------------------------------

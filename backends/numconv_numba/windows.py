@@ -16,19 +16,16 @@ from numconv.plugin import WINDOW_OPS, Implementation, Verdict, WindowProblem, c
 
 from .compiler import Address, Tag, helper, kernel
 from .direct import outer_offset, outer_row, outer_size, tap_position
-from .elements import itemsize, keep, memory, scratch
+from .elements import INT64, itemsize, keep, memory, numbers, scratch
 from .geometry import DIMS, LOW, MODE, OUTPUT, PARTS, SIZE, STRIDE, WINDOW, Vectors, channel_strides, part, source_index, span
 from .pooling import (
-    INT64,
     PART,
     ROW,
-    THREADS,
     Rows,
     chunk_of,
     fill,
     flat_step,
     linked,
-    numbers,
     part_of,
     place_of,
     row_of,
@@ -39,7 +36,7 @@ from .pooling import (
     write_row,
 )
 from .scalar import add, load, pointer, store, wide_vectors, zero
-from .threads import parallel_for, run
+from .threads import MAX_THREADS, parallel_for, run
 
 __all__ = ["Windows"]
 
@@ -388,10 +385,10 @@ class Windows(Implementation):
     def workspace(self, problem: WindowProblem) -> int:
         """For each thread a row of sums, and which outputs read an index; or marks on a part of a channel."""
         if problem.op == "max_unpool_backward":
-            return THREADS * min(PART, problem.c * math.prod(problem.spatial))
+            return MAX_THREADS * min(PART, problem.c * math.prod(problem.spatial))
         if problem.op in ("pad_backward", "fold"):
             longest = 1 if problem.pad_mode == "zeros" else max(problem.output)
-            return THREADS * (ROW * 16 + 8 * (problem.ndim + 1) * (longest + 1))
+            return MAX_THREADS * (ROW * 16 + 8 * (problem.ndim + 1) * (longest + 1))
         return 0
 
     def build(self, problem: WindowProblem) -> _Executor:

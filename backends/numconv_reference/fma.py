@@ -91,5 +91,6 @@ def _to_odd(rounded: Array, error: Array) -> Array:
 
 def odd_float32(values: Array) -> Array:
     """Float64 values as float32, rounded to odd: converting these to bfloat16 rounds the float64 values correctly."""
-    nearest = values.astype(np.float32)
-    return _to_odd(nearest, values - nearest)
+    with np.errstate(over="ignore", invalid="ignore"):
+        nearest = values.astype(np.float32)
+        return _to_odd(nearest, values - nearest)

@@ -88,18 +88,28 @@ def _largest(problem: PoolProblem, x: Array) -> tuple[Array, Array]:
 def _avg_pool(problem: PoolProblem, outs: Sequence[Array], ins: Sequence[Array]) -> None:
     x = ins[0].astype(wide_dtype(problem))
     with np.errstate(all="ignore"):
-        store(outs[0], _sum_windows(problem, x) / _counts(problem))
+        store(outs[0], _shares(_sum_windows(problem, x), problem))
 
 
 def _avg_pool_backward(problem: PoolProblem, outs: Sequence[Array], ins: Sequence[Array]) -> None:
     with np.errstate(all="ignore"):
-        share = ins[0].astype(wide_dtype(problem)) / _counts(problem)
+        share = _shares(ins[0].astype(wide_dtype(problem)), problem)
         sums = np.zeros(problem.x_shape, share.dtype)
         tables = tap_tables(problem)
         for tap in positions(problem.window):
             outputs, inputs = meshes(tables, tap)
             sums[..., *inputs] += share[..., *outputs]
         store(outs[0], sums)
+
+
+def _shares(total: Array, problem: PoolProblem) -> Array:
+    """Sums of windows, each divided by its count; complex ones part by part, since an infinite part must not reach the other."""
+    counts = _counts(problem)
+    if not np.iscomplexobj(total):
+        return total / counts
+    shares = np.empty_like(total)
+    shares.real, shares.imag = total.real / counts, total.imag / counts
+    return shares
 
 
 def _counts(problem: PoolProblem) -> Array:
