@@ -12,7 +12,7 @@ from numconv.arguments import Geometry, PoolGeometry, Request, problem_of
 from numconv.errors import ProblemError
 from numconv.plugin import LEVELS, parse
 from numconv.problem import DEFAULT_WORKSPACE, PAD_MODES, SHORT, WIDER
-from numconv.testing import CONV_PROBLEMS, candidates, check
+from numconv.testing import candidates, check
 
 CONVS = ("conv", "conv_input_grad", "conv_weight_grad", "conv_transpose", "conv_transpose_input_grad", "conv_transpose_weight_grad")
 POOLS = ("max_pool", "max_pool_backward", "avg_pool", "avg_pool_backward", "lp_pool", "lp_pool_backward")
@@ -21,8 +21,8 @@ COUNT, FAST = 2000, 200
 PRODUCTS = 200_000
 DTYPES = [name for name in SHORT if name != "bfloat16" or importlib.util.find_spec("ml_dtypes")]
 ALL_DTYPES = [(dtype, out) for dtype in DTYPES for out in (dtype, *WIDER.get(dtype, ())) if out in DTYPES]
-# The default run compiles nothing that the contract does not need.
-FAST_DTYPES = sorted({(p.dtype, p.out_dtype) for p in map(parse, CONV_PROBLEMS)} & set(ALL_DTYPES))
+# A dtype may cost the compilation of kernels: the default run needs no others than the contract.
+FAST_DTYPES = [(name, name) for name in DTYPES if name not in ("int16", "int32", "uint8", "uint16", "uint32", "uint64")]
 
 
 class Draw:
