@@ -161,11 +161,19 @@ def add_row(acc, x, w, first, last, offset, g, xt, at):
             place = target + q * itemsize(at)
             store(place, muladd(load(source + q * (stride * step), xt, at), w, load(place, at)), at)
     if mode:
-        for q in range(first, last):
-            if q < low or q >= high:
-                place = acc + (q - first) * itemsize(at)
-                source = x + source_index(q * stride + offset, size, mode) * step
-                store(place, muladd(load(source, xt, at), w, load(place, at)), at)
+        add_border(acc, x, w, first, first, low, offset, g, xt, at)
+        add_border(acc, x, w, first, high, last, offset, g, xt, at)
+
+
+@helper
+def add_border(acc, x, w, start, first, last, offset, g, xt, at):
+    """`add_row` for the outputs first..last, which read the padding; `acc` is the address of the output `start`."""
+    axis = g[DIMS] - 1
+    size, stride, step = g[part(g, SIZE) + axis], g[part(g, STRIDE) + axis], g[part(g, PARTS) + 3 + axis]
+    for q in range(first, last):
+        place = acc + (q - start) * itemsize(at)
+        source = x + source_index(q * stride + offset, size, g[MODE]) * step
+        store(place, muladd(load(source, xt, at), w, load(place, at)), at)
 
 
 @helper

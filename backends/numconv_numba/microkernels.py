@@ -87,6 +87,7 @@ def multiply_tile(
     w_c: Any,
     w_k: Any,
     y_k: Any,
+    resume: Any,
 ) -> Any:
     """y[k, i] = the sum over c and taps t of x[c, i + t] * w[k, c, t]: one chain of fused multiply-adds each, in this order.
 
@@ -104,17 +105,24 @@ def multiply_tile(
         Number of channels and of taps.
     x_c, w_c, w_k, y_k : int
         Byte strides.
+    resume : bool
+        Go on with the sums that y holds, instead of zero.
     """
     _check((shape, dtype), (x, x_taps, w, w_taps, y))
     vectors, channels, lanes = shape.value
     element = ir.DoubleType() if value_type(dtype) == types.float64 else ir.FloatType()
     width = lanes * (8 if isinstance(element, ir.DoubleType) else 4)
-    signature = types.void(shape, dtype, x, x_taps, w, w_taps, y, *[types.int64] * 6)
+    signature = types.void(shape, dtype, x, x_taps, w, w_taps, y, *[types.int64] * 6, types.boolean)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _, _, x, x_taps, w, w_taps, y, c, taps, x_c, w_c, w_k, y_k = args
+        _, _, x, x_taps, w, w_taps, y, c, taps, x_c, w_c, w_k, y_k, resume = args
         emit = _Emitter(builder, element, lanes)
         sums = [[emit.accumulator() for _ in range(vectors)] for _ in range(channels)]
+        rows = [emit.at(y, builder.mul(y_k, ir.Constant(y_k.type, k))) for k in range(channels)]
+        with builder.if_then(resume):
+            for k in range(channels):
+                for v in range(vectors):
+                    builder.store(emit.load(emit.at(rows[k], v * width)), sums[k][v])
         steps = [builder.mul(w_k, ir.Constant(w_k.type, k)) for k in range(channels)]
         with cgutils.for_range(builder, c) as channel:
             x_row, w_row = emit.at(x, builder.mul(channel.index, x_c)), emit.at(w, builder.mul(channel.index, w_c))
@@ -127,9 +135,8 @@ def multiply_tile(
                     for v in range(vectors):
                         builder.store(emit.fma(pixels[v], weight, builder.load(sums[k][v])), sums[k][v])
         for k in range(channels):
-            row = emit.at(y, builder.mul(y_k, ir.Constant(y_k.type, k)))
             for v in range(vectors):
-                emit.store(builder.load(sums[k][v]), emit.at(row, v * width))
+                emit.store(builder.load(sums[k][v]), emit.at(rows[k], v * width))
         return context.get_dummy_value()
 
     return signature, codegen

@@ -34,6 +34,7 @@ __all__ = ["RegisterTile", "block_for"]
 SLAB_BYTES = 768 * 1024
 """The packed input of a block: it stays in the second-level cache while all output channels pass over it."""
 RESULT_BYTES = 256 * 1024
+PASS_BYTES = 32 * 1024
 
 
 class Block(NamedTuple):
@@ -106,9 +107,16 @@ def block_for(problem: ConvProblem, tile: Tile) -> Block:
         size = (*size[:axis], -(-size[axis] // 2), *size[axis + 1 :])
 
 
-def _blocking_vector(block: Block) -> np.ndarray[Any, Any]:
+def chunk_for(problem: ConvProblem, tile: Tile) -> int:
+    """Input channels that are added up in one pass: what a tile reads of them stays in the first-level cache for its neighbour."""
+    item = np_dtype(problem.acc_dtype).itemsize
+    pixels = math.prod(problem.kernel[:-1]) * (tile.vectors * tile.lanes + problem.kernel[-1] * problem.dilation[-1])
+    return max(1, PASS_BYTES // (item * (pixels + tile.channels * math.prod(problem.kernel))))
+
+
+def _blocking_vector(block: Block, chunk: int) -> np.ndarray[Any, Any]:
     """What the kernel knows of a block; see `_at`."""
-    head = [block.channel, math.prod(block.blocks), math.prod(map(len, block.phases)), block.flat, len(block.taps)]
+    head = [block.channel, math.prod(block.blocks), math.prod(map(len, block.phases)), block.flat, len(block.taps), chunk]
     places: list[int] = []
     values: list[int] = []
     for one in block.phases:
@@ -118,7 +126,7 @@ def _blocking_vector(block: Block) -> np.ndarray[Any, Any]:
     return np.array([*head, *rows, *values], np.int64)
 
 
-CHANNEL, BLOCKS, COMBINATIONS, FLAT, TAPS, _HEAD = 0, 1, 2, 3, 4, 5
+CHANNEL, BLOCKS, COMBINATIONS, FLAT, TAPS, CHUNK, _HEAD = 0, 1, 2, 3, 4, 5, 6
 UINT8 = Tag("uint8")
 B_SIZE, B_BLOCKS, B_PITCH, B_PHASES, B_PLACE, B_VALUES = 0, 1, 2, 3, 4, 5
 
@@ -156,7 +164,7 @@ def pack_row(slab, x, offset, count, g, xt, at):
     """slab[i] = x[i*s + offset] for a row, with its padding."""
     wide_vectors()
     axis = g[DIMS] - 1
-    size, stride, step, mode = g[part(g, SIZE) + axis], g[part(g, STRIDE) + axis], g[part(g, PARTS) + 3 + axis], g[MODE]
+    size, stride, step = g[part(g, SIZE) + axis], g[part(g, STRIDE) + axis], g[part(g, PARTS) + 3 + axis]
     low, high = span(0, count, stride, offset, size)
     source, target = x + (low * stride + offset) * step, slab + low * itemsize(at)
     if stride * step == itemsize(xt):
@@ -165,10 +173,18 @@ def pack_row(slab, x, offset, count, g, xt, at):
     else:
         for i in range(high - low):
             store(target + i * itemsize(at), load(source + i * (stride * step), xt, at), at)
-    for i in range(count):
-        if i < low or i >= high:
-            index = source_index(i * stride + offset, size, mode)
-            store(slab + i * itemsize(at), zero(at) if index < 0 else load(x + index * step, xt, at), at)
+    pack_border(slab, x, offset, 0, low, g, xt, at)
+    pack_border(slab, x, offset, high, count, g, xt, at)
+
+
+@helper
+def pack_border(slab, x, offset, first, last, g, xt, at):
+    """`pack_row` for places that lie in the padding."""
+    axis = g[DIMS] - 1
+    size, stride, step = g[part(g, SIZE) + axis], g[part(g, STRIDE) + axis], g[part(g, PARTS) + 3 + axis]
+    for i in range(first, last):
+        index = source_index(i * stride + offset, size, g[MODE])
+        store(slab + i * itemsize(at), zero(at) if index < 0 else load(x + index * step, xt, at), at)
 
 
 @helper
@@ -276,12 +292,14 @@ def weight_taps(g, taps, table):
 @helper
 def multiply_block(shape, at, slab, x_taps, w, w_taps, sums, pixels, length, g, b):
     """The sums of a block's first `length` pixels for the channels of one tile."""
-    ws, width = part(g, PARTS + 1), tile_pixels(shape)
-    for pixel in range(0, length, width):
-        multiply_tile(
-            shape, at, slab + pixel * itemsize(at), x_taps, w, w_taps, sums + pixel * itemsize(at),
-            g[PER_C], b[TAPS], b[CHANNEL] * itemsize(at), g[ws + 2], g[ws + 1], pixels * itemsize(at),
-        )  # fmt: skip
+    ws, width, step = part(g, PARTS + 1), tile_pixels(shape), b[CHANNEL] * itemsize(at)
+    for first in range(0, g[PER_C], b[CHUNK]):
+        count = min(b[CHUNK], g[PER_C] - first)
+        for pixel in range(0, length, width):
+            multiply_tile(
+                shape, at, slab + (first * step + pixel * itemsize(at)), x_taps, w + first * g[ws + 2], w_taps,
+                sums + pixel * itemsize(at), count, b[TAPS], step, g[ws + 2], g[ws + 1], pixels * itemsize(at), first > 0,
+            )  # fmt: skip
 
 
 @helper
@@ -362,7 +380,7 @@ class _Executor:
         self._work = forward.flops / 2
         self._padded = problem.pad_mode == "zeros" and any(low > 0 or high > 0 for low, high in forward.padding)
         self._vectors = conv_vectors(forward, ACTIVATIONS[problem.activation], swapped=swapped)
-        self._block = _blocking_vector(block)
+        self._block = _blocking_vector(block, chunk_for(forward, tile))
         self._acc = np_dtype(problem.acc_dtype)
         self._taps = np.array(block.taps, np.int64) * self._acc.itemsize
         self._kernel = tiled.specialise(tuple(tile), problem.dtype, problem.out_dtype, problem.acc_dtype)
