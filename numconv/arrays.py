@@ -21,6 +21,8 @@ def as_array(value: Any, op: str, name: str) -> Any:
     Lists, subclasses of ndarray and whatever NumPy can read become plain arrays without a copy where possible; byte-swapped data is
     copied.
     """
+    if type(value) is np.ndarray and value.dtype.isnative and value.flags.aligned:
+        return value
     if not isinstance(value, np.ndarray):
         if hasattr(value, "__cuda_array_interface__"):
             return value

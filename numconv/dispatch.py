@@ -7,6 +7,7 @@ between threads.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -116,19 +117,21 @@ class Plan:
         out : array or tuple of arrays, optional
             Where to write the results.
         """
-        if len(arrays) == len(self._ins) + 1 and arrays[-1] is None:
+        return self.execute(self.accept(arrays), out)
+
+    def accept(self, arrays: Sequence[Any], known: tuple[_Array, ...] | None = None) -> list[Any]:
+        """The arrays of a call in a form that executors take, checked against those of the plan (or `known` ones of them)."""
+        expected = self._ins if known is None else known
+        if len(arrays) == len(expected) + 1 and arrays[-1] is None:
             arrays = arrays[:-1]
-        if len(arrays) != len(self._ins):
-            names = ", ".join(a.name for a in self._ins)
-            raise ProblemError(f"plan for {self.op}: called with {len(arrays)} arrays, and it takes {len(self._ins)}: {names}")
-        ins = [
-            a if type(a) is np.ndarray and a.dtype.isnative and a.flags.aligned else as_array(a, self.op, k.name)
-            for a, k in zip(arrays, self._ins, strict=True)
-        ]
-        for array, known in zip(ins, self._ins, strict=True):
-            if array.shape != known.shape or array.dtype != known.dtype:
-                self._refuse(array, known)
-        return self.execute(ins, out)
+        if len(arrays) != len(expected):
+            names = ", ".join(a.name for a in expected)
+            raise ProblemError(f"plan for {self.op}: called with {len(arrays)} arrays, and it takes {len(expected)}: {names}")
+        ins = [as_array(a, self.op, k.name) for a, k in zip(arrays, expected, strict=True)]
+        for array, each in zip(ins, expected, strict=True):
+            if array.shape != each.shape or array.dtype != each.dtype:
+                self._refuse(array, each)
+        return ins
 
     def _refuse(self, array: Any, known: _Array) -> None:
         dims = ""
@@ -192,10 +195,7 @@ class Plan:
             raise ProblemError(
                 f"plan for {self.op}: bind(w) is for functions that take weights: conv, conv_input_grad, conv_transpose"
             )
-        known, w = self._ins[position], as_array(w, self.op, "w")
-        if w.shape != known.shape or w.dtype != known.dtype:
-            self._refuse(w, known)
-        return BoundPlan(self, w)
+        return BoundPlan(self, self.accept((w,), (self._ins[position],))[0])
 
     def explain(self) -> Explanation:
         """Every candidate that was considered, the chosen one first, and why."""
@@ -219,15 +219,7 @@ class BoundPlan:
     def __call__(self, *arrays: Any, out: Any = None) -> Any:
         """Compute with the bound weights; the arrays are those of the function without w."""
         plan = self.plan
-        if len(arrays) != len(self._ins):
-            names = ", ".join(a.name for a in self._ins)
-            raise ProblemError(
-                f"bound plan for {plan.op}: called with {len(arrays)} arrays, and it takes {len(self._ins)}: {names}"
-            )
-        ins = [as_array(a, plan.op, known.name) for a, known in zip(arrays, self._ins, strict=True)]
-        for array, known in zip(ins, self._ins, strict=True):
-            if array.shape != known.shape or array.dtype != known.dtype:
-                plan._refuse(array, known)
+        ins = plan.accept(arrays, self._ins)
         outs = plan.results(ins, out)
         plan._compute_with(self._executor, self._ins, outs, ins)
         return outs[0]
@@ -370,10 +362,8 @@ def prepare(
 
     `x` and `w` are the two shapes of a `numconv.arguments.Request`, or the positions in `arrays` of the arrays that have them.
     """
-    ins = [
-        a if type(a) is np.ndarray and a.dtype.isnative and a.flags.aligned else as_array(a, op, _names(op, options)[i])
-        for i, a in enumerate(arrays)
-    ]
+    names = _names(op, options)
+    ins = [as_array(a, op, name) for a, name in zip(arrays, names, strict=False)]
     first = ins[0]
     device = "cpu" if type(first) is np.ndarray else device_of(first)
     x_shape = ins[x].shape if x.__class__ is int else x
@@ -381,14 +371,14 @@ def prepare(
     try:
         plan = find_plan(op, x_shape, w_shape, first.dtype, options, choice, bias, device)
     except ProblemError:
-        _check_kinds(op, _names(op, options), ins)
+        _check_kinds(op, names, ins)
         raise
     for array, known in zip(ins, plan._ins, strict=True):
         if array.shape != known.shape or array.dtype != known.dtype:
-            _check_kinds(op, _names(op, options), ins)
+            _check_kinds(op, names, ins)
             plan._refuse(array, known)
         if type(array) is not type(first):
-            _check_kinds(op, _names(op, options), ins)
+            _check_kinds(op, names, ins)
     return plan, ins
 
 
@@ -416,9 +406,8 @@ def _check_kinds(op: str, names: tuple[str, ...], ins: list[Any]) -> None:
     for name, array in zip(names, ins, strict=False):
         if name != "indices" and array.dtype != first.dtype:
             raise ProblemError(
-                f"{op}: {names[0]} has dtype {first.dtype} and {name} has {array.dtype}: all arrays of a call have one "
-                "dtype; convert "
-                f"one of them, for example {name}.astype({str(first.dtype)!r})"
+                f"{op}: {names[0]} has dtype {first.dtype} and {name} has {array.dtype}: all arrays of a call have one dtype; "
+                f"convert one of them, for example {name}.astype({str(first.dtype)!r})"
             )
         if device_of(array) != device_of(first):
             raise ProblemError(

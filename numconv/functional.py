@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from .arguments import flag, freeze, geometry_options, pool_options, shape
 from .arrays import as_array
-from .dispatch import Choice, prepare, run
+from .dispatch import Choice, Plan, prepare, run
 from .errors import ProblemError
 
 __all__ = [
@@ -303,26 +303,43 @@ def _backward(
     """The gradients asked for, bias and w in one pass; every check comes before any of them is computed."""
     name = f"{op}_backward"
     needs = check_needs(name, needs)
+    outs = as_grads(name, out)
+    x, w = as_array(x, name, "x"), as_array(w, name, "w")
+    calls = []
+    if "x" in needs:
+        calls.append(prepare(*for_x, x.shape, 1, options, choice))
+    if "w" in needs or "bias" in needs:
+        calls.append(prepare(*for_w, 0 if op == "conv_transpose" else 1, w.shape, options, choice, "bias" in needs))
+    return compute_grads(calls, (x, w), outs, needs)
+
+
+def as_grads(op: str, out: Any) -> ConvGrads:
+    """The argument `out` of a function that returns the three gradients."""
     if out is not None and not (isinstance(out, tuple | list) and len(out) == len(ConvGrads._fields)):
         raise ProblemError(
-            f"{name}: out must be a sequence of three arrays or None, for x, w and bias, and is a {type(out).__name__}"
+            f"{op}: out must be a sequence of three arrays or None, for x, w and bias, and is a {type(out).__name__}"
         )
-    outs = ConvGrads(*out or ())
-    x, w = as_array(x, name, "x"), as_array(w, name, "w")
+    return ConvGrads(*out or ())
+
+
+def compute_grads(
+    calls: Sequence[tuple[Plan, list[Any]]], others: Sequence[Any], outs: ConvGrads, needs: Sequence[str]
+) -> ConvGrads:
+    """The gradients of plans with their arrays; every result is checked before any of them is computed.
+
+    A result must overlap neither the `others` nor those of the other plans, which are read or written after it.
+    """
+    taken, filled = list(others), {}
     jobs = []
-    # The first job's results must not overlap what the second still reads, hence the additional arrays in `results`.
-    if "x" in needs:
-        plan, ins = prepare(*for_x, x.shape, 1, options, choice)
-        jobs.append((plan, plan.results([*ins, x], outs.x), ins))
-    if "w" in needs or "bias" in needs:
-        bias = "bias" in needs
-        plan, ins = prepare(*for_w, 0 if op == "conv_transpose" else 1, w.shape, options, choice, bias)
-        others = [w, *(array for _, results, _ in jobs for array in results)]
-        jobs.append((plan, plan.results([*ins, *others], (outs.w, outs.bias) if bias else (outs.w,)), ins))
+    for plan, ins in calls:
+        names = [name.removeprefix("grad_") for name in plan.result_names]
+        results = plan.results([*ins, *taken], tuple(getattr(outs, name) for name in names))
+        taken += results
+        filled |= dict(zip(names, results, strict=True))
+        jobs.append((plan, results, ins))
     for plan, results, ins in jobs:
         plan.compute(results, ins)
-    filled = {name: array for plan, results, _ in jobs for name, array in zip(plan.result_names, results, strict=True)}
-    return ConvGrads(**{name: filled[f"grad_{name}"] for name in needs})
+    return ConvGrads(**{name: filled[name] for name in needs})
 
 
 def conv_transpose(

@@ -12,7 +12,7 @@ from .arrays import device_of
 from .context import current
 from .dispatch import Choice, Explanation, Plan, _arrays_of, explain_request, find_plan, make_request
 from .errors import ProblemError
-from .functional import ConvGrads, check_needs
+from .functional import ConvGrads, as_grads, check_needs, compute_grads
 from .registry import BackendInfo, default_registry
 
 __all__ = ["BackendTable", "BackwardPlan", "backends", "explain", "output_shape", "plan"]
@@ -175,18 +175,10 @@ class BackwardPlan:
 
     def __call__(self, grad_y: Any, x: Any, w: Any, out: Any = None) -> ConvGrads:
         """The gradients; `out` as for `conv_backward`."""
-        outs = ConvGrads(*out) if out is not None else ConvGrads()
-        grads: dict[str, Any] = {}
-        for name, each in self.plans.items():
-            if name == "x":
-                grads["x"] = each(grad_y, w, out=outs.x)
-                continue
-            arrays = (x, grad_y) if self.op == "conv_transpose_backward" else (grad_y, x)
-            if name == "w":
-                grads["w"] = each(*arrays, out=outs.w)
-            else:
-                grads["w"], grads["bias"] = each(*arrays, out=(outs.w, outs.bias))
-        return ConvGrads(**{name: grads[name] for name in self.needs})
+        outs = as_grads(self.op, out)
+        for_w = (x, grad_y) if self.op == "conv_transpose_backward" else (grad_y, x)
+        calls = [(each, each.accept((grad_y, w) if name == "x" else for_w)) for name, each in self.plans.items()]
+        return compute_grads(calls, (x, w), outs, self.needs)
 
     def __repr__(self) -> str:
         return f"<BackwardPlan {self.op}: {', '.join(map(repr, self.plans.values()))}>"

@@ -109,6 +109,7 @@ ROWS = [
     "conv input_grad f32 n1 c24 k64 g1 in12x13 w3x3 s1 p1 d1",
     "conv weight_grad f32 n3 c5 k6 g1 in40x41 w3x3 s1 p1 d1",
     "conv forward f64 n1 c64 k24 g1 in12x13 w3x3 s1 p1 d1",
+    "conv forward f64 n1 c512 k9 g1 in7x7 w3x3 s1 p1 d1",
     "conv weight_grad f64 n3 c5 k6 g1 in40x41 w3x3 s1 p1 d1",
 ]
 
@@ -149,6 +150,15 @@ def test_working_memory_does_not_grow_with_the_problem():
     for implementation in default_registry().backend("numba").implementations():
         if small.op in implementation.ops:
             assert 0 < implementation.workspace(large) < 2 * implementation.workspace(small) < 2**28
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "symmetric", "replicate", "circular"])
+@pytest.mark.parametrize("op", ["forward", "input_grad", "weight_grad"])
+def test_direct_takes_large_volumes_with_any_padding(op, mode):
+    """Its tables grow with the kernel and the padding, not with the volume: it is the last resort for everything."""
+    problem = parse(f"conv {op} f32 n1 c1 k1 g1 in1000x1000x1000 w3x3x3 s1 p1 d1" + f" pad={mode}" * (mode != "zeros"))
+    direct = next(i for i in default_registry().backend("numba").implementations() if i.name == "direct")
+    assert direct.workspace(problem) < problem.max_workspace
 
 
 def test_names_are_unique_per_operation():

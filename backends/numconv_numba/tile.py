@@ -12,6 +12,7 @@ by `direct`, for which padding zeros are not terms.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping
@@ -34,7 +35,9 @@ __all__ = ["RegisterTile", "block_for"]
 SLAB_BYTES = 768 * 1024
 """The packed input of a block: it stays in the second-level cache while all output channels pass over it."""
 RESULT_BYTES = 256 * 1024
+"""The sums of a block for the channels of a tile: they share that cache with the slab."""
 PASS_BYTES = 32 * 1024
+"""What neighbouring tiles read again, of the input and of the weights: it stays in the first-level cache."""
 
 
 class Block(NamedTuple):
@@ -73,37 +76,42 @@ def _steps(pitch: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(math.prod(pitch[axis + 1 :]) for axis in range(len(pitch)))
 
 
-def _block(problem: ConvProblem, size: tuple[int, ...]) -> Block:
-    ndim = problem.ndim
-    positions = [
+def _tap_positions(problem: ConvProblem) -> list[list[int]]:
+    """Per dimension, where each tap lies relative to the first position of its window."""
+    return [
         [(r - 1 - tap if problem.flip else tap) * d for tap in range(r)]
         for r, d in zip(problem.kernel, problem.dilation, strict=True)
     ]
-    phases = tuple(tuple(sorted({p % s for p in positions[a]})) for a, s in enumerate(problem.stride))
-    pitch = tuple(size[a] + max(positions[a]) // problem.stride[a] for a in range(ndim))
-    steps, plane, counts = _steps(pitch), math.prod(pitch), [len(one) for one in phases]
+
+
+def _tap_offsets(problem: ConvProblem, pitch: tuple[int, ...], phases: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
+    """The offset of each tap in a channel's part of the slab."""
+    stride, steps, plane, ndim = problem.stride, _steps(pitch), math.prod(pitch), problem.ndim
     taps = []
-    for tap in itertools.product(*positions):
+    for tap in itertools.product(*_tap_positions(problem)):
         combination = 0
         for axis in range(ndim):
-            combination = combination * counts[axis] + phases[axis].index(tap[axis] % problem.stride[axis])
-        taps.append(combination * plane + sum(tap[a] // problem.stride[a] * steps[a] for a in range(ndim)))
-    blocks = tuple(-(-q // b) for q, b in zip(problem.output, size, strict=True))
-    return Block(size, blocks, pitch, phases, tuple(taps))
+            combination = combination * len(phases[axis]) + phases[axis].index(tap[axis] % stride[axis])
+        taps.append(combination * plane + sum(tap[a] // stride[a] * steps[a] for a in range(ndim)))
+    return tuple(taps)
 
 
 def block_for(problem: ConvProblem, tile: Tile) -> Block:
     """The largest block whose slab and results fit the caches: outer dimensions are cut first."""
-    item = np_dtype(problem.acc_dtype).itemsize
-    per_c = problem.c // problem.groups
+    ndim, item = problem.ndim, np_dtype(problem.acc_dtype).itemsize
+    positions = _tap_positions(problem)
+    phases = tuple(tuple(sorted({p % s for p in positions[a]})) for a, s in enumerate(problem.stride))
+    beyond = [max(positions[a]) // problem.stride[a] for a in range(ndim)]
+    least = (1,) * (ndim - 1) + (tile.lanes * tile.vectors,)
     size = problem.output
     while True:
-        block = _block(problem, size)
-        fits = per_c * block.channel * item <= SLAB_BYTES and tile.channels * block.flat * item <= RESULT_BYTES
-        least = (1,) * (problem.ndim - 1) + (tile.lanes * tile.vectors,)
-        axis = next((a for a in range(problem.ndim) if size[a] > least[a]), None)
-        if fits or axis is None:
-            return block
+        pitch = tuple(size[a] + beyond[a] for a in range(ndim))
+        blocks = tuple(-(-q // b) for q, b in zip(problem.output, size, strict=True))
+        block = Block(size, blocks, pitch, phases, ())
+        slab = problem.c // problem.groups * block.channel * item
+        axis = next((a for a in range(ndim) if size[a] > least[a]), None)
+        if axis is None or (slab <= SLAB_BYTES and tile.channels * block.flat * item <= RESULT_BYTES):
+            return block._replace(taps=_tap_offsets(problem, pitch, phases))
         size = (*size[:axis], -(-size[axis] // 2), *size[axis + 1 :])
 
 
@@ -213,8 +221,7 @@ def pack(slab, x, block, g, b, xt, at):
                 if inside:
                     pack_row(target, x + (c * g[xs + 2] + offset), first, length, g, xt, at)
                 else:
-                    for i in range(length):
-                        store(target + i * itemsize(at), zero(at), at)
+                    clear(target, length, at)
 
 
 @helper(fastmath={"reassoc"})
@@ -366,20 +373,33 @@ def as_forward(problem: ConvProblem) -> ConvProblem:
     return problem.replace(**changes, flip=not problem.flip, bias="y" if problem.bias else "")
 
 
+class _Layout(NamedTuple):
+    """What a problem becomes: a forward problem, the tile that computes it, and how it is cut."""
+
+    forward: ConvProblem
+    tile: Tile
+    block: Block
+
+
+@functools.lru_cache(maxsize=64)
+def _layout(problem: ConvProblem) -> _Layout:
+    """The layout of a problem, which its cost, its workspace and its executor ask for one after the other."""
+    forward = problem if problem.op == "forward" else as_forward(problem)
+    tile = tile_for(problem.acc_dtype, forward.k // forward.groups)
+    return _Layout(forward, tile, block_for(forward, tile))
+
+
 class _Executor:
     """One tiled convolution."""
 
     def __init__(self, problem: ConvProblem):
-        swapped = problem.op == "input_grad"
-        forward = as_forward(problem) if swapped else problem
-        tile = tile_for(problem.acc_dtype, forward.k // forward.groups)
-        block = block_for(forward, tile)
+        forward, tile, block = _layout(problem)
         self._problem = problem
         self._base = forward.n * forward.groups * math.prod(block.blocks)
         self._tiles = -(-(forward.k // forward.groups) // tile.channels)
         self._work = forward.flops / 2
         self._padded = problem.pad_mode == "zeros" and any(low > 0 or high > 0 for low, high in forward.padding)
-        self._vectors = conv_vectors(forward, ACTIVATIONS[problem.activation], swapped=swapped)
+        self._vectors = conv_vectors(forward, ACTIVATIONS[problem.activation], swapped=problem.op == "input_grad")
         self._block = _blocking_vector(block, chunk_for(forward, tile))
         self._acc = np_dtype(problem.acc_dtype)
         self._taps = np.array(block.taps, np.int64) * self._acc.itemsize
@@ -403,9 +423,8 @@ class _Executor:
         shift = np.ascontiguousarray(bias[0], self._acc) if bias else 0
         splits = 1 if self._work < SERIAL_WORK else max(1, min(self._tiles, -(-4 * threads() // self._base)))
         status = np.zeros(self._problem.n, np.uint8)
-        run(
-            self._kernel, self._base * splits, self._work, splits, x, w, shift, y, status, vector, self._block, self._taps
-        )  # fmt: skip
+        items = self._base * splits
+        run(self._kernel, items, self._work, splits, x, w, shift, y, status, vector, self._block, self._taps)
         if self._padded and _BAD in status.tobytes():
             self._redo(y, ins, np.flatnonzero(status))
 
@@ -436,10 +455,8 @@ class RegisterTile(Implementation):
 
     def cost(self, problem: ConvProblem) -> float:
         """Products, those between rows included, at a share of the peak that the tile's shape allows; packing; start-up."""
-        forward = problem if problem.op == "forward" else as_forward(problem)
+        forward, tile, block = _layout(problem)
         per_k = forward.k // forward.groups
-        tile = tile_for(problem.acc_dtype, per_k)
-        block = block_for(forward, tile)
         tiles, width = -(-per_k // tile.channels), tile.vectors * tile.lanes
         pieces = forward.n * forward.groups * math.prod(block.blocks)
         per_c = forward.c // forward.groups
@@ -454,13 +471,11 @@ class RegisterTile(Implementation):
 
     def workspace(self, problem: ConvProblem) -> int:
         """For each thread a slab, the results of a block, and tables; weights in the accumulation dtype."""
-        forward = problem if problem.op == "forward" else as_forward(problem)
-        tile = tile_for(problem.acc_dtype, forward.k // forward.groups)
-        block = block_for(forward, tile)
+        forward, tile, block = _layout(problem)
         item = np_dtype(problem.acc_dtype).itemsize
-        each = (forward.c // forward.groups * block.channel + tile.channels * (math.prod(block.pitch) + 64)) * item + 32 * len(
-            block.taps
-        )
+        width = tile.vectors * tile.lanes
+        elements = forward.c // forward.groups * block.channel + tile.channels * (block.flat + width) + 2 * width
+        each = elements * item + 8 * len(block.taps)
         widened = 0 if problem.dtype == problem.acc_dtype else math.prod(problem.w_shape) * item
         return MAX_THREADS * each + widened
 
