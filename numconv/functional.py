@@ -329,8 +329,8 @@ def compute_grads(
 
     A result must overlap neither the `others` nor those of the other plans, which are read or written after it.
     """
-    taken, filled = list(others), {}
-    jobs = []
+    taken, jobs = list(others), []
+    filled: dict[str, Any] = {}
     for plan, ins in calls:
         names = [name.removeprefix("grad_") for name in plan.result_names]
         results = plan.results([*ins, *taken], tuple(getattr(outs, name) for name in names))

@@ -362,3 +362,18 @@ def test_nobody_computes_on_the_gpu(arrays):
         pytest.skip("somebody does")
     with pytest.raises(UnsupportedProblemError, match="no backend computes on the gpu"):
         nc.conv(x, w, groups=2)
+
+
+def test_backward_plan_writes_nothing_before_every_check():
+    """A result that does not fit is refused before the other gradient is written."""
+    x, w = np.ones((1, 2, 5)), np.ones((3, 2, 3))
+    plan = nc.plan("conv_backward", x.shape, w.shape, "float64", backend="reference")
+    grad_x = np.full(x.shape, 7.0)
+    with pytest.raises(nc.ProblemError, match=r"\(3, 2, 4\).*\(3, 2, 3\)"):
+        plan(np.ones((1, 3, 3)), x, w, out=(grad_x, np.empty((3, 2, 4)), None))
+    assert (grad_x == 7).all()
+    out = (grad_x, np.empty(w.shape), np.empty(3))
+    grads = plan(np.ones((1, 3, 3)), x, w, out=out)
+    assert all(got is given for got, given in zip(grads, out, strict=True))
+    for got, expected in zip(grads, nc.conv_backward(np.ones((1, 3, 3)), x, w, backend="reference"), strict=True):
+        np.testing.assert_array_equal(got, expected)
