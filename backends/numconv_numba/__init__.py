@@ -18,13 +18,19 @@ __all__ = ["NumbaBackend", "backend"]
 
 @functools.cache
 def _implementations() -> tuple[Implementation, ...]:
+    from .blocked import Blocked
     from .direct import Direct
     from .pooling import Pool
     from .tile import RegisterTile
+    from .weights import BlockedWeights
     from .windows import Windows
+    from .winograd import Winograd
 
     return (
         RegisterTile(),
+        Winograd(),
+        Blocked(),
+        BlockedWeights(),
         Direct(),
         Pool(),
         Windows(),

@@ -620,9 +620,10 @@ class _Executor:
         (w, *bias), (y, x) = outs, ins
         run(self._kernel, self._items, self._work, y, x, w, self._vectors(x.strides, w.strides, y.strides))
         if bias:
-            self._bias_grad(bias[0], y, x, w)
+            self.bias_grad(bias[0], y, x, w)
 
-    def _bias_grad(self, bias: Any, y: Any, x: Any, w: Any) -> None:
+    def bias_grad(self, bias: Any, y: Any, x: Any, w: Any) -> None:
+        """The gradient of the bias alone."""
         problem, on_y = self._problem, self._problem.bias == "y"
         channels = problem.k if on_y else problem.c
         sums = bias if bias.flags.c_contiguous else np.empty_like(bias)

@@ -75,14 +75,14 @@ def _activated(value, code):
 
 @helper
 def scratch(size):
-    """An array of `size` bytes for a body's own use: see `memory` and `keep`."""
-    return np.empty(size, np.uint8)
+    """An array of `size` bytes, and some for alignment, for a body's own use: see `memory` and `keep`."""
+    return np.empty(size + 64, np.uint8)
 
 
 @helper
 def memory(array):
-    """The address of a scratch array, which `keep` must name after the last use of the address."""
-    return address(array.ctypes.data)
+    """The address of a scratch array, on a cache line's start; `keep` must name the array after the last use of the address."""
+    return address((array.ctypes.data + 63) & ~63)
 
 
 @helper

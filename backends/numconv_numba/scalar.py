@@ -18,7 +18,7 @@ from numba.core.typing.templates import AbstractTemplate, infer_global, signatur
 
 from .compiler import AddressType, TagType, address_type, intrinsic
 
-__all__ = ["add", "address", "conj", "is_null", "load", "muladd", "pointer", "store", "wide_vectors", "zero"]
+__all__ = ["add", "address", "as_integer", "conj", "is_null", "load", "muladd", "pointer", "store", "wide_vectors", "zero"]
 
 _HALVES = ("float16", "bfloat16")
 _DTYPES = {
@@ -84,6 +84,16 @@ def address(typingctx: Any, integer: Any) -> Any:
         return builder.inttoptr(args[0], cgutils.voidptr_t)
 
     return address_type(types.int64), codegen
+
+
+@intrinsic
+def as_integer(typingctx: Any, where: Any) -> Any:
+    """An Address as an integer."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.ptrtoint(args[0], ir.IntType(64))
+
+    return types.int64(address_type), codegen
 
 
 @intrinsic

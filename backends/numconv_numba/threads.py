@@ -20,6 +20,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import prange, types
 from numba.core import cgutils, config
@@ -29,9 +30,12 @@ from numba.np.ufunc.parallel import threading_layer
 
 from numconv.plugin import requested_threads
 
-from .compiler import intrinsic, kernel
+from .compiler import helper, intrinsic, kernel
+from .scalar import address, as_integer
 
-__all__ = ["MAX_THREADS", "SERIAL_WORK", "layer", "parallel_for", "quota", "run", "threads", "workers"]
+__all__ = [
+    "MAX_THREADS", "SERIAL_WORK", "Areas", "layer", "parallel_for", "quota", "run", "run_with", "threads", "worker_area", "workers",
+]  # fmt: skip
 
 MAX_THREADS = 64
 """More are never used, so that `workspace` can count working memory without knowing the machine."""
@@ -212,6 +216,58 @@ def workers(items: int, work: float) -> int:
     return min(items, threads())
 
 
+class Areas:
+    """The parts of a worker's scratch memory.
+
+    It is taken from a buffer that each Python thread keeps from call to call: fresh memory would cost a page fault every 4 KiB.
+
+    Parameters
+    ----------
+    *sizes : int
+        Bytes of each part. They start on cache lines.
+    """
+
+    def __init__(self, *sizes: int):
+        ends = np.cumsum([0, *(-(-size // 64) * 64 for size in sizes)])
+        self.offsets = ends.astype(np.int64)
+        self.bytes = int(ends[-1])
+
+
+class _Kept(threading.local):
+    """The scratch memory of one Python thread."""
+
+    buffer = np.empty(0, np.uint8)
+
+
+_KEPT_BYTES = 32 * 2**20
+_kept = _Kept()
+
+
+def _scratch(size: int) -> Any:
+    """At least `size` bytes, which other calls of this thread use too; larger ones are not kept."""
+    if size > _KEPT_BYTES:
+        return np.empty(size, np.uint8)
+    if _kept.buffer.size < size:
+        _kept.buffer = np.empty(0, np.uint8)
+        # NumPy asks for huge pages from 4 MiB on
+        _kept.buffer = np.empty(max(size, 4 * 2**20), np.uint8)
+    return _kept.buffer
+
+
+@helper
+def worker_area(scratch, areas, count, workers, items, begin):
+    """The start of the scratch memory of the worker whose items start at `begin`; `areas` has `count` parts."""
+    worker = -(-begin * workers // items)
+    return address((as_integer(scratch) + 63) & ~63) + worker * areas[count]
+
+
+def run_with(areas: Areas, compiled: Callable[..., None], items: int, work: float, *args: Any) -> None:
+    """`run` a kernel that takes scratch memory: its parameters go on with (scratch, offsets of the areas)."""
+    count = workers(items, work)
+    memory = _scratch(count * areas.bytes + 64)
+    _run(compiled, items, count, memory, areas.offsets, *args)
+
+
 def run(compiled: Callable[..., None], items: int, work: float, *args: Any) -> None:
     """Call a compiled kernel, whose first parameters are (region, workers, items), in parallel if that pays and is safe.
 
@@ -226,7 +282,10 @@ def run(compiled: Callable[..., None], items: int, work: float, *args: Any) -> N
     *args
         The kernel's other parameters.
     """
-    count = workers(items, work)
+    _run(compiled, items, workers(items, work), *args)
+
+
+def _run(compiled: Callable[..., None], items: int, count: int, *args: Any) -> None:
     if count > 1 and _entered.acquire(blocking=False):
         try:
             compiled(_region_address(), count, items, *args)

@@ -1,10 +1,9 @@
-"""Direct convolution on register tiles, for real floats: pack a block of x, then multiply.
+"""Direct convolution on register tiles with the lanes over pixels, for real floats: pack a block of x, then multiply.
 
-A work item takes a block of outputs of one image and group. The part of x that the block reads is packed into a slab of the
-accumulation dtype, where padding is in place, the phases of a stride lie apart and rows follow each other at one pitch. There every
-output pixel is an offset from the block's first pixel and every tap another, whatever the number of dimensions, so that a register
-tile runs over the pixels of the whole block as over one row; what it computes between the rows is not used. Weights are read
-where they lie.
+A work item takes a block of outputs of one image and group (see `slab`). In its slab the phases of a stride lie apart and rows
+follow each other at one pitch, so that a register tile runs over the pixels of the whole block as over one row; what it computes
+between the rows is not used. Weights are read where they lie. It serves few output channels, which would leave lanes of `blocked`
+empty.
 
 The terms of an output form one chain in the order of the "strict" level. Images with a sum that is not finite are computed again
 by `direct`, for which padding zeros are not terms.
@@ -20,17 +19,22 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from numconv.plugin import ConvProblem, Implementation, Verdict, np_dtype
+from numconv.plugin import ConvProblem, Verdict, np_dtype
 
 from .compiler import Address, Tag, helper, kernel
-from .direct import MEASURED_ERROR, Direct, clear, conv_vectors, finish_row, outer_offset
+from .dense import DenseImplementation, accumulated, redo
+from .direct import MEASURED_ERROR, clear, conv_vectors, finish_row, outer_offset
 from .elements import ACTIVATIONS, INT64, itemsize, keep, memory, numbers, same, scratch
-from .geometry import DIMS, GROUPS, LOW, MODE, OPTION, OUTPUT, PARTS, PER_C, PER_K, SIZE, STRIDE, WINDOW, part, source_index, span
-from .microkernels import Tile, multiply_tile, tile_channels, tile_for, tile_pixels, write_vectors
+from .geometry import DIMS, GROUPS, OPTION, PARTS, PER_C, PER_K, WINDOW, part
+from .microkernels.tiles import Tile, multiply_tile, tile_channels, tile_for, tile_pixels, write_vectors
 from .scalar import is_null, load, pointer, store, wide_vectors, zero
+from .slab import (
+    B_PITCH, BLOCKS, CHANNEL, EXTRA, Block, axis_entry, block_extent, block_image, block_start, block_vector, cut, pack, steps,
+    tap_positions,
+)  # fmt: skip
 from .threads import MAX_THREADS, SERIAL_WORK, parallel_for, run, threads
 
-__all__ = ["RegisterTile", "block_for"]
+__all__ = ["RegisterTile"]
 
 SLAB_BYTES = 768 * 1024
 """The packed input of a block: it stays in the second-level cache while all output channels pass over it."""
@@ -40,79 +44,32 @@ PASS_BYTES = 32 * 1024
 """What neighbouring tiles read again, of the input and of the weights: it stays in the first-level cache."""
 
 
-class Block(NamedTuple):
-    """How a problem is cut: outputs of a block, number of blocks, and where its input lies in the slab, in elements.
-
-    Attributes
-    ----------
-    size, blocks, pitch : tuple of int
-        Outputs of a block, blocks, and positions of a slab's row, per dimension.
-    phases : tuple of tuple of int
-        Per dimension the remainders of tap positions divided by the stride that occur.
-    taps : tuple of int
-        The offset of each tap in a channel's part of the slab.
-    """
-
-    size: tuple[int, ...]
-    blocks: tuple[int, ...]
-    pitch: tuple[int, ...]
-    phases: tuple[tuple[int, ...], ...]
-    taps: tuple[int, ...]
-
-    @property
-    def channel(self) -> int:
-        """Elements of the slab for one input channel."""
-        return math.prod(self.pitch) * math.prod(map(len, self.phases))
-
-    @property
-    def flat(self) -> int:
-        """Pixels from the first to the last output of a block, those between the rows included."""
-        steps = _steps(self.pitch)
-        return 1 + sum((size - 1) * step for size, step in zip(self.size, steps, strict=True))
+def flat_pixels(block: Block) -> int:
+    """Pixels from the first to the last output of a block, those between the rows included."""
+    return 1 + sum((size - 1) * step for size, step in zip(block.size, steps(block.pitch), strict=True))
 
 
-def _steps(pitch: tuple[int, ...]) -> tuple[int, ...]:
-    """Elements between neighbours along each dimension."""
-    return tuple(math.prod(pitch[axis + 1 :]) for axis in range(len(pitch)))
-
-
-def _tap_positions(problem: ConvProblem) -> list[list[int]]:
-    """Per dimension, where each tap lies relative to the first position of its window."""
-    return [
-        [(r - 1 - tap if problem.flip else tap) * d for tap in range(r)]
-        for r, d in zip(problem.kernel, problem.dilation, strict=True)
-    ]
-
-
-def _tap_offsets(problem: ConvProblem, pitch: tuple[int, ...], phases: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
+def tap_offsets(problem: ConvProblem, block: Block) -> list[int]:
     """The offset of each tap in a channel's part of the slab."""
-    stride, steps, plane, ndim = problem.stride, _steps(pitch), math.prod(pitch), problem.ndim
+    stride, places, plane, ndim = problem.stride, steps(block.pitch), math.prod(block.pitch), problem.ndim
     taps = []
-    for tap in itertools.product(*_tap_positions(problem)):
+    for tap in itertools.product(*tap_positions(problem)):
         combination = 0
         for axis in range(ndim):
-            combination = combination * len(phases[axis]) + phases[axis].index(tap[axis] % stride[axis])
-        taps.append(combination * plane + sum(tap[a] // stride[a] * steps[a] for a in range(ndim)))
-    return tuple(taps)
+            combination = combination * len(block.phases[axis]) + block.phases[axis].index(tap[axis] % stride[axis])
+        taps.append(combination * plane + sum(tap[a] // stride[a] * places[a] for a in range(ndim)))
+    return taps
 
 
 def block_for(problem: ConvProblem, tile: Tile) -> Block:
-    """The largest block whose slab and results fit the caches: outer dimensions are cut first."""
-    ndim, item = problem.ndim, np_dtype(problem.acc_dtype).itemsize
-    positions = _tap_positions(problem)
-    phases = tuple(tuple(sorted({p % s for p in positions[a]})) for a, s in enumerate(problem.stride))
-    beyond = [max(positions[a]) // problem.stride[a] for a in range(ndim)]
-    least = (1,) * (ndim - 1) + (tile.lanes * tile.vectors,)
-    size = problem.output
-    while True:
-        pitch = tuple(size[a] + beyond[a] for a in range(ndim))
-        blocks = tuple(-(-q // b) for q, b in zip(problem.output, size, strict=True))
-        block = Block(size, blocks, pitch, phases, ())
-        slab = problem.c // problem.groups * block.channel * item
-        axis = next((a for a in range(ndim) if size[a] > least[a]), None)
-        if axis is None or (slab <= SLAB_BYTES and tile.channels * block.flat * item <= RESULT_BYTES):
-            return block._replace(taps=_tap_offsets(problem, pitch, phases))
-        size = (*size[:axis], -(-size[axis] // 2), *size[axis + 1 :])
+    """The largest block of one image whose slab and results fit the caches."""
+    per_c, item = problem.c // problem.groups, np_dtype(problem.acc_dtype).itemsize
+
+    def fits(block: Block) -> bool:
+        slab = per_c * block.channel * item
+        return slab <= SLAB_BYTES and tile.channels * flat_pixels(block) * item <= RESULT_BYTES
+
+    return cut(problem, problem.stride, tap_positions(problem), (1,) * problem.ndim, fits, min(problem.n, 1))
 
 
 def chunk_for(problem: ConvProblem, tile: Tile) -> int:
@@ -122,106 +79,9 @@ def chunk_for(problem: ConvProblem, tile: Tile) -> int:
     return max(1, PASS_BYTES // (item * (pixels + tile.channels * math.prod(problem.kernel))))
 
 
-def _blocking_vector(block: Block, chunk: int) -> np.ndarray[Any, Any]:
-    """What the kernel knows of a block; see `_at`."""
-    head = [block.channel, math.prod(block.blocks), math.prod(map(len, block.phases)), block.flat, len(block.taps), chunk]
-    places: list[int] = []
-    values: list[int] = []
-    for one in block.phases:
-        places.append(len(values))
-        values.extend(one)
-    rows = [*block.size, *block.blocks, *block.pitch, *map(len, block.phases), *places]
-    return np.array([*head, *rows, *values], np.int64)
-
-
-CHANNEL, BLOCKS, COMBINATIONS, FLAT, TAPS, CHUNK, _HEAD = 0, 1, 2, 3, 4, 5, 6
+# A block's own numbers: pixels from the first to the last one, taps, input channels of a pass.
+FLAT, TAPS, CHUNK = EXTRA, EXTRA + 1, EXTRA + 2
 UINT8 = Tag("uint8")
-B_SIZE, B_BLOCKS, B_PITCH, B_PHASES, B_PLACE, B_VALUES = 0, 1, 2, 3, 4, 5
-
-
-@helper
-def _at(b, ndim, which, axis):
-    return b[_HEAD + which * ndim + axis]
-
-
-@helper
-def block_start(b, ndim, block, axis):
-    """The first output of a block along a dimension."""
-    for other in range(ndim - 1, axis, -1):
-        block //= _at(b, ndim, B_BLOCKS, other)
-    return block % _at(b, ndim, B_BLOCKS, axis) * _at(b, ndim, B_SIZE, axis)
-
-
-@helper
-def block_extent(g, b, block, axis):
-    """The number of outputs of a block along a dimension: the last block may be short."""
-    start = block_start(b, g[DIMS], block, axis)
-    return min(_at(b, g[DIMS], B_SIZE, axis), g[part(g, OUTPUT) + axis] - start)
-
-
-@helper
-def slab_position(g, b, block, axis, phase, index):
-    """The position in x, padding included below zero, of a place in the slab."""
-    ndim = g[DIMS]
-    value = b[_HEAD + B_VALUES * ndim + _at(b, ndim, B_PLACE, axis) + phase]
-    return (block_start(b, ndim, block, axis) + index) * g[part(g, STRIDE) + axis] + value - g[part(g, LOW) + axis]
-
-
-@helper
-def pack_row(slab, x, offset, count, g, xt, at):
-    """slab[i] = x[i*s + offset] for a row, with its padding."""
-    wide_vectors()
-    axis = g[DIMS] - 1
-    size, stride, step = g[part(g, SIZE) + axis], g[part(g, STRIDE) + axis], g[part(g, PARTS) + 3 + axis]
-    low, high = span(0, count, stride, offset, size)
-    source, target = x + (low * stride + offset) * step, slab + low * itemsize(at)
-    if stride * step == itemsize(xt):
-        for i in range(high - low):
-            store(target + i * itemsize(at), load(source + i * itemsize(xt), xt, at), at)
-    else:
-        for i in range(high - low):
-            store(target + i * itemsize(at), load(source + i * (stride * step), xt, at), at)
-    pack_border(slab, x, offset, 0, low, g, xt, at)
-    pack_border(slab, x, offset, high, count, g, xt, at)
-
-
-@helper
-def pack_border(slab, x, offset, first, last, g, xt, at):
-    """`pack_row` for places that lie in the padding."""
-    axis = g[DIMS] - 1
-    size, stride, step = g[part(g, SIZE) + axis], g[part(g, STRIDE) + axis], g[part(g, PARTS) + 3 + axis]
-    for i in range(first, last):
-        index = source_index(i * stride + offset, size, g[MODE])
-        store(slab + i * itemsize(at), zero(at) if index < 0 else load(x + index * step, xt, at), at)
-
-
-@helper
-def pack(slab, x, block, g, b, xt, at):
-    """The slab of a block: all channels of a group of one image."""
-    ndim = g[DIMS]
-    axis = ndim - 1
-    length, xs, rows = _at(b, ndim, B_PITCH, axis), part(g, PARTS), 1
-    for other in range(axis):
-        rows *= _at(b, ndim, B_PITCH, other)
-    for combination in range(b[COMBINATIONS]):
-        last_phase = combination % _at(b, ndim, B_PHASES, axis)
-        for row in range(rows):
-            inside, offset, left, phase = True, 0, row, combination // _at(b, ndim, B_PHASES, axis)
-            for other in range(axis - 1, -1, -1):
-                pitch, phases = _at(b, ndim, B_PITCH, other), _at(b, ndim, B_PHASES, other)
-                position = slab_position(g, b, block, other, phase % phases, left % pitch)
-                index = source_index(position, g[part(g, SIZE) + other], g[MODE])
-                inside = inside and index >= 0
-                offset += index * g[xs + 3 + other]
-                left //= pitch
-                phase //= phases
-            first = slab_position(g, b, block, axis, last_phase, 0)
-            for c in range(g[PER_C]):
-                target = slab + (c * b[CHANNEL] + (combination * rows + row) * length) * itemsize(at)
-                if inside:
-                    pack_row(target, x + (c * g[xs + 2] + offset), first, length, g, xt, at)
-                else:
-                    clear(target, length, at)
 
 
 @helper(fastmath={"reassoc"})
@@ -253,7 +113,7 @@ def flat_extent(g, b, block):
     flat, step = 1, 1
     for axis in range(ndim - 1, -1, -1):
         flat += (block_extent(g, b, block, axis) - 1) * step
-        step *= _at(b, ndim, B_PITCH, axis)
+        step *= axis_entry(b, ndim, B_PITCH, axis)
     return flat
 
 
@@ -276,13 +136,13 @@ def write_block(shape, sums, pixels, bias, y, group, k, count, block, g, b, yt, 
     start, extent = block_start(b, ndim, block, axis), block_extent(g, b, block, axis)
     channel, k_step, q_step = group * g[PER_K] + k, g[ys + 2], g[ys + 3 + axis]
     for line in range(lines):
-        place, offset, left, step = 0, 0, line, _at(b, ndim, B_PITCH, axis)
+        place, offset, left, step = 0, 0, line, axis_entry(b, ndim, B_PITCH, axis)
         for other in range(axis - 1, -1, -1):
             size = block_extent(g, b, block, other)
             place += left % size * step
             offset += (block_start(b, ndim, block, other) + left % size) * g[ys + 3 + other]
             left //= size
-            step *= _at(b, ndim, B_PITCH, other)
+            step *= axis_entry(b, ndim, B_PITCH, other)
         source, target = sums + place * itemsize(at), y + (k * k_step + offset + start * q_step)
         write_rows(shape, source, pixels, bias, target, channel, count, k_step, extent, q_step, g[OPTION], yt, at)
 
@@ -311,7 +171,7 @@ def multiply_block(shape, at, slab, x_taps, w, w_taps, sums, pixels, length, g, 
 
 @helper
 def _blocks(begin, end, args):
-    shape, xt, yt, at, splits, x, w, bias, y, status, g, b, taps = args
+    shape, lanes, xt, yt, at, splits, x, w, bias, y, status, g, b, taps = args
     wide_vectors()
     xs, ws, ys, width, channels = part(g, PARTS), part(g, PARTS + 1), part(g, PARTS + 2), tile_pixels(shape), tile_channels(shape)
     per_k, slab_size = g[PER_K], g[PER_C] * b[CHANNEL]
@@ -325,9 +185,10 @@ def _blocks(begin, end, args):
     filled, tiles = -1, -(-per_k // channels)
     for item in range(begin, end):
         where = item // splits
-        block, group, n = where % b[BLOCKS], where // b[BLOCKS] % g[GROUPS], where // b[BLOCKS] // g[GROUPS]
+        block, group = where % b[BLOCKS], where // b[BLOCKS]
+        n = block_image(b, g[DIMS], block)
         if where != filled:
-            pack(slab, x + (n * g[xs] + group * g[xs + 1]), block, g, b, xt, at)
+            pack(slab, x + (n * g[xs] + group * g[xs + 1]), block, g, b, lanes, xt, at)
             filled = where
         length = flat_extent(g, b, block)
         for tile in range(tiles * (item % splits) // splits, tiles * (item % splits + 1) // splits):
@@ -346,7 +207,7 @@ def _blocks(begin, end, args):
 
 @kernel
 def tiled(
-    shape: Tag, xt: Tag, yt: Tag, at: Tag, region: int, workers: int, items: int, splits: int,
+    shape: Tag, lanes: Tag, xt: Tag, yt: Tag, at: Tag, region: int, workers: int, items: int, splits: int,
     x: Address, w: Address, bias: Address, y: Address, status: Address, g: Address, b: Address, taps: Address,
 ) -> None:  # fmt: skip
     """y from x and w: an item is a block of outputs, or the part of it that belongs to some of the output channels.
@@ -358,25 +219,16 @@ def tiled(
         workers,
         items,
         _blocks,
-        (shape, xt, yt, at, splits, x, w, bias, y, status, pointer(g, INT64), pointer(b, INT64), taps),
+        (shape, lanes, xt, yt, at, splits, x, w, bias, y, status, pointer(g, INT64), pointer(b, INT64), taps),
     )
 
 
 # --- the implementation --------------------------------------------------------------------------------------------------------
 
 
-def as_forward(problem: ConvProblem) -> ConvProblem:
-    """The forward problem that computes an input_grad with stride 1: grad_y convolved with the kernel reversed."""
-    extents = [d * (r - 1) for d, r in zip(problem.dilation, problem.kernel, strict=True)]
-    padding = tuple((e - low, e - high) for e, (low, high) in zip(extents, problem.padding, strict=True))
-    changes: dict[str, Any] = {"op": "forward", "c": problem.k, "k": problem.c, "spatial": problem.output, "padding": padding}
-    return problem.replace(**changes, flip=not problem.flip, bias="y" if problem.bias else "")
-
-
 class _Layout(NamedTuple):
-    """What a problem becomes: a forward problem, the tile that computes it, and how it is cut."""
+    """The tile that computes a problem, and how it is cut."""
 
-    forward: ConvProblem
     tile: Tile
     block: Block
 
@@ -384,26 +236,26 @@ class _Layout(NamedTuple):
 @functools.lru_cache(maxsize=64)
 def _layout(problem: ConvProblem) -> _Layout:
     """The layout of a problem, which its cost, its workspace and its executor ask for one after the other."""
-    forward = problem if problem.op == "forward" else as_forward(problem)
-    tile = tile_for(problem.acc_dtype, forward.k // forward.groups)
-    return _Layout(forward, tile, block_for(forward, tile))
+    tile = tile_for(problem.acc_dtype, problem.k // problem.groups)
+    return _Layout(tile, block_for(problem, tile))
 
 
 class _Executor:
     """One tiled convolution."""
 
     def __init__(self, problem: ConvProblem):
-        forward, tile, block = _layout(problem)
+        tile, block = _layout(problem)
         self._problem = problem
-        self._base = forward.n * forward.groups * math.prod(block.blocks)
-        self._tiles = -(-(forward.k // forward.groups) // tile.channels)
-        self._work = forward.flops / 2
-        self._padded = problem.pad_mode == "zeros" and any(low > 0 or high > 0 for low, high in forward.padding)
-        self._vectors = conv_vectors(forward, ACTIVATIONS[problem.activation], swapped=problem.op == "input_grad")
-        self._block = _blocking_vector(block, chunk_for(forward, tile))
+        self._base = block.count * problem.groups
+        self._tiles = -(-(problem.k // problem.groups) // tile.channels)
+        self._work = problem.flops / 2
+        self._padded = problem.pad_mode == "zeros" and any(low > 0 or high > 0 for low, high in problem.padding)
+        self._vectors = conv_vectors(problem, ACTIVATIONS[problem.activation])
+        taps = tap_offsets(problem, block)
+        self._block = block_vector(block, flat_pixels(block), len(taps), chunk_for(problem, tile))
         self._acc = np_dtype(problem.acc_dtype)
-        self._taps = np.array(block.taps, np.int64) * self._acc.itemsize
-        self._kernel = tiled.specialise(tuple(tile), problem.dtype, problem.out_dtype, problem.acc_dtype)
+        self._taps = np.array(taps, np.int64) * self._acc.itemsize
+        self._kernel = tiled.specialise(tuple(tile), tile.lanes, problem.dtype, problem.out_dtype, problem.acc_dtype)
 
     def __call__(self, outs: Any, ins: Any) -> None:
         """Compute; weights of a narrower dtype are widened first."""
@@ -412,7 +264,7 @@ class _Executor:
     def bind(self, w: Any) -> Any:
         """The executor with its own copy of w, in the accumulation dtype and in the order of reading."""
         original = w.copy()
-        wide = np.ascontiguousarray(original, self._acc)
+        wide = accumulated(original, self._acc)
         return lambda outs, ins: self._run(outs[0], (ins[0], original, *ins[1:]), wide)
 
     def _run(self, y: Any, ins: Any, w: Any) -> None:
@@ -420,65 +272,54 @@ class _Executor:
             return
         x, bias = ins[0], ins[2:]
         vector = self._vectors(x.strides, w.strides, y.strides)
-        shift = np.ascontiguousarray(bias[0], self._acc) if bias else 0
+        shift = accumulated(bias[0], self._acc) if bias else 0
         splits = 1 if self._work < SERIAL_WORK else max(1, min(self._tiles, -(-4 * threads() // self._base)))
         status = np.zeros(self._problem.n, np.uint8)
         items = self._base * splits
         run(self._kernel, items, self._work, splits, x, w, shift, y, status, vector, self._block, self._taps)
         if self._padded and _BAD in status.tobytes():
-            self._redo(y, ins, np.flatnonzero(status))
-
-    def _redo(self, y: Any, ins: Any, images: Any) -> None:
-        """Compute images again whose sums are not all finite: there a padding zero may have met an infinite weight."""
-        executor = Direct().build(self._problem.replace(n=1))
-        for n in images:
-            executor((y[n : n + 1],), (ins[0][n : n + 1], *ins[1:]))
+            redo(self._problem, y, ins, np.flatnonzero(status))
 
 
 _BAD = b"\1"
 
 
-class RegisterTile(Implementation):
-    """Direct convolution of real floats on register tiles."""
+class RegisterTile(DenseImplementation):
+    """Direct convolution of real floats with the lanes over pixels."""
 
     name = "tile"
-    ops = frozenset(("forward", "input_grad"))
     measured_error: ClassVar[Mapping[str, float]] = MEASURED_ERROR
 
-    def supports(self, problem: ConvProblem) -> Verdict:
-        """Real floats; an input_grad with stride 1 and zeros as padding."""
-        if problem.acc_dtype not in ("float32", "float64"):
-            return Verdict.no(f"its tiles are for real floats, and sums of {problem.dtype} are {problem.acc_dtype}")
-        if problem.op == "input_grad" and (max(problem.stride) > 1 or problem.pad_mode != "zeros"):
-            return Verdict.no(f"an input_grad with stride {problem.stride} and pad_mode {problem.pad_mode} is no dense convolution")
+    def accepts(self, problem: ConvProblem) -> Verdict:
+        """All of them."""
         return Verdict.yes()
 
-    def cost(self, problem: ConvProblem) -> float:
+    def forward_cost(self, problem: ConvProblem) -> float:
         """Products, those between rows included, at a share of the peak that the tile's shape allows; packing; start-up."""
-        forward, tile, block = _layout(problem)
-        per_k = forward.k // forward.groups
+        tile, block = _layout(problem)
+        per_k, taps = problem.k // problem.groups, math.prod(problem.kernel)
         tiles, width = -(-per_k // tile.channels), tile.vectors * tile.lanes
-        pieces = forward.n * forward.groups * math.prod(block.blocks)
-        per_c = forward.c // forward.groups
-        products = pieces * tiles * tile.channels * (-(-block.flat // width) * width) * per_c * len(block.taps)
+        pieces = block.count * problem.groups
+        per_c = problem.c // problem.groups
+        products = pieces * tiles * tile.channels * (-(-flat_pixels(block) // width) * width) * per_c * taps
         packed = pieces * per_c * block.channel
         return (
             2.5e-6
             + products / (tile.lanes * 4e9 * min(1, tile.vectors * tile.channels / 12))
             + packed * 4e-10
-            + math.prod(forward.y_shape) * 4e-10
+            + math.prod(problem.y_shape) * 4e-10
         )
 
-    def workspace(self, problem: ConvProblem) -> int:
+    def forward_workspace(self, problem: ConvProblem) -> int:
         """For each thread a slab, the results of a block, and tables; weights in the accumulation dtype."""
-        forward, tile, block = _layout(problem)
+        tile, block = _layout(problem)
         item = np_dtype(problem.acc_dtype).itemsize
         width = tile.vectors * tile.lanes
-        elements = forward.c // forward.groups * block.channel + tile.channels * (block.flat + width) + 2 * width
-        each = elements * item + 8 * len(block.taps)
+        elements = problem.c // problem.groups * block.channel + tile.channels * (flat_pixels(block) + width) + 2 * width
+        each = elements * item + 8 * math.prod(problem.kernel)
         widened = 0 if problem.dtype == problem.acc_dtype else math.prod(problem.w_shape) * item
         return MAX_THREADS * each + widened
 
-    def build(self, problem: ConvProblem) -> _Executor:
+    def forward(self, problem: ConvProblem) -> _Executor:
         """The executor."""
         return _Executor(problem)

@@ -1,0 +1,368 @@
+"""Direct convolution on register tiles with the lanes over output channels, for real floats.
+
+A work item takes a block of outputs and some panels of output channels. The part of x that the block reads is packed into a slab
+(see `slab`), or read where it lies if nothing of it is padding. The weights of a panel are packed, some input channels at a time,
+so that they stay in the first-level cache while the tile passes over the pixels of the block. This is the blocked direct convolution
+of Georganas et al., "Anatomy of high-performance deep learning convolutions on SIMD architectures" (SC18), section II, on arrays
+that need not be blocked themselves.
+
+The terms of an output form one chain in the order of the "strict" level.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from numconv.plugin import ConvProblem, Verdict, np_dtype
+
+from .compiler import Address, Tag, helper, kernel
+from .dense import DenseImplementation, accumulated, redo
+from .direct import MEASURED_ERROR, conv_vectors
+from .elements import ACTIVATIONS, INT64, itemsize
+from .geometry import DIMS, GROUPS, LOW, OPTION, PARTS, PER_C, PER_K, STRIDE, part
+from .microkernels.emit import host, lanes_of
+from .microkernels.product import call_product, product_address
+from .panels import fill_places, fill_terms, pack_panel, write_panel
+from .scalar import address, is_null, pointer
+from .slab import (
+    B_PITCH, BLOCKS, CHANNEL, EXTRA, IMAGES, Block, axis_entry, block_image, block_start, block_vector, cut, pack,
+    slab_bytes, tap_positions,
+)  # fmt: skip
+from .threads import MAX_THREADS, SERIAL_WORK, Areas, parallel_for, run, run_with, threads, worker_area
+
+__all__ = ["Blocked", "Layout", "Shape", "most_workers", "panel_shape", "parts_for", "tile_cycles"]
+
+SLAB_BYTES = 896 * 1024
+"""The packed input of a block: it stays in the second-level cache while all output channels pass over it."""
+RESULT_BYTES = 256 * 1024
+"""The sums of a block for a panel: they share that cache with the slab."""
+PASS_BYTES = 32 * 1024
+"""The weights of a panel that are multiplied in one pass over the block: they stay in the first-level cache."""
+KEPT_BYTES = 2 * 1024 * 1024
+"""Packed weights that a worker keeps from block to block."""
+
+
+class Shape(NamedTuple):
+    """A register tile with the lanes over channels: `vectors` x `positions` accumulators."""
+
+    vectors: int
+    positions: int
+    lanes: int
+
+    @property
+    def width(self) -> int:
+        """Channels of a panel."""
+        return self.vectors * self.lanes
+
+
+def tile_cycles(vectors: int, positions: int) -> float:
+    """Of a term of a tile: two multiply-adds a cycle, less where the loads of few vectors for many positions get in the way."""
+    return vectors * positions / 2 * (1, 1.2, 1.06, 1, 1)[vectors]
+
+
+@functools.lru_cache(maxsize=256)
+def panel_shape(dtype: str, channels: int, positions: int) -> Shape:
+    """The tile that does the least work for so many channels and positions, what it does in vain included."""
+    lanes = lanes_of(dtype)
+
+    def cycles(shape: tuple[int, int]) -> float:
+        vectors, group = shape
+        return -(-channels // (vectors * lanes)) * -(-positions // group) * tile_cycles(vectors, group)
+
+    return Shape(*min(host().channel_tiles, key=cycles), lanes)
+
+
+class Layout(NamedTuple):
+    """How a forward problem is cut: the tile, the block, input channels of a pass, and what is kept or packed."""
+
+    shape: Shape
+    block: Block
+    chunk: int
+    kept: bool
+    in_place: bool
+
+@functools.lru_cache(maxsize=256)
+def layout_for(problem: ConvProblem) -> Layout:
+    """The layout of a forward problem, which its cost, its workspace and its executor ask for one after the other."""
+    item, per_c, per_k = np_dtype(problem.acc_dtype).itemsize, problem.c // problem.groups, problem.k // problem.groups
+    taps = math.prod(problem.kernel)
+    width = panel_shape(problem.acc_dtype, per_k, 1 << 20).width * item
+
+    def fits(block: Block) -> bool:
+        return slab_bytes(problem, block) <= SLAB_BYTES and block.pixels * width <= RESULT_BYTES
+
+    units = (1,) * problem.ndim
+    block = cut(problem, units, tap_positions(problem), units, fits, problem.n)
+    shape = panel_shape(problem.acc_dtype, per_k, block.pixels)
+    chunk = min(per_c, max(1, PASS_BYTES // (taps * shape.width * item)))
+    packed = -(-per_k // shape.width) * shape.width * per_c * taps * item
+    kept = packed <= KEPT_BYTES and block.count * problem.groups > 1
+    return Layout(shape, block, chunk, kept, _reads_in_place(problem))
+
+
+def _reads_in_place(problem: ConvProblem) -> bool:
+    """Whether windows stay inside x, in the dtype of the sums, at channel strides that do not crowd the same sets of the caches."""
+    inside = all(low <= 0 and high <= 0 for low, high in problem.padding)
+    plane = math.prod(problem.spatial) * np_dtype(problem.dtype).itemsize
+    return inside and problem.dtype == problem.acc_dtype and 256 <= plane % 4096 <= 3840
+
+
+# A block's own numbers: channels of a panel, pixels of a tile, input channels of a pass, whether packed weights are kept from block
+# to block, pixels rounded up to tiles, taps.
+PANEL, GROUP, CHUNK, KEPT, PLACES, TAPS = range(EXTRA, EXTRA + 6)
+UINT8 = Tag("uint8")
+
+
+# --- kernel --------------------------------------------------------------------------------------------------------------------
+
+
+@helper
+def slab_steps(axis_steps, g, b, size):
+    """The byte distance of neighbouring positions of an unphased slab, per dimension."""
+    step = size
+    for axis in range(g[DIMS] - 1, -1, -1):
+        axis_steps[axis] = step
+        step *= axis_entry(b, g[DIMS], B_PITCH, axis)
+
+
+@helper
+def array_steps(axis_steps, g):
+    """The byte distance of neighbouring positions of x, per dimension."""
+    for axis in range(g[DIMS]):
+        axis_steps[axis] = g[part(g, PARTS) + 3 + axis]
+
+
+@helper
+def array_origin(g, b, block):
+    """The byte offset in x of the first window of a block that is read in place."""
+    offset = 0
+    for axis in range(g[DIMS]):
+        start = block_start(b, g[DIMS], block, axis) * g[part(g, STRIDE) + axis] - g[part(g, LOW) + axis]
+        offset += start * g[part(g, PARTS) + 3 + axis]
+    return offset
+
+
+# The parts of a worker's scratch memory: places and terms, the slab, results of a panel, packed weights, which of them are there.
+TABLES, SLAB, RESULTS, WEIGHTS, READY, AREAS = range(6)
+
+
+@helper
+def _blocks(begin, end, args):
+    lanes, xt, yt, at, items, workers, scratch, areas, entry, splits, packed, in_place, x, w, bias, y, status, g, b = args
+    ndim, per_c, per_k, width = g[DIMS], g[PER_C], g[PER_K], b[PANEL] * itemsize(at)
+    xs, ws, ys, size = part(g, PARTS), part(g, PARTS + 1), part(g, PARTS + 2), itemsize(at)
+    own = worker_area(scratch, areas, AREAS, workers, items, begin)
+    tables, slab, results = own + areas[TABLES], own + areas[SLAB], own + areas[RESULTS]
+    weights, ready = own + areas[WEIGHTS], pointer(own + areas[READY], UINT8)
+    taps, panels = b[TAPS], -(-per_k // b[PANEL])
+    terms = tables + 8 * b[PLACES]
+    axis_steps = pointer(terms + 8 * b[CHUNK] * taps, INT64)
+    if in_place:
+        array_steps(axis_steps, g)
+    else:
+        slab_steps(axis_steps, g, b, size)
+    each = (per_c if b[KEPT] else b[CHUNK]) * taps * width
+    channel, image = (g[xs + 2], g[xs]) if in_place else (b[CHANNEL] * size, per_c * b[CHANNEL] * size)
+    fill_terms(pointer(terms, INT64), b[CHUNK], channel, ndim, axis_steps, g)
+    where, of_group, source, pixels = -1, -1, x, 0
+    for item in range(begin, end):
+        block, group = item // splits % b[BLOCKS], item // splits // b[BLOCKS]
+        n = block_image(b, ndim, block)
+        if item // splits != where:
+            where, source = item // splits, x + (n * g[xs] + group * g[xs + 1])
+            pixels = fill_places(pointer(tables, INT64), b[GROUP], image, axis_steps, g, b, block)
+            if in_place:
+                source = source + array_origin(g, b, block)
+            else:
+                pack(slab, source, block, g, b, lanes, xt, at)
+                source = slab
+        if group != of_group:
+            of_group = group
+            for panel in range(panels):
+                ready[panel] = 0
+        for panel in range(panels * (item % splits) // splits, panels * (item % splits + 1) // splits):
+            k = panel * b[PANEL]
+            count = min(per_k - k, b[PANEL])
+            w_k = w + (group * g[ws] + k * g[ws + 1])
+            for first in range(0, per_c, b[CHUNK]):
+                passed = min(b[CHUNK], per_c - first)
+                if packed:
+                    a = w + ((group * panels + panel) * per_c + first) * taps * width
+                else:
+                    a = weights + (panel * each + first * taps * width if b[KEPT] else 0)
+                    if not (b[KEPT] and ready[panel]):
+                        pack_panel(a, w_k, count, first, passed, taps, width, g, lanes, xt, at)
+                call_product(
+                    entry, a, source + first * channel, tables, results, -(-pixels // b[GROUP]), passed * taps, terms, width,
+                    1 if first > 0 else 0,
+                )  # fmt: skip
+            ready[panel] = 1
+            shift = bias if is_null(bias) else bias + (group * per_k + k) * size
+            target = y + (group * g[ys + 1] + k * g[ys + 2])
+            write_panel(results, width, count, shift, g[OPTION], target, status, block, g, b, lanes, yt, at)
+
+
+@kernel
+def blocked(
+    lanes: Tag, xt: Tag, yt: Tag, at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, entry: int,
+    splits: int, packed: int, in_place: int, x: Address, w: Address, bias: Address, y: Address, status: Address, g: Address,
+    b: Address,
+) -> None:  # fmt: skip
+    """y from x and w: an item is a block of outputs for some of the panels.
+
+    `entry` is the tile's address; w is `packed` into panels, or lies as the vector g says. `status` gets a 1 for each image of which
+    a sum is not finite. The bias is in the accumulation dtype.
+    """
+    parallel_for(
+        region,
+        workers,
+        items,
+        _blocks,
+        (
+            lanes, xt, yt, at, items, workers, scratch, pointer(areas, INT64), entry, splits, packed, in_place, x, w, bias, y,
+            pointer(status, UINT8), pointer(g, INT64), pointer(b, INT64),
+        ),
+    )  # fmt: skip
+
+
+@helper
+def _panels(begin, end, args):
+    lanes, at, w, target, g, b = args
+    ws, per_c, per_k, width, panels = part(g, PARTS + 1), g[PER_C], g[PER_K], b[PANEL] * itemsize(at), -(-g[PER_K] // b[PANEL])
+    for item in range(begin, end):
+        group, k = item // panels, item % panels * b[PANEL]
+        place = target + item * per_c * b[TAPS] * width
+        source = w + (group * g[ws] + k * g[ws + 1])
+        pack_panel(place, source, min(per_k - k, b[PANEL]), 0, per_c, b[TAPS], width, g, lanes, at, at)
+
+
+@kernel
+def pack_weights(
+    lanes: Tag, at: Tag, region: int, workers: int, items: int, w: Address, target: Address, g: Address, b: Address
+) -> None:
+    """All panels of w, for `blocked`: an item is a panel of a group. w is in the accumulation dtype."""
+    parallel_for(region, workers, items, _panels, (lanes, at, w, target, pointer(g, INT64), pointer(b, INT64)))
+
+
+# --- the implementation --------------------------------------------------------------------------------------------------------
+
+
+def parts_for(base: int, most: int, work: float) -> int:
+    """Into how many parts to cut the output channels of each of `base` blocks, so that the threads have equal shares."""
+    count = threads()
+    if count == 1 or work < SERIAL_WORK:
+        return 1
+    shares = [(-(-base * parts // count) * count / (base * parts) + 0.01 * parts, parts) for parts in range(1, min(most, 16) + 1)]
+    return min(shares)[1]
+
+
+def _places(layout: Layout) -> int:
+    """Pixels of a block, rounded up to tiles."""
+    return -(-layout.block.pixels // layout.shape.positions) * layout.shape.positions
+
+
+def _areas(problem: ConvProblem, layout: Layout) -> Areas:
+    """A worker's scratch memory."""
+    shape, block, chunk, kept, in_place = layout
+    item, taps, per_c = np_dtype(problem.acc_dtype).itemsize, math.prod(problem.kernel), problem.c // problem.groups
+    panels, places = -(-(problem.k // problem.groups) // shape.width), _places(layout)
+    weights = (panels * per_c if kept else chunk) * taps * shape.width * item
+    tables = 8 * (places + chunk * taps + problem.ndim)
+    return Areas(tables, 0 if in_place else slab_bytes(problem, block), places * shape.width * item, weights, panels)
+
+
+def most_workers(problem: ConvProblem, block: Block, shape: Shape) -> int:
+    """How many threads can have work at most."""
+    items = block.count * problem.groups * -(-(problem.k // problem.groups) // shape.width)
+    return min(MAX_THREADS, max(items, 1))
+
+
+class _Executor:
+    """One blocked convolution."""
+
+    def __init__(self, problem: ConvProblem):
+        layout = layout_for(problem)
+        shape, block = layout.shape, layout.block
+        self._problem = problem
+        self._base = block.count * problem.groups
+        self._panels = -(-(problem.k // problem.groups) // shape.width)
+        self._work = problem.flops / 2
+        self._padded = problem.pad_mode == "zeros" and any(low > 0 or high > 0 for low, high in problem.padding)
+        self._vectors = conv_vectors(problem, ACTIVATIONS[problem.activation])
+        self._taps = math.prod(problem.kernel)
+        self._block = block_vector(
+            block, shape.width, shape.positions, layout.chunk, layout.kept, _places(layout), self._taps
+        )
+        self._areas = _areas(problem, layout)
+        self._in_place = int(layout.in_place)
+        self._acc = np_dtype(problem.acc_dtype)
+        self._width = shape.width
+        self._entry = product_address(tuple(shape), problem.acc_dtype)
+        self._kernel = blocked.specialise(shape.lanes, problem.dtype, problem.out_dtype, problem.acc_dtype)
+        self._pack = pack_weights.specialise(shape.lanes, problem.acc_dtype)
+
+    def __call__(self, outs: Any, ins: Any) -> None:
+        """Compute."""
+        self._run(outs[0], ins, ins[1], False)
+
+    def bind(self, w: Any) -> Any:
+        """The executor with w packed into panels."""
+        original, wide = w.copy(), accumulated(w, self._acc)
+        rows = self._problem.groups * self._panels
+        packed = np.empty(rows * self._width * (self._problem.c // self._problem.groups) * self._taps, self._acc)
+        vector = self._vectors((0,) * wide.ndim, wide.strides, (0,) * wide.ndim)
+        run(self._pack, rows, packed.size, wide, packed, vector, self._block)
+        return lambda outs, ins: self._run(outs[0], (ins[0], original, *ins[1:]), packed, True)
+
+    def _run(self, y: Any, ins: Any, w: Any, packed: bool) -> None:
+        if not self._base:
+            return
+        x, bias = ins[0], ins[2:]
+        vector = self._vectors(x.strides, ins[1].strides, y.strides)
+        shift = accumulated(bias[0], self._acc) if bias else 0
+        splits = parts_for(self._base, self._panels, self._work)
+        status = np.zeros(self._problem.n, np.uint8)
+        run_with(
+            self._areas, self._kernel, self._base * splits, self._work, self._entry, splits, int(packed), self._in_place, x, w, shift, y, status,
+            vector, self._block,
+        )  # fmt: skip
+        if self._padded and _BAD in status.tobytes():
+            redo(self._problem, y, ins, np.flatnonzero(status))
+
+
+_BAD = b"\1"
+
+
+class Blocked(DenseImplementation):
+    """Direct convolution of real floats with the lanes over output channels."""
+
+    name = "blocked"
+    measured_error: ClassVar[Mapping[str, float]] = MEASURED_ERROR
+
+    def accepts(self, problem: ConvProblem) -> Verdict:
+        """All of them."""
+        return Verdict.yes()
+
+    def forward_cost(self, problem: ConvProblem) -> float:
+        """Products, those of unused lanes included; packing; transposing the results; start-up."""
+        shape, block, *_ = layout_for(problem)
+        per_c, per_k, taps = problem.c // problem.groups, problem.k // problem.groups, math.prod(problem.kernel)
+        panels, pieces = -(-per_k // shape.width), block.count * problem.groups
+        tiles = pieces * panels * -(-block.pixels // shape.positions)
+        cycles = tiles * per_c * taps * tile_cycles(shape.vectors, shape.positions)
+        packed = pieces * per_c * block.images * block.channel
+        return 4e-6 + (cycles / 2.9e9 + packed * 1e-10 + math.prod(problem.y_shape) * 1.5e-10) / 2
+
+    def forward_workspace(self, problem: ConvProblem) -> int:
+        """For each thread a slab, the results of a block, weights and tables."""
+        layout = layout_for(problem)
+        return most_workers(problem, layout.block, layout.shape) * _areas(problem, layout).bytes
+
+    def forward(self, problem: ConvProblem) -> _Executor:
+        """The executor."""
+        return _Executor(problem)

@@ -1,0 +1,201 @@
+"""What the dense implementations share: an input_grad as forward convolutions, widened weights, images that are computed again."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numconv.plugin import ConvProblem, Implementation, Verdict, activate, np_dtype
+
+from .direct import Direct
+
+__all__ = ["DenseImplementation", "Part", "forward_parts", "redo"]
+
+
+class Part(NamedTuple):
+    """A forward convolution that gives one phase of an input_grad.
+
+    Attributes
+    ----------
+    problem : ConvProblem or None
+        Of grad_y with some taps of w; None where a phase sees no tap and stays zero.
+    taps, places : tuple of slice
+        The taps of w, and the positions of grad_x, per dimension.
+    """
+
+    problem: ConvProblem | None
+    taps: tuple[slice, ...]
+    places: tuple[slice, ...]
+
+
+class _Axis(NamedTuple):
+    """One phase of one dimension: window, padding, dilation and size of its convolution."""
+
+    window: int
+    padding: tuple[int, int]
+    dilation: int
+    size: int
+    taps: slice
+    places: slice
+
+
+def _axis_phase(problem: ConvProblem, axis: int, phase: int) -> _Axis:
+    """Position p = s * m + phase of x is read by tap t of output m + (phase + low - t*d) / s, where that is a whole number."""
+    s, d, r = problem.stride[axis], problem.dilation[axis], problem.kernel[axis]
+    low, size = problem.padding[axis][0], -(-(problem.spatial[axis] - phase) // s)
+    every = s // math.gcd(s, d)
+    first = next((t for t in range(min(every, r)) if (phase + low - t * d) % s == 0), None)
+    places = slice(phase, None, s)
+    if first is None:
+        return _Axis(0, (0, 0), 1, size, slice(0, 0), places)
+    count = -(-(r - first) // every)
+    last = first + (count - 1) * every
+    before = (last * d - low - phase) // s
+    dilation = every * d // s
+    after = size + dilation * (count - 1) - before - problem.output[axis]
+    # with flip, tap t of the mathematical kernel lies at r - 1 - t
+    taps = slice(r - 1 - last, r - first, every) if problem.flip else slice(first, last + 1, every)
+    return _Axis(count, (before, after), dilation, size, taps, places)
+
+
+def forward_parts(problem: ConvProblem) -> list[Part]:
+    """The forward problems that compute an input_grad with padding of zeros, one for each phase of the stride.
+
+    Positions of x with the same remainder by the stride are read by the same taps, and for them the gradient is a dense
+    convolution of grad_y with those taps, reversed: no zeros are multiplied (the phases of a transposed convolution).
+    """
+    parts = []
+    for phases in itertools.product(*(range(min(s, size)) for s, size in zip(problem.stride, problem.spatial, strict=True))):
+        axes = [_axis_phase(problem, axis, phase) for axis, phase in enumerate(phases)]
+        taps, places = tuple(a.taps for a in axes), tuple(a.places for a in axes)
+        changes: dict[str, Any] = {
+            "op": "forward", "c": problem.k, "k": problem.c, "spatial": problem.output, "flip": not problem.flip,
+            "kernel": tuple(a.window for a in axes), "stride": (1,) * problem.ndim, "padding": tuple(a.padding for a in axes),
+            "dilation": tuple(a.dilation for a in axes), "bias": "y" if problem.bias else "",
+        }  # fmt: skip
+        empty = any(a.window == 0 for a in axes)
+        parts.append(Part(None if empty else problem.replace(**changes), taps, places))
+    return parts
+
+
+def redo(problem: ConvProblem, y: Any, ins: Sequence[Any], images: Any) -> None:
+    """Compute images of a forward convolution again, an element at a time."""
+    executor = Direct().build(problem.replace(n=1))
+    for n in images:
+        executor((y[n : n + 1],), (ins[0][n : n + 1], *ins[1:]))
+
+
+class _Adjoint:
+    """An input_grad: the executors of its parts, on views of w and grad_x."""
+
+    def __init__(self, problem: ConvProblem, parts: list[Part], executors: list[Any]):
+        self._problem = problem
+        self._parts = parts
+        self._executors = executors
+
+    def __call__(self, outs: Any, ins: Any) -> None:
+        swapped = self._swapped(ins[1])
+        for part, executor in zip(self._parts, self._executors, strict=True):
+            view = outs[0][(..., *part.places)]
+            if executor is None:
+                self._fill(view, ins[2:])
+            else:
+                executor((view,), (ins[0], swapped[(..., *part.taps)], *ins[2:]))
+
+    def bind(self, w: Any) -> Any:
+        """The executor with its own copy of w, packed part by part."""
+        swapped = self._swapped(w)
+        bound = [
+            None if each is None else each.bind(swapped[(..., *part.taps)])
+            for part, each in zip(self._parts, self._executors, strict=True)
+        ]
+
+        def run(outs: Any, ins: Any) -> None:
+            for part, executor in zip(self._parts, bound, strict=True):
+                view = outs[0][(..., *part.places)]
+                if executor is None:
+                    self._fill(view, ins[1:])
+                else:
+                    executor((view,), ins)
+
+        return run
+
+    def _swapped(self, w: Any) -> Any:
+        """w with input and output channels exchanged in each group, as a view: ``[C, K/G, *R]``; of two groups or more a copy."""
+        groups = self._problem.groups
+        if groups == 1:
+            return w.swapaxes(0, 1)
+        split = w.reshape(groups, w.shape[0] // groups, *w.shape[1:]).swapaxes(1, 2)
+        return split.reshape(-1, *split.shape[2:])
+
+    def _fill(self, view: Any, bias: Sequence[Any]) -> None:
+        """What no tap sees: the bias alone."""
+        view[...] = bias[0].reshape(-1, *[1] * self._problem.ndim) if bias else 0
+        activate(view, self._problem.activation)
+
+
+class DenseImplementation(Implementation):
+    """An implementation of forward convolutions that serves input_grad through `forward_parts`."""
+
+    ops = frozenset(("forward", "input_grad"))
+
+    def accepts(self, problem: ConvProblem) -> Verdict:
+        """Whether a forward problem is supported."""
+        raise NotImplementedError
+
+    def forward_cost(self, problem: ConvProblem) -> float:
+        """Estimated seconds of a forward problem."""
+        raise NotImplementedError
+
+    def forward_workspace(self, problem: ConvProblem) -> int:
+        """Bytes of a forward problem."""
+        raise NotImplementedError
+
+    def forward(self, problem: ConvProblem) -> Any:
+        """The executor of a forward problem."""
+        raise NotImplementedError
+
+    def supports(self, problem: ConvProblem) -> Verdict:
+        """Real floats, where every part of an input_grad is supported."""
+        if problem.acc_dtype not in ("float32", "float64"):
+            return Verdict.no(f"its tiles are for real floats, and sums of {problem.dtype} are {problem.acc_dtype}")
+        if problem.op == "forward":
+            return self.accepts(problem)
+        if problem.pad_mode != "zeros":
+            return Verdict.no(f"an input_grad with pad_mode {problem.pad_mode} folds back: it is no dense convolution")
+        verdicts = [self.accepts(part) for part in _problems(problem)]
+        return next((verdict for verdict in verdicts if not verdict), Verdict.yes())
+
+    def cost(self, problem: ConvProblem) -> float:
+        """The sum over the parts; those with a stride write every line of grad_x several times."""
+        if problem.op == "forward":
+            return self.forward_cost(problem)
+        strided = math.prod(problem.x_shape) * 2e-10 if max(problem.stride) > 1 else 0.0
+        return strided + sum(map(self.forward_cost, _problems(problem)))
+
+    def workspace(self, problem: ConvProblem) -> int:
+        """Of the part that needs most; of several groups, w is copied."""
+        if problem.op == "forward":
+            return self.forward_workspace(problem)
+        swapped = 0 if problem.groups == 1 else math.prod(problem.w_shape) * np_dtype(problem.dtype).itemsize
+        return swapped + max(map(self.forward_workspace, _problems(problem)), default=0)
+
+    def build(self, problem: ConvProblem) -> Any:
+        """The executor."""
+        if problem.op == "forward":
+            return self.forward(problem)
+        parts = forward_parts(problem)
+        return _Adjoint(problem, parts, [None if part.problem is None else self.forward(part.problem) for part in parts])
+
+
+def _problems(problem: ConvProblem) -> list[ConvProblem]:
+    return [part.problem for part in forward_parts(problem) if part.problem is not None]
+
+
+def accumulated(array: Any, dtype: np.dtype[Any]) -> Any:
+    """An array in the dtype of sums, contiguous; itself where it already is."""
+    return np.ascontiguousarray(array, dtype)

@@ -1,0 +1,15 @@
+"""Microkernels: the innermost loops of dense convolution, emitted as LLVM vector code.
+
+``emit``
+    Vectors of the host's width: loads, stores, masks; which register tiles fit the host.
+``tiles``
+    Register tiles with the lanes over pixels, inlined into the kernel that uses them.
+``product``
+    Register tiles with the lanes over channels, compiled alone and reached by address, so that one driver serves every shape.
+``transpose``
+    Square blocks transposed in registers, and results written through them.
+``transforms``
+    Winograd's transforms of input, weights and results.
+
+Shapes travel in tags, never in a closure: a closure would miss the disk cache.
+"""

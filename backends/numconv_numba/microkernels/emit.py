@@ -1,0 +1,190 @@
+"""Vectors of the host's width: memory access, masks, shuffles; and which register tiles the host's registers hold."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.registry import cpu_target
+
+from ..compiler import AddressType, TagType
+from ..scalar import value_type
+
+__all__ = ["Emitter", "Host", "check_kinds", "host", "lanes_of"]
+
+_i1, _i32, _i64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
+
+
+class Host(NamedTuple):
+    """What the processor's vector registers allow.
+
+    Attributes
+    ----------
+    width : int
+        Bytes of a vector.
+    pixel_tiles : tuple of (vectors, channels)
+        Shapes of tiles with the lanes over pixels; those with more channels first.
+    channel_tiles : tuple of (vectors, positions)
+        Shapes of tiles with the lanes over channels.
+    """
+
+    width: int
+    pixel_tiles: tuple[tuple[int, int], ...]
+    channel_tiles: tuple[tuple[int, int], ...]
+
+
+# Accumulators, the vectors of one operand and a broadcast fit the registers; and with the lanes over channels, the address of each
+# position fits the general ones.
+_WIDE = Host(64, ((3, 8), (6, 4), (8, 2), (8, 1)), ((4, 6), (3, 8), (2, 10), (2, 8), (1, 12)))
+_FEW = Host(32, ((3, 4), (5, 2), (8, 1)), ((1, 10), (2, 6), (3, 4)))
+
+
+@functools.cache
+def host() -> Host:
+    """Of the processor for which Numba compiles: AVX-512, AVX2, or 128 bits (SSE, NEON)."""
+    triple, _, features = cpu_target.target_context.codegen().magic_tuple()
+    words = features.split(",")
+    if "+avx512f" in words:
+        return _WIDE
+    if "+avx2" in words:
+        return _FEW
+    return (_WIDE if triple.startswith(("aarch64", "arm64")) else _FEW)._replace(width=16)
+
+
+def lanes_of(dtype: str) -> int:
+    """Elements of a vector."""
+    return host().width // np.dtype(dtype).itemsize
+
+
+def check_kinds(tags: tuple[Any, ...], addresses: tuple[Any, ...]) -> None:
+    """Assert that an intrinsic was called with tags and addresses where it needs them."""
+    assert all(isinstance(tag, TagType) for tag in tags), tags
+    assert all(isinstance(each, AddressType) for each in addresses), addresses
+
+
+class Emitter:
+    """Typed vector access from byte addresses, for one function under construction.
+
+    Parameters
+    ----------
+    builder : llvmlite.ir.IRBuilder
+    dtype : TagType
+        Of the elements: float32 or float64.
+    lanes : int
+    """
+
+    def __init__(self, builder: Any, dtype: Any, lanes: int):
+        double = value_type(dtype) == types.float64
+        self._builder = builder
+        self._element = ir.DoubleType() if double else ir.FloatType()
+        self._letters = "64" if double else "32"
+        self._align = 8 if double else 4
+        self.lanes = lanes
+        self.width = lanes * self._align
+        self.vector = ir.VectorType(self._element, lanes)
+        self.zero = ir.Constant(self.vector, None)
+
+    def fma(self, a: Any, b: Any, c: Any) -> Any:
+        """a * b + c with one rounding."""
+        kind = ir.FunctionType(self.vector, [self.vector] * 3)
+        function = cgutils.get_or_insert_function(self._builder.module, kind, f"llvm.fma.v{self.lanes}f{self._letters}")
+        return self._builder.call(function, [a, b, c])
+
+    def accumulator(self) -> Any:
+        """A stack slot that starts at zero; the optimiser turns it into a register."""
+        return cgutils.alloca_once_value(self._builder, self.zero)
+
+    def at(self, address: Any, offset: Any) -> Any:
+        """The address `offset` bytes further."""
+        return self._builder.gep(address, [_i64(offset) if isinstance(offset, int) else offset])
+
+    def times(self, step: Any, count: int) -> Any:
+        """`count` times a step in bytes."""
+        return self._builder.mul(step, _i64(count))
+
+    def offset(self, table: Any, index: Any) -> Any:
+        """An entry of an int64 table."""
+        place = _i64(index) if isinstance(index, int) else index
+        return self._builder.load(self._builder.gep(self._builder.bitcast(table, _i64.as_pointer()), [place]))
+
+    def load(self, address: Any) -> Any:
+        """A vector."""
+        loaded = self._builder.load(self._builder.bitcast(address, self.vector.as_pointer()))
+        loaded.align = self._align
+        return loaded
+
+    def store(self, vector: Any, address: Any) -> None:
+        """Write a vector."""
+        self._builder.store(vector, self._builder.bitcast(address, self.vector.as_pointer())).align = self._align
+
+    def prefetch(self, address: Any) -> None:
+        """Bring a line of memory into the first-level cache; an address that is not mapped does no harm."""
+        kind = ir.FunctionType(ir.VoidType(), [address.type, _i32, _i32, _i32])
+        function = cgutils.get_or_insert_function(self._builder.module, kind, "llvm.prefetch.p0")
+        self._builder.call(function, [address, _i32(1), _i32(3), _i32(1)])
+
+    def constant(self, number: float) -> Any:
+        """A number in all lanes."""
+        return ir.Constant(self.vector, [number] * self.lanes)
+
+    def spread(self, number: Any) -> Any:
+        """A value in all lanes."""
+        builder, undefined = self._builder, ir.Constant(ir.VectorType(number.type, self.lanes), ir.Undefined)
+        zeros = ir.Constant(ir.VectorType(_i32, self.lanes), [0] * self.lanes)
+        return builder.shuffle_vector(builder.insert_element(undefined, number, _i32(0)), undefined, zeros)
+
+    def broadcast(self, address: Any) -> Any:
+        """One element of memory in all lanes."""
+        return self.spread(self._builder.load(self._builder.bitcast(address, self._element.as_pointer())))
+
+    def first(self, count: Any) -> Any:
+        """The mask of the first `count` lanes: all where there are fewer, none where the count is negative."""
+        builder, lanes = self._builder, _i64(self.lanes)
+        few = builder.select(builder.icmp_signed("<", count, lanes), count, lanes)
+        least = builder.trunc(builder.select(builder.icmp_signed(">", few, _i64(0)), few, _i64(0)), _i32)
+        numbers = ir.Constant(ir.VectorType(_i32, self.lanes), list(range(self.lanes)))
+        return builder.icmp_signed("<", numbers, self.spread(least))
+
+    def both(self, mask: Any, flag: Any) -> Any:
+        """The mask, or none of it where a flag is off."""
+        return self._builder.and_(mask, self.spread(flag))
+
+    def load_masked(self, address: Any, mask: Any) -> Any:
+        """A vector with zeros where the mask is off; nothing is read there."""
+        pointer = self._builder.bitcast(address, self.vector.as_pointer())
+        kind = ir.FunctionType(self.vector, [pointer.type, _i32, mask.type, self.vector])
+        name = f"llvm.masked.load.v{self.lanes}f{self._letters}.p0"
+        function = cgutils.get_or_insert_function(self._builder.module, kind, name)
+        return self._builder.call(function, [pointer, _i32(self._align), mask, self.zero])
+
+    def store_masked(self, vector: Any, address: Any, mask: Any) -> None:
+        """Write the lanes of a mask."""
+        pointer = self._builder.bitcast(address, self.vector.as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [self.vector, pointer.type, _i32, mask.type])
+        name = f"llvm.masked.store.v{self.lanes}f{self._letters}.p0"
+        function = cgutils.get_or_insert_function(self._builder.module, kind, name)
+        self._builder.call(function, [vector, pointer, _i32(self._align), mask])
+
+    def shuffle(self, a: Any, b: Any, indices: Sequence[int]) -> Any:
+        """The lanes of a, then b, at these indices."""
+        return self._builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_i32, len(indices)), list(indices)))
+
+    def positive(self, vector: Any, relu: Any) -> Any:
+        """The positive part where the mask `relu` is on; NaN stays NaN."""
+        negative = self._builder.fcmp_ordered("<", vector, self.zero)
+        return self._builder.select(self._builder.and_(negative, relu), self.zero, vector)
+
+    def not_finite(self, vector: Any) -> Any:
+        """The mask of the lanes that hold NaN or an infinity."""
+        difference = self._builder.fsub(vector, vector)
+        return self._builder.fcmp_unordered("uno", difference, difference)
+
+    def any(self, mask: Any) -> Any:
+        """Whether a lane of a mask is on, as an int64."""
+        bits = self._builder.bitcast(mask, ir.IntType(self.lanes))
+        return self._builder.zext(self._builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0)), _i64)

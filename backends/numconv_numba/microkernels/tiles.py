@@ -1,0 +1,139 @@
+"""Register tiles with the lanes over pixels.
+
+A tile holds `vectors` x `channels` accumulators in registers: pixels of `vectors` vectors of `lanes` elements, for `channels`
+output channels. For each term it loads the pixels once and multiplies them with one broadcast weight a channel, so that loads stay
+below what a processor does beside its multiply-adds. The shape travels in tags, never in a closure: a closure would miss the
+disk cache.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from ..compiler import intrinsic
+from .emit import Emitter, check_kinds, host, lanes_of
+
+__all__ = ["Tile", "multiply_tile", "tile_channels", "tile_for", "tile_pixels", "write_vectors"]
+
+
+class Tile(NamedTuple):
+    """The shape of a register tile."""
+
+    vectors: int
+    channels: int
+    lanes: int
+
+
+def tile_for(dtype: str, channels: int) -> Tile:
+    """The tile for sums of this dtype and at most this many output channels."""
+    vectors, used = next(shape for shape in host().pixel_tiles if shape[1] <= channels)
+    return Tile(vectors, used, lanes_of(dtype))
+
+
+@intrinsic
+def tile_pixels(typingctx: Any, shape: Any) -> Any:
+    """The pixels of a tile, as a constant."""
+    return types.int64(shape), lambda context, *_: context.get_constant(types.int64, shape.value[0] * shape.value[2])
+
+
+@intrinsic
+def tile_channels(typingctx: Any, shape: Any) -> Any:
+    """The output channels of a tile, as a constant."""
+    return types.int64(shape), lambda context, *_: context.get_constant(types.int64, shape.value[1])
+
+
+@intrinsic
+def multiply_tile(
+    typingctx: Any,
+    shape: Any,
+    dtype: Any,
+    x: Any,
+    x_taps: Any,
+    w: Any,
+    w_taps: Any,
+    y: Any,
+    c: Any,
+    taps: Any,
+    x_c: Any,
+    w_c: Any,
+    w_k: Any,
+    y_k: Any,
+    resume: Any,
+) -> Any:
+    """y[k, i] = the sum over c and taps t of x[c, i + t] * w[k, c, t]: one chain of fused multiply-adds each, in this order.
+
+    Parameters
+    ----------
+    shape : Tag
+        A `Tile`: i < vectors * lanes, k < channels.
+    dtype : Tag
+        Of all three arrays.
+    x, w, y : Address
+        x and y are contiguous in i.
+    x_taps, w_taps : Address
+        Of int64 tables: the byte offset of each tap in x and in w.
+    c, taps : int
+        Number of channels and of taps.
+    x_c, w_c, w_k, y_k : int
+        Byte strides.
+    resume : bool
+        Go on with the sums that y holds, instead of zero.
+    """
+    check_kinds((shape, dtype), (x, x_taps, w, w_taps, y))
+    vectors, channels, lanes = shape.value
+    signature = types.void(shape, dtype, x, x_taps, w, w_taps, y, *[types.int64] * 6, types.boolean)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _, _, x, x_taps, w, w_taps, y, c, taps, x_c, w_c, w_k, y_k, resume = args
+        emit = Emitter(builder, dtype, lanes)
+        sums = [[emit.accumulator() for _ in range(vectors)] for _ in range(channels)]
+        rows = [emit.at(y, builder.mul(y_k, ir.Constant(y_k.type, k))) for k in range(channels)]
+        with builder.if_then(resume):
+            for k in range(channels):
+                for v in range(vectors):
+                    builder.store(emit.load(emit.at(rows[k], v * emit.width)), sums[k][v])
+        steps = [builder.mul(w_k, ir.Constant(w_k.type, k)) for k in range(channels)]
+        with cgutils.for_range(builder, c) as channel:
+            x_row, w_row = emit.at(x, builder.mul(channel.index, x_c)), emit.at(w, builder.mul(channel.index, w_c))
+            with cgutils.for_range(builder, taps) as tap:
+                x_tap = emit.at(x_row, emit.offset(x_taps, tap.index))
+                w_tap = emit.at(w_row, emit.offset(w_taps, tap.index))
+                pixels = [emit.load(emit.at(x_tap, v * emit.width)) for v in range(vectors)]
+                for k in range(channels):
+                    weight = emit.broadcast(emit.at(w_tap, steps[k]))
+                    for v in range(vectors):
+                        builder.store(emit.fma(pixels[v], weight, builder.load(sums[k][v])), sums[k][v])
+        for k in range(channels):
+            for v in range(vectors):
+                emit.store(builder.load(sums[k][v]), emit.at(rows[k], v * emit.width))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def write_vectors(typingctx: Any, shape: Any, dtype: Any, sums: Any, y: Any, count: Any, shift: Any, relu: Any) -> Any:
+    """y[i] = sums[i] + shift, or its positive part if `relu` is not 0, for i < count; a vector of `sums` may be read beyond.
+
+    Short rows are common and a loop's scalar remainder is slow, so the last vector is stored under a mask.
+    """
+    check_kinds((shape, dtype), (sums, y))
+    lanes = shape.value[2]
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _, _, sums, y, count, shift, relu = args
+        emit, i64 = Emitter(builder, dtype, lanes), ir.IntType(64)
+        shifts, positive = emit.spread(shift), emit.spread(builder.icmp_signed("!=", relu, i64(0)))
+        vectors = builder.sdiv(builder.add(count, i64(lanes - 1)), i64(lanes))
+        with cgutils.for_range(builder, vectors) as vector:
+            place = builder.mul(vector.index, i64(emit.width))
+            value = builder.fadd(emit.load(emit.at(sums, place)), shifts)
+            mask = emit.first(builder.sub(count, builder.mul(vector.index, i64(lanes))))
+            emit.store_masked(emit.positive(value, positive), emit.at(y, place), mask)
+        return context.get_dummy_value()
+
+    return types.void(shape, dtype, sums, y, types.int64, shift, types.int64), codegen

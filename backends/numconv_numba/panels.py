@@ -1,0 +1,256 @@
+"""Panels: what register tiles with the lanes over channels read and write.
+
+Weights are packed into panels of as many output channels as a tile has lanes, ``[panel][c][tap][lane]``. Results come out as rows of
+one panel a pixel, ``[pixel][lane]``, and are transposed on the way to y. A pixel is any output of a block: a table holds where its
+window starts in what the tile reads.
+"""
+
+from __future__ import annotations
+
+from .compiler import helper, value
+from .direct import clear, outer_offset
+from .elements import activated, itemsize, rectified, same
+from .geometry import DILATION, DIMS, FLIPPED, PARTS, PER_C, PER_K, STRIDE, WINDOW, part
+from .microkernels.copies import copy_row
+from .microkernels.transpose import finish_block, finish_vector, transpose_block
+from .scalar import add, is_null, load, store, zero
+from .slab import B_UNIT, ONE, axis_entry, block_extent, block_image, block_images, block_start
+
+__all__ = ["fill_places", "fill_terms", "pack_panel", "read_panel", "tiles_along", "weight_run", "write_panel"]
+
+
+# --- tables --------------------------------------------------------------------------------------------------------------------
+
+
+@helper
+def tiles_along(g, b, block, axis):
+    """Tiles of a block along a dimension."""
+    unit = axis_entry(b, g[DIMS], B_UNIT, axis)
+    return -(-block_extent(g, b, block, axis) // unit)
+
+
+@helper
+def tile_step(g, b, axis_steps, axis):
+    """The bytes from tile to tile along a dimension: a tile of several outputs moves on by one position of its phase."""
+    unit = axis_entry(b, g[DIMS], B_UNIT, axis)
+    return axis_steps[axis] * (g[part(g, STRIDE) + axis] if unit == 1 else 1)
+
+
+@helper
+def fill_places(places, group, image_step, axis_steps, g, b, block):
+    """The offset of each tile's window, images first, then row-major; padded with the last one to a multiple of `group`.
+
+    A tile is a single output where the block's units are 1. `axis_steps` holds the byte distance of neighbouring positions per
+    dimension. Returns the number of tiles.
+    """
+    axis, lines, filled = g[DIMS] - 1, block_images(g, b, block), 0
+    for other in range(axis):
+        lines *= tiles_along(g, b, block, other)
+    length, step = tiles_along(g, b, block, axis), tile_step(g, b, axis_steps, axis)
+    for line in range(lines):
+        offset, left = 0, line
+        for other in range(axis - 1, -1, -1):
+            size = tiles_along(g, b, block, other)
+            offset += left % size * tile_step(g, b, axis_steps, other)
+            left //= size
+        offset += left * image_step
+        for q in range(length):
+            places[filled] = offset + q * step
+            filled += 1
+    for more in range(filled, -(-filled // group) * group):
+        places[more] = places[filled - 1]
+    return filled
+
+
+@helper
+def fill_terms(table, channels, channel, axes, axis_steps, g):
+    """The offset of each term in a window: of every tap along the first `axes` dimensions, in the order of w, in each channel."""
+    taps = 1
+    for axis in range(axes):
+        taps *= g[part(g, WINDOW) + axis]
+    for tap in range(taps):
+        offset, left = 0, tap
+        for axis in range(axes - 1, -1, -1):
+            window = g[part(g, WINDOW) + axis]
+            place = window - 1 - left % window if g[part(g, FLIPPED) + axis] else left % window
+            offset += place * g[part(g, DILATION) + axis] * axis_steps[axis]
+            left //= window
+        for c in range(channels):
+            table[c * taps + tap] = offset + c * channel
+
+
+# --- weights -------------------------------------------------------------------------------------------------------------------
+
+
+@helper
+def weight_run(g, taps, size):
+    """Into how long runs of neighbours the taps and channels of a kernel fall: 1, all taps, or taps of all channels (-1)."""
+    run, ws = 1, part(g, PARTS + 1)
+    for axis in range(g[DIMS] - 1, -1, -1):
+        window = g[part(g, WINDOW) + axis]
+        if window > 1 and g[ws + 3 + axis] != run * size:
+            return 1
+        run *= window
+    return -1 if g[ws + 2] == taps * size else taps
+
+
+@helper
+def pack_lanes(target, w, rows, columns, width, lanes, w_k, xt, at):
+    """target[j, lane] = w[lane, j] for j < columns: a run of neighbours of `rows` channels, a panel of `width` bytes wide."""
+    step = itemsize(at)
+    for first in range(0, rows, value(lanes)):
+        source, place = w + first * w_k, target + first * step
+        for j in range(0, columns, value(lanes)):
+            transpose_block(
+                lanes, at, source + j * step, w_k, rows - first, min(columns - j, value(lanes)), place + j * width, width
+            )
+
+
+@helper
+def pack_panel(target, w, rows, first, count, taps, width, g, lanes, xt, at):
+    """The channels first .. first + count of a panel of `rows` output channels, at `w`; `width`: bytes of its rows."""
+    ws, size = part(g, PARTS + 1), itemsize(xt)
+    w_k, w_c = g[ws + 1], g[ws + 2]
+    if rows * itemsize(at) < width:
+        clear(target, count * taps * width // itemsize(at), at)
+    run = weight_run(g, taps, size)
+    if same(xt, at) & (run != 1 or taps == 1):
+        if run < 0 or (taps == 1 and w_c == size):
+            pack_lanes(target, w + first * w_c, rows, count * taps, width, lanes, w_k, xt, at)
+        else:
+            for c in range(count):
+                pack_lanes(target + c * taps * width, w + (first + c) * w_c, rows, taps, width, lanes, w_k, xt, at)
+        return
+    axis = g[DIMS] - 1
+    window, step = g[part(g, WINDOW) + axis], g[ws + 3 + axis]
+    for c in range(count):
+        for tap in range(taps):
+            source = w + ((first + c) * w_c + outer_offset(g, tap // window, WINDOW, PARTS + 1) + tap % window * step)
+            place = target + (c * taps + tap) * width
+            for k in range(rows):
+                store(place + k * itemsize(at), load(source + k * w_k, xt, at), at)
+
+
+# --- results -------------------------------------------------------------------------------------------------------------------
+
+
+@helper
+def finish_lanes(sums, y, columns, step, bias, code, yt, at):
+    """One pixel of `finish_block`, for any dtype, stride and activation; returns whether a sum is not finite."""
+    bad = False
+    for j in range(columns):
+        total = load(sums + j * itemsize(at), at)
+        bad |= (total - total) != zero(at)
+        if not is_null(bias):
+            total = add(total, load(bias + j * itemsize(at), at))
+        if code <= 1:
+            store(y + j * step, rectified(total, code), yt)
+        else:
+            store(y + j * step, activated(total, code), yt)
+    return bad
+
+
+@helper
+def write_run(sums, width, count, columns, bias, code, y, k_step, q_step, lanes, yt, at):
+    """A run of pixels, evenly spaced in y, for `columns` channels; returns whether a sum is not finite."""
+    bad, size, block = False, itemsize(at), value(lanes)
+    plain = same(yt, at) & (code <= 1)
+    if plain and q_step == size:
+        for j in range(0, columns, block):
+            shift = bias if is_null(bias) else bias + j * size
+            for q in range(0, count, block):
+                source, target = sums + (q * width + j * size), y + (j * k_step + q * size)
+                bad |= finish_block(
+                    lanes, at, source, width, min(count - q, block), min(columns - j, block), shift, code, target, k_step
+                ) != 0  # fmt: skip
+    elif plain and k_step == size:
+        for q in range(count):
+            for j in range(0, columns, block):
+                shift = bias if is_null(bias) else bias + j * size
+                source, target = sums + (q * width + j * size), y + (q * q_step + j * size)
+                bad |= finish_vector(lanes, at, source, min(columns - j, block), shift, code, target) != 0
+    else:
+        for q in range(count):
+            bad |= finish_lanes(sums + q * width, y + q * q_step, columns, k_step, bias, code, yt, at)
+    return bad
+
+
+@helper
+def runs_of(g, b, block, strides):
+    """(dimensions before a run, pixels of a run): dimensions that follow each other without a gap in y make one run."""
+    axis = g[DIMS] - 1
+    first, run, inner = part(g, strides) + 3, block_extent(g, b, block, axis), axis
+    while inner > 0 and g[first + inner - 1] == run * g[first + axis]:
+        inner -= 1
+        run *= block_extent(g, b, block, inner)
+    return inner, run
+
+
+@helper
+def run_offset(line, inner, g, b, block):
+    """The byte offset in y of a run of a block, in its image."""
+    ndim, first, offset = g[DIMS], part(g, PARTS + 2) + 3, 0
+    for axis in range(inner, ndim):
+        offset += block_start(b, ndim, block, axis) * g[first + axis]
+    for axis in range(inner - 1, -1, -1):
+        size = block_extent(g, b, block, axis)
+        offset += (block_start(b, ndim, block, axis) + line % size) * g[first + axis]
+        line //= size
+    return offset
+
+
+@helper
+def lines_of(inner, g, b, block):
+    """Runs of a block in an image."""
+    lines = 1
+    for axis in range(inner):
+        lines *= block_extent(g, b, block, axis)
+    return lines
+
+
+@helper
+def write_panel(sums, width, columns, bias, code, y, status, block, g, b, lanes, yt, at):
+    """The results of a block for the channels of a panel; images with a sum that is not finite get a 1 in `status`.
+
+    `y` and `bias` are the addresses of the panel's first channel.
+    """
+    ndim, ys = g[DIMS], part(g, PARTS + 2)
+    k_step, q_step, n = g[ys + 2], g[ys + 3 + ndim - 1], block_image(b, ndim, block)
+    inner, run = runs_of(g, b, block, PARTS + 2)
+    lines = lines_of(inner, g, b, block)
+    for line in range(block_images(g, b, block) * lines):
+        place = y + ((n + line // lines) * g[ys] + run_offset(line % lines, inner, g, b, block))
+        if write_run(sums + line * run * width, width, run, columns, bias, code, place, k_step, q_step, lanes, yt, at):
+            status[n + line // lines] = 1
+
+
+@helper
+def read_run(target, width, count, columns, y, k_step, q_step, lanes, yt, at):
+    """A run of pixels of y for `columns` channels: [pixel][lane]."""
+    size, square = itemsize(at), value(lanes)
+    if same(yt, at) & (q_step == size):
+        for j in range(0, columns, square):
+            for q in range(0, count, square):
+                transpose_block(
+                    lanes, at, y + (j * k_step + q * size), k_step, columns - j, min(count - q, square),
+                    target + (q * width + j * size), width,
+                )  # fmt: skip
+    elif same(yt, at) & (k_step == size):
+        for q in range(count):
+            copy_row(lanes, ONE, at, y + q * q_step, target + q * width, columns)
+    else:
+        for q in range(count):
+            for j in range(columns):
+                store(target + (q * width + j * size), load(y + (q * q_step + j * k_step), yt, at), at)
+
+
+@helper
+def read_panel(target, width, columns, y, block, g, b, lanes, yt, at):
+    """The pixels of a block for the channels of a panel, [pixel][lane]: the reverse of `write_panel`."""
+    ndim, ys = g[DIMS], part(g, PARTS + 2)
+    k_step, q_step, n = g[ys + 2], g[ys + 3 + ndim - 1], block_image(b, ndim, block)
+    inner, run = runs_of(g, b, block, PARTS + 2)
+    lines = lines_of(inner, g, b, block)
+    for line in range(block_images(g, b, block) * lines):
+        place = y + ((n + line // lines) * g[ys] + run_offset(line % lines, inner, g, b, block))
+        read_run(target + line * run * width, width, run, columns, place, k_step, q_step, lanes, yt, at)

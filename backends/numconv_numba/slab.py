@@ -1,0 +1,306 @@
+"""Slabs: the part of x that a block of outputs reads, packed for one work item.
+
+A block is a range of images and a box of outputs of one group. Its slab holds, for each image and channel, the positions that its
+windows reach, in the accumulation dtype: padding is in place, rows follow each other at one pitch, and where the kernel wants it
+the positions are split into phases (every second position, every fourth, ...), each of which lies together. There every output
+is an offset and every tap another, whatever the number of dimensions. A slab is sized for the second-level cache, so that all
+output channels pass over it there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numconv.plugin import ConvProblem, np_dtype
+
+from .compiler import Tag, helper
+from .direct import clear
+from .elements import itemsize, same
+from .geometry import BATCH, DIMS, LOW, MODE, OUTPUT, PARTS, PER_C, SIZE, STRIDE, part, source_index
+from .microkernels.copies import split_row
+from .scalar import load, store, zero
+
+__all__ = [
+    "AXES", "BLOCKS", "CHANNEL", "COMBINATIONS", "IMAGES", "IMAGE_BLOCKS", "Block", "axis_entry", "block_extent", "block_image",
+    "block_images", "block_start", "block_vector", "cut", "pack", "pack_image", "slab_bytes", "steps", "tap_positions",
+]  # fmt: skip
+
+
+class Block(NamedTuple):
+    """How a problem is cut into blocks, and how the slab of one is laid out, in elements.
+
+    Attributes
+    ----------
+    images, image_blocks : int
+        Images of a block, and how many such ranges there are.
+    size, blocks : tuple of int
+        Outputs of a block and number of blocks, per dimension.
+    pitch : tuple of int
+        Positions of one phase, per dimension.
+    step : tuple of int
+        The distance of neighbouring positions of a phase, per dimension.
+    unit : tuple of int
+        Outputs that a tile computes together, per dimension.
+    phases : tuple of tuple of int
+        Per dimension the first positions of the phases.
+    """
+
+    images: int
+    image_blocks: int
+    size: tuple[int, ...]
+    blocks: tuple[int, ...]
+    pitch: tuple[int, ...]
+    step: tuple[int, ...]
+    unit: tuple[int, ...]
+    phases: tuple[tuple[int, ...], ...]
+
+    @property
+    def channel(self) -> int:
+        """Elements of the slab for one input channel of one image."""
+        return math.prod(self.pitch) * math.prod(map(len, self.phases))
+
+    @property
+    def count(self) -> int:
+        """Blocks of a group."""
+        return self.image_blocks * math.prod(self.blocks)
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of a block."""
+        return self.images * math.prod(-(-q // u) for q, u in zip(self.size, self.unit, strict=True))
+
+    @property
+    def pixels(self) -> int:
+        """Outputs of a block."""
+        return self.images * math.prod(self.size)
+
+
+def steps(pitch: Sequence[int]) -> tuple[int, ...]:
+    """Elements between neighbours along each dimension."""
+    return tuple(math.prod(pitch[axis + 1 :]) for axis in range(len(pitch)))
+
+
+def tap_positions(problem: ConvProblem) -> list[list[int]]:
+    """Per dimension, where each tap lies relative to the first position of its window."""
+    return [
+        [(r - 1 - tap if problem.flip else tap) * d for tap in range(r)]
+        for r, d in zip(problem.kernel, problem.dilation, strict=True)
+    ]
+
+
+def cut(
+    problem: ConvProblem,
+    step: Sequence[int],
+    positions: Sequence[Sequence[int]],
+    units: Sequence[int],
+    fits: Callable[[Block], bool],
+    images: int,
+) -> Block:
+    """The largest block that fits; ranges of images are cut first, then the outer dimensions.
+
+    Parameters
+    ----------
+    step : sequence of int
+        The distance of neighbouring positions of a phase, per dimension.
+    positions : sequence of sequence of int
+        Per dimension, what a window reads relative to its first position.
+    units : sequence of int
+        Outputs that a tile computes together, per dimension: sizes of blocks are multiples of them.
+    fits : callable
+        Whether a block is small enough.
+    images : int
+        Images that a block may have at most.
+    """
+    phases = tuple(
+        tuple(range(s)) if unit > 1 else tuple(sorted({p % s for p in found}))
+        for found, s, unit in zip(positions, step, units, strict=True)
+    )
+    whole = (images, *problem.output)
+
+    def block(size: tuple[int, ...]) -> Block:
+        inner = size[1:]
+        whole_tiles = [-(-q // unit) * unit for q, unit in zip(inner, units, strict=True)]
+        reach = [(q - 1) * s + max(found) for q, s, found in zip(whole_tiles, problem.stride, positions, strict=True)]
+        pitch = tuple(r // s + 1 for r, s in zip(reach, step, strict=True))
+        counts = tuple(-(-q // b) for q, b in zip(problem.output, inner, strict=True))
+        return Block(size[0], -(-problem.n // max(size[0], 1)), inner, counts, pitch, tuple(step), tuple(units), phases)
+
+    size = whole
+    for axis, unit in enumerate((1, *units)):
+        if not fits(block(size)):
+            parts = _parts(size[axis], unit, lambda q, axis=axis: fits(block((*size[:axis], q, *size[axis + 1 :]))))
+            size = (*size[:axis], _length(size[axis], unit, parts), *size[axis + 1 :])
+    return block(size)
+
+
+def _length(whole: int, unit: int, parts: int) -> int:
+    """Of the parts of an axis: equal multiples of a unit."""
+    return min(whole, -(-(-(-whole // unit)) // parts) * unit)
+
+
+def _parts(whole: int, unit: int, fits: Callable[[int], bool]) -> int:
+    """Into how many parts to cut an axis: as few as fit, but then a multiple of four, which threads share evenly."""
+    most = max(1, -(-whole // unit))
+    parts = 1
+    while parts < most and not fits(_length(whole, unit, parts)):
+        parts = min(most, parts + max(1, parts // 4))
+    even = -(-parts // 4) * 4
+    return even if 1 < parts and even <= most // 2 else parts
+
+
+# What kernels know of a block: a head, then seven entries a dimension, then the phases.
+IMAGES, IMAGE_BLOCKS, CHANNEL, BLOCKS, COMBINATIONS, EXTRA, AXES = 0, 1, 2, 3, 4, 5, 16
+B_SIZE, B_BLOCKS, B_PITCH, B_PHASES, B_PLACE, B_STEP, B_UNIT = range(7)
+
+
+def block_vector(block: Block, *extra: int) -> np.ndarray[Any, Any]:
+    """The vector of a block; up to eleven numbers of the kernel's own start at EXTRA."""
+    combinations = math.prod(map(len, block.phases))
+    head = [block.images, block.image_blocks, block.channel, block.count, combinations, *extra, *[0] * (AXES - EXTRA - len(extra))]
+    places: list[int] = []
+    values: list[int] = []
+    for one in block.phases:
+        places.append(len(values))
+        values.extend(one)
+    rows = [*block.size, *block.blocks, *block.pitch, *map(len, block.phases), *places, *block.step, *block.unit]
+    return np.array([*head, *rows, *values], np.int64)
+
+
+@helper
+def axis_entry(b, ndim, which, axis):
+    """An entry of a dimension in a block's vector."""
+    return b[AXES + which * ndim + axis]
+
+
+@helper
+def block_start(b, ndim, block, axis):
+    """The first output of a block along a dimension."""
+    for other in range(ndim - 1, axis, -1):
+        block //= axis_entry(b, ndim, B_BLOCKS, other)
+    return block % axis_entry(b, ndim, B_BLOCKS, axis) * axis_entry(b, ndim, B_SIZE, axis)
+
+
+@helper
+def block_extent(g, b, block, axis):
+    """The number of outputs of a block along a dimension: the last block may be short."""
+    start = block_start(b, g[DIMS], block, axis)
+    return min(axis_entry(b, g[DIMS], B_SIZE, axis), g[part(g, OUTPUT) + axis] - start)
+
+
+@helper
+def block_image(b, ndim, block):
+    """The first image of a block."""
+    for axis in range(ndim):
+        block //= axis_entry(b, ndim, B_BLOCKS, axis)
+    return block * b[IMAGES]
+
+
+@helper
+def block_images(g, b, block):
+    """The number of images of a block."""
+    return min(b[IMAGES], g[BATCH] - block_image(b, g[DIMS], block))
+
+
+@helper
+def slab_position(g, b, block, axis, phase, i):
+    """The position in x, along a dimension, of place `i` of a phase of the slab."""
+    ndim = g[DIMS]
+    value = b[AXES + 7 * ndim + axis_entry(b, ndim, B_PLACE, axis) + phase]
+    start = block_start(b, ndim, block, axis) * g[part(g, STRIDE) + axis] - g[part(g, LOW) + axis]
+    return start + value + i * axis_entry(b, ndim, B_STEP, axis)
+
+
+@helper
+def slab_row(g, b, block, combination, row):
+    """Whether a row of a slab lies inside x, and the byte offset of its channel's row in x."""
+    ndim, xs = g[DIMS], part(g, PARTS)
+    axis = ndim - 1
+    inside, offset, left, phase = True, 0, row, combination
+    for other in range(axis - 1, -1, -1):
+        pitch, phases = axis_entry(b, ndim, B_PITCH, other), axis_entry(b, ndim, B_PHASES, other)
+        position = slab_position(g, b, block, other, phase % phases, left % pitch)
+        index = source_index(position, g[part(g, SIZE) + other], g[MODE])
+        inside = inside and index >= 0
+        offset += index * g[xs + 3 + other]
+        left //= pitch
+        phase //= phases
+    return inside, offset
+
+
+ONE, TWO, FOUR = Tag(1), Tag(2), Tag(4)
+
+
+@helper
+def split_phases(slab, x, start, size, phase_step, count, phases, lanes, at):
+    """A row of x in 1, 2 or 4 phases, with zeros outside it."""
+    if phases == 1:
+        split_row(lanes, ONE, at, x, start, size, slab, phase_step, count)
+    elif phases == 2:
+        split_row(lanes, TWO, at, x, start, size, slab, phase_step, count)
+    else:
+        split_row(lanes, FOUR, at, x, start, size, slab, phase_step, count)
+
+
+@helper
+def pack_places(slab, x, start, step, count, outside, g, xt, at):
+    """Places of a row one by one, place i from position start + i * step; if `outside`, only those in the padding."""
+    axis = g[DIMS] - 1
+    size, stride = g[part(g, SIZE) + axis], g[part(g, PARTS) + 3 + axis]
+    for i in range(count):
+        position = start + i * step
+        if not (outside and 0 <= position < size):
+            index = source_index(position, size, g[MODE])
+            store(slab + i * itemsize(at), zero(at) if index < 0 else load(x + index * stride, xt, at), at)
+
+
+@helper
+def pack_rows(slab, x, block, combination, row, channels, g, b, lanes, xt, at):
+    """One row of a slab, in all phases of the last dimension, for so many channels; `combination`: of the other dimensions."""
+    ndim = g[DIMS]
+    axis, xs = ndim - 1, part(g, PARTS)
+    length, step, phases = axis_entry(b, ndim, B_PITCH, axis), axis_entry(b, ndim, B_STEP, axis), axis_entry(b, ndim, B_PHASES, axis)
+    inside, offset = slab_row(g, b, block, combination, row)
+    plane, start = b[CHANNEL] // b[COMBINATIONS] * itemsize(at), slab_position(g, b, block, axis, 0, 0)
+    # neighbours in memory, in every phase there is
+    even = same(xt, at) & (g[xs + 3 + axis] == itemsize(xt)) & (phases == step) & ((step <= 2) | (step == 4))
+    for c in range(channels):
+        target, source = slab + c * b[CHANNEL] * itemsize(at), x + (c * g[xs + 2] + offset)
+        if inside and even:
+            split_phases(target, source, start, g[part(g, SIZE) + axis], plane, length, phases, lanes, at)
+        for phase in range(phases):
+            if not inside:
+                clear(target + phase * plane, length, at)
+            elif not even or g[MODE]:
+                first = slab_position(g, b, block, axis, phase, 0)
+                pack_places(target + phase * plane, source, first, step, length, even, g, xt, at)
+
+
+@helper
+def pack_image(slab, x, block, channels, g, b, lanes, xt, at):
+    """The slab of so many channels of an image: [channel][phase][position]. `x` is the address of the first of them."""
+    ndim, rows = g[DIMS], 1
+    length = axis_entry(b, ndim, B_PITCH, ndim - 1)
+    for other in range(ndim - 1):
+        rows *= axis_entry(b, ndim, B_PITCH, other)
+    phases = axis_entry(b, ndim, B_PHASES, ndim - 1)
+    for combination in range(b[COMBINATIONS] // phases):
+        for row in range(rows):
+            place = (combination * phases * rows + row) * length * itemsize(at)
+            pack_rows(slab + place, x, block, combination, row, channels, g, b, lanes, xt, at)
+
+
+@helper
+def pack(slab, x, block, g, b, lanes, xt, at):
+    """The slab of a block: [image][channel][phase][position]. `x` is the address of the group in the block's first image."""
+    for image in range(block_images(g, b, block)):
+        target, source = slab + image * g[PER_C] * b[CHANNEL] * itemsize(at), x + image * g[part(g, PARTS)]
+        pack_image(target, source, block, g[PER_C], g, b, lanes, xt, at)
+
+
+def slab_bytes(problem: ConvProblem, block: Block) -> int:
+    """Of the slab of a block."""
+    return block.images * (problem.c // problem.groups) * block.channel * np_dtype(problem.acc_dtype).itemsize

@@ -1,0 +1,259 @@
+"""Weight gradients on register tiles with the lanes over output channels, for real floats.
+
+The gradient of w is a sum over all pixels of products of grad_y with the x that each tap reads. A work item takes one panel of output
+channels and some kernels' taps, and passes over all blocks of pixels: grad_y is packed with the channels of the panel side by side,
+``[pixel][lane]``, x into a slab, and the tile of `microkernels.product` sums over the pixels of the block, with taps in the place of
+pixels. No matrix of columns is formed. The gradient of a bias on y is summed on the way.
+
+Every element is one chain of multiply-adds over the images, then the outputs row-major, so that neither threads nor the cut change
+a bit.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from numconv.plugin import ConvProblem, Implementation, Verdict, np_dtype
+
+from .blocked import Shape, panel_shape, parts_for, slab_steps, tile_cycles
+from .compiler import Address, Tag, helper, kernel
+from .direct import MEASURED_ERROR, Direct, clear, conv_vectors, outer_offset
+from .elements import INT64, itemsize
+from .geometry import DIMS, PARTS, PER_C, PER_K, WINDOW, part
+from .microkernels.product import call_product, product_address
+from .panels import fill_places, fill_terms, read_panel, weight_run, write_run
+from .scalar import add, address, is_null, load, pointer, store, wide_vectors
+from .slab import BLOCKS, CHANNEL, EXTRA, Block, block_image, block_images, block_vector, cut, pack_image, slab_bytes, tap_positions
+from .threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
+
+__all__ = ["BlockedWeights"]
+
+SLAB_BYTES = 512 * 1024
+"""The packed input of a block, for all input channels of a group."""
+PASS_BYTES = 40 * 1024
+"""The packed grad_y of a block for a panel: it stays in the first-level cache while the taps pass over it."""
+
+
+class _Layout(NamedTuple):
+    """The tile, and the block of pixels that is summed in one pass."""
+
+    shape: Shape
+    block: Block
+
+
+@functools.lru_cache(maxsize=256)
+def _layout(problem: ConvProblem) -> _Layout:
+    item, per_k = np_dtype(problem.acc_dtype).itemsize, problem.k // problem.groups
+    taps = problem.c // problem.groups * math.prod(problem.kernel)
+    shape = panel_shape(problem.acc_dtype, per_k, taps)
+
+    def fits(block: Block) -> bool:
+        return slab_bytes(problem, block) <= SLAB_BYTES and block.pixels * shape.width * item <= PASS_BYTES
+
+    units = (1,) * problem.ndim
+    return _Layout(shape, cut(problem, units, tap_positions(problem), units, fits, problem.n))
+
+
+# A block's own numbers: channels of a panel, taps of a tile, taps of a kernel, taps of all kernels rounded up to tiles.
+PANEL, GROUP, TAPS, ROUNDED = range(EXTRA, EXTRA + 4)
+UINT8 = Tag("uint8")
+# The parts of a worker's scratch memory: places of pixels and taps, the slab, grad_y of a panel, sums, sums of the bias.
+TABLES, SLAB, PANELS, SUMS, BIAS, AREAS = range(6)
+
+
+@helper
+def fill_taps(table, first, last, group, channel, axis_steps, g, b, spare):
+    """The places of the taps first..last of all kernels in a slab that begins with the channel of the first; padded to tiles."""
+    fill_terms(spare, 1, channel, g[DIMS], axis_steps, g)
+    start = first // b[TAPS]
+    for tap in range(first, last):
+        table[tap - first] = (tap // b[TAPS] - start) * channel + spare[tap % b[TAPS]]
+    for more in range(last - first, -(-(last - first) // group) * group):
+        table[more] = table[last - first - 1]
+
+
+@helper
+def add_rows(sums, rows, count, width, at):
+    """sums += each of `count` rows of `width` elements, one after the other."""
+    wide_vectors()
+    size = itemsize(at)
+    for row in range(count):
+        source = rows + row * width * size
+        for lane in range(width):
+            place = sums + lane * size
+            store(place, add(load(place, at), load(source + lane * size, at)), at)
+
+
+@helper
+def write_weights(sums, width, columns, w, first, last, g, b, lanes, yt, at):
+    """The sums of the taps first..last, [tap][lane], to the kernels of a panel at w; returns whether one is not finite."""
+    ws, size = part(g, PARTS + 1), itemsize(yt)
+    absent = address(0)
+    if weight_run(g, b[TAPS], size) < 0:
+        target = w + first * size
+        return write_run(sums, width, last - first, columns, absent, 0, target, g[ws + 1], size, lanes, yt, at)
+    bad, axis = False, g[DIMS] - 1
+    window, step = g[part(g, WINDOW) + axis], g[ws + 3 + axis]
+    for tap in range(first, last):
+        inner = tap % b[TAPS]
+        place = tap // b[TAPS] * g[ws + 2] + outer_offset(g, inner // window, WINDOW, PARTS + 1) + inner % window * step
+        row = sums + (tap - first) * width
+        bad |= write_run(row, width, 1, columns, absent, 0, w + place, g[ws + 1], 0, lanes, yt, at)
+    return bad
+
+
+@helper
+def _parts(begin, end, args):
+    lanes, xt, yt, at, items, workers, scratch, areas, entry, splits, y, x, w, bias, status, g, b = args
+    ndim, per_c, per_k, size, width = g[DIMS], g[PER_C], g[PER_K], itemsize(at), b[PANEL] * itemsize(at)
+    xs, ws, ys = part(g, PARTS), part(g, PARTS + 1), part(g, PARTS + 2)
+    own = worker_area(scratch, areas, AREAS, workers, items, begin)
+    tables, slab, panel_rows, sums, bias_sums = (
+        own + areas[TABLES], own + areas[SLAB], own + areas[PANELS], own + areas[SUMS], own + areas[BIAS],
+    )  # fmt: skip
+    steps, spare = pointer(tables, INT64), pointer(tables + 8 * ndim, INT64)
+    places, pixels = tables + 8 * (ndim + b[TAPS]), tables + 8 * (ndim + b[TAPS] + b[ROUNDED])
+    slab_steps(steps, g, b, size)
+    channel, panels, taps = b[CHANNEL] * size, -(-per_k // b[PANEL]), per_c * b[TAPS]
+    for item in range(begin, end):
+        split, panel, group = item % splits, item // splits % panels, item // splits // panels
+        k = panel * b[PANEL]
+        used = min(per_k - k, b[PANEL])
+        tiles = -(-taps // b[GROUP])
+        first, last = tiles * split // splits * b[GROUP], min(tiles * (split + 1) // splits * b[GROUP], taps)
+        if last <= first:
+            continue
+        c, last_c = first // b[TAPS], (last - 1) // b[TAPS] + 1
+        fill_taps(pointer(places, INT64), first, last, b[GROUP], channel, steps, g, b, spare)
+        y_k, x_c = y + (group * g[ys + 1] + k * g[ys + 2]), x + (group * g[xs + 1] + c * g[xs + 2])
+        summed = (split == 0) & (not is_null(bias))
+        clear(bias_sums, b[PANEL], at)
+        clear(panel_rows, (areas[SUMS] - areas[PANELS]) // size if used < b[PANEL] else 0, at)
+        if b[BLOCKS] == 0:
+            clear(sums, (last - first) * b[PANEL], at)
+        for block in range(b[BLOCKS]):
+            n = block_image(b, ndim, block)
+            image = (last_c - c) * channel
+            for each in range(block_images(g, b, block)):
+                pack_image(slab + each * image, x_c + (n + each) * g[xs], block, last_c - c, g, b, lanes, xt, at)
+            count = fill_places(pointer(pixels, INT64), 1, image, steps, g, b, block)
+            read_panel(panel_rows, width, used, y_k, block, g, b, lanes, xt, at)
+            if summed:
+                add_rows(bias_sums, panel_rows, count, b[PANEL], at)
+            call_product(
+                entry, panel_rows, slab, places, sums, -(-(last - first) // b[GROUP]), count, pixels, width, 1 if block > 0 else 0
+            )
+        w_k = w + (group * g[ws] + k * g[ws + 1])
+        if write_weights(sums, width, used, w_k, first, last, g, b, lanes, yt, at):
+            status[0] = 1
+        if summed:
+            for lane in range(used):
+                store(bias + (group * per_k + k + lane) * itemsize(yt), load(bias_sums + lane * size, at), yt)
+
+
+@kernel
+def weight_tiles(
+    lanes: Tag, xt: Tag, yt: Tag, at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, entry: int,
+    splits: int, y: Address, x: Address, w: Address, bias: Address, status: Address, g: Address, b: Address,
+) -> None:  # fmt: skip
+    """The gradient of w from that of y and x: an item is a panel of output channels and a part of the taps.
+
+    `entry` is the tile's address; `bias`, if not 0, gets the gradient of a bias on y. `status` gets a 1 if a sum is not finite.
+    """
+    parallel_for(
+        region,
+        workers,
+        items,
+        _parts,
+        (
+            lanes, xt, yt, at, items, workers, scratch, pointer(areas, INT64), entry, splits, y, x, w, bias, pointer(status, UINT8),
+            pointer(g, INT64), pointer(b, INT64),
+        ),
+    )  # fmt: skip
+
+
+class _Executor:
+    """One weight gradient."""
+
+    def __init__(self, problem: ConvProblem):
+        shape, block = _layout(problem)
+        per_c, taps = problem.c // problem.groups, math.prod(problem.kernel)
+        self._problem = problem
+        self._panels = problem.groups * -(-(problem.k // problem.groups) // shape.width)
+        self._tiles = -(-per_c * taps // shape.positions)
+        self._work = problem.flops / 2
+        self._padded = problem.pad_mode == "zeros" and any(low > 0 or high > 0 for low, high in problem.padding)
+        self._vectors = conv_vectors(problem, 0)
+        self._block = block_vector(block, shape.width, shape.positions, taps, self._tiles * shape.positions)
+        self._areas = _areas(problem)
+        self._entry = product_address(tuple(shape), problem.acc_dtype)
+        self._kernel = weight_tiles.specialise(shape.lanes, problem.dtype, problem.out_dtype, problem.acc_dtype)
+        self._direct = Direct().build(problem)
+
+    def __call__(self, outs: Any, ins: Any) -> None:
+        """Compute."""
+        (w, *bias), (y, x) = outs, ins
+        on_y = bool(bias) and self._problem.bias == "y"
+        sums = np.empty(self._problem.k, w.dtype) if on_y else 0
+        vector = self._vectors(x.strides, w.strides, y.strides)
+        splits = parts_for(self._panels, self._tiles, self._work)
+        status = np.zeros(1, np.uint8)
+        run_with(
+            self._areas, self._kernel, self._panels * splits, self._work, self._entry, splits, y, x, w, sums, status, vector,
+            self._block,
+        )  # fmt: skip
+        if status[0] and self._padded and not np.isfinite(y).all():
+            self._direct(outs, ins)  # padding zeros have met what is not finite
+        elif on_y:
+            bias[0][...] = sums
+        elif bias:
+            self._direct.bias_grad(bias[0], y, x, w)
+
+
+def _areas(problem: ConvProblem) -> Areas:
+    """A worker's scratch memory."""
+    shape, block = _layout(problem)
+    item, taps = np_dtype(problem.acc_dtype).itemsize, math.prod(problem.kernel)
+    rounded = -(-problem.c // problem.groups * taps // shape.positions) * shape.positions
+    tables = 8 * (problem.ndim + taps + rounded + block.pixels)
+    elements = block.pixels * shape.width, rounded * shape.width, shape.width
+    return Areas(tables, slab_bytes(problem, block), *(count * item for count in elements))
+
+
+class BlockedWeights(Implementation):
+    """Weight gradients of real floats with the lanes over output channels."""
+
+    name = "blocked"
+    ops = frozenset(("weight_grad",))
+    measured_error: ClassVar[Mapping[str, float]] = MEASURED_ERROR
+
+    def supports(self, problem: ConvProblem) -> Verdict:
+        """Real floats."""
+        if problem.acc_dtype not in ("float32", "float64"):
+            return Verdict.no(f"its tiles are for real floats, and sums of {problem.dtype} are {problem.acc_dtype}")
+        return Verdict.yes()
+
+    def cost(self, problem: ConvProblem) -> float:
+        """Products, those of unused lanes included; packing."""
+        shape, block = _layout(problem)
+        per_c, taps = problem.c // problem.groups, math.prod(problem.kernel)
+        panels = problem.groups * -(-(problem.k // problem.groups) // shape.width)
+        tiles = -(-per_c * taps // shape.positions)
+        products = panels * tiles * block.count * (block.pixels * tile_cycles(shape.vectors, shape.positions) + 60)
+        packed = panels * block.count * (per_c * block.images * block.channel * 0.3 + block.pixels * shape.width * 0.4)
+        return 6e-6 + (products + packed + math.prod(problem.w_shape) * 0.5) / 2.9e9 / 2
+
+    def workspace(self, problem: ConvProblem) -> int:
+        """For each thread a slab, grad_y of a block, sums and tables."""
+        shape = _layout(problem).shape
+        items = problem.groups * -(-(problem.k // problem.groups) // shape.width) * 16
+        return min(MAX_THREADS, max(items, 1)) * _areas(problem).bytes
+
+    def build(self, problem: ConvProblem) -> _Executor:
+        """The executor."""
+        return _Executor(problem)
