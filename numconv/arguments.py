@@ -114,6 +114,12 @@ def freeze(value: Any, what: str) -> Any:
     kind = value.__class__
     if kind is int or kind is str:
         return value
+    if kind is tuple:
+        for entry in value:  # the usual case, for which a generator would cost a microsecond
+            if entry.__class__ is not int:
+                break
+        else:
+            return value
     if kind is tuple or kind is list or (hasattr(value, "tolist") and value.ndim):
         return tuple(freeze(v, what) for v in value)
     if kind is bool or kind.__name__ == "bool_":

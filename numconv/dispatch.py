@@ -154,7 +154,9 @@ class Plan:
     def results(self, ins: list[Any], out: Any) -> list[Any]:
         """The arrays for the results: those of `out`, checked, or new ones where it is None."""
         if out is None:
-            return [empty(a.shape, a.dtype, ins[0]) for a in self._outs]
+            if type(ins[0]) is np.ndarray:
+                return [np.empty(each.shape, each.dtype) for each in self._outs]
+            return [empty(each.shape, each.dtype, ins[0]) for each in self._outs]
         given = list(out) if isinstance(out, tuple | list) else [out]
         if len(given) != len(self._outs):
             names = ", ".join(a.name for a in self._outs)
@@ -167,14 +169,14 @@ class Plan:
         return outs
 
     @property
-    def result_names(self) -> tuple[str, ...]:
-        """What the results are called."""
-        return tuple(a.name for a in self._outs)
+    def gradient_names(self) -> tuple[str, ...]:
+        """The arrays of which the results are the gradients."""
+        return _gradient_names(self._outs)
 
     def compute(self, outs: list[Any], ins: list[Any]) -> None:
         """Fill `outs`."""
         if self._plain:
-            self._executor([plain(v) for v in outs], ins)
+            self._executor([v if type(v) is np.ndarray else plain(v) for v in outs], ins)
         else:
             self._compute_with(self._executor, self._ins, outs, ins)
 
@@ -203,6 +205,11 @@ class Plan:
 
     def __repr__(self) -> str:
         return f"<Plan {self.op}: {self.problem} -> {self.backend} {self.algorithm}>"
+
+
+@functools.lru_cache(maxsize=64)
+def _gradient_names(outs: tuple[_Array, ...]) -> tuple[str, ...]:
+    return tuple(each.name.removeprefix("grad_") for each in outs)
 
 
 class BoundPlan:
@@ -362,8 +369,10 @@ def prepare(
 
     `x` and `w` are the two shapes of a `numconv.arguments.Request`, or the positions in `arrays` of the arrays that have them.
     """
-    names = _names(op, options)
-    ins = [as_array(a, op, name) for a, name in zip(arrays, names, strict=False)]
+    ins = list(arrays)
+    for position, array in enumerate(arrays):
+        if type(array) is not np.ndarray or not (array.dtype.isnative and array.flags.aligned):
+            ins[position] = as_array(array, op, _names(op, options)[position])
     first = ins[0]
     device = "cpu" if type(first) is np.ndarray else device_of(first)
     x_shape = ins[x].shape if x.__class__ is int else x
@@ -371,14 +380,15 @@ def prepare(
     try:
         plan = find_plan(op, x_shape, w_shape, first.dtype, options, choice, bias, device)
     except ProblemError:
-        _check_kinds(op, names, ins)
+        _check_kinds(op, _names(op, options), ins)
         raise
     for array, known in zip(ins, plan._ins, strict=True):
-        if array.shape != known.shape or array.dtype != known.dtype:
-            _check_kinds(op, names, ins)
-            plan._refuse(array, known)
-        if type(array) is not type(first):
-            _check_kinds(op, names, ins)
+        if array.shape != known.shape or array.dtype is not known.dtype or type(array) is not type(first):
+            if array.shape != known.shape or array.dtype != known.dtype:
+                _check_kinds(op, _names(op, options), ins)
+                plan._refuse(array, known)
+            if type(array) is not type(first):
+                _check_kinds(op, _names(op, options), ins)
     return plan, ins
 
 

@@ -281,8 +281,13 @@ def conv_backward(
     return _backward("conv", ("conv_input_grad", (grad_y, w)), ("conv_weight_grad", (grad_y, x)), x, w, needs, options, choice, out)
 
 
+_NO_GRADS = ConvGrads()
+
+
 def check_needs(op: str, needs: Sequence[str]) -> tuple[str, ...]:
     """The gradients asked for, by name."""
+    if needs == ConvGrads._fields:
+        return ConvGrads._fields
     needs = (needs,) if isinstance(needs, str) else tuple(needs)
     if not needs or any(name not in ConvGrads._fields for name in needs):
         raise ProblemError(f"{op}: needs={needs!r} must name at least one of {', '.join(ConvGrads._fields)}")
@@ -319,7 +324,7 @@ def as_grads(op: str, out: Any) -> ConvGrads:
         raise ProblemError(
             f"{op}: out must be a sequence of three arrays or None, for x, w and bias, and is a {type(out).__name__}"
         )
-    return ConvGrads(*out or ())
+    return _NO_GRADS if out is None else ConvGrads(*out)
 
 
 def compute_grads(
@@ -329,17 +334,21 @@ def compute_grads(
 
     A result must overlap neither the `others` nor those of the other plans, which are read or written after it.
     """
-    taken, jobs = list(others), []
-    filled: dict[str, Any] = {}
+    found: dict[str, Any] = {}
+    jobs = []
+    taken = list(others)
     for plan, ins in calls:
-        names = [name.removeprefix("grad_") for name in plan.result_names]
-        results = plan.results([*ins, *taken], tuple(getattr(outs, name) for name in names))
-        taken += results
-        filled |= dict(zip(names, results, strict=True))
+        names = plan.gradient_names
+        if outs is _NO_GRADS:
+            results = plan.results(ins, None)  # new arrays, which overlap nothing
+        else:
+            results = plan.results([*ins, *taken], tuple([getattr(outs, name) for name in names]))
+            taken += results
+        found.update(zip(names, results, strict=True))
         jobs.append((plan, results, ins))
     for plan, results, ins in jobs:
         plan.compute(results, ins)
-    return ConvGrads(**{name: filled[name] for name in needs})
+    return ConvGrads(*[found[name] if name in needs else None for name in ConvGrads._fields])
 
 
 def conv_transpose(

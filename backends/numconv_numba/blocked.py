@@ -2,9 +2,9 @@
 
 A work item takes a block of outputs and some panels of output channels. The part of x that the block reads is packed into a slab
 (see `slab`), or read where it lies if nothing of it is padding. The weights of a panel are packed, some input channels at a time,
-so that they stay in the first-level cache while the tile passes over the pixels of the block. This is the blocked direct convolution
-of Georganas et al., "Anatomy of high-performance deep learning convolutions on SIMD architectures" (SC18), section II, on arrays
-that need not be blocked themselves.
+so that they stay in the first-level cache while the tile passes over the pixels of the block. This is the blocked direct
+convolution of Georganas et al., "Anatomy of high-performance deep learning convolutions on SIMD architectures" (SC18), section II,
+on arrays that need not be blocked themselves.
 
 The terms of an output form one chain in the order of the "strict" level.
 """
@@ -20,22 +20,39 @@ import numpy as np
 
 from numconv.plugin import ConvProblem, Verdict, np_dtype
 
-from .compiler import Address, Tag, helper, kernel
+from .compiler import Address, Tag, helper, invoke, kernel
 from .dense import DenseImplementation, accumulated, redo
 from .direct import MEASURED_ERROR, conv_vectors
 from .elements import ACTIVATIONS, INT64, itemsize
-from .geometry import DIMS, GROUPS, LOW, OPTION, PARTS, PER_C, PER_K, STRIDE, part
+from .entries import PACK, PACK_WEIGHTS, PRODUCT, WRITE
+from .geometry import DIMS, LOW, OPTION, PARTS, PER_C, PER_K, STRIDE, part
 from .microkernels.emit import host, lanes_of
-from .microkernels.product import call_product, product_address
-from .panels import fill_places, fill_terms, pack_panel, write_panel
-from .scalar import address, is_null, pointer
+from .panels import fill_places, fill_terms
+from .scalar import is_null, pointer
 from .slab import (
-    B_PITCH, BLOCKS, CHANNEL, EXTRA, IMAGES, Block, axis_entry, block_image, block_start, block_vector, cut, pack,
-    slab_bytes, tap_positions,
+    B_PITCH,
+    BLOCKS,
+    CHANNEL,
+    EXTRA,
+    WRITE_CYCLES,
+    Block,
+    axis_entry,
+    block_image,
+    block_images,
+    block_start,
+    block_vector,
+    cut,
+    pack_cycles,
+    slab_bytes,
+    tap_positions,
 )  # fmt: skip
 from .threads import MAX_THREADS, SERIAL_WORK, Areas, parallel_for, run, run_with, threads, worker_area
+from .tools import tools_for
 
-__all__ = ["Blocked", "Layout", "Shape", "most_workers", "panel_shape", "parts_for", "tile_cycles"]
+__all__ = [
+    "Blocked", "Layout", "Shape", "array_origin", "most_workers", "panel_shape", "parts_for",
+    "reads_in_place", "seconds", "tile_cycles", "window_steps",
+]  # fmt: skip
 
 SLAB_BYTES = 896 * 1024
 """The packed input of a block: it stays in the second-level cache while all output channels pass over it."""
@@ -60,9 +77,18 @@ class Shape(NamedTuple):
         return self.vectors * self.lanes
 
 
+CALL_SECONDS = 3e-6
+"""Of a call that computes nothing."""
+
+
+def seconds(cycles: float) -> float:
+    """On two threads at the clock of a server: estimates must not depend on the machine that computes them."""
+    return cycles / 2.8e9 / 2
+
+
 def tile_cycles(vectors: int, positions: int) -> float:
     """Of a term of a tile: two multiply-adds a cycle, less where the loads of few vectors for many positions get in the way."""
-    return vectors * positions / 2 * (1, 1.2, 1.06, 1, 1)[vectors]
+    return vectors * positions / 2 * (1, 1.6, 1.06, 1.04, 1.04)[vectors]
 
 
 @functools.lru_cache(maxsize=256)
@@ -86,6 +112,7 @@ class Layout(NamedTuple):
     kept: bool
     in_place: bool
 
+
 @functools.lru_cache(maxsize=256)
 def layout_for(problem: ConvProblem) -> Layout:
     """The layout of a forward problem, which its cost, its workspace and its executor ask for one after the other."""
@@ -101,11 +128,11 @@ def layout_for(problem: ConvProblem) -> Layout:
     shape = panel_shape(problem.acc_dtype, per_k, block.pixels)
     chunk = min(per_c, max(1, PASS_BYTES // (taps * shape.width * item)))
     packed = -(-per_k // shape.width) * shape.width * per_c * taps * item
-    kept = packed <= KEPT_BYTES and block.count * problem.groups > 1
-    return Layout(shape, block, chunk, kept, _reads_in_place(problem))
+    kept = packed <= KEPT_BYTES and block.pieces * problem.groups > 1
+    return Layout(shape, block, chunk, kept, reads_in_place(problem))
 
 
-def _reads_in_place(problem: ConvProblem) -> bool:
+def reads_in_place(problem: ConvProblem) -> bool:
     """Whether windows stay inside x, in the dtype of the sums, at channel strides that do not crowd the same sets of the caches."""
     inside = all(low <= 0 and high <= 0 for low, high in problem.padding)
     plane = math.prod(problem.spatial) * np_dtype(problem.dtype).itemsize
@@ -122,19 +149,12 @@ UINT8 = Tag("uint8")
 
 
 @helper
-def slab_steps(axis_steps, g, b, size):
-    """The byte distance of neighbouring positions of an unphased slab, per dimension."""
+def window_steps(axis_steps, in_place, g, b, size):
+    """The byte distance of neighbouring positions per dimension, in x itself or in an unphased slab."""
     step = size
     for axis in range(g[DIMS] - 1, -1, -1):
-        axis_steps[axis] = step
+        axis_steps[axis] = g[part(g, PARTS) + 3 + axis] if in_place else step
         step *= axis_entry(b, g[DIMS], B_PITCH, axis)
-
-
-@helper
-def array_steps(axis_steps, g):
-    """The byte distance of neighbouring positions of x, per dimension."""
-    for axis in range(g[DIMS]):
-        axis_steps[axis] = g[part(g, PARTS) + 3 + axis]
 
 
 @helper
@@ -147,13 +167,20 @@ def array_origin(g, b, block):
     return offset
 
 
+@helper
+def forget(ready, panels):
+    """No panel is packed yet."""
+    for panel in range(panels):
+        ready[panel] = 0
+
+
 # The parts of a worker's scratch memory: places and terms, the slab, results of a panel, packed weights, which of them are there.
 TABLES, SLAB, RESULTS, WEIGHTS, READY, AREAS = range(6)
 
 
 @helper
 def _blocks(begin, end, args):
-    lanes, xt, yt, at, items, workers, scratch, areas, entry, splits, packed, in_place, x, w, bias, y, status, g, b = args
+    at, items, workers, scratch, areas, tools, splits, packed, in_place, x, w, bias, y, status, g, b = args
     ndim, per_c, per_k, width = g[DIMS], g[PER_C], g[PER_K], b[PANEL] * itemsize(at)
     xs, ws, ys, size = part(g, PARTS), part(g, PARTS + 1), part(g, PARTS + 2), itemsize(at)
     own = worker_area(scratch, areas, AREAS, workers, items, begin)
@@ -162,10 +189,7 @@ def _blocks(begin, end, args):
     taps, panels = b[TAPS], -(-per_k // b[PANEL])
     terms = tables + 8 * b[PLACES]
     axis_steps = pointer(terms + 8 * b[CHUNK] * taps, INT64)
-    if in_place:
-        array_steps(axis_steps, g)
-    else:
-        slab_steps(axis_steps, g, b, size)
+    window_steps(axis_steps, in_place, g, b, size)
     each = (per_c if b[KEPT] else b[CHUNK]) * taps * width
     channel, image = (g[xs + 2], g[xs]) if in_place else (b[CHANNEL] * size, per_c * b[CHANNEL] * size)
     fill_terms(pointer(terms, INT64), b[CHUNK], channel, ndim, axis_steps, g)
@@ -179,16 +203,17 @@ def _blocks(begin, end, args):
             if in_place:
                 source = source + array_origin(g, b, block)
             else:
-                pack(slab, source, block, g, b, lanes, xt, at)
+                invoke(tools[PACK], tools, slab, source, block, block_images(g, b, block), per_c, g, b)
                 source = slab
         if group != of_group:
             of_group = group
-            for panel in range(panels):
-                ready[panel] = 0
+            forget(ready, panels)
         for panel in range(panels * (item % splits) // splits, panels * (item % splits + 1) // splits):
             k = panel * b[PANEL]
             count = min(per_k - k, b[PANEL])
             w_k = w + (group * g[ws] + k * g[ws + 1])
+            shift = bias if is_null(bias) else bias + (group * per_k + k) * size
+            target = y + (group * g[ys + 1] + k * g[ys + 2])
             for first in range(0, per_c, b[CHUNK]):
                 passed = min(b[CHUNK], per_c - first)
                 if packed:
@@ -196,27 +221,24 @@ def _blocks(begin, end, args):
                 else:
                     a = weights + (panel * each + first * taps * width if b[KEPT] else 0)
                     if not (b[KEPT] and ready[panel]):
-                        pack_panel(a, w_k, count, first, passed, taps, width, g, lanes, xt, at)
-                call_product(
-                    entry, a, source + first * channel, tables, results, -(-pixels // b[GROUP]), passed * taps, terms, width,
-                    1 if first > 0 else 0,
+                        invoke(tools[PACK_WEIGHTS], tools, a, w_k, count, first, passed, taps, width, g)
+                invoke(
+                    tools[PRODUCT], a, source + first * channel, tables, results, -(-pixels // b[GROUP]), passed * taps, terms,
+                    width, 1 if first > 0 else 0,
                 )  # fmt: skip
+            invoke(tools[WRITE], tools, results, width, count, shift, g[OPTION], target, status, block, g, b)
             ready[panel] = 1
-            shift = bias if is_null(bias) else bias + (group * per_k + k) * size
-            target = y + (group * g[ys + 1] + k * g[ys + 2])
-            write_panel(results, width, count, shift, g[OPTION], target, status, block, g, b, lanes, yt, at)
 
 
 @kernel
 def blocked(
-    lanes: Tag, xt: Tag, yt: Tag, at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, entry: int,
-    splits: int, packed: int, in_place: int, x: Address, w: Address, bias: Address, y: Address, status: Address, g: Address,
-    b: Address,
+    at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, tools: Address, splits: int, packed: int,
+    in_place: int, x: Address, w: Address, bias: Address, y: Address, status: Address, g: Address, b: Address,
 ) -> None:  # fmt: skip
     """y from x and w: an item is a block of outputs for some of the panels.
 
-    `entry` is the tile's address; w is `packed` into panels, or lies as the vector g says. `status` gets a 1 for each image of which
-    a sum is not finite. The bias is in the accumulation dtype.
+    `tools`: see `microkernels.tools`; w is `packed` into panels, or lies as the vector g says. `status` gets a 1 for each image
+    of which a sum is not finite. The bias is in the accumulation dtype.
     """
     parallel_for(
         region,
@@ -224,29 +246,29 @@ def blocked(
         items,
         _blocks,
         (
-            lanes, xt, yt, at, items, workers, scratch, pointer(areas, INT64), entry, splits, packed, in_place, x, w, bias, y,
-            pointer(status, UINT8), pointer(g, INT64), pointer(b, INT64),
+            at, items, workers, scratch, pointer(areas, INT64), pointer(tools, INT64), splits, packed, in_place, x, w, bias, y,
+            status, pointer(g, INT64), pointer(b, INT64),
         ),
     )  # fmt: skip
 
 
 @helper
 def _panels(begin, end, args):
-    lanes, at, w, target, g, b = args
+    at, tools, w, target, g, b = args
     ws, per_c, per_k, width, panels = part(g, PARTS + 1), g[PER_C], g[PER_K], b[PANEL] * itemsize(at), -(-g[PER_K] // b[PANEL])
     for item in range(begin, end):
         group, k = item // panels, item % panels * b[PANEL]
         place = target + item * per_c * b[TAPS] * width
         source = w + (group * g[ws] + k * g[ws + 1])
-        pack_panel(place, source, min(per_k - k, b[PANEL]), 0, per_c, b[TAPS], width, g, lanes, at, at)
+        invoke(tools[PACK_WEIGHTS], tools, place, source, min(per_k - k, b[PANEL]), 0, per_c, b[TAPS], width, g)
 
 
 @kernel
 def pack_weights(
-    lanes: Tag, at: Tag, region: int, workers: int, items: int, w: Address, target: Address, g: Address, b: Address
+    at: Tag, region: int, workers: int, items: int, tools: Address, w: Address, target: Address, g: Address, b: Address
 ) -> None:
     """All panels of w, for `blocked`: an item is a panel of a group. w is in the accumulation dtype."""
-    parallel_for(region, workers, items, _panels, (lanes, at, w, target, pointer(g, INT64), pointer(b, INT64)))
+    parallel_for(region, workers, items, _panels, (at, pointer(tools, INT64), w, target, pointer(g, INT64), pointer(b, INT64)))
 
 
 # --- the implementation --------------------------------------------------------------------------------------------------------
@@ -278,7 +300,7 @@ def _areas(problem: ConvProblem, layout: Layout) -> Areas:
 
 def most_workers(problem: ConvProblem, block: Block, shape: Shape) -> int:
     """How many threads can have work at most."""
-    items = block.count * problem.groups * -(-(problem.k // problem.groups) // shape.width)
+    items = block.pieces * problem.groups * -(-(problem.k // problem.groups) // shape.width)
     return min(MAX_THREADS, max(items, 1))
 
 
@@ -289,22 +311,20 @@ class _Executor:
         layout = layout_for(problem)
         shape, block = layout.shape, layout.block
         self._problem = problem
-        self._base = block.count * problem.groups
+        self._base = block.pieces * problem.groups
         self._panels = -(-(problem.k // problem.groups) // shape.width)
         self._work = problem.flops / 2
         self._padded = problem.pad_mode == "zeros" and any(low > 0 or high > 0 for low, high in problem.padding)
         self._vectors = conv_vectors(problem, ACTIVATIONS[problem.activation])
         self._taps = math.prod(problem.kernel)
-        self._block = block_vector(
-            block, shape.width, shape.positions, layout.chunk, layout.kept, _places(layout), self._taps
-        )
+        self._block = block_vector(block, shape.width, shape.positions, layout.chunk, layout.kept, _places(layout), self._taps)
         self._areas = _areas(problem, layout)
         self._in_place = int(layout.in_place)
         self._acc = np_dtype(problem.acc_dtype)
         self._width = shape.width
-        self._entry = product_address(tuple(shape), problem.acc_dtype)
-        self._kernel = blocked.specialise(shape.lanes, problem.dtype, problem.out_dtype, problem.acc_dtype)
-        self._pack = pack_weights.specialise(shape.lanes, problem.acc_dtype)
+        self._tools = tools_for(problem.dtype, problem.acc_dtype, shape.lanes, out=problem.out_dtype, product_shape=shape[:2])
+        self._kernel = blocked.specialise(problem.acc_dtype)
+        self._pack = pack_weights.specialise(problem.acc_dtype)
 
     def __call__(self, outs: Any, ins: Any) -> None:
         """Compute."""
@@ -316,7 +336,8 @@ class _Executor:
         rows = self._problem.groups * self._panels
         packed = np.empty(rows * self._width * (self._problem.c // self._problem.groups) * self._taps, self._acc)
         vector = self._vectors((0,) * wide.ndim, wide.strides, (0,) * wide.ndim)
-        run(self._pack, rows, packed.size, wide, packed, vector, self._block)
+        tools = tools_for(str(self._acc), str(self._acc), lanes_of(str(self._acc)), product_shape=(1, 1))
+        run(self._pack, rows, packed.size, tools, wide, packed, vector, self._block)
         return lambda outs, ins: self._run(outs[0], (ins[0], original, *ins[1:]), packed, True)
 
     def _run(self, y: Any, ins: Any, w: Any, packed: bool) -> None:
@@ -328,8 +349,8 @@ class _Executor:
         splits = parts_for(self._base, self._panels, self._work)
         status = np.zeros(self._problem.n, np.uint8)
         run_with(
-            self._areas, self._kernel, self._base * splits, self._work, self._entry, splits, int(packed), self._in_place, x, w, shift, y, status,
-            vector, self._block,
+            self._areas, self._kernel, self._base * splits, self._work, self._tools, splits, int(packed), self._in_place, x, w,
+            shift, y, status, vector, self._block,
         )  # fmt: skip
         if self._padded and _BAD in status.tobytes():
             redo(self._problem, y, ins, np.flatnonzero(status))
@@ -352,11 +373,12 @@ class Blocked(DenseImplementation):
         """Products, those of unused lanes included; packing; transposing the results; start-up."""
         shape, block, *_ = layout_for(problem)
         per_c, per_k, taps = problem.c // problem.groups, problem.k // problem.groups, math.prod(problem.kernel)
-        panels, pieces = -(-per_k // shape.width), block.count * problem.groups
+        panels, pieces = -(-per_k // shape.width), block.pieces * problem.groups
         tiles = pieces * panels * -(-block.pixels // shape.positions)
         cycles = tiles * per_c * taps * tile_cycles(shape.vectors, shape.positions)
-        packed = pieces * per_c * block.images * block.channel
-        return 4e-6 + (cycles / 2.9e9 + packed * 1e-10 + math.prod(problem.y_shape) * 1.5e-10) / 2
+        packed = 0 if layout_for(problem).in_place else pack_cycles(block, problem.c)
+        weights = problem.k * per_c * taps * (1 if block.pieces == 1 else 2) * 0.6
+        return CALL_SECONDS + 2e-6 + seconds(cycles + packed + weights + math.prod(problem.y_shape) * WRITE_CYCLES)
 
     def forward_workspace(self, problem: ConvProblem) -> int:
         """For each thread a slab, the results of a block, weights and tables."""

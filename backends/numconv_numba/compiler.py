@@ -38,7 +38,7 @@ from numba.extending import NativeValue, models, register_model, typeof_impl, un
 
 from .cache import KernelCache
 
-__all__ = ["Address", "Kernel", "Statistics", "Tag", "Vector", "helper", "kernel", "matches", "statistics", "value"]
+__all__ = ["Address", "Kernel", "Statistics", "Tag", "Vector", "helper", "invoke", "kernel", "matches", "statistics", "value"]
 
 # untyped on purpose: Numba's annotations know neither all options nor how an intrinsic is called
 njit: Any = numba.njit
@@ -153,6 +153,21 @@ def matches(typingctx: Any, tag: Any, literal: Any) -> Any:
     return types.boolean(tag, literal), codegen
 
 
+@intrinsic
+def invoke(typingctx: Any, entry: Any, *arguments: Any) -> Any:
+    """Call a kernel with two tags at an address, `Kernel.address`, with its other arguments; the int that it may return."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        address, *rest = values
+        if len(rest) == 1 and isinstance(rest[0].type, ir.LiteralStructType):
+            rest = [builder.extract_value(rest[0], i) for i in range(len(rest[0].type.elements))]
+        tags = [ir.Constant(cgutils.voidptr_t, None)] * 2
+        kind = ir.FunctionType(ir.IntType(64), [each.type for each in (*tags, *rest)])
+        return builder.call(builder.inttoptr(address, kind.as_pointer()), [*tags, *rest])
+
+    return types.int64(types.int64, types.StarArgTuple(arguments)), codegen
+
+
 def helper(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     """Decorate a function that kernels call: compiled into them, with no entry from Python.
 
@@ -241,6 +256,11 @@ class Kernel:
         )
         if missed and seconds > _LOGGED_SECONDS:
             _logger.info("compiled kernel %s for %s in %.1f s", self.name, ", ".join(map(str, tags)), seconds)
+
+    def address(self, *tags: Any) -> int:
+        """The native entry for these tags, for `invoke`; of kernels with ``no_cfunc_wrapper=False``."""
+        result = self.result(*tags)
+        return int(result.library.get_pointer_to_function(result.fndesc.llvm_cfunc_wrapper_name))
 
     def result(self, *tags: Any) -> Any:
         """Numba's CompileResult for these tags: its machine code, LLVM IR and addresses."""

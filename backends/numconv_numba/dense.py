@@ -99,6 +99,9 @@ class _Adjoint:
 
     def __call__(self, outs: Any, ins: Any) -> None:
         swapped = self._swapped(ins[1])
+        if len(self._parts) == 1:  # all taps and all places
+            self._executors[0](outs, (ins[0], swapped, *ins[2:]))
+            return
         for part, executor in zip(self._parts, self._executors, strict=True):
             view = outs[0][(..., *part.places)]
             if executor is None:

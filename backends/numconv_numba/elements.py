@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 from numba import types
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 
-from .compiler import Tag, helper
+from .compiler import Tag, helper, intrinsic
 from .scalar import address, pointer, storage_type
 
 __all__ = ["ACTIVATIONS", "INT64", "activated", "itemsize", "keep", "memory", "numbers", "rectified", "same", "scratch"]

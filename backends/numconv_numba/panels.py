@@ -1,23 +1,24 @@
 """Panels: what register tiles with the lanes over channels read and write.
 
-Weights are packed into panels of as many output channels as a tile has lanes, ``[panel][c][tap][lane]``. Results come out as rows of
-one panel a pixel, ``[pixel][lane]``, and are transposed on the way to y. A pixel is any output of a block: a table holds where its
-window starts in what the tile reads.
+Weights are packed into panels of as many output channels as a tile has lanes, ``[panel][c][tap][lane]``. Results come out as rows
+of one panel a pixel, ``[pixel][lane]``, and are transposed on the way to y. A pixel is any output of a block: a table holds where
+its window starts in what the tile reads.
 """
 
 from __future__ import annotations
 
-from .compiler import helper, value
+from .compiler import Address, Tag, helper, invoke, kernel
 from .direct import clear, outer_offset
-from .elements import activated, itemsize, rectified, same
-from .geometry import DILATION, DIMS, FLIPPED, PARTS, PER_C, PER_K, STRIDE, WINDOW, part
-from .microkernels.copies import copy_row
-from .microkernels.transpose import finish_block, finish_vector, transpose_block
-from .scalar import add, is_null, load, store, zero
-from .slab import B_UNIT, ONE, axis_entry, block_extent, block_image, block_images, block_start
+from .elements import INT64, activated, itemsize, keep, memory, rectified, same, scratch
+from .entries import LANES, SPLIT, TRANSPOSE
+from .geometry import DILATION, DIMS, FLIPPED, PARTS, STRIDE, WINDOW, part
+from .scalar import add, address, is_null, load, pointer, store, wide_vectors, zero
+from .slab import B_UNIT, axis_entry, block_extent, block_image, block_images, block_start
 
 __all__ = ["fill_places", "fill_terms", "pack_panel", "read_panel", "tiles_along", "weight_run", "write_panel"]
 
+
+UINT8 = Tag("uint8")
 
 # --- tables --------------------------------------------------------------------------------------------------------------------
 
@@ -95,31 +96,36 @@ def weight_run(g, taps, size):
 
 
 @helper
-def pack_lanes(target, w, rows, columns, width, lanes, w_k, xt, at):
+def pack_lanes(target, w, rows, columns, width, tools, w_k, size):
     """target[j, lane] = w[lane, j] for j < columns: a run of neighbours of `rows` channels, a panel of `width` bytes wide."""
-    step = itemsize(at)
-    for first in range(0, rows, value(lanes)):
-        source, place = w + first * w_k, target + first * step
-        for j in range(0, columns, value(lanes)):
-            transpose_block(
-                lanes, at, source + j * step, w_k, rows - first, min(columns - j, value(lanes)), place + j * width, width
-            )
+    square = tools[LANES]
+    for first in range(0, rows, square):
+        for j in range(0, columns, square):
+            place = target + (first * size + j * width)
+            invoke(tools[TRANSPOSE], w + (first * w_k + j * size), w_k, rows - first, columns - j, address(0), 0, place, width)
 
 
-@helper
-def pack_panel(target, w, rows, first, count, taps, width, g, lanes, xt, at):
-    """The channels first .. first + count of a panel of `rows` output channels, at `w`; `width`: bytes of its rows."""
+@kernel(no_cfunc_wrapper=False)
+def pack_panel(
+    xt: Tag, at: Tag, table: Address, target: Address, w: Address, rows: int, first: int, count: int, taps: int, width: int,
+    sizes: Address,
+) -> None:  # fmt: skip
+    """The input channels first .. first + count of a panel of `rows` output channels, at `w`; `width`: bytes of its rows."""
+    tools, g = pointer(table, INT64), pointer(sizes, INT64)
     ws, size = part(g, PARTS + 1), itemsize(xt)
     w_k, w_c = g[ws + 1], g[ws + 2]
     if rows * itemsize(at) < width:
         clear(target, count * taps * width // itemsize(at), at)
     run = weight_run(g, taps, size)
+    if same(xt, at) & (w_k == size) & (taps == 1):
+        invoke(tools[SPLIT], 1, w + first * w_c, 0, rows, target, 0, rows, count, w_c, width)
+        return
     if same(xt, at) & (run != 1 or taps == 1):
         if run < 0 or (taps == 1 and w_c == size):
-            pack_lanes(target, w + first * w_c, rows, count * taps, width, lanes, w_k, xt, at)
+            pack_lanes(target, w + first * w_c, rows, count * taps, width, tools, w_k, size)
         else:
             for c in range(count):
-                pack_lanes(target + c * taps * width, w + (first + c) * w_c, rows, taps, width, lanes, w_k, xt, at)
+                pack_lanes(target + c * taps * width, w + (first + c) * w_c, rows, taps, width, tools, w_k, size)
         return
     axis = g[DIMS] - 1
     window, step = g[part(g, WINDOW) + axis], g[ws + 3 + axis]
@@ -134,41 +140,61 @@ def pack_panel(target, w, rows, first, count, taps, width, g, lanes, xt, at):
 # --- results -------------------------------------------------------------------------------------------------------------------
 
 
+@helper(fastmath={"reassoc"})
+def is_not_finite(sums, count, at):
+    """Whether one of these sums is NaN or an infinity."""
+    wide_vectors()
+    bad = zero(at)
+    for j in range(count):
+        total = load(sums + j * itemsize(at), at)
+        bad += abs(total - total)
+    return bad != zero(at)
+
+
 @helper
 def finish_lanes(sums, y, columns, step, bias, code, yt, at):
-    """One pixel of `finish_block`, for any dtype, stride and activation; returns whether a sum is not finite."""
-    bad = False
+    """One pixel of a run, for any dtype, stride and activation; returns whether a sum is not finite."""
+    wide_vectors()
+    biased = not is_null(bias)
+    if code <= 1 and step == itemsize(yt):
+        for j in range(columns):
+            total = load(sums + j * itemsize(at), at)
+            shifted = add(total, load(bias + j * itemsize(at), at)) if biased else total
+            store(y + j * itemsize(yt), rectified(shifted, code), yt)
+        return is_not_finite(sums, columns, at)
     for j in range(columns):
         total = load(sums + j * itemsize(at), at)
-        bad |= (total - total) != zero(at)
-        if not is_null(bias):
-            total = add(total, load(bias + j * itemsize(at), at))
+        shifted = add(total, load(bias + j * itemsize(at), at)) if biased else total
         if code <= 1:
-            store(y + j * step, rectified(total, code), yt)
+            store(y + j * step, rectified(shifted, code), yt)
         else:
-            store(y + j * step, activated(total, code), yt)
+            store(y + j * step, activated(shifted, code), yt)
+    return is_not_finite(sums, columns, at)
+
+
+@helper
+def write_square(sums, width, rows, columns, bias, code, y, k_step, q_step, spare, tools, at):
+    """At most as many pixels and channels as a vector has lanes; pixels with gaps in y go through a spare square."""
+    size, square = itemsize(at), tools[LANES]
+    if q_step == size:
+        return invoke(tools[TRANSPOSE], sums, width, rows, columns, bias, code, y, k_step) != 0
+    bad = invoke(tools[TRANSPOSE], sums, width, rows, columns, bias, code, spare, square * size) != 0
+    for j in range(min(columns, square)):
+        for q in range(min(rows, square)):
+            store(y + (j * k_step + q * q_step), load(spare + (j * square + q) * size, at), at)
     return bad
 
 
 @helper
-def write_run(sums, width, count, columns, bias, code, y, k_step, q_step, lanes, yt, at):
+def write_run(sums, width, count, columns, bias, code, y, k_step, q_step, spare, tools, yt, at):
     """A run of pixels, evenly spaced in y, for `columns` channels; returns whether a sum is not finite."""
-    bad, size, block = False, itemsize(at), value(lanes)
-    plain = same(yt, at) & (code <= 1)
-    if plain and q_step == size:
-        for j in range(0, columns, block):
+    bad, size, square = False, itemsize(at), tools[LANES]
+    if same(yt, at) & (code <= 1) & (k_step != size):
+        for j in range(0, columns, square):
             shift = bias if is_null(bias) else bias + j * size
-            for q in range(0, count, block):
-                source, target = sums + (q * width + j * size), y + (j * k_step + q * size)
-                bad |= finish_block(
-                    lanes, at, source, width, min(count - q, block), min(columns - j, block), shift, code, target, k_step
-                ) != 0  # fmt: skip
-    elif plain and k_step == size:
-        for q in range(count):
-            for j in range(0, columns, block):
-                shift = bias if is_null(bias) else bias + j * size
-                source, target = sums + (q * width + j * size), y + (q * q_step + j * size)
-                bad |= finish_vector(lanes, at, source, min(columns - j, block), shift, code, target) != 0
+            for q in range(0, count, square):
+                source, target = sums + (q * width + j * size), y + (j * k_step + q * q_step)
+                bad |= write_square(source, width, count - q, columns - j, shift, code, target, k_step, q_step, spare, tools, at)
     else:
         for q in range(count):
             bad |= finish_lanes(sums + q * width, y + q * q_step, columns, k_step, bias, code, yt, at)
@@ -208,49 +234,55 @@ def lines_of(inner, g, b, block):
     return lines
 
 
-@helper
-def write_panel(sums, width, columns, bias, code, y, status, block, g, b, lanes, yt, at):
+@kernel(no_cfunc_wrapper=False)
+def write_panel(
+    yt: Tag, at: Tag, table: Address, sums: Address, width: int, columns: int, bias: Address, code: int,
+    y: Address, status: Address, block: int, sizes: Address, cutting: Address,
+) -> None:  # fmt: skip
     """The results of a block for the channels of a panel; images with a sum that is not finite get a 1 in `status`.
 
     `y` and `bias` are the addresses of the panel's first channel.
     """
+    tools, g, b, flags = pointer(table, INT64), pointer(sizes, INT64), pointer(cutting, INT64), pointer(status, UINT8)
     ndim, ys = g[DIMS], part(g, PARTS + 2)
     k_step, q_step, n = g[ys + 2], g[ys + 3 + ndim - 1], block_image(b, ndim, block)
     inner, run = runs_of(g, b, block, PARTS + 2)
     lines = lines_of(inner, g, b, block)
+    square = scratch(tools[LANES] * tools[LANES] * itemsize(at))
     for line in range(block_images(g, b, block) * lines):
         place = y + ((n + line // lines) * g[ys] + run_offset(line % lines, inner, g, b, block))
-        if write_run(sums + line * run * width, width, run, columns, bias, code, place, k_step, q_step, lanes, yt, at):
-            status[n + line // lines] = 1
+        source = sums + line * run * width
+        if write_run(source, width, run, columns, bias, code, place, k_step, q_step, memory(square), tools, yt, at):
+            flags[n + line // lines] = 1
+    keep(square)
 
 
 @helper
-def read_run(target, width, count, columns, y, k_step, q_step, lanes, yt, at):
+def read_run(target, width, count, columns, y, k_step, q_step, tools, yt, at):
     """A run of pixels of y for `columns` channels: [pixel][lane]."""
-    size, square = itemsize(at), value(lanes)
+    size = itemsize(at)
     if same(yt, at) & (q_step == size):
-        for j in range(0, columns, square):
-            for q in range(0, count, square):
-                transpose_block(
-                    lanes, at, y + (j * k_step + q * size), k_step, columns - j, min(count - q, square),
-                    target + (q * width + j * size), width,
-                )  # fmt: skip
+        for q in range(0, count, tools[LANES]):
+            pack_lanes(target + q * width, y + q * size, columns, min(count - q, tools[LANES]), width, tools, k_step, size)
     elif same(yt, at) & (k_step == size):
-        for q in range(count):
-            copy_row(lanes, ONE, at, y + q * q_step, target + q * width, columns)
+        invoke(tools[SPLIT], 1, y, 0, columns, target, 0, columns, count, q_step, width)
     else:
         for q in range(count):
             for j in range(columns):
                 store(target + (q * width + j * size), load(y + (q * q_step + j * k_step), yt, at), at)
 
 
-@helper
-def read_panel(target, width, columns, y, block, g, b, lanes, yt, at):
+@kernel(no_cfunc_wrapper=False)
+def read_panel(
+    yt: Tag, at: Tag, table: Address, target: Address, width: int, columns: int, y: Address, block: int, sizes: Address,
+    cutting: Address,
+) -> None:  # fmt: skip
     """The pixels of a block for the channels of a panel, [pixel][lane]: the reverse of `write_panel`."""
+    tools, g, b = pointer(table, INT64), pointer(sizes, INT64), pointer(cutting, INT64)
     ndim, ys = g[DIMS], part(g, PARTS + 2)
     k_step, q_step, n = g[ys + 2], g[ys + 3 + ndim - 1], block_image(b, ndim, block)
     inner, run = runs_of(g, b, block, PARTS + 2)
     lines = lines_of(inner, g, b, block)
     for line in range(block_images(g, b, block) * lines):
         place = y + ((n + line // lines) * g[ys] + run_offset(line % lines, inner, g, b, block))
-        read_run(target + line * run * width, width, run, columns, place, k_step, q_step, lanes, yt, at)
+        read_run(target + line * run * width, width, run, columns, place, k_step, q_step, tools, yt, at)

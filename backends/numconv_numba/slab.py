@@ -9,6 +9,7 @@ output channels pass over it there.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -17,17 +18,35 @@ import numpy as np
 
 from numconv.plugin import ConvProblem, np_dtype
 
-from .compiler import Tag, helper
+from .compiler import Address, Tag, helper, invoke, kernel
 from .direct import clear
-from .elements import itemsize, same
-from .geometry import BATCH, DIMS, LOW, MODE, OUTPUT, PARTS, PER_C, SIZE, STRIDE, part, source_index
-from .microkernels.copies import split_row
-from .scalar import load, store, zero
+from .elements import INT64, itemsize, same
+from .entries import SPLIT
+from .geometry import BATCH, DIMS, LOW, MODE, OUTPUT, PARTS, SIZE, STRIDE, part, source_index
+from .scalar import load, pointer, store, zero
 
 __all__ = [
-    "AXES", "BLOCKS", "CHANNEL", "COMBINATIONS", "IMAGES", "IMAGE_BLOCKS", "Block", "axis_entry", "block_extent", "block_image",
-    "block_images", "block_start", "block_vector", "cut", "pack", "pack_image", "slab_bytes", "steps", "tap_positions",
-]  # fmt: skip
+    "AXES",
+    "BLOCKS",
+    "CHANNEL",
+    "COMBINATIONS",
+    "IMAGES",
+    "IMAGE_BLOCKS",
+    "WRITE_CYCLES",
+    "Block",
+    "axis_entry",
+    "block_extent",
+    "block_image",
+    "block_images",
+    "block_start",
+    "block_vector",
+    "cut",
+    "pack_cycles",
+    "pack_slab",
+    "slab_bytes",
+    "steps",
+    "tap_positions",
+]
 
 
 class Block(NamedTuple):
@@ -64,7 +83,7 @@ class Block(NamedTuple):
         return math.prod(self.pitch) * math.prod(map(len, self.phases))
 
     @property
-    def count(self) -> int:
+    def pieces(self) -> int:
         """Blocks of a group."""
         return self.image_blocks * math.prod(self.blocks)
 
@@ -121,25 +140,33 @@ def cut(
     )
     whole = (images, *problem.output)
 
-    def block(size: tuple[int, ...]) -> Block:
-        inner = size[1:]
+    def block(size: Sequence[int]) -> Block:
+        inner = tuple(size[1:])
         whole_tiles = [-(-q // unit) * unit for q, unit in zip(inner, units, strict=True)]
         reach = [(q - 1) * s + max(found) for q, s, found in zip(whole_tiles, problem.stride, positions, strict=True)]
         pitch = tuple(r // s + 1 for r, s in zip(reach, step, strict=True))
         counts = tuple(-(-q // b) for q, b in zip(problem.output, inner, strict=True))
         return Block(size[0], -(-problem.n // max(size[0], 1)), inner, counts, pitch, tuple(step), tuple(units), phases)
 
-    size = whole
+    size = list(whole)
     for axis, unit in enumerate((1, *units)):
         if not fits(block(size)):
-            parts = _parts(size[axis], unit, lambda q, axis=axis: fits(block((*size[:axis], q, *size[axis + 1 :]))))
-            size = (*size[:axis], _length(size[axis], unit, parts), *size[axis + 1 :])
+            small = functools.partial(_fits_with, size, axis, block, fits)
+            size[axis] = _length(size[axis], unit, _parts(size[axis], unit, small))
     return block(size)
+
+
+def _fits_with(
+    size: Sequence[int], axis: int, block: Callable[[Sequence[int]], Block], fits: Callable[[Block], bool], length: int
+) -> bool:
+    """Whether a block fits that has another length along one axis."""
+    return fits(block([*size[:axis], length, *size[axis + 1 :]]))
 
 
 def _length(whole: int, unit: int, parts: int) -> int:
     """Of the parts of an axis: equal multiples of a unit."""
-    return min(whole, -(-(-(-whole // unit)) // parts) * unit)
+    most = -(-whole // unit)
+    return min(whole, -(-most // parts) * unit)
 
 
 def _parts(whole: int, unit: int, fits: Callable[[int], bool]) -> int:
@@ -149,18 +176,18 @@ def _parts(whole: int, unit: int, fits: Callable[[int], bool]) -> int:
     while parts < most and not fits(_length(whole, unit, parts)):
         parts = min(most, parts + max(1, parts // 4))
     even = -(-parts // 4) * 4
-    return even if 1 < parts and even <= most // 2 else parts
+    return even if parts > 1 and even <= most // 2 else parts
 
 
 # What kernels know of a block: a head, then seven entries a dimension, then the phases.
-IMAGES, IMAGE_BLOCKS, CHANNEL, BLOCKS, COMBINATIONS, EXTRA, AXES = 0, 1, 2, 3, 4, 5, 16
+IMAGES, IMAGE_BLOCKS, CHANNEL, BLOCKS, COMBINATIONS, EXTRA, AXES = 0, 1, 2, 3, 4, 5, 18
 B_SIZE, B_BLOCKS, B_PITCH, B_PHASES, B_PLACE, B_STEP, B_UNIT = range(7)
 
 
 def block_vector(block: Block, *extra: int) -> np.ndarray[Any, Any]:
-    """The vector of a block; up to eleven numbers of the kernel's own start at EXTRA."""
+    """The vector of a block; up to thirteen numbers of the kernel's own start at EXTRA."""
     combinations = math.prod(map(len, block.phases))
-    head = [block.images, block.image_blocks, block.channel, block.count, combinations, *extra, *[0] * (AXES - EXTRA - len(extra))]
+    head = [block.images, block.image_blocks, block.channel, block.pieces, combinations, *extra, *[0] * (AXES - EXTRA - len(extra))]
     places: list[int] = []
     values: list[int] = []
     for one in block.phases:
@@ -231,20 +258,6 @@ def slab_row(g, b, block, combination, row):
     return inside, offset
 
 
-ONE, TWO, FOUR = Tag(1), Tag(2), Tag(4)
-
-
-@helper
-def split_phases(slab, x, start, size, phase_step, count, phases, lanes, at):
-    """A row of x in 1, 2 or 4 phases, with zeros outside it."""
-    if phases == 1:
-        split_row(lanes, ONE, at, x, start, size, slab, phase_step, count)
-    elif phases == 2:
-        split_row(lanes, TWO, at, x, start, size, slab, phase_step, count)
-    else:
-        split_row(lanes, FOUR, at, x, start, size, slab, phase_step, count)
-
-
 @helper
 def pack_places(slab, x, start, step, count, outside, g, xt, at):
     """Places of a row one by one, place i from position start + i * step; if `outside`, only those in the padding."""
@@ -258,47 +271,64 @@ def pack_places(slab, x, start, step, count, outside, g, xt, at):
 
 
 @helper
-def pack_rows(slab, x, block, combination, row, channels, g, b, lanes, xt, at):
+def pack_rows(slab, x, block, combination, row, channels, g, b, tools, xt, at):
     """One row of a slab, in all phases of the last dimension, for so many channels; `combination`: of the other dimensions."""
     ndim = g[DIMS]
     axis, xs = ndim - 1, part(g, PARTS)
-    length, step, phases = axis_entry(b, ndim, B_PITCH, axis), axis_entry(b, ndim, B_STEP, axis), axis_entry(b, ndim, B_PHASES, axis)
+    length, step = axis_entry(b, ndim, B_PITCH, axis), axis_entry(b, ndim, B_STEP, axis)
+    phases = axis_entry(b, ndim, B_PHASES, axis)
     inside, offset = slab_row(g, b, block, combination, row)
     plane, start = b[CHANNEL] // b[COMBINATIONS] * itemsize(at), slab_position(g, b, block, axis, 0, 0)
     # neighbours in memory, in every phase there is
     even = same(xt, at) & (g[xs + 3 + axis] == itemsize(xt)) & (phases == step) & ((step <= 2) | (step == 4))
+    channel, strides = b[CHANNEL] * itemsize(at), g[xs + 2]
+    if inside and even:
+        size = g[part(g, SIZE) + axis]
+        invoke(tools[SPLIT], phases, x + offset, start, size, slab, plane, length, channels, strides, channel)
+        if g[MODE] == 0:
+            return
     for c in range(channels):
-        target, source = slab + c * b[CHANNEL] * itemsize(at), x + (c * g[xs + 2] + offset)
-        if inside and even:
-            split_phases(target, source, start, g[part(g, SIZE) + axis], plane, length, phases, lanes, at)
+        target, source = slab + c * channel, x + (c * strides + offset)
         for phase in range(phases):
             if not inside:
                 clear(target + phase * plane, length, at)
-            elif not even or g[MODE]:
+            else:
                 first = slab_position(g, b, block, axis, phase, 0)
                 pack_places(target + phase * plane, source, first, step, length, even, g, xt, at)
 
 
-@helper
-def pack_image(slab, x, block, channels, g, b, lanes, xt, at):
-    """The slab of so many channels of an image: [channel][phase][position]. `x` is the address of the first of them."""
+@kernel(no_cfunc_wrapper=False)
+def pack_slab(
+    xt: Tag, at: Tag, table: Address, slab: Address, x: Address, block: int, images: int, channels: int, sizes: Address,
+    cutting: Address,
+) -> None:  # fmt: skip
+    """The slab of so many images and channels of a block: [image][channel][phase][position].
+
+    `table`: see `tools`. `x` is the address of the first channel in the first image; `sizes` and `cutting` are the vectors of the
+    problem and of the block.
+    """
+    tools, g, b = pointer(table, INT64), pointer(sizes, INT64), pointer(cutting, INT64)
     ndim, rows = g[DIMS], 1
     length = axis_entry(b, ndim, B_PITCH, ndim - 1)
     for other in range(ndim - 1):
         rows *= axis_entry(b, ndim, B_PITCH, other)
     phases = axis_entry(b, ndim, B_PHASES, ndim - 1)
-    for combination in range(b[COMBINATIONS] // phases):
-        for row in range(rows):
-            place = (combination * phases * rows + row) * length * itemsize(at)
-            pack_rows(slab + place, x, block, combination, row, channels, g, b, lanes, xt, at)
+    for image in range(images):
+        target, source = slab + image * channels * b[CHANNEL] * itemsize(at), x + image * g[part(g, PARTS)]
+        for combination in range(b[COMBINATIONS] // phases):
+            for row in range(rows):
+                place = (combination * phases * rows + row) * length * itemsize(at)
+                pack_rows(target + place, source, block, combination, row, channels, g, b, tools, xt, at)
 
 
-@helper
-def pack(slab, x, block, g, b, lanes, xt, at):
-    """The slab of a block: [image][channel][phase][position]. `x` is the address of the group in the block's first image."""
-    for image in range(block_images(g, b, block)):
-        target, source = slab + image * g[PER_C] * b[CHANNEL] * itemsize(at), x + image * g[part(g, PARTS)]
-        pack_image(target, source, block, g[PER_C], g, b, lanes, xt, at)
+def pack_cycles(block: Block, channels: int) -> float:
+    """Of packing so many channels of every block: elements, and rows, of which each costs some branches."""
+    rows = math.prod(block.pitch[:-1]) * math.prod(map(len, block.phases[:-1]))
+    return block.pieces * block.images * channels * (block.channel * 0.6 + rows * 15)
+
+
+WRITE_CYCLES = 1.6
+"""Of transposing and storing one result."""
 
 
 def slab_bytes(problem: ConvProblem, block: Block) -> int:

@@ -282,7 +282,10 @@ def run(compiled: Callable[..., None], items: int, work: float, *args: Any) -> N
     *args
         The kernel's other parameters.
     """
-    _run(compiled, items, workers(items, work), *args)
+    if work < _Process.serial_work:
+        compiled(0, 1, items, *args)
+    else:
+        _run(compiled, items, workers(items, work), *args)
 
 
 def _run(compiled: Callable[..., None], items: int, count: int, *args: Any) -> None:

@@ -21,18 +21,34 @@ import numpy as np
 
 from numconv.plugin import ConvProblem, Verdict, np_dtype
 
-from .compiler import Address, Tag, helper, kernel
+from .blocked import CALL_SECONDS, seconds
+from .compiler import Address, Tag, helper, invoke, kernel
 from .dense import DenseImplementation, accumulated, redo
 from .direct import MEASURED_ERROR, clear, conv_vectors, finish_row, outer_offset
 from .elements import ACTIVATIONS, INT64, itemsize, keep, memory, numbers, same, scratch
-from .geometry import DIMS, GROUPS, OPTION, PARTS, PER_C, PER_K, WINDOW, part
+from .entries import PACK
+from .geometry import DIMS, OPTION, PARTS, PER_C, PER_K, WINDOW, part
 from .microkernels.tiles import Tile, multiply_tile, tile_channels, tile_for, tile_pixels, write_vectors
 from .scalar import is_null, load, pointer, store, wide_vectors, zero
 from .slab import (
-    B_PITCH, BLOCKS, CHANNEL, EXTRA, Block, axis_entry, block_extent, block_image, block_start, block_vector, cut, pack, steps,
+    B_PITCH,
+    BLOCKS,
+    CHANNEL,
+    EXTRA,
+    WRITE_CYCLES,
+    Block,
+    axis_entry,
+    block_extent,
+    block_image,
+    block_start,
+    block_vector,
+    cut,
+    pack_cycles,
+    steps,
     tap_positions,
 )  # fmt: skip
 from .threads import MAX_THREADS, SERIAL_WORK, parallel_for, run, threads
+from .tools import tools_for
 
 __all__ = ["RegisterTile"]
 
@@ -171,7 +187,7 @@ def multiply_block(shape, at, slab, x_taps, w, w_taps, sums, pixels, length, g, 
 
 @helper
 def _blocks(begin, end, args):
-    shape, lanes, xt, yt, at, splits, x, w, bias, y, status, g, b, taps = args
+    shape, yt, at, tools, splits, x, w, bias, y, status, g, b, taps = args
     wide_vectors()
     xs, ws, ys, width, channels = part(g, PARTS), part(g, PARTS + 1), part(g, PARTS + 2), tile_pixels(shape), tile_channels(shape)
     per_k, slab_size = g[PER_K], g[PER_C] * b[CHANNEL]
@@ -188,7 +204,7 @@ def _blocks(begin, end, args):
         block, group = where % b[BLOCKS], where // b[BLOCKS]
         n = block_image(b, g[DIMS], block)
         if where != filled:
-            pack(slab, x + (n * g[xs] + group * g[xs + 1]), block, g, b, lanes, xt, at)
+            invoke(tools[PACK], tools, slab, x + (n * g[xs] + group * g[xs + 1]), block, 1, g[PER_C], g, b)
             filled = where
         length = flat_extent(g, b, block)
         for tile in range(tiles * (item % splits) // splits, tiles * (item % splits + 1) // splits):
@@ -207,7 +223,7 @@ def _blocks(begin, end, args):
 
 @kernel
 def tiled(
-    shape: Tag, lanes: Tag, xt: Tag, yt: Tag, at: Tag, region: int, workers: int, items: int, splits: int,
+    shape: Tag, yt: Tag, at: Tag, region: int, workers: int, items: int, tools: Address, splits: int,
     x: Address, w: Address, bias: Address, y: Address, status: Address, g: Address, b: Address, taps: Address,
 ) -> None:  # fmt: skip
     """y from x and w: an item is a block of outputs, or the part of it that belongs to some of the output channels.
@@ -219,7 +235,7 @@ def tiled(
         workers,
         items,
         _blocks,
-        (shape, lanes, xt, yt, at, splits, x, w, bias, y, status, pointer(g, INT64), pointer(b, INT64), taps),
+        (shape, yt, at, pointer(tools, INT64), splits, x, w, bias, y, status, pointer(g, INT64), pointer(b, INT64), taps),
     )
 
 
@@ -246,7 +262,7 @@ class _Executor:
     def __init__(self, problem: ConvProblem):
         tile, block = _layout(problem)
         self._problem = problem
-        self._base = block.count * problem.groups
+        self._base = block.pieces * problem.groups
         self._tiles = -(-(problem.k // problem.groups) // tile.channels)
         self._work = problem.flops / 2
         self._padded = problem.pad_mode == "zeros" and any(low > 0 or high > 0 for low, high in problem.padding)
@@ -254,12 +270,14 @@ class _Executor:
         taps = tap_offsets(problem, block)
         self._block = block_vector(block, flat_pixels(block), len(taps), chunk_for(problem, tile))
         self._acc = np_dtype(problem.acc_dtype)
+        self._tools = tools_for(problem.dtype, problem.acc_dtype, tile.lanes)
         self._taps = np.array(taps, np.int64) * self._acc.itemsize
-        self._kernel = tiled.specialise(tuple(tile), tile.lanes, problem.dtype, problem.out_dtype, problem.acc_dtype)
+        self._kernel = tiled.specialise(tuple(tile), problem.out_dtype, problem.acc_dtype)
 
     def __call__(self, outs: Any, ins: Any) -> None:
         """Compute; weights of a narrower dtype are widened first."""
-        self._run(outs[0], ins, np.asarray(ins[1], self._acc))
+        w = ins[1]
+        self._run(outs[0], ins, w if w.dtype is self._acc else np.asarray(w, self._acc))
 
     def bind(self, w: Any) -> Any:
         """The executor with its own copy of w, in the accumulation dtype and in the order of reading."""
@@ -276,7 +294,7 @@ class _Executor:
         splits = 1 if self._work < SERIAL_WORK else max(1, min(self._tiles, -(-4 * threads() // self._base)))
         status = np.zeros(self._problem.n, np.uint8)
         items = self._base * splits
-        run(self._kernel, items, self._work, splits, x, w, shift, y, status, vector, self._block, self._taps)
+        run(self._kernel, items, self._work, self._tools, splits, x, w, shift, y, status, vector, self._block, self._taps)
         if self._padded and _BAD in status.tobytes():
             redo(self._problem, y, ins, np.flatnonzero(status))
 
@@ -299,16 +317,16 @@ class RegisterTile(DenseImplementation):
         tile, block = _layout(problem)
         per_k, taps = problem.k // problem.groups, math.prod(problem.kernel)
         tiles, width = -(-per_k // tile.channels), tile.vectors * tile.lanes
-        pieces = block.count * problem.groups
+        pieces = block.pieces * problem.groups
         per_c = problem.c // problem.groups
         products = pieces * tiles * tile.channels * (-(-flat_pixels(block) // width) * width) * per_c * taps
-        packed = pieces * per_c * block.channel
-        return (
-            2.5e-6
-            + products / (tile.lanes * 4e9 * min(1, tile.vectors * tile.channels / 12))
-            + packed * 4e-10
-            + math.prod(problem.y_shape) * 4e-10
+        share = min(1, tile.vectors * tile.channels / 12)
+        cycles = (
+            products / (2 * tile.lanes * share) * 1.15
+            + pack_cycles(block, problem.c)
+            + math.prod(problem.y_shape) * WRITE_CYCLES / 2
         )
+        return CALL_SECONDS + seconds(cycles)
 
     def forward_workspace(self, problem: ConvProblem) -> int:
         """For each thread a slab, the results of a block, and tables; weights in the accumulation dtype."""

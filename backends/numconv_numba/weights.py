@@ -1,9 +1,9 @@
 """Weight gradients on register tiles with the lanes over output channels, for real floats.
 
-The gradient of w is a sum over all pixels of products of grad_y with the x that each tap reads. A work item takes one panel of output
-channels and some kernels' taps, and passes over all blocks of pixels: grad_y is packed with the channels of the panel side by side,
-``[pixel][lane]``, x into a slab, and the tile of `microkernels.product` sums over the pixels of the block, with taps in the place of
-pixels. No matrix of columns is formed. The gradient of a bias on y is summed on the way.
+The gradient of w is a sum over all pixels of products of grad_y with the x that each tap reads. A work item takes one panel of
+output channels and some taps, and passes over all blocks of pixels: grad_y is packed with the channels of the panel side by side,
+``[pixel][lane]``, x into a slab, and the tile of `microkernels.product` sums over the pixels of the block, with taps in the
+place of pixels. No matrix of columns is formed. The gradient of a bias on y is summed on the way.
 
 Every element is one chain of multiply-adds over the images, then the outputs row-major, so that neither threads nor the cut change
 a bit.
@@ -20,16 +20,40 @@ import numpy as np
 
 from numconv.plugin import ConvProblem, Implementation, Verdict, np_dtype
 
-from .blocked import Shape, panel_shape, parts_for, slab_steps, tile_cycles
-from .compiler import Address, Tag, helper, kernel
+from .blocked import (
+    CALL_SECONDS,
+    Shape,
+    array_origin,
+    panel_shape,
+    parts_for,
+    reads_in_place,
+    seconds,
+    tile_cycles,
+    window_steps,
+)
+from .compiler import Address, Tag, helper, invoke, kernel
 from .direct import MEASURED_ERROR, Direct, clear, conv_vectors, outer_offset
 from .elements import INT64, itemsize
+from .entries import PACK, PRODUCT, READ
 from .geometry import DIMS, PARTS, PER_C, PER_K, WINDOW, part
-from .microkernels.product import call_product, product_address
-from .panels import fill_places, fill_terms, read_panel, weight_run, write_run
+from .panels import fill_places, fill_terms, weight_run, write_run
 from .scalar import add, address, is_null, load, pointer, store, wide_vectors
-from .slab import BLOCKS, CHANNEL, EXTRA, Block, block_image, block_images, block_vector, cut, pack_image, slab_bytes, tap_positions
+from .slab import (
+    BLOCKS,
+    CHANNEL,
+    EXTRA,
+    WRITE_CYCLES,
+    Block,
+    block_image,
+    block_images,
+    block_vector,
+    cut,
+    pack_cycles,
+    slab_bytes,
+    tap_positions,
+)
 from .threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
+from .tools import tools_for
 
 __all__ = ["BlockedWeights"]
 
@@ -53,7 +77,8 @@ def _layout(problem: ConvProblem) -> _Layout:
     shape = panel_shape(problem.acc_dtype, per_k, taps)
 
     def fits(block: Block) -> bool:
-        return slab_bytes(problem, block) <= SLAB_BYTES and block.pixels * shape.width * item <= PASS_BYTES
+        slab = 0 if reads_in_place(problem) else slab_bytes(problem, block)
+        return slab <= SLAB_BYTES and block.pixels * shape.width * item <= PASS_BYTES
 
     units = (1,) * problem.ndim
     return _Layout(shape, cut(problem, units, tap_positions(problem), units, fits, problem.n))
@@ -90,26 +115,26 @@ def add_rows(sums, rows, count, width, at):
 
 
 @helper
-def write_weights(sums, width, columns, w, first, last, g, b, lanes, yt, at):
+def write_weights(sums, width, columns, w, first, last, spare, g, b, tools, yt, at):
     """The sums of the taps first..last, [tap][lane], to the kernels of a panel at w; returns whether one is not finite."""
     ws, size = part(g, PARTS + 1), itemsize(yt)
     absent = address(0)
     if weight_run(g, b[TAPS], size) < 0:
         target = w + first * size
-        return write_run(sums, width, last - first, columns, absent, 0, target, g[ws + 1], size, lanes, yt, at)
+        return write_run(sums, width, last - first, columns, absent, 0, target, g[ws + 1], size, spare, tools, yt, at)
     bad, axis = False, g[DIMS] - 1
     window, step = g[part(g, WINDOW) + axis], g[ws + 3 + axis]
     for tap in range(first, last):
         inner = tap % b[TAPS]
         place = tap // b[TAPS] * g[ws + 2] + outer_offset(g, inner // window, WINDOW, PARTS + 1) + inner % window * step
         row = sums + (tap - first) * width
-        bad |= write_run(row, width, 1, columns, absent, 0, w + place, g[ws + 1], 0, lanes, yt, at)
+        bad |= write_run(row, width, 1, columns, absent, 0, w + place, g[ws + 1], 0, spare, tools, yt, at)
     return bad
 
 
 @helper
 def _parts(begin, end, args):
-    lanes, xt, yt, at, items, workers, scratch, areas, entry, splits, y, x, w, bias, status, g, b = args
+    yt, at, items, workers, scratch, areas, tools, splits, in_place, y, x, w, bias, status, g, b = args
     ndim, per_c, per_k, size, width = g[DIMS], g[PER_C], g[PER_K], itemsize(at), b[PANEL] * itemsize(at)
     xs, ws, ys = part(g, PARTS), part(g, PARTS + 1), part(g, PARTS + 2)
     own = worker_area(scratch, areas, AREAS, workers, items, begin)
@@ -118,8 +143,9 @@ def _parts(begin, end, args):
     )  # fmt: skip
     steps, spare = pointer(tables, INT64), pointer(tables + 8 * ndim, INT64)
     places, pixels = tables + 8 * (ndim + b[TAPS]), tables + 8 * (ndim + b[TAPS] + b[ROUNDED])
-    slab_steps(steps, g, b, size)
-    channel, panels, taps = b[CHANNEL] * size, -(-per_k // b[PANEL]), per_c * b[TAPS]
+    window_steps(steps, in_place, g, b, size)
+    channel = g[xs + 2] if in_place else b[CHANNEL] * size
+    panels, taps = -(-per_k // b[PANEL]), per_c * b[TAPS]
     for item in range(begin, end):
         split, panel, group = item % splits, item // splits % panels, item // splits // panels
         k = panel * b[PANEL]
@@ -138,18 +164,30 @@ def _parts(begin, end, args):
             clear(sums, (last - first) * b[PANEL], at)
         for block in range(b[BLOCKS]):
             n = block_image(b, ndim, block)
-            image = (last_c - c) * channel
-            for each in range(block_images(g, b, block)):
-                pack_image(slab + each * image, x_c + (n + each) * g[xs], block, last_c - c, g, b, lanes, xt, at)
+            image, source = g[xs] if in_place else (last_c - c) * channel, x_c + n * g[xs]
+            if in_place:
+                source = source + array_origin(g, b, block)
+            else:
+                invoke(tools[PACK], tools, slab, source, block, block_images(g, b, block), last_c - c, g, b)
+                source = slab
             count = fill_places(pointer(pixels, INT64), 1, image, steps, g, b, block)
-            read_panel(panel_rows, width, used, y_k, block, g, b, lanes, xt, at)
+            invoke(tools[READ], tools, panel_rows, width, used, y_k, block, g, b)
             if summed:
                 add_rows(bias_sums, panel_rows, count, b[PANEL], at)
-            call_product(
-                entry, panel_rows, slab, places, sums, -(-(last - first) // b[GROUP]), count, pixels, width, 1 if block > 0 else 0
+            invoke(
+                tools[PRODUCT],
+                panel_rows,
+                source,
+                places,
+                sums,
+                -(-(last - first) // b[GROUP]),
+                count,
+                pixels,
+                width,
+                1 if block > 0 else 0,
             )
         w_k = w + (group * g[ws] + k * g[ws + 1])
-        if write_weights(sums, width, used, w_k, first, last, g, b, lanes, yt, at):
+        if write_weights(sums, width, used, w_k, first, last, slab, g, b, tools, yt, at):
             status[0] = 1
         if summed:
             for lane in range(used):
@@ -158,12 +196,12 @@ def _parts(begin, end, args):
 
 @kernel
 def weight_tiles(
-    lanes: Tag, xt: Tag, yt: Tag, at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, entry: int,
-    splits: int, y: Address, x: Address, w: Address, bias: Address, status: Address, g: Address, b: Address,
+    yt: Tag, at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, tools: Address,
+    splits: int, in_place: int, y: Address, x: Address, w: Address, bias: Address, status: Address, g: Address, b: Address,
 ) -> None:  # fmt: skip
     """The gradient of w from that of y and x: an item is a panel of output channels and a part of the taps.
 
-    `entry` is the tile's address; `bias`, if not 0, gets the gradient of a bias on y. `status` gets a 1 if a sum is not finite.
+    `tools`: see `microkernels.tools`; `bias`, if not 0, gets the gradient of a bias on y. `status` gets a 1 if a sum is not finite.
     """
     parallel_for(
         region,
@@ -171,8 +209,8 @@ def weight_tiles(
         items,
         _parts,
         (
-            lanes, xt, yt, at, items, workers, scratch, pointer(areas, INT64), entry, splits, y, x, w, bias, pointer(status, UINT8),
-            pointer(g, INT64), pointer(b, INT64),
+            yt, at, items, workers, scratch, pointer(areas, INT64), pointer(tools, INT64), splits, in_place, y, x, w, bias,
+            pointer(status, UINT8), pointer(g, INT64), pointer(b, INT64),
         ),
     )  # fmt: skip
 
@@ -191,8 +229,9 @@ class _Executor:
         self._vectors = conv_vectors(problem, 0)
         self._block = block_vector(block, shape.width, shape.positions, taps, self._tiles * shape.positions)
         self._areas = _areas(problem)
-        self._entry = product_address(tuple(shape), problem.acc_dtype)
-        self._kernel = weight_tiles.specialise(shape.lanes, problem.dtype, problem.out_dtype, problem.acc_dtype)
+        self._in_place = int(reads_in_place(problem))
+        self._tools = tools_for(problem.dtype, problem.acc_dtype, shape.lanes, product_shape=shape[:2], reads=True)
+        self._kernel = weight_tiles.specialise(problem.out_dtype, problem.acc_dtype)
         self._direct = Direct().build(problem)
 
     def __call__(self, outs: Any, ins: Any) -> None:
@@ -204,8 +243,8 @@ class _Executor:
         splits = parts_for(self._panels, self._tiles, self._work)
         status = np.zeros(1, np.uint8)
         run_with(
-            self._areas, self._kernel, self._panels * splits, self._work, self._entry, splits, y, x, w, sums, status, vector,
-            self._block,
+            self._areas, self._kernel, self._panels * splits, self._work, self._tools, splits, self._in_place, y, x, w, sums,
+            status, vector, self._block,
         )  # fmt: skip
         if status[0] and self._padded and not np.isfinite(y).all():
             self._direct(outs, ins)  # padding zeros have met what is not finite
@@ -222,7 +261,11 @@ def _areas(problem: ConvProblem) -> Areas:
     rounded = -(-problem.c // problem.groups * taps // shape.positions) * shape.positions
     tables = 8 * (problem.ndim + taps + rounded + block.pixels)
     elements = block.pixels * shape.width, rounded * shape.width, shape.width
-    return Areas(tables, slab_bytes(problem, block), *(count * item for count in elements))
+    return Areas(
+        tables,
+        max(shape.lanes**2 * item, 0 if reads_in_place(problem) else slab_bytes(problem, block)),
+        *(count * item for count in elements),
+    )
 
 
 class BlockedWeights(Implementation):
@@ -244,9 +287,12 @@ class BlockedWeights(Implementation):
         per_c, taps = problem.c // problem.groups, math.prod(problem.kernel)
         panels = problem.groups * -(-(problem.k // problem.groups) // shape.width)
         tiles = -(-per_c * taps // shape.positions)
-        products = panels * tiles * block.count * (block.pixels * tile_cycles(shape.vectors, shape.positions) + 60)
-        packed = panels * block.count * (per_c * block.images * block.channel * 0.3 + block.pixels * shape.width * 0.4)
-        return 6e-6 + (products + packed + math.prod(problem.w_shape) * 0.5) / 2.9e9 / 2
+        products = panels * tiles * block.pieces * (block.pixels * tile_cycles(shape.vectors, shape.positions) + 60)
+        if problem.k // problem.groups < shape.lanes // 4:
+            products *= 1.7  # rows of `direct` are better than lanes that stay empty
+        packed = 0 if reads_in_place(problem) else panels / problem.groups * pack_cycles(block, problem.c)
+        read = panels * block.pieces * block.pixels * shape.width * 0.6
+        return CALL_SECONDS + 2e-6 + seconds(products + packed + read + math.prod(problem.w_shape) * WRITE_CYCLES)
 
     def workspace(self, problem: ConvProblem) -> int:
         """For each thread a slab, grad_y of a block, sums and tables."""

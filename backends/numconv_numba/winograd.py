@@ -1,10 +1,10 @@
 """Winograd convolution with kernels of three taps, for real floats: fewer multiplications, within the default error bound.
 
 Tiles of m outputs along the last two dimensions (the last, if there is one only) are computed from m + 2 inputs with m + 2
-multiplications a dimension: F(4x4, 3x3) needs a quarter of those of the definition, F(2x2, 3x3) four ninths. Further dimensions, and
-channels, are summed between the transforms. A work item takes a block of tiles: it packs the input, split into the m phases that
-make every element of all its tiles a row of neighbours; transforms it, a vector of tiles at a time; multiplies each element with
-the transformed weights on register tiles with the lanes over output channels; and transforms the products back, a vector of
+multiplications a dimension: F(4x4, 3x3) needs a quarter of those of the definition, F(2x2, 3x3) four ninths. Further dimensions,
+and channels, are summed between the transforms. A work item takes a block of tiles: it packs the input, split into the m phases
+that make every element of all its tiles a row of neighbours; transforms it, a vector of tiles at a time; multiplies each element
+with the transformed weights on register tiles with the lanes over output channels; and transforms the products back, a vector of
 channels at a time. Lavin and Gray, "Fast algorithms for convolutional neural networks" (CVPR 2016), section 4.
 
 An error in one input spreads over its tile, so that images with a sum that is not finite are computed again by `blocked`.
@@ -21,22 +21,34 @@ import numpy as np
 
 from numconv.plugin import ConvProblem, Verdict, np_dtype
 
-from .blocked import Blocked, Shape, most_workers, panel_shape, parts_for, tile_cycles
-from .compiler import Address, Tag, helper, kernel, value
+from .blocked import CALL_SECONDS, Blocked, Shape, most_workers, panel_shape, parts_for, seconds, tile_cycles
+from .compiler import Address, Tag, helper, invoke, kernel
 from .dense import DenseImplementation, accumulated
 from .direct import conv_vectors
-from .elements import ACTIVATIONS, INT64, itemsize, keep, memory, numbers, scratch
+from .elements import ACTIVATIONS, INT64, itemsize, keep, memory, scratch
+from .entries import LANES, PACK, PACK_WEIGHTS, PRODUCT, SPLIT, WRITE
 from .geometry import DIMS, FLIPPED, OPTION, PARTS, PER_C, PER_K, WINDOW, part
-from .microkernels.copies import copy_row
-from .microkernels.product import call_product, product_address
 from .microkernels.transforms import input_transform, output_transform, weight_transform
-from .panels import fill_places, fill_terms, pack_panel, tiles_along, write_panel
+from .panels import fill_places, fill_terms, tiles_along
 from .scalar import is_null, pointer
 from .slab import (
-    B_PITCH, B_SIZE, BLOCKS, CHANNEL, EXTRA, IMAGES, ONE, Block, axis_entry, block_extent, block_image, block_images, block_vector, cut,
-    pack_image, tap_positions,
+    B_PITCH,
+    BLOCKS,
+    CHANNEL,
+    EXTRA,
+    WRITE_CYCLES,
+    Block,
+    axis_entry,
+    block_extent,
+    block_image,
+    block_images,
+    block_vector,
+    cut,
+    pack_cycles,
+    tap_positions,
 )  # fmt: skip
 from .threads import MAX_THREADS, Areas, parallel_for, run, run_with, worker_area
+from .tools import tools_for
 
 __all__ = ["Winograd"]
 
@@ -50,6 +62,8 @@ KEPT_BYTES = 4 * 1024 * 1024
 """Transformed weights that a worker keeps from block to block."""
 CHANNELS_AT_ONCE = 8
 """Input channels whose weights are packed before they are transformed: transposing runs of neighbours is cheaper in one go."""
+LEAST_CHANNELS = 4
+"""Of a group: in one or two channels the window of an output may hold nothing beside a full tile, and the transforms cost most."""
 PACKED_BYTES = 64 * 1024
 """Packed input that is transformed in one go: it stays near the first-level cache."""
 
@@ -106,7 +120,7 @@ def _layout_with(problem: ConvProblem, m: int, budget: int) -> _Layout:
     width = panel_shape(problem.acc_dtype, per_k, 1 << 20).width * item
 
     def fits(block: Block) -> bool:
-        wide = math.prod(p - (unit > 1 and axis < problem.ndim - 1) for axis, (p, unit) in enumerate(zip(block.pitch, units, strict=True)))
+        wide = math.prod(block.pitch[:lead]) * math.prod(p - 1 for p in block.pitch[lead:-1]) * block.pitch[-1]
         transformed = elements * (block.images * per_c * wide * item + block.tiles * width)
         return transformed <= budget and block.pixels * width <= RESULT_BYTES
 
@@ -114,7 +128,7 @@ def _layout_with(problem: ConvProblem, m: int, budget: int) -> _Layout:
     shape = panel_shape(problem.acc_dtype, per_k, block.tiles)
     each = elements * taps * shape.width * item
     allowed = min(KEPT_BYTES, problem.max_workspace // MAX_THREADS - budget - RESULT_BYTES - PACKED_BYTES)
-    kept = -(-per_k // shape.width) * per_c * each <= allowed and block.count * problem.groups > 1
+    kept = -(-per_k // shape.width) * per_c * each <= allowed and block.pieces * problem.groups > 1
     chunk = per_c if kept else min(per_c, max(1, WEIGHT_BYTES // each))
     slab_channels = min(per_c, max(1, PACKED_BYTES // (block.channel * item)))
     return _Layout(tile, shape, block, chunk, kept, slab_channels)
@@ -123,7 +137,7 @@ def _layout_with(problem: ConvProblem, m: int, budget: int) -> _Layout:
 def _cost(problem: ConvProblem, layout: _Layout) -> float:
     """Cycles of the products and of the transforms, counted in vectors."""
     tile, shape, block, *_ = layout
-    per_c, per_k, pieces = problem.c // problem.groups, problem.k // problem.groups, block.count * problem.groups
+    per_c, per_k, pieces = problem.c // problem.groups, problem.k // problem.groups, block.pieces * problem.groups
     panels, taps = -(-per_k // shape.width), math.prod(problem.kernel[: _lead(problem)])
     groups = -(-block.tiles // shape.positions)
     terms = per_c * taps
@@ -131,11 +145,14 @@ def _cost(problem: ConvProblem, layout: _Layout) -> float:
     # loads, stores and about as many multiply-adds for each element of a transform; packing and transposing. Where one block is
     # shared, both of two threads transform its input; weights that are kept, each thread transforms for itself.
     shared = 2 if pieces == 1 else 1
-    inputs = shared * pieces * block.images * per_c * (layout.plane / shape.lanes * layout.elements * 5 + block.channel * 0.4)
+    inputs = shared * (
+        pack_cycles(block, problem.c) * 1.5 + pieces * block.images * per_c * layout.plane / shape.lanes * layout.elements * 7
+    )
     outputs = pieces * panels * shape.vectors * block.tiles * (layout.elements * 4 + math.prod(tile) * 8)
     times = 2 * problem.groups if layout.kept else pieces
     weights = times * panels * shape.vectors * terms * layout.elements * 5.5
-    return 6e-6 + (products + inputs + outputs + weights) / 2.9e9 / 2
+    results = math.prod(problem.y_shape) * WRITE_CYCLES
+    return CALL_SECONDS + 3e-6 + seconds(products * 1.1 + inputs + outputs * 1.3 + weights * 2 + results)
 
 
 @functools.lru_cache(maxsize=256)
@@ -151,12 +168,13 @@ def spread(size: int, line: int) -> int:
 
 
 # A block's own numbers: channels of a panel, tiles of a register tile, input channels of a pass, whether transformed weights are
-# kept from block to block, tiles rounded up to register tiles, taps that are summed directly, channels that are packed together; elements from
-# one element of transformed tiles to the next in the input and in the products, places of one direct position, and elements from
-# one element of transformed weights to the next.
-PANEL, GROUP, CHUNK, KEPT, PLACES, TAPS, SLAB, V_STEP, M_STEP, V_ROWS, U_STEP = range(EXTRA, EXTRA + 11)
-UINT8 = Tag("uint8")
+# kept from block to block, tiles rounded up to register tiles, taps that are summed directly, channels that are packed together;
+# elements from one element of transformed tiles to the next in the input and in the products, places of one direct position,
+# elements from one element of transformed weights to the next; outputs of a tile.
+PANEL, GROUP, CHUNK, KEPT, PLACES, TAPS, SLAB, V_STEP, M_STEP, V_ROWS, U_STEP, ROWS, COLUMNS = range(EXTRA, EXTRA + 13)
 
+
+UINT8 = Tag("uint8")
 
 # --- kernel --------------------------------------------------------------------------------------------------------------------
 
@@ -195,7 +213,7 @@ def place_steps(axis_steps, g, b, size):
 
 
 @helper
-def transform_channel(v, slab, elements, g, b, shape, lanes, at):
+def transform_channel(v, slab, elements, g, b, shape, tools, at):
     """One channel of one image: a row of places after the other, at each position along the dimensions that are summed directly."""
     ndim, size = g[DIMS], itemsize(at)
     inner, lead = axis_entry(b, ndim, B_PITCH, ndim - 1), 1
@@ -204,37 +222,37 @@ def transform_channel(v, slab, elements, g, b, shape, lanes, at):
     for axis in range(ndim - 2):
         lead *= axis_entry(b, ndim, B_PITCH, axis)
     for position in range(lead):
-        for place in range(0, b[V_ROWS], value(lanes)):
+        for place in range(0, b[V_ROWS], tools[LANES]):
             source, target = slab + (position * inner + place) * size, v + (position * b[V_ROWS] + place) * size
             input_transform(shape, at, source, elements, target, b[V_STEP] * size)
 
 
 @helper
-def transform_inputs(v, slab, elements, x, block, plane, g, b, shape, lanes, xt, at):
+def transform_inputs(v, slab, elements, x, block, plane, g, b, shape, tools, at):
     """The transformed input of a block: [element][image][channel][place]. `x`: the group in the block's first image."""
     size, per_c = itemsize(at), g[PER_C]
     for image in range(block_images(g, b, block)):
         for first in range(0, per_c, b[SLAB]):
             count = min(b[SLAB], per_c - first)
             source = x + (image * g[part(g, PARTS)] + first * g[part(g, PARTS) + 2])
-            pack_image(slab, source, block, count, g, b, lanes, xt, at)
+            invoke(tools[PACK], tools, slab, source, block, 1, count, g, b)
             for c in range(count):
                 target = v + (image * per_c + first + c) * plane * size
-                transform_channel(target, slab + c * b[CHANNEL] * size, elements, g, b, shape, lanes, at)
+                transform_channel(target, slab + c * b[CHANNEL] * size, elements, g, b, shape, tools, at)
 
 
 @helper
-def transform_weights(u, u_step, packed, w, count, first, channels, g, b, shape, lanes, xt, at):
+def transform_weights(u, u_step, packed, w, count, first, channels, g, b, shape, tools, at):
     """Transformed weights of a panel of `count` output channels: [element][channel][tap][lane], elements `u_step` bytes apart."""
     ndim, size, taps = g[DIMS], itemsize(at), b[TAPS]
-    width, inner, vector = b[PANEL] * size, g[part(g, WINDOW) + ndim - 1], value(lanes) * size
+    width, inner, vector = b[PANEL] * size, g[part(g, WINDOW) + ndim - 1], tools[LANES] * size
     if ndim > 1:
         inner *= g[part(g, WINDOW) + ndim - 2]
     # with flip, taps are read from the last one back
     origin, step = ((inner - 1) * width, -width) if g[part(g, FLIPPED) + ndim - 1] else (0, width)
     for begin in range(0, channels, CHANNELS_AT_ONCE):
         several = min(CHANNELS_AT_ONCE, channels - begin)
-        pack_panel(packed, w, count, first + begin, several, taps * inner, width, g, lanes, xt, at)
+        invoke(tools[PACK_WEIGHTS], tools, packed, w, count, first + begin, several, taps * inner, width, g)
         for kernel_row in range(several * taps):
             for v in range(0, width, vector):
                 source, target = packed + (kernel_row * inner * width + v), u + ((begin * taps + kernel_row) * width + v)
@@ -242,10 +260,10 @@ def transform_weights(u, u_step, packed, w, count, first, channels, g, b, shape,
 
 
 @helper
-def transform_outputs(sums, products, spare, block, g, b, shape, lanes, rows, columns, at):
+def transform_outputs(sums, products, spare, block, g, b, shape, tools, at):
     """The results of a block, [pixel][lane], from the products of its tiles, [element][tile][lane]."""
-    ndim, size = g[DIMS], itemsize(at)
-    width, vector, step = b[PANEL] * size, value(lanes) * size, b[M_STEP] * size
+    ndim, size, rows, columns = g[DIMS], itemsize(at), b[ROWS], b[COLUMNS]
+    width, vector, step = b[PANEL] * size, tools[LANES] * size, b[M_STEP] * size
     axis, planes, tile_rows, height = ndim - 1, block_images(g, b, block), 1, 1
     if ndim > 1:
         tile_rows, height = tiles_along(g, b, block, axis - 1), block_extent(g, b, block, axis - 1)
@@ -267,7 +285,8 @@ def transform_outputs(sums, products, spare, block, g, b, shape, lanes, rows, co
                     for i in range(min(rows, height - row)):
                         for j in range(min(columns, length - column)):
                             place = target + ((i * length + j) * width + v)
-                            copy_row(lanes, ONE, at, spare + (i * columns + j) * vector, place, value(lanes))
+                            source_at = spare + (i * columns + j) * vector
+                            invoke(tools[SPLIT], 1, source_at, 0, tools[LANES], place, 0, tools[LANES], 1, 0, 0)
 
 
 # The parts of a worker's scratch memory: tables, packed and transformed input, products, results of a panel, packed weights and a
@@ -278,10 +297,9 @@ TABLES, SLABS, INPUTS, PRODUCTS, RESULTS, SMALL, SPARE, WEIGHTS, READY, AREAS = 
 @helper
 def _blocks(begin, end, args):
     (
-        shape, rows_tag, columns_tag, lanes, xt, yt, at, items, workers, scratch, areas, entry, splits, packed, x, w, bias, y, status,
-        g, b,
+        shape, at, items, workers, scratch, areas, tools, splits, packed, x, w, bias, y, status, g, b,
     ) = args  # fmt: skip
-    rows, columns = value(rows_tag), value(columns_tag)
+    rows, columns = b[ROWS], b[COLUMNS]
     ndim, per_c, per_k, size = g[DIMS], g[PER_C], g[PER_K], itemsize(at)
     xs, ws, ys, width = part(g, PARTS), part(g, PARTS + 1), part(g, PARTS + 2), b[PANEL] * itemsize(at)
     count = (rows + 2 if rows > 1 else 1) * (columns + 2)
@@ -304,7 +322,7 @@ def _blocks(begin, end, args):
             where = item // splits
             tiles = fill_places(pointer(tables, INT64), b[GROUP], per_c * plane * size, axis_steps, g, b, block)
             source = x + (n * g[xs] + group * g[xs + 1])
-            transform_inputs(inputs, slabs, elements, source, block, plane, g, b, shape, lanes, xt, at)
+            transform_inputs(inputs, slabs, elements, source, block, plane, g, b, shape, tools, at)
         if group != of_group:
             of_group = group
             for panel in range(panels):
@@ -320,29 +338,29 @@ def _blocks(begin, end, args):
                     step = spread_step(per_c * b[TAPS] * width)
                     u = w + ((group * panels + panel) * count * step + first * b[TAPS] * width)
                 elif not (b[KEPT] and ready[panel]):
-                    transform_weights(u, step, small, w_k, used, first, passed, g, b, shape, lanes, xt, at)
+                    transform_weights(u, step, small, w_k, used, first, passed, g, b, shape, tools, at)
                 for element in range(count):
-                    call_product(
-                        entry, u + element * step, inputs + (element * b[V_STEP] + first * plane) * size, tables,
+                    invoke(
+                        tools[PRODUCT], u + element * step, inputs + (element * b[V_STEP] + first * plane) * size, tables,
                         products + element * b[M_STEP] * size, -(-tiles // b[GROUP]), passed * b[TAPS], terms, width,
                         1 if first > 0 else 0,
                     )  # fmt: skip
             ready[panel] = 1
-            transform_outputs(results, products, spare, block, g, b, shape, lanes, rows, columns, at)
+            transform_outputs(results, products, spare, block, g, b, shape, tools, at)
             shift = bias if is_null(bias) else bias + (group * per_k + k) * size
             target = y + (group * g[ys + 1] + k * g[ys + 2])
-            write_panel(results, width, used, shift, g[OPTION], target, status, block, g, b, lanes, yt, at)
+            invoke(tools[WRITE], tools, results, width, used, shift, g[OPTION], target, status, block, g, b)
 
 
 @kernel
 def winograd(
-    shape: Tag, rows: Tag, columns: Tag, lanes: Tag, xt: Tag, yt: Tag, at: Tag, region: int, workers: int, items: int,
-    scratch: Address, areas: Address, entry: int, splits: int, packed: int, x: Address, w: Address, bias: Address, y: Address,
+    shape: Tag, at: Tag, region: int, workers: int, items: int,
+    scratch: Address, areas: Address, tools: Address, splits: int, packed: int, x: Address, w: Address, bias: Address, y: Address,
     status: Address, g: Address, b: Address,
 ) -> None:  # fmt: skip
     """y from x and w: an item is a block of tiles for some of the panels.
 
-    `entry` is the address of the register tile; w is `packed`: transformed, in panels, or lies as the vector g says. `status` gets a
+    `tools`: see `microkernels.tools`; w is `packed`: transformed, in panels, or lies as the vector g says. `status` gets a
     1 for each image of which a sum is not finite. The bias is in the accumulation dtype.
     """
     parallel_for(
@@ -351,16 +369,16 @@ def winograd(
         items,
         _blocks,
         (
-            shape, rows, columns, lanes, xt, yt, at, items, workers, scratch, pointer(areas, INT64), entry, splits, packed, x, w, bias,
-            y, pointer(status, UINT8), pointer(g, INT64), pointer(b, INT64),
+            shape, at, items, workers, scratch, pointer(areas, INT64), pointer(tools, INT64), splits, packed, x, w, bias, y,
+            status, pointer(g, INT64), pointer(b, INT64),
         ),
     )  # fmt: skip
 
 
 @helper
 def _panels(begin, end, args):
-    shape, rows_tag, columns_tag, lanes, xt, at, w, target, g, b = args
-    rows, columns, ndim, size = value(rows_tag), value(columns_tag), g[DIMS], itemsize(at)
+    shape, at, tools, w, target, g, b = args
+    rows, columns, ndim = b[ROWS], b[COLUMNS], g[DIMS]
     ws, per_c, per_k, width, panels = part(g, PARTS + 1), g[PER_C], g[PER_K], b[PANEL] * itemsize(at), -(-g[PER_K] // b[PANEL])
     inner = g[part(g, WINDOW) + ndim - 1] * (g[part(g, WINDOW) + ndim - 2] if ndim > 1 else 1)
     step = spread_step(per_c * b[TAPS] * width)
@@ -369,18 +387,17 @@ def _panels(begin, end, args):
     for item in range(begin, end):
         group, k = item // panels, item % panels * b[PANEL]
         source, used = w + (group * g[ws] + k * g[ws + 1]), min(per_k - k, b[PANEL])
-        transform_weights(target + item * count * step, step, memory(small), source, used, 0, per_c, g, b, shape, lanes, xt, at)
+        transform_weights(target + item * count * step, step, memory(small), source, used, 0, per_c, g, b, shape, tools, at)
     keep(small)
 
 
 @kernel
 def transform_all_weights(
-    shape: Tag, rows: Tag, columns: Tag, lanes: Tag, xt: Tag, at: Tag, region: int, workers: int, items: int,
-    w: Address, target: Address, g: Address, b: Address,
+    shape: Tag, at: Tag, region: int, workers: int, items: int, tools: Address, w: Address, target: Address, g: Address, b: Address,
 ) -> None:  # fmt: skip
     """All panels of w, transformed, for `winograd`: an item is a panel of a group."""
     parallel_for(
-        region, workers, items, _panels, (shape, rows, columns, lanes, xt, at, w, target, pointer(g, INT64), pointer(b, INT64))
+        region, workers, items, _panels, (shape, at, pointer(tools, INT64), w, target, pointer(g, INT64), pointer(b, INT64))
     )
 
 
@@ -408,7 +425,15 @@ def _areas(problem: ConvProblem, layout: _Layout) -> Areas:
     slabs = layout.slab_channels * block.channel + 2 * shape.lanes  # tiles are read in whole vectors, beyond the last position
     weights = layout.elements * u_step * (panels if layout.kept else 1)
     spare = math.prod(layout.tile) * shape.lanes
-    elements = (slabs, layout.elements * v_step, layout.elements * m_step, block.pixels * shape.width, CHANNELS_AT_ONCE * taps * shape.width, spare, weights)
+    elements = (
+        slabs,
+        layout.elements * v_step,
+        layout.elements * m_step,
+        block.pixels * shape.width,
+        CHANNELS_AT_ONCE * taps * shape.width,
+        spare,
+        weights,
+    )
     return Areas(tables, *(count * item for count in elements), panels)
 
 
@@ -420,20 +445,28 @@ class _Executor:
         shape, block = layout.shape, layout.block
         self._problem = problem
         self._layout = layout
-        self._base = block.count * problem.groups
+        self._base = block.pieces * problem.groups
         self._panels = -(-(problem.k // problem.groups) // shape.width)
         self._taps = math.prod(problem.kernel[: _lead(problem)])
         self._work = problem.flops / 8
         self._vectors = conv_vectors(problem, ACTIVATIONS[problem.activation])
         self._areas = _areas(problem, layout)
         self._block = block_vector(
-            block, shape.width, shape.positions, layout.chunk, layout.kept, layout.places, self._taps, layout.slab_channels,
+            block,
+            shape.width,
+            shape.positions,
+            layout.chunk,
+            layout.kept,
+            layout.places,
+            self._taps,
+            layout.slab_channels,
             *_steps(problem, layout),
+            *layout.tile,
         )
         self._acc = np_dtype(problem.acc_dtype)
-        self._entry = product_address(tuple(shape), problem.acc_dtype)
-        self._tags = ((*layout.tile, shape.lanes), *layout.tile, shape.lanes)
-        self._kernel = winograd.specialise(*self._tags, problem.dtype, problem.out_dtype, problem.acc_dtype)
+        self._tools = tools_for(problem.dtype, problem.acc_dtype, shape.lanes, out=problem.out_dtype, product_shape=shape[:2])
+        self._tags = ((*layout.tile, shape.lanes),)
+        self._kernel = winograd.specialise(*self._tags, problem.acc_dtype)
 
     def __call__(self, outs: Any, ins: Any) -> None:
         """Compute."""
@@ -445,9 +478,9 @@ class _Executor:
         rows, line = problem.groups * self._panels, 64 // self._acc.itemsize
         step = spread((problem.c // problem.groups) * self._taps * self._layout.shape.width, line)
         packed = np.empty(rows * self._layout.elements * step, self._acc)
-        compiled = transform_all_weights.specialise(*self._tags, problem.dtype, problem.acc_dtype)
+        compiled = transform_all_weights.specialise(*self._tags, problem.acc_dtype)
         vector = self._vectors((0,) * w.ndim, w.strides, (0,) * w.ndim)
-        run(compiled, rows, packed.size, w, packed, vector, self._block)
+        run(compiled, rows, packed.size, self._tools, w, packed, vector, self._block)
         return lambda outs, ins: self._run(outs[0], (ins[0], original, *ins[1:]), packed, True)
 
     def _run(self, y: Any, ins: Any, w: Any, packed: bool) -> None:
@@ -459,8 +492,8 @@ class _Executor:
         splits = parts_for(self._base, self._panels, self._work)
         status = np.zeros(self._problem.n, np.uint8)
         run_with(
-            self._areas, self._kernel, self._base * splits, self._work, self._entry, splits, int(packed), x, w, shift, y, status, vector,
-            self._block,
+            self._areas, self._kernel, self._base * splits, self._work, self._tools, splits, int(packed), x, w, shift, y, status,
+            vector, self._block,
         )  # fmt: skip
         for n in np.flatnonzero(status) if _BAD in status.tobytes() else ():
             executor = Blocked().build(self._problem.replace(n=1))
@@ -478,10 +511,14 @@ class Winograd(DenseImplementation):
     measured_error: ClassVar[Mapping[str, float]] = {"float32": 4e-6, "float64": 8e-15}
 
     def accepts(self, problem: ConvProblem) -> Verdict:
-        """Three taps, stride 1 and dilation 1 along the last two dimensions."""
-        last = slice(_lead(problem), None)
+        """Three taps, stride 1 and dilation 1 along the last two dimensions; some channels."""
+        last, per_c = slice(_lead(problem), None), problem.c // problem.groups
+        if per_c < LEAST_CHANNELS:
+            return Verdict.no(f"its error is relative to a whole tile, and {per_c} channels of a group may be small in one window")
         if any(r != 3 for r in problem.kernel[last]):
-            return Verdict.no(f"its transforms are for three taps along the last two dimensions, and the kernel is {problem.kernel}")
+            return Verdict.no(
+                f"its transforms are for three taps along the last two dimensions, not for a kernel of {problem.kernel}"
+            )
         if max(*problem.stride[last], *problem.dilation[last]) > 1:
             return Verdict.no(
                 f"its tiles overlap at stride 1 and dilation 1, and these are {problem.stride} and {problem.dilation}"

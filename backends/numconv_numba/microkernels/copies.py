@@ -1,4 +1,4 @@
-"""Rows copied with a step: every element, every second, every fourth, by vector loads and shuffles."""
+"""Rows of x packed: their phases apart, zeros around them, by vector loads and shuffles."""
 
 from __future__ import annotations
 
@@ -8,88 +8,14 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from ..compiler import intrinsic
+from numconv_numba.compiler import Address, Tag, intrinsic, kernel
+
 from .emit import Emitter, check_kinds
 
-__all__ = ["copy_row", "split_row"]
+__all__ = ["split"]
 
 _i64 = ir.IntType(64)
-
-
-def _every(emit: Emitter, vectors: list[Any]) -> Any:
-    """The elements at the multiples of ``len(vectors)``, which is a power of two, from neighbouring vectors."""
-    evens = [2 * lane for lane in range(emit.lanes)]
-    while len(vectors) > 1:
-        vectors = [emit.shuffle(a, b, evens) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
-    return vectors[0]
-
-
-@intrinsic
-def copy_row(typingctx: Any, lanes: Any, step: Any, dtype: Any, x: Any, y: Any, count: Any) -> Any:
-    """y[i] = x[step * i] for i < count; step is 1, 2 or 4. Nothing beyond the last element is read or written."""
-    check_kinds((lanes, step, dtype), (x, y))
-    each = step.value
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _, _, _, x, y, count = args
-        emit = Emitter(builder, dtype, lanes.value)
-
-        def copy(source: Any, target: Any, left: Any) -> None:
-            """One vector, of which `left` elements are wanted; None: all, and more of x follow."""
-            parts = [emit.at(source, v * emit.width) for v in range(each)]
-            if left is None:
-                emit.store(_every(emit, [emit.load(part) for part in parts]), target)
-                return
-            reach = builder.add(builder.mul(builder.sub(left, _i64(1)), _i64(each)), _i64(1))
-            masks = [emit.first(builder.sub(reach, _i64(v * emit.lanes))) for v in range(each)]
-            loaded = [emit.load_masked(part, mask) for part, mask in zip(parts, masks, strict=True)]
-            emit.store_masked(_every(emit, loaded), target, emit.first(left))
-
-        def place(vector: Any) -> tuple[Any, Any]:
-            return emit.at(x, builder.mul(vector, _i64(each * emit.width))), emit.at(y, builder.mul(vector, _i64(emit.width)))
-
-        with builder.if_then(builder.icmp_signed(">", count, _i64(0))):
-            whole = builder.sdiv(builder.sub(count, _i64(1)), _i64(emit.lanes))
-            with cgutils.for_range(builder, whole) as vector:
-                copy(*place(vector.index), None)
-            copy(*place(whole), builder.sub(count, builder.mul(whole, _i64(emit.lanes))))
-        return context.get_dummy_value()
-
-    return types.void(lanes, step, dtype, x, y, types.int64), codegen
-
-
-@intrinsic
-def split_row(
-    typingctx: Any, lanes: Any, phases: Any, dtype: Any, x: Any, start: Any, size: Any, y: Any, y_step: Any, count: Any
-) -> Any:
-    """y[p][i] = x[start + phases * i + p] for i < count and each phase p, zero where that lies outside 0..size.
-
-    `phases` is 1, 2 or 4; phases of y lie `y_step` bytes apart.
-    """
-    check_kinds((lanes, phases, dtype), (x, y))
-    each = phases.value
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _, _, _, x, start, size, y, y_step, count = args
-        emit = Emitter(builder, dtype, lanes.value)
-        vectors = builder.sdiv(builder.add(count, _i64(emit.lanes - 1)), _i64(emit.lanes))
-        with cgutils.for_range(builder, vectors) as vector:
-            loaded = []
-            for v in range(each):
-                ahead = builder.add(builder.mul(vector.index, _i64(each * emit.lanes)), _i64(v * emit.lanes))
-                position = builder.add(start, ahead)
-                inside = emit.first(builder.sub(size, position))
-                before = emit.first(builder.neg(position))
-                mask = builder.and_(inside, builder.not_(before))
-                loaded.append(emit.load_masked(emit.at(x, builder.mul(position, _i64(emit.width // emit.lanes))), mask))
-            wanted = emit.first(builder.sub(count, builder.mul(vector.index, _i64(emit.lanes))))
-            place = builder.mul(vector.index, _i64(emit.width))
-            for p, part in enumerate(_phases(emit, loaded)):
-                emit.store_masked(part, emit.at(emit.at(y, emit.times(y_step, p)), place), wanted)
-        return context.get_dummy_value()
-
-    integers = types.int64, types.int64
-    return types.void(lanes, phases, dtype, x, *integers, y, *integers), codegen
+ONE, TWO, FOUR = Tag(1), Tag(2), Tag(4)
 
 
 def _phases(emit: Emitter, vectors: list[Any]) -> list[Any]:
@@ -100,3 +26,63 @@ def _phases(emit: Emitter, vectors: list[Any]) -> list[Any]:
     even = [emit.shuffle(a, b, range(0, 2 * emit.lanes, 2)) for a, b in pairs]
     odd = [emit.shuffle(a, b, range(1, 2 * emit.lanes, 2)) for a, b in pairs]
     return [part for both in zip(_phases(emit, even), _phases(emit, odd), strict=True) for part in both]
+
+
+@intrinsic
+def _split(
+    typingctx: Any, lanes: Any, dtype: Any, phases: Any, x: Any, start: Any, size: Any, y: Any, y_step: Any, count: Any
+) -> Any:
+    check_kinds((lanes, phases, dtype), (x, y))
+    each = phases.value
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _, _, _, x, start, size, y, y_step, count = args
+        emit = Emitter(builder, dtype, lanes.value)
+        item = _i64(emit.width // emit.lanes)
+        vectors = builder.sdiv(builder.add(count, _i64(emit.lanes - 1)), _i64(emit.lanes))
+        with cgutils.for_range(builder, vectors) as vector:
+            position = builder.add(start, builder.mul(vector.index, _i64(each * emit.lanes)))
+            left = builder.sub(count, builder.mul(vector.index, _i64(emit.lanes)))
+            source, target = emit.at(x, builder.mul(position, item)), emit.at(y, builder.mul(vector.index, _i64(emit.width)))
+            inside = builder.and_(
+                builder.icmp_signed(">=", position, _i64(0)),
+                builder.icmp_signed("<=", builder.add(position, _i64(each * emit.lanes)), size),
+            )
+            whole = builder.and_(inside, builder.icmp_signed(">=", left, _i64(emit.lanes)))
+            with builder.if_else(whole) as (fast, careful):
+                with fast:
+                    loaded = [emit.load(emit.at(source, v * emit.width)) for v in range(each)]
+                    for p, part in enumerate(_phases(emit, loaded)):
+                        emit.store(part, emit.at(target, emit.times(y_step, p)))
+                with careful:
+                    loaded = []
+                    for v in range(each):
+                        first = builder.add(position, _i64(v * emit.lanes))
+                        mask = builder.and_(emit.first(builder.sub(size, first)), builder.not_(emit.first(builder.neg(first))))
+                        loaded.append(emit.load_masked(emit.at(source, v * emit.width), mask))
+                    wanted = emit.first(left)
+                    for p, part in enumerate(_phases(emit, loaded)):
+                        emit.store_masked(part, emit.at(target, emit.times(y_step, p)), wanted)
+        return context.get_dummy_value()
+
+    integers = types.int64, types.int64
+    return types.void(lanes, dtype, phases, x, *integers, y, *integers), codegen
+
+
+@kernel(no_cfunc_wrapper=False)
+def split(
+    lanes: Tag, dtype: Tag, phases: int, x: Address, start: int, size: int, y: Address, y_step: int, count: int, rows: int,
+    x_row: int, y_row: int,
+) -> None:  # fmt: skip
+    """y[p][i] = x[start + phases * i + p] for i < count and each phase p, zero where that lies outside 0..size; for so many rows.
+
+    `phases` is 1, 2 or 4; phases of y lie `y_step` bytes apart, rows of x and y `x_row` and `y_row`.
+    """
+    for row in range(rows):
+        source, target = x + row * x_row, y + row * y_row
+        if phases == 1:
+            _split(lanes, dtype, ONE, source, start, size, target, y_step, count)
+        elif phases == 2:
+            _split(lanes, dtype, TWO, source, start, size, target, y_step, count)
+        else:
+            _split(lanes, dtype, FOUR, source, start, size, target, y_step, count)

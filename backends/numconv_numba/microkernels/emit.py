@@ -12,8 +12,8 @@ from numba import types
 from numba.core import cgutils
 from numba.core.registry import cpu_target
 
-from ..compiler import AddressType, TagType
-from ..scalar import value_type
+from numconv_numba.compiler import AddressType, TagType
+from numconv_numba.scalar import value_type
 
 __all__ = ["Emitter", "Host", "check_kinds", "host", "lanes_of"]
 

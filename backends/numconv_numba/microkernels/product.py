@@ -10,19 +10,19 @@ The tile is compiled alone, in a tenth of a second, and called by address: drive
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from ..compiler import Address, Tag, intrinsic, kernel
+from numconv_numba.compiler import Address, Tag, intrinsic, kernel
+
 from .emit import Emitter, check_kinds
 
-__all__ = ["call_product", "product_address"]
+__all__ = ["product"]
 
-_i64, _i8p = ir.IntType(64), cgutils.voidptr_t
+_i64 = ir.IntType(64)
 
 
 @intrinsic
@@ -105,28 +105,3 @@ def product(
         1 to go on with the sums that y holds, 0 to start from zero.
     """
     _product(shape, dtype, a, b, places, y, groups, terms, offsets, y_step, resume)
-
-
-@functools.cache
-def product_address(shape: tuple[int, int, int], dtype: str) -> int:
-    """The native entry of the tile of this shape, for `call_product`."""
-    result = product.result(shape, dtype)
-    return int(result.library.get_pointer_to_function(result.fndesc.llvm_cfunc_wrapper_name))
-
-
-@intrinsic
-def call_product(
-    typingctx: Any, entry: Any, a: Any, b: Any, places: Any, y: Any, groups: Any, terms: Any, offsets: Any, y_step: Any, resume: Any
-) -> Any:
-    """`product` at the address `entry`."""
-    check_kinds((), (a, b, places, y, offsets))
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        entry, *values = args
-        tags = [ir.Constant(_i8p, None)] * 2
-        kind = ir.FunctionType(_i8p, [value.type for value in (*tags, *values)])
-        builder.call(builder.inttoptr(entry, kind.as_pointer()), [*tags, *values])
-        return context.get_dummy_value()
-
-    integers = types.int64, types.int64
-    return types.void(types.int64, a, b, places, y, *integers, offsets, *integers), codegen

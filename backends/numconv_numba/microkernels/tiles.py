@@ -14,7 +14,8 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from ..compiler import intrinsic
+from numconv_numba.compiler import intrinsic
+
 from .emit import Emitter, check_kinds, host, lanes_of
 
 __all__ = ["Tile", "multiply_tile", "tile_channels", "tile_for", "tile_pixels", "write_vectors"]

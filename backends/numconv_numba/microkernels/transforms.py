@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 from numba import types
 
-from ..compiler import intrinsic
+from numconv_numba.compiler import intrinsic
+
 from .emit import Emitter, check_kinds
 
 __all__ = ["Matrices", "input_transform", "matrices", "output_transform", "weight_transform"]
@@ -113,7 +114,7 @@ def _transform(builder: Any, emit: Emitter, first: Matrix, second: Matrix, tile:
 
 @intrinsic
 def input_transform(typingctx: Any, shape: Any, dtype: Any, x: Any, offsets: Any, y: Any, y_step: Any) -> Any:
-    """Transform a vector of input tiles: element (i, j) is loaded at its byte offset in a table, and stored at multiples of y_step."""
+    """Transform a vector of input tiles: element (i, j) is loaded at its offset in a table, and stored at multiples of y_step."""
     check_kinds((shape, dtype), (x, offsets, y))
     rows, columns, lanes = shape.value
     first, second = matrices(rows).inputs, matrices(columns).inputs

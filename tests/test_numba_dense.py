@@ -1,0 +1,174 @@
+"""The dense implementations of the numba backend: every width of vectors, memory, bits, phases of strided gradients."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import numconv as nc
+from numconv.plugin import parse
+from numconv.registry import default_registry
+
+DENSE = [
+    "n1 c3 k40 g1 in38x37 w7x7 s2 p3 d1",
+    "n2 c16 k48 g1 in29x27 w3x3 s1 p1 d1",
+    "n1 c64 k24 g1 in7x7 w3x3 s1 p1 d1",
+    "n2 c24 k33 g1 in21x22 w1x1 s1 p0 d1",
+    "n1 c8 k16 g1 in9x14x13 w3x3x3 s2 p1 d1",
+    "n2 c12 k40 g2 in45 w5 s3 p2 d2",
+]
+LOSSY = ("winograd",)
+
+
+def rows_of(problem):
+    """The numba backend's implementations that compute a problem."""
+    implementations = default_registry().backend("numba").implementations()
+    return [each for each in implementations if problem.op in each.ops and problem.level in each.levels and each.supports(problem)]
+
+
+def computed(implementation, problem, arrays):
+    outs = [np.full(shape, np.nan, problem.out_dtype) for shape in problem.output_shapes]
+    implementation.build(problem)(outs, arrays)
+    return outs
+
+
+def integers(problem, rng):
+    return [rng.integers(-4, 5, shape).astype(problem.dtype) for shape in problem.input_shapes]
+
+
+@pytest.mark.parametrize("op", ["forward", "input_grad", "weight_grad"])
+@pytest.mark.parametrize("geometry", DENSE)
+def test_all_implementations_agree(op, geometry, rng):
+    """Exactly on integers; those that reorder products within the default bound."""
+    problem = parse(f"conv {op} f32 {geometry}")
+    arrays = integers(problem, rng)
+    rows = rows_of(problem)
+    assert len(rows) > 1
+    results = {each.name: computed(each, problem, arrays)[0] for each in rows}
+    for name, got in results.items():
+        if name in LOSSY:
+            np.testing.assert_allclose(got, results["direct"], rtol=0, atol=1e-5 * 16 * problem.terms)
+        else:
+            np.testing.assert_array_equal(got, results["direct"], err_msg=name)
+
+
+@pytest.mark.parametrize("op", ["forward", "input_grad", "weight_grad"])
+@pytest.mark.parametrize("geometry", DENSE)
+def test_threads_change_no_bit(op, geometry, rng):
+    problem = parse(f"conv {op} f32 {geometry.replace('n1 ', 'n5 ').replace('n2 ', 'n5 ')}")
+    arrays = [rng.standard_normal(shape, dtype="float32") for shape in problem.input_shapes]
+    for each in rows_of(problem):
+        found = set()
+        for threads in (1, 2, 3):
+            with nc.using(threads=threads):
+                found.add(computed(each, problem, arrays)[0].tobytes())
+        assert len(found) == 1, each.name
+
+
+@pytest.mark.parametrize("algorithm", ["tile", "blocked", "winograd"])
+def test_bound_weights_give_the_same_bits(algorithm, rng):
+    x, w = rng.standard_normal((2, 20, 19, 18), dtype="float32"), rng.standard_normal((36, 20, 3, 3), dtype="float32")
+    plan = nc.plan("conv", x.shape, w.shape, "float32", padding=1, backend="numba", algorithm=algorithm)
+    expected, bound = plan(x, w), plan.bind(w)
+    w[...] = 0
+    np.testing.assert_array_equal(bound(x), expected)
+
+
+@pytest.mark.parametrize("op", ["forward", "input_grad", "weight_grad"])
+@pytest.mark.parametrize("size", [56, 224])
+def test_extra_memory_stays_small(op, size):
+    """NumPy reports its allocations: the kept scratch memory of a call is far below 64 MiB, whatever the size of the image."""
+    problem = parse(f"conv {op} f32 n1 c64 k64 g1 in{size}x{size} w3x3 s1 p1 d1")
+    arrays = [np.ones(shape, "float32") for shape in problem.input_shapes]
+    outs = [np.ones(shape, "float32") for shape in problem.output_shapes]
+    for each in rows_of(problem):
+        if each.name == "direct":
+            continue
+        executor = each.build(problem)
+        with nc.using(threads=2):
+            executor(outs, arrays)
+            tracemalloc.start()
+            executor(outs, arrays)
+            _, peak = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+        assert peak < 4 * 2**20, each.name  # fresh in a repeated call: what `tile` takes in its kernel
+        assert each.workspace(problem) <= problem.max_workspace
+
+
+def test_scratch_memory_is_bounded(monkeypatch):
+    """A thread keeps what its largest call needed, up to a limit."""
+    from numconv_numba import threads
+
+    monkeypatch.setattr(threads._kept, "buffer", np.empty(0, np.uint8))
+    assert threads._scratch(100).size == threads._scratch(1000).size == 4 * 2**20
+    large = threads._scratch(threads._KEPT_BYTES + 1)
+    assert large.size == threads._KEPT_BYTES + 1
+    assert threads._kept.buffer.size == 4 * 2**20
+
+
+def test_phases_of_a_strided_gradient_cover_every_tap_and_place():
+    """No zeros are multiplied: the parts share the taps among them, and the places of x."""
+    from numconv_numba.dense import forward_parts
+
+    problem = parse("conv input_grad f32 n1 c2 k3 g1 in13x16 w5x2 s3x2 p2:1x0 d1")
+    parts = forward_parts(problem)
+    assert len(parts) == 6
+    places, products = np.zeros(problem.spatial, int), 0
+    for part in parts:
+        places[part.places] += 1
+        products += 0 if part.problem is None else part.problem.flops
+    np.testing.assert_array_equal(places, 1)
+    assert products <= 1.5 * problem.flops
+
+
+def test_winograd_is_never_chosen_where_every_bit_or_plain_sums_are_asked_for():
+    for level in ("strict", "high"):
+        explanation = nc.explain("conv", (1, 64, 56, 56), (64, 64, 3, 3), padding=1, accuracy=level, backend="numba")
+        refused = next(row for row in explanation.candidates if row.algorithm == "winograd")
+        assert not refused.verdict
+    assert nc.explain("conv", (1, 64, 56, 56), (64, 64, 3, 3), padding=1, backend="numba").chosen.algorithm == "winograd"
+
+
+def test_winograd_matrices_compute_a_convolution(rng):
+    from numconv_numba.microkernels.transforms import matrices
+
+    for m in (2, 4):
+        inputs, weights, output = map(np.array, matrices(m))
+        x, w = rng.standard_normal(m + 2), rng.standard_normal(3)
+        np.testing.assert_allclose(output @ ((weights @ w) * (inputs @ x)), np.correlate(x, w, "valid"), rtol=0, atol=1e-12)
+
+
+HOSTS = """
+import json, sys
+import numpy as np
+from numconv.plugin import parse
+from numconv.testing import check
+from numconv_numba.microkernels.emit import host
+
+rng = np.random.default_rng(1)
+for text in sys.argv[1:]:
+    for algorithm in ("tile", "blocked", "winograd"):
+        problem = parse(text)
+        if problem.op == "weight_grad" and algorithm != "blocked":
+            continue
+        for integer in (True, False):
+            check(problem, "numba", algorithm, rng=rng, integer=integer)
+print(json.dumps(host().width))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux") or os.uname().machine != "x86_64", reason="forces x86 processors")
+@pytest.mark.parametrize(("name", "features", "width"), [("haswell", "+avx2,+fma,+f16c", 32), ("x86-64-v2", "+fma", 16)])
+def test_narrower_processors(tmp_path, name, features, width):
+    """The same kernels for AVX2 and for 128 bits."""
+    texts = [f"conv {op} f32 n2 c5 k19 g1 in11x13 w3x3 s1 p1 d1" for op in ("forward", "input_grad", "weight_grad")]
+    environment = os.environ | {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features, "NUMCONV_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", HOSTS, *texts], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == width
