@@ -324,7 +324,6 @@ class _Executor:
         self._width = shape.width
         self._tools = tools_for(problem.dtype, problem.acc_dtype, shape.lanes, out=problem.out_dtype, product_shape=shape[:2])
         self._kernel = blocked.specialise(problem.acc_dtype)
-        self._pack = pack_weights.specialise(problem.acc_dtype)
 
     def __call__(self, outs: Any, ins: Any) -> None:
         """Compute."""
@@ -336,8 +335,9 @@ class _Executor:
         rows = self._problem.groups * self._panels
         packed = np.empty(rows * self._width * (self._problem.c // self._problem.groups) * self._taps, self._acc)
         vector = self._vectors((0,) * wide.ndim, wide.strides, (0,) * wide.ndim)
-        tools = tools_for(str(self._acc), str(self._acc), lanes_of(str(self._acc)), product_shape=(1, 1))
-        run(self._pack, rows, packed.size, tools, wide, packed, vector, self._block)
+        acc, shape = self._problem.acc_dtype, layout_for(self._problem).shape
+        tools = tools_for(acc, acc, shape.lanes, product_shape=shape[:2])
+        run(pack_weights.specialise(acc), rows, packed.size, tools, wide, packed, vector, self._block)
         return lambda outs, ins: self._run(outs[0], (ins[0], original, *ins[1:]), packed, True)
 
     def _run(self, y: Any, ins: Any, w: Any, packed: bool) -> None:
