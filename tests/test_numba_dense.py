@@ -71,7 +71,7 @@ def test_threads_change_no_bit(op, geometry, rng):
         assert len(found) == 1, each.name
 
 
-@pytest.mark.parametrize("algorithm", ["tile", "blocked", "winograd"])
+@pytest.mark.parametrize("algorithm", ["tile", "blocked", "winograd", "implicit_gemm"])
 def test_bound_weights_give_the_same_bits(algorithm, rng):
     x, w = rng.standard_normal((1, 80, 19, 18), dtype="float32"), rng.standard_normal((36, 80, 3, 3), dtype="float32")
     plan = nc.plan("conv", x.shape, w.shape, "float32", padding=1, backend="numba", algorithm=algorithm)
@@ -171,6 +171,24 @@ def test_winograd_points_are_more_accurate_than_the_usual_ones(monkeypatch):
     assert ours < 0.5 * usual
 
 
+@pytest.mark.parametrize("signed", [True, False])
+def test_winograd_weight_gradients_are_as_accurate_as_one_chain(signed, rng):
+    """Relative to the gradient of |x| and |grad_y|: sums of a tile's products are few, where a chain has a term for each pixel."""
+    x, y = rng.standard_normal((1, 16, 40, 41)), rng.standard_normal((1, 16, 40, 41))
+    if not signed:
+        x, y = np.abs(x), np.abs(y)
+    narrow = x.astype("float32"), y.astype("float32")
+    shape = (16, 16, 3, 3)
+    want = nc.conv_weight_grad(narrow[1].astype(float), narrow[0].astype(float), shape, padding=1, backend="numba")
+    size = nc.conv_weight_grad(np.abs(narrow[1]), np.abs(narrow[0]), shape, padding=1, backend="numba")
+    errors = {}
+    for algorithm in ("winograd", "blocked"):
+        got = nc.conv_weight_grad(narrow[1], narrow[0], shape, padding=1, backend="numba", algorithm=algorithm)
+        errors[algorithm] = float(np.max(np.abs(got - want) / size))
+    assert errors["winograd"] < 1e-6
+    assert errors["winograd"] < 2 * errors["blocked"]
+
+
 HOSTS = """
 import json, sys
 import numpy as np
@@ -180,10 +198,8 @@ from numconv_numba.microkernels.emit import host
 
 rng = np.random.default_rng(1)
 for text in sys.argv[1:]:
-    for algorithm in ("tile", "blocked", "winograd"):
-        problem = parse(text)
-        if problem.op == "weight_grad" and algorithm != "blocked":
-            continue
+    problem = parse(text)
+    for algorithm in ("blocked", "winograd") if problem.op == "weight_grad" else ("tile", "blocked", "winograd", "implicit_gemm"):
         for integer in (True, False):
             check(problem, "numba", algorithm, rng=rng, integer=integer)
 print(json.dumps(host().width))

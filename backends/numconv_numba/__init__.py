@@ -20,15 +20,19 @@ __all__ = ["NumbaBackend", "backend"]
 def _implementations() -> tuple[Implementation, ...]:
     from .blocked import Blocked
     from .direct import Direct
+    from .implicit_gemm import ImplicitGemm
     from .pooling import Pool
     from .tile import RegisterTile
     from .weights import BlockedWeights
     from .windows import Windows
     from .winograd import Winograd
+    from .winograd_weights import WinogradWeights
 
     return (
         RegisterTile(),
         Winograd(),
+        WinogradWeights(),
+        ImplicitGemm(),
         Blocked(),
         BlockedWeights(),
         Direct(),

@@ -21,9 +21,9 @@ import numpy as np
 from numconv.plugin import ConvProblem, Verdict, np_dtype
 
 from .compiler import Address, Tag, helper, invoke, kernel
-from .dense import DenseImplementation, accumulated, redo
-from .direct import MEASURED_ERROR, conv_vectors
-from .elements import ACTIVATIONS, INT64, itemsize
+from .dense import DenseImplementation, ForwardExecutor, Weights, accumulated
+from .direct import MEASURED_ERROR
+from .elements import INT64, itemsize
 from .entries import PACK, PACK_WEIGHTS, PRODUCT, WRITE
 from .geometry import DIMS, LOW, OPTION, PARTS, PER_C, PER_K, STRIDE, part
 from .microkernels.emit import host, lanes_of
@@ -298,65 +298,47 @@ def _areas(problem: ConvProblem, layout: Layout) -> Areas:
     return Areas(tables, 0 if in_place else slab_bytes(problem, block), places * shape.width * item, weights, panels)
 
 
-def most_workers(problem: ConvProblem, block: Block, shape: Shape) -> int:
-    """How many threads can have work at most."""
-    items = block.pieces * problem.groups * -(-(problem.k // problem.groups) // shape.width)
+def most_workers(problem: ConvProblem, block: Block, width: int) -> int:
+    """How many threads can have work at most, where a tile has `width` output channels."""
+    items = block.pieces * problem.groups * -(-(problem.k // problem.groups) // width)
     return min(MAX_THREADS, max(items, 1))
 
 
-class _Executor:
+class _Executor(ForwardExecutor):
     """One blocked convolution."""
 
     def __init__(self, problem: ConvProblem):
         layout = layout_for(problem)
         shape, block = layout.shape, layout.block
-        self._problem = problem
-        self._base = block.pieces * problem.groups
+        super().__init__(problem, block.pieces * problem.groups)
         self._panels = -(-(problem.k // problem.groups) // shape.width)
         self._work = problem.flops / 2
-        self._padded = problem.pad_mode == "zeros" and any(low > 0 or high > 0 for low, high in problem.padding)
-        self._vectors = conv_vectors(problem, ACTIVATIONS[problem.activation])
         self._taps = math.prod(problem.kernel)
         self._block = block_vector(block, shape.width, shape.positions, layout.chunk, layout.kept, _places(layout), self._taps)
         self._areas = _areas(problem, layout)
         self._in_place = int(layout.in_place)
-        self._acc = np_dtype(problem.acc_dtype)
         self._width = shape.width
         self._tools = tools_for(problem.dtype, problem.acc_dtype, shape.lanes, out=problem.out_dtype, product_shape=shape[:2])
         self._kernel = blocked.specialise(problem.acc_dtype)
 
-    def __call__(self, outs: Any, ins: Any) -> None:
-        """Compute."""
-        self._run(outs[0], ins, ins[1], False)
-
-    def bind(self, w: Any) -> Any:
-        """The executor with w packed into panels."""
-        original, wide = w.copy(), accumulated(w, self._acc)
-        rows = self._problem.groups * self._panels
-        packed = np.empty(rows * self._width * (self._problem.c // self._problem.groups) * self._taps, self._acc)
+    def packed(self, w: Any) -> Weights:
+        """w in panels."""
+        wide, problem = accumulated(w, self._acc), self._problem
+        rows = problem.groups * self._panels
+        packed = np.empty(rows * self._width * (problem.c // problem.groups) * self._taps, self._acc)
         vector = self._vectors((0,) * wide.ndim, wide.strides, (0,) * wide.ndim)
-        acc, shape = self._problem.acc_dtype, layout_for(self._problem).shape
+        acc, shape = problem.acc_dtype, layout_for(problem).shape
         tools = tools_for(acc, acc, shape.lanes, product_shape=shape[:2])
         run(pack_weights.specialise(acc), rows, packed.size, tools, wide, packed, vector, self._block)
-        return lambda outs, ins: self._run(outs[0], (ins[0], original, *ins[1:]), packed, True)
+        return Weights(packed, w.strides, True)
 
-    def _run(self, y: Any, ins: Any, w: Any, packed: bool) -> None:
-        if not self._base:
-            return
-        x, bias = ins[0], ins[2:]
-        vector = self._vectors(x.strides, ins[1].strides, y.strides)
-        shift = accumulated(bias[0], self._acc) if bias else 0
-        splits = parts_for(self._base, self._panels, self._work)
-        status = np.zeros(self._problem.n, np.uint8)
+    def launch(self, x: Any, w: Weights, shift: Any, y: Any, status: Any, vector: Any) -> None:
+        """Run `blocked`."""
+        splits = parts_for(self._items, self._panels, self._work)
         run_with(
-            self._areas, self._kernel, self._base * splits, self._work, self._tools, splits, int(packed), self._in_place, x, w,
-            shift, y, status, vector, self._block,
+            self._areas, self._kernel, self._items * splits, self._work, self._tools, splits, int(w.packed), self._in_place, x,
+            w.array, shift, y, status, vector, self._block,
         )  # fmt: skip
-        if self._padded and _BAD in status.tobytes():
-            redo(self._problem, y, ins, np.flatnonzero(status))
-
-
-_BAD = b"\1"
 
 
 class Blocked(DenseImplementation):
@@ -376,14 +358,16 @@ class Blocked(DenseImplementation):
         panels, pieces = -(-per_k // shape.width), block.pieces * problem.groups
         tiles = pieces * panels * -(-block.pixels // shape.positions)
         cycles = tiles * per_c * taps * tile_cycles(shape.vectors, shape.positions)
-        packed = 0 if layout_for(problem).in_place else pack_cycles(block, problem.c)
+        in_place = layout_for(problem).in_place
+        packed = 0 if in_place else pack_cycles(block, problem.c)
+        cycles *= 1.12 if in_place else 1  # channels of x lie pages apart
         weights = problem.k * per_c * taps * (1 if block.pieces == 1 else 2) * 0.6
         return CALL_SECONDS + 2e-6 + seconds(cycles + packed + weights + math.prod(problem.y_shape) * WRITE_CYCLES)
 
     def forward_workspace(self, problem: ConvProblem) -> int:
         """For each thread a slab, the results of a block, weights and tables."""
         layout = layout_for(problem)
-        return most_workers(problem, layout.block, layout.shape) * _areas(problem, layout).bytes
+        return most_workers(problem, layout.block, layout.shape.width) * _areas(problem, layout).bytes
 
     def forward(self, problem: ConvProblem) -> _Executor:
         """The executor."""

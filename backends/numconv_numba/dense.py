@@ -11,9 +11,10 @@ import numpy as np
 
 from numconv.plugin import ConvProblem, Implementation, Verdict, activate, np_dtype
 
-from .direct import Direct
+from .direct import Direct, conv_vectors
+from .elements import ACTIVATIONS
 
-__all__ = ["DenseImplementation", "Part", "forward_parts", "redo"]
+__all__ = ["DenseImplementation", "ForwardExecutor", "Part", "Weights", "accumulated", "forward_parts"]
 
 
 class Part(NamedTuple):
@@ -82,16 +83,81 @@ def forward_parts(problem: ConvProblem) -> list[Part]:
     return parts
 
 
-def redo(problem: ConvProblem, y: Any, ins: Sequence[Any], images: Any) -> None:
-    """Compute images of a forward convolution again with `Direct`, where padding zeros may have met a w that is not finite.
+class Weights(NamedTuple):
+    """Weights as a kernel reads them.
 
-    With finite w these zeros added nothing, and what is not finite comes from x or from an overflow: it stays.
+    Attributes
+    ----------
+    array : ndarray
+    strides : tuple of int
+        Of w ``[K, C/G, *R]``, in bytes.
+    packed : bool
+        Whether the array is in the kernel's own order instead.
     """
-    if np.isfinite(ins[1]).all():
-        return
-    executor = Direct().build(problem.replace(n=1))
-    for n in images:
-        executor((y[n : n + 1],), (ins[0][n : n + 1], *ins[1:]))
+
+    array: Any
+    strides: tuple[int, ...]
+    packed: bool = False
+
+
+class ForwardExecutor:
+    """A forward convolution on tiles: weights made ready, one run, and images computed again that have lost a padding zero.
+
+    Parameters
+    ----------
+    problem : ConvProblem
+    items : int
+        Blocks of all groups.
+    """
+
+    def __init__(self, problem: ConvProblem, items: int):
+        self._problem = problem
+        self._items = items
+        self._padded = problem.pad_mode == "zeros" and any(low > 0 or high > 0 for low, high in problem.padding)
+        self._vectors = conv_vectors(problem, ACTIVATIONS[problem.activation])
+        self._acc = np_dtype(problem.acc_dtype)
+
+    def __call__(self, outs: Any, ins: Any) -> None:
+        """Compute."""
+        if self._items:
+            self._run(outs[0], ins, self.unpacked(ins[1]))
+
+    def bind(self, w: Any) -> Any:
+        """The executor with its own copy of w, packed."""
+        original = w.copy()
+        ready = self.packed(original)
+        return lambda outs, ins: self._run(outs[0], (ins[0], original, *ins[1:]), ready) if self._items else None
+
+    def unpacked(self, w: Any) -> Weights:
+        """The weights of a single call."""
+        return Weights(w, w.strides)
+
+    def packed(self, w: Any) -> Weights:
+        """Bound weights."""
+        raise NotImplementedError
+
+    def launch(self, x: Any, w: Weights, shift: Any, y: Any, status: Any, vector: Any) -> None:
+        """Run the kernel; `status` gets a 1 for each image with a sum that is not finite."""
+        raise NotImplementedError
+
+    def _run(self, y: Any, ins: Any, w: Weights) -> None:
+        x, bias = ins[0], ins[2:]
+        shift = accumulated(bias[0], self._acc) if bias else 0
+        status = np.zeros(self._problem.n, np.uint8)
+        self.launch(x, w, shift, y, status, self._vectors(x.strides, w.strides, y.strides))
+        if b"\1" in status.tobytes():
+            self.again(y, ins, np.flatnonzero(status))
+
+    def again(self, y: Any, ins: Any, images: Any) -> None:
+        """Compute images again with `Direct`, where padding zeros may have met a w that is not finite.
+
+        With finite w these zeros added nothing, and what is not finite comes from x or from an overflow: it stays.
+        """
+        if not self._padded or np.isfinite(ins[1]).all():
+            return
+        executor = Direct().build(self._problem.replace(n=1))
+        for n in images:
+            executor((y[n : n + 1],), (ins[0][n : n + 1], *ins[1:]))
 
 
 class _Adjoint:

@@ -13,9 +13,21 @@ from .elements import INT64, activated, itemsize, keep, memory, rectified, same,
 from .entries import LANES, SPLIT, TRANSPOSE
 from .geometry import DILATION, DIMS, FLIPPED, PARTS, STRIDE, WINDOW, part
 from .scalar import add, address, is_null, load, pointer, store, wide_vectors, zero
-from .slab import B_UNIT, axis_entry, block_extent, block_image, block_images, block_start
+from .slab import B_STEP, B_UNIT, axis_entry, block_extent, block_image, block_images, block_start
 
-__all__ = ["fill_places", "fill_terms", "pack_panel", "read_panel", "tiles_along", "weight_run", "write_panel"]
+__all__ = [
+    "fill_places",
+    "fill_terms",
+    "lines_of",
+    "pack_panel",
+    "read_panel",
+    "run_offset",
+    "runs_of",
+    "tiles_along",
+    "weight_run",
+    "write_panel",
+    "write_weights",
+]
 
 
 UINT8 = Tag("uint8")
@@ -32,17 +44,17 @@ def tiles_along(g, b, block, axis):
 
 @helper
 def tile_step(g, b, axis_steps, axis):
-    """The bytes from tile to tile along a dimension: a tile of several outputs moves on by one position of its phase."""
-    unit = axis_entry(b, g[DIMS], B_UNIT, axis)
-    return axis_steps[axis] * (g[part(g, STRIDE) + axis] if unit == 1 else 1)
+    """The bytes from tile to tile along a dimension, where neighbouring positions of a phase lie `axis_steps` apart."""
+    positions = axis_entry(b, g[DIMS], B_UNIT, axis) * g[part(g, STRIDE) + axis]
+    return axis_steps[axis] * (positions // axis_entry(b, g[DIMS], B_STEP, axis))
 
 
 @helper
 def fill_places(places, group, image_step, axis_steps, g, b, block):
     """The offset of each tile's window, images first, then row-major; padded with the last one to a multiple of `group`.
 
-    A tile is a single output where the block's units are 1. `axis_steps` holds the byte distance of neighbouring positions per
-    dimension. Returns the number of tiles.
+    A tile is a single output where the block's units are 1. `axis_steps` holds the byte distance of neighbouring positions of a
+    phase per dimension. Returns the number of tiles.
     """
     axis, lines, filled = g[DIMS] - 1, block_images(g, b, block), 0
     for other in range(axis):
@@ -286,3 +298,24 @@ def read_panel(
     for line in range(block_images(g, b, block) * lines):
         place = y + ((n + line // lines) * g[ys] + run_offset(line % lines, inner, g, b, block))
         read_run(target + line * run * width, width, run, columns, place, k_step, q_step, tools, yt, at)
+
+
+@kernel(no_cfunc_wrapper=False)
+def write_weights(
+    yt: Tag, at: Tag, table: Address, sums: Address, width: int, columns: int, w: Address, first: int, last: int, taps: int,
+    spare: Address, sizes: Address,
+) -> int:  # fmt: skip
+    """The sums of the taps first .. last, [tap][lane], to the kernels of a panel at w; returns 1 if one is not finite, else 0.
+
+    Kernels have `taps` taps, which are counted through the input channels; `spare` has room for a square of lanes.
+    """
+    tools, g = pointer(table, INT64), pointer(sizes, INT64)
+    ws, size, axis, bad = part(g, PARTS + 1), itemsize(yt), g[DIMS] - 1, False
+    run = last - first if weight_run(g, taps, size) < 0 else 1
+    window, step = g[part(g, WINDOW) + axis], g[ws + 3 + axis]
+    for tap in range(first, last, run):
+        inner = tap % taps
+        place = tap // taps * g[ws + 2] + outer_offset(g, inner // window, WINDOW, PARTS + 1) + inner % window * step
+        row = sums + (tap - first) * width
+        bad |= write_run(row, width, run, columns, address(0), 0, w + place, g[ws + 1], size, spare, tools, yt, at)
+    return 1 if bad else 0

@@ -10,6 +10,7 @@ output channels pass over it there.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -28,6 +29,8 @@ from .scalar import load, pointer, store, zero
 __all__ = [
     "AXES",
     "BLOCKS",
+    "B_STEP",
+    "B_UNIT",
     "CHANNEL",
     "COMBINATIONS",
     "IMAGES",
@@ -45,6 +48,7 @@ __all__ = [
     "pack_slab",
     "slab_bytes",
     "steps",
+    "tap_offsets",
     "tap_positions",
 ]
 
@@ -109,6 +113,18 @@ def tap_positions(problem: ConvProblem) -> list[list[int]]:
         [(r - 1 - tap if problem.flip else tap) * d for tap in range(r)]
         for r, d in zip(problem.kernel, problem.dilation, strict=True)
     ]
+
+
+def tap_offsets(problem: ConvProblem, block: Block) -> list[int]:
+    """The offset of each tap in a channel's part of the slab."""
+    stride, places, plane, ndim = problem.stride, steps(block.pitch), math.prod(block.pitch), problem.ndim
+    taps = []
+    for tap in itertools.product(*tap_positions(problem)):
+        combination = 0
+        for axis in range(ndim):
+            combination = combination * len(block.phases[axis]) + block.phases[axis].index(tap[axis] % stride[axis])
+        taps.append(combination * plane + sum(tap[a] // stride[a] * places[a] for a in range(ndim)))
+    return taps
 
 
 def cut(

@@ -12,7 +12,6 @@ by `direct`, for which padding zeros are not terms.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
@@ -23,9 +22,9 @@ from numconv.plugin import ConvProblem, Verdict, np_dtype
 
 from .blocked import CALL_SECONDS, seconds
 from .compiler import Address, Tag, helper, invoke, kernel
-from .dense import DenseImplementation, accumulated, redo
-from .direct import MEASURED_ERROR, clear, conv_vectors, finish_row, outer_offset
-from .elements import ACTIVATIONS, INT64, itemsize, keep, memory, numbers, same, scratch
+from .dense import DenseImplementation, ForwardExecutor, Weights, accumulated
+from .direct import MEASURED_ERROR, clear, finish_row, outer_offset
+from .elements import INT64, itemsize, keep, memory, numbers, same, scratch
 from .entries import PACK
 from .geometry import DIMS, OPTION, PARTS, PER_C, PER_K, WINDOW, part
 from .microkernels.tiles import Tile, multiply_tile, tile_channels, tile_for, tile_pixels, write_vectors
@@ -45,6 +44,7 @@ from .slab import (
     cut,
     pack_cycles,
     steps,
+    tap_offsets,
     tap_positions,
 )  # fmt: skip
 from .threads import MAX_THREADS, SERIAL_WORK, parallel_for, run, threads
@@ -63,18 +63,6 @@ PASS_BYTES = 32 * 1024
 def flat_pixels(block: Block) -> int:
     """Pixels from the first to the last output of a block, those between the rows included."""
     return 1 + sum((size - 1) * step for size, step in zip(block.size, steps(block.pitch), strict=True))
-
-
-def tap_offsets(problem: ConvProblem, block: Block) -> list[int]:
-    """The offset of each tap in a channel's part of the slab."""
-    stride, places, plane, ndim = problem.stride, steps(block.pitch), math.prod(block.pitch), problem.ndim
-    taps = []
-    for tap in itertools.product(*tap_positions(problem)):
-        combination = 0
-        for axis in range(ndim):
-            combination = combination * len(block.phases[axis]) + block.phases[axis].index(tap[axis] % stride[axis])
-        taps.append(combination * plane + sum(tap[a] // stride[a] * places[a] for a in range(ndim)))
-    return taps
 
 
 def block_for(problem: ConvProblem, tile: Tile) -> Block:
@@ -256,50 +244,35 @@ def _layout(problem: ConvProblem) -> _Layout:
     return _Layout(tile, block_for(problem, tile))
 
 
-class _Executor:
+class _Executor(ForwardExecutor):
     """One tiled convolution."""
 
     def __init__(self, problem: ConvProblem):
         tile, block = _layout(problem)
-        self._problem = problem
-        self._base = block.pieces * problem.groups
+        super().__init__(problem, block.pieces * problem.groups)
         self._tiles = -(-(problem.k // problem.groups) // tile.channels)
         self._work = problem.flops / 2
-        self._padded = problem.pad_mode == "zeros" and any(low > 0 or high > 0 for low, high in problem.padding)
-        self._vectors = conv_vectors(problem, ACTIVATIONS[problem.activation])
         taps = tap_offsets(problem, block)
         self._block = block_vector(block, flat_pixels(block), len(taps), chunk_for(problem, tile))
-        self._acc = np_dtype(problem.acc_dtype)
         self._tools = tools_for(problem.dtype, problem.acc_dtype, tile.lanes)
         self._taps = np.array(taps, np.int64) * self._acc.itemsize
         self._kernel = tiled.specialise(tuple(tile), problem.out_dtype, problem.acc_dtype)
 
-    def __call__(self, outs: Any, ins: Any) -> None:
-        """Compute; weights of a narrower dtype are widened first."""
-        w = ins[1]
-        self._run(outs[0], ins, w if w.dtype is self._acc else np.asarray(w, self._acc))
+    def unpacked(self, w: Any) -> Weights:
+        """w in the accumulation dtype."""
+        wide = w if w.dtype is self._acc else np.asarray(w, self._acc)
+        return Weights(wide, wide.strides)
 
-    def bind(self, w: Any) -> Any:
-        """The executor with its own copy of w, in the accumulation dtype and in the order of reading."""
-        original = w.copy()
-        wide = accumulated(original, self._acc)
-        return lambda outs, ins: self._run(outs[0], (ins[0], original, *ins[1:]), wide)
+    def packed(self, w: Any) -> Weights:
+        """w in the accumulation dtype and in the order of reading."""
+        wide = accumulated(w, self._acc)
+        return Weights(wide, wide.strides)
 
-    def _run(self, y: Any, ins: Any, w: Any) -> None:
-        if not self._base:
-            return
-        x, bias = ins[0], ins[2:]
-        vector = self._vectors(x.strides, w.strides, y.strides)
-        shift = accumulated(bias[0], self._acc) if bias else 0
-        splits = 1 if self._work < SERIAL_WORK else max(1, min(self._tiles, -(-4 * threads() // self._base)))
-        status = np.zeros(self._problem.n, np.uint8)
-        items = self._base * splits
-        run(self._kernel, items, self._work, self._tools, splits, x, w, shift, y, status, vector, self._block, self._taps)
-        if self._padded and _BAD in status.tobytes():
-            redo(self._problem, y, ins, np.flatnonzero(status))
-
-
-_BAD = b"\1"
+    def launch(self, x: Any, w: Weights, shift: Any, y: Any, status: Any, vector: Any) -> None:
+        """Run `tiled`."""
+        splits = 1 if self._work < SERIAL_WORK else max(1, min(self._tiles, -(-4 * threads() // self._items)))
+        items = self._items * splits
+        run(self._kernel, items, self._work, self._tools, splits, x, w.array, shift, y, status, vector, self._block, self._taps)
 
 
 class RegisterTile(DenseImplementation):

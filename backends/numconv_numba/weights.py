@@ -32,12 +32,12 @@ from .blocked import (
     window_steps,
 )
 from .compiler import Address, Tag, helper, invoke, kernel
-from .direct import MEASURED_ERROR, Direct, clear, conv_vectors, outer_offset
+from .direct import MEASURED_ERROR, Direct, clear, conv_vectors
 from .elements import INT64, itemsize
-from .entries import PACK, PRODUCT, READ
-from .geometry import DIMS, PARTS, PER_C, PER_K, WINDOW, part
-from .panels import fill_places, fill_terms, weight_run, write_run
-from .scalar import add, address, is_null, load, pointer, store, wide_vectors
+from .entries import PACK, PRODUCT, READ, WRITE_WEIGHTS
+from .geometry import DIMS, PARTS, PER_C, PER_K, part
+from .panels import fill_places, fill_terms
+from .scalar import add, is_null, load, pointer, store, wide_vectors
 from .slab import (
     BLOCKS,
     CHANNEL,
@@ -55,7 +55,7 @@ from .slab import (
 from .threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
 from .tools import tools_for
 
-__all__ = ["BlockedWeights"]
+__all__ = ["BlockedWeights", "add_rows"]
 
 SLAB_BYTES = 512 * 1024
 """The packed input of a block, for all input channels of a group."""
@@ -115,24 +115,6 @@ def add_rows(sums, rows, count, width, at):
 
 
 @helper
-def write_weights(sums, width, columns, w, first, last, spare, g, b, tools, yt, at):
-    """The sums of the taps first..last, [tap][lane], to the kernels of a panel at w; returns whether one is not finite."""
-    ws, size = part(g, PARTS + 1), itemsize(yt)
-    absent = address(0)
-    if weight_run(g, b[TAPS], size) < 0:
-        target = w + first * size
-        return write_run(sums, width, last - first, columns, absent, 0, target, g[ws + 1], size, spare, tools, yt, at)
-    bad, axis = False, g[DIMS] - 1
-    window, step = g[part(g, WINDOW) + axis], g[ws + 3 + axis]
-    for tap in range(first, last):
-        inner = tap % b[TAPS]
-        place = tap // b[TAPS] * g[ws + 2] + outer_offset(g, inner // window, WINDOW, PARTS + 1) + inner % window * step
-        row = sums + (tap - first) * width
-        bad |= write_run(row, width, 1, columns, absent, 0, w + place, g[ws + 1], 0, spare, tools, yt, at)
-    return bad
-
-
-@helper
 def _parts(begin, end, args):
     yt, at, items, workers, scratch, areas, tools, splits, in_place, y, x, w, bias, status, g, b = args
     ndim, per_c, per_k, size, width = g[DIMS], g[PER_C], g[PER_K], itemsize(at), b[PANEL] * itemsize(at)
@@ -187,7 +169,7 @@ def _parts(begin, end, args):
                 1 if block > 0 else 0,
             )
         w_k = w + (group * g[ws] + k * g[ws + 1])
-        if write_weights(sums, width, used, w_k, first, last, slab, g, b, tools, yt, at):
+        if invoke(tools[WRITE_WEIGHTS], tools, sums, width, used, w_k, first, last, b[TAPS], slab, g):
             status[0] = 1
         if summed:
             for lane in range(used):
@@ -230,9 +212,15 @@ class _Executor:
         self._block = block_vector(block, shape.width, shape.positions, taps, self._tiles * shape.positions)
         self._areas = _areas(problem)
         self._in_place = int(reads_in_place(problem))
-        self._tools = tools_for(problem.dtype, problem.acc_dtype, shape.lanes, product_shape=shape[:2], reads=True)
+        self._tools = tools_for(
+            problem.dtype, problem.acc_dtype, shape.lanes, out=problem.out_dtype, product_shape=shape[:2], reads=True
+        )
         self._kernel = weight_tiles.specialise(problem.out_dtype, problem.acc_dtype)
-        self._direct = Direct().build(problem)
+
+    @functools.cached_property
+    def _direct(self) -> Any:
+        """What few calls need."""
+        return Direct().build(self._problem)
 
     def __call__(self, outs: Any, ins: Any) -> None:
         """Compute."""

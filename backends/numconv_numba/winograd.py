@@ -23,9 +23,8 @@ from numconv.plugin import ConvProblem, Verdict, np_dtype
 
 from .blocked import CALL_SECONDS, Blocked, Shape, most_workers, panel_shape, parts_for, seconds, tile_cycles
 from .compiler import Address, Tag, helper, invoke, kernel
-from .dense import DenseImplementation, accumulated
-from .direct import conv_vectors
-from .elements import ACTIVATIONS, INT64, itemsize, keep, memory, scratch
+from .dense import DenseImplementation, ForwardExecutor, Weights
+from .elements import INT64, itemsize, keep, memory, scratch
 from .entries import LANES, PACK, PACK_WEIGHTS, PRODUCT, SPLIT, WRITE
 from .geometry import DIMS, FLIPPED, OPTION, PARTS, PER_C, PER_K, WINDOW, part
 from .microkernels.transforms import input_transform, output_transform, weight_transform
@@ -50,7 +49,7 @@ from .slab import (
 from .threads import MAX_THREADS, Areas, parallel_for, run, run_with, worker_area
 from .tools import tools_for
 
-__all__ = ["Winograd"]
+__all__ = ["COLUMNS", "ROWS", "V_STEP", "Winograd", "fill_elements", "lead_axes", "place_steps", "spread", "transform_inputs"]
 
 BLOCK_BYTES = (640 * 1024, 1280 * 1024, 1920 * 1024)
 """What the transformed input of a block and the products of a panel may take of the second-level cache."""
@@ -105,14 +104,14 @@ class _Layout(NamedTuple):
         return self.lead * self.rows
 
 
-def _lead(problem: ConvProblem) -> int:
+def lead_axes(problem: ConvProblem) -> int:
     """The number of dimensions that are summed directly."""
     return max(problem.ndim - 2, 0)
 
 
 def _layout_with(problem: ConvProblem, m: int, budget: int) -> _Layout:
     item, per_c, per_k = np_dtype(problem.acc_dtype).itemsize, problem.c // problem.groups, problem.k // problem.groups
-    lead = _lead(problem)
+    lead = lead_axes(problem)
     tile = (1 if problem.ndim == 1 else m, m)
     units = (*[1] * lead, *tile[-(problem.ndim - lead) :])
     elements = math.prod(m + 2 if m > 1 else 1 for m in tile)
@@ -138,7 +137,7 @@ def _cost(problem: ConvProblem, layout: _Layout) -> float:
     """Cycles of the products and of the transforms, counted in vectors."""
     tile, shape, block, *_ = layout
     per_c, per_k, pieces = problem.c // problem.groups, problem.k // problem.groups, block.pieces * problem.groups
-    panels, taps = -(-per_k // shape.width), math.prod(problem.kernel[: _lead(problem)])
+    panels, taps = -(-per_k // shape.width), math.prod(problem.kernel[: lead_axes(problem)])
     groups = -(-block.tiles // shape.positions)
     terms = per_c * taps
     products = layout.elements * pieces * panels * groups * (terms * tile_cycles(shape.vectors, shape.positions) + 60)
@@ -228,16 +227,16 @@ def transform_channel(v, slab, elements, g, b, shape, tools, at):
 
 
 @helper
-def transform_inputs(v, slab, elements, x, block, plane, g, b, shape, tools, at):
-    """The transformed input of a block: [element][image][channel][place]. `x`: the group in the block's first image."""
-    size, per_c = itemsize(at), g[PER_C]
+def transform_inputs(v, slab, elements, x, channels, block, plane, g, b, shape, tools, at):
+    """The transformed input of a block: [element][image][channel][place]. `x`: the first of `channels` in the first image."""
+    size = itemsize(at)
     for image in range(block_images(g, b, block)):
-        for first in range(0, per_c, b[SLAB]):
-            count = min(b[SLAB], per_c - first)
+        for first in range(0, channels, b[SLAB]):
+            count = min(b[SLAB], channels - first)
             source = x + (image * g[part(g, PARTS)] + first * g[part(g, PARTS) + 2])
             invoke(tools[PACK], tools, slab, source, block, 1, count, g, b)
             for c in range(count):
-                target = v + (image * per_c + first + c) * plane * size
+                target = v + (image * channels + first + c) * plane * size
                 transform_channel(target, slab + c * b[CHANNEL] * size, elements, g, b, shape, tools, at)
 
 
@@ -278,15 +277,15 @@ def transform_outputs(sums, products, spare, block, g, b, shape, tools, at):
             source, target = products + (line * tiles + tile) * width, sums + (start + column) * width
             whole = (row + rows <= height) & (column + columns <= length)
             for v in range(0, width, vector):
-                if whole:
-                    output_transform(shape, at, source + v, step, target + v, length * width, width)
-                else:
-                    output_transform(shape, at, source + v, step, spare, columns * vector, vector)
+                place, row_step, column_step = target + v, length * width, width
+                if not whole:
+                    place, row_step, column_step = spare, columns * vector, vector
+                output_transform(shape, at, source + v, step, place, row_step, column_step)
+                if not whole:
                     for i in range(min(rows, height - row)):
                         for j in range(min(columns, length - column)):
-                            place = target + ((i * length + j) * width + v)
-                            source_at = spare + (i * columns + j) * vector
-                            invoke(tools[SPLIT], 1, source_at, 0, tools[LANES], place, 0, tools[LANES], 1, 0, 0)
+                            inside, pixel = target + ((i * length + j) * width + v), spare + (i * columns + j) * vector
+                            invoke(tools[SPLIT], 1, pixel, 0, tools[LANES], inside, 0, tools[LANES], 1, 0, 0)
 
 
 # The parts of a worker's scratch memory: tables, packed and transformed input, products, results of a panel, packed weights and a
@@ -322,7 +321,7 @@ def _blocks(begin, end, args):
             where = item // splits
             tiles = fill_places(pointer(tables, INT64), b[GROUP], per_c * plane * size, axis_steps, g, b, block)
             source = x + (n * g[xs] + group * g[xs + 1])
-            transform_inputs(inputs, slabs, elements, source, block, plane, g, b, shape, tools, at)
+            transform_inputs(inputs, slabs, elements, source, per_c, block, plane, g, b, shape, tools, at)
         if group != of_group:
             of_group = group
             for panel in range(panels):
@@ -406,7 +405,7 @@ def transform_all_weights(
 
 def _steps(problem: ConvProblem, layout: _Layout) -> tuple[int, int, int, int]:
     """V_STEP, M_STEP, V_ROWS, U_STEP."""
-    line, taps = 64 // np_dtype(problem.acc_dtype).itemsize, math.prod(problem.kernel[: _lead(problem)])
+    line, taps = 64 // np_dtype(problem.acc_dtype).itemsize, math.prod(problem.kernel[: lead_axes(problem)])
     return (
         spread(layout.block.images * (problem.c // problem.groups) * layout.plane, line),
         spread(layout.places * layout.shape.width, line),
@@ -418,7 +417,7 @@ def _steps(problem: ConvProblem, layout: _Layout) -> tuple[int, int, int, int]:
 def _areas(problem: ConvProblem, layout: _Layout) -> Areas:
     """A worker's scratch memory."""
     shape, block, item, taps = layout.shape, layout.block, np_dtype(problem.acc_dtype).itemsize, math.prod(problem.kernel)
-    lead = math.prod(problem.kernel[: _lead(problem)])
+    lead = math.prod(problem.kernel[: lead_axes(problem)])
     v_step, m_step, _, u_step = _steps(problem, layout)
     panels = -(-(problem.k // problem.groups) // shape.width)
     tables = 8 * (layout.places + layout.chunk * lead + layout.elements + problem.ndim)
@@ -437,19 +436,17 @@ def _areas(problem: ConvProblem, layout: _Layout) -> Areas:
     return Areas(tables, *(count * item for count in elements), panels)
 
 
-class _Executor:
+class _Executor(ForwardExecutor):
     """One Winograd convolution."""
 
     def __init__(self, problem: ConvProblem):
         layout = _layout(problem)
         shape, block = layout.shape, layout.block
-        self._problem = problem
+        super().__init__(problem, block.pieces * problem.groups)
         self._layout = layout
-        self._base = block.pieces * problem.groups
         self._panels = -(-(problem.k // problem.groups) // shape.width)
-        self._taps = math.prod(problem.kernel[: _lead(problem)])
+        self._taps = math.prod(problem.kernel[: lead_axes(problem)])
         self._work = problem.flops / 8
-        self._vectors = conv_vectors(problem, ACTIVATIONS[problem.activation])
         self._areas = _areas(problem, layout)
         self._block = block_vector(
             block,
@@ -463,44 +460,34 @@ class _Executor:
             *_steps(problem, layout),
             *layout.tile,
         )
-        self._acc = np_dtype(problem.acc_dtype)
         self._tools = tools_for(problem.dtype, problem.acc_dtype, shape.lanes, out=problem.out_dtype, product_shape=shape[:2])
         self._tags = ((*layout.tile, shape.lanes),)
         self._kernel = winograd.specialise(*self._tags, problem.acc_dtype)
 
-    def __call__(self, outs: Any, ins: Any) -> None:
-        """Compute."""
-        self._run(outs[0], ins, ins[1], False)
-
-    def bind(self, w: Any) -> Any:
-        """The executor with w transformed."""
-        problem, original = self._problem, w.copy()
+    def packed(self, w: Any) -> Weights:
+        """w transformed."""
+        problem = self._problem
         rows, line = problem.groups * self._panels, 64 // self._acc.itemsize
         step = spread((problem.c // problem.groups) * self._taps * self._layout.shape.width, line)
         packed = np.empty(rows * self._layout.elements * step, self._acc)
         compiled = transform_all_weights.specialise(*self._tags, problem.acc_dtype)
         vector = self._vectors((0,) * w.ndim, w.strides, (0,) * w.ndim)
         run(compiled, rows, packed.size, self._tools, w, packed, vector, self._block)
-        return lambda outs, ins: self._run(outs[0], (ins[0], original, *ins[1:]), packed, True)
+        return Weights(packed, w.strides, True)
 
-    def _run(self, y: Any, ins: Any, w: Any, packed: bool) -> None:
-        if not self._base:
-            return
-        x, bias = ins[0], ins[2:]
-        vector = self._vectors(x.strides, ins[1].strides, y.strides)
-        shift = accumulated(bias[0], self._acc) if bias else 0
-        splits = parts_for(self._base, self._panels, self._work)
-        status = np.zeros(self._problem.n, np.uint8)
+    def launch(self, x: Any, w: Weights, shift: Any, y: Any, status: Any, vector: Any) -> None:
+        """Run `winograd`."""
+        splits = parts_for(self._items, self._panels, self._work)
         run_with(
-            self._areas, self._kernel, self._base * splits, self._work, self._tools, splits, int(packed), x, w, shift, y, status,
-            vector, self._block,
+            self._areas, self._kernel, self._items * splits, self._work, self._tools, splits, int(w.packed), x, w.array, shift, y,
+            status, vector, self._block,
         )  # fmt: skip
-        for n in np.flatnonzero(status) if _BAD in status.tobytes() else ():
-            executor = Blocked().build(self._problem.replace(n=1))
-            executor((y[n : n + 1],), (x[n : n + 1], *ins[1:]))
 
-
-_BAD = b"\1"
+    def again(self, y: Any, ins: Any, images: Any) -> None:
+        """Compute images again with `Blocked`, since what is not finite has spread over its tile."""
+        executor = Blocked().build(self._problem.replace(n=1))
+        for n in images:
+            executor((y[n : n + 1],), (ins[0][n : n + 1], *ins[1:]))
 
 
 class Winograd(DenseImplementation):
@@ -512,7 +499,7 @@ class Winograd(DenseImplementation):
 
     def accepts(self, problem: ConvProblem) -> Verdict:
         """Three taps, stride 1 and dilation 1 along the last two dimensions; some channels."""
-        last, per_c = slice(_lead(problem), None), problem.c // problem.groups
+        last, per_c = slice(lead_axes(problem), None), problem.c // problem.groups
         if per_c < LEAST_CHANNELS:
             return Verdict.no(f"its error is relative to a whole tile, and {per_c} channels of a group may be small in one window")
         if any(r != 3 for r in problem.kernel[last]):
@@ -532,7 +519,7 @@ class Winograd(DenseImplementation):
     def forward_workspace(self, problem: ConvProblem) -> int:
         """For each thread: packed and transformed input, products, results, transformed weights, tables."""
         layout = _layout(problem)
-        workers = most_workers(problem, layout.block, layout.shape)
+        workers = most_workers(problem, layout.block, layout.shape.width)
         return max(workers * _areas(problem, layout).bytes, Blocked().forward_workspace(problem))
 
     def forward(self, problem: ConvProblem) -> _Executor:

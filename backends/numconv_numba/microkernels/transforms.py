@@ -19,7 +19,15 @@ from numconv_numba.compiler import intrinsic
 
 from .emit import Emitter, check_kinds
 
-__all__ = ["Matrices", "input_transform", "matrices", "output_transform", "weight_transform"]
+__all__ = [
+    "Matrices",
+    "gradient_transform",
+    "input_transform",
+    "kernel_transform",
+    "matrices",
+    "output_transform",
+    "weight_transform",
+]
 
 Matrix = tuple[tuple[float, ...], ...]
 
@@ -64,6 +72,10 @@ def matrices(m: int) -> Matrices:
     return Matrices(*(tuple(tuple(map(float, row)) for row in matrix) for matrix in (inputs, weights, output)))
 
 
+def _transposed(matrix: Matrix) -> Matrix:
+    return tuple(zip(*matrix, strict=True))
+
+
 def _combine(builder: Any, emit: Emitter, coefficients: Sequence[float], vectors: Sequence[Any]) -> Any:
     """The sum of the vectors with these coefficients."""
     total = None
@@ -93,7 +105,7 @@ def _multiply(builder: Any, emit: Emitter, matrix: Matrix, vectors: Sequence[Any
             done[i], done[i + 1] = builder.fadd(*parts), builder.fsub(*parts)
     if done:
         return [done[i] if i in done else _combine(builder, emit, row, vectors) for i, row in enumerate(matrix)]
-    # the matrix of the outputs: its columns pair
+    # the matrices of the outputs and of the kernel's gradient: their columns pair
     paired, columns = [vectors[0]], [[row[0] for row in matrix]]
     for j in range(1, len(vectors) - 1, 2):
         paired += [builder.fadd(vectors[j], vectors[j + 1]), builder.fsub(vectors[j], vectors[j + 1])]
@@ -168,3 +180,44 @@ def output_transform(typingctx: Any, shape: Any, dtype: Any, s: Any, s_step: Any
         return context.get_dummy_value()
 
     return types.void(shape, dtype, s, types.int64, y, types.int64, types.int64), codegen
+
+
+@intrinsic
+def gradient_transform(typingctx: Any, shape: Any, dtype: Any, y: Any, row_step: Any, column_step: Any, m: Any, m_step: Any) -> Any:
+    """The adjoint of `output_transform`: the gradients of a tile's outputs, for a vector of channels, into its elements."""
+    check_kinds((shape, dtype), (y, m))
+    rows, columns, lanes = shape.value
+    first, second = (_transposed(matrices(size).output) for size in (rows, columns))
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _, _, y, row_step, column_step, m, m_step = args
+        emit = Emitter(builder, dtype, lanes)
+        tile = [
+            [emit.load(emit.at(y, builder.add(emit.times(row_step, i), emit.times(column_step, j)))) for j in range(columns)]
+            for i in range(rows)
+        ]
+        flat = [vector for row in _transform(builder, emit, first, second, tile) for vector in row]
+        for place, vector in enumerate(flat):
+            emit.store(vector, emit.at(m, emit.times(m_step, place)))
+        return context.get_dummy_value()
+
+    return types.void(shape, dtype, y, types.int64, types.int64, m, types.int64), codegen
+
+
+@intrinsic
+def kernel_transform(typingctx: Any, shape: Any, dtype: Any, s: Any, s_step: Any, w: Any, w_step: Any) -> Any:
+    """The adjoint of `weight_transform`: the sums of elements, for a vector of channels, into taps `w_step` bytes apart."""
+    check_kinds((shape, dtype), (s, w))
+    rows, columns, lanes = shape.value
+    first, second = (_transposed(matrices(size).weights) for size in (rows, columns))
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _, _, s, s_step, w, w_step = args
+        emit, width = Emitter(builder, dtype, lanes), len(second[0])
+        tile = [[emit.load(emit.at(s, emit.times(s_step, i * width + j))) for j in range(width)] for i in range(len(first[0]))]
+        flat = [vector for row in _transform(builder, emit, first, second, tile) for vector in row]
+        for tap, vector in enumerate(flat):
+            emit.store(vector, emit.at(w, emit.times(w_step, tap)))
+        return context.get_dummy_value()
+
+    return types.void(shape, dtype, s, types.int64, w, types.int64), codegen

@@ -1,0 +1,394 @@
+"""Direct convolution as a blocked matrix product, for real floats: the columns of im2col are gathered a panel at a time.
+
+A work item takes a block of outputs. Neighbouring outputs that fill a register tile get a panel of all that they read,
+``[c][tap][pixel]``, gathered from the block's slab or from x itself; it stays in the first-level cache while every output channel
+passes over it (see `microkernels.gemm`). Gathering costs a few cycles a term and is shared by all output channels, and results are
+stored as they come, pixels side by side: so this serves many output channels. No matrix of columns is ever held. Chetlur et al.,
+"cuDNN: efficient primitives for deep learning" (2014), section 3.
+
+The terms of an output form one chain in the order of the "strict" level.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from numconv.plugin import ConvProblem, Verdict, np_dtype
+
+from .blocked import CALL_SECONDS, array_origin, most_workers, parts_for, seconds, window_steps
+from .compiler import Address, Tag, helper, invoke, kernel
+from .dense import DenseImplementation, ForwardExecutor, Weights, accumulated
+from .direct import MEASURED_ERROR, clear, finish_row
+from .elements import INT64, itemsize, same
+from .entries import LANES, MULTIPLY, PACK, PACK_WEIGHTS
+from .geometry import DIMS, OPTION, PARTS, PER_C, PER_K, part
+from .microkernels.tiles import Tile, tile_for
+from .panels import fill_places, fill_terms, lines_of, run_offset, runs_of
+from .scalar import is_null, pointer, store
+from .slab import (
+    BLOCKS,
+    CHANNEL,
+    EXTRA,
+    Block,
+    block_image,
+    block_images,
+    block_vector,
+    cut,
+    pack_cycles,
+    slab_bytes,
+    tap_offsets,
+    tap_positions,
+)  # fmt: skip
+from .threads import Areas, parallel_for, run, run_with, worker_area
+from .tools import tools_for
+
+__all__ = ["ImplicitGemm"]
+
+SLAB_BYTES = 768 * 1024
+"""The packed input of a block: it shares the second-level cache with a panel and the weights."""
+PANEL_BYTES = 32 * 1024
+"""The gathered terms of a panel: they stay in the first-level cache while the output channels pass over them."""
+TILE_CYCLES = 60
+"""Of the start and the end of a tile."""
+
+
+class _Layout(NamedTuple):
+    """The tile, the block, input channels of a panel, and whether panels are gathered from x itself."""
+
+    tile: Tile
+    block: Block
+    chunk: int
+    in_place: bool
+
+    @property
+    def width(self) -> int:
+        """Pixels of a panel."""
+        return self.tile.vectors * self.tile.lanes
+
+
+def _in_place(problem: ConvProblem) -> bool:
+    """Whether all windows stay inside x, and neighbouring outputs read neighbours."""
+    inside = all(low <= 0 and high <= 0 for low, high in problem.padding)
+    return inside and problem.dtype == problem.acc_dtype and max(problem.stride) == 1
+
+
+@functools.lru_cache(maxsize=256)
+def _layout(problem: ConvProblem) -> _Layout:
+    """The layout of a problem, which its cost, its workspace and its executor ask for one after the other."""
+    item, per_c, taps = np_dtype(problem.acc_dtype).itemsize, problem.c // problem.groups, math.prod(problem.kernel)
+    tile = tile_for(problem.acc_dtype, problem.k // problem.groups)
+
+    def fits(block: Block) -> bool:
+        return slab_bytes(problem, block) <= SLAB_BYTES
+
+    block = cut(problem, problem.stride, tap_positions(problem), (1,) * problem.ndim, fits, problem.n)
+    chunk = min(per_c, max(1, PANEL_BYTES // (taps * tile.vectors * tile.lanes * item)))
+    return _Layout(tile, block, chunk, _in_place(problem))
+
+
+# A block's own numbers: output channels and vectors of a tile, input channels of a panel, pixels of a block, taps; the first two in
+# the places where `pack_weights` looks for them.
+CHANNELS, VECTORS, CHUNK, PIXELS, TAPS = range(EXTRA, EXTRA + 5)
+UINT8 = Tag("uint8")
+
+# --- kernel --------------------------------------------------------------------------------------------------------------------
+
+
+@helper
+def panel_pieces(pieces, pixels, first, count, lanes, size):
+    """Pixels first .. first + count of a block as runs of neighbours, no longer than a vector: (source, target, length)."""
+    filled, start = 0, 0
+    while start < count:
+        source, length, most = pixels[first + start], 1, min(lanes, count - start)
+        while length < most and pixels[first + start + length] == source + length * size:
+            length += 1
+        pieces[3 * filled], pieces[3 * filled + 1], pieces[3 * filled + 2] = source, start * size, length
+        filled += 1
+        start += length
+    return filled
+
+
+@helper
+def fill_taps(terms, taps, channels, channel, count):
+    """The offset of each term in a slab: of every tap in each channel."""
+    for c in range(channels):
+        for tap in range(count):
+            terms[c * count + tap] = taps[tap] + c * channel
+
+
+@helper
+def finish_rows(sums, width, count, y, k_step, q_step, pixels, bias, code, yt, at):
+    """So many rows of sums to y, for any dtype, stride and activation."""
+    for k in range(count):
+        finish_row(sums + k * width, y + k * k_step, pixels, q_step, bias, k, code, yt, at)
+
+
+@helper
+def multiply_tiles(tiles, k, w, y, pixels, vectors, passed, resume, last, bias, areas, x, count, steps, g, b, tools, yt, at):
+    """So many tiles of output channels from k on, with `passed` terms that begin at w; returns whether a sum is not finite.
+
+    `areas`: the panel, the sums of these tiles, offsets of terms, pieces.
+    """
+    size, ys, ndim = itemsize(at), part(g, PARTS + 2), g[DIMS]
+    k_step, q_step = g[ys + 2], g[ys + 3 + ndim - 1]
+    panel, sums, offsets, pieces = areas
+    # sums as the tile stores them, or rows that need more
+    plain = same(yt, at) & (q_step == itemsize(yt)) & (g[OPTION] <= 1)
+    shift = bias if is_null(bias) else bias + k * size
+    bad = invoke(
+        tools[MULTIPLY], vectors, panel, passed, w, steps[0], steps[1], steps[2], tiles, sums, resume, 1 if last and plain else 0,
+        y + k * k_step, k_step, pixels, shift, g[OPTION], x, offsets, pieces, count,
+    )  # fmt: skip
+    if last and not plain:
+        width = vectors * tools[LANES] * size
+        finish_rows(sums, width, tiles * b[CHANNELS], y + k * k_step, k_step, q_step, pixels, shift, g[OPTION], yt, at)
+    return last and bad != 0
+
+
+@helper
+def multiply_panel(first_tile, last_tile, w, w_last, y, pixels, areas, x, channel, found, bias, steps, g, b, tools, yt, at):
+    """The outputs of a panel for the tiles first_tile .. last_tile; w and y at the group's first output channel."""
+    per_c, per_k, channels = g[PER_C], g[PER_K], b[CHANNELS]
+    vectors, size = -(-pixels // tools[LANES]), itemsize(at)
+    panel, sums, offsets, pieces = areas
+    if pixels < vectors * tools[LANES]:
+        clear(panel, b[CHUNK] * b[TAPS] * vectors * tools[LANES], at)  # stray bits could be denormal numbers, which are slow
+    # a last tile that is not full overlaps the one before, whose channels it computes again
+    whole, bad = max(min(last_tile, per_k // channels) - first_tile, 0), False
+    ending = first_tile + whole < last_tile
+    rest = panel, sums + whole * channels * vectors * tools[LANES] * size, offsets, pieces
+    for first in range(0, per_c, b[CHUNK]):
+        passed, resume, last = min(b[CHUNK], per_c - first) * b[TAPS], 1 if first > 0 else 0, first + b[CHUNK] >= per_c
+        x_c, skip, k = x + first * channel, first * b[TAPS] * steps[0], first_tile * channels
+        if whole > 0:
+            w_k = w + (first_tile * steps[2] + skip)
+            bad |= multiply_tiles(
+                whole, k, w_k, y, pixels, vectors, passed, resume, last, bias, areas, x_c, found, steps, g, b, tools, yt, at
+            )
+        if ending:
+            count, w_k = 0 if whole > 0 else found, w + (w_last + skip)
+            bad |= multiply_tiles(
+                1, per_k - channels, w_k, y, pixels, vectors, passed, resume, last, bias, rest, x_c, count, steps, g, b, tools,
+                yt, at,
+            )  # fmt: skip
+    return bad
+
+
+@helper
+def _blocks(begin, end, args):
+    (
+        yt, at, items, workers, scratch, areas, tools, splits, in_place, taps, x, w, w_group, w_last, steps, bias, y, status, g, b,
+    ) = args  # fmt: skip
+    ndim, per_c, per_k, size = g[DIMS], g[PER_C], g[PER_K], itemsize(at)
+    xs, ys, tiles, width = part(g, PARTS), part(g, PARTS + 2), -(-g[PER_K] // b[CHANNELS]), b[VECTORS] * tools[LANES]
+    own = worker_area(scratch, areas, AREAS, workers, items, begin)
+    pixels, terms = pointer(own + areas[PLACES], INT64), pointer(own + areas[TERMS], INT64)
+    axis_steps, pieces = pointer(own + areas[STEPS], INT64), pointer(own + areas[PIECES], INT64)
+    window_steps(axis_steps, in_place, g, b, size)
+    image, channel = (g[xs], g[xs + 2]) if in_place else (per_c * b[CHANNEL] * size, b[CHANNEL] * size)
+    if in_place:
+        fill_terms(terms, b[CHUNK], channel, ndim, axis_steps, g)
+    else:
+        fill_taps(terms, taps, b[CHUNK], channel, b[TAPS])
+    parts = own + areas[PANEL], own + areas[SUMS], own + areas[TERMS], own + areas[PIECES]
+    where, source, inner, run, lines = -1, x, 0, 0, 0
+    for item in range(begin, end):
+        block, group = item // splits % b[BLOCKS], item // splits // b[BLOCKS]
+        n = block_image(b, ndim, block)
+        if item // splits != where:
+            where, source = item // splits, x + (n * g[xs] + group * g[xs + 1])
+            fill_places(pixels, 1, image, axis_steps, g, b, block)
+            inner, run = runs_of(g, b, block, PARTS + 2)
+            lines = lines_of(inner, g, b, block)
+            if in_place:
+                source = source + array_origin(g, b, block)
+            else:
+                invoke(tools[PACK], tools, own + areas[SLAB], source, block, block_images(g, b, block), per_c, g, b)
+                source = own + areas[SLAB]
+        first_tile, last_tile = tiles * (item % splits) // splits, tiles * (item % splits + 1) // splits
+        shift = bias if is_null(bias) else bias + group * per_k * size
+        for line in range(block_images(g, b, block) * lines):
+            target = y + ((n + line // lines) * g[ys] + group * g[ys + 1] + run_offset(line % lines, inner, g, b, block))
+            for start in range(0, run, width):
+                used, place = min(width, run - start), target + start * g[ys + 3 + ndim - 1]
+                found = panel_pieces(pieces, pixels, line * run + start, used, tools[LANES], size)
+                if multiply_panel(
+                    first_tile, last_tile, w + group * w_group, w_last, place, used, parts, source, channel, found, shift, steps,
+                    g, b, tools, yt, at,
+                ):  # fmt: skip
+                    store(status + (n + line // lines), np.uint8(1), UINT8)
+
+
+# The parts of a worker's scratch memory: offsets of pixels, of terms, bytes from position to position, pieces of a panel; the slab,
+# a panel, sums of all output channels.
+PLACES, TERMS, STEPS, PIECES, SLAB, PANEL, SUMS, AREAS = range(8)
+
+
+@kernel
+def implicit_gemm(
+    yt: Tag, at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, tools: Address, splits: int,
+    in_place: int, taps: Address, x: Address, w: Address, w_step: int, w_k: int, w_tile: int, w_group: int, w_last: int,
+    bias: Address, y: Address, status: Address, g: Address, b: Address,
+) -> None:  # fmt: skip
+    """y from x and w: an item is a block of outputs for some of the tiles of output channels.
+
+    `tools`: see `tools`; `taps`: the byte offset of each tap in a channel of the slab. Weights lie `w_step` bytes apart from term
+    to term, `w_k` from channel to channel of a tile, `w_tile` from tile to tile and `w_group` from group to group; the last tile,
+    which ends with the last channel, starts at `w_last`. `status` gets a 1 for each image of which a sum is not finite. Weights
+    and bias are in the accumulation dtype.
+    """
+    parallel_for(
+        region,
+        workers,
+        items,
+        _blocks,
+        (
+            yt, at, items, workers, scratch, pointer(areas, INT64), pointer(tools, INT64), splits, in_place,
+            pointer(taps, INT64), x, w, w_group, w_last, (w_step, w_k, w_tile), bias, y, status, pointer(g, INT64),
+            pointer(b, INT64),
+        ),
+    )  # fmt: skip
+
+
+@helper
+def _tiles(begin, end, args):
+    at, tools, w, target, g, b = args
+    ws, per_c, per_k, width = part(g, PARTS + 1), g[PER_C], g[PER_K], b[CHANNELS] * itemsize(at)
+    tiles = -(-per_k // b[CHANNELS])
+    for item in range(begin, end):
+        group, k = item // tiles, min(item % tiles * b[CHANNELS], per_k - b[CHANNELS])
+        place, source = target + item * per_c * b[TAPS] * width, w + (group * g[ws] + k * g[ws + 1])
+        invoke(tools[PACK_WEIGHTS], tools, place, source, b[CHANNELS], 0, per_c, b[TAPS], width, g)
+
+
+@kernel
+def pack_tiles(
+    at: Tag, region: int, workers: int, items: int, tools: Address, w: Address, target: Address, g: Address, b: Address
+) -> None:
+    """All tiles of w, ``[tile][c][tap][channel]``: an item is a tile of a group. w is in the accumulation dtype."""
+    parallel_for(region, workers, items, _tiles, (at, pointer(tools, INT64), w, target, pointer(g, INT64), pointer(b, INT64)))
+
+
+# --- the implementation --------------------------------------------------------------------------------------------------------
+
+
+def _areas(problem: ConvProblem, layout: _Layout) -> Areas:
+    """A worker's scratch memory."""
+    item, terms = np_dtype(problem.acc_dtype).itemsize, layout.chunk * math.prod(problem.kernel)
+    tiles = -(-(problem.k // problem.groups) // layout.tile.channels)
+    return Areas(
+        8 * layout.block.pixels,
+        8 * terms,
+        8 * problem.ndim,
+        24 * layout.width,
+        slab_bytes(problem, layout.block),
+        terms * layout.width * item,
+        tiles * layout.tile.channels * layout.width * item,
+    )
+
+
+def term_step(w: Any) -> int | None:
+    """The bytes from term to term of w ``[K, C/G, *R]``, where all terms of an output channel lie evenly spaced."""
+    axes = [(size, step) for size, step in zip(w.shape[:0:-1], w.strides[:0:-1], strict=True) if size > 1]
+    run, first = 1, axes[0][1] if axes else w.itemsize
+    for size, step in axes:
+        if step != run * first:
+            return None
+        run *= size
+    return int(first)
+
+
+class _Executor(ForwardExecutor):
+    """One convolution as a matrix product."""
+
+    def __init__(self, problem: ConvProblem):
+        layout = _layout(problem)
+        tile, block = layout.tile, layout.block
+        super().__init__(problem, block.pieces * problem.groups)
+        self._per_k = problem.k // problem.groups
+        self._tile = tile
+        self._tiles = -(-self._per_k // tile.channels)
+        self._terms = problem.c // problem.groups * math.prod(problem.kernel)
+        self._work = problem.flops / 2
+        self._in_place = int(layout.in_place)
+        self._areas = _areas(problem, layout)
+        self._taps = np.array(tap_offsets(problem, block), np.int64) * self._acc.itemsize
+        self._block = block_vector(block, tile.channels, tile.vectors, layout.chunk, block.pixels, len(self._taps))
+        self._tools = tools_for(problem.dtype, problem.acc_dtype, tile.lanes, gemm_shape=tuple(tile))
+        self._kernel = implicit_gemm.specialise(problem.out_dtype, problem.acc_dtype)
+
+    def unpacked(self, w: Any) -> Weights:
+        """w in the accumulation dtype, as it lies where its terms are evenly spaced."""
+        wide = w if w.dtype is self._acc else np.asarray(w, self._acc)
+        return self.packed(wide) if term_step(wide) is None else Weights(wide, wide.strides)
+
+    def packed(self, w: Any) -> Weights:
+        """w in tiles."""
+        wide, rows = accumulated(w, self._acc) if w.dtype is not self._acc else w, self._problem.groups * self._tiles
+        packed = np.empty(rows * self._tile.channels * self._terms, self._acc)
+        acc = self._problem.acc_dtype
+        tools = tools_for(acc, acc, self._tile.lanes, product_shape=(1, 1))
+        vector = self._vectors((0,) * w.ndim, wide.strides, (0,) * w.ndim)
+        run(pack_tiles.specialise(acc), rows, packed.size, tools, wide, packed, vector, self._block)
+        return Weights(packed, wide.strides, True)
+
+    def _steps(self, w: Weights) -> tuple[int, int, int, int, int]:
+        """From term to term, from channel to channel, from tile to tile, from group to group, and to the last tile."""
+        item, channels = self._acc.itemsize, self._tile.channels
+        if w.packed:
+            tile = channels * self._terms * item
+            return channels * item, item, tile, self._tiles * tile, (self._tiles - 1) * tile
+        step, k = term_step(w.array), w.strides[0]
+        assert step is not None
+        return step, k, channels * k, self._per_k * k, (self._per_k - channels) * k
+
+    def launch(self, x: Any, w: Weights, shift: Any, y: Any, status: Any, vector: Any) -> None:
+        """Run `implicit_gemm`; x whose neighbours lie apart is packed after all."""
+        splits = parts_for(self._items, self._tiles, self._work)
+        in_place = int(self._in_place and x.strides[-1] == x.itemsize)
+        run_with(
+            self._areas, self._kernel, self._items * splits, self._work, self._tools, splits, in_place, self._taps, x, w.array,
+            *self._steps(w), shift, y, status, vector, self._block,
+        )  # fmt: skip
+
+
+class ImplicitGemm(DenseImplementation):
+    """Direct convolution of real floats as a matrix product with the lanes over pixels."""
+
+    name = "implicit_gemm"
+    measured_error: ClassVar[Mapping[str, float]] = MEASURED_ERROR
+
+    def accepts(self, problem: ConvProblem) -> Verdict:
+        """All of them."""
+        return Verdict.yes()
+
+    def forward_cost(self, problem: ConvProblem) -> float:
+        """Products, those of unused lanes included; starts and ends of tiles; gathering and packing."""
+        tile, block, _, in_place = _layout(problem)
+        per_k, terms = problem.k // problem.groups, problem.c // problem.groups * math.prod(problem.kernel)
+        pieces, tiles = block.pieces * problem.groups, -(-per_k // tile.channels)
+        pixels = math.prod(block.size)
+        panels, vectors = -(-pixels // (tile.vectors * tile.lanes)), -(-pixels // tile.lanes)
+        products = tiles * (vectors * terms * tile.channels / 2 * 1.15 + panels * TILE_CYCLES)
+        # vectors of a panel that end with a row of outputs take another piece
+        gathered = terms * (vectors + pixels / block.size[-1]) * 4
+        packed = 0 if in_place else pack_cycles(block, problem.c)
+        # kernels are flipped in an input_grad, where the terms of an output channel do not follow each other
+        weights = math.prod(problem.w_shape) * 2 if problem.flip and math.prod(problem.kernel) > 1 else 0
+        return CALL_SECONDS + 2e-6 + seconds(pieces * block.images * (products + gathered) + packed + weights)
+
+    def forward_workspace(self, problem: ConvProblem) -> int:
+        """For each thread a slab, a panel, sums and tables; w packed or in the accumulation dtype."""
+        layout = _layout(problem)
+        item = np_dtype(problem.acc_dtype).itemsize
+        weights = 2 * (math.prod(problem.w_shape) + problem.groups * layout.tile.channels * problem.c * math.prod(problem.kernel))
+        return most_workers(problem, layout.block, layout.tile.channels) * _areas(problem, layout).bytes + weights * item
+
+    def forward(self, problem: ConvProblem) -> _Executor:
+        """The executor."""
+        return _Executor(problem)

@@ -1,0 +1,244 @@
+"""Matrix products on register tiles with the lanes over pixels, whose results are stored where they belong.
+
+The terms of some neighbouring outputs are gathered into a panel, ``[term][pixel]``: a few columns of the matrix that im2col would
+build, which every output channel then reads. A tile holds `vectors` x `channels` accumulators, as in `tiles`; here its pixels are
+aligned and follow each other term by term, weights lie at one step, and bias and activation are applied in registers. Goto and
+van de Geijn, "Anatomy of high-performance matrix multiplication" (2008), section 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from numconv_numba.compiler import Address, Tag, intrinsic, kernel
+
+from .emit import Emitter, check_kinds
+
+__all__ = ["multiply"]
+
+_i64 = ir.IntType(64)
+UNROLLED = 2
+PIECES = 5
+"""Pieces that are copied together: each takes a mask register and two general ones."""
+
+
+def _repeat(builder: Any, count: Any, body: Callable[[Any], None]) -> None:
+    """body(i) for i < count, several in a turn: a loop's own additions compete with the multiply-adds for ports."""
+    with cgutils.for_range(builder, builder.sdiv(count, _i64(UNROLLED))) as turn:
+        first = builder.mul(turn.index, _i64(UNROLLED))
+        for i in range(UNROLLED):
+            body(builder.add(first, _i64(i)))
+    rest = builder.srem(count, _i64(UNROLLED))
+    with cgutils.for_range(builder, rest) as turn:
+        body(builder.add(builder.sub(count, rest), turn.index))
+
+
+class _Columns:
+    """Emits the copies of a panel's terms from x: of each term some pieces, which are runs of neighbours.
+
+    Parameters
+    ----------
+    x, offsets, terms, pieces, panel, width
+        See `multiply`.
+    """
+
+    def __init__(self, emit: Emitter, builder: Any, x: Any, offsets: Any, terms: Any, pieces: Any, panel: Any, width: Any):
+        self.emit, self.builder = emit, builder
+        self.x, self.offsets, self.terms, self.pieces, self.panel, self.width = x, offsets, terms, pieces, panel, width
+
+    def places(self, first: Any, several: int) -> list[Any]:
+        """(source, target, mask) of so many pieces; the masks stay in registers."""
+        emit, builder = self.emit, self.builder
+        start = builder.mul(first, _i64(3))
+        entries = [
+            [emit.offset(self.pieces, builder.add(start, _i64(3 * piece + i))) for i in range(3)] for piece in range(several)
+        ]
+        return [(emit.at(self.x, source), emit.at(self.panel, target), emit.first(length)) for source, target, length in entries]
+
+    def copy(self, places: list[Any], term: Any) -> None:
+        """One term of these pieces."""
+        emit, builder = self.emit, self.builder
+        offset, row = emit.offset(self.offsets, term), builder.mul(term, self.width)
+        vectors = [emit.load_masked(emit.at(source, offset), mask) for source, _, mask in places]
+        for vector, (_, target, mask) in zip(vectors, places, strict=True):
+            emit.store_masked(vector, emit.at(target, row), mask)
+
+    def copy_all(self, count: Any) -> None:
+        """All terms of all pieces."""
+        builder = self.builder
+
+        def copy(first: Any, several: int) -> None:
+            places = self.places(first, several)
+            _repeat(builder, self.terms, lambda term: self.copy(places, term))
+
+        with cgutils.for_range(builder, builder.sdiv(count, _i64(PIECES))) as turn:
+            copy(builder.mul(turn.index, _i64(PIECES)), PIECES)
+        rest = builder.srem(count, _i64(PIECES))
+        for several in range(1, PIECES):
+            with builder.if_then(builder.icmp_signed("==", rest, _i64(several))):
+                copy(builder.sub(count, _i64(several)), several)
+
+
+class _Tiles:
+    """Emits the tiles of one number of vectors, for all channels."""
+
+    def __init__(self, emit: Emitter, builder: Any, args: Any, vectors: int, channels: int):
+        self.emit, self.builder, self.vectors, self.channels = emit, builder, vectors, channels
+        (
+            self.panel, self.terms, self.w, self.w_step, self.w_k, self.w_tile, self.tiles, self.sums, self.resume, self.finish,
+            self.y, self.y_k, self.pixels, self.bias, self.relu, x, offsets, pieces, self.count,
+        ) = args  # fmt: skip
+        self.masks = [emit.first(builder.sub(self.pixels, _i64(v * emit.lanes))) for v in range(vectors)]
+        self.slots = [[emit.accumulator() for _ in range(vectors)] for _ in range(channels)]
+        self.columns = _Columns(emit, builder, x, offsets, self.terms, pieces, self.panel, _i64(vectors * emit.width))
+
+    def each(self) -> Any:
+        """(channel, vector, accumulator) of a tile."""
+        return ((k, v, self.slots[k][v]) for k in range(self.channels) for v in range(self.vectors))
+
+    def start(self, sums: Any, y: Any) -> None:
+        """Zero, or the sums so far; the lines of y are fetched meanwhile."""
+        emit, builder = self.emit, self.builder
+        with builder.if_else(builder.icmp_signed("!=", self.resume, _i64(0))) as (go_on, begin):
+            with go_on:
+                for k, v, slot in self.each():
+                    builder.store(emit.load(emit.at(sums, (k * self.vectors + v) * emit.width)), slot)
+            with begin:
+                for _, _, slot in self.each():
+                    builder.store(emit.zero, slot)
+        with builder.if_then(builder.icmp_signed("!=", self.finish, _i64(0))):
+            for k, v, _ in self.each():
+                emit.prefetch(emit.at(emit.at(y, emit.times(self.y_k, k)), v * emit.width))
+
+    def add_term(self, w: Any, term: Any) -> None:
+        """One term of the panel."""
+        emit, builder = self.emit, self.builder
+        row = emit.at(self.panel, builder.mul(term, _i64(self.vectors * emit.width)))
+        weights = emit.at(w, builder.mul(term, self.w_step))
+        pixels = [emit.load(emit.at(row, v * emit.width)) for v in range(self.vectors)]
+        for k in range(self.channels):
+            weight = emit.broadcast(emit.at(weights, emit.times(self.w_k, k)))
+            for v in range(self.vectors):
+                builder.store(emit.fma(pixels[v], weight, builder.load(self.slots[k][v])), self.slots[k][v])
+
+    def add_terms(self, w: Any) -> None:
+        """All terms of a panel that is full."""
+        _repeat(self.builder, self.terms, lambda term: self.add_term(w, term))
+
+    def store(self, sums: Any, y: Any, bias: Any) -> Any:
+        """To y with bias and activation, or the bare sums; returns the mask of lanes in which a sum is not finite."""
+        emit, builder = self.emit, self.builder
+        bad = ir.Constant(self.masks[0].type, None)
+        for _, v, slot in self.each():
+            wrong = builder.and_(emit.not_finite(builder.load(slot)), self.masks[v])
+            bad = builder.or_(bad, wrong)
+        absent = builder.icmp_unsigned("==", builder.ptrtoint(bias, _i64), _i64(0))
+        clip = emit.spread(builder.icmp_signed("!=", self.relu, _i64(0)))
+        with builder.if_else(builder.icmp_signed("!=", self.finish, _i64(0))) as (finished, kept):
+            with finished:
+                with builder.if_then(builder.not_(absent)):
+                    for k, _, slot in self.each():
+                        shift = emit.broadcast(emit.at(bias, k * emit.width // emit.lanes))
+                        builder.store(builder.fadd(builder.load(slot), shift), slot)
+                for k, v, slot in self.each():
+                    place = emit.at(emit.at(y, emit.times(self.y_k, k)), v * emit.width)
+                    emit.store_masked(emit.positive(builder.load(slot), clip), place, self.masks[v])
+            with kept:
+                for k, v, slot in self.each():
+                    emit.store(builder.load(slot), emit.at(sums, (k * self.vectors + v) * emit.width))
+        return bad
+
+    def emit_all(self) -> Any:
+        """The panel, then all tiles one after the other; whether a sum is not finite, as an int64."""
+        emit, builder = self.emit, self.builder
+        flag = cgutils.alloca_once_value(builder, _i64(0))
+        absent = builder.icmp_unsigned("==", builder.ptrtoint(self.bias, _i64), _i64(0))
+        bias_step = builder.select(absent, _i64(0), _i64(self.channels * emit.width // emit.lanes))
+        self.columns.copy_all(self.count)
+        with cgutils.for_range(builder, self.tiles) as tile:
+            sums = emit.at(self.sums, emit.times(tile.index, self.channels * self.vectors * emit.width))
+            y = emit.at(self.y, builder.mul(tile.index, emit.times(self.y_k, self.channels)))
+            w = emit.at(self.w, builder.mul(tile.index, self.w_tile))
+            self.start(sums, y)
+            self.add_terms(w)
+            bad = self.store(sums, y, emit.at(self.bias, builder.mul(tile.index, bias_step)))
+            builder.store(builder.or_(builder.load(flag), emit.any(bad)), flag)
+        return builder.load(flag)
+
+
+@intrinsic
+def _multiply(
+    typingctx: Any, shape: Any, dtype: Any, vectors: Any, panel: Any, terms: Any, w: Any, w_step: Any, w_k: Any, w_tile: Any,
+    tiles: Any, sums: Any, resume: Any, finish: Any, y: Any, y_k: Any, pixels: Any, bias: Any, relu: Any, x: Any, offsets: Any,
+    pieces: Any, count: Any,
+) -> Any:  # fmt: skip
+    check_kinds((shape, dtype), (panel, w, sums, y, bias, x, offsets, pieces))
+    most, channels, lanes = shape.value
+    n = types.int64
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        emit, result = Emitter(builder, dtype, lanes), cgutils.alloca_once_value(builder, _i64(0))
+        for used in range(1, most + 1):
+            with builder.if_then(builder.icmp_signed("==", args[2], _i64(used))):
+                builder.store(_Tiles(emit, builder, args[3:], used, channels).emit_all(), result)
+        return builder.load(result)
+
+    return n(shape, dtype, n, panel, n, w, n, n, n, n, sums, n, n, y, n, n, bias, n, x, offsets, pieces, n), codegen
+
+
+@kernel(no_cfunc_wrapper=False)
+def multiply(
+    shape: Tag, dtype: Tag, vectors: int, panel: Address, terms: int, w: Address, w_step: int, w_k: int, w_tile: int, tiles: int,
+    sums: Address, resume: int, finish: int, y: Address, y_k: int, pixels: int, bias: Address, relu: int, x: Address,
+    offsets: Address, pieces: Address, count: int,
+) -> int:  # fmt: skip
+    """y[k, i] = the sum over t of w[k, t] * panel[t, i]: one chain each, in this order. Returns 1 if a sum is not finite, else 0.
+
+    Before, panel[t, target + i] = x[source + offsets[t] + i] for i < length, for each piece (source, target, length).
+
+    Parameters
+    ----------
+    shape : Tag
+        (most vectors, channels, lanes) of a tile.
+    dtype : Tag
+        Of all arrays.
+    vectors : int
+        Vectors of a term of the panel, no more than a tile has.
+    panel : Address
+        ``[term][vector]``.
+    terms : int
+    w : Address
+    w_step, w_k, w_tile : int
+        Bytes from term to term, from channel to channel of a tile, and from tile to tile.
+    tiles : int
+        How many tiles of output channels, one at least.
+    sums : Address
+        ``[tile][channel][vector]``: the sums between calls that share a chain.
+    resume, finish : int
+        1 to go on with `sums`; 1 to write y, 0 to leave the results in `sums`.
+    y : Address
+    y_k : int
+        Bytes from channel to channel.
+    pixels : int
+        Pixels that are wanted, no more than the vectors hold.
+    bias : Address
+        Of the first channel's, or 0.
+    relu : int
+        1 to write the positive part.
+    x : Address
+    offsets : Address
+        Of an int64 table: the byte offset in x of each term.
+    pieces : Address
+        Of an int64 table: source in x and target in a term of the panel, in bytes, and length in elements, no more than lanes.
+    count : int
+        Number of pieces; 0 where the panel is full.
+    """
+    return _multiply(
+        shape, dtype, vectors, panel, terms, w, w_step, w_k, w_tile, tiles, sums, resume, finish, y, y_k, pixels, bias, relu, x,
+        offsets, pieces, count,
+    )  # fmt: skip
