@@ -22,6 +22,7 @@ DENSE = [
     "n2 c24 k33 g1 in21x22 w1x1 s1 p0 d1",
     "n1 c8 k16 g1 in9x14x13 w3x3x3 s2 p1 d1",
     "n2 c12 k40 g2 in45 w5 s3 p2 d2",
+    "n2 c6 k20 g1 in23x30 w5x4 s1x2 p2 d1",
 ]
 LOSSY = ("winograd",)
 
@@ -138,36 +139,37 @@ def test_winograd_is_never_chosen_where_every_bit_or_plain_sums_are_asked_for():
 def test_winograd_matrices_compute_a_convolution(rng):
     from numconv_numba.microkernels.transforms import matrices
 
-    for m in (2, 4):
-        inputs, weights, output = map(np.array, matrices(m))
-        x, w = rng.standard_normal(m + 2), rng.standard_normal(3)
+    for m, r in ((2, 3), (3, 2), (5, 2), (4, 3), (3, 4), (2, 5)):
+        inputs, weights, output = map(np.array, matrices(m, r))
+        x, w = rng.standard_normal(m + r - 1), rng.standard_normal(r)
         np.testing.assert_allclose(output @ ((weights @ w) * (inputs @ x)), np.correlate(x, w, "valid"), rtol=0, atol=1e-12)
 
 
-def winograd_error(rng):
-    """Largest error of F(4x4, 3x3) in float32, relative to the convolution of |x| with |w|, over tiles of 16 channels."""
+def winograd_error(rng, m, r):
+    """Largest error of F(m x m, r x r) in float32, relative to the convolution of |x| with |w|, over tiles of 16 channels."""
     from numconv_numba.microkernels.transforms import matrices
 
-    inputs, weights, output = (np.array(matrix, "float32") for matrix in matrices.__wrapped__(4))
+    inputs, weights, output = (np.array(matrix, "float32") for matrix in matrices.__wrapped__(m, r))
     worst = 0.0
     for _ in range(30):
-        x, w = rng.standard_normal((16, 6, 6), dtype="float32"), rng.standard_normal((64, 16, 3, 3), dtype="float32")
+        x, w = rng.standard_normal((16, 6, 6), dtype="float32"), rng.standard_normal((64, 16, r, r), dtype="float32")
         products = (weights @ w @ weights.T) * (inputs @ x @ inputs.T)
         y = output @ products.sum(axis=1) @ output.T
-        windows = np.lib.stride_tricks.sliding_window_view(x.astype(float), (3, 3), (1, 2))
+        windows = np.lib.stride_tricks.sliding_window_view(x.astype(float), (r, r), (1, 2))
         want, size = (np.einsum("cabij,kcij->kab", f(windows), f(w.astype(float))) for f in (np.positive, np.abs))
         worst = max(worst, float(np.max(np.abs(y - want) / size)))
     return worst
 
 
-def test_winograd_points_are_more_accurate_than_the_usual_ones(monkeypatch):
+@pytest.mark.parametrize(("m", "r"), [(5, 2), (4, 3), (3, 4), (2, 5)])
+def test_winograd_points_are_more_accurate_than_the_usual_ones(monkeypatch, m, r):
     """What docs/architecture.md says of them."""
     from numconv_numba.microkernels import transforms
 
-    ours = winograd_error(np.random.default_rng(0))
-    monkeypatch.setitem(transforms._POINTS, 4, ("1", "-1", "2", "-2"))
-    usual = winograd_error(np.random.default_rng(0))
-    assert ours < 1.1e-6
+    ours = winograd_error(np.random.default_rng(0), m, r)
+    monkeypatch.setitem(transforms._POINTS, 6, ("1", "-1", "2", "-2"))
+    usual = winograd_error(np.random.default_rng(0), m, r)
+    assert ours < 1.3e-6
     assert ours < 0.5 * usual
 
 

@@ -76,8 +76,8 @@ def test_one_signature_per_kernel_and_dtype(processes):
     statistics = processes[0][0]
     assert {"direct.forward", "direct.input_grad", "direct.weight_grad", "tile.tiled"} <= set(statistics)
     for name, (signatures, _, misses) in statistics.items():
-        assert signatures == 1, name
-        assert misses == 1, name
+        assert signatures == 1 or name.startswith("microkernels."), name
+        assert misses == signatures, name
 
 
 def test_second_process_compiles_nothing(processes):

@@ -1,3 +1,6 @@
 """Places in the table of tools: compiled functions that drivers call by address, and the lanes of a vector; see `tools`."""
 
-LANES, SPLIT, TRANSPOSE, PRODUCT, PACK, PACK_WEIGHTS, WRITE, READ, WRITE_WEIGHTS, MULTIPLY, COUNT = range(11)
+(
+    LANES, COPY, SPLIT, PACK, TRANSPOSE, PRODUCT, MULTIPLY, PACK_WEIGHTS, WRITE, READ, WRITE_WEIGHTS,
+    INPUT, WEIGHT, OUTPUT, GRADIENT, KERNEL, COUNT,
+) = range(17)  # fmt: skip

@@ -319,7 +319,7 @@ class _Executor(ForwardExecutor):
         self._areas = _areas(problem, layout)
         self._taps = np.array(tap_offsets(problem, block), np.int64) * self._acc.itemsize
         self._block = block_vector(block, tile.channels, tile.vectors, layout.chunk, block.pixels, len(self._taps))
-        self._tools = tools_for(problem.dtype, problem.acc_dtype, tile.lanes, gemm_shape=tuple(tile))
+        self._tools = tools_for(problem.dtype, problem.acc_dtype, tile.lanes, phases=block.step[-1], gemm_shape=tuple(tile))
         self._kernel = implicit_gemm.specialise(problem.out_dtype, problem.acc_dtype)
 
     def unpacked(self, w: Any) -> Weights:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from .compiler import Address, Tag, helper, invoke, kernel
 from .direct import clear, outer_offset
 from .elements import INT64, activated, itemsize, keep, memory, rectified, same, scratch
-from .entries import LANES, SPLIT, TRANSPOSE
+from .entries import COPY, LANES, TRANSPOSE
 from .geometry import DILATION, DIMS, FLIPPED, PARTS, STRIDE, WINDOW, part
 from .scalar import add, address, is_null, load, pointer, store, wide_vectors, zero
 from .slab import B_STEP, B_UNIT, axis_entry, block_extent, block_image, block_images, block_start
@@ -130,7 +130,7 @@ def pack_panel(
         clear(target, count * taps * width // itemsize(at), at)
     run = weight_run(g, taps, size)
     if same(xt, at) & (w_k == size) & (taps == 1):
-        invoke(tools[SPLIT], 1, w + first * w_c, 0, rows, target, 0, rows, count, w_c, width)
+        invoke(tools[COPY], w + first * w_c, 0, rows, target, 0, rows, count, w_c, width)
         return
     if same(xt, at) & (run != 1 or taps == 1):
         if run < 0 or (taps == 1 and w_c == size):
@@ -277,7 +277,7 @@ def read_run(target, width, count, columns, y, k_step, q_step, tools, yt, at):
         for q in range(0, count, tools[LANES]):
             pack_lanes(target + q * width, y + q * size, columns, min(count - q, tools[LANES]), width, tools, k_step, size)
     elif same(yt, at) & (k_step == size):
-        invoke(tools[SPLIT], 1, y, 0, columns, target, 0, columns, count, q_step, width)
+        invoke(tools[COPY], y, 0, columns, target, 0, columns, count, q_step, width)
     else:
         for q in range(count):
             for j in range(columns):

@@ -296,11 +296,11 @@ def pack_rows(slab, x, block, combination, row, channels, g, b, tools, xt, at):
     inside, offset = slab_row(g, b, block, combination, row)
     plane, start = b[CHANNEL] // b[COMBINATIONS] * itemsize(at), slab_position(g, b, block, axis, 0, 0)
     # neighbours in memory, in every phase there is
-    even = same(xt, at) & (g[xs + 3 + axis] == itemsize(xt)) & (phases == step) & ((step <= 2) | (step == 4))
+    even = same(xt, at) & (g[xs + 3 + axis] == itemsize(xt)) & (phases == step) & (tools[SPLIT] != 0)
     channel, strides = b[CHANNEL] * itemsize(at), g[xs + 2]
     if inside and even:
         size = g[part(g, SIZE) + axis]
-        invoke(tools[SPLIT], phases, x + offset, start, size, slab, plane, length, channels, strides, channel)
+        invoke(tools[SPLIT], x + offset, start, size, slab, plane, length, channels, strides, channel)
         if g[MODE] == 0:
             return
     for c in range(channels):

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .entries import COUNT, LANES, MULTIPLY, PACK, PACK_WEIGHTS, PRODUCT, READ, SPLIT, TRANSPOSE, WRITE, WRITE_WEIGHTS
+from . import entries
+from .microkernels import transforms
 from .microkernels.copies import split
 from .microkernels.gemm import multiply
 from .microkernels.product import product
@@ -17,6 +18,9 @@ from .slab import pack_slab
 
 __all__ = ["tools_for"]
 
+MOST_PHASES = 12
+"""Phases of a row that are split in registers; a larger stride is packed an element at a time."""
+
 
 @functools.cache
 def tools_for(
@@ -24,29 +28,41 @@ def tools_for(
     acc: str,
     lanes: int,
     *,
+    phases: int = 1,
     out: str = "",
     product_shape: tuple[int, int] | None = None,
     gemm_shape: tuple[int, ...] | None = None,
+    transform_shape: tuple[int, ...] | None = None,
     reads: bool = False,
 ) -> np.ndarray[Any, Any]:
-    """The table for inputs of `dtype`, sums of `acc` and, where they are given, outputs of `out` and products of these shapes.
+    """The table for inputs of `dtype`, sums of `acc` and, where they are given, outputs of `out` and tiles of these shapes.
 
-    `reads`: whether panels of `dtype` are read and weights written, as for a weight gradient. What is not asked for has the
-    address 0.
+    `phases`: of a row of the slab. `reads`: whether panels of `dtype` are read and weights written, as for a weight gradient. What
+    is not asked for has the address 0.
     """
-    table = np.zeros(COUNT, np.int64)
-    table[LANES] = lanes
-    table[SPLIT] = split.address(lanes, acc)
-    table[PACK] = pack_slab.address(dtype, acc)
+    table = np.zeros(entries.COUNT, np.int64)
+    table[entries.LANES] = lanes
+    table[entries.COPY] = split.address((1, lanes), acc)
+    table[entries.SPLIT] = split.address((phases, lanes), acc) if phases <= MOST_PHASES else 0
+    table[entries.PACK] = pack_slab.address(dtype, acc)
     if product_shape:
-        table[PRODUCT] = product.address((*product_shape, lanes), acc)
-        table[TRANSPOSE] = transpose.address(lanes, acc)
+        table[entries.PRODUCT] = product.address((*product_shape, lanes), acc)
+        table[entries.TRANSPOSE] = transpose.address(lanes, acc)
     if gemm_shape:
-        table[MULTIPLY] = multiply.address(gemm_shape, acc)
+        table[entries.MULTIPLY] = multiply.address(gemm_shape, acc)
     if reads:
-        table[READ] = read_panel.address(dtype, acc)
-        table[WRITE_WEIGHTS] = write_weights.address(out, acc)
+        table[entries.READ] = read_panel.address(dtype, acc)
+        table[entries.WRITE_WEIGHTS] = write_weights.address(out, acc)
     elif product_shape:
-        table[PACK_WEIGHTS] = pack_panel.address(dtype, acc)
-        table[WRITE] = write_panel.address(out, acc) if out else 0
+        table[entries.PACK_WEIGHTS] = pack_panel.address(dtype, acc)
+        table[entries.WRITE] = write_panel.address(out, acc) if out else 0
+    if transform_shape:
+        shape = *transform_shape, lanes
+        table[entries.INPUT] = transforms.transform_input.address(shape, acc)
+        if reads:
+            table[entries.GRADIENT] = transforms.transform_gradient.address(shape, acc)
+            table[entries.KERNEL] = transforms.transform_kernel.address(shape, acc)
+        else:
+            table[entries.WEIGHT] = transforms.transform_weight.address(shape, acc)
+            table[entries.OUTPUT] = transforms.transform_output.address(shape, acc)
     return table

@@ -1,11 +1,11 @@
-"""Weight gradients by Winograd's algorithm, for kernels of three taps and real floats.
+"""Weight gradients by Winograd's algorithm, for short kernels and real floats.
 
 With y = A^T [(G w) * (B^T x)] on a tile, the gradient of w is G^T [(B^T x) * (A grad_y)], summed over all tiles: the adjoint of the
-forward algorithm, at the same points and with the same savings. Sums are formed between the transforms. A work item takes one panel
-of output channels and a range of input channels, and passes over all blocks of tiles: x is packed and transformed as in `winograd`,
-grad_y is packed with the channels of the panel side by side and transformed, and for each element of a tile a matrix product over
-the tiles adds to the sums. At the end these are transformed once. Lavin and Gray, "Fast algorithms for convolutional neural
-networks" (CVPR 2016), section 4; Barabasz et al. (TOMS 2020) on its accuracy.
+forward algorithm (see `winograd`), at the same points and with the same savings. Sums are formed between the transforms. A work
+item takes one panel of output channels and a range of input channels, and passes over all blocks of tiles: x is packed and
+transformed as in the forward convolution, grad_y is packed with the channels of the panel side by side and transformed, and for
+each element of a tile a matrix product over the tiles adds to the sums. At the end these are transformed once. Lavin and Gray,
+"Fast algorithms for convolutional neural networks" (CVPR 2016), section 4; Barabasz et al. (TOMS 2020) on its accuracy.
 
 Every sum is one chain over the tiles in their order, so that neither threads nor the ranges change a bit. What is not finite
 spreads over all taps of a kernel: then `blocked` computes everything again.
@@ -26,9 +26,8 @@ from .blocked import CALL_SECONDS, Shape, panel_shape, parts_for, seconds, tile_
 from .compiler import Address, Tag, helper, invoke, kernel
 from .direct import clear, conv_vectors
 from .elements import INT64, itemsize
-from .entries import LANES, PRODUCT, READ, SPLIT, WRITE_WEIGHTS
-from .geometry import DIMS, FLIPPED, PARTS, PER_C, PER_K, WINDOW, part
-from .microkernels.transforms import gradient_transform, kernel_transform
+from .entries import GRADIENT, KERNEL, LANES, PRODUCT, READ, WRITE_WEIGHTS
+from .geometry import DIMS, PARTS, PER_C, PER_K, part
 from .panels import fill_places, fill_terms, tiles_along
 from .scalar import is_null, load, pointer, store
 from .slab import (
@@ -40,14 +39,31 @@ from .slab import (
     block_image,
     block_images,
     block_vector,
-    cut,
     pack_cycles,
-    tap_positions,
 )
 from .threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
 from .tools import tools_for
 from .weights import BlockedWeights, add_rows
-from .winograd import COLUMNS, ROWS, V_STEP, Winograd, fill_elements, lead_axes, place_steps, spread, transform_inputs
+from .winograd import (
+    COLUMNS,
+    ROWS,
+    V_STEP,
+    Tiles,
+    Winograd,
+    copy_pixels,
+    cut_tiles,
+    direct_terms,
+    element_counts,
+    fill_elements,
+    inner_window,
+    lead_axes,
+    phase_taps,
+    place_steps,
+    spread,
+    tile_rows,
+    tiles_of,
+    transform_inputs,
+)
 
 __all__ = ["WinogradWeights"]
 
@@ -60,70 +76,60 @@ PACKED_BYTES = 64 * 1024
 
 
 class _Layout(NamedTuple):
-    """Outputs of a tile along the last two dimensions, register tile, block, input channels of an item and of a slab."""
+    """How a problem is cut: tiles, register tile, block, input channels of an item and of a slab."""
 
-    tile: tuple[int, int]
+    tiles: Tiles
     shape: Shape
     block: Block
     channels: int
     slab_channels: int
 
     @property
-    def elements(self) -> int:
-        """Of a transformed tile."""
-        return math.prod(m + 2 if m > 1 else 1 for m in self.tile)
-
-    @property
     def rows(self) -> int:
-        """Places of the tiles at one position along the dimensions that are summed directly, in whole vectors."""
-        tile_rows = -(-self.block.size[-2] // self.tile[0]) if self.tile[0] > 1 else 1
-        return -(-tile_rows * self.block.pitch[-1] // self.shape.lanes) * self.shape.lanes
+        """See `tile_rows`."""
+        return tile_rows(self.tiles, self.block, self.shape.lanes)
 
     @property
     def plane(self) -> int:
         """Places of a transformed channel."""
-        return self.rows * math.prod(p for p, unit in zip(self.block.pitch, self.block.unit, strict=True) if unit == 1)
+        return self.rows * math.prod(self.block.pitch[:-2])
 
 
-def _layout_with(problem: ConvProblem, m: int) -> _Layout:
+def _layout_with(problem: ConvProblem, tiles: Tiles) -> _Layout:
     item, per_c, per_k = np_dtype(problem.acc_dtype).itemsize, problem.c // problem.groups, problem.k // problem.groups
-    lead = lead_axes(problem)
-    tile = (1 if problem.ndim == 1 else m, m)
-    units = (*[1] * lead, *tile[-(problem.ndim - lead) :])
-    elements, taps = math.prod(m + 2 if m > 1 else 1 for m in tile), math.prod(problem.kernel[:lead])
-    shape = panel_shape(problem.acc_dtype, per_k, per_c * taps)
+    terms, phases = direct_terms(problem, tiles), math.prod(tiles.phases)
+    shape = panel_shape(problem.acc_dtype, per_k, per_c * terms)
     width = shape.width * item
-    channels = min(per_c, max(1, SUM_BYTES // (elements * taps * width)))
+    channels = min(per_c, max(1, SUM_BYTES // (tiles.elements * terms * width)))
 
     def fits(block: Block) -> bool:
-        wide = math.prod(block.pitch[:lead]) * math.prod(p - 1 for p in block.pitch[lead:-1]) * block.pitch[-1]
-        return elements * (block.images * channels * wide * item + block.tiles * width) <= BLOCK_BYTES
+        wide = math.prod(block.pitch[:-2]) * tile_rows(tiles, block, 1)
+        return tiles.elements * (block.images * channels * phases * wide * item + block.tiles * width) <= BLOCK_BYTES
 
-    block = cut(problem, units, tap_positions(problem), units, fits, problem.n)
+    block = cut_tiles(problem, tiles, fits)
     slab_channels = min(channels, max(1, PACKED_BYTES // (block.channel * item)))
-    return _Layout(tile, shape, block, channels, slab_channels)
+    return _Layout(tiles, shape, block, channels, slab_channels)
 
 
 def _cost(problem: ConvProblem, layout: _Layout) -> float:
     """Cycles of the products and of the transforms, counted in vectors."""
-    tile, shape, block, channels, _ = layout
-    per_c, per_k, taps = problem.c // problem.groups, problem.k // problem.groups, math.prod(problem.kernel[: lead_axes(problem)])
+    tiles, shape, block, channels, _ = layout
+    per_c, per_k, terms = problem.c // problem.groups, problem.k // problem.groups, direct_terms(problem, tiles)
     panels, ranges, blocks = problem.groups * -(-per_k // shape.width), -(-per_c // channels), block.pieces
-    groups = -(-per_c * taps // shape.positions)
-    products = layout.elements * panels * blocks * groups * (block.tiles * tile_cycles(shape.vectors, shape.positions) * 1.05 + 90)
-    inputs = panels * (
-        pack_cycles(block, per_c) * 1.5 + blocks * block.images * per_c * layout.plane / shape.lanes * layout.elements * 7
-    )
+    groups, elements = -(-per_c * terms // shape.positions), tiles.elements
+    products = elements * panels * blocks * groups * (block.tiles * tile_cycles(shape.vectors, shape.positions) * 1.05 + 60)
+    vectors = blocks * block.images * per_c * math.prod(tiles.phases) * layout.plane / shape.lanes
+    inputs = panels * (pack_cycles(block, per_c) * 1.5 + vectors * elements * 7)
     # each of two threads transforms the gradients of its own ranges
-    gradients = panels * max(ranges, 2) * blocks * shape.vectors * block.tiles * (layout.elements * 5 + math.prod(tile) * 12)
-    kernels = panels * shape.vectors * per_c * taps * (layout.elements * 6 + 60)
+    gradients = panels * max(ranges, 2) * blocks * shape.vectors * block.tiles * (elements * 4 + math.prod(tiles.outputs) * 8)
+    kernels = panels * shape.vectors * per_c * terms * (elements * 6 + 60)
     return CALL_SECONDS + 3e-6 + seconds(products + inputs + gradients + kernels + math.prod(problem.w_shape) * WRITE_CYCLES)
 
 
 @functools.lru_cache(maxsize=256)
 def _layout(problem: ConvProblem) -> _Layout:
     """The layout with the least cost."""
-    return min((_layout_with(problem, m) for m in (4, 2)), key=lambda layout: _cost(problem, layout))
+    return min((_layout_with(problem, tiles) for tiles in tiles_of(problem)), key=lambda layout: _cost(problem, layout))
 
 
 # A block's own numbers, where `winograd` has its own: channels of a panel, positions of a register tile, input channels of an item,
@@ -140,55 +146,41 @@ TABLES, SLABS, INPUTS, ROWS_OF_Y, GRADIENTS, SPARE, SUMS, KERNELS, BIAS, AREAS =
 
 
 @helper
-def copy_tile(spare, source, height, length, rows, columns, line, width, vector, tools):
-    """The part of a tile that lies inside the block, [pixel], for one vector of channels; the rest is zero."""
-    for i in range(min(rows, height)):
-        for j in range(min(columns, length)):
-            place = spare + (i * columns + j) * vector
-            invoke(tools[SPLIT], 1, source + (i * line + j * width), 0, tools[LANES], place, 0, tools[LANES], 1, 0, 0)
-
-
-@helper
-def transform_gradients(m, pixels, spare, block, g, b, shape, tools, at):
+def transform_gradients(m, pixels, spare, block, g, b, tools, at):
     """The transformed gradients of a block's tiles, [element][tile][lane], from those of its outputs, [pixel][lane]."""
     ndim, size, rows, columns = g[DIMS], itemsize(at), b[ROWS], b[COLUMNS]
-    width, vector, step = b[PANEL] * size, tools[LANES] * size, b[M_STEP] * size
-    axis, planes, tile_rows, height = ndim - 1, block_images(g, b, block), 1, 1
+    width, step, vectors = b[PANEL] * size, b[M_STEP] * size, b[PANEL] // tools[LANES]
+    axis, planes, lines, height = ndim - 1, block_images(g, b, block), 1, 1
     if ndim > 1:
-        tile_rows, height = tiles_along(g, b, block, axis - 1), block_extent(g, b, block, axis - 1)
+        lines, height = tiles_along(g, b, block, axis - 1), block_extent(g, b, block, axis - 1)
     for other in range(axis - 1):
         planes *= block_extent(g, b, block, other)
     tiles, length = tiles_along(g, b, block, axis), block_extent(g, b, block, axis)
-    for line in range(planes * tile_rows):
-        row = line % tile_rows * rows
-        start = (line // tile_rows * height + row) * length
+    for line in range(planes * lines):
+        row = line % lines * rows
+        start = (line // lines * height + row) * length
         for tile in range(tiles):
             column = tile * columns
             source, target = pixels + (start + column) * width, m + (line * tiles + tile) * width
-            whole = (row + rows <= height) & (column + columns <= length)
-            for v in range(0, width, vector):
-                place, row_step, column_step = source + v, length * width, width
-                if not whole:
-                    clear(spare, rows * columns * tools[LANES], at)
-                    copy_tile(spare, place, height - row, length - column, rows, columns, row_step, width, vector, tools)
-                    place, row_step, column_step = spare, columns * vector, vector
-                gradient_transform(shape, at, place, row_step, column_step, target + v, step)
+            if (row + rows <= height) & (column + columns <= length):
+                invoke(tools[GRADIENT], source, length * width, width, vectors, target, step)
+            else:
+                clear(spare, rows * columns * b[PANEL], at)
+                inside = min(rows, height - row), min(columns, length - column)
+                copy_pixels(spare, source, inside[0], inside[1], columns * width, width, length * width, width, tools, at)
+                invoke(tools[GRADIENT], spare, columns * width, width, vectors, target, step)
 
 
 @helper
-def transform_kernels(kernels, sums, count, g, b, shape, tools, at):
-    """`count` kernels along the last two dimensions, [kernel][tap][lane], from the sums of their elements."""
-    ndim, size = g[DIMS], itemsize(at)
-    width, vector, inner = b[PANEL] * size, tools[LANES] * size, g[part(g, WINDOW) + ndim - 1]
-    if ndim > 1:
-        inner *= g[part(g, WINDOW) + ndim - 2]
-    # with flip, taps are written from the last one back
-    origin, step = ((inner - 1) * width, -width) if g[part(g, FLIPPED) + ndim - 1] else (0, width)
-    for one in range(count):
-        for v in range(0, width, vector):
-            target = kernels + (one * inner * width + v + origin)
-            kernel_transform(shape, at, sums + (one * width + v), b[S_STEP] * size, target, step)
-    return inner
+def transform_kernels(kernels, sums, channels, phases, g, b, tools, at):
+    """The kernels of so many input channels, [c][lead tap][tap][lane], from the sums of their elements."""
+    taps, size, inner = b[TAPS], itemsize(at), inner_window(g)
+    width, vectors = b[PANEL] * size, b[PANEL] // tools[LANES]
+    for one in range(channels * phases * taps):
+        c, phase, tap = one // (phases * taps), one // taps % phases, one % taps
+        start, row_step, column_step, rows, columns = phase_taps(phase, width, g)
+        target = kernels + ((c * taps + tap) * inner * width + start)
+        invoke(tools[KERNEL], sums + one * width, b[S_STEP] * size, vectors, target, row_step, column_step, rows, columns)
 
 
 @helper
@@ -205,24 +197,22 @@ def add_products(sums, gradients, inputs, positions, count, offsets, tiles, resu
 
 @helper
 def _items(begin, end, args):
-    shape, yt, at, items, workers, scratch, areas, tools, splits, y, x, w, bias, status, g, b = args
+    yt, at, items, workers, scratch, areas, tools, splits, y, x, w, bias, status, g, b = args
     ndim, per_c, per_k, size, width = g[DIMS], g[PER_C], g[PER_K], itemsize(at), b[PANEL] * itemsize(at)
     xs, ws, ys = part(g, PARTS), part(g, PARTS + 1), part(g, PARTS + 2)
-    own = worker_area(scratch, areas, AREAS, workers, items, begin)
+    count, phases = element_counts(g, b)
+    own, terms = worker_area(scratch, areas, AREAS, workers, items, begin), phases * b[TAPS]
     slabs, inputs, pixels, gradients = own + areas[SLABS], own + areas[INPUTS], own + areas[ROWS_OF_Y], own + areas[GRADIENTS]
     spare, sums, kernels, bias_sums = own + areas[SPARE], own + areas[SUMS], own + areas[KERNELS], own + areas[BIAS]
-    rows, columns, rounded = b[ROWS], b[COLUMNS], -(-b[CHANNELS] * b[TAPS] // b[GROUP]) * b[GROUP]
-    count = (rows + 2 if rows > 1 else 1) * (columns + 2)
-    positions = own + areas[TABLES]
+    rounded, positions = -(-b[CHANNELS] * terms // b[GROUP]) * b[GROUP], own + areas[TABLES]
     elements = positions + 8 * rounded
-    axis_steps = pointer(elements + 8 * count, INT64)
-    offsets = elements + 8 * (count + ndim)
-    panels = -(-per_k // b[PANEL])
-    plane = place_steps(axis_steps, g, b, size) * size
-    fill_elements(pointer(elements, INT64), g, b, rows, columns, size)
+    axis_steps = pointer(elements + 8 * count * phases, INT64)
+    offsets = elements + 8 * (count * phases + ndim)
+    panels, plane = -(-per_k // b[PANEL]), place_steps(axis_steps, g, b, size) * size
+    fill_elements(pointer(elements, INT64), g, b, size)
     table = pointer(positions, INT64)
-    fill_terms(table, b[CHANNELS], plane, max(ndim - 2, 0), axis_steps, g)
-    for more in range(b[CHANNELS] * b[TAPS], rounded):
+    fill_terms(table, b[CHANNELS] * phases, plane, max(ndim - 2, 0), axis_steps, g)
+    for more in range(b[CHANNELS] * terms, rounded):
         table[more] = table[0]
     for item in range(begin, end):
         split, panel, group = item % splits, item // splits % panels, item // splits // panels
@@ -237,22 +227,20 @@ def _items(begin, end, args):
         clear(sums, count * b[S_STEP] if b[BLOCKS] == 0 else 0, at)
         for block in range(b[BLOCKS]):
             source = x_c + block_image(b, ndim, block) * g[xs]
-            transform_inputs(inputs, slabs, elements, source, channels, block, plane // size, g, b, shape, tools, at)
-            tiles = fill_places(pointer(offsets, INT64), 1, channels * plane, axis_steps, g, b, block)
+            transform_inputs(inputs, slabs, elements, source, channels, block, plane // size, g, b, tools, at)
+            tiles = fill_places(pointer(offsets, INT64), 1, channels * phases * plane, axis_steps, g, b, block)
             invoke(tools[READ], tools, pixels, width, used, y_k, block, g, b)
             if summed:
                 outputs = block_images(g, b, block)
                 for axis in range(ndim):
                     outputs *= block_extent(g, b, block, axis)
                 add_rows(bias_sums, pixels, outputs, b[PANEL], at)
-            transform_gradients(gradients, pixels, spare, block, g, b, shape, tools, at)
+            transform_gradients(gradients, pixels, spare, block, g, b, tools, at)
             resume = 1 if block > 0 else 0
-            add_products(
-                sums, gradients, inputs, positions, channels * b[TAPS], offsets, tiles, resume, b, count, tools, at
-            )  # fmt: skip
-        inner = transform_kernels(kernels, sums, channels * b[TAPS], g, b, shape, tools, at)
-        w_k, taps = w + (group * g[ws] + k * g[ws + 1] + c * g[ws + 2]), channels * b[TAPS] * inner
-        if invoke(tools[WRITE_WEIGHTS], tools, kernels, width, used, w_k, 0, taps, b[TAPS] * inner, inputs, g):
+            add_products(sums, gradients, inputs, positions, channels * terms, offsets, tiles, resume, b, count, tools, at)
+        transform_kernels(kernels, sums, channels, phases, g, b, tools, at)
+        w_k, taps = w + (group * g[ws] + k * g[ws + 1] + c * g[ws + 2]), b[TAPS] * inner_window(g)
+        if invoke(tools[WRITE_WEIGHTS], tools, kernels, width, used, w_k, 0, channels * taps, taps, inputs, g):
             status[0] = 1
         if summed:
             for lane in range(used):
@@ -261,8 +249,8 @@ def _items(begin, end, args):
 
 @kernel
 def winograd_weights(
-    shape: Tag, yt: Tag, at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, tools: Address,
-    splits: int, y: Address, x: Address, w: Address, bias: Address, status: Address, g: Address, b: Address,
+    yt: Tag, at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, tools: Address, splits: int,
+    y: Address, x: Address, w: Address, bias: Address, status: Address, g: Address, b: Address,
 ) -> None:  # fmt: skip
     """The gradient of w from that of y and x: an item is a panel of output channels and a range of input channels.
 
@@ -274,7 +262,7 @@ def winograd_weights(
         items,
         _items,
         (
-            shape, yt, at, items, workers, scratch, pointer(areas, INT64), pointer(tools, INT64), splits, y, x, w, bias,
+            yt, at, items, workers, scratch, pointer(areas, INT64), pointer(tools, INT64), splits, y, x, w, bias,
             pointer(status, UINT8), pointer(g, INT64), pointer(b, INT64),
         ),
     )  # fmt: skip
@@ -285,33 +273,34 @@ def winograd_weights(
 
 def _steps(problem: ConvProblem, layout: _Layout) -> tuple[int, int, int]:
     """From element to element of the transformed input, of the transformed gradient, and of the sums."""
-    shape, line = layout.shape, 64 // np_dtype(problem.acc_dtype).itemsize
-    taps = math.prod(problem.kernel[: lead_axes(problem)])
-    rounded = -(-layout.channels * taps // shape.positions) * shape.positions
+    tiles, shape, block, channels, _ = layout
+    line = 64 // np_dtype(problem.acc_dtype).itemsize
+    rounded = -(-channels * direct_terms(problem, tiles) // shape.positions) * shape.positions
     return (
-        spread(layout.block.images * layout.channels * layout.plane, line),
-        spread(layout.block.tiles * shape.width, line),
+        spread(block.images * channels * math.prod(tiles.phases) * layout.plane, line),
+        spread(block.tiles * shape.width, line),
         spread(rounded * shape.width, line),
     )
 
 
 def _areas(problem: ConvProblem, layout: _Layout) -> Areas:
     """A worker's scratch memory."""
-    shape, block, item, lead = layout.shape, layout.block, np_dtype(problem.acc_dtype).itemsize, lead_axes(problem)
+    tiles, shape, block, channels, slab_channels = layout
+    item, elements = np_dtype(problem.acc_dtype).itemsize, tiles.elements
     v_step, m_step, s_step = _steps(problem, layout)
-    rounded = layout.channels * math.prod(problem.kernel[:lead]) + shape.positions
-    tables = 8 * (rounded + layout.elements + problem.ndim + block.tiles)
-    elements = (
-        layout.slab_channels * block.channel + 2 * shape.lanes,  # tiles are read in whole vectors, beyond the last position
-        max(layout.elements * v_step, shape.lanes**2),
+    rounded = channels * direct_terms(problem, tiles) + shape.positions
+    tables = 8 * (rounded + elements * math.prod(tiles.phases) + problem.ndim + block.tiles)
+    sizes = (
+        slab_channels * block.channel + 2 * shape.lanes,  # tiles are read in whole vectors, beyond the last position
+        max(elements * v_step, shape.lanes**2),
         block.pixels * shape.width,
-        layout.elements * m_step,
-        math.prod(layout.tile) * shape.lanes,
-        layout.elements * s_step,
-        layout.channels * math.prod(problem.kernel) * shape.width,
+        elements * m_step,
+        math.prod(tiles.outputs) * shape.width,
+        elements * s_step,
+        channels * math.prod(problem.kernel) * shape.width,
         shape.width,
     )
-    return Areas(tables, *(count * item for count in elements))
+    return Areas(tables, *(count * item for count in sizes))
 
 
 class _Executor:
@@ -319,22 +308,23 @@ class _Executor:
 
     def __init__(self, problem: ConvProblem):
         layout = _layout(problem)
-        shape, block = layout.shape, layout.block
-        per_c, taps = problem.c // problem.groups, math.prod(problem.kernel[: lead_axes(problem)])
+        tiles, shape, block = layout[:3]
+        taps = math.prod(problem.kernel[: lead_axes(problem)])
         v_step, m_step, s_step = _steps(problem, layout)
         self._problem = problem
         self._panels = problem.groups * -(-(problem.k // problem.groups) // shape.width)
-        self._ranges = -(-per_c // layout.channels)
+        self._ranges = -(-problem.c // problem.groups // layout.channels)
         self._channels = layout.channels
         self._work = problem.flops / 8
         self._vectors = conv_vectors(problem, 0)
-        numbers = (layout.channels, 0, block.pixels, taps, layout.slab_channels, v_step, m_step, layout.rows, s_step, *layout.tile)
+        numbers = layout.channels, 0, block.pixels, taps, layout.slab_channels, v_step, m_step, layout.rows, s_step, *tiles.outputs
         self._block = block_vector(block, shape.width, shape.positions, *numbers)
         self._areas = _areas(problem, layout)
         self._tools = tools_for(
-            problem.dtype, problem.acc_dtype, shape.lanes, out=problem.out_dtype, product_shape=shape[:2], reads=True
-        )
-        self._kernel = winograd_weights.specialise((*layout.tile, shape.lanes), problem.out_dtype, problem.acc_dtype)
+            problem.dtype, problem.acc_dtype, shape.lanes, phases=block.step[-1], out=problem.out_dtype, product_shape=shape[:2],
+            transform_shape=tiles.transform, reads=True,
+        )  # fmt: skip
+        self._kernel = winograd_weights.specialise(problem.out_dtype, problem.acc_dtype)
 
     def __call__(self, outs: Any, ins: Any) -> None:
         """Compute."""

@@ -15,13 +15,26 @@ from .emit import Emitter, check_kinds
 __all__ = ["split"]
 
 _i64 = ir.IntType(64)
-ONE, TWO, FOUR = Tag(1), Tag(2), Tag(4)
+
+
+def _phase(emit: Emitter, vectors: list[Any], phase: int) -> Any:
+    """The elements of neighbouring vectors at one remainder by their number."""
+    lanes, result = emit.lanes, vectors[0]
+    for number, vector in enumerate(vectors):
+        places = [len(vectors) * lane + phase for lane in range(lanes)]
+        mine = [place - number * lanes for place in places]
+        result = emit.shuffle(
+            result, vector, [lanes + m if 0 <= m < lanes else lane if number else 0 for lane, m in enumerate(mine)]
+        )
+    return result
 
 
 def _phases(emit: Emitter, vectors: list[Any]) -> list[Any]:
-    """The elements of neighbouring vectors at each remainder by their number, which is a power of two."""
+    """The elements of neighbouring vectors at each remainder by their number."""
     if len(vectors) == 1:
         return vectors
+    if len(vectors) % 2:
+        return [_phase(emit, vectors, phase) for phase in range(len(vectors))]
     pairs = list(zip(vectors[::2], vectors[1::2], strict=True))
     even = [emit.shuffle(a, b, range(0, 2 * emit.lanes, 2)) for a, b in pairs]
     odd = [emit.shuffle(a, b, range(1, 2 * emit.lanes, 2)) for a, b in pairs]
@@ -29,15 +42,13 @@ def _phases(emit: Emitter, vectors: list[Any]) -> list[Any]:
 
 
 @intrinsic
-def _split(
-    typingctx: Any, lanes: Any, dtype: Any, phases: Any, x: Any, start: Any, size: Any, y: Any, y_step: Any, count: Any
-) -> Any:
-    check_kinds((lanes, phases, dtype), (x, y))
-    each = phases.value
+def _split(typingctx: Any, shape: Any, dtype: Any, x: Any, start: Any, size: Any, y: Any, y_step: Any, count: Any) -> Any:
+    check_kinds((shape, dtype), (x, y))
+    each, lanes = shape.value
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _, _, _, x, start, size, y, y_step, count = args
-        emit = Emitter(builder, dtype, lanes.value)
+        _, _, x, start, size, y, y_step, count = args
+        emit = Emitter(builder, dtype, lanes)
         item = _i64(emit.width // emit.lanes)
         vectors = builder.sdiv(builder.add(count, _i64(emit.lanes - 1)), _i64(emit.lanes))
         with cgutils.for_range(builder, vectors) as vector:
@@ -66,23 +77,17 @@ def _split(
         return context.get_dummy_value()
 
     integers = types.int64, types.int64
-    return types.void(lanes, dtype, phases, x, *integers, y, *integers), codegen
+    return types.void(shape, dtype, x, *integers, y, *integers), codegen
 
 
 @kernel(no_cfunc_wrapper=False)
 def split(
-    lanes: Tag, dtype: Tag, phases: int, x: Address, start: int, size: int, y: Address, y_step: int, count: int, rows: int,
-    x_row: int, y_row: int,
+    shape: Tag, dtype: Tag, x: Address, start: int, size: int, y: Address, y_step: int, count: int, rows: int, x_row: int,
+    y_row: int,
 ) -> None:  # fmt: skip
     """y[p][i] = x[start + phases * i + p] for i < count and each phase p, zero where that lies outside 0..size; for so many rows.
 
-    `phases` is 1, 2 or 4; phases of y lie `y_step` bytes apart, rows of x and y `x_row` and `y_row`.
+    The shape is (phases, lanes). Phases of y lie `y_step` bytes apart, rows of x and y `x_row` and `y_row`.
     """
     for row in range(rows):
-        source, target = x + row * x_row, y + row * y_row
-        if phases == 1:
-            _split(lanes, dtype, ONE, source, start, size, target, y_step, count)
-        elif phases == 2:
-            _split(lanes, dtype, TWO, source, start, size, target, y_step, count)
-        else:
-            _split(lanes, dtype, FOUR, source, start, size, target, y_step, count)
+        _split(shape, dtype, x + row * x_row, start, size, y + row * y_row, y_step, count)

@@ -1,9 +1,12 @@
 """Winograd's transforms: small matrices applied along two dimensions of a tile, a vector of tiles or of channels at a time.
 
-F(m, 3) computes m outputs of a three-tap filter from m + 2 inputs with m + 2 multiplications. Its matrices come from interpolation
-at m + 1 points and infinity (Toom and Cook; Lavin and Gray, "Fast algorithms for convolutional neural networks", CVPR 2016,
-section 4; Barabasz et al., "Error analysis and improving the accuracy of Winograd convolution for deep neural networks", TOMS 2020,
-on the choice of points).
+F(m, r) computes m outputs of an r-tap filter from m + r - 1 inputs with as many multiplications. Its matrices come from
+interpolation at m + r - 2 points and infinity (Toom and Cook; Lavin and Gray, "Fast algorithms for convolutional neural networks",
+CVPR 2016, section 4; Barabasz et al., "Error analysis and improving the accuracy of Winograd convolution for deep neural networks",
+TOMS 2020, on the choice of points).
+
+The transforms are compiled alone and called by address. Their first tag, the shape, is (outputs, taps) along the rows and along the
+columns of a tile, then lanes; one output and one tap stand for no transform.
 """
 
 from __future__ import annotations
@@ -13,26 +16,31 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 
-from numconv_numba.compiler import intrinsic
+from numconv_numba.compiler import Address, Tag, intrinsic, kernel
 
 from .emit import Emitter, check_kinds
 
 __all__ = [
     "Matrices",
-    "gradient_transform",
-    "input_transform",
-    "kernel_transform",
     "matrices",
-    "output_transform",
-    "weight_transform",
+    "transform_gradient",
+    "transform_input",
+    "transform_kernel",
+    "transform_output",
+    "transform_weight",
 ]
 
 Matrix = tuple[tuple[float, ...], ...]
 
-# Beside zero and infinity. Of the sets tried, these gave the least error: for m = 4 about a third of that of 1, -1, 2, -2.
-_POINTS = {2: ("1", "-1"), 4: ("3/4", "-3/4", "3/2", "-3/2")}
+_i64 = ir.IntType(64)
+
+# Beside zero and infinity, by the number of elements m + r - 1. Of the sets tried, these gave the least error: for F(4, 3) about a
+# third of that of 1, -1, 2, -2.
+_POINTS = {4: ("1", "-1"), 6: ("3/4", "-3/4", "3/2", "-3/2")}
 
 
 class Matrices(NamedTuple):
@@ -53,21 +61,21 @@ def _polynomial(roots: Sequence[Fraction]) -> list[Fraction]:
 
 
 @functools.cache
-def matrices(m: int) -> Matrices:
-    """Of F(m, 3); of the identity for m = 1."""
-    if m == 1:
+def matrices(m: int, taps: int) -> Matrices:
+    """Of F(m, taps); of the identity for one output and one tap."""
+    if m == taps == 1:
         return Matrices(((1.0,),), ((1.0,),), ((1.0,),))
-    points = [Fraction(0), *map(Fraction, _POINTS[m])]
+    points = [Fraction(0), *map(Fraction, _POINTS[m + taps - 1])]
     inputs, weights = [], []
     for j, point in enumerate(points):
         others = [other for i, other in enumerate(points) if i != j]
         scale = Fraction(1)
         for other in others:
             scale *= point - other
-        weights.append([point**k / scale for k in range(3)])
+        weights.append([point**k / scale for k in range(taps)])
         inputs.append([*_polynomial(others), Fraction(0)])
     inputs.append(_polynomial(points))
-    weights.append([Fraction(0), Fraction(0), Fraction(1)])
+    weights.append([Fraction(int(k == taps - 1)) for k in range(taps)])
     output = [[point**i for point in points] + [Fraction(int(i == m - 1))] for i in range(m)]
     return Matrices(*(tuple(tuple(map(float, row)) for row in matrix) for matrix in (inputs, weights, output)))
 
@@ -124,100 +132,184 @@ def _transform(builder: Any, emit: Emitter, first: Matrix, second: Matrix, tile:
     return [_multiply(builder, emit, second, row) for row in zip(*columns, strict=True)]
 
 
-@intrinsic
-def input_transform(typingctx: Any, shape: Any, dtype: Any, x: Any, offsets: Any, y: Any, y_step: Any) -> Any:
-    """Transform a vector of input tiles: element (i, j) is loaded at its offset in a table, and stored at multiples of y_step."""
-    check_kinds((shape, dtype), (x, offsets, y))
-    rows, columns, lanes = shape.value
-    first, second = matrices(rows).inputs, matrices(columns).inputs
+def _emit(builder: Any, dtype: Any, lanes: int, both: Sequence[Matrix], vectors: Any, load: Any, store: Any) -> None:
+    """Transform so many vectors of tiles: load(emit, i, j, place) gives an element, store(emit, i, j, place, vector) takes one.
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _, _, x, offsets, y, y_step = args
-        emit, width = Emitter(builder, dtype, lanes), len(second)
-        tile = [[emit.load(emit.at(x, emit.offset(offsets, i * width + j))) for j in range(width)] for i in range(len(first))]
-        flat = [vector for row in _transform(builder, emit, first, second, tile) for vector in row]
-        for place, vector in enumerate(flat):
-            emit.store(vector, emit.at(y, emit.times(y_step, place)))
-        return context.get_dummy_value()
-
-    return types.void(shape, dtype, x, offsets, y, types.int64), codegen
-
-
-@intrinsic
-def weight_transform(typingctx: Any, shape: Any, dtype: Any, w: Any, w_step: Any, u: Any, u_step: Any) -> Any:
-    """Transform a vector of kernels, whose taps lie `w_step` bytes apart, into elements `u_step` bytes apart."""
-    check_kinds((shape, dtype), (w, u))
-    rows, columns, lanes = shape.value
-    first, second = matrices(rows).weights, matrices(columns).weights
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _, _, w, w_step, u, u_step = args
-        emit, width = Emitter(builder, dtype, lanes), len(second[0])
-        tile = [[emit.load(emit.at(w, emit.times(w_step, i * width + j))) for j in range(width)] for i in range(len(first[0]))]
-        flat = [vector for row in _transform(builder, emit, first, second, tile) for vector in row]
-        for place, vector in enumerate(flat):
-            emit.store(vector, emit.at(u, emit.times(u_step, place)))
-        return context.get_dummy_value()
-
-    return types.void(shape, dtype, w, types.int64, u, types.int64), codegen
-
-
-@intrinsic
-def output_transform(typingctx: Any, shape: Any, dtype: Any, s: Any, s_step: Any, y: Any, row_step: Any, column_step: Any) -> Any:
-    """Transform the products of a tile, `s_step` bytes apart, for a vector of channels, into its outputs."""
-    check_kinds((shape, dtype), (s, y))
-    rows, columns, lanes = shape.value
-    first, second = matrices(rows).output, matrices(columns).output
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _, _, s, s_step, y, row_step, column_step = args
-        emit, width = Emitter(builder, dtype, lanes), len(second[0])
-        tile = [[emit.load(emit.at(s, emit.times(s_step, i * width + j))) for j in range(width)] for i in range(len(first[0]))]
+    `place` is the byte offset of a vector among those that follow each other.
+    """
+    emit = Emitter(builder, dtype, lanes)
+    first, second = both
+    with cgutils.for_range(builder, vectors) as vector:
+        place = builder.mul(vector.index, _i64(emit.width))
+        tile = [[load(emit, i, j, place) for j in range(len(second[0]))] for i in range(len(first[0]))]
         for i, row in enumerate(_transform(builder, emit, first, second, tile)):
-            for j, vector in enumerate(row):
-                place = builder.add(emit.times(row_step, i), emit.times(column_step, j))
-                emit.store(vector, emit.at(y, place))
-        return context.get_dummy_value()
+            for j, result in enumerate(row):
+                store(emit, i, j, place, result)
 
-    return types.void(shape, dtype, s, types.int64, y, types.int64, types.int64), codegen
+
+def _spaced(base: Any, step: Any, width: int) -> Any:
+    """Where element (i, j) lies, of tiles that are `width` elements wide: at multiples of a step."""
+    return lambda emit, i, j, place: emit.at(emit.at(base, emit.times(step, i * width + j)), place)
+
+
+def _in_rows(base: Any, row_step: Any, column_step: Any) -> Any:
+    """Where element (i, j) lies: in rows and columns."""
+    return lambda emit, i, j, place: emit.at(emit.at(emit.at(base, emit.times(row_step, i)), emit.times(column_step, j)), place)
+
+
+def _loads(where: Any) -> Any:
+    return lambda emit, i, j, place: emit.load(where(emit, i, j, place))
+
+
+def _stores(where: Any) -> Any:
+    return lambda emit, i, j, place, vector: emit.store(vector, where(emit, i, j, place))
 
 
 @intrinsic
-def gradient_transform(typingctx: Any, shape: Any, dtype: Any, y: Any, row_step: Any, column_step: Any, m: Any, m_step: Any) -> Any:
-    """The adjoint of `output_transform`: the gradients of a tile's outputs, for a vector of channels, into its elements."""
+def _input(typingctx: Any, shape: Any, dtype: Any, x: Any, offsets: Any, vectors: Any, y: Any, y_step: Any) -> Any:
+    check_kinds((shape, dtype), (x, offsets, y))
+    rows, row_taps, columns, column_taps, lanes = shape.value
+    both, width = (matrices(rows, row_taps).inputs, matrices(columns, column_taps).inputs), columns + column_taps - 1
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _, _, x, offsets, vectors, y, y_step = args
+
+        def load(emit: Emitter, i: int, j: int, place: Any) -> Any:
+            return emit.load(emit.at(emit.at(x, emit.offset(offsets, i * width + j)), place))
+
+        _emit(builder, dtype, lanes, both, vectors, load, _stores(_spaced(y, y_step, width)))
+        return context.get_dummy_value()
+
+    return types.void(shape, dtype, x, offsets, types.int64, y, types.int64), codegen
+
+
+@kernel(no_cfunc_wrapper=False)
+def transform_input(shape: Tag, dtype: Tag, x: Address, offsets: Address, vectors: int, y: Address, y_step: int) -> None:
+    """Input tiles, so many vectors of them that follow each other.
+
+    Element (i, j) is loaded at its byte offset in an int64 table; elements are stored `y_step` bytes apart.
+    """
+    _input(shape, dtype, x, offsets, vectors, y, y_step)
+
+
+@intrinsic
+def _weight(
+    typingctx: Any, shape: Any, dtype: Any, w: Any, row_step: Any, column_step: Any, n_rows: Any, n_columns: Any, vectors: Any,
+    u: Any, u_step: Any,
+) -> Any:  # fmt: skip
+    check_kinds((shape, dtype), (w, u))
+    rows, row_taps, columns, column_taps, lanes = shape.value
+    both, width = (matrices(rows, row_taps).weights, matrices(columns, column_taps).weights), columns + column_taps - 1
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _, _, w, row_step, column_step, n_rows, n_columns, vectors, u, u_step = args
+        where = _in_rows(w, row_step, column_step)
+
+        def load(emit: Emitter, i: int, j: int, place: Any) -> Any:
+            there = builder.and_(builder.icmp_signed("<", _i64(i), n_rows), builder.icmp_signed("<", _i64(j), n_columns))
+            return emit.load_masked(where(emit, i, j, place), emit.spread(there))
+
+        _emit(builder, dtype, lanes, both, vectors, load, _stores(_spaced(u, u_step, width)))
+        return context.get_dummy_value()
+
+    n = types.int64
+    return types.void(shape, dtype, w, n, n, n, n, n, u, n), codegen
+
+
+@kernel(no_cfunc_wrapper=False)
+def transform_weight(
+    shape: Tag, dtype: Tag, w: Address, row_step: int, column_step: int, rows: int, columns: int, vectors: int, u: Address,
+    u_step: int,
+) -> None:  # fmt: skip
+    """Kernels, for so many vectors of channels that follow each other, into elements `u_step` bytes apart.
+
+    Taps beyond the first `rows` and `columns` are zero.
+    """
+    _weight(shape, dtype, w, row_step, column_step, rows, columns, vectors, u, u_step)
+
+
+@intrinsic
+def _output(
+    typingctx: Any, shape: Any, dtype: Any, s: Any, s_step: Any, vectors: Any, y: Any, row_step: Any, column_step: Any
+) -> Any:
+    check_kinds((shape, dtype), (s, y))
+    rows, row_taps, columns, column_taps, lanes = shape.value
+    both, width = (matrices(rows, row_taps).output, matrices(columns, column_taps).output), columns + column_taps - 1
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _, _, s, s_step, vectors, y, row_step, column_step = args
+        load, store = _loads(_spaced(s, s_step, width)), _stores(_in_rows(y, row_step, column_step))
+        _emit(builder, dtype, lanes, both, vectors, load, store)
+        return context.get_dummy_value()
+
+    n = types.int64
+    return types.void(shape, dtype, s, n, n, y, n, n), codegen
+
+
+@kernel(no_cfunc_wrapper=False)
+def transform_output(
+    shape: Tag, dtype: Tag, s: Address, s_step: int, vectors: int, y: Address, row_step: int, column_step: int
+) -> None:
+    """The products of a tile, `s_step` bytes apart, into its outputs, for so many vectors of channels that follow each other."""
+    _output(shape, dtype, s, s_step, vectors, y, row_step, column_step)
+
+
+@intrinsic
+def _gradient(
+    typingctx: Any, shape: Any, dtype: Any, y: Any, row_step: Any, column_step: Any, vectors: Any, m: Any, m_step: Any
+) -> Any:
     check_kinds((shape, dtype), (y, m))
-    rows, columns, lanes = shape.value
-    first, second = (_transposed(matrices(size).output) for size in (rows, columns))
+    rows, row_taps, columns, column_taps, lanes = shape.value
+    both = _transposed(matrices(rows, row_taps).output), _transposed(matrices(columns, column_taps).output)
+    width = columns + column_taps - 1
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _, _, y, row_step, column_step, m, m_step = args
-        emit = Emitter(builder, dtype, lanes)
-        tile = [
-            [emit.load(emit.at(y, builder.add(emit.times(row_step, i), emit.times(column_step, j)))) for j in range(columns)]
-            for i in range(rows)
-        ]
-        flat = [vector for row in _transform(builder, emit, first, second, tile) for vector in row]
-        for place, vector in enumerate(flat):
-            emit.store(vector, emit.at(m, emit.times(m_step, place)))
+        _, _, y, row_step, column_step, vectors, m, m_step = args
+        load, store = _loads(_in_rows(y, row_step, column_step)), _stores(_spaced(m, m_step, width))
+        _emit(builder, dtype, lanes, both, vectors, load, store)
         return context.get_dummy_value()
 
-    return types.void(shape, dtype, y, types.int64, types.int64, m, types.int64), codegen
+    n = types.int64
+    return types.void(shape, dtype, y, n, n, n, m, n), codegen
+
+
+@kernel(no_cfunc_wrapper=False)
+def transform_gradient(
+    shape: Tag, dtype: Tag, y: Address, row_step: int, column_step: int, vectors: int, m: Address, m_step: int
+) -> None:
+    """The adjoint of `transform_output`: gradients of a tile's outputs into those of its products."""
+    _gradient(shape, dtype, y, row_step, column_step, vectors, m, m_step)
 
 
 @intrinsic
-def kernel_transform(typingctx: Any, shape: Any, dtype: Any, s: Any, s_step: Any, w: Any, w_step: Any) -> Any:
-    """The adjoint of `weight_transform`: the sums of elements, for a vector of channels, into taps `w_step` bytes apart."""
+def _kernel(
+    typingctx: Any, shape: Any, dtype: Any, s: Any, s_step: Any, vectors: Any, w: Any, row_step: Any, column_step: Any, n_rows: Any,
+    n_columns: Any,
+) -> Any:  # fmt: skip
     check_kinds((shape, dtype), (s, w))
-    rows, columns, lanes = shape.value
-    first, second = (_transposed(matrices(size).weights) for size in (rows, columns))
+    rows, row_taps, columns, column_taps, lanes = shape.value
+    both = _transposed(matrices(rows, row_taps).weights), _transposed(matrices(columns, column_taps).weights)
+    width = columns + column_taps - 1
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _, _, s, s_step, w, w_step = args
-        emit, width = Emitter(builder, dtype, lanes), len(second[0])
-        tile = [[emit.load(emit.at(s, emit.times(s_step, i * width + j))) for j in range(width)] for i in range(len(first[0]))]
-        flat = [vector for row in _transform(builder, emit, first, second, tile) for vector in row]
-        for tap, vector in enumerate(flat):
-            emit.store(vector, emit.at(w, emit.times(w_step, tap)))
+        _, _, s, s_step, vectors, w, row_step, column_step, n_rows, n_columns = args
+        where = _in_rows(w, row_step, column_step)
+
+        def store(emit: Emitter, i: int, j: int, place: Any, vector: Any) -> None:
+            there = builder.and_(builder.icmp_signed("<", _i64(i), n_rows), builder.icmp_signed("<", _i64(j), n_columns))
+            emit.store_masked(vector, where(emit, i, j, place), emit.spread(there))
+
+        _emit(builder, dtype, lanes, both, vectors, _loads(_spaced(s, s_step, width)), store)
         return context.get_dummy_value()
 
-    return types.void(shape, dtype, s, types.int64, w, types.int64), codegen
+    n = types.int64
+    return types.void(shape, dtype, s, n, n, w, n, n, n, n), codegen
+
+
+@kernel(no_cfunc_wrapper=False)
+def transform_kernel(
+    shape: Tag, dtype: Tag, s: Address, s_step: int, vectors: int, w: Address, row_step: int, column_step: int, rows: int,
+    columns: int,
+) -> None:  # fmt: skip
+    """The adjoint of `transform_weight`: sums of the elements into the gradients of the first `rows` and `columns` of the taps."""
+    _kernel(shape, dtype, s, s_step, vectors, w, row_step, column_step, rows, columns)
