@@ -158,24 +158,22 @@ def multiply_panel(first_tile, last_tile, w, w_last, y, pixels, areas, x, channe
     panel, sums, offsets, pieces = areas
     if pixels < vectors * tools[LANES]:
         clear(panel, b[CHUNK] * b[TAPS] * vectors * tools[LANES], at)  # stray bits could be denormal numbers, which are slow
-    # a last tile that is not full overlaps the one before, whose channels it computes again
     whole, bad = max(min(last_tile, per_k // channels) - first_tile, 0), False
-    ending = first_tile + whole < last_tile
-    rest = panel, sums + whole * channels * vectors * tools[LANES] * size, offsets, pieces
     for first in range(0, per_c, b[CHUNK]):
         passed, resume, last = min(b[CHUNK], per_c - first) * b[TAPS], 1 if first > 0 else 0, first + b[CHUNK] >= per_c
-        x_c, skip, k = x + first * channel, first * b[TAPS] * steps[0], first_tile * channels
-        if whole > 0:
-            w_k = w + (first_tile * steps[2] + skip)
-            bad |= multiply_tiles(
-                whole, k, w_k, y, pixels, vectors, passed, resume, last, bias, areas, x_c, found, steps, g, b, tools, yt, at
-            )
-        if ending:
-            count, w_k = 0 if whole > 0 else found, w + (w_last + skip)
-            bad |= multiply_tiles(
-                1, per_k - channels, w_k, y, pixels, vectors, passed, resume, last, bias, rest, x_c, count, steps, g, b, tools,
-                yt, at,
-            )  # fmt: skip
+        count = found
+        # a last tile that is not full overlaps the one before, whose channels it computes again
+        for ending in range(2):
+            tiles = (1 if first_tile + whole < last_tile else 0) if ending else whole
+            if tiles > 0:
+                k, offset, done = first_tile * channels, first_tile * steps[2], 0
+                if ending:
+                    k, offset, done = per_k - channels, w_last, whole * channels * vectors * tools[LANES] * size
+                bad |= multiply_tiles(
+                    tiles, k, w + (offset + first * b[TAPS] * steps[0]), y, pixels, vectors, passed, resume, last, bias,
+                    (panel, sums + done, offsets, pieces), x + first * channel, count, steps, g, b, tools, yt, at,
+                )  # fmt: skip
+                count = 0
     return bad
 
 
@@ -376,7 +374,7 @@ class ImplicitGemm(DenseImplementation):
         panels, vectors = -(-pixels // (tile.vectors * tile.lanes)), -(-pixels // tile.lanes)
         products = tiles * (vectors * terms * tile.channels / 2 * 1.15 + panels * TILE_CYCLES)
         # vectors of a panel that end with a row of outputs take another piece
-        gathered = terms * (vectors + pixels / block.size[-1]) * 4
+        gathered = terms * (vectors + pixels / block.size[-1]) * 5
         packed = 0 if in_place else pack_cycles(block, problem.c)
         # kernels are flipped in an input_grad, where the terms of an output channel do not follow each other
         weights = math.prod(problem.w_shape) * 2 if problem.flip and math.prod(problem.kernel) > 1 else 0

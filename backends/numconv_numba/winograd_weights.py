@@ -120,8 +120,9 @@ def _cost(problem: ConvProblem, layout: _Layout) -> float:
     products = elements * panels * blocks * groups * (block.tiles * tile_cycles(shape.vectors, shape.positions) * 1.05 + 60)
     vectors = blocks * block.images * per_c * math.prod(tiles.phases) * layout.plane / shape.lanes
     inputs = panels * (pack_cycles(block, per_c) * 1.5 + vectors * elements * 7)
-    # each of two threads transforms the gradients of its own ranges
-    gradients = panels * max(ranges, 2) * blocks * shape.vectors * block.tiles * (elements * 4 + math.prod(tiles.outputs) * 8)
+    # each range packs and transforms the gradients of its panel; a single item is shared by two threads
+    gradient = shape.vectors * block.tiles * (elements * 3 + math.prod(tiles.outputs) * 4) + block.pixels * shape.width
+    gradients = max(panels * ranges, 2) * blocks * gradient
     kernels = panels * shape.vectors * per_c * terms * (elements * 6 + 60)
     return CALL_SECONDS + 3e-6 + seconds(products + inputs + gradients + kernels + math.prod(problem.w_shape) * WRITE_CYCLES)
 
