@@ -22,6 +22,7 @@ _EXAMPLES = """\
 examples:
   numconv info                        versions, processor, threads, caches, and every backend with its reason
   numconv info --implementations      also what each backend offers
+  numconv info --measure              also what the machine can do: multiply-adds, bandwidth
   numconv demo                        a tour on real sound, images and video; pictures go to numconv-demo
   numconv demo --backend reference    the same with one backend, strictly
   numconv warmup --dtype float32 float64
@@ -69,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 
     info = add("info", _info, "Show versions, processor, threads, caches and backends.", "numconv info --implementations")
     info.add_argument("--implementations", action="store_true", help="also list what each backend offers")
+    info.add_argument("--measure", action="store_true", help="also measure the machine: multiply-adds, bandwidth (seconds)")
 
     demo = add("demo", _demo, "A tour on real sound, images and video.", "numconv demo --out pictures --threads 2")
     demo.add_argument(
@@ -108,7 +110,7 @@ def _log_to_stderr() -> Iterator[None]:
 def _info(arguments: argparse.Namespace) -> int:
     from .information import describe
 
-    print(describe(arguments.implementations))
+    print(describe(arguments.implementations, arguments.measure))
     return 0
 
 

@@ -26,13 +26,15 @@ _FEATURES = (
 _PREFIXES = ("NUMCONV_", "NUMBA_", "OMP_", "KMP_", "MKL_NUM_", "OPENBLAS_NUM_")
 
 
-def describe(implementations: bool = False) -> str:
+def describe(implementations: bool = False, measure: bool = False) -> str:
     """All that `numconv info` prints.
 
     Parameters
     ----------
     implementations : bool
         Also list each backend's implementations, with their operations and accuracy levels.
+    measure : bool
+        Also measure the machine through each backend, which takes some seconds.
     """
     parts = [
         _section("versions", _versions()),
@@ -40,7 +42,8 @@ def describe(implementations: bool = False) -> str:
         _section("environment", _environment()),
         _section("caches", [_cache()]),
         f"backends\n{backends()!r}",
-        *(_section(f"backend {name}", rows) for name, rows in _backend_details()),
+        *(_section(f"backend {name}", rows) for name, rows in _told("information")),
+        *(_section(f"measured by {name}", rows) for name, rows in (_told("measurements") if measure else ())),
     ]
     if implementations:
         parts.append("implementations\n" + "\n".join(_implementations()))
@@ -115,14 +118,14 @@ def _cache() -> tuple[str, str]:
     return "folder", f"{folder}, {len(sizes)} files, {sum(sizes):,} bytes{note}"
 
 
-def _backend_details() -> Iterator[tuple[str, Rows]]:
-    """What the available backends tell of themselves by their optional method ``information() -> Mapping[str, str]``."""
+def _told(method: str) -> Iterator[tuple[str, Rows]]:
+    """What the available backends tell by an optional method ``() -> Mapping[str, str]``: information, measurements."""
     for row in backends():
-        information = getattr(default_registry().backend(row.name), "information", None) if row.available else None
-        if information is None:
+        tell = getattr(default_registry().backend(row.name), method, None) if row.available else None
+        if tell is None:
             continue
         try:
-            rows = [(str(name), str(value)) for name, value in information().items()]
+            rows = [(str(name), str(value)) for name, value in tell().items()]
         except Exception as error:  # noqa: BLE001 - a plugin may raise anything, and the rest is still wanted
             rows = [("failed", f"{type(error).__name__}: {error}")]
         if rows:

@@ -119,6 +119,17 @@ class Talkative:
         return self.answer
 
 
+def test_info_measures_the_machine_when_asked(capsys):
+    """Rates that are positive numbers; how large they are depends on the machine."""
+    _, out, _ = run(capsys, "info", "--measure")
+    section = out.partition("measured by numba\n")[2].partition("\n\n")[0]
+    assert len(section.splitlines()) == 3
+    rates = re.findall(r"([\d.]+) (?:GFLOP|GB)/s on (\d+) thread", section)
+    assert len(rates) >= 3
+    assert all(float(rate) > 0.1 for rate, _ in rates)
+    assert "measured by" not in run(capsys, "info")[1]
+
+
 @pytest.mark.parametrize(
     ("answer", "line"),
     [({"threads": "2"}, "threads  2"), (RuntimeError("no driver"), "failed  RuntimeError: no driver")],
@@ -165,6 +176,6 @@ def test_warmup_reports_without_tqdm(capsys, monkeypatch):
 def test_log_lines_are_shown_and_the_logger_is_left_as_it_was(capsys, monkeypatch):
     logger = logging.getLogger("numconv")
     before = logger.level, list(logger.handlers)
-    monkeypatch.setattr(information, "describe", lambda _: logger.info("compiled kernel %s", "example"))
+    monkeypatch.setattr(information, "describe", lambda *_: logger.info("compiled kernel %s", "example"))
     assert "compiled kernel example\n" in run(capsys, "info")[2]
     assert (logger.level, logger.handlers) == before

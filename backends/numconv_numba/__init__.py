@@ -75,5 +75,11 @@ class NumbaBackend:
             "cache": where + (f": {info.reason}" if info.reason else ""),
         }
 
+    def measurements(self) -> Mapping[str, str]:
+        """What `numconv info --measure` shows: rates measured here and now."""
+        from .measuring import measurements
+
+        return measurements()
+
 
 backend = NumbaBackend()

@@ -1,0 +1,61 @@
+"""What this machine can do: its rate of multiply-adds and its bandwidth, for reports only.
+
+No choice and no result depends on these figures: they differ from run to run.
+"""
+
+from __future__ import annotations
+
+import timeit
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from .microkernels.emit import host, lanes_of
+from .microkernels.peak import CHAINS, copy_lines, multiply_add
+from .threads import SERIAL_WORK, run, threads
+
+__all__ = ["copy_rate", "measurements", "multiply_add_rate"]
+
+TURNS = 200_000
+COPIED = 64 * 2**20
+"""Bytes: more than the caches of a core, as the arrays of large calls are."""
+
+
+def _best(call: Callable[[], None]) -> float:
+    call()
+    return min(timeit.repeat(call, number=1, repeat=7))
+
+
+def multiply_add_rate(dtype: str, count: int) -> float:
+    """FLOP/s of `count` threads at the peak; a multiply-add is two."""
+    lanes, step = lanes_of(dtype), max(host().width, 64)
+    data = np.full(count * step // np.dtype(dtype).itemsize, 0.5, dtype)
+    compiled = multiply_add.specialise(lanes, dtype)
+    work = 2.0 * SERIAL_WORK if count > 1 else 0.0
+    best = _best(lambda: run(compiled, count, work, data, step, TURNS))
+    return count * CHAINS * lanes * 2 * TURNS / best
+
+
+def copy_rate(count: int) -> float:
+    """Bytes per second that `count` threads read and write, each as many, in a copy of `COPIED` bytes."""
+    lanes, step = lanes_of("float32"), COPIED // count
+    x, y = np.ones(COPIED, np.uint8), np.ones(COPIED, np.uint8)
+    compiled = copy_lines.specialise(lanes, "float32")
+    work = 2.0 * SERIAL_WORK if count > 1 else 0.0
+    return 2 * COPIED / _best(lambda: run(compiled, count, work, x, y, step, step // host().width))
+
+
+def measurements() -> Mapping[str, str]:
+    """Rates of one thread and of all that a call may use."""
+    counts = sorted({1, threads()})
+    rows = {}
+    for dtype in ("float32", "float64"):
+        rates = (f"{multiply_add_rate(dtype, count) / 1e9:.0f} GFLOP/s on {_threads(count)}" for count in counts)
+        rows[f"{dtype} multiply-adds"] = ", ".join(rates)
+    rates = (f"{copy_rate(count) / 1e9:.1f} GB/s on {_threads(count)}" for count in counts)
+    rows["copy, read and written"] = ", ".join(rates)
+    return rows
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
