@@ -22,6 +22,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .direct import Direct
     from .pooling import Pool
     from .tile import RegisterTile
+    from .vector_pooling import VectorPool
     from .weights import BlockedWeights
     from .windows import Windows
     from .winograd import Winograd
@@ -32,6 +33,7 @@ def _implementations() -> tuple[Implementation, ...]:
         Blocked(),
         BlockedWeights(),
         Direct(),
+        VectorPool(),
         Pool(),
         Windows(),
     )

@@ -51,6 +51,7 @@ __all__ = [
     "ROW",
     "Pool",
     "Rows",
+    "axis_counts",
     "chunk_of",
     "fill",
     "flat_step",
@@ -714,13 +715,13 @@ def volume_parts(problem: PoolProblem | WindowProblem, innermost: bool) -> int:
     return -(-volume * c // PART) if innermost else c * -(-volume // PART)
 
 
-def _counts(problem: PoolProblem) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """How many taps of an average each output of each axis counts, one axis behind the other; also with an axis of channels."""
+def axis_counts(problem: PoolProblem) -> list[np.ndarray[Any, Any]]:
+    """How many taps of an average each output of each axis counts."""
     counts = []
     for axis, (size, (low, high)) in enumerate(zip(problem.spatial, problem.padding, strict=True)):
         end, begin = (size + high, -low) if problem.count_include_pad else (size, 0)
         counts.append(_taps_below(problem, axis, end) - _taps_below(problem, axis, begin))
-    return np.concatenate(counts), np.concatenate([*counts, np.ones(problem.c)])
+    return counts
 
 
 def _taps_below(problem: PoolProblem, axis: int, limit: int) -> np.ndarray[Any, Any]:
@@ -748,7 +749,8 @@ class _Executor:
         self._problem = problem
         self._kernel = _compiled(problem)
         self._rows = Rows(problem, problem.spatial if problem.op.endswith("_backward") else problem.output)
-        self._counts = _counts(problem)
+        counts = axis_counts(problem)
+        self._counts = np.concatenate(counts), np.concatenate([*counts, np.ones(problem.c)])
         self._work = problem.flops + math.prod(problem.x_shape)
 
     def __call__(self, outs: Any, ins: Any) -> None:

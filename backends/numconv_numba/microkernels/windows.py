@@ -1,0 +1,300 @@
+"""Windows along one row: maxima, means and sums of what lies under the taps, with the lanes over neighbouring results.
+
+A result takes its terms from some rows of the source, and in each of them from some positions: the *rows* and the *inner taps* of
+the call, tables of int64. Positions outside a row are masked, so that padding takes no part and is never read; so a row that is
+shorter than a vector costs as little as one vector.
+
+A stride takes every 2nd, 3rd or 4th element of as many loaded vectors. A gradient has the stride on the other side: neighbouring
+results then have taps of their own, one *phase* each, and are woven together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from numconv_numba.compiler import Address, Tag, intrinsic, kernel
+
+from .emit import Emitter, check_kinds
+
+__all__ = ["MAX_STRIDE", "ROW_ENTRY", "TAP_ENTRY", "windows"]
+
+MAX_STRIDE = 4
+"""Of the elements that vectors are taken apart for, or woven from."""
+TOGETHER = 4
+"""Vectors that share the work of finding their taps."""
+ROW_ENTRY, TAP_ENTRY = 24, 16
+_i32, _i64, _double = ir.IntType(32), ir.IntType(64), ir.DoubleType()
+
+
+class _Tap(NamedTuple):
+    """One tap: its position for result 0, its byte offset from there, and the vectors that it needs."""
+
+    place: Any
+    shift: Any
+
+
+class _Windows:
+    """The code of one call of `windows`."""
+
+    def __init__(self, builder: Any, shape: Any, dtype: Any, arguments: dict[str, Any]):
+        self.kind, lanes, self.stride, self.phases, self.taps = shape
+        self.builder, self.emit, self.given = builder, Emitter(builder, dtype, lanes), arguments
+        self.item = self.emit.width // lanes
+        self.largest = self.kind in ("max", "argmax")
+        self.numbers = ir.VectorType(_i32, lanes)
+
+    # --- where things lie
+
+    def positions(self, start: Any, step: int = 1) -> Any:
+        """start + step * lane."""
+        steps = ir.Constant(self.numbers, [step * lane for lane in range(self.emit.lanes)])
+        return self.builder.add(self.emit.spread(self.builder.trunc(start, _i32)), steps)
+
+    def inside(self, start: Any, step: int = 1) -> Any:
+        """The mask of the positions that lie in the row."""
+        size = self.emit.spread(self.builder.trunc(self.given["size"], _i32))
+        return self.builder.icmp_unsigned("<", self.positions(start, step), size)
+
+    def whole(self, at: Any, vectors: int) -> Any:
+        """Whether so many vectors of results from `at` on exist and have all their elements inside the row."""
+        builder, places = self.builder, [place for phase in self.taps for _, place in phase]
+        if not places:
+            return ir.Constant(ir.IntType(1), 0)
+        end = builder.add(at, _i64(vectors * self.emit.lanes))
+        first = builder.add(builder.mul(at, _i64(self.stride)), _i64(min(places)))
+        last = builder.add(builder.mul(end, _i64(self.stride)), _i64(max(places)))
+        there = builder.icmp_signed("<=", builder.mul(end, _i64(self.phases)), self.given["last"])
+        inside = builder.and_(builder.icmp_signed(">=", first, _i64(0)), builder.icmp_signed("<=", last, self.given["size"]))
+        return builder.and_(there, inside)
+
+    def fetch(self, address: Any, start: Any, whole: bool) -> Any:
+        """The elements at start + stride * lane, zero outside the row; `address` is that of the first."""
+        builder, emit = self.builder, self.emit
+        vectors = []
+        for number in range(self.stride):
+            place = emit.at(address, number * emit.width)
+            if whole:
+                vectors.append(emit.load(place))
+            else:
+                vectors.append(emit.load_masked(place, self.inside(builder.add(start, _i64(number * emit.lanes)))))
+        return self.pick(vectors, range(0, self.stride * emit.lanes, self.stride))
+
+    def pick(self, vectors: list[Any], indices: Any) -> Any:
+        """The lanes of up to four vectors, one behind the other, at these indices."""
+        emit = self.emit
+        if len(vectors) == 1:
+            return vectors[0]
+        padded = [*vectors, *[ir.Constant(emit.vector, ir.Undefined)] * (len(vectors) % 2)]
+        if len(padded) == 2:
+            return emit.shuffle(*padded, indices)
+        return emit.shuffle(*(emit.shuffle(a, b, range(2 * emit.lanes)) for a, b in zip(padded[::2], padded[1::2])), indices)
+
+    # --- results
+
+    def results(self) -> None:
+        """All vectors of the call: four together, or one, or one with masks at the ends of a row."""
+        builder, lanes, phases = self.builder, self.emit.lanes, self.phases
+        end = builder.sdiv(builder.add(self.given["last"], _i64(phases - 1)), _i64(phases))
+        slot = cgutils.alloca_once_value(builder, self.given["first"])
+        test, body, done = (builder.append_basic_block(name) for name in ("vectors", "vectors.body", "vectors.end"))
+        builder.branch(test)
+        builder.position_at_end(test)
+        at = builder.load(slot)
+        builder.cbranch(builder.icmp_signed("<", at, end), body, done)
+        builder.position_at_end(body)
+        self.choose(at, slot, [(TOGETHER, True)] * (phases * self.stride == 1) + [(1, True), (1, False)])
+        builder.branch(test)
+        builder.position_at_end(done)
+
+    def choose(self, at: Any, slot: Any, ways: list[tuple[int, bool]]) -> None:
+        """The first of these (vectors, whole) that can be done at a result."""
+        (vectors, whole), *others = ways
+        if not others or not self.taps:
+            self.block(at, *ways[-1])
+            self.builder.store(self.builder.add(at, _i64(self.emit.lanes * ways[-1][0])), slot)
+            return
+        with self.builder.if_else(self.whole(at, vectors)) as (can, cannot):
+            with can:
+                self.block(at, vectors, whole)
+                self.builder.store(self.builder.add(at, _i64(self.emit.lanes * vectors)), slot)
+            with cannot:
+                self.choose(at, slot, others)
+
+    def block(self, first: Any, vectors: int, whole: bool) -> None:
+        """The results of so many vectors from result `first` of the row on."""
+        builder, emit = self.builder, self.emit
+        slots = [self.accumulators(vectors) for _ in range(self.phases)]
+        with cgutils.for_range(builder, self.given["count_rows"]) as loop:
+            last = builder.sub(self.given["count_rows"], _i64(1))
+            number = builder.sub(last, loop.index) if self.largest else loop.index
+            row = emit.at(self.given["rows"], builder.mul(number, _i64(ROW_ENTRY)))
+            for phase, states in enumerate(slots):
+                self.each_tap(phase, lambda tap, states=states: self.add_tap(row, tap, first, states, whole))
+        for vector in range(vectors):
+            at = builder.add(first, _i64(vector * emit.lanes))
+            self.finish([states[vector] for states in slots], at, whole)
+
+    def each_tap(self, phase: int, act: Callable[[_Tap], None]) -> None:
+        """Do it for the taps of a phase: those of the tag unrolled, those of the table one after the other."""
+        builder, emit = self.builder, self.emit
+        if self.taps:
+            taps = self.taps[phase]
+            for tap, place in taps[::-1] if self.largest else taps:
+                shift = builder.add(emit.times(self.given["tap_step"], tap), _i64(place * self.item))
+                act(_Tap(_i64(place), shift))
+            return
+        begin, end = (emit.offset(self.given["inner"], phase + more) for more in (0, 1))
+        with cgutils.for_range(builder, builder.sub(end, begin)) as loop:
+            number = builder.sub(builder.sub(end, _i64(1)), loop.index) if self.largest else builder.add(begin, loop.index)
+            entry = emit.at(self.given["inner"], builder.mul(number, _i64(TAP_ENTRY)))
+            shift = builder.add(builder.mul(emit.offset(entry, 1), self.given["tap_step"]), emit.times(emit.offset(entry, 0), self.item))
+            act(_Tap(emit.offset(entry, 0), shift))
+
+    def accumulators(self, vectors: int) -> list[tuple[Any, Any]]:
+        """Slots for the value and, where it is asked for, the place of each result."""
+        start = self.emit.constant(float("-inf")) if self.largest else self.emit.zero
+        made = []
+        for _ in range(vectors):
+            value = cgutils.alloca_once(self.builder, self.emit.vector)
+            place = cgutils.alloca_once(self.builder, self.numbers)
+            self.builder.store(start, value)
+            if self.kind == "argmax":
+                self.builder.store(ir.Constant(self.numbers, None), place)
+            made.append((value, place))
+        return made
+
+    def add_tap(self, row: Any, tap: _Tap, first: Any, states: list[tuple[Any, Any]], whole: bool) -> None:
+        """Let one tap of one row take part in the results of some vectors."""
+        builder, emit = self.builder, self.emit
+        place = builder.mul(first, _i64(self.stride))
+        address = emit.at(emit.at(self.given["x"], builder.add(emit.offset(row, 0), tap.shift)), emit.times(place, self.item))
+        step = self.stride * emit.lanes
+        for number, state in enumerate(states):
+            begin = builder.add(builder.add(tap.place, place), _i64(number * step))
+            new = self.fetch(emit.at(address, number * step * self.item), begin, whole)
+            if self.largest:
+                inside = None if whole else self.inside(begin, self.stride)
+                self.keep_larger(state, new, inside, builder.add(emit.offset(row, 1), tap.place))
+            else:
+                self.add_term(state[0], new, row, begin)
+
+    def keep_larger(self, state: tuple[Any, Any], new: Any, inside: Any, place: Any) -> None:
+        """Taps come last first, and an equal one wins: so the first of them stays, and the first NaN."""
+        builder = self.builder
+        old = builder.load(state[0])
+        wins = builder.or_(builder.fcmp_ordered(">=", new, old), builder.fcmp_unordered("uno", new, new))
+        if inside is not None:
+            wins = builder.and_(inside, wins)
+        builder.store(builder.select(wins, new, old), state[0])
+        if self.kind == "argmax":
+            spread = self.emit.spread(builder.trunc(place, _i32))
+            builder.store(builder.select(wins, spread, builder.load(state[1])), state[1])
+
+    def add_term(self, slot: Any, new: Any, row: Any, begin: Any) -> None:
+        builder, emit = self.builder, self.emit
+        if self.kind not in ("share", "weighted"):
+            builder.store(builder.fadd(builder.load(slot), new), slot)
+            return
+        if self.kind == "weighted":
+            table = emit.at(self.given["extra"], builder.mul(begin, _i64(self.item)))
+            new = builder.fmul(new, emit.load_masked(table, self.inside(begin)))
+        factor = self.number(builder.bitcast(emit.offset(row, 2), _double))
+        builder.store(emit.fma(new, factor, builder.load(slot)), slot)
+
+    def number(self, double: Any) -> Any:
+        """A float64 in all lanes."""
+        element = self.emit.vector.element
+        return self.emit.spread(double if element == _double else self.builder.fptrunc(double, element))
+
+    def finish(self, states: list[tuple[Any, Any]], at: Any, whole: bool) -> None:
+        """Write a vector of results, or as many as there are phases."""
+        builder, emit = self.builder, self.emit
+        values = [builder.load(value) for value, _ in states]
+        left = builder.sub(self.given["last"], builder.mul(at, _i64(self.phases)))
+        if self.kind == "mean":
+            table = emit.at(self.given["extra"], builder.mul(at, _i64(self.item)))
+            shares = emit.load(table) if whole else emit.load_masked(table, emit.first(left))
+            values = [builder.fmul(values[0], builder.fmul(shares, self.number(self.given["scale"])))]
+        target = emit.at(self.given["y"], builder.mul(at, _i64(self.phases * self.item)))
+        for number in range(self.phases):
+            lanes = range(number * emit.lanes, (number + 1) * emit.lanes)
+            woven = self.pick(values, [e % self.phases * emit.lanes + e // self.phases for e in lanes])
+            place = emit.at(target, number * emit.width)
+            if whole:
+                emit.store(woven, place)
+            else:
+                emit.store_masked(woven, place, emit.first(builder.sub(left, _i64(number * emit.lanes))))
+        if self.kind == "argmax":
+            self.write_places(builder.load(states[0][1]), at, left)
+
+    def write_places(self, places: Any, at: Any, left: Any) -> None:
+        """Add what each place is relative to, and write int64 numbers."""
+        builder, lanes = self.builder, self.emit.lanes
+        kind = ir.VectorType(_i64, lanes)
+        numbers = builder.add(self.emit.spread(at), ir.Constant(kind, list(range(lanes))))
+        wide = builder.add(builder.sext(places, kind), builder.mul(numbers, self.emit.spread(self.given["advance"])))
+        target = builder.bitcast(self.emit.at(self.given["extra"], builder.mul(at, _i64(8))), kind.as_pointer())
+        mask = self.emit.first(left)
+        signature = ir.FunctionType(ir.VoidType(), [kind, target.type, _i32, mask.type])
+        function = cgutils.get_or_insert_function(builder.module, signature, f"llvm.masked.store.v{lanes}i64.p0")
+        builder.call(function, [wide, target, _i32(8), mask])
+
+
+@intrinsic
+def _windows(
+    typingctx: Any, shape: Any, dtype: Any, x: Any, rows: Any, count_rows: Any, inner: Any, tap_step: Any, size: Any, y: Any,
+    extra: Any, first: Any, last: Any, advance: Any, scale: Any,
+) -> Any:  # fmt: skip
+    check_kinds((shape, dtype), (x, rows, inner, y, extra))
+    names = ("x", "rows", "count_rows", "inner", "tap_step", "size", "y", "extra", "first", "last", "advance", "scale")
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _Windows(builder, shape.value, dtype, dict(zip(names, args[2:], strict=True))).results()
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(shape, dtype, x, rows, i64, inner, i64, i64, y, extra, i64, i64, i64, types.float64), codegen
+
+
+@kernel(no_cfunc_wrapper=False)
+def windows(
+    shape: Tag, dtype: Tag, x: Address, rows: Address, count_rows: int, inner: Address, tap_step: int, size: int, y: Address,
+    extra: Address, first: int, last: int, advance: int, scale: float,
+) -> None:  # fmt: skip
+    """Results first..last of a row.
+
+    Parameters
+    ----------
+    shape : Tag
+        (kind, lanes, stride, number of phases, taps): the stride or the number of phases is 1. Kinds: "max"; "argmax", which also
+        writes places; "mean": the sum times `scale` times the share of each result; "sum"; "share": each term times its row's
+        factor; "weighted": and times the weight of its position. The taps are, for each phase, pairs (tap, its position for
+        result 0); few of them are unrolled; where there are none, they come in `inner`.
+    dtype : Tag
+        float32 or float64.
+    x, y : Address
+        What the rows' offsets are relative to; result 0 of the row. Elements lie next to each other.
+    rows : Address
+        Of `count_rows` rows (byte offset, place, factor): int64, int64, float64.
+    inner : Address
+        Of an int64 table: where in it the taps of each phase begin, and where the last ones end, counted in pairs; and these
+        pairs (position for result 0, tap).
+    tap_step : int
+        How many bytes the data of a tap lie behind those of the tap before it, beside what their positions say.
+    size : int
+        Positions of a row of x: others are no terms.
+    extra : Address
+        "argmax": of int64 places to write. "mean": of the shares. "weighted": of the weights.
+    first, last : int
+        Which results; where there are phases, `first` counts results of one of them.
+    advance : int
+        "argmax": the step of places from result to result; the tap's position and the row's place are added.
+    scale : float
+        "mean" only.
+    """
+    _windows(shape, dtype, x, rows, count_rows, inner, tap_step, size, y, extra, first, last, advance, scale)

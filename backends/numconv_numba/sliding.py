@@ -1,0 +1,236 @@
+"""Rows of windows: which rows of the source each row of results reads, and the driver that hands both to the microkernel.
+
+A problem is seen as three outer axes and an inner one along which elements are neighbours in memory: the last spatial axis, or the
+channels. Which source an outer result reads with a tap is looked up in a table for each axis, so that forward and backward are the
+same to the driver: a gradient gathers what its elements gave.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numconv.plugin import PoolProblem, WindowProblem
+
+from .compiler import Address, Tag, helper, invoke, kernel
+from .elements import INT64, keep, memory, scratch
+from .microkernels.emit import lanes_of
+from .microkernels.windows import windows
+from .scalar import load, pointer, store
+from .threads import parallel_for
+
+__all__ = ["OUTER_AXES", "Axis", "Inner", "Rows", "outer_axis", "slide"]
+
+OUTER_AXES = 3
+CHUNK = 4096
+"""Results of a row that one work item computes, or as many times the number of phases."""
+FLOAT64 = Tag("float64")
+
+# The driver's vector: sizes; the sizes of the outer axes of results, their windows and sizes of x; the byte strides (n, c, outer
+# axes) of x, y and the array beside y; how far apart the taps of all axes lie in x beside that; where each table begins.
+CHANNELS, LENGTH, SIZE, PHASES, ADVANCE, PITCH, OUTER, WINDOW, SOURCE = 0, 1, 2, 3, 4, 5, 6, 9, 12
+X, Y, BESIDE, TAPS, TABLES, INNER, HEAD = 15, 20, 25, 30, 34, 37, 38
+
+
+# --- the driver ----------------------------------------------------------------------------------------------------------------
+
+
+@helper
+def outer_factor(g, factors, sizes, a, b, c):
+    """The product of the factors of three outer indices; `sizes` says how many there are on each axis."""
+    second, third = g[sizes], g[sizes] + g[sizes + 1]
+    return load(factors + a * 8, FLOAT64) * load(factors + (second + b) * 8, FLOAT64) * load(factors + (third + c) * 8, FLOAT64)
+
+
+@helper
+def list_rows(g, factors, rows, a, b, c):
+    """The rows of x that the outer result (a, b, c) reads, into `rows` as the microkernel wants them; returns how many."""
+    entries, count = pointer(rows, INT64), 0
+    for i in range(g[WINDOW]):
+        first = g[g[TABLES] + a * g[WINDOW] + i]
+        for j in range(g[WINDOW + 1] if first >= 0 else 0):
+            second = g[g[TABLES + 1] + b * g[WINDOW + 1] + j]
+            for k in range(g[WINDOW + 2] if second >= 0 else 0):
+                third = g[g[TABLES + 2] + c * g[WINDOW + 2] + k]
+                if third < 0:
+                    continue
+                here = first * g[X + 2] + second * g[X + 3] + third * g[X + 4]
+                entries[3 * count] = here + i * g[TAPS] + j * g[TAPS + 1] + k * g[TAPS + 2]
+                entries[3 * count + 1] = ((first * g[SOURCE + 1] + second) * g[SOURCE + 2] + third) * g[PITCH]
+                store(rows + (24 * count + 16), outer_factor(g, factors, SOURCE, first, second, third), FLOAT64)
+                count += 1
+    return count
+
+
+@helper
+def place_in(g, array, steps, n, channel, a, b, c):
+    """The address of a row of results."""
+    outer = a * g[steps + 2] + b * g[steps + 3] + c * g[steps + 4]
+    return array + (n * g[steps] + channel * g[steps + 1] + outer)
+
+
+@helper
+def split_item(g, item):
+    """(n, channel, a, b, c, chunk) of a work item."""
+    chunks = -(-g[LENGTH] // (CHUNK * g[PHASES]))
+    chunk, row = item % chunks, item // chunks
+    c, row = row % g[OUTER + 2], row // g[OUTER + 2]
+    b, row = row % g[OUTER + 1], row // g[OUTER + 1]
+    a, plane = row % g[OUTER], row // g[OUTER]
+    return plane // g[CHANNELS], plane % g[CHANNELS], a, b, c, chunk
+
+
+@helper
+def next_item(g, n, channel, a, b, c, chunk):
+    """`split_item` of the item after this one, without a division."""
+    chunk += 1
+    if chunk * CHUNK * g[PHASES] < g[LENGTH]:
+        return n, channel, a, b, c, chunk
+    c += 1
+    if c < g[OUTER + 2]:
+        return n, channel, a, b, c, 0
+    b += 1
+    if b < g[OUTER + 1]:
+        return n, channel, a, b, 0, 0
+    a += 1
+    if a < g[OUTER]:
+        return n, channel, a, 0, 0, 0
+    channel += 1
+    if channel < g[CHANNELS]:
+        return n, channel, 0, 0, 0, 0
+    return n + 1, 0, 0, 0, 0, 0
+
+
+@helper
+def _slide(begin, end, args):
+    tool, x, y, beside, along, factors, counts, vector = args
+    g = pointer(vector, INT64)
+    inner = vector + 8 * g[INNER]
+    buffer = scratch(24 * g[WINDOW] * g[WINDOW + 1] * g[WINDOW + 2])
+    rows = memory(buffer)
+    n, channel, a, b, c, chunk = split_item(g, begin)
+    for _ in range(begin, end):
+        found = list_rows(g, factors, rows, a, b, c)
+        extra = place_in(g, beside, BESIDE, n, channel, a, b, c) if along else beside
+        invoke(
+            tool, x + (n * g[X] + channel * g[X + 1]), rows, found, inner, g[TAPS + 3], g[SIZE], place_in(g, y, Y, n, channel, a, b, c), extra,
+            chunk * CHUNK, min((chunk + 1) * CHUNK * g[PHASES], g[LENGTH]), g[ADVANCE], outer_factor(g, counts, OUTER, a, b, c),
+        )  # fmt: skip
+        n, channel, a, b, c, chunk = next_item(g, n, channel, a, b, c, chunk)
+    keep(buffer)
+
+
+@kernel
+def slide(
+    region: int, workers: int, items: int, tool: int, x: Address, y: Address, beside: Address, along: int, factors: Address,
+    counts: Address, g: Address,
+) -> None:  # fmt: skip
+    """y from x by the microkernel `windows` at the address `tool`: an item is a part of a row of y.
+
+    `beside` is its `extra`: an array with the outer axes of y where `along` is 1, else the same table for each row. `factors` belong
+    to the outer indices of x, `counts` to those of y.
+    """
+    parallel_for(region, workers, items, _slide, (tool, x, y, beside, along, factors, counts, g))
+
+
+# --- what the driver's vector holds --------------------------------------------------------------------------------------------
+
+
+class Axis(NamedTuple):
+    """An outer axis: how many results and sources it has, and which source each result reads with each tap, -1 for none."""
+
+    results: int
+    sources: int
+    table: np.ndarray[Any, Any]
+
+
+class Inner(NamedTuple):
+    """The inner axis: results, sources, the stride, and for each phase the taps, and the positions that they have for result 0."""
+
+    results: int
+    sources: int
+    stride: int
+    phases: tuple[tuple[tuple[int, int], ...], ...]
+
+
+_NO_AXIS = Axis(1, 1, np.zeros((1, 1), np.int64))
+
+
+def outer_axis(problem: PoolProblem | WindowProblem, axis: int, back: bool) -> Axis:
+    """An axis of a problem; `back`: the results are elements of x, and the sources those of y that read them."""
+    size, window, output = problem.spatial[axis], problem.window[axis], problem.output[axis]
+    stride, low, taps = problem.stride[axis], problem.padding[axis][0], problem.dilation[axis] * np.arange(window)
+    if back:
+        reached = np.arange(size)[:, None] + low - taps
+        table = np.where(reached % stride == 0, reached // stride, -1)
+        return Axis(size, output, np.where(table < output, table, -1).clip(-1))
+    read = stride * np.arange(output)[:, None] + taps - low
+    return Axis(output, size, np.where((read >= 0) & (read < size), read, -1))
+
+
+def inner_axis(problem: PoolProblem | WindowProblem, back: bool) -> Inner:
+    """The last axis of a problem."""
+    size, output, stride, low = problem.spatial[-1], problem.output[-1], problem.stride[-1], problem.padding[-1][0]
+    taps = [(tap, problem.dilation[-1] * tap - low) for tap in range(problem.window[-1])]
+    if not back:
+        return Inner(output, size, stride, (tuple(taps),))
+    phases = [[(tap, (p - place) // stride) for tap, place in taps if (p - place) % stride == 0] for p in range(stride)]
+    return Inner(size, output, 1, tuple(map(tuple, phases)))
+
+
+UNROLLED = 12
+"""Taps along a row that the microkernel has unrolled."""
+
+
+class Rows:
+    """The vector of the driver for one problem, and its number of work items.
+
+    Parameters
+    ----------
+    problem : PoolProblem or WindowProblem
+    back : bool
+        Whether the results are elements of x.
+    innermost : bool
+        Whether rows run along the channels.
+    """
+
+    def __init__(self, problem: PoolProblem | WindowProblem, *, back: bool, innermost: bool):
+        axes = [outer_axis(problem, axis, back) for axis in range(problem.ndim - (not innermost))]
+        self._outer = [*[_NO_AXIS] * (OUTER_AXES - len(axes)), *axes]
+        self.inner = Inner(problem.c, problem.c, 1, (((0, 0),),)) if innermost else inner_axis(problem, back)
+        self.outer_results, self.outer_sources = ([axis[side] for axis in self._outer] for side in (0, 1))
+        self._innermost, self._channels = innermost, 1 if innermost else problem.c
+        chunks = -(-self.inner.results // (CHUNK * len(self.inner.phases)))
+        self.items = problem.n * self._channels * math.prod(axis.results for axis in self._outer) * chunks
+
+    def tool(self, kind: str, dtype: str) -> int:
+        """The address of the microkernel."""
+        phases = self.inner.phases
+        unrolled = phases if sum(map(len, phases)) <= UNROLLED else ()
+        return windows.address((kind, lanes_of(dtype), self.inner.stride, len(phases), unrolled), dtype)
+
+    def vector(self, *strides: tuple[int, ...], taps: Sequence[int] = ()) -> np.ndarray[Any, Any]:
+        """The vector for x, y and what lies beside y, of these byte strides; `taps`: the strides of the taps in x, if it has them."""
+        inner = self.inner
+        steps = [*[0] * (OUTER_AXES + 1 - len(taps)), *taps]
+        tables = [axis.table.ravel() for axis in self._outer]
+        places = np.cumsum([HEAD, *map(len, tables)])
+        head = [
+            self._channels, inner.results, inner.sources, len(inner.phases), 0 if self._innermost else inner.stride,
+            1 if self._innermost else inner.sources,
+            *(axis.results for axis in self._outer), *(axis.table.shape[1] for axis in self._outer),
+            *(axis.sources for axis in self._outer), *(step for each in strides for step in self._arranged(each)),
+            *steps, *places,
+        ]  # fmt: skip
+        starts = np.cumsum([len(inner.phases) // 2 + 1, *map(len, inner.phases)])
+        starts = [*starts, *[0] * (len(starts) % 2)]
+        pairs = [(place, tap) for phase in inner.phases for tap, place in phase]
+        return np.concatenate([np.ravel(part).astype(np.int64) for part in (head, *tables, starts, pairs)])
+
+    def _arranged(self, strides: tuple[int, ...]) -> tuple[int, ...]:
+        n, c, *spatial = strides
+        outer = spatial if self._innermost else spatial[:-1]
+        return (n, 0 if self._innermost else c, *[0] * (OUTER_AXES - len(outer)), *outer)

@@ -1,0 +1,117 @@
+"""Max and average pooling, and the gradient of the latter, in vectors: the sums and winners of a row stay in registers.
+
+Sums keep the order of `pooling`: the taps of a window in row-major order. The gradient of an average multiplies by the reciprocals
+of the counts.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import numpy as np
+
+from numconv.plugin import Implementation, PoolProblem, Verdict
+
+from .microkernels.windows import MAX_STRIDE, ROW_ENTRY
+from .pooling import Pool, axis_counts
+from .sliding import OUTER_AXES, Rows, slide
+from .threads import MAX_THREADS, run
+
+__all__ = ["VectorPool"]
+
+DTYPES = ("float32", "float64")
+MAX_POSITIONS = 2**31
+"""Of a channel: places are counted in 32 bits."""
+MAX_TABLE = 1 << 16
+"""Entries of the table of an outer axis, and rows that a result may read."""
+NO_FACTORS = np.ones(1)
+
+
+class _Executor:
+    """The microkernel for one operation, its tables, and the general implementation for arrays without neighbours in memory."""
+
+    def __init__(self, problem: PoolProblem):
+        self._problem = problem
+        self._innermost = problem.layout == "channels_last"
+        self._back = problem.op.endswith("_backward")
+        self._rows = Rows(problem, back=self._back, innermost=self._innermost)
+        self._factors, self._table = _factors(problem, self._innermost, self._back)
+        self._ones = np.ones(sum(self._rows.outer_results if self._back else self._rows.outer_sources))
+        self._run = functools.partial(run, slide.specialise(), self._rows.items, 3 * problem.bytes + problem.flops)
+        self._tool = self._rows.tool(_kind(problem, self._table), problem.dtype)
+        self._vectors: dict[Any, np.ndarray[Any, Any]] = {}
+
+    @functools.cached_property
+    def _general(self) -> Any:
+        return Pool().build(self._problem)
+
+    def __call__(self, outs: Any, ins: Any) -> None:
+        along = 1 if self._innermost else -1
+        if any(array.strides[along] != array.itemsize for array in (*outs, *ins)):
+            self._general(outs, ins)
+            return
+        x, y, beside = ins[0], outs[0], outs[-1] if self._problem.indices else self._table
+        strides = x.strides, y.strides, outs[-1].strides
+        g = self._vectors.get(strides)
+        if g is None:
+            g = self._vectors[strides] = self._rows.vector(*strides)
+        factors, counts = (self._factors, self._ones) if self._back else (self._ones, self._factors)
+        self._run(self._tool, x, y, beside, int(self._problem.indices), factors, counts, g)
+
+
+def _kind(problem: PoolProblem, table: Any) -> str:
+    if problem.op == "max_pool":
+        return "argmax" if problem.indices else "max"
+    return "mean" if problem.op == "avg_pool" else "share" if table is NO_FACTORS else "weighted"
+
+
+def _factors(problem: PoolProblem, innermost: bool, back: bool) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """For an average or its gradient: of the outer axes, one behind the other, and of the inner axis if they differ there."""
+    if problem.op == "max_pool":
+        return np.ones(OUTER_AXES + sum(problem.output)), NO_FACTORS
+    counts = axis_counts(problem)
+    inner = np.ones(problem.c) if innermost else counts.pop()
+    outer = [*[np.ones(1)] * (OUTER_AXES - len(counts)), *counts]
+    if back and (inner == inner[0]).all():
+        return 1 / np.concatenate([outer[0] * inner[0], *outer[1:]]), NO_FACTORS
+    return 1 / np.concatenate(outer), (1 / inner).astype(problem.dtype)
+
+
+class VectorPool(Implementation):
+    """Pooling of real floats whose rows lie in memory one element after the other."""
+
+    name = "vector_pool"
+    ops = frozenset(("max_pool", "avg_pool", "avg_pool_backward"))
+
+    def supports(self, problem: PoolProblem) -> Verdict:
+        """Up to three dimensions, a stride of at most 4 along the rows, and one dtype, float32 or float64."""
+        innermost = problem.layout == "channels_last"
+        outer = problem.ndim - (not innermost)
+        if problem.dtype not in DTYPES or problem.out_dtype != problem.dtype:
+            return Verdict.no(f"{problem.dtype} to {problem.out_dtype}: it takes and gives float32, or float64")
+        if outer > OUTER_AXES:
+            return Verdict.no(f"{outer} axes beside the rows: it has {OUTER_AXES}")
+        if not innermost and problem.stride[-1] > MAX_STRIDE:
+            return Verdict.no(f"stride {problem.stride[-1]} along the last axis: it takes at most {MAX_STRIDE}")
+        if math.prod(problem.spatial) >= MAX_POSITIONS:
+            return Verdict.no(f"{math.prod(problem.spatial)} positions in a channel: it counts fewer than {MAX_POSITIONS}")
+        if problem.accuracy == "strict" and problem.op != "max_pool":
+            return Verdict.no("accuracy strict: it multiplies by reciprocals")
+        entries = max(max(a, b) * w for a, b, w in zip(problem.spatial, problem.output, problem.window, strict=True))
+        if max(entries, math.prod(problem.window)) > MAX_TABLE:
+            return Verdict.no(f"a table of {entries} rows: it takes at most {MAX_TABLE}")
+        return Verdict.yes()
+
+    def cost(self, problem: PoolProblem) -> float:
+        """The time to move the arrays, to begin the rows, and to look at a vector of taps."""
+        return 2e-6 + problem.bytes / 3e10 + problem.flops / 2e10
+
+    def workspace(self, problem: PoolProblem) -> int:
+        """For each thread the list of the rows of a window."""
+        return MAX_THREADS * (ROW_ENTRY * math.prod(problem.window) + 64)
+
+    def build(self, problem: PoolProblem) -> _Executor:
+        """The executor."""
+        return _Executor(problem)
