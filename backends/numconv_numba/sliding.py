@@ -18,7 +18,7 @@ from numconv.plugin import PoolProblem, WindowProblem
 from .compiler import Address, Tag, helper, invoke, kernel
 from .elements import INT64, keep, memory, scratch
 from .microkernels.emit import lanes_of
-from .microkernels.windows import windows
+from .microkernels.windows import JOB, ROW_ENTRY, windows
 from .scalar import load, pointer, store
 from .threads import parallel_for
 
@@ -28,6 +28,7 @@ OUTER_AXES = 3
 CHUNK = 4096
 """Results of a row that one work item computes, or as many times the number of phases."""
 FLOAT64 = Tag("float64")
+JOB_SIZE = len(JOB)
 
 # The driver's vector: sizes; the sizes of the outer axes of results, their windows and sizes of x; the byte strides (n, c, outer
 # axes) of x, y and the array beside y; how far apart the taps of all axes lie in x beside that; where each table begins.
@@ -46,23 +47,33 @@ def outer_factor(g, factors, sizes, a, b, c):
 
 
 @helper
-def list_rows(g, factors, rows, a, b, c):
-    """The rows of x that the outer result (a, b, c) reads, into `rows` as the microkernel wants them; returns how many."""
-    entries, count = pointer(rows, INT64), 0
-    for i in range(g[WINDOW]):
-        first = g[g[TABLES] + a * g[WINDOW] + i]
-        for j in range(g[WINDOW + 1] if first >= 0 else 0):
-            second = g[g[TABLES + 1] + b * g[WINDOW + 1] + j]
-            for k in range(g[WINDOW + 2] if second >= 0 else 0):
-                third = g[g[TABLES + 2] + c * g[WINDOW + 2] + k]
-                if third < 0:
-                    continue
-                here = first * g[X + 2] + second * g[X + 3] + third * g[X + 4]
-                entries[3 * count] = here + i * g[TAPS] + j * g[TAPS + 1] + k * g[TAPS + 2]
-                entries[3 * count + 1] = ((first * g[SOURCE + 1] + second) * g[SOURCE + 2] + third) * g[PITCH]
-                store(rows + (24 * count + 16), outer_factor(g, factors, SOURCE, first, second, third), FLOAT64)
-                count += 1
-    return count
+def list_rows(g, factors, counts, lists, a, b):
+    """What the outer results (a, b, c) read, for every c, as the microkernel wants it."""
+    step, entries = list_bytes(g), pointer(lists, INT64)
+    for c in range(g[OUTER + 2]):
+        here, count = c * step, 0
+        for i in range(g[WINDOW]):
+            first = g[g[TABLES] + a * g[WINDOW] + i]
+            for j in range(g[WINDOW + 1] if first >= 0 else 0):
+                second = g[g[TABLES + 1] + b * g[WINDOW + 1] + j]
+                for k in range(g[WINDOW + 2] if second >= 0 else 0):
+                    third = g[g[TABLES + 2] + c * g[WINDOW + 2] + k]
+                    if third < 0:
+                        continue
+                    count += 1
+                    entry = here // 8 + 3 * count
+                    offset = first * g[X + 2] + second * g[X + 3] + third * g[X + 4]
+                    entries[entry] = offset + i * g[TAPS] + j * g[TAPS + 1] + k * g[TAPS + 2]
+                    entries[entry + 1] = ((first * g[SOURCE + 1] + second) * g[SOURCE + 2] + third) * g[PITCH]
+                    store(lists + (8 * entry + 16), outer_factor(g, factors, SOURCE, first, second, third), FLOAT64)
+        entries[here // 8] = count
+        store(lists + (here + 8), outer_factor(g, counts, OUTER, a, b, c), FLOAT64)
+
+
+@helper
+def list_bytes(g):
+    """The size of the list of one row of results."""
+    return 24 * (g[WINDOW] * g[WINDOW + 1] * g[WINDOW + 2] + 1)
 
 
 @helper
@@ -73,9 +84,8 @@ def place_in(g, array, steps, n, channel, a, b, c):
 
 
 @helper
-def split_item(g, item):
+def split_item(g, item, chunks):
     """(n, channel, a, b, c, chunk) of a work item."""
-    chunks = -(-g[LENGTH] // (CHUNK * g[PHASES]))
     chunk, row = item % chunks, item // chunks
     c, row = row % g[OUTER + 2], row // g[OUTER + 2]
     b, row = row % g[OUTER + 1], row // g[OUTER + 1]
@@ -84,56 +94,39 @@ def split_item(g, item):
 
 
 @helper
-def next_item(g, n, channel, a, b, c, chunk):
-    """`split_item` of the item after this one, without a division."""
-    chunk += 1
-    if chunk * CHUNK * g[PHASES] < g[LENGTH]:
-        return n, channel, a, b, c, chunk
-    c += 1
-    if c < g[OUTER + 2]:
-        return n, channel, a, b, c, 0
-    b += 1
-    if b < g[OUTER + 1]:
-        return n, channel, a, b, 0, 0
-    a += 1
-    if a < g[OUTER]:
-        return n, channel, a, 0, 0, 0
-    channel += 1
-    if channel < g[CHANNELS]:
-        return n, channel, 0, 0, 0, 0
-    return n + 1, 0, 0, 0, 0, 0
-
-
-@helper
 def _slide(begin, end, args):
-    tool, x, y, beside, along, factors, counts, vector = args
+    tool, x, y, beside, factors, counts, vector = args
     g = pointer(vector, INT64)
-    inner = vector + 8 * g[INNER]
-    buffer = scratch(24 * g[WINDOW] * g[WINDOW + 1] * g[WINDOW + 2])
-    rows = memory(buffer)
-    n, channel, a, b, c, chunk = split_item(g, begin)
-    for _ in range(begin, end):
-        found = list_rows(g, factors, rows, a, b, c)
-        extra = place_in(g, beside, BESIDE, n, channel, a, b, c) if along else beside
+    chunks = -(-g[LENGTH] // (CHUNK * g[PHASES]))
+    buffer = scratch(8 * JOB_SIZE + g[OUTER + 2] * list_bytes(g))
+    job, lists = pointer(memory(buffer), INT64), memory(buffer) + 8 * JOB_SIZE
+    job[1], job[2], job[3], job[6], job[7], job[8] = list_bytes(g), g[Y + 4], g[BESIDE + 4], g[SIZE], g[TAPS + 3], g[ADVANCE]
+    item, listed = begin, -1
+    while item < end:
+        n, channel, a, b, c, chunk = split_item(g, item, chunks)
+        if listed != a * g[OUTER + 1] + b:
+            list_rows(g, factors, counts, lists, a, b)
+            listed = a * g[OUTER + 1] + b
+        job[0] = min(g[OUTER + 2] - c, end - item) if chunks == 1 else 1
+        job[4], job[5] = chunk * CHUNK, min((chunk + 1) * CHUNK * g[PHASES], g[LENGTH])
         invoke(
-            tool, x + (n * g[X] + channel * g[X + 1]), rows, found, inner, g[TAPS + 3], g[SIZE], place_in(g, y, Y, n, channel, a, b, c), extra,
-            chunk * CHUNK, min((chunk + 1) * CHUNK * g[PHASES], g[LENGTH]), g[ADVANCE], outer_factor(g, counts, OUTER, a, b, c),
+            tool, x + (n * g[X] + channel * g[X + 1]), lists + c * list_bytes(g), place_in(g, y, Y, n, channel, a, b, c),
+            place_in(g, beside, BESIDE, n, channel, a, b, c), memory(buffer), vector + 8 * g[INNER],
         )  # fmt: skip
-        n, channel, a, b, c, chunk = next_item(g, n, channel, a, b, c, chunk)
+        item += job[0]
     keep(buffer)
 
 
 @kernel
 def slide(
-    region: int, workers: int, items: int, tool: int, x: Address, y: Address, beside: Address, along: int, factors: Address,
-    counts: Address, g: Address,
+    region: int, workers: int, items: int, tool: int, x: Address, y: Address, beside: Address, factors: Address, counts: Address,
+    g: Address,
 ) -> None:  # fmt: skip
     """y from x by the microkernel `windows` at the address `tool`: an item is a part of a row of y.
 
-    `beside` is its `extra`: an array with the outer axes of y where `along` is 1, else the same table for each row. `factors` belong
-    to the outer indices of x, `counts` to those of y.
+    `beside` is its `extra`. `factors` belong to the outer indices of x, `counts` to those of y.
     """
-    parallel_for(region, workers, items, _slide, (tool, x, y, beside, along, factors, counts, g))
+    parallel_for(region, workers, items, _slide, (tool, x, y, beside, factors, counts, g))
 
 
 # --- what the driver's vector holds --------------------------------------------------------------------------------------------

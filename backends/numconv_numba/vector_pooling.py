@@ -53,12 +53,12 @@ class _Executor:
             self._general(outs, ins)
             return
         x, y, beside = ins[0], outs[0], outs[-1] if self._problem.indices else self._table
-        strides = x.strides, y.strides, outs[-1].strides
+        strides = x.strides, y.strides, beside.strides if self._problem.indices else (0,) * len(y.strides)
         g = self._vectors.get(strides)
         if g is None:
             g = self._vectors[strides] = self._rows.vector(*strides)
         factors, counts = (self._factors, self._ones) if self._back else (self._ones, self._factors)
-        self._run(self._tool, x, y, beside, int(self._problem.indices), factors, counts, g)
+        self._run(self._tool, x, y, beside, factors, counts, g)
 
 
 def _kind(problem: PoolProblem, table: Any) -> str:

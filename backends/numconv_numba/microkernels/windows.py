@@ -21,13 +21,14 @@ from numconv_numba.compiler import Address, Tag, intrinsic, kernel
 
 from .emit import Emitter, check_kinds
 
-__all__ = ["MAX_STRIDE", "ROW_ENTRY", "TAP_ENTRY", "windows"]
+__all__ = ["JOB", "MAX_STRIDE", "ROW_ENTRY", "TAP_ENTRY", "windows"]
 
 MAX_STRIDE = 4
 """Of the elements that vectors are taken apart for, or woven from."""
 TOGETHER = 4
 """Vectors that share the work of finding their taps."""
 ROW_ENTRY, TAP_ENTRY = 24, 16
+JOB = ("results", "list_step", "y_step", "extra_step", "first", "last", "size", "tap_step", "advance")
 _i32, _i64, _double = ir.IntType(32), ir.IntType(64), ir.DoubleType()
 
 
@@ -96,11 +97,25 @@ class _Windows:
 
     # --- results
 
-    def results(self) -> None:
-        """All vectors of the call: four together, or one, or one with masks at the ends of a row."""
+    def rows(self) -> None:
+        """All rows of results of the call."""
+        builder, emit, given = self.builder, self.emit, self.given
+        bases = {name: given[name] for name in ("lists", "y", "extra")}
+        steps = {"lists": given["list_step"], "y": given["y_step"], "extra": given["extra_step"]}
+        with cgutils.for_range(builder, given["results"]) as loop:
+            for name, base in bases.items():
+                given[name] = emit.at(base, builder.mul(loop.index, steps[name]))
+            given["count"] = emit.offset(given["lists"], 0)
+            given["scale"] = builder.bitcast(emit.offset(given["lists"], 1), _double)
+            given["rows"] = emit.at(given["lists"], ROW_ENTRY)
+            self.row()
+
+    def row(self) -> None:
+        """All vectors of a row: four together, or one, or one with masks at the ends of a row."""
         builder, lanes, phases = self.builder, self.emit.lanes, self.phases
         end = builder.sdiv(builder.add(self.given["last"], _i64(phases - 1)), _i64(phases))
-        slot = cgutils.alloca_once_value(builder, self.given["first"])
+        slot = cgutils.alloca_once(builder, _i64)
+        builder.store(self.given["first"], slot)
         test, body, done = (builder.append_basic_block(name) for name in ("vectors", "vectors.body", "vectors.end"))
         builder.branch(test)
         builder.position_at_end(test)
@@ -129,8 +144,8 @@ class _Windows:
         """The results of so many vectors from result `first` of the row on."""
         builder, emit = self.builder, self.emit
         slots = [self.accumulators(vectors) for _ in range(self.phases)]
-        with cgutils.for_range(builder, self.given["count_rows"]) as loop:
-            last = builder.sub(self.given["count_rows"], _i64(1))
+        with cgutils.for_range(builder, self.given["count"]) as loop:
+            last = builder.sub(self.given["count"], _i64(1))
             number = builder.sub(last, loop.index) if self.largest else loop.index
             row = emit.at(self.given["rows"], builder.mul(number, _i64(ROW_ENTRY)))
             for phase, states in enumerate(slots):
@@ -247,54 +262,49 @@ class _Windows:
 
 @intrinsic
 def _windows(
-    typingctx: Any, shape: Any, dtype: Any, x: Any, rows: Any, count_rows: Any, inner: Any, tap_step: Any, size: Any, y: Any,
-    extra: Any, first: Any, last: Any, advance: Any, scale: Any,
+    typingctx: Any, shape: Any, dtype: Any, x: Any, lists: Any, y: Any, extra: Any, job: Any, inner: Any
 ) -> Any:  # fmt: skip
-    check_kinds((shape, dtype), (x, rows, inner, y, extra))
-    names = ("x", "rows", "count_rows", "inner", "tap_step", "size", "y", "extra", "first", "last", "advance", "scale")
+    check_kinds((shape, dtype), (x, lists, y, extra, job, inner))
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _Windows(builder, shape.value, dtype, dict(zip(names, args[2:], strict=True))).results()
+        given = dict(zip(("x", "lists", "y", "extra", "job", "inner"), args[2:], strict=True))
+        code = _Windows(builder, shape.value, dtype, given)
+        given.update({name: code.emit.offset(given["job"], number) for number, name in enumerate(JOB)})
+        code.rows()
         return context.get_dummy_value()
 
-    i64 = types.int64
-    return types.void(shape, dtype, x, rows, i64, inner, i64, i64, y, extra, i64, i64, i64, types.float64), codegen
+    return types.void(shape, dtype, *[x] * 6), codegen
 
 
 @kernel(no_cfunc_wrapper=False)
 def windows(
-    shape: Tag, dtype: Tag, x: Address, rows: Address, count_rows: int, inner: Address, tap_step: int, size: int, y: Address,
-    extra: Address, first: int, last: int, advance: int, scale: float,
+    shape: Tag, dtype: Tag, x: Address, lists: Address, y: Address, extra: Address, job: Address, inner: Address
 ) -> None:  # fmt: skip
-    """Results first..last of a row.
+    """Some rows of results.
 
     Parameters
     ----------
     shape : Tag
         (kind, lanes, stride, number of phases, taps): the stride or the number of phases is 1. Kinds: "max"; "argmax", which also
-        writes places; "mean": the sum times `scale` times the share of each result; "sum"; "share": each term times its row's
-        factor; "weighted": and times the weight of its position. The taps are, for each phase, pairs (tap, its position for
-        result 0); few of them are unrolled; where there are none, they come in `inner`.
+        writes places; "mean": the sum times the scale of its row and the share of its place in it; "sum"; "share": each term
+        times the factor of its source's row; "weighted": and times the weight of its position. The taps are, for each phase,
+        pairs (tap, its position for result 0), to be unrolled; where there are none, they come in `inner`.
     dtype : Tag
         float32 or float64.
     x, y : Address
-        What the rows' offsets are relative to; result 0 of the row. Elements lie next to each other.
-    rows : Address
-        Of `count_rows` rows (byte offset, place, factor): int64, int64, float64.
+        What the offsets of rows are relative to; result 0 of the first row. Elements lie next to each other.
+    lists : Address
+        For each row of results, an entry of 24 bytes (the number of rows of x that it reads, scale), and behind it one for each of
+        those (byte offset, place, factor): int64, but float64 for scales and factors.
+    extra : Address
+        "argmax": of the int64 places to write. "mean": of the shares. "weighted": of the weights.
+    job : Address
+        Of int64 numbers, in the order of `JOB`: rows of results; the bytes from one list to the next; bytes from row to row of y
+        and of `extra`; which results of a row, `first` counted in a phase; how many positions a row of x has; how many bytes the
+        data of a tap lie behind those of the tap before it, beside what their positions say; the step of places from result to
+        result, to which the place of the row and the position are added.
     inner : Address
         Of an int64 table: where in it the taps of each phase begin, and where the last ones end, counted in pairs; and these
         pairs (position for result 0, tap).
-    tap_step : int
-        How many bytes the data of a tap lie behind those of the tap before it, beside what their positions say.
-    size : int
-        Positions of a row of x: others are no terms.
-    extra : Address
-        "argmax": of int64 places to write. "mean": of the shares. "weighted": of the weights.
-    first, last : int
-        Which results; where there are phases, `first` counts results of one of them.
-    advance : int
-        "argmax": the step of places from result to result; the tap's position and the row's place are added.
-    scale : float
-        "mean" only.
     """
-    _windows(shape, dtype, x, rows, count_rows, inner, tap_step, size, y, extra, first, last, advance, scale)
+    _windows(shape, dtype, x, lists, y, extra, job, inner)
