@@ -23,6 +23,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .pooling import Pool
     from .tile import RegisterTile
     from .vector_pooling import VectorPool
+    from .vector_windows import VectorWindows
     from .weights import BlockedWeights
     from .windows import Windows
     from .winograd import Winograd
@@ -35,6 +36,7 @@ def _implementations() -> tuple[Implementation, ...]:
         Direct(),
         VectorPool(),
         Pool(),
+        VectorWindows(),
         Windows(),
     )
 

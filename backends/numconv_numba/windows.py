@@ -38,7 +38,7 @@ from .pooling import (
 from .scalar import add, load, pointer, store, wide_vectors, zero
 from .threads import MAX_THREADS, parallel_for, run
 
-__all__ = ["Windows"]
+__all__ = ["Windows", "row_major"]
 
 UINT8 = Tag("uint8")
 
@@ -299,7 +299,7 @@ def _moved(problem: WindowProblem) -> tuple[str, str]:
     return same, same
 
 
-def _row_major(sizes: tuple[int, ...], step: int) -> list[int]:
+def row_major(sizes: tuple[int, ...], step: int) -> list[int]:
     """The strides of axes of these sizes that lie flattened in one axis of stride `step`."""
     return [step * math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
 
@@ -310,7 +310,7 @@ def _column_vectors(problem: WindowProblem) -> Vectors:
 
     def arrange(x: tuple[int, ...], columns: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
         n, k, q = columns
-        tap_strides, y_strides = _row_major(problem.window, k), _row_major(problem.output, q)
+        tap_strides, y_strides = row_major(problem.window, k), row_major(problem.output, q)
         return channel_strides(x, 1), (0, 0, 0, *tap_strides), (n, k * taps, k * taps, *y_strides)
 
     return Vectors(problem.n, problem.c, 1, 1, window_parts(problem), problem.pad_mode, 0, arrange)

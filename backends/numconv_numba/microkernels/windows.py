@@ -21,7 +21,7 @@ from numconv_numba.compiler import Address, Tag, intrinsic, kernel
 
 from .emit import Emitter, check_kinds
 
-__all__ = ["JOB", "MAX_STRIDE", "ROW_ENTRY", "TAP_ENTRY", "windows"]
+__all__ = ["JOB", "MAX_STRIDE", "MOVE", "ROW_ENTRY", "TAP_ENTRY", "move", "windows"]
 
 MAX_STRIDE = 4
 """Of the elements that vectors are taken apart for, or woven from."""
@@ -29,6 +29,7 @@ TOGETHER = 4
 """Vectors that share the work of finding their taps."""
 ROW_ENTRY, TAP_ENTRY = 24, 16
 JOB = ("results", "list_step", "y_step", "extra_step", "first", "last", "size", "tap_step", "advance")
+MOVE = ("rows", "y_step", "count", "length", "start", "stride")
 _i32, _i64, _double = ir.IntType(32), ir.IntType(64), ir.DoubleType()
 
 
@@ -39,17 +40,13 @@ class _Tap(NamedTuple):
     shift: Any
 
 
-class _Windows:
-    """The code of one call of `windows`."""
+class _Row:
+    """Vectors of every `stride`-th element of a row; a stride of 0 is one that is given at the call."""
 
-    def __init__(self, builder: Any, shape: Any, dtype: Any, arguments: dict[str, Any]):
-        self.kind, lanes, self.stride, self.phases, self.taps = shape
-        self.builder, self.emit, self.given = builder, Emitter(builder, dtype, lanes), arguments
+    def __init__(self, builder: Any, lanes: int, stride: int, dtype: Any, given: dict[str, Any]):
+        self.builder, self.emit, self.stride, self.given = builder, Emitter(builder, dtype, lanes), stride, given
         self.item = self.emit.width // lanes
-        self.largest = self.kind in ("max", "argmax")
         self.numbers = ir.VectorType(_i32, lanes)
-
-    # --- where things lie
 
     def positions(self, start: Any, step: int = 1) -> Any:
         """start + step * lane."""
@@ -60,6 +57,54 @@ class _Windows:
         """The mask of the positions that lie in the row."""
         size = self.emit.spread(self.builder.trunc(self.given["size"], _i32))
         return self.builder.icmp_unsigned("<", self.positions(start, step), size)
+
+    def fetch(self, address: Any, start: Any, whole: bool) -> Any:
+        """The elements at start + stride * lane, zero outside the row; `address` is that of the first."""
+        builder, emit = self.builder, self.emit
+        if self.stride == 0:
+            return self.gather(address, start)
+        vectors = []
+        for number in range(self.stride):
+            place = emit.at(address, number * emit.width)
+            if whole:
+                vectors.append(emit.load(place))
+            else:
+                vectors.append(emit.load_masked(place, self.inside(builder.add(start, _i64(number * emit.lanes)))))
+        return self.pick(vectors, range(0, self.stride * emit.lanes, self.stride))
+
+    def gather(self, address: Any, start: Any) -> Any:
+        """`fetch` for a stride that is given at the call."""
+        builder, emit, stride = self.builder, self.emit, self.given["stride"]
+        kind = ir.VectorType(_i64, emit.lanes)
+        steps = builder.mul(emit.spread(stride), ir.Constant(kind, list(range(emit.lanes))))
+        positions = builder.add(emit.spread(start), steps)
+        mask = builder.icmp_unsigned("<", positions, emit.spread(self.given["size"]))
+        offsets = builder.mul(steps, ir.Constant(kind, [self.item] * emit.lanes))
+        addresses = builder.add(emit.spread(builder.ptrtoint(address, _i64)), offsets)
+        pointers = builder.inttoptr(addresses, ir.VectorType(cgutils.voidptr_t, emit.lanes))
+        signature = ir.FunctionType(emit.vector, [pointers.type, _i32, mask.type, emit.vector])
+        name = f"llvm.masked.gather.v{emit.lanes}f{8 * self.item}.v{emit.lanes}p0"
+        function = cgutils.get_or_insert_function(builder.module, signature, name)
+        return builder.call(function, [pointers, _i32(self.item), mask, emit.zero])
+
+    def pick(self, vectors: list[Any], indices: Any) -> Any:
+        """The lanes of up to four vectors, one behind the other, at these indices."""
+        emit = self.emit
+        if len(vectors) == 1:
+            return vectors[0]
+        padded = [*vectors, *[ir.Constant(emit.vector, ir.Undefined)] * (len(vectors) % 2)]
+        if len(padded) == 2:
+            return emit.shuffle(*padded, indices)
+        return emit.shuffle(*(emit.shuffle(a, b, range(2 * emit.lanes)) for a, b in zip(padded[::2], padded[1::2])), indices)
+
+
+class _Windows(_Row):
+    """The code of one call of `windows`."""
+
+    def __init__(self, builder: Any, shape: Any, dtype: Any, given: dict[str, Any]):
+        self.kind, lanes, stride, self.phases, self.taps = shape
+        super().__init__(builder, lanes, stride, dtype, given)
+        self.largest = self.kind in ("max", "argmax")
 
     def whole(self, at: Any, vectors: int) -> Any:
         """Whether so many vectors of results from `at` on exist and have all their elements inside the row."""
@@ -72,30 +117,6 @@ class _Windows:
         there = builder.icmp_signed("<=", builder.mul(end, _i64(self.phases)), self.given["last"])
         inside = builder.and_(builder.icmp_signed(">=", first, _i64(0)), builder.icmp_signed("<=", last, self.given["size"]))
         return builder.and_(there, inside)
-
-    def fetch(self, address: Any, start: Any, whole: bool) -> Any:
-        """The elements at start + stride * lane, zero outside the row; `address` is that of the first."""
-        builder, emit = self.builder, self.emit
-        vectors = []
-        for number in range(self.stride):
-            place = emit.at(address, number * emit.width)
-            if whole:
-                vectors.append(emit.load(place))
-            else:
-                vectors.append(emit.load_masked(place, self.inside(builder.add(start, _i64(number * emit.lanes)))))
-        return self.pick(vectors, range(0, self.stride * emit.lanes, self.stride))
-
-    def pick(self, vectors: list[Any], indices: Any) -> Any:
-        """The lanes of up to four vectors, one behind the other, at these indices."""
-        emit = self.emit
-        if len(vectors) == 1:
-            return vectors[0]
-        padded = [*vectors, *[ir.Constant(emit.vector, ir.Undefined)] * (len(vectors) % 2)]
-        if len(padded) == 2:
-            return emit.shuffle(*padded, indices)
-        return emit.shuffle(*(emit.shuffle(a, b, range(2 * emit.lanes)) for a, b in zip(padded[::2], padded[1::2])), indices)
-
-    # --- results
 
     def rows(self) -> None:
         """All rows of results of the call."""
@@ -308,3 +329,70 @@ def windows(
         pairs (position for result 0, tap).
     """
     _windows(shape, dtype, x, lists, y, extra, job, inner)
+
+
+class _Moves(_Row):
+    """The code of one call of `move`."""
+
+    def rows(self) -> None:
+        """All rows of the call."""
+        builder, emit, given = self.builder, self.emit, self.given
+        with cgutils.for_range(builder, given["rows"]) as loop:
+            offset = emit.offset(given["offsets"], loop.index)
+            there = builder.icmp_signed(">=", offset, _i64(0))
+            given["size"] = builder.select(there, given["length"], _i64(0))
+            source, target = emit.at(given["x"], offset), emit.at(given["y"], builder.mul(loop.index, given["y_step"]))
+            vectors = builder.sdiv(builder.add(given["count"], _i64(emit.lanes - 1)), _i64(emit.lanes))
+            with cgutils.for_range(builder, vectors) as vector:
+                self.vector(source, target, builder.mul(vector.index, _i64(emit.lanes)))
+
+    def vector(self, source: Any, target: Any, first: Any) -> None:
+        """Results first.. of a row: without masks inside it."""
+        builder, emit, given = self.builder, self.emit, self.given
+        stride = _i64(self.stride) if self.stride else given["stride"]
+        start = builder.add(given["start"], builder.mul(first, stride))
+        address, place = emit.at(source, builder.mul(start, _i64(self.item))), emit.at(target, builder.mul(first, _i64(self.item)))
+        end = builder.add(start, builder.mul(stride, _i64(emit.lanes)))
+        left = builder.sub(given["count"], first)
+        inside = builder.and_(builder.icmp_signed(">=", start, _i64(0)), builder.icmp_signed("<=", end, given["size"]))
+        whole = builder.and_(inside, builder.icmp_signed(">=", left, _i64(emit.lanes)))
+        with builder.if_else(whole) as (fast, careful):
+            with fast:
+                emit.store(self.fetch(address, start, True), place)
+            with careful:
+                emit.store_masked(self.fetch(address, start, False), place, emit.first(left))
+
+
+@intrinsic
+def _move(typingctx: Any, shape: Any, dtype: Any, x: Any, offsets: Any, y: Any, job: Any) -> Any:
+    check_kinds((shape, dtype), (x, offsets, y, job))
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        given = dict(zip(("x", "offsets", "y", "job"), args[2:], strict=True))
+        code = _Moves(builder, *shape.value, dtype, given)
+        given.update({name: code.emit.offset(given["job"], number) for number, name in enumerate(MOVE)})
+        code.rows()
+        return context.get_dummy_value()
+
+    return types.void(shape, dtype, *[x] * 4), codegen
+
+
+@kernel(no_cfunc_wrapper=False)
+def move(shape: Tag, dtype: Tag, x: Address, offsets: Address, y: Address, job: Address) -> None:
+    """y[row, i] = x[offsets[row] + start + stride * i], zero where this position lies outside the row or the offset is negative.
+
+    Parameters
+    ----------
+    shape : Tag
+        (lanes, stride); a stride of 0 is one that the job has.
+    dtype : Tag
+        float32 or float64: any elements of that size.
+    x, y : Address
+        Elements of a row lie next to each other.
+    offsets : Address
+        Of the int64 byte offsets of the rows.
+    job : Address
+        Of int64 numbers, in the order of `MOVE`: how many rows; the bytes from row to row of y; results of a row; positions of a row
+        of x; the position for result 0; the stride.
+    """
+    _move(shape, dtype, x, offsets, y, job)
