@@ -23,6 +23,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .pooling import Pool
     from .tile import RegisterTile
     from .vector_pooling import VectorPool
+    from .vector_scatter import VectorScatter
     from .vector_windows import VectorWindows
     from .weights import BlockedWeights
     from .windows import Windows
@@ -35,6 +36,7 @@ def _implementations() -> tuple[Implementation, ...]:
         BlockedWeights(),
         Direct(),
         VectorPool(),
+        VectorScatter(),
         Pool(),
         VectorWindows(),
         Windows(),

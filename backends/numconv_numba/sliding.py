@@ -22,7 +22,10 @@ from .microkernels.windows import JOB, ROW_ENTRY, windows
 from .scalar import load, pointer, store
 from .threads import parallel_for
 
-__all__ = ["OUTER_AXES", "Axis", "Inner", "Rows", "outer_axis", "slide"]
+__all__ = [
+    "ADVANCE", "BESIDE", "CHANNELS", "INNER", "JOB_SIZE", "LENGTH", "OUTER", "OUTER_AXES", "SIZE", "SOURCE", "TAPS", "X", "Y",
+    "Axis", "Inner", "Rows", "list_bytes", "list_rows", "outer_axis", "place_in", "slide",
+]  # fmt: skip
 
 OUTER_AXES = 3
 CHUNK = 4096

@@ -19,13 +19,15 @@ from .pooling import Pool, axis_counts
 from .sliding import OUTER_AXES, Rows, slide
 from .threads import MAX_THREADS, run
 
-__all__ = ["VectorPool"]
+__all__ = ["VectorPool", "lists_bytes", "pooled_in_vectors"]
 
 DTYPES = ("float32", "float64")
 MAX_POSITIONS = 2**31
 """Of a channel: places are counted in 32 bits."""
 MAX_TABLE = 1 << 16
-"""Entries of the table of an outer axis, and rows that a result may read."""
+"""Entries of the table of an axis."""
+MAX_LISTS = 1 << 20
+"""Bytes of the lists of a plane."""
 NO_FACTORS = np.ones(1)
 
 
@@ -79,6 +81,32 @@ def _factors(problem: PoolProblem, innermost: bool, back: bool) -> tuple[np.ndar
     return 1 / np.concatenate(outer), (1 / inner).astype(problem.dtype)
 
 
+def pooled_in_vectors(problem: PoolProblem) -> Verdict:
+    """Whether the rows of windows can be taken in vectors."""
+    innermost = problem.layout == "channels_last"
+    outer = problem.ndim - (not innermost)
+    if problem.dtype not in DTYPES or problem.out_dtype != problem.dtype:
+        return Verdict.no(f"{problem.dtype} to {problem.out_dtype}: it takes and gives float32, or float64")
+    if outer > OUTER_AXES:
+        return Verdict.no(f"{outer} axes beside the rows: it has {OUTER_AXES}")
+    if not innermost and problem.stride[-1] > MAX_STRIDE:
+        return Verdict.no(f"stride {problem.stride[-1]} along the last axis: it takes at most {MAX_STRIDE}")
+    if math.prod(problem.spatial) >= MAX_POSITIONS:
+        return Verdict.no(f"{math.prod(problem.spatial)} positions in a channel: it counts fewer than {MAX_POSITIONS}")
+    entries = max(max(a, b) * w for a, b, w in zip(problem.spatial, problem.output, problem.window, strict=True))
+    if entries > MAX_TABLE or lists_bytes(problem) > MAX_LISTS:
+        return Verdict.no(f"a table of {entries} rows and {lists_bytes(problem)} bytes of lists: too many")
+    return Verdict.yes()
+
+
+def lists_bytes(problem: PoolProblem) -> int:
+    """Of the lists of the rows of x that the results of a plane read."""
+    outer = problem.ndim - (problem.layout != "channels_last")
+    if not outer:
+        return 2 * ROW_ENTRY
+    return max(problem.spatial[outer - 1], problem.output[outer - 1]) * ROW_ENTRY * (math.prod(problem.window[:outer]) + 1)
+
+
 class VectorPool(Implementation):
     """Pooling of real floats whose rows lie in memory one element after the other."""
 
@@ -87,30 +115,17 @@ class VectorPool(Implementation):
 
     def supports(self, problem: PoolProblem) -> Verdict:
         """Up to three dimensions, a stride of at most 4 along the rows, and one dtype, float32 or float64."""
-        innermost = problem.layout == "channels_last"
-        outer = problem.ndim - (not innermost)
-        if problem.dtype not in DTYPES or problem.out_dtype != problem.dtype:
-            return Verdict.no(f"{problem.dtype} to {problem.out_dtype}: it takes and gives float32, or float64")
-        if outer > OUTER_AXES:
-            return Verdict.no(f"{outer} axes beside the rows: it has {OUTER_AXES}")
-        if not innermost and problem.stride[-1] > MAX_STRIDE:
-            return Verdict.no(f"stride {problem.stride[-1]} along the last axis: it takes at most {MAX_STRIDE}")
-        if math.prod(problem.spatial) >= MAX_POSITIONS:
-            return Verdict.no(f"{math.prod(problem.spatial)} positions in a channel: it counts fewer than {MAX_POSITIONS}")
         if problem.accuracy == "strict" and problem.op != "max_pool":
             return Verdict.no("accuracy strict: it multiplies by reciprocals")
-        entries = max(max(a, b) * w for a, b, w in zip(problem.spatial, problem.output, problem.window, strict=True))
-        if max(entries, math.prod(problem.window)) > MAX_TABLE:
-            return Verdict.no(f"a table of {entries} rows: it takes at most {MAX_TABLE}")
-        return Verdict.yes()
+        return pooled_in_vectors(problem)
 
     def cost(self, problem: PoolProblem) -> float:
         """The time to move the arrays, to begin the rows, and to look at a vector of taps."""
         return 2e-6 + problem.bytes / 3e10 + problem.flops / 2e10
 
     def workspace(self, problem: PoolProblem) -> int:
-        """For each thread the list of the rows of a window."""
-        return MAX_THREADS * (ROW_ENTRY * math.prod(problem.window) + 64)
+        """For each thread the lists of the rows of a plane."""
+        return MAX_THREADS * (lists_bytes(problem) + 256)
 
     def build(self, problem: PoolProblem) -> _Executor:
         """The executor."""
