@@ -76,6 +76,11 @@ def clear(grad, g, first, last, dtype):
 @helper
 def add_won(grad, places, y, first, last, step, advance, dtype):
     """Add the results first..last of a row of gradients to where their places say."""
+    if advance == 0:
+        for q in range(first, last):
+            place = grad + load(places + q * 8, INT64) * itemsize(dtype)
+            store(place, add(load(place, dtype), load(y + q * itemsize(dtype), dtype)), dtype)
+        return
     for q in range(first, last):
         place = grad + (load(places + q * 8, INT64) * step + q * advance)
         store(place, add(load(place, dtype), load(y + q * itemsize(dtype), dtype)), dtype)
@@ -102,6 +107,10 @@ def _scatter(begin, end, args):
         job[4], job[5] = first, last
         target, x_c = grad + plane * volume * itemsize(dtype), x + (n * g[X] + channel * g[X + 1])
         clear(target, g, first, last, dtype)
+        if not (tool or innermost):
+            source, where = place_in(g, y, Y, n, channel, 0, 0, 0), place_in(g, places, BESIDE, n, channel, 0, 0, 0)
+            add_won(target, where, source, 0, g[OUTER] * g[OUTER + 1] * g[OUTER + 2] * length, step, 0, dtype)
+            continue
         for outer in range(g[OUTER] * g[OUTER + 1]):
             a, b = outer // g[OUTER + 1], outer % g[OUTER + 1]
             if tool and listed != outer:
