@@ -26,6 +26,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .vector_scatter import VectorScatter
     from .vector_windows import VectorWindows
     from .weights import BlockedWeights
+    from .wide_pooling import WidePool
     from .windows import Windows
     from .winograd import Winograd
 
@@ -36,6 +37,7 @@ def _implementations() -> tuple[Implementation, ...]:
         BlockedWeights(),
         Direct(),
         VectorPool(),
+        WidePool(),
         VectorScatter(),
         Pool(),
         VectorWindows(),

@@ -23,8 +23,8 @@ from .scalar import load, pointer, store
 from .threads import parallel_for
 
 __all__ = [
-    "ADVANCE", "BESIDE", "CHANNELS", "INNER", "JOB_SIZE", "LENGTH", "OUTER", "OUTER_AXES", "SIZE", "SOURCE", "TAPS", "X", "Y",
-    "Axis", "Inner", "Rows", "list_bytes", "list_rows", "outer_axis", "place_in", "slide",
+    "ADVANCE", "BESIDE", "CHANNELS", "FLOAT64", "INNER", "JOB_SIZE", "LENGTH", "OUTER", "OUTER_AXES", "SIZE", "SOURCE", "TAPS", "X", "Y",
+    "Axis", "Inner", "Rows", "list_bytes", "list_rows", "outer_axis", "place_in", "slide", "split_item",
 ]  # fmt: skip
 
 OUTER_AXES = 3

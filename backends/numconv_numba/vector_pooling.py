@@ -14,12 +14,13 @@ import numpy as np
 
 from numconv.plugin import Implementation, PoolProblem, Verdict
 
+from .microkernels.emit import lanes_of
 from .microkernels.windows import MAX_STRIDE, ROW_ENTRY
 from .pooling import Pool, axis_counts
 from .sliding import OUTER_AXES, Rows, slide
 from .threads import MAX_THREADS, run
 
-__all__ = ["VectorPool", "lists_bytes", "pooled_in_vectors"]
+__all__ = ["TAP_SECONDS", "VectorPool", "averaged_in_vectors", "lists_bytes", "pooled_in_vectors", "row_vectors"]
 
 DTYPES = ("float32", "float64")
 MAX_POSITIONS = 2**31
@@ -28,6 +29,8 @@ MAX_TABLE = 1 << 16
 """Entries of the table of an axis."""
 MAX_LISTS = 1 << 20
 """Bytes of the lists of a plane."""
+TAP_SECONDS = 5e-10
+"""Of a vector of one tap, on two threads."""
 NO_FACTORS = np.ones(1)
 
 
@@ -99,6 +102,20 @@ def pooled_in_vectors(problem: PoolProblem) -> Verdict:
     return Verdict.yes()
 
 
+def averaged_in_vectors(problem: PoolProblem) -> Verdict:
+    """Whether an average may be multiplied by the reciprocal of its count."""
+    if problem.accuracy == "strict" and problem.op != "max_pool":
+        return Verdict.no("accuracy strict: it multiplies by reciprocals, and strict averages are divided")
+    return Verdict.yes()
+
+
+def row_vectors(problem: PoolProblem) -> int:
+    """How many vectors the results take, row by row."""
+    lanes, results = lanes_of(problem.dtype), problem.y_shape
+    row = problem.c if problem.layout == "channels_last" else problem.output[-1]
+    return math.prod(results) // row * -(-row // lanes)
+
+
 def lists_bytes(problem: PoolProblem) -> int:
     """Of the lists of the rows of x that the results of a plane read."""
     outer = problem.ndim - (problem.layout != "channels_last")
@@ -115,13 +132,11 @@ class VectorPool(Implementation):
 
     def supports(self, problem: PoolProblem) -> Verdict:
         """Up to three dimensions, a stride of at most 4 along the rows, and one dtype, float32 or float64."""
-        if problem.accuracy == "strict" and problem.op != "max_pool":
-            return Verdict.no("accuracy strict: it multiplies by reciprocals")
-        return pooled_in_vectors(problem)
+        return pooled_in_vectors(problem) and averaged_in_vectors(problem)
 
     def cost(self, problem: PoolProblem) -> float:
         """The time to move the arrays, to begin the rows, and to look at a vector of taps."""
-        return 2e-6 + problem.bytes / 3e10 + problem.flops / 2e10
+        return 2e-6 + problem.bytes / 5e10 + row_vectors(problem) * math.prod(problem.window) * TAP_SECONDS
 
     def workspace(self, problem: PoolProblem) -> int:
         """For each thread the lists of the rows of a plane."""

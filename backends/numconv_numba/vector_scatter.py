@@ -22,7 +22,7 @@ from .sliding import (
     ADVANCE, BESIDE, CHANNELS, INNER, JOB_SIZE, LENGTH, OUTER, SIZE, SOURCE, TAPS, X, Y, Rows, list_bytes, list_rows, place_in,
 )  # fmt: skip
 from .threads import MAX_THREADS, parallel_for, run
-from .vector_pooling import lists_bytes, pooled_in_vectors
+from .vector_pooling import TAP_SECONDS, lists_bytes, pooled_in_vectors, row_vectors
 
 __all__ = ["VectorScatter", "check_places"]
 
@@ -187,7 +187,8 @@ class VectorScatter(Implementation):
 
     def cost(self, problem: PoolProblem) -> float:
         """The time to move the arrays, to look at a vector of taps unless winners are given, and to add gradients one by one."""
-        return 2e-6 + problem.bytes / 3e10 + math.prod(problem.y_shape) * 1e-9 + (0 if problem.indices else problem.flops / 2e10)
+        found = 0 if problem.indices else row_vectors(problem) * math.prod(problem.window) * TAP_SECONDS
+        return 2e-6 + problem.bytes / 5e10 + math.prod(problem.y_shape) * 5e-10 + found
 
     def workspace(self, problem: PoolProblem) -> int:
         """For each thread the lists of the rows of a plane, and the winners of some rows."""

@@ -21,7 +21,7 @@ from numconv_numba.compiler import Address, Tag, intrinsic, kernel
 
 from .emit import Emitter, check_kinds
 
-__all__ = ["JOB", "MAX_STRIDE", "MOVE", "ROW_ENTRY", "TAP_ENTRY", "move", "windows"]
+__all__ = ["JOB", "MAX_STRIDE", "MOVE", "ROW_ENTRY", "TAP_ENTRY", "move", "windows", "write_places"]
 
 MAX_STRIDE = 4
 """Of the elements that vectors are taken apart for, or woven from."""
@@ -266,19 +266,20 @@ class _Windows(_Row):
             else:
                 emit.store_masked(woven, place, emit.first(builder.sub(left, _i64(number * emit.lanes))))
         if self.kind == "argmax":
-            self.write_places(builder.load(states[0][1]), at, left)
+            places = builder.load(states[0][1])
+            write_places(emit, builder, places, at, left, self.given["advance"], self.given["extra"])
 
-    def write_places(self, places: Any, at: Any, left: Any) -> None:
-        """Add what each place is relative to, and write int64 numbers."""
-        builder, lanes = self.builder, self.emit.lanes
-        kind = ir.VectorType(_i64, lanes)
-        numbers = builder.add(self.emit.spread(at), ir.Constant(kind, list(range(lanes))))
-        wide = builder.add(builder.sext(places, kind), builder.mul(numbers, self.emit.spread(self.given["advance"])))
-        target = builder.bitcast(self.emit.at(self.given["extra"], builder.mul(at, _i64(8))), kind.as_pointer())
-        mask = self.emit.first(left)
-        signature = ir.FunctionType(ir.VoidType(), [kind, target.type, _i32, mask.type])
-        function = cgutils.get_or_insert_function(builder.module, signature, f"llvm.masked.store.v{lanes}i64.p0")
-        builder.call(function, [wide, target, _i32(8), mask])
+
+def write_places(emit: Emitter, builder: Any, places: Any, at: Any, left: Any, advance: Any, target: Any) -> None:
+    """Write the places of `left` results from result `at` on as int64: those of the vector, more by `advance` for each result."""
+    kind = ir.VectorType(_i64, emit.lanes)
+    numbers = builder.add(emit.spread(at), ir.Constant(kind, list(range(emit.lanes))))
+    wide = builder.add(builder.sext(places, kind), builder.mul(numbers, emit.spread(advance)))
+    pointer = builder.bitcast(emit.at(target, builder.mul(at, _i64(8))), kind.as_pointer())
+    mask = emit.first(left)
+    signature = ir.FunctionType(ir.VoidType(), [kind, pointer.type, _i32, mask.type])
+    function = cgutils.get_or_insert_function(builder.module, signature, f"llvm.masked.store.v{emit.lanes}i64.p0")
+    builder.call(function, [wide, pointer, _i32(8), mask])
 
 
 @intrinsic
