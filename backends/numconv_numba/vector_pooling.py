@@ -96,7 +96,8 @@ def pooled_in_vectors(problem: PoolProblem) -> Verdict:
         return Verdict.no(f"stride {problem.stride[-1]} along the last axis: it takes at most {MAX_STRIDE}")
     if math.prod(problem.spatial) >= MAX_POSITIONS:
         return Verdict.no(f"{math.prod(problem.spatial)} positions in a channel: it counts fewer than {MAX_POSITIONS}")
-    entries = max(max(a, b) * w for a, b, w in zip(problem.spatial, problem.output, problem.window, strict=True))
+    axes = zip(problem.spatial[:outer], problem.output[:outer], problem.window[:outer], strict=True)
+    entries = max((max(sizes) * window for *sizes, window in axes), default=0)
     if entries > MAX_TABLE or lists_bytes(problem) > MAX_LISTS:
         return Verdict.no(f"a table of {entries} rows and {lists_bytes(problem)} bytes of lists: too many")
     return Verdict.yes()

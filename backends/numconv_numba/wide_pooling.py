@@ -11,17 +11,19 @@ import math
 from typing import Any
 
 import numpy as np
+from numba.extending import overload
 
 from numconv.plugin import Implementation, PoolProblem, Verdict
 
-from .compiler import Address, helper, invoke, kernel
-from .elements import INT64, keep, memory, scratch
+from .compiler import Address, Tag, helper, invoke, kernel
+from .elements import INT64, itemsize, keep, memory, scratch
 from .microkernels.emit import lanes_of
 from .microkernels.reduction import REDUCTION, reduction
-from .pooling import Pool, axis_counts
-from .scalar import load, pointer, store
+from .pooling import Pool, axis_counts, fill
+from .scalar import add, load, pointer, store, value_type, wide_vectors, zero
 from .sliding import (
-    ADVANCE, BESIDE, FLOAT64, LENGTH, OUTER, OUTER_AXES, SIZE, X, Y, Rows, list_bytes, list_rows, place_in, split_item,
+    ADVANCE, BESIDE, CHANNELS, FLOAT64, LENGTH, OUTER, OUTER_AXES, SIZE, SOURCE, X, Y, Rows, list_bytes, list_rows, place_in,
+    split_item,
 )  # fmt: skip
 from .threads import MAX_THREADS, parallel_for, run
 from .vector_pooling import TAP_SECONDS, averaged_in_vectors, lists_bytes, pooled_in_vectors
@@ -83,6 +85,66 @@ def reduce(
     parallel_for(region, workers, items, _reduce, (tool, item, window, stride, low, x, y, places, shares, factors, counts, g))
 
 
+def in_dtype(number: Any, dtype: Any) -> Any:
+    """A float64 as a number of a dtype, float32 or float64."""
+    raise NotImplementedError("for kernels only")
+
+
+@overload(in_dtype)
+def _in_dtype(number, dtype):
+    kind = value_type(dtype)
+    return lambda number, dtype: kind(number)
+
+
+@helper
+def add_number(row, count, number, dtype):
+    """Add a number to each element of a contiguous row."""
+    wide_vectors()
+    for i in range(count):
+        place = row + i * itemsize(dtype)
+        store(place, add(load(place, dtype), number), dtype)
+
+
+@helper
+def _spread(begin, end, args):
+    dtype, window, stride, low, y, grad, shares, factors, counts, vector = args
+    g = pointer(vector, INT64)
+    item, size, length = itemsize(dtype), g[SIZE], g[LENGTH]
+    volume = g[SOURCE] * g[SOURCE + 1] * g[SOURCE + 2] * size
+    buffer = scratch(g[OUTER + 2] * list_bytes(g))
+    lists, listed = memory(buffer), -1
+    for plane in range(begin, end):
+        n, channel = plane // g[CHANNELS], plane % g[CHANNELS]
+        target = grad + plane * volume * item
+        fill(target, volume, zero(dtype), dtype)
+        for row in range(g[OUTER] * g[OUTER + 1] * g[OUTER + 2]):
+            c, outer = row % g[OUTER + 2], row // g[OUTER + 2]
+            if listed != outer:
+                list_rows(g, factors, counts, lists, outer // g[OUTER + 1], outer % g[OUTER + 1])
+                listed = outer
+            entries = lists + c * list_bytes(g)
+            share = load(entries + 8, FLOAT64)
+            source = place_in(g, y, Y, n, channel, outer // g[OUTER + 1], outer % g[OUTER + 1], c)
+            for q in range(length):
+                start, stop = max(q * stride - low, 0), min(q * stride - low + window, size)
+                number = load(source + q * item, dtype) * in_dtype(share * load(shares + q * 8, FLOAT64), dtype)
+                for entry in range(load(entries, INT64)):
+                    offset = load(entries + 24 * (entry + 1), INT64)
+                    add_number(target + (offset + start * item), stop - start, number, dtype)
+    keep(buffer)
+
+
+@kernel
+def spread(
+    dtype: Tag, region: int, workers: int, items: int, window: int, stride: int, low: int, y: Address, grad: Address,
+    shares: Address, factors: Address, counts: Address, g: Address,
+) -> None:  # fmt: skip
+    """The gradient of x from that of y, with the parameters of `reduce`: each window adds its share to its elements, an item is a
+    channel.
+    """
+    parallel_for(region, workers, items, _spread, (dtype, window, stride, low, y, grad, shares, factors, counts, g))
+
+
 def merged(problem: PoolProblem) -> PoolProblem:
     """The same windows with the last axes joined while each of them lies in one window."""
     while problem.ndim > 1 and _covers_axis(problem, -1) and problem.dilation[-2] == 1:
@@ -91,7 +153,7 @@ def merged(problem: PoolProblem) -> PoolProblem:
         low, high = problem.padding[-2]
         padding = (*problem.padding[:-2], (low * size, high * size))
         problem = problem.replace(**joined, padding=padding, dilation=problem.dilation[:-1])
-    if problem.ndim == 1 and _covers_axis(problem, 0):
+    if problem.ndim == 1 and _covers_axis(problem, 0) and problem.op != "avg_pool_backward":
         size = problem.spatial[0]
         return problem.replace(n=1, c=1, spatial=(max(problem.n, 1) * problem.c * size,), stride=(size,))
     return problem
@@ -112,19 +174,23 @@ class _Executor:
         self._problem = problem
         wide = merged(problem)
         rows = Rows(wide, back=False, innermost=False)
-        counts = [1 / each for each in axis_counts(wide)] if problem.op == "avg_pool" else [np.ones(q) for q in wide.output]
-        outer = np.concatenate([*[np.ones(1)] * (OUTER_AXES + 1 - wide.ndim), *counts[:-1]])
-        kind = "mean" if problem.op == "avg_pool" else "argmax" if problem.indices else "max"
+        shares = [np.ones(q) if problem.op == "max_pool" else 1 / count for q, count in zip(wide.output, axis_counts(wide), strict=True)]
+        outer = np.concatenate([*[np.ones(1)] * (OUTER_AXES + 1 - wide.ndim), *shares[:-1]])
         item = np.dtype(problem.dtype).itemsize
         strides = [_row_major(shape, item) for shape in (wide.x_shape, wide.y_shape)]
         g = rows.vector(*strides, _row_major(wide.y_shape, 8))
         if wide.n * wide.c < problem.n * problem.c:
             g[ADVANCE] = 0  # each channel counts its positions from 0
         items = wide.n * wide.c * math.prod(wide.output[:-1]) * -(-wide.output[-1] // PART)
-        tool = reduction.address((kind, lanes_of(problem.dtype)), problem.dtype)
         sizes = wide.window[-1], wide.stride[-1], wide.padding[-1][0]
-        self._run = functools.partial(run, reduce.specialise(), items, 3 * problem.bytes, tool, item, *sizes)
-        self._tables = counts[-1], np.ones(sum(rows.outer_sources)), outer, g
+        self._tables = shares[-1], np.ones(sum(rows.outer_sources)), outer, g
+        if problem.op == "avg_pool_backward":
+            kernel = spread.specialise(problem.dtype)
+            self._run = functools.partial(run, kernel, wide.n * wide.c, 3 * problem.bytes, *sizes)
+        else:
+            kind = "mean" if problem.op == "avg_pool" else "argmax" if problem.indices else "max"
+            tool = reduction.address((kind, lanes_of(problem.dtype)), problem.dtype)
+            self._run = functools.partial(run, reduce.specialise(), items, 3 * problem.bytes, tool, item, *sizes)
 
     @functools.cached_property
     def _general(self) -> Any:
@@ -132,7 +198,8 @@ class _Executor:
 
     def __call__(self, outs: Any, ins: Any) -> None:
         if all(array.flags.c_contiguous for array in (*outs, *ins)) and self._problem.n:
-            self._run(ins[0], outs[0], outs[-1], *self._tables)
+            places = outs if self._problem.op != "avg_pool_backward" else ()
+            self._run(ins[0], outs[0], *places[-1:], *self._tables)
         else:
             self._general(outs, ins)
 
@@ -145,7 +212,7 @@ class WidePool(Implementation):
     """Pooling of real floats with the lanes along the windows."""
 
     name = "wide_pool"
-    ops = frozenset(("max_pool", "avg_pool"))
+    ops = frozenset(("max_pool", "avg_pool", "avg_pool_backward"))
 
     def supports(self, problem: PoolProblem) -> Verdict:
         """What `vector_pool` takes, at any stride, channels first, without dilation along the rows."""

@@ -60,24 +60,37 @@ class _Reduction:
         value, place = cgutils.alloca_once(builder, emit.vector), cgutils.alloca_once(builder, self.numbers)
         builder.store(emit.constant(float("-inf")) if largest else emit.zero, value)
         builder.store(emit.spread(_i32(_NOWHERE)), place)
-        rows = emit.offset(given["list"], 0)
-        vectors = builder.sdiv(builder.add(given["length"], _i64(emit.lanes - 1)), _i64(emit.lanes))
-        with cgutils.for_range(builder, rows) as row, cgutils.for_range(builder, vectors) as vector:
-            # the last ones first: an equal one that comes later wins
+        rows, whole = emit.offset(given["list"], 0), builder.sdiv(given["length"], _i64(emit.lanes))
+        end = builder.mul(whole, _i64(emit.lanes))
+        rest = builder.sub(given["length"], end)
+        # the last ones first: an equal one that comes later wins
+        with cgutils.for_range(builder, rows) as row:
             entry = emit.at(given["list"], builder.mul(builder.sub(rows, row.index), _i64(ROW_ENTRY)))
-            start = builder.mul(builder.sub(builder.sub(vectors, _i64(1)), vector.index), _i64(emit.lanes))
-            source = emit.at(x, builder.add(emit.offset(entry, 0), builder.mul(start, _i64(self.item))))
-            inside = emit.first(builder.sub(given["length"], start))
-            new, old = emit.load_masked(source, inside), builder.load(value)
-            if largest:
-                larger = builder.or_(builder.fcmp_ordered(">=", new, old), builder.fcmp_unordered("uno", new, new))
-                wins = builder.and_(inside, larger)
-                builder.store(builder.select(wins, new, old), value)
-                at = emit.spread(builder.trunc(builder.add(emit.offset(entry, 1), start), _i32))
-                builder.store(builder.select(wins, builder.add(at, self.lane), builder.load(place)), place)
-            else:
-                builder.store(builder.fadd(old, new), value)
+            source, at = emit.at(x, emit.offset(entry, 0)), emit.offset(entry, 1)
+            with builder.if_then(builder.icmp_signed(">", rest, _i64(0))):
+                mask = emit.first(rest)
+                self.add(emit.load_masked(self.element(source, end), mask), builder.add(at, end), value, place, mask)
+            with cgutils.for_range(builder, whole) as vector:
+                start = builder.mul(builder.sub(builder.sub(whole, _i64(1)), vector.index), _i64(emit.lanes))
+                self.add(emit.load(self.element(source, start)), builder.add(at, start), value, place, None)
         return builder.load(value), builder.load(place)
+
+    def element(self, row: Any, number: Any) -> Any:
+        """The address of an element of a row."""
+        return self.emit.at(row, self.builder.mul(number, _i64(self.item)))
+
+    def add(self, new: Any, at: Any, value: Any, place: Any, mask: Any) -> None:
+        """Let a vector of elements, whose first is at place `at`, take part in the state of a window."""
+        builder, old = self.builder, self.builder.load(value)
+        if self.kind == "mean":
+            builder.store(builder.fadd(old, new), value)
+            return
+        wins = builder.or_(builder.fcmp_ordered(">=", new, old), builder.fcmp_unordered("uno", new, new))
+        if mask is not None:
+            wins = builder.and_(mask, wins)
+        builder.store(builder.select(wins, new, old), value)
+        places = builder.add(self.emit.spread(builder.trunc(at, _i32)), self.lane)
+        builder.store(builder.select(wins, places, builder.load(place)), place)
 
     def merged(self, states: list[tuple[Any, Any]]) -> tuple[Any, Any]:
         """The vector whose lane r holds what all lanes of state r hold together."""
