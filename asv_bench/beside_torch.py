@@ -37,7 +37,7 @@ OPS = {
     "conv_transpose_backward": ("conv input_grad", ""),
 }
 """The head of a problem's text form, and what follows the row; each is measured on the rows of one group of `windows.json`."""
-GROUPS = {"pool": "pool", "unfold": "columns", "fold": "columns", "pad": "pad", "unpool": "unpool", "transpose": "transpose"}
+GROUPS = {"unpool": "unpool", "pool": "pool", "unfold": "columns", "fold": "columns", "pad": "pad", "transpose": "transpose"}
 
 # Of two cores, measured by copies: bytes read and written a second while all fits the second-level caches, and else; what
 # first touching fresh memory takes, which the allocator hands out anew from 32 MiB on; and multiply-adds, in FLOP/s.
@@ -69,7 +69,21 @@ def describe(op: str, text: str) -> dict:
 
     head, options = OPS[op]
     problem = parse(f"{head} f32 {text}{options}")
-    names = ("n", "c", "spatial", "output", "window", "kernel", "stride", "dilation", "padding", "layout", "ceil_mode", "groups", "k")
+    names = (
+        "n",
+        "c",
+        "spatial",
+        "output",
+        "window",
+        "kernel",
+        "stride",
+        "dilation",
+        "padding",
+        "layout",
+        "ceil_mode",
+        "groups",
+        "k",
+    )
     row = {name: getattr(problem, name) for name in (*names, "count_include_pad", "pad_mode") if hasattr(problem, name)}
     return row | {"op": op, "floor": floor(op, problem), "inputs": problem.input_shapes, "outputs": problem.output_shapes}
 

@@ -20,7 +20,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from numconv.plugin import POOL_OPS, Implementation, PoolProblem, Verdict, WindowProblem, check_indices, np_dtype
+from numconv.plugin import POOL_OPS, Implementation, PoolProblem, Verdict, WindowProblem, np_dtype
 
 from .compiler import Address, Tag, helper, kernel
 from .direct import outer_offset, outer_size
@@ -43,6 +43,7 @@ from .geometry import (
     source_index,
     span,
 )
+from .places import check_places
 from .scalar import add, address, is_null, load, pointer, store, wide_vectors, zero
 from .threads import MAX_THREADS, parallel_for, run
 
@@ -765,7 +766,7 @@ class _Executor:
     def _max_pool_backward(self, outs: Any, ins: Any) -> None:
         (grad,), (y, second) = outs, ins
         if self._problem.indices:
-            check_indices(self._problem.op, second, math.prod(self._problem.spatial))
+            check_places(self._problem.op, second, math.prod(self._problem.spatial))
         x, indices = (0, second) if self._problem.indices else (second, 0)
         innermost, _, g = self._rows(second, grad, y)
         items = self._problem.n * volume_parts(self._problem, innermost)

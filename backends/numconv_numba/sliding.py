@@ -7,8 +7,8 @@ same to the driver: a gradient gathers what its elements gave.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,14 +18,36 @@ from numconv.plugin import PoolProblem, WindowProblem
 from .compiler import Address, Tag, helper, invoke, kernel
 from .elements import INT64, keep, memory, scratch
 from .microkernels.emit import lanes_of
-from .microkernels.windows import JOB, ROW_ENTRY, windows
-from .scalar import load, pointer, store
+from .microkernels.windows import JOB, windows
+from .scalar import is_null, load, pointer, store
 from .threads import parallel_for
 
 __all__ = [
-    "ADVANCE", "BESIDE", "CHANNELS", "FLOAT64", "INNER", "JOB_SIZE", "LENGTH", "OUTER", "OUTER_AXES", "SIZE", "SOURCE", "TAPS", "X", "Y",
-    "Axis", "Inner", "Rows", "list_bytes", "list_rows", "outer_axis", "place_in", "slide", "split_item",
-]  # fmt: skip
+    "ADVANCE",
+    "BESIDE",
+    "CHANNELS",
+    "FLOAT64",
+    "INNER",
+    "JOB_SIZE",
+    "KEPT",
+    "LENGTH",
+    "OUTER",
+    "OUTER_AXES",
+    "SIZE",
+    "SOURCE",
+    "TAPS",
+    "Axis",
+    "Inner",
+    "Rows",
+    "X",
+    "Y",
+    "list_bytes",
+    "list_rows",
+    "outer_axis",
+    "place_in",
+    "slide",
+    "split_item",
+]
 
 OUTER_AXES = 3
 CHUNK = 4096
@@ -50,7 +72,7 @@ def outer_factor(g, factors, sizes, a, b, c):
 
 
 @helper
-def list_rows(g, factors, counts, lists, a, b):
+def list_rows(g, factors, scales, lists, a, b):
     """What the outer results (a, b, c) read, for every c, as the microkernel wants it."""
     step, entries = list_bytes(g), pointer(lists, INT64)
     for c in range(g[OUTER + 2]):
@@ -68,9 +90,11 @@ def list_rows(g, factors, counts, lists, a, b):
                     offset = first * g[X + 2] + second * g[X + 3] + third * g[X + 4]
                     entries[entry] = offset + i * g[TAPS] + j * g[TAPS + 1] + k * g[TAPS + 2]
                     entries[entry + 1] = ((first * g[SOURCE + 1] + second) * g[SOURCE + 2] + third) * g[PITCH]
-                    store(lists + (8 * entry + 16), outer_factor(g, factors, SOURCE, first, second, third), FLOAT64)
+                    if not is_null(factors):
+                        store(lists + (8 * entry + 16), outer_factor(g, factors, SOURCE, first, second, third), FLOAT64)
         entries[here // 8] = count
-        store(lists + (here + 8), outer_factor(g, counts, OUTER, a, b, c), FLOAT64)
+        if not is_null(scales):
+            store(lists + (here + 8), outer_factor(g, scales, OUTER, a, b, c), FLOAT64)
 
 
 @helper
@@ -98,7 +122,7 @@ def split_item(g, item, chunks):
 
 @helper
 def _slide(begin, end, args):
-    tool, x, y, beside, factors, counts, vector = args
+    tool, x, y, beside, factors, scales, vector = args
     g = pointer(vector, INT64)
     chunks = -(-g[LENGTH] // (CHUNK * g[PHASES]))
     buffer = scratch(8 * JOB_SIZE + g[OUTER + 2] * list_bytes(g))
@@ -108,7 +132,7 @@ def _slide(begin, end, args):
     while item < end:
         n, channel, a, b, c, chunk = split_item(g, item, chunks)
         if listed != a * g[OUTER + 1] + b:
-            list_rows(g, factors, counts, lists, a, b)
+            list_rows(g, factors, scales, lists, a, b)
             listed = a * g[OUTER + 1] + b
         job[0] = min(g[OUTER + 2] - c, end - item) if chunks == 1 else 1
         job[4], job[5] = chunk * CHUNK, min((chunk + 1) * CHUNK * g[PHASES], g[LENGTH])
@@ -122,14 +146,15 @@ def _slide(begin, end, args):
 
 @kernel
 def slide(
-    region: int, workers: int, items: int, tool: int, x: Address, y: Address, beside: Address, factors: Address, counts: Address,
+    region: int, workers: int, items: int, tool: int, x: Address, y: Address, beside: Address, factors: Address, scales: Address,
     g: Address,
 ) -> None:  # fmt: skip
     """y from x by the microkernel `windows` at the address `tool`: an item is a part of a row of y.
 
-    `beside` is its `extra`. `factors` belong to the outer indices of x, `counts` to those of y.
+    `beside` is its `extra`. `factors` belong to the outer indices of x, `scales` to those of y; null
+    where the kind does not read them.
     """
-    parallel_for(region, workers, items, _slide, (tool, x, y, beside, factors, counts, g))
+    parallel_for(region, workers, items, _slide, (tool, x, y, beside, factors, scales, g))
 
 
 # --- what the driver's vector holds --------------------------------------------------------------------------------------------
@@ -177,6 +202,8 @@ def inner_axis(problem: PoolProblem | WindowProblem, back: bool) -> Inner:
     return Inner(size, output, 1, tuple(map(tuple, phases)))
 
 
+KEPT = 64
+"""Vectors of a problem that are kept for arrays of the same strides."""
 UNROLLED = 12
 """Taps along a row that the microkernel has unrolled."""
 
@@ -197,7 +224,7 @@ class Rows:
         axes = [outer_axis(problem, axis, back) for axis in range(problem.ndim - (not innermost))]
         self._outer = [*[_NO_AXIS] * (OUTER_AXES - len(axes)), *axes]
         self.inner = Inner(problem.c, problem.c, 1, (((0, 0),),)) if innermost else inner_axis(problem, back)
-        self.outer_results, self.outer_sources = ([axis[side] for axis in self._outer] for side in (0, 1))
+        self.vector = functools.lru_cache(maxsize=KEPT)(self._vector)
         self._innermost, self._channels = innermost, 1 if innermost else problem.c
         chunks = -(-self.inner.results // (CHUNK * len(self.inner.phases)))
         self.items = problem.n * self._channels * math.prod(axis.results for axis in self._outer) * chunks
@@ -208,23 +235,20 @@ class Rows:
         unrolled = phases if sum(map(len, phases)) <= UNROLLED else ()
         return windows.address((kind, lanes_of(dtype), self.inner.stride, len(phases), unrolled), dtype)
 
-    def vector(self, *strides: tuple[int, ...], taps: Sequence[int] = ()) -> np.ndarray[Any, Any]:
-        """The vector for x, y and what lies beside y, of these byte strides; `taps`: the strides of the taps in x, if it has them."""
-        inner = self.inner
-        steps = [*[0] * (OUTER_AXES + 1 - len(taps)), *taps]
-        tables = [axis.table.ravel() for axis in self._outer]
-        places = np.cumsum([HEAD, *map(len, tables)])
+    def _vector(self, *strides: tuple[int, ...], taps: tuple[int, ...] = ()) -> np.ndarray[Any, Any]:
+        """The vector for x, y and what lies beside y, of these byte strides; `taps`: those of the axes that x has for the taps."""
+        inner, outer = self.inner, self._outer
+        phases = len(inner.phases)
+        ends = np.cumsum([HEAD, *(axis.table.size for axis in outer)])
         head = [
-            self._channels, inner.results, inner.sources, len(inner.phases), 0 if self._innermost else inner.stride,
-            1 if self._innermost else inner.sources,
-            *(axis.results for axis in self._outer), *(axis.table.shape[1] for axis in self._outer),
-            *(axis.sources for axis in self._outer), *(step for each in strides for step in self._arranged(each)),
-            *steps, *places,
+            self._channels, inner.results, inner.sources, phases, *((0, 1) if self._innermost else (inner.stride, inner.sources)),
+            *(axis.results for axis in outer), *(axis.table.shape[1] for axis in outer), *(axis.sources for axis in outer),
+            *(step for each in strides for step in self._arranged(each)), *[0] * (OUTER_AXES + 1 - len(taps)), *taps, *ends,
         ]  # fmt: skip
-        starts = np.cumsum([len(inner.phases) // 2 + 1, *map(len, inner.phases)])
-        starts = [*starts, *[0] * (len(starts) % 2)]
-        pairs = [(place, tap) for phase in inner.phases for tap, place in phase]
-        return np.concatenate([np.ravel(part).astype(np.int64) for part in (head, *tables, starts, pairs)])
+        starts = np.cumsum([phases // 2 + 1, *map(len, inner.phases), 0])[: phases // 2 * 2 + 2]
+        pairs = [number for phase in inner.phases for tap, place in phase for number in (place, tap)]
+        tables = [axis.table.ravel() for axis in outer]
+        return np.concatenate([np.array(head, np.int64), *tables, starts, np.array(pairs, np.int64)])
 
     def _arranged(self, strides: tuple[int, ...]) -> tuple[int, ...]:
         n, c, *spatial = strides

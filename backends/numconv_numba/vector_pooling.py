@@ -20,7 +20,15 @@ from .pooling import Pool, axis_counts
 from .sliding import OUTER_AXES, Rows, slide
 from .threads import MAX_THREADS, run
 
-__all__ = ["TAP_SECONDS", "VectorPool", "averaged_in_vectors", "lists_bytes", "pooled_in_vectors", "row_vectors"]
+__all__ = [
+    "TAP_SECONDS",
+    "VectorPool",
+    "averaged_in_vectors",
+    "lists_bytes",
+    "pooled_in_vectors",
+    "row_vectors",
+    "stepped_in_vectors",
+]
 
 DTYPES = ("float32", "float64")
 MAX_POSITIONS = 2**31
@@ -43,10 +51,8 @@ class _Executor:
         self._back = problem.op.endswith("_backward")
         self._rows = Rows(problem, back=self._back, innermost=self._innermost)
         self._factors, self._table = _factors(problem, self._innermost, self._back)
-        self._ones = np.ones(sum(self._rows.outer_results if self._back else self._rows.outer_sources))
         self._run = functools.partial(run, slide.specialise(), self._rows.items, 3 * problem.bytes + problem.flops)
         self._tool = self._rows.tool(_kind(problem, self._table), problem.dtype)
-        self._vectors: dict[Any, np.ndarray[Any, Any]] = {}
 
     @functools.cached_property
     def _general(self) -> Any:
@@ -58,12 +64,10 @@ class _Executor:
             self._general(outs, ins)
             return
         x, y, beside = ins[0], outs[0], outs[-1] if self._problem.indices else self._table
-        strides = x.strides, y.strides, beside.strides if self._problem.indices else (0,) * len(y.strides)
-        g = self._vectors.get(strides)
-        if g is None:
-            g = self._vectors[strides] = self._rows.vector(*strides)
-        factors, counts = (self._factors, self._ones) if self._back else (self._ones, self._factors)
-        self._run(self._tool, x, y, beside, factors, counts, g)
+        g = self._rows.vector(x.strides, y.strides, beside.strides if self._problem.indices else (0,) * x.ndim)
+        known = 0 if self._problem.op == "max_pool" else self._factors
+        factors, scales = (known, 0) if self._back else (0, known)
+        self._run(self._tool, x, y, beside, factors, scales, g)
 
 
 def _kind(problem: PoolProblem, table: Any) -> str:
@@ -75,7 +79,7 @@ def _kind(problem: PoolProblem, table: Any) -> str:
 def _factors(problem: PoolProblem, innermost: bool, back: bool) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """For an average or its gradient: of the outer axes, one behind the other, and of the inner axis if they differ there."""
     if problem.op == "max_pool":
-        return np.ones(OUTER_AXES + sum(problem.output)), NO_FACTORS
+        return NO_FACTORS, NO_FACTORS
     counts = axis_counts(problem)
     inner = np.ones(problem.c) if innermost else counts.pop()
     outer = [*[np.ones(1)] * (OUTER_AXES - len(counts)), *counts]
@@ -92,14 +96,19 @@ def pooled_in_vectors(problem: PoolProblem) -> Verdict:
         return Verdict.no(f"{problem.dtype} to {problem.out_dtype}: it takes and gives float32, or float64")
     if outer > OUTER_AXES:
         return Verdict.no(f"{outer} axes beside the rows: it has {OUTER_AXES}")
-    if not innermost and problem.stride[-1] > MAX_STRIDE:
-        return Verdict.no(f"stride {problem.stride[-1]} along the last axis: it takes at most {MAX_STRIDE}")
     if math.prod(problem.spatial) >= MAX_POSITIONS:
         return Verdict.no(f"{math.prod(problem.spatial)} positions in a channel: it counts fewer than {MAX_POSITIONS}")
     axes = zip(problem.spatial[:outer], problem.output[:outer], problem.window[:outer], strict=True)
     entries = max((max(sizes) * window for *sizes, window in axes), default=0)
     if entries > MAX_TABLE or lists_bytes(problem) > MAX_LISTS:
         return Verdict.no(f"a table of {entries} rows and {lists_bytes(problem)} bytes of lists: too many")
+    return Verdict.yes()
+
+
+def stepped_in_vectors(problem: PoolProblem) -> Verdict:
+    """Whether neighbouring windows are near enough to lie in the lanes of a vector."""
+    if problem.layout != "channels_last" and problem.stride[-1] > MAX_STRIDE:
+        return Verdict.no(f"stride {problem.stride[-1]} along the last axis: it takes at most {MAX_STRIDE}")
     return Verdict.yes()
 
 
@@ -133,7 +142,7 @@ class VectorPool(Implementation):
 
     def supports(self, problem: PoolProblem) -> Verdict:
         """Up to three dimensions, a stride of at most 4 along the rows, and one dtype, float32 or float64."""
-        return pooled_in_vectors(problem) and averaged_in_vectors(problem)
+        return pooled_in_vectors(problem) and stepped_in_vectors(problem) and averaged_in_vectors(problem)
 
     def cost(self, problem: PoolProblem) -> float:
         """The time to move the arrays, to begin the rows, and to look at a vector of taps."""

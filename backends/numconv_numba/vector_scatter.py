@@ -12,54 +12,40 @@ from typing import Any
 
 import numpy as np
 
-from numconv.plugin import Implementation, PoolProblem, Verdict, check_indices
+from numconv.plugin import Implementation, PoolProblem, Verdict
 
 from .compiler import Address, Tag, helper, invoke, kernel
 from .elements import INT64, itemsize, keep, memory, scratch
+from .places import check_places
 from .pooling import Pool, fill
-from .scalar import add, load, pointer, store, zero
+from .scalar import add, address, load, pointer, store, zero
 from .sliding import (
-    ADVANCE, BESIDE, CHANNELS, INNER, JOB_SIZE, LENGTH, OUTER, SIZE, SOURCE, TAPS, X, Y, Rows, list_bytes, list_rows, place_in,
+    ADVANCE,
+    BESIDE,
+    CHANNELS,
+    INNER,
+    JOB_SIZE,
+    LENGTH,
+    OUTER,
+    SIZE,
+    SOURCE,
+    TAPS,
+    Rows,
+    X,
+    Y,
+    list_bytes,
+    list_rows,
+    place_in,
 )  # fmt: skip
 from .threads import MAX_THREADS, parallel_for, run
-from .vector_pooling import TAP_SECONDS, lists_bytes, pooled_in_vectors, row_vectors
+from .vector_pooling import TAP_SECONDS, lists_bytes, pooled_in_vectors, row_vectors, stepped_in_vectors
 
-__all__ = ["VectorScatter", "check_places"]
+__all__ = ["VectorScatter"]
 
 BLOCK, ITEMS = 32, 8
 """Channels of an item where they are neighbours in memory: whole cache lines, and more where so many items stay."""
 FOUND = 4096
 """Winners that are found before their gradients are added."""
-CHECKED = 1 << 16
-"""Indices that a work item checks."""
-
-
-@helper
-def _outside(begin, end, args):
-    places, count, volume, flags = args
-    for item in range(begin, end):
-        bad = np.int64(0)
-        start = places + item * (CHECKED * 8)
-        for q in range(min(CHECKED, count - item * CHECKED)):
-            place = load(start + q * 8, INT64)
-            bad |= (place < 0) | (place >= volume)
-        store(flags + item * 8, bad, INT64)
-
-
-@kernel
-def outside(region: int, workers: int, items: int, places: Address, count: int, volume: int, flags: Address) -> None:
-    """Whether each part of the places has one outside 0..volume."""
-    parallel_for(region, workers, items, _outside, (places, count, volume, flags))
-
-
-def check_places(op: str, indices: np.ndarray[Any, Any], volume: int) -> None:
-    """Raise ProblemError unless every index lies in 0..volume; in parallel where they fill their memory."""
-    if indices.transpose(np.argsort(indices.strides)[::-1]).flags.c_contiguous:
-        flags = np.zeros(-(-indices.size // CHECKED), np.int64)
-        run(outside.specialise(), flags.size, 24 * indices.size, indices, indices.size, volume, flags)
-        if not flags.any():
-            return
-    check_indices(op, indices, volume)
 
 
 @helper
@@ -88,7 +74,7 @@ def add_won(grad, places, y, first, last, step, advance, dtype):
 
 @helper
 def _scatter(begin, end, args):
-    dtype, tool, block, x, y, places, grad, factors, counts, vector = args
+    dtype, tool, block, x, y, places, grad, vector = args
     g = pointer(vector, INT64)
     length, innermost = g[LENGTH], g[ADVANCE] == 0
     step, advance = (g[SIZE] * itemsize(dtype), itemsize(dtype)) if innermost else (itemsize(dtype), 0)
@@ -114,7 +100,7 @@ def _scatter(begin, end, args):
         for outer in range(g[OUTER] * g[OUTER + 1]):
             a, b = outer // g[OUTER + 1], outer % g[OUTER + 1]
             if tool and listed != outer:
-                list_rows(g, factors, counts, lists, a, b)
+                list_rows(g, address(0), address(0), lists, a, b)
                 listed = outer
             for c in range(0, g[OUTER + 2], together):
                 rows, where = min(together, g[OUTER + 2] - c), place_in(g, places, BESIDE, n, channel, a, b, c)
@@ -131,10 +117,13 @@ def _scatter(begin, end, args):
 @kernel
 def scatter(
     dtype: Tag, region: int, workers: int, items: int, tool: int, block: int, x: Address, y: Address, places: Address,
-    grad: Address, factors: Address, counts: Address, g: Address,
+    grad: Address, g: Address,
 ) -> None:  # fmt: skip
-    """The gradient of x from that of y, and the winners' places, or where `tool` is not 0 x: `block` results of each row are an item."""
-    parallel_for(region, workers, items, _scatter, (dtype, tool, block, x, y, places, grad, factors, counts, g))
+    """The gradient of x from that of y, and the winners' places, or x where `tool` is not 0.
+
+    An item is `block` results of each row of a channel.
+    """
+    parallel_for(region, workers, items, _scatter, (dtype, tool, block, x, y, places, grad, g))
 
 
 class _Executor:
@@ -144,14 +133,12 @@ class _Executor:
         self._problem = problem
         self._innermost = problem.layout == "channels_last"
         self._rows = Rows(problem, back=False, innermost=self._innermost)
-        self._ones = np.ones(sum(self._rows.outer_sources)), np.ones(sum(self._rows.outer_results))
         self._block = self._rows.inner.results
         if self._innermost:
             self._block = -(-problem.c // BLOCK // max(1, ITEMS // max(problem.n, 1))) * BLOCK
         items = problem.n * (-(-problem.c // self._block) if self._innermost else problem.c)
         self._run = functools.partial(run, scatter.specialise(problem.dtype), items, 3 * problem.bytes)
         self._tool = 0 if problem.indices else self._rows.tool("argmax", problem.dtype)
-        self._vectors: dict[Any, np.ndarray[Any, Any]] = {}
 
     @functools.cached_property
     def _general(self) -> Any:
@@ -164,12 +151,9 @@ class _Executor:
             return
         if self._problem.indices:
             check_places(self._problem.op, second, math.prod(self._problem.spatial))
-        strides = second.strides, y.strides
-        g = self._vectors.get(strides)
-        if g is None:
-            g = self._vectors[strides] = self._rows.vector(second.strides, y.strides, second.strides)
+        g = self._rows.vector(second.strides, y.strides, second.strides)
         x, places = (0, second) if self._problem.indices else (second, 0)
-        self._run(self._tool, self._block, x, y, places, grad, *self._ones, g)
+        self._run(self._tool, self._block, x, y, places, grad, g)
 
     def _fills_memory(self, array: np.ndarray[Any, Any]) -> bool:
         return bool((np.moveaxis(array, 1, -1) if self._innermost else array).flags.c_contiguous)
@@ -182,8 +166,8 @@ class VectorScatter(Implementation):
     ops = frozenset(("max_pool_backward",))
 
     def supports(self, problem: PoolProblem) -> Verdict:
-        """What `vector_pool` takes."""
-        return pooled_in_vectors(problem)
+        """What `vector_pool` takes, at any stride if the winners are given."""
+        return pooled_in_vectors(problem) and (Verdict.yes() if problem.indices else stepped_in_vectors(problem))
 
     def cost(self, problem: PoolProblem) -> float:
         """The time to move the arrays, to look at a vector of taps unless winners are given, and to add gradients one by one."""

@@ -19,7 +19,7 @@ from .elements import INT64, keep, memory, scratch
 from .microkernels.emit import lanes_of
 from .microkernels.windows import MAX_STRIDE, MOVE, ROW_ENTRY, move
 from .scalar import pointer
-from .sliding import OUTER_AXES, Rows, outer_axis, slide
+from .sliding import KEPT, OUTER_AXES, Rows, outer_axis, slide
 from .threads import MAX_THREADS, parallel_for, run
 from .windows import Windows, row_major
 
@@ -31,11 +31,10 @@ MAX_OFFSETS = 1 << 17
 """Rows of all taps of a problem, whose places are kept in a table."""
 MAX_TABLE = 1 << 16
 """Entries of the table of an outer axis."""
-NO_FACTORS = np.ones(1)
 JOB_SIZE = len(MOVE)
 
-# The driver's vector: channels; outer and inner taps; rows of a result, of a part, and parts; the byte strides (n, c) of x and y, and
-# those of y from tap to tap and from row to row; the job of `move`; then the inner taps' positions, and the offsets of the rows.
+# The driver's vector: channels; outer and inner taps; rows of a result and of a part; parts; the byte strides (n, c) of x and y,
+# and those of y from tap to tap and row to row; the job of `move`; then the inner taps' positions, and the offsets of the rows.
 CHANNELS, OUTER_TAPS, TAPS, ROWS, PART_ROWS, PARTS, X, Y, Y_TAP, Y_ROW, JOB, HEAD = 0, 1, 2, 3, 4, 5, 6, 8, 10, 11, 12, 18
 
 
@@ -86,14 +85,11 @@ class _Unfold:
         stride, item = problem.stride[-1], np_dtype(problem.dtype).itemsize
         dtype = f"float{8 * item}"
         self._tool = move.address((lanes_of(dtype), stride if stride <= MAX_STRIDE else 0), dtype)
-        self._vectors: dict[Any, np.ndarray[Any, Any]] = {}
+        self._vectors = functools.lru_cache(maxsize=KEPT)(self._vector)
 
     def __call__(self, outs: Any, ins: Any) -> None:
         (y,), (x,) = outs, ins
-        g = self._vectors.get((x.strides, y.strides))
-        if g is None:
-            g = self._vectors[x.strides, y.strides] = self._vector(x.strides, y.strides)
-        self._run(self._tool, x, y, g)
+        self._run(self._tool, x, y, self._vectors(x.strides, y.strides))
 
     def _vector(self, x: tuple[int, ...], y: tuple[int, ...]) -> np.ndarray[Any, Any]:
         """The driver's vector for arrays of these strides."""
@@ -102,7 +98,7 @@ class _Unfold:
         if problem.op == "unfold":
             channel, tap, row = y[1] * math.prod(problem.window), y[1], length * y[2]
         else:
-            channel, tap, row = y[1], 0, y[2] if problem.ndim > 1 else 0
+            channel, tap, row = y[1], 0, y[-2]
         positions = [problem.dilation[-1] * number - problem.padding[-1][0] for number in range(taps)]
         offsets = _offsets(self._tables, x[2:-1])
         head = [
@@ -129,23 +125,15 @@ class _Fold:
     def __init__(self, problem: WindowProblem):
         self._problem = problem
         self._rows = Rows(problem, back=True, innermost=False)
-        self._ones = np.ones(sum(self._rows.outer_sources)), np.ones(sum(self._rows.outer_results))
         self._run = functools.partial(run, slide.specialise(), self._rows.items, 3 * problem.bytes)
         self._tool = self._rows.tool("sum", problem.dtype)
-        self._vectors: dict[Any, np.ndarray[Any, Any]] = {}
 
     def __call__(self, outs: Any, ins: Any) -> None:
         (x,), (columns,) = outs, ins
-        g = self._vectors.get((columns.strides, x.strides))
-        if g is None:
-            g = self._vectors[columns.strides, x.strides] = self._vector(columns.strides, x.strides)
-        self._run(self._tool, columns, x, NO_FACTORS, *self._ones, g)
-
-    def _vector(self, columns: tuple[int, ...], x: tuple[int, ...]) -> np.ndarray[Any, Any]:
-        problem = self._problem
-        n, row, step = columns
-        strides = n, row * math.prod(problem.window), *row_major(problem.output, step)
-        return self._rows.vector(strides, x, (0,) * len(x), taps=row_major(problem.window, row))
+        n, row, step = columns.strides
+        strides = n, row * math.prod(self._problem.window), *row_major(self._problem.output, step)
+        g = self._rows.vector(strides, x.strides, (0,) * x.ndim, taps=row_major(self._problem.window, row))
+        self._run(self._tool, columns, x, 0, 0, 0, g)
 
 
 class _Executor:
@@ -160,7 +148,7 @@ class _Executor:
         return Windows().build(self._problem)
 
     def __call__(self, outs: Any, ins: Any) -> None:
-        near = all(array.strides[-1] == array.itemsize for array in (*outs, *ins))
+        near = outs[0].flags.c_contiguous and ins[0].strides[-1] == ins[0].itemsize
         (self._fast if near else self._general)(outs, ins)
 
 
@@ -168,19 +156,21 @@ class VectorWindows(Implementation):
     """Moving and adding up rows that lie in memory one element after the other."""
 
     name = "vector_windows"
-    ops = frozenset(("unfold", "fold"))
+    ops = frozenset(("pad", "unfold", "fold"))
 
     def supports(self, problem: WindowProblem) -> Verdict:
         """Moves of elements of 4 or 8 bytes; sums of float32 or float64, up to four dimensions and a stride of 4."""
         if problem.out_dtype != problem.dtype:
             return Verdict.no(f"{problem.dtype} to {problem.out_dtype}: it converts nothing")
+        if problem.pad_mode != "zeros" or problem.layout == "channels_last":
+            return Verdict.no(f"mode {problem.pad_mode}, layout {problem.layout}: it pads with zeros, channels first")
         if problem.op != "fold":
             return self._moves(problem)
         if problem.dtype not in ("float32", "float64"):
             return Verdict.no(f"{problem.dtype}: it adds float32 or float64")
         if problem.ndim > OUTER_AXES + 1 or problem.stride[-1] > MAX_STRIDE:
             return Verdict.no(
-                f"{problem.ndim} dimensions, stride {problem.stride[-1]}: it adds in at most {OUTER_AXES + 1}, of at most {MAX_STRIDE}"
+                f"{problem.ndim} dimensions, stride {problem.stride[-1]}: it takes {OUTER_AXES + 1}, at most {MAX_STRIDE}"
             )
         entries = max(size * window for size, window in zip(problem.spatial, problem.window, strict=True))
         if max(entries, problem.spatial[-2:][0] * math.prod(problem.window[:-1])) > MAX_TABLE:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,28 @@ from .elements import INT64, itemsize, keep, memory, scratch
 from .microkernels.emit import lanes_of
 from .microkernels.reduction import REDUCTION, reduction
 from .pooling import Pool, axis_counts, fill
-from .scalar import add, load, pointer, store, value_type, wide_vectors, zero
+from .scalar import add, address, load, pointer, store, value_type, wide_vectors, zero
 from .sliding import (
-    ADVANCE, BESIDE, CHANNELS, FLOAT64, LENGTH, OUTER, OUTER_AXES, SIZE, SOURCE, X, Y, Rows, list_bytes, list_rows, place_in,
+    ADVANCE,
+    BESIDE,
+    CHANNELS,
+    FLOAT64,
+    LENGTH,
+    OUTER,
+    OUTER_AXES,
+    SIZE,
+    SOURCE,
+    Rows,
+    X,
+    Y,
+    list_bytes,
+    list_rows,
+    place_in,
     split_item,
 )  # fmt: skip
 from .threads import MAX_THREADS, parallel_for, run
 from .vector_pooling import TAP_SECONDS, averaged_in_vectors, lists_bytes, pooled_in_vectors
+from .windows import row_major
 
 __all__ = ["WidePool"]
 
@@ -47,7 +63,7 @@ def inner_run(shares, q, last, window, stride, low, size):
 
 @helper
 def _reduce(begin, end, args):
-    tool, item, window, stride, low, x, y, places, shares, factors, counts, vector = args
+    tool, item, window, stride, low, x, y, places, shares, scales, vector = args
     g = pointer(vector, INT64)
     size, length, parts = g[SIZE], g[LENGTH], -(-g[LENGTH] // PART)
     buffer = scratch(8 * JOB_SIZE + g[OUTER + 2] * list_bytes(g))
@@ -56,7 +72,7 @@ def _reduce(begin, end, args):
     for number in range(begin, end):
         n, channel, a, b, c, chunk = split_item(g, number, parts)
         if listed != a * g[OUTER + 1] + b:
-            list_rows(g, factors, counts, lists, a, b)
+            list_rows(g, address(0), scales, lists, a, b)
             listed = a * g[OUTER + 1] + b
         entries = lists + c * list_bytes(g)
         x_c, y_c = x + (n * g[X] + channel * g[X + 1]), place_in(g, y, Y, n, channel, a, b, c)
@@ -75,14 +91,14 @@ def _reduce(begin, end, args):
 @kernel
 def reduce(
     region: int, workers: int, items: int, tool: int, item: int, window: int, stride: int, low: int, x: Address, y: Address,
-    places: Address, shares: Address, factors: Address, counts: Address, g: Address,
+    places: Address, shares: Address, scales: Address, g: Address,
 ) -> None:  # fmt: skip
     """y, and places where the kind is "argmax", by the microkernel `reduction`: an item is a part of a row of y.
 
     `item` is the size of an element; `window`, `stride` and `low` padding are those of the rows; `shares` are one over the counts
-    of results along them, `counts` those of the outer axes.
+    of results along them, `scales` those of the outer axes.
     """
-    parallel_for(region, workers, items, _reduce, (tool, item, window, stride, low, x, y, places, shares, factors, counts, g))
+    parallel_for(region, workers, items, _reduce, (tool, item, window, stride, low, x, y, places, shares, scales, g))
 
 
 def in_dtype(number: Any, dtype: Any) -> Any:
@@ -107,7 +123,7 @@ def add_number(row, count, number, dtype):
 
 @helper
 def _spread(begin, end, args):
-    dtype, window, stride, low, y, grad, shares, factors, counts, vector = args
+    dtype, window, stride, low, y, grad, shares, scales, vector = args
     g = pointer(vector, INT64)
     item, size, length = itemsize(dtype), g[SIZE], g[LENGTH]
     volume = g[SOURCE] * g[SOURCE + 1] * g[SOURCE + 2] * size
@@ -120,7 +136,7 @@ def _spread(begin, end, args):
         for row in range(g[OUTER] * g[OUTER + 1] * g[OUTER + 2]):
             c, outer = row % g[OUTER + 2], row // g[OUTER + 2]
             if listed != outer:
-                list_rows(g, factors, counts, lists, outer // g[OUTER + 1], outer % g[OUTER + 1])
+                list_rows(g, address(0), scales, lists, outer // g[OUTER + 1], outer % g[OUTER + 1])
                 listed = outer
             entries = lists + c * list_bytes(g)
             share = load(entries + 8, FLOAT64)
@@ -137,12 +153,13 @@ def _spread(begin, end, args):
 @kernel
 def spread(
     dtype: Tag, region: int, workers: int, items: int, window: int, stride: int, low: int, y: Address, grad: Address,
-    shares: Address, factors: Address, counts: Address, g: Address,
+    shares: Address, scales: Address, g: Address,
 ) -> None:  # fmt: skip
-    """The gradient of x from that of y, with the parameters of `reduce`: each window adds its share to its elements, an item is a
-    channel.
+    """The gradient of x from that of y, with the parameters of `reduce`: each window adds its share to its elements.
+
+    An item is a channel.
     """
-    parallel_for(region, workers, items, _spread, (dtype, window, stride, low, y, grad, shares, factors, counts, g))
+    parallel_for(region, workers, items, _spread, (dtype, window, stride, low, y, grad, shares, scales, g))
 
 
 def merged(problem: PoolProblem) -> PoolProblem:
@@ -168,29 +185,21 @@ def _joined(sizes: tuple[int, ...], size: int) -> tuple[int, ...]:
 
 
 class _Executor:
-    """The microkernel, its tables, and the general implementation for arrays that do not fill their memory."""
+    """The kernel, its tables, and the general implementation for arrays that do not fill their memory in row-major order."""
 
     def __init__(self, problem: PoolProblem):
         self._problem = problem
         wide = merged(problem)
         rows = Rows(wide, back=False, innermost=False)
-        shares = [np.ones(q) if problem.op == "max_pool" else 1 / count for q, count in zip(wide.output, axis_counts(wide), strict=True)]
+        counts = axis_counts(wide)
+        shares = [np.ones_like(each) if problem.op == "max_pool" else 1 / each for each in counts]
         outer = np.concatenate([*[np.ones(1)] * (OUTER_AXES + 1 - wide.ndim), *shares[:-1]])
         item = np.dtype(problem.dtype).itemsize
-        strides = [_row_major(shape, item) for shape in (wide.x_shape, wide.y_shape)]
-        g = rows.vector(*strides, _row_major(wide.y_shape, 8))
+        g = rows.vector(row_major(wide.x_shape, item), row_major(wide.y_shape, item), row_major(wide.y_shape, 8))
         if wide.n * wide.c < problem.n * problem.c:
             g[ADVANCE] = 0  # each channel counts its positions from 0
-        items = wide.n * wide.c * math.prod(wide.output[:-1]) * -(-wide.output[-1] // PART)
-        sizes = wide.window[-1], wide.stride[-1], wide.padding[-1][0]
-        self._tables = shares[-1], np.ones(sum(rows.outer_sources)), outer, g
-        if problem.op == "avg_pool_backward":
-            kernel = spread.specialise(problem.dtype)
-            self._run = functools.partial(run, kernel, wide.n * wide.c, 3 * problem.bytes, *sizes)
-        else:
-            kind = "mean" if problem.op == "avg_pool" else "argmax" if problem.indices else "max"
-            tool = reduction.address((kind, lanes_of(problem.dtype)), problem.dtype)
-            self._run = functools.partial(run, reduce.specialise(), items, 3 * problem.bytes, tool, item, *sizes)
+        self._tables = shares[-1], outer, g
+        self._run = _spreading(wide) if problem.op == "avg_pool_backward" else _reducing(wide, item)
 
     @functools.cached_property
     def _general(self) -> Any:
@@ -198,14 +207,24 @@ class _Executor:
 
     def __call__(self, outs: Any, ins: Any) -> None:
         if all(array.flags.c_contiguous for array in (*outs, *ins)) and self._problem.n:
-            places = outs if self._problem.op != "avg_pool_backward" else ()
-            self._run(ins[0], outs[0], *places[-1:], *self._tables)
+            self._run(ins[0], outs, *self._tables)
         else:
             self._general(outs, ins)
 
 
-def _row_major(shape: tuple[int, ...], step: int) -> tuple[int, ...]:
-    return tuple(step * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+def _reducing(wide: PoolProblem, item: int) -> Callable[..., None]:
+    kind = "mean" if wide.op == "avg_pool" else "argmax" if wide.indices else "max"
+    tool = reduction.address((kind, lanes_of(wide.dtype)), wide.dtype)
+    items = wide.n * wide.c * math.prod(wide.output[:-1]) * -(-wide.output[-1] // PART)
+    fixed = items, 3 * wide.bytes, tool, item, wide.window[-1], wide.stride[-1], wide.padding[-1][0]
+    kernel = reduce.specialise()
+    return lambda x, outs, *tables: run(kernel, *fixed, x, outs[0], outs[-1], *tables)
+
+
+def _spreading(wide: PoolProblem) -> Callable[..., None]:
+    fixed = wide.n * wide.c, 3 * wide.bytes, wide.window[-1], wide.stride[-1], wide.padding[-1][0]
+    kernel = spread.specialise(wide.dtype)
+    return lambda y, outs, *tables: run(kernel, *fixed, y, outs[0], *tables)
 
 
 class WidePool(Implementation):
@@ -218,7 +237,7 @@ class WidePool(Implementation):
         """What `vector_pool` takes, at any stride, channels first, without dilation along the rows."""
         if problem.layout == "channels_last" or problem.dilation[-1] > 1:
             return Verdict.no(f"layout {problem.layout}, dilation {problem.dilation[-1]}: windows are not rows of neighbours")
-        return pooled_in_vectors(problem.replace(stride=(*problem.stride[:-1], 1))) and averaged_in_vectors(problem)
+        return pooled_in_vectors(problem) and averaged_in_vectors(problem)
 
     def cost(self, problem: PoolProblem) -> float:
         """The time to move the arrays, to reduce each result, and to look at its vectors."""

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from numconv.plugin import WINDOW_OPS, Implementation, Verdict, WindowProblem, check_indices, np_dtype
+from numconv.plugin import WINDOW_OPS, Implementation, Verdict, WindowProblem, np_dtype
 
 from .compiler import Address, Tag, helper, kernel
 from .direct import outer_offset, outer_row, outer_size, tap_position
 from .elements import INT64, itemsize, keep, memory, numbers, scratch
 from .geometry import DIMS, LOW, MODE, OUTPUT, PARTS, SIZE, STRIDE, WINDOW, Vectors, channel_strides, part, source_index, span
+from .places import check_places
 from .pooling import (
     PART,
     ROW,
@@ -299,9 +300,9 @@ def _moved(problem: WindowProblem) -> tuple[str, str]:
     return same, same
 
 
-def row_major(sizes: tuple[int, ...], step: int) -> list[int]:
+def row_major(sizes: tuple[int, ...], step: int) -> tuple[int, ...]:
     """The strides of axes of these sizes that lie flattened in one axis of stride `step`."""
-    return [step * math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
+    return tuple(step * math.prod(sizes[axis + 1 :]) for axis in range(len(sizes)))
 
 
 def _column_vectors(problem: WindowProblem) -> Vectors:
@@ -363,7 +364,7 @@ class _Executor:
         run(self._kernel, items, self._work, x, indices, y, g)
 
     def _parts(self, x: Any, indices: Any, y: Any) -> tuple[int, np.ndarray[Any, Any]]:
-        check_indices(self._problem.op, indices, math.prod(self._problem.spatial))
+        check_places(self._problem.op, indices, math.prod(self._problem.spatial))
         innermost, _, g = self._rows(x, indices, y)
         return self._problem.n * volume_parts(self._problem, innermost), g
 

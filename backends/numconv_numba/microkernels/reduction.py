@@ -1,4 +1,4 @@
-"""Wide windows, one result after the other: the lanes run along the window, and as many results as there are lanes are reduced together.
+"""Wide windows: the lanes run along the window, and as many results as there are lanes are reduced together.
 
 The sums, or winners, that a window has in each lane are merged pairwise with those of another window: after log2(lanes) such steps
 lane r holds result r. A sum is that of its lanes' sums.

@@ -10,7 +10,7 @@ results then have taps of their own, one *phase* each, and are woven together.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from llvmlite import ir
@@ -34,7 +34,7 @@ _i32, _i64, _double = ir.IntType(32), ir.IntType(64), ir.DoubleType()
 
 
 class _Tap(NamedTuple):
-    """One tap: its position for result 0, its byte offset from there, and the vectors that it needs."""
+    """One tap: its position for result 0, and how many bytes from the row's offset its data for result 0 lie."""
 
     place: Any
     shift: Any
@@ -95,7 +95,9 @@ class _Row:
         padded = [*vectors, *[ir.Constant(emit.vector, ir.Undefined)] * (len(vectors) % 2)]
         if len(padded) == 2:
             return emit.shuffle(*padded, indices)
-        return emit.shuffle(*(emit.shuffle(a, b, range(2 * emit.lanes)) for a, b in zip(padded[::2], padded[1::2])), indices)
+        return emit.shuffle(
+            *(emit.shuffle(a, b, range(2 * emit.lanes)) for a, b in zip(padded[::2], padded[1::2], strict=True)), indices
+        )
 
 
 class _Windows(_Row):
@@ -133,7 +135,7 @@ class _Windows(_Row):
 
     def row(self) -> None:
         """All vectors of a row: four together, or one, or one with masks at the ends of a row."""
-        builder, lanes, phases = self.builder, self.emit.lanes, self.phases
+        builder, phases = self.builder, self.phases
         end = builder.sdiv(builder.add(self.given["last"], _i64(phases - 1)), _i64(phases))
         slot = cgutils.alloca_once(builder, _i64)
         builder.store(self.given["first"], slot)
@@ -170,26 +172,29 @@ class _Windows(_Row):
             number = builder.sub(last, loop.index) if self.largest else loop.index
             row = emit.at(self.given["rows"], builder.mul(number, _i64(ROW_ENTRY)))
             for phase, states in enumerate(slots):
-                self.each_tap(phase, lambda tap, states=states: self.add_tap(row, tap, first, states, whole))
+                for tap in self.each_tap(phase):
+                    self.add_tap(row, tap, first, states, whole)
         for vector in range(vectors):
             at = builder.add(first, _i64(vector * emit.lanes))
             self.finish([states[vector] for states in slots], at, whole)
 
-    def each_tap(self, phase: int, act: Callable[[_Tap], None]) -> None:
-        """Do it for the taps of a phase: those of the tag unrolled, those of the table one after the other."""
+    def each_tap(self, phase: int) -> Iterator[_Tap]:
+        """The taps of a phase: those of the tag unrolled, or one in a loop over those of the table."""
         builder, emit = self.builder, self.emit
         if self.taps:
             taps = self.taps[phase]
             for tap, place in taps[::-1] if self.largest else taps:
                 shift = builder.add(emit.times(self.given["tap_step"], tap), _i64(place * self.item))
-                act(_Tap(_i64(place), shift))
+                yield _Tap(_i64(place), shift)
             return
         begin, end = (emit.offset(self.given["inner"], phase + more) for more in (0, 1))
         with cgutils.for_range(builder, builder.sub(end, begin)) as loop:
             number = builder.sub(builder.sub(end, _i64(1)), loop.index) if self.largest else builder.add(begin, loop.index)
             entry = emit.at(self.given["inner"], builder.mul(number, _i64(TAP_ENTRY)))
-            shift = builder.add(builder.mul(emit.offset(entry, 1), self.given["tap_step"]), emit.times(emit.offset(entry, 0), self.item))
-            act(_Tap(emit.offset(entry, 0), shift))
+            shift = builder.add(
+                builder.mul(emit.offset(entry, 1), self.given["tap_step"]), emit.times(emit.offset(entry, 0), self.item)
+            )
+            yield _Tap(emit.offset(entry, 0), shift)
 
     def accumulators(self, vectors: int) -> list[tuple[Any, Any]]:
         """Slots for the value and, where it is asked for, the place of each result."""
@@ -393,7 +398,7 @@ def move(shape: Tag, dtype: Tag, x: Address, offsets: Address, y: Address, job: 
     offsets : Address
         Of the int64 byte offsets of the rows.
     job : Address
-        Of int64 numbers, in the order of `MOVE`: how many rows; the bytes from row to row of y; results of a row; positions of a row
-        of x; the position for result 0; the stride.
+        Of int64 numbers, in the order of `MOVE`: how many rows; the bytes from row to row of y; results of a row; positions of
+        a row of x; the position for result 0; the stride.
     """
     _move(shape, dtype, x, offsets, y, job)
