@@ -110,15 +110,24 @@ class _Windows(_Row):
 
     def whole(self, at: Any, vectors: int) -> Any:
         """Whether so many vectors of results from `at` on exist and have all their elements inside the row."""
-        builder, places = self.builder, [place for phase in self.taps for _, place in phase]
-        if not places:
-            return ir.Constant(ir.IntType(1), 0)
+        builder, (least, most) = self.builder, self.bounds()
         end = builder.add(at, _i64(vectors * self.emit.lanes))
-        first = builder.add(builder.mul(at, _i64(self.stride)), _i64(min(places)))
-        last = builder.add(builder.mul(end, _i64(self.stride)), _i64(max(places)))
+        first = builder.add(builder.mul(at, _i64(self.stride)), least)
+        last = builder.add(builder.mul(end, _i64(self.stride)), most)
         there = builder.icmp_signed("<=", builder.mul(end, _i64(self.phases)), self.given["last"])
         inside = builder.and_(builder.icmp_signed(">=", first, _i64(0)), builder.icmp_signed("<=", last, self.given["size"]))
         return builder.and_(there, inside)
+
+    def bounds(self) -> tuple[Any, Any]:
+        """The least and the most position that a tap has for result 0."""
+        if self.taps:
+            places = [place for phase in self.taps for _, place in phase]
+            return _i64(min(places)), _i64(max(places))
+        builder, emit = self.builder, self.emit
+        numbers = emit.offset(self.given["inner"], 0), builder.sub(emit.offset(self.given["inner"], 1), _i64(1))
+        ends = [emit.offset(emit.at(self.given["inner"], builder.mul(each, _i64(TAP_ENTRY))), 0) for each in numbers]
+        rising = builder.icmp_signed("<", *ends)
+        return builder.select(rising, *ends), builder.select(rising, *reversed(ends))
 
     def rows(self) -> None:
         """All rows of results of the call."""
@@ -145,16 +154,17 @@ class _Windows(_Row):
         at = builder.load(slot)
         builder.cbranch(builder.icmp_signed("<", at, end), body, done)
         builder.position_at_end(body)
-        self.choose(at, slot, [(TOGETHER, True)] * (phases * self.stride == 1) + [(1, True), (1, False)])
+        ways = [(TOGETHER, True)] * (phases * self.stride == 1) + [(1, True)] * (phases == 1 or self.taps != ())
+        self.choose(at, slot, [*ways, (1, False)])
         builder.branch(test)
         builder.position_at_end(done)
 
     def choose(self, at: Any, slot: Any, ways: list[tuple[int, bool]]) -> None:
         """The first of these (vectors, whole) that can be done at a result."""
         (vectors, whole), *others = ways
-        if not others or not self.taps:
-            self.block(at, *ways[-1])
-            self.builder.store(self.builder.add(at, _i64(self.emit.lanes * ways[-1][0])), slot)
+        if not others:
+            self.block(at, vectors, whole)
+            self.builder.store(self.builder.add(at, _i64(self.emit.lanes * vectors)), slot)
             return
         with self.builder.if_else(self.whole(at, vectors)) as (can, cannot):
             with can:
