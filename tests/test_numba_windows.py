@@ -52,6 +52,7 @@ def rng():
         f"window unfold f32 n1 c1 in{LONG} w3 s6 p700:4 d500",
         f"window fold f32 n1 c1 in{LONG} w3 s2 p700:4 d500",
         "window fold f32 n2 c2 in5x6x7 w2x3x2 s1x2x3 p1 d1",
+        f"pool max_pool f32 n2 c{PART + 9} in3x5 w3x5 s1 p0 d1 indices=1",
         "window pad f64 n2 c3 in5x6x37 w1x1x1 s1 p2x0:1x20 d1",
     ],
 )

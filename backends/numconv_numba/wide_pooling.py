@@ -80,7 +80,7 @@ def _reduce(begin, end, args):
         while q < min((chunk + 1) * PART, length):
             start = max(q * stride - low, 0)
             job[0] = inner_run(shares, q, min((chunk + 1) * PART, length), window, stride, low, size)
-            job[2], job[3] = min(q * stride - low + window, size) - start, start
+            job[2], job[3] = min(q * stride - low + window, size) - start, start - q * (stride - g[ADVANCE])
             store(entries + 8, outer * load(shares + q * 8, FLOAT64), FLOAT64)
             invoke(tool, x_c + start * item, entries, y_c + q * item, places_c + q * 8, memory(buffer))
             q += job[0]
