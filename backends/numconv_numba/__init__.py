@@ -23,7 +23,11 @@ def _implementations() -> tuple[Implementation, ...]:
     from .implicit_gemm import ImplicitGemm
     from .pooling import Pool
     from .tile import RegisterTile
+    from .vector_pooling import VectorPool
+    from .vector_scatter import VectorScatter
+    from .vector_windows import VectorWindows
     from .weights import BlockedWeights
+    from .wide_pooling import WidePool
     from .windows import Windows
     from .winograd import Winograd
     from .winograd_weights import WinogradWeights
@@ -36,7 +40,11 @@ def _implementations() -> tuple[Implementation, ...]:
         Blocked(),
         BlockedWeights(),
         Direct(),
+        VectorPool(),
+        WidePool(),
+        VectorScatter(),
         Pool(),
+        VectorWindows(),
         Windows(),
     )
 

@@ -20,7 +20,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from numconv.plugin import POOL_OPS, Implementation, PoolProblem, Verdict, WindowProblem, check_indices, np_dtype
+from numconv.plugin import POOL_OPS, Implementation, PoolProblem, Verdict, WindowProblem, np_dtype
 
 from .compiler import Address, Tag, helper, kernel
 from .direct import outer_offset, outer_size
@@ -43,6 +43,7 @@ from .geometry import (
     source_index,
     span,
 )
+from .places import check_places
 from .scalar import add, address, is_null, load, pointer, store, wide_vectors, zero
 from .threads import MAX_THREADS, parallel_for, run
 
@@ -51,6 +52,7 @@ __all__ = [
     "ROW",
     "Pool",
     "Rows",
+    "axis_counts",
     "chunk_of",
     "fill",
     "flat_step",
@@ -714,13 +716,13 @@ def volume_parts(problem: PoolProblem | WindowProblem, innermost: bool) -> int:
     return -(-volume * c // PART) if innermost else c * -(-volume // PART)
 
 
-def _counts(problem: PoolProblem) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """How many taps of an average each output of each axis counts, one axis behind the other; also with an axis of channels."""
+def axis_counts(problem: PoolProblem) -> list[np.ndarray[Any, Any]]:
+    """How many taps of an average each output of each axis counts."""
     counts = []
     for axis, (size, (low, high)) in enumerate(zip(problem.spatial, problem.padding, strict=True)):
         end, begin = (size + high, -low) if problem.count_include_pad else (size, 0)
         counts.append(_taps_below(problem, axis, end) - _taps_below(problem, axis, begin))
-    return np.concatenate(counts), np.concatenate([*counts, np.ones(problem.c)])
+    return counts
 
 
 def _taps_below(problem: PoolProblem, axis: int, limit: int) -> np.ndarray[Any, Any]:
@@ -748,7 +750,8 @@ class _Executor:
         self._problem = problem
         self._kernel = _compiled(problem)
         self._rows = Rows(problem, problem.spatial if problem.op.endswith("_backward") else problem.output)
-        self._counts = _counts(problem)
+        counts = axis_counts(problem)
+        self._counts = np.concatenate(counts), np.concatenate([*counts, np.ones(problem.c)])
         self._work = problem.flops + math.prod(problem.x_shape)
 
     def __call__(self, outs: Any, ins: Any) -> None:
@@ -763,7 +766,7 @@ class _Executor:
     def _max_pool_backward(self, outs: Any, ins: Any) -> None:
         (grad,), (y, second) = outs, ins
         if self._problem.indices:
-            check_indices(self._problem.op, second, math.prod(self._problem.spatial))
+            check_places(self._problem.op, second, math.prod(self._problem.spatial))
         x, indices = (0, second) if self._problem.indices else (second, 0)
         innermost, _, g = self._rows(second, grad, y)
         items = self._problem.n * volume_parts(self._problem, innermost)

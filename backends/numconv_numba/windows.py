@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from numconv.plugin import WINDOW_OPS, Implementation, Verdict, WindowProblem, check_indices, np_dtype
+from numconv.plugin import WINDOW_OPS, Implementation, Verdict, WindowProblem, np_dtype
 
 from .compiler import Address, Tag, helper, kernel
 from .direct import outer_offset, outer_row, outer_size, tap_position
 from .elements import INT64, itemsize, keep, memory, numbers, scratch
 from .geometry import DIMS, LOW, MODE, OUTPUT, PARTS, SIZE, STRIDE, WINDOW, Vectors, channel_strides, part, source_index, span
+from .places import check_places
 from .pooling import (
     PART,
     ROW,
@@ -38,7 +39,7 @@ from .pooling import (
 from .scalar import add, load, pointer, store, wide_vectors, zero
 from .threads import MAX_THREADS, parallel_for, run
 
-__all__ = ["Windows"]
+__all__ = ["Windows", "row_major"]
 
 UINT8 = Tag("uint8")
 
@@ -299,9 +300,9 @@ def _moved(problem: WindowProblem) -> tuple[str, str]:
     return same, same
 
 
-def _row_major(sizes: tuple[int, ...], step: int) -> list[int]:
+def row_major(sizes: tuple[int, ...], step: int) -> tuple[int, ...]:
     """The strides of axes of these sizes that lie flattened in one axis of stride `step`."""
-    return [step * math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
+    return tuple(step * math.prod(sizes[axis + 1 :]) for axis in range(len(sizes)))
 
 
 def _column_vectors(problem: WindowProblem) -> Vectors:
@@ -310,7 +311,7 @@ def _column_vectors(problem: WindowProblem) -> Vectors:
 
     def arrange(x: tuple[int, ...], columns: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
         n, k, q = columns
-        tap_strides, y_strides = _row_major(problem.window, k), _row_major(problem.output, q)
+        tap_strides, y_strides = row_major(problem.window, k), row_major(problem.output, q)
         return channel_strides(x, 1), (0, 0, 0, *tap_strides), (n, k * taps, k * taps, *y_strides)
 
     return Vectors(problem.n, problem.c, 1, 1, window_parts(problem), problem.pad_mode, 0, arrange)
@@ -363,7 +364,7 @@ class _Executor:
         run(self._kernel, items, self._work, x, indices, y, g)
 
     def _parts(self, x: Any, indices: Any, y: Any) -> tuple[int, np.ndarray[Any, Any]]:
-        check_indices(self._problem.op, indices, math.prod(self._problem.spatial))
+        check_places(self._problem.op, indices, math.prod(self._problem.spatial))
         innermost, _, g = self._rows(x, indices, y)
         return self._problem.n * volume_parts(self._problem, innermost), g
 

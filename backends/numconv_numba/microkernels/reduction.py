@@ -1,0 +1,171 @@
+"""Wide windows: the lanes run along the window, and as many results as there are lanes are reduced together.
+
+The sums, or winners, that a window has in each lane are merged pairwise with those of another window: after log2(lanes) such steps
+lane r holds result r. A sum is that of its lanes' sums.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from numconv_numba.compiler import Address, Tag, intrinsic, kernel
+
+from .emit import Emitter, check_kinds
+from .windows import ROW_ENTRY, write_places
+
+__all__ = ["REDUCTION", "reduction"]
+
+REDUCTION = ("results", "x_step", "length", "place", "advance")
+_NOWHERE = 2**31 - 1
+_i32, _i64, _double = ir.IntType(32), ir.IntType(64), ir.DoubleType()
+
+
+class _Reduction:
+    """The code of one call of `reduction`."""
+
+    def __init__(self, builder: Any, kind: str, lanes: int, dtype: Any, given: dict[str, Any]):
+        self.builder, self.kind, self.given = builder, kind, given
+        self.emit = Emitter(builder, dtype, lanes)
+        self.item = self.emit.width // lanes
+        self.numbers = ir.VectorType(_i32, lanes)
+        self.lane = ir.Constant(self.numbers, list(range(lanes)))
+
+    def results(self) -> None:
+        """All results of the call, a vector of them at a time."""
+        builder, emit, given = self.builder, self.emit, self.given
+        lanes = _i64(emit.lanes)
+        values = cgutils.alloca_once(builder, emit.vector, size=emit.lanes)
+        places = cgutils.alloca_once(builder, self.numbers, size=emit.lanes)
+        groups = builder.sdiv(builder.add(given["results"], _i64(emit.lanes - 1)), lanes)
+        with cgutils.for_range(builder, groups) as group:
+            first = builder.mul(group.index, lanes)
+            left = builder.sub(given["results"], first)
+            with cgutils.for_range(builder, builder.select(builder.icmp_signed("<", left, lanes), left, lanes)) as loop:
+                result = builder.add(first, loop.index)
+                value, place = self.window(emit.at(given["x"], builder.mul(result, given["x_step"])))
+                builder.store(value, builder.gep(values, [loop.index]))
+                builder.store(place, builder.gep(places, [loop.index]))
+            slots = ([builder.load(builder.gep(each, [_i64(r)])) for r in range(emit.lanes)] for each in (values, places))
+            states = list(zip(*slots, strict=True))
+            self.finish(self.merged(states), first, left)
+
+    def window(self, x: Any) -> tuple[Any, Any]:
+        """What each lane holds of one window: the sum, or the first of the largest elements and its place."""
+        builder, emit, given = self.builder, self.emit, self.given
+        largest = self.kind != "mean"
+        value, place = cgutils.alloca_once(builder, emit.vector), cgutils.alloca_once(builder, self.numbers)
+        builder.store(emit.constant(float("-inf")) if largest else emit.zero, value)
+        builder.store(emit.spread(_i32(_NOWHERE)), place)
+        rows, whole = emit.offset(given["list"], 0), builder.sdiv(given["length"], _i64(emit.lanes))
+        end = builder.mul(whole, _i64(emit.lanes))
+        rest = builder.sub(given["length"], end)
+        # the last ones first: an equal one that comes later wins
+        with cgutils.for_range(builder, rows) as row:
+            entry = emit.at(given["list"], builder.mul(builder.sub(rows, row.index), _i64(ROW_ENTRY)))
+            source, at = emit.at(x, emit.offset(entry, 0)), emit.offset(entry, 1)
+            with builder.if_then(builder.icmp_signed(">", rest, _i64(0))):
+                mask = emit.first(rest)
+                self.add(emit.load_masked(self.element(source, end), mask), builder.add(at, end), value, place, mask)
+            with cgutils.for_range(builder, whole) as vector:
+                start = builder.mul(builder.sub(builder.sub(whole, _i64(1)), vector.index), _i64(emit.lanes))
+                self.add(emit.load(self.element(source, start)), builder.add(at, start), value, place, None)
+        return builder.load(value), builder.load(place)
+
+    def element(self, row: Any, number: Any) -> Any:
+        """The address of an element of a row."""
+        return self.emit.at(row, self.builder.mul(number, _i64(self.item)))
+
+    def add(self, new: Any, at: Any, value: Any, place: Any, mask: Any) -> None:
+        """Let a vector of elements, whose first is at place `at`, take part in the state of a window."""
+        builder, old = self.builder, self.builder.load(value)
+        if self.kind == "mean":
+            builder.store(builder.fadd(old, new), value)
+            return
+        wins = builder.or_(builder.fcmp_ordered(">=", new, old), builder.fcmp_unordered("uno", new, new))
+        if mask is not None:
+            wins = builder.and_(mask, wins)
+        builder.store(builder.select(wins, new, old), value)
+        places = builder.add(self.emit.spread(builder.trunc(at, _i32)), self.lane)
+        builder.store(builder.select(wins, places, builder.load(place)), place)
+
+    def merged(self, states: list[tuple[Any, Any]]) -> tuple[Any, Any]:
+        """The vector whose lane r holds what all lanes of state r hold together."""
+        lanes, distance = self.emit.lanes, 1
+        while len(states) > 1:
+            own = [lane + (lanes if lane & distance else 0) for lane in range(lanes)]
+            other = [lane ^ distance for lane in own]
+            pairs = list(zip(states[::2], states[1::2], strict=True))
+            states = [self.better(self.mixed(*pair, own), self.mixed(*pair, other)) for pair in pairs]
+            distance *= 2
+        return states[0]
+
+    def mixed(self, one: tuple[Any, Any], other: tuple[Any, Any], lanes: list[int]) -> list[Any]:
+        """The state with these lanes of two."""
+        return [self.emit.shuffle(a, b, lanes) for a, b in zip(one, other, strict=True)]
+
+    def better(self, one: list[Any], other: list[Any]) -> tuple[Any, Any]:
+        """The sum of two states, or in each lane the better one."""
+        builder = self.builder
+        (a, place_a), (b, place_b) = one, other
+        if self.kind == "mean":
+            return builder.fadd(a, b), place_a
+        nan_a, nan_b = (builder.fcmp_unordered("uno", each, each) for each in (a, b))
+        larger = builder.or_(builder.fcmp_ordered(">", b, a), builder.and_(nan_b, builder.not_(nan_a)))
+        same = builder.or_(builder.fcmp_ordered("==", a, b), builder.and_(nan_a, nan_b))
+        earlier = builder.icmp_signed("<", place_b, place_a)
+        wins = builder.or_(larger, builder.and_(same, earlier))
+        return builder.select(wins, b, a), builder.select(wins, place_b, place_a)
+
+    def finish(self, state: tuple[Any, Any], first: Any, left: Any) -> None:
+        """Write a vector of results."""
+        builder, emit, given = self.builder, self.emit, self.given
+        value, place = state
+        if self.kind == "mean":
+            scale = builder.bitcast(emit.offset(given["list"], 1), _double)
+            narrow = scale if emit.vector.element == _double else builder.fptrunc(scale, ir.FloatType())
+            value = builder.fmul(value, emit.spread(narrow))
+        emit.store_masked(value, emit.at(given["y"], builder.mul(first, _i64(self.item))), emit.first(left))
+        if self.kind == "argmax":
+            place = builder.add(place, emit.spread(builder.trunc(given["place"], _i32)))
+            write_places(emit, builder, place, first, left, given["advance"], given["places"])
+
+
+@intrinsic
+def _reduction(typingctx: Any, shape: Any, dtype: Any, x: Any, entries: Any, y: Any, places: Any, job: Any) -> Any:
+    check_kinds((shape, dtype), (x, entries, y, places, job))
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        given = dict(zip(("x", "list", "y", "places", "job"), args[2:], strict=True))
+        code = _Reduction(builder, *shape.value, dtype, given)
+        given.update({name: code.emit.offset(given["job"], number) for number, name in enumerate(REDUCTION)})
+        code.results()
+        return context.get_dummy_value()
+
+    return types.void(shape, dtype, *[x] * 5), codegen
+
+
+@kernel(no_cfunc_wrapper=False)
+def reduction(shape: Tag, dtype: Tag, x: Address, entries: Address, y: Address, places: Address, job: Address) -> None:
+    """Results of windows that read equally many elements of equal rows.
+
+    Parameters
+    ----------
+    shape : Tag
+        (kind, lanes), the kinds "max", "argmax" and "mean" as those of `windows`.
+    dtype : Tag
+        float32 or float64.
+    x : Address
+        What the offsets of rows are relative to, for result 0. Elements lie next to each other, those of y and places too.
+    entries : Address
+        The list of rows, as those of `windows`.
+    y, places : Address
+        Of result 0; places of "argmax" only.
+    job : Address
+        Of int64 numbers, in the order of `REDUCTION`: how many results; the bytes from one to the next in x; elements that a window
+        reads in each row; the position of the first of them for result 0, and its step from result to result.
+    """
+    _reduction(shape, dtype, x, entries, y, places, job)

@@ -1,0 +1,414 @@
+"""Windows along one row: maxima, means and sums of what lies under the taps, with the lanes over neighbouring results.
+
+A result takes its terms from some rows of the source, and in each of them from some positions: the *rows* and the *inner taps* of
+the call, tables of int64. Positions outside a row are masked, so that padding takes no part and is never read; so a row that is
+shorter than a vector costs as little as one vector.
+
+A stride takes every 2nd, 3rd or 4th element of as many loaded vectors. A gradient has the stride on the other side: neighbouring
+results then have taps of their own, one *phase* each, and are woven together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from numconv_numba.compiler import Address, Tag, intrinsic, kernel
+
+from .emit import Emitter, check_kinds
+
+__all__ = ["JOB", "MAX_STRIDE", "MOVE", "ROW_ENTRY", "TAP_ENTRY", "move", "windows", "write_places"]
+
+MAX_STRIDE = 4
+"""Of the elements that vectors are taken apart for, or woven from."""
+TOGETHER = 4
+"""Vectors that share the work of finding their taps."""
+ROW_ENTRY, TAP_ENTRY = 24, 16
+JOB = ("results", "list_step", "y_step", "extra_step", "first", "last", "size", "tap_step", "advance")
+MOVE = ("rows", "y_step", "count", "length", "start", "stride")
+_i32, _i64, _double = ir.IntType(32), ir.IntType(64), ir.DoubleType()
+
+
+class _Tap(NamedTuple):
+    """One tap: its position for result 0, and how many bytes from the row's offset its data for result 0 lie."""
+
+    place: Any
+    shift: Any
+
+
+class _Row:
+    """Vectors of every `stride`-th element of a row; a stride of 0 is one that is given at the call."""
+
+    def __init__(self, builder: Any, lanes: int, stride: int, dtype: Any, given: dict[str, Any]):
+        self.builder, self.emit, self.stride, self.given = builder, Emitter(builder, dtype, lanes), stride, given
+        self.item = self.emit.width // lanes
+        self.numbers = ir.VectorType(_i32, lanes)
+
+    def positions(self, start: Any, step: int = 1) -> Any:
+        """start + step * lane."""
+        steps = ir.Constant(self.numbers, [step * lane for lane in range(self.emit.lanes)])
+        return self.builder.add(self.emit.spread(self.builder.trunc(start, _i32)), steps)
+
+    def inside(self, start: Any, step: int = 1) -> Any:
+        """The mask of the positions that lie in the row."""
+        size = self.emit.spread(self.builder.trunc(self.given["size"], _i32))
+        return self.builder.icmp_unsigned("<", self.positions(start, step), size)
+
+    def fetch(self, address: Any, start: Any, whole: bool) -> Any:
+        """The elements at start + stride * lane, zero outside the row; `address` is that of the first."""
+        builder, emit = self.builder, self.emit
+        if self.stride == 0:
+            return self.gather(address, start)
+        vectors = []
+        for number in range(self.stride):
+            place = emit.at(address, number * emit.width)
+            if whole:
+                vectors.append(emit.load(place))
+            else:
+                vectors.append(emit.load_masked(place, self.inside(builder.add(start, _i64(number * emit.lanes)))))
+        return self.pick(vectors, range(0, self.stride * emit.lanes, self.stride))
+
+    def gather(self, address: Any, start: Any) -> Any:
+        """`fetch` for a stride that is given at the call."""
+        builder, emit, stride = self.builder, self.emit, self.given["stride"]
+        kind = ir.VectorType(_i64, emit.lanes)
+        steps = builder.mul(emit.spread(stride), ir.Constant(kind, list(range(emit.lanes))))
+        positions = builder.add(emit.spread(start), steps)
+        mask = builder.icmp_unsigned("<", positions, emit.spread(self.given["size"]))
+        offsets = builder.mul(steps, ir.Constant(kind, [self.item] * emit.lanes))
+        addresses = builder.add(emit.spread(builder.ptrtoint(address, _i64)), offsets)
+        pointers = builder.inttoptr(addresses, ir.VectorType(cgutils.voidptr_t, emit.lanes))
+        signature = ir.FunctionType(emit.vector, [pointers.type, _i32, mask.type, emit.vector])
+        name = f"llvm.masked.gather.v{emit.lanes}f{8 * self.item}.v{emit.lanes}p0"
+        function = cgutils.get_or_insert_function(builder.module, signature, name)
+        return builder.call(function, [pointers, _i32(self.item), mask, emit.zero])
+
+    def pick(self, vectors: list[Any], indices: Any) -> Any:
+        """The lanes of up to four vectors, one behind the other, at these indices."""
+        emit = self.emit
+        if len(vectors) == 1:
+            return vectors[0]
+        padded = [*vectors, *[ir.Constant(emit.vector, ir.Undefined)] * (len(vectors) % 2)]
+        if len(padded) == 2:
+            return emit.shuffle(*padded, indices)
+        return emit.shuffle(
+            *(emit.shuffle(a, b, range(2 * emit.lanes)) for a, b in zip(padded[::2], padded[1::2], strict=True)), indices
+        )
+
+
+class _Windows(_Row):
+    """The code of one call of `windows`."""
+
+    def __init__(self, builder: Any, shape: Any, dtype: Any, given: dict[str, Any]):
+        self.kind, lanes, stride, self.phases, self.taps = shape
+        super().__init__(builder, lanes, stride, dtype, given)
+        self.largest = self.kind in ("max", "argmax")
+
+    def whole(self, at: Any, vectors: int) -> Any:
+        """Whether so many vectors of results from `at` on exist and have all their elements inside the row."""
+        builder, (least, most) = self.builder, self.bounds()
+        end = builder.add(at, _i64(vectors * self.emit.lanes))
+        first = builder.add(builder.mul(at, _i64(self.stride)), least)
+        last = builder.add(builder.mul(end, _i64(self.stride)), most)
+        there = builder.icmp_signed("<=", builder.mul(end, _i64(self.phases)), self.given["last"])
+        inside = builder.and_(builder.icmp_signed(">=", first, _i64(0)), builder.icmp_signed("<=", last, self.given["size"]))
+        return builder.and_(there, inside)
+
+    def bounds(self) -> tuple[Any, Any]:
+        """The least and the most position that a tap has for result 0."""
+        if self.taps:
+            places = [place for phase in self.taps for _, place in phase]
+            return _i64(min(places)), _i64(max(places))
+        builder, emit = self.builder, self.emit
+        numbers = emit.offset(self.given["inner"], 0), builder.sub(emit.offset(self.given["inner"], 1), _i64(1))
+        ends = [emit.offset(emit.at(self.given["inner"], builder.mul(each, _i64(TAP_ENTRY))), 0) for each in numbers]
+        rising = builder.icmp_signed("<", *ends)
+        return builder.select(rising, *ends), builder.select(rising, *reversed(ends))
+
+    def rows(self) -> None:
+        """All rows of results of the call."""
+        builder, emit, given = self.builder, self.emit, self.given
+        bases = {name: given[name] for name in ("lists", "y", "extra")}
+        steps = {"lists": given["list_step"], "y": given["y_step"], "extra": given["extra_step"]}
+        with cgutils.for_range(builder, given["results"]) as loop:
+            for name, base in bases.items():
+                given[name] = emit.at(base, builder.mul(loop.index, steps[name]))
+            given["count"] = emit.offset(given["lists"], 0)
+            given["scale"] = builder.bitcast(emit.offset(given["lists"], 1), _double)
+            given["rows"] = emit.at(given["lists"], ROW_ENTRY)
+            self.row()
+
+    def row(self) -> None:
+        """All vectors of a row: four together, or one, or one with masks at the ends of a row."""
+        builder, phases = self.builder, self.phases
+        end = builder.sdiv(builder.add(self.given["last"], _i64(phases - 1)), _i64(phases))
+        slot = cgutils.alloca_once(builder, _i64)
+        builder.store(self.given["first"], slot)
+        test, body, done = (builder.append_basic_block(name) for name in ("vectors", "vectors.body", "vectors.end"))
+        builder.branch(test)
+        builder.position_at_end(test)
+        at = builder.load(slot)
+        builder.cbranch(builder.icmp_signed("<", at, end), body, done)
+        builder.position_at_end(body)
+        ways = [(TOGETHER, True)] * (phases * self.stride == 1) + [(1, True)] * (phases == 1 or self.taps != ())
+        self.choose(at, slot, [*ways, (1, False)])
+        builder.branch(test)
+        builder.position_at_end(done)
+
+    def choose(self, at: Any, slot: Any, ways: list[tuple[int, bool]]) -> None:
+        """The first of these (vectors, whole) that can be done at a result."""
+        (vectors, whole), *others = ways
+        if not others:
+            self.block(at, vectors, whole)
+            self.builder.store(self.builder.add(at, _i64(self.emit.lanes * vectors)), slot)
+            return
+        with self.builder.if_else(self.whole(at, vectors)) as (can, cannot):
+            with can:
+                self.block(at, vectors, whole)
+                self.builder.store(self.builder.add(at, _i64(self.emit.lanes * vectors)), slot)
+            with cannot:
+                self.choose(at, slot, others)
+
+    def block(self, first: Any, vectors: int, whole: bool) -> None:
+        """The results of so many vectors from result `first` of the row on."""
+        builder, emit = self.builder, self.emit
+        slots = [self.accumulators(vectors) for _ in range(self.phases)]
+        with cgutils.for_range(builder, self.given["count"]) as loop:
+            last = builder.sub(self.given["count"], _i64(1))
+            number = builder.sub(last, loop.index) if self.largest else loop.index
+            row = emit.at(self.given["rows"], builder.mul(number, _i64(ROW_ENTRY)))
+            for phase, states in enumerate(slots):
+                for tap in self.each_tap(phase):
+                    self.add_tap(row, tap, first, states, whole)
+        for vector in range(vectors):
+            at = builder.add(first, _i64(vector * emit.lanes))
+            self.finish([states[vector] for states in slots], at, whole)
+
+    def each_tap(self, phase: int) -> Iterator[_Tap]:
+        """The taps of a phase: those of the tag unrolled, or one in a loop over those of the table."""
+        builder, emit = self.builder, self.emit
+        if self.taps:
+            taps = self.taps[phase]
+            for tap, place in taps[::-1] if self.largest else taps:
+                shift = builder.add(emit.times(self.given["tap_step"], tap), _i64(place * self.item))
+                yield _Tap(_i64(place), shift)
+            return
+        begin, end = (emit.offset(self.given["inner"], phase + more) for more in (0, 1))
+        with cgutils.for_range(builder, builder.sub(end, begin)) as loop:
+            number = builder.sub(builder.sub(end, _i64(1)), loop.index) if self.largest else builder.add(begin, loop.index)
+            entry = emit.at(self.given["inner"], builder.mul(number, _i64(TAP_ENTRY)))
+            shift = builder.add(
+                builder.mul(emit.offset(entry, 1), self.given["tap_step"]), emit.times(emit.offset(entry, 0), self.item)
+            )
+            yield _Tap(emit.offset(entry, 0), shift)
+
+    def accumulators(self, vectors: int) -> list[tuple[Any, Any]]:
+        """Slots for the value and, where it is asked for, the place of each result."""
+        start = self.emit.constant(float("-inf")) if self.largest else self.emit.zero
+        made = []
+        for _ in range(vectors):
+            value = cgutils.alloca_once(self.builder, self.emit.vector)
+            place = cgutils.alloca_once(self.builder, self.numbers)
+            self.builder.store(start, value)
+            if self.kind == "argmax":
+                self.builder.store(ir.Constant(self.numbers, None), place)
+            made.append((value, place))
+        return made
+
+    def add_tap(self, row: Any, tap: _Tap, first: Any, states: list[tuple[Any, Any]], whole: bool) -> None:
+        """Let one tap of one row take part in the results of some vectors."""
+        builder, emit = self.builder, self.emit
+        place = builder.mul(first, _i64(self.stride))
+        address = emit.at(emit.at(self.given["x"], builder.add(emit.offset(row, 0), tap.shift)), emit.times(place, self.item))
+        step = self.stride * emit.lanes
+        for number, state in enumerate(states):
+            begin = builder.add(builder.add(tap.place, place), _i64(number * step))
+            new = self.fetch(emit.at(address, number * step * self.item), begin, whole)
+            if self.largest:
+                inside = None if whole else self.inside(begin, self.stride)
+                self.keep_larger(state, new, inside, builder.add(emit.offset(row, 1), tap.place))
+            else:
+                self.add_term(state[0], new, row, begin)
+
+    def keep_larger(self, state: tuple[Any, Any], new: Any, inside: Any, place: Any) -> None:
+        """Taps come last first, and an equal one wins: so the first of them stays, and the first NaN."""
+        builder = self.builder
+        old = builder.load(state[0])
+        wins = builder.or_(builder.fcmp_ordered(">=", new, old), builder.fcmp_unordered("uno", new, new))
+        if inside is not None:
+            wins = builder.and_(inside, wins)
+        builder.store(builder.select(wins, new, old), state[0])
+        if self.kind == "argmax":
+            spread = self.emit.spread(builder.trunc(place, _i32))
+            builder.store(builder.select(wins, spread, builder.load(state[1])), state[1])
+
+    def add_term(self, slot: Any, new: Any, row: Any, begin: Any) -> None:
+        builder, emit = self.builder, self.emit
+        if self.kind not in ("share", "weighted"):
+            builder.store(builder.fadd(builder.load(slot), new), slot)
+            return
+        if self.kind == "weighted":
+            table = emit.at(self.given["extra"], builder.mul(begin, _i64(self.item)))
+            new = builder.fmul(new, emit.load_masked(table, self.inside(begin)))
+        factor = self.number(builder.bitcast(emit.offset(row, 2), _double))
+        builder.store(emit.fma(new, factor, builder.load(slot)), slot)
+
+    def number(self, double: Any) -> Any:
+        """A float64 in all lanes."""
+        element = self.emit.vector.element
+        return self.emit.spread(double if element == _double else self.builder.fptrunc(double, element))
+
+    def finish(self, states: list[tuple[Any, Any]], at: Any, whole: bool) -> None:
+        """Write a vector of results, or as many as there are phases."""
+        builder, emit = self.builder, self.emit
+        values = [builder.load(value) for value, _ in states]
+        left = builder.sub(self.given["last"], builder.mul(at, _i64(self.phases)))
+        if self.kind == "mean":
+            table = emit.at(self.given["extra"], builder.mul(at, _i64(self.item)))
+            shares = emit.load(table) if whole else emit.load_masked(table, emit.first(left))
+            values = [builder.fmul(values[0], builder.fmul(shares, self.number(self.given["scale"])))]
+        target = emit.at(self.given["y"], builder.mul(at, _i64(self.phases * self.item)))
+        for number in range(self.phases):
+            lanes = range(number * emit.lanes, (number + 1) * emit.lanes)
+            woven = self.pick(values, [e % self.phases * emit.lanes + e // self.phases for e in lanes])
+            place = emit.at(target, number * emit.width)
+            if whole:
+                emit.store(woven, place)
+            else:
+                emit.store_masked(woven, place, emit.first(builder.sub(left, _i64(number * emit.lanes))))
+        if self.kind == "argmax":
+            places = builder.load(states[0][1])
+            write_places(emit, builder, places, at, left, self.given["advance"], self.given["extra"])
+
+
+def write_places(emit: Emitter, builder: Any, places: Any, at: Any, left: Any, advance: Any, target: Any) -> None:
+    """Write the places of `left` results from result `at` on as int64: those of the vector, more by `advance` for each result."""
+    kind = ir.VectorType(_i64, emit.lanes)
+    numbers = builder.add(emit.spread(at), ir.Constant(kind, list(range(emit.lanes))))
+    wide = builder.add(builder.sext(places, kind), builder.mul(numbers, emit.spread(advance)))
+    pointer = builder.bitcast(emit.at(target, builder.mul(at, _i64(8))), kind.as_pointer())
+    mask = emit.first(left)
+    signature = ir.FunctionType(ir.VoidType(), [kind, pointer.type, _i32, mask.type])
+    function = cgutils.get_or_insert_function(builder.module, signature, f"llvm.masked.store.v{emit.lanes}i64.p0")
+    builder.call(function, [wide, pointer, _i32(8), mask])
+
+
+@intrinsic
+def _windows(
+    typingctx: Any, shape: Any, dtype: Any, x: Any, lists: Any, y: Any, extra: Any, job: Any, inner: Any
+) -> Any:  # fmt: skip
+    check_kinds((shape, dtype), (x, lists, y, extra, job, inner))
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        given = dict(zip(("x", "lists", "y", "extra", "job", "inner"), args[2:], strict=True))
+        code = _Windows(builder, shape.value, dtype, given)
+        given.update({name: code.emit.offset(given["job"], number) for number, name in enumerate(JOB)})
+        code.rows()
+        return context.get_dummy_value()
+
+    return types.void(shape, dtype, *[x] * 6), codegen
+
+
+@kernel(no_cfunc_wrapper=False)
+def windows(
+    shape: Tag, dtype: Tag, x: Address, lists: Address, y: Address, extra: Address, job: Address, inner: Address
+) -> None:  # fmt: skip
+    """Some rows of results.
+
+    Parameters
+    ----------
+    shape : Tag
+        (kind, lanes, stride, number of phases, taps): the stride or the number of phases is 1. Kinds: "max"; "argmax", which also
+        writes places; "mean": the sum times the scale of its row and the share of its place in it; "sum"; "share": each term
+        times the factor of its source's row; "weighted": and times the weight of its position. The taps are, for each phase,
+        pairs (tap, its position for result 0), to be unrolled; where there are none, they come in `inner`.
+    dtype : Tag
+        float32 or float64.
+    x, y : Address
+        What the offsets of rows are relative to; result 0 of the first row. Elements lie next to each other.
+    lists : Address
+        For each row of results, an entry of 24 bytes (the number of rows of x that it reads, scale), and behind it one for each of
+        those (byte offset, place, factor): int64, but float64 for scales and factors.
+    extra : Address
+        "argmax": of the int64 places to write. "mean": of the shares. "weighted": of the weights.
+    job : Address
+        Of int64 numbers, in the order of `JOB`: rows of results; the bytes from one list to the next; bytes from row to row of y
+        and of `extra`; which results of a row, `first` counted in a phase; how many positions a row of x has; how many bytes the
+        data of a tap lie behind those of the tap before it, beside what their positions say; the step of places from result to
+        result, to which the place of the row and the position are added.
+    inner : Address
+        Of an int64 table: where in it the taps of each phase begin, and where the last ones end, counted in pairs; and these
+        pairs (position for result 0, tap).
+    """
+    _windows(shape, dtype, x, lists, y, extra, job, inner)
+
+
+class _Moves(_Row):
+    """The code of one call of `move`."""
+
+    def rows(self) -> None:
+        """All rows of the call."""
+        builder, emit, given = self.builder, self.emit, self.given
+        with cgutils.for_range(builder, given["rows"]) as loop:
+            offset = emit.offset(given["offsets"], loop.index)
+            there = builder.icmp_signed(">=", offset, _i64(0))
+            given["size"] = builder.select(there, given["length"], _i64(0))
+            source, target = emit.at(given["x"], offset), emit.at(given["y"], builder.mul(loop.index, given["y_step"]))
+            vectors = builder.sdiv(builder.add(given["count"], _i64(emit.lanes - 1)), _i64(emit.lanes))
+            with cgutils.for_range(builder, vectors) as vector:
+                self.vector(source, target, builder.mul(vector.index, _i64(emit.lanes)))
+
+    def vector(self, source: Any, target: Any, first: Any) -> None:
+        """Results first.. of a row: without masks inside it."""
+        builder, emit, given = self.builder, self.emit, self.given
+        stride = _i64(self.stride) if self.stride else given["stride"]
+        start = builder.add(given["start"], builder.mul(first, stride))
+        address, place = emit.at(source, builder.mul(start, _i64(self.item))), emit.at(target, builder.mul(first, _i64(self.item)))
+        end = builder.add(start, builder.mul(stride, _i64(emit.lanes)))
+        left = builder.sub(given["count"], first)
+        inside = builder.and_(builder.icmp_signed(">=", start, _i64(0)), builder.icmp_signed("<=", end, given["size"]))
+        whole = builder.and_(inside, builder.icmp_signed(">=", left, _i64(emit.lanes)))
+        with builder.if_else(whole) as (fast, careful):
+            with fast:
+                emit.store(self.fetch(address, start, True), place)
+            with careful:
+                emit.store_masked(self.fetch(address, start, False), place, emit.first(left))
+
+
+@intrinsic
+def _move(typingctx: Any, shape: Any, dtype: Any, x: Any, offsets: Any, y: Any, job: Any) -> Any:
+    check_kinds((shape, dtype), (x, offsets, y, job))
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        given = dict(zip(("x", "offsets", "y", "job"), args[2:], strict=True))
+        code = _Moves(builder, *shape.value, dtype, given)
+        given.update({name: code.emit.offset(given["job"], number) for number, name in enumerate(MOVE)})
+        code.rows()
+        return context.get_dummy_value()
+
+    return types.void(shape, dtype, *[x] * 4), codegen
+
+
+@kernel(no_cfunc_wrapper=False)
+def move(shape: Tag, dtype: Tag, x: Address, offsets: Address, y: Address, job: Address) -> None:
+    """y[row, i] = x[offsets[row] + start + stride * i], zero where this position lies outside the row or the offset is negative.
+
+    Parameters
+    ----------
+    shape : Tag
+        (lanes, stride); a stride of 0 is one that the job has.
+    dtype : Tag
+        float32 or float64: any elements of that size.
+    x, y : Address
+        Elements of a row lie next to each other.
+    offsets : Address
+        Of the int64 byte offsets of the rows.
+    job : Address
+        Of int64 numbers, in the order of `MOVE`: how many rows; the bytes from row to row of y; results of a row; positions of
+        a row of x; the position for result 0; the stride.
+    """
+    _move(shape, dtype, x, offsets, y, job)

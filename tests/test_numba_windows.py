@@ -1,0 +1,155 @@
+"""Pooling and windows in vectors: what the contract suite's small problems do not reach."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba")
+
+from numconv_numba.pooling import Pool
+from numconv_numba.sliding import CHUNK
+from numconv_numba.vector_pooling import VectorPool
+from numconv_numba.vector_scatter import VectorScatter
+from numconv_numba.vector_windows import VectorWindows
+from numconv_numba.wide_pooling import PART, WidePool, merged
+
+import numconv
+from numconv.plugin import parse
+from numconv.testing import check, inputs
+
+LONG = 2 * CHUNK + 37
+POOLS = ("max_pool", "avg_pool", "avg_pool_backward", "max_pool_backward")
+
+
+def run(implementation, problem, arrays, threads=None):
+    dtypes = [problem.out_dtype, "int64" if problem.op == "max_pool" else problem.out_dtype]
+    outs = [np.full(shape, 7, dtype) for shape, dtype in zip(problem.output_shapes, dtypes, strict=False)]
+    with numconv.using(threads=threads):
+        implementation().build(problem)(outs, arrays)
+    return outs
+
+
+def bits(outs):
+    return [out.tobytes() for out in outs]
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(5)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(f"pool {op} f32 n1 c2 in{LONG} w5 s1 p3:2 d1" for op in ("max_pool", "avg_pool", "avg_pool_backward")),
+        f"pool avg_pool_backward f32 n1 c1 in{3 * LONG} w4 s3 p1 d1 ceil=1 countpad=0",
+        f"pool max_pool f64 n1 c1 in{2 * LONG} w3 s2 p1 d1 indices=1",
+        f"pool max_pool_backward f32 n1 c{CHUNK + 6} in3x4 w2x2 s1x2 p1 d1 layout=channels_last",
+        f"pool avg_pool f32 n1 c2 in{40 * PART} w40 s38 p3 d1 countpad=0",
+        "pool avg_pool_backward f32 n2 c3 in7x50 w3x20 s2x19 p1x5 d1 ceil=1 countpad=0",
+        "pool max_pool f32 n2 c3 in5x70 w2x30 s1x9 p1x4 d2x1 indices=1",
+        f"window unfold f32 n1 c1 in{LONG} w3 s6 p700:4 d500",
+        f"window fold f32 n1 c1 in{LONG} w3 s2 p700:4 d500",
+        "window fold f32 n2 c2 in5x6x7 w2x3x2 s1x2x3 p1 d1",
+        f"pool max_pool f32 n2 c{PART + 9} in3x5 w3x5 s1 p0 d1 indices=1",
+        "window pad f64 n2 c3 in5x6x37 w1x1x1 s1 p2x0:1x20 d1",
+    ],
+)
+def test_long_rows_and_wide_windows(text, rng):
+    check(parse(text), "numba", rng=rng)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 4])
+@pytest.mark.parametrize("size", [5, 16, 33, 150])
+def test_maxima_have_the_bits_of_the_general_implementation(stride, size, rng):
+    """Equal elements, both zeros, infinities and NaN: the first one wins."""
+    problem = parse(f"pool max_pool f32 n1 c3 in7x{size} w3x4 s2x{stride} p1 d1 indices=1")
+    values = np.array([-np.inf, -1, -0.0, 0.0, 1, np.nan], np.float32)
+    x = rng.choice(values, problem.x_shape, p=[0.3, 0.2, 0.2, 0.2, 0.05, 0.05])
+    x[0, 2] = -np.inf
+    assert bits(run(VectorPool, problem, [x])) == bits(run(Pool, problem, [x]))
+    assert bits(run(WidePool, problem, [x])) == bits(run(Pool, problem, [x]))
+    assert bits(run(VectorPool, problem.replace(indices=False), [x])) == bits(run(Pool, problem, [x])[:1])
+
+
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+def test_the_gradient_of_maxima_adds_windows_in_the_order_of_y(layout, rng):
+    problem = parse(f"pool max_pool_backward f32 n2 c37 in9x40 w3x3 s1 p1 d1 layout={layout}")
+    arrays = inputs(problem, rng, False)
+    places = run(Pool, problem.replace(op="max_pool", indices=True), arrays[1:])[1]
+    if layout == "channels_last":
+        arrays, places = [_last(each) for each in arrays], _last(places)
+    expected = run(Pool, problem, arrays)
+    outs = (
+        [_last(np.full(problem.x_shape, 7, np.float32))] if layout == "channels_last" else [np.full(problem.x_shape, 7, np.float32)]
+    )
+    for given, ins in ((False, arrays), (True, [arrays[0], places])):
+        VectorScatter().build(problem.replace(indices=given))(outs, ins)
+        assert np.ascontiguousarray(outs[0]).tobytes() == expected[0].tobytes()
+
+
+def _last(array):
+    """The same array with the channels as neighbours in memory."""
+    return np.moveaxis(np.ascontiguousarray(np.moveaxis(array, 1, -1)), -1, 1)
+
+
+def test_winners_from_elsewhere_are_taken_where_they_are(rng):
+    """Indices need not lie in their windows."""
+    problem = parse("pool max_pool_backward f32 n1 c2 in6x7 w2x2 s2 p0 d1 indices=1")
+    grad_y = inputs(problem, rng)[0]
+    places = rng.integers(0, 42, problem.y_shape)
+    assert bits(run(VectorScatter, problem, [grad_y, places])) == bits(run(Pool, problem, [grad_y, places]))
+
+
+@pytest.mark.parametrize(
+    ("implementation", "text"),
+    [
+        *((VectorPool, f"pool {op} f32 n2 c5 in61x67 w3x3 s2x1 p1 d1") for op in POOLS[:3]),
+        *((WidePool, f"pool {op} f32 n2 c5 in61x367 w3x40 s2x39 p1x3 d1") for op in POOLS[:3]),
+        (VectorScatter, "pool max_pool_backward f32 n2 c5 in61x67 w3x3 s2x1 p1 d1"),
+        (VectorWindows, "window unfold f32 n2 c5 in60x67 w3x3 s1 p1 d1"),
+        (VectorWindows, "window fold f32 n2 c5 in60x67 w3x3 s1 p1 d1"),
+    ],
+)
+def test_threads_change_no_bit(implementation, text, rng):
+    problem = parse(text)
+    assert implementation().supports(problem)
+    arrays = inputs(problem, rng, False)
+    alone, shared = run(implementation, problem, arrays, 1), run(implementation, problem, arrays, 3)
+    assert bits(alone) == bits(shared)
+
+
+@pytest.mark.parametrize(
+    ("implementation", "text"),
+    [
+        (VectorPool, "pool avg_pool f32 n2 c3 in8x9 w3x3 s2 p1 d1"),
+        (WidePool, "pool avg_pool f32 n2 c3 in8x9 w8x9 s1 p0 d1"),
+        (VectorScatter, "pool max_pool_backward f32 n2 c3 in8x9 w3x3 s2 p1 d1"),
+        (VectorWindows, "window unfold f32 n2 c3 in8x9 w3x3 s2 p1 d1"),
+        (VectorWindows, "window fold f32 n2 c3 in8x9 w3x3 s2 p1 d1"),
+    ],
+)
+def test_arrays_of_any_strides(implementation, text, rng):
+    """Where elements of a row are no neighbours, the general implementation computes."""
+    problem = parse(text)
+    arrays = inputs(problem, rng)
+    spread = [np.repeat(each, 2, axis=-1)[..., ::2] for each in arrays]
+    for one, other in zip(run(implementation, problem, spread), run(implementation, problem, arrays), strict=True):
+        np.testing.assert_allclose(one, other, rtol=3e-7)
+
+
+def test_windows_that_cover_axes_are_joined():
+    whole = merged(parse("pool max_pool f32 n2 c3 in4x5x6 w4x5x6 s1 p0 d1"))
+    assert (whole.n, whole.c, whole.spatial, whole.window, whole.stride) == (1, 1, (720,), (120,), (120,))
+    rows = merged(parse("pool avg_pool f32 n2 c3 in4x5x6 w2x3x6 s1x2x6 p1x0x0 d1"))
+    assert (rows.spatial, rows.window, rows.stride) == ((4, 30), (2, 18), (1, 12))
+    padded = parse("pool avg_pool f32 n2 c3 in4x5 w2x5 s1 p0x1 d1")
+    assert merged(padded) == padded
+
+
+def test_strict_averages_are_divided():
+    problem = parse("pool avg_pool f32 n1 c3 in9x9 w3x3 s1 p0 d1 accuracy=strict")
+    assert not VectorPool().supports(problem)
+    assert "reciprocal" in VectorPool().supports(problem).reason
+    assert Pool().supports(problem)
