@@ -19,6 +19,7 @@ __all__ = ["NumbaBackend", "backend"]
 @functools.cache
 def _implementations() -> tuple[Implementation, ...]:
     from .blocked import Blocked
+    from .depthwise import Depthwise
     from .direct import Direct
     from .pooling import Pool
     from .tile import RegisterTile
@@ -27,6 +28,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .winograd import Winograd
 
     return (
+        Depthwise(),
         RegisterTile(),
         Winograd(),
         Blocked(),
