@@ -21,7 +21,7 @@ from numconv.plugin import ConvProblem, Verdict, np_dtype
 from .blocked import CALL_SECONDS, seconds
 from .compiler import Address, Tag, helper, invoke, kernel
 from .dense import DenseImplementation, accumulated, redo
-from .direct import MEASURED_ERROR, conv_vectors, finish_row, tap_position
+from .direct import MEASURED_ERROR, clear, conv_vectors, finish_row, tap_position
 from .elements import ACTIVATIONS, INT64, itemsize, same
 from .geometry import (
     BATCH,
@@ -43,10 +43,33 @@ from .geometry import (
     source_index,
     span,
 )
-from .microkernels.copies import split
+from .microkernels.copies import split_strip
 from .microkernels.emit import host, lanes_of
-from .microkernels.sliding import slide
-from .scalar import address, is_null, load, pointer, store, zero
+from .microkernels.rolling import roll
+from .microkernels.sliding import (
+    BIAS,
+    COUNT,
+    FIRST,
+    JOB,
+    LAST,
+    LEFT,
+    RELU,
+    SCHEDULE,
+    SHORT,
+    SLICES,
+    USED,
+    USED_ROWS,
+    W_COLUMN,
+    X_ROW,
+    Y_ROW,
+    W,
+    X,
+    Y,
+    slide,
+)
+from .microkernels.sliding import COLUMNS as JOB_COLUMNS
+from .microkernels.sliding import PLACES as JOB_PLACES
+from .scalar import address, as_integer, is_null, load, pointer, store, zero
 from .slab import pack_places
 from .threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
 
@@ -68,8 +91,10 @@ class Layout(NamedTuple):
 
     Attributes
     ----------
+    rolling : bool
+        Whether the tile is that of `microkernels.rolling`, else that of `microkernels.sliding`.
     rows, vectors, lanes : int
-        The tile.
+        The tile; `rows` is 1 for one that rolls.
     folded : bool
         One dimension, of which a row of the tile's width is one row.
     lag, classes : int
@@ -77,10 +102,13 @@ class Layout(NamedTuple):
         The kernel as the tile sees it: taps of a last, short row are `extra`.
     total, band, bands : int
         Output rows of a class, those of an item, items of a class.
+    strip : int
+        Tiles side by side for which x is packed together.
     phases, pitch : int
         Of a line in the slab: phases of the stride, and places of each.
     """
 
+    rolling: bool
     rows: int
     vectors: int
     lanes: int
@@ -93,6 +121,7 @@ class Layout(NamedTuple):
     total: int
     band: int
     bands: int
+    strip: int
     phases: int
     pitch: int
 
@@ -168,13 +197,29 @@ def _tile_cycles(rows: int, vectors: int, schedule: list[tuple[int, int, int, in
     return cycles
 
 
+ROLLING_ROWS = 8
+"""Rows of the kernel up to which tiles roll."""
+REGISTERS = {64: 32, 32: 16, 16: 16}
+"""Vector registers, by the bytes of each."""
+
+
+def _rolling_vectors(problem: ConvProblem) -> list[int]:
+    """The widths of tiles that can roll down the rows of this problem: sums, pixels and a weight fit the registers."""
+    if problem.ndim != 2 or problem.c > problem.groups or problem.kernel[0] > ROLLING_ROWS:
+        return []
+    lag = problem.stride[0] // math.gcd(problem.stride[0], problem.dilation[0])
+    sums = -(-problem.kernel[0] // lag)
+    return [v for v in (4, 3, 2, 1) if (sums + 1) * v + 1 < REGISTERS[host().width]] if lag <= 2 else []
+
+
 @functools.lru_cache(maxsize=256)
 def layout_for(problem: ConvProblem) -> Layout:
     """The layout of a forward problem: the tile that needs the fewest cycles, and bands of rows that fit the cache."""
-    return min((_with_tile(problem, *shape) for shape in host().sliding_tiles), key=lambda layout: _cycles(problem, layout))
+    shapes = [(False, *shape) for shape in host().sliding_tiles] + [(True, 1, vectors) for vectors in _rolling_vectors(problem)]
+    return min((_with_tile(problem, *shape) for shape in shapes), key=lambda layout: _cycles(problem, layout))
 
 
-def _with_tile(problem: ConvProblem, rows: int, vectors: int) -> Layout:
+def _with_tile(problem: ConvProblem, rolling: bool, rows: int, vectors: int) -> Layout:
     """The layout with a given tile."""
     lanes, folded = lanes_of(problem.acc_dtype), problem.ndim == 1
     width = vectors * lanes
@@ -185,30 +230,33 @@ def _with_tile(problem: ConvProblem, rows: int, vectors: int) -> Layout:
         common = math.gcd(problem.stride[-2], problem.dilation[-2])
         lag, classes = problem.stride[-2] // common, problem.dilation[-2] // common
         total = -(-problem.output[-2] // classes)
-    reach = max(place for _, place in _column_places(problem, columns)) + 1
-    draft = Layout(
-        rows, vectors, lanes, folded, lag, classes, kernel_rows, columns, extra, total, total, 1, problem.stride[-1], width + reach
-    )
-    item, slices = np_dtype(problem.acc_dtype).itemsize, slices_of(problem)
-    others = problem.n * problem.groups * math.prod(problem.output[:-2]) * classes
-    bands = max(1, min(-(-total // rows), -(-ITEMS // max(others, 1))))
-    while _band(draft, bands) > rows and slices * _slab_places(_cut(draft, bands)) * item > SLAB_BYTES:
+    tiles = 1 if folded else -(-problem.output[-1] // width)
+    shape = rolling, rows, vectors, lanes, folded, lag, classes, kernel_rows, columns, extra, total
+    others = max(1, problem.n * problem.groups * math.prod(problem.output[:-2]) * classes)
+    bands = max(1, min(-(-total // rows), -(-ITEMS // others)))
+    room = SLAB_BYTES // (np_dtype(problem.acc_dtype).itemsize * slices_of(problem))
+    halvings = [-(-tiles >> i) for i in range(tiles.bit_length())]
+    layouts = [_cut(problem, Layout(*shape, total, bands, strip, problem.stride[-1], 0), room) for strip in halvings]
+    return min(layouts, key=lambda layout: -(-tiles // layout.strip) * _packing_cycles(layout))
+
+
+def _cut(problem: ConvProblem, draft: Layout, room: int) -> Layout:
+    """The layout with bands of whole tiles, as high as a slab of `room` elements allows."""
+    reach = max(place for _, place in _column_places(problem, draft.columns)) + 1
+    bands = draft.bands
+    while True:
+        band = min(draft.total, -(-(-(-draft.total // bands)) // draft.rows) * draft.rows)
+        last = (band + draft.reached - 2) * draft.width if draft.folded else 0
+        pitch = -(-(draft.strip * draft.width + reach + last) // draft.lanes) * draft.lanes
+        layout = draft._replace(band=band, bands=-(-draft.total // band), pitch=pitch)
+        if band <= draft.rows or _slab_places(layout) <= room:
+            return layout
         bands += max(1, bands // 4)
-    return _cut(draft, bands)
 
 
-def _band(layout: Layout, bands: int) -> int:
-    """Rows of a band: whole tiles."""
-    return min(layout.total, -(-(-(-layout.total // bands)) // layout.rows) * layout.rows)
-
-
-def _cut(layout: Layout, bands: int) -> Layout:
-    """The layout with its rows in so many bands, or a few less."""
-    band = _band(layout, bands)
-    pitch = layout.pitch
-    if layout.folded:
-        pitch += (band + layout.reached - 2) * layout.width
-    return layout._replace(band=band, bands=-(-layout.total // band), pitch=-(-pitch // layout.lanes) * layout.lanes)
+def _packing_cycles(layout: Layout) -> float:
+    """Of one slice, in one strip of all bands."""
+    return layout.bands * (layout.lines * (layout.phases * layout.pitch / layout.lanes * 1.5 + 2) + 100)
 
 
 def _slab_places(layout: Layout) -> int:
@@ -219,30 +267,41 @@ def _slab_places(layout: Layout) -> int:
 def _cycles(problem: ConvProblem, layout: Layout) -> float:
     """Of all tiles and of packing what they read."""
     slices, per_k = slices_of(problem), problem.k // problem.groups
-    strips = 1 if layout.folded else -(-problem.output[-1] // layout.width)
-    others = problem.n * problem.groups * math.prod(problem.output[:-2]) * layout.classes * strips
-    shape = layout.rows, layout.lag, layout.kernel_rows, layout.columns, layout.extra
-    whole, left = divmod(layout.total, layout.rows)
-    tile = _tile_cycles(layout.rows, layout.vectors, _schedule(*shape))
-    last = _tile_cycles(left, layout.vectors, _schedule(left, *shape[1:])) if left else 0.0
-    packed = layout.bands * layout.lines * (layout.phases * layout.pitch / layout.lanes * 3 + 20)
-    stored = 40 + layout.rows * layout.vectors * 2
-    return others * (per_k * (slices * (whole * tile + last) + (whole + (left > 0)) * stored) + slices * packed)
+    tiles = 1 if layout.folded else -(-problem.output[-1] // layout.width)
+    others = problem.n * problem.groups * math.prod(problem.output[:-2]) * layout.classes
+    if layout.rolling:
+        products = tiles * per_k * (_rolling_cycles(layout) * (layout.total + layout.bands) + layout.bands * 100)
+    else:
+        shape = layout.rows, layout.lag, layout.kernel_rows, layout.columns, layout.extra
+        whole, left = divmod(layout.total, layout.rows)
+        tile = _tile_cycles(layout.rows, layout.vectors, _schedule(*shape))
+        last = _tile_cycles(left, layout.vectors, _schedule(left, *shape[1:])) if left else 0.0
+        stored = 100 + layout.rows * layout.vectors * 2
+        products = tiles * per_k * (slices * (whole * tile + last) + (whole + (left > 0)) * stored)
+    return others * (products + slices * -(-tiles // layout.strip) * _packing_cycles(layout))
+
+
+def _rolling_cycles(layout: Layout) -> float:
+    """Of one row of results."""
+    products = layout.vectors * layout.kernel_rows / 2
+    loads = (layout.lag * 1.9 * layout.vectors + layout.kernel_rows) / 2
+    return layout.columns * (max(products, loads) + layout.lag * 0.5) + layout.lag * 3 + layout.vectors
 
 
 # What the kernel knows of a layout.
 (
-    ROWS, WIDTH, FOLDED, LAG, CLASSES, KERNEL_ROWS, COLUMNS, EXTRA, TOTAL, BAND, BANDS, PHASES, PITCH, REACHED, PHASE_ROWS, LINES,
+    ROLLING, ROWS, WIDTH, FOLDED, LAG, CLASSES, KERNEL_ROWS, COLUMNS, EXTRA, TOTAL, BAND, BANDS, STRIP, PHASES, PITCH, REACHED, PHASE_ROWS, LINES,
     OUTER_TAPS, OUTER_OUTPUTS,
-) = range(18)  # fmt: skip
+) = range(20)  # fmt: skip
 UINT8 = Tag("uint8")
 
 
 def _vector(problem: ConvProblem, layout: Layout) -> np.ndarray[Any, Any]:
     return np.array(
         [
-            layout.rows, layout.width, layout.folded, layout.lag, layout.classes, layout.kernel_rows, layout.columns, layout.extra,
-            layout.total, layout.band, layout.bands, layout.phases, layout.pitch, layout.reached, layout.phase_rows, layout.lines,
+            layout.rolling, layout.band if layout.rolling else layout.rows, layout.width, layout.folded, layout.lag, layout.classes,
+            layout.kernel_rows, layout.columns, layout.extra,
+            layout.total, layout.band, layout.bands, layout.strip, layout.phases, layout.pitch, layout.reached, layout.phase_rows, layout.lines,
             math.prod(problem.kernel[:-2]), math.prod(problem.output[:-2]),
         ],
         np.int64,
@@ -324,11 +383,16 @@ def pack_slice(slab, x, base, first, last, start, g, b, split_at, xt, at):
         return
     axis = g[DIMS] - 2
     dilation, step = g[part(g, DILATION) + axis], g[part(g, PARTS) + 3 + axis]
-    if g[MODE] == 0:
-        row = x + (base + first * dilation) * step
-        pack_lines(slab, row, start, last - first, dilation * step, g, b, split_at, xt, at)
-        return
     line_bytes = b[PHASES] * b[PITCH] * itemsize(at)
+    if g[MODE] == 0:
+        inside, beyond = inside_lines(base, dilation, g[part(g, SIZE) + axis], 0)
+        low = min(max(first, inside), last)
+        high = max(min(last, beyond), low)
+        clear(slab, (low - first) * b[PHASES] * b[PITCH], at)
+        clear(slab + (high - first) * line_bytes, (last - high) * b[PHASES] * b[PITCH], at)
+        row = x + (base + low * dilation) * step
+        pack_lines(slab + (low - first) * line_bytes, row, start, high - low, dilation * step, g, b, split_at, xt, at)
+        return
     for line in range(first, last):
         index = source_index(base + line * dilation, g[part(g, SIZE) + axis], g[MODE])
         pack_lines(slab + (line - first) * line_bytes, x + index * step, start, 1, 0, g, b, split_at, xt, at)
@@ -338,7 +402,7 @@ def pack_slice(slab, x, base, first, last, start, g, b, split_at, xt, at):
 def inside_lines(base, dilation, size, mode):
     """The lines that are rows of x: those of padding zeros are left out."""
     if mode != 0:
-        return 0, 1 << 60
+        return -(1 << 60), 1 << 60
     return max(0, -(base // dilation)), max(0, (size - 1 - base) // dilation + 1)
 
 
@@ -370,7 +434,7 @@ def multiply_rows(source, line_bytes, first, last, slices, w, channel, y, y_row,
     g, b, tables, areas, bias = frame
     axis, size = g[DIMS] - 1, itemsize(at)
     entries, columns, schedule = tables
-    _, _, places, sums = areas
+    _, _, places, sums, fields = areas
     y_step, flipped, each = g[part(g, PARTS + 2) + 3 + axis], g[part(g, FLIPPED)] != 0, 2 if b[EXTRA] > 0 else 1
     inline = same(yt, at) & (g[OPTION] <= 1) & (y_step == itemsize(yt))
     target, row_bytes, shift, relu = sums, b[WIDTH] * size, address(0), 0
@@ -381,10 +445,14 @@ def multiply_rows(source, line_bytes, first, last, slices, w, channel, y, y_row,
     if flipped:
         place = count - 1 - short
         target, row_bytes, line_bytes = target + (count - 1) * row_bytes, -row_bytes, -line_bytes
-    invoke(
-        entries[SLIDE], source, line_bytes, first * each, max(last, first) * each, slices, places, columns, w,
-        b[LAG] * b[PHASE_ROWS] * size, schedule, shift, relu, target, row_bytes, count, used, place, left,
-    )  # fmt: skip
+    job = pointer(fields, INT64)
+    job[X], job[X_ROW], job[FIRST], job[LAST] = as_integer(source), line_bytes, first * each, max(last, first) * each
+    job[JOB_PLACES], job[SLICES], job[JOB_COLUMNS] = as_integer(places), slices, as_integer(columns)
+    job[W], job[W_COLUMN], job[SCHEDULE] = as_integer(w), b[LAG] * b[PHASE_ROWS] * size, as_integer(schedule)
+    job[BIAS], job[RELU], job[Y], job[Y_ROW] = as_integer(shift), relu, as_integer(target), row_bytes
+    job[USED_ROWS], job[USED], job[SHORT], job[LEFT] = count, used, place, left
+    job[COUNT] = b[COLUMNS]
+    invoke(entries[TILE], fields)
     if not inline:
         for row in range(count):
             pixels = left if row == short else used
@@ -395,30 +463,32 @@ def multiply_rows(source, line_bytes, first, last, slices, w, channel, y, y_row,
 def multiply_strip(slices, group, first_row, end_row, residue, origin, inside, beyond, y, used, frame, yt, at):
     """The rows first_row..end_row of a strip, for all output channels of a group; the slab starts with the line `origin`."""
     g, b, _, areas, _ = frame
-    slab, weights, _, _ = areas
-    size, per_k = itemsize(at), g[PER_K]
+    slab, weights, _, _, _ = areas
+    size, per_k, ys = itemsize(at), g[PER_K], part(g, PARTS + 2)
     line_bytes = b[WIDTH] * size if b[FOLDED] else b[PHASES] * b[PITCH] * size
     kernel_bytes = g[PER_C] * b[OUTER_TAPS] * b[COLUMNS] * b[LAG] * b[PHASE_ROWS] * size
     for row in range(first_row, end_row, b[ROWS]):
         count = min(b[ROWS], end_row - row)
         start, first, last = tile_lines(row, count, inside, beyond, g, b)
         offset, y_row = first_row_of(g, b, row, residue)
-        short, left = -1, used
+        short, left = -1, 0
         if b[FOLDED] and row + count == b[TOTAL]:
             short, left = count - 1, g[part(g, OUTPUT)] - (b[TOTAL] - 1) * b[WIDTH]
-        for k in range(per_k):
-            target = y + (k * g[part(g, PARTS + 2) + 2] + offset)
-            multiply_rows(
-                slab + (start - origin) * line_bytes, line_bytes, first, last, slices, weights + k * kernel_bytes,
-                group * per_k + k, target, y_row, count, used, short, left, frame, yt, at,
-            )  # fmt: skip
+        for column in range(0, used, b[WIDTH]):
+            source, pixels = slab + ((start - origin) * line_bytes + column * size), min(b[WIDTH], used - column)
+            for k in range(per_k):
+                target = y + (k * g[ys + 2] + offset + column * g[ys + 2 + g[DIMS]])
+                multiply_rows(
+                    source, line_bytes, first, last, slices, weights + k * kernel_bytes, group * per_k + k, target, y_row, count,
+                    pixels, short, left, frame, yt, at,
+                )  # fmt: skip
 
 
 @helper
 def pack_strip(x, output, base, origin, end, start, frame, split_at, xt, at):
     """Pack the lines origin..end of every slice that lies inside x, list where they begin in the slab and in w; how many."""
     g, b, _, areas, _ = frame
-    slab, _, places, _ = areas
+    slab, _, places, _, _ = areas
     lines = 1 if b[FOLDED] else end - origin
     slice_bytes = lines * b[PHASES] * b[PITCH] * itemsize(at)
     weight_bytes = b[COLUMNS] * b[LAG] * b[PHASE_ROWS] * itemsize(at)
@@ -455,27 +525,29 @@ def band_strips(x, y, group, output, residue, first_row, end_row, frame, xt, yt,
     base, inside, beyond, origin, end = 0, 0, 0, first_row, end_row
     if not b[FOLDED]:
         base = residue * g[part(g, STRIDE) + axis - 1] - g[part(g, LOW) + axis - 1]
-        inside, beyond = inside_lines(base, g[part(g, DILATION) + axis - 1], g[part(g, SIZE) + axis - 1], g[MODE])
+        # a tile that rolls reads the rows of padding zeros too
+        mode = 1 if b[ROLLING] else g[MODE]
+        inside, beyond = inside_lines(base, g[part(g, DILATION) + axis - 1], g[part(g, SIZE) + axis - 1], mode)
         origin = max(inside, b[LAG] * first_row)
         end = max(origin, min(beyond, b[LAG] * (end_row - 1) + b[KERNEL_ROWS]))
-    for column in range(0, 1 if b[FOLDED] else length, b[WIDTH]):
+    for column in range(0, 1 if b[FOLDED] else length, b[STRIP] * b[WIDTH]):
         start = (first_row * b[WIDTH] if b[FOLDED] else column) * stride - low
-        used = b[WIDTH] if b[FOLDED] else min(b[WIDTH], length - column)
+        used = b[WIDTH] if b[FOLDED] else min(b[STRIP] * b[WIDTH], length - column)
         slices = pack_strip(x, output, base, origin, end, start, frame, entries[SPLIT], xt, at)
         target = y + column * g[part(g, PARTS + 2) + 3 + axis]
         multiply_strip(slices, group, first_row, end_row, residue, origin, inside, beyond, target, used, frame, yt, at)
 
 
 # The parts of a worker's scratch memory, and the functions called by address.
-SLAB, WEIGHTS, PLACES, SUMS, AREAS = range(5)
-SPLIT, SLIDE = range(2)
+SLAB, WEIGHTS, PLACES, SUMS, FIELDS, AREAS = range(6)
+SPLIT, TILE = range(2)
 
 
 @helper
 def _bands(begin, end, args):
     xt, yt, at, items, workers, scratch, areas, tables, x, w, bias, y, status, g, b = args
     own = worker_area(scratch, areas, AREAS, workers, items, begin)
-    memory = own + areas[SLAB], own + areas[WEIGHTS], own + areas[PLACES], own + areas[SUMS]
+    memory = own + areas[SLAB], own + areas[WEIGHTS], own + areas[PLACES], own + areas[SUMS], own + areas[FIELDS]
     frame = g, b, tables, memory, bias
     xs, ys, packed = part(g, PARTS), part(g, PARTS + 2), -1
     for item in range(begin, end):
@@ -522,9 +594,10 @@ def depthwise(
 def _areas(problem: ConvProblem, layout: Layout) -> Areas:
     """A worker's scratch memory."""
     item, slices, per_k = np_dtype(problem.acc_dtype).itemsize, slices_of(problem), problem.k // problem.groups
+    rows = layout.band if layout.rolling else layout.rows
     # tiles read a vector beyond the last place
     slab = slices * _slab_places(layout) + layout.width
-    return Areas(slab * item, per_k * slices * layout.slice_weights * item, 16 * slices, layout.rows * layout.width * item)
+    return Areas(slab * item, per_k * slices * layout.slice_weights * item, 16 * slices, rows * layout.width * item, 8 * JOB)
 
 
 class _Executor:
@@ -545,9 +618,11 @@ class _Executor:
         self._schedule = np.array(rows, np.int64) * np.array([1, 1, 1, item, 1, 1])
         self._block = _vector(problem, layout)
         self._areas = _areas(problem, layout)
-        shape = layout.rows, layout.vectors, layout.lanes
-        entries = split.address(layout.lanes, problem.acc_dtype), slide.address(shape, problem.acc_dtype)
-        self._entries = np.array(entries, np.int64)
+        if layout.rolling:
+            tile = roll.address((layout.vectors, layout.kernel_rows, layout.lag, layout.lanes), problem.acc_dtype)
+        else:
+            tile = slide.address((layout.rows, layout.vectors, layout.lanes), problem.acc_dtype)
+        self._entries = np.array([split_strip.address(layout.lanes, problem.acc_dtype), tile], np.int64)
         self._kernel = depthwise.specialise(problem.dtype, problem.out_dtype, problem.acc_dtype)
 
     def __call__(self, outs: Any, ins: Any) -> None:

@@ -12,7 +12,7 @@ from numconv_numba.compiler import Address, Tag, intrinsic, kernel
 
 from .emit import Emitter, check_kinds
 
-__all__ = ["split"]
+__all__ = ["split", "split_strip"]
 
 _i64 = ir.IntType(64)
 ONE, TWO, FOUR = Tag(1), Tag(2), Tag(4)
@@ -86,3 +86,51 @@ def split(
             _split(lanes, dtype, TWO, source, start, size, target, y_step, count)
         else:
             _split(lanes, dtype, FOUR, source, start, size, target, y_step, count)
+
+
+@intrinsic
+def _split_strip(
+    typingctx: Any, lanes: Any, dtype: Any, phases: Any, x: Any, start: Any, size: Any, y: Any, y_step: Any, count: Any, rows: Any,
+    x_row: Any, y_row: Any,
+) -> Any:  # fmt: skip
+    check_kinds((lanes, phases, dtype), (x, y))
+    each = phases.value
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _, _, _, x, start, size, y, y_step, count, rows, x_row, y_row = args
+        emit = Emitter(builder, dtype, lanes.value)
+        item = _i64(emit.width // emit.lanes)
+        vectors = builder.sdiv(builder.add(count, _i64(emit.lanes - 1)), _i64(emit.lanes))
+        with cgutils.for_range(builder, vectors) as vector:
+            position = builder.add(start, builder.mul(vector.index, _i64(each * emit.lanes)))
+            source, target = emit.at(x, builder.mul(position, item)), emit.at(y, builder.mul(vector.index, _i64(emit.width)))
+            masks = []
+            for v in range(each):
+                first = builder.add(position, _i64(v * emit.lanes))
+                masks.append(builder.and_(emit.first(builder.sub(size, first)), builder.not_(emit.first(builder.neg(first)))))
+            with cgutils.for_range(builder, rows) as row:
+                line, into = emit.at(source, builder.mul(row.index, x_row)), emit.at(target, builder.mul(row.index, y_row))
+                loaded = [emit.load_masked(emit.at(line, v * emit.width), mask) for v, mask in enumerate(masks)]
+                for p, part in enumerate(_phases(emit, loaded)):
+                    emit.store(part, emit.at(into, emit.times(y_step, p)))
+        return context.get_dummy_value()
+
+    integers = types.int64, types.int64
+    return types.void(lanes, dtype, phases, x, *integers, y, *integers, *integers, types.int64), codegen
+
+
+@kernel(no_cfunc_wrapper=False)
+def split_strip(
+    lanes: Tag, dtype: Tag, phases: int, x: Address, start: int, size: int, y: Address, y_step: int, count: int, rows: int,
+    x_row: int, y_row: int,
+) -> None:  # fmt: skip
+    """What `split` does, but vector by vector for all rows: for short rows, of which most vectors have positions outside.
+
+    Whole vectors of y are written.
+    """
+    if phases == 1:
+        _split_strip(lanes, dtype, ONE, x, start, size, y, y_step, count, rows, x_row, y_row)
+    elif phases == 2:
+        _split_strip(lanes, dtype, TWO, x, start, size, y, y_step, count, rows, x_row, y_row)
+    else:
+        _split_strip(lanes, dtype, FOUR, x, start, size, y, y_step, count, rows, x_row, y_row)

@@ -23,7 +23,14 @@ from numconv_numba.compiler import Address, Tag, intrinsic, kernel
 
 from .emit import Emitter, check_kinds
 
-__all__ = ["slide"]
+# Fields of a job.
+X, PLACES, COLUMNS, W, SCHEDULE, BIAS, Y, X_ROW, FIRST, LAST, SLICES, W_COLUMN, RELU, Y_ROW, USED_ROWS, USED, SHORT, LEFT, COUNT, JOB = (
+    range(20)
+)
+__all__ = [
+    "BIAS", "COLUMNS", "COUNT", "FIRST", "JOB", "LAST", "LEFT", "PLACES", "RELU", "SCHEDULE", "SHORT", "SLICES", "USED", "USED_ROWS", "W",
+    "W_COLUMN", "X", "X_ROW", "Y", "Y_ROW", "slide",
+]  # fmt: skip
 
 _i1, _i64 = ir.IntType(1), ir.IntType(64)
 
@@ -68,19 +75,16 @@ def _store_rows(emit: Emitter, builder: Any, sums: Any, y: Any, y_row: Any, coun
 
 
 @intrinsic
-def _slide(
-    typingctx: Any, shape: Any, dtype: Any, x: Any, x_row: Any, first: Any, last: Any, slices: Any, places: Any, columns: Any,
-    w: Any, w_column: Any, schedule: Any, bias: Any, relu: Any, y: Any, y_row: Any, used_rows: Any, used: Any,
-    short: Any, left: Any,
-) -> Any:  # fmt: skip
-    check_kinds((shape, dtype), (x, places, columns, w, schedule, bias, y))
+def _slide(typingctx: Any, shape: Any, dtype: Any, job: Any) -> Any:
+    check_kinds((shape, dtype), (job,))
     rows, vectors, lanes = shape.value
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        (_, _, x, x_row, first, last, slices, places, columns, w, w_column, schedule, bias, relu, y, y_row, used_rows,
-         used, short, left) = args  # fmt: skip
         emit = Emitter(builder, dtype, lanes)
         item = emit.width // lanes
+        fields = [emit.offset(args[2], i) for i in range(JOB)]
+        x, places, columns, w, schedule, bias, y = (builder.inttoptr(field, cgutils.voidptr_t) for field in fields[:X_ROW])
+        x_row, first, last, slices, w_column, relu, y_row, used_rows, used, short, left, _ = fields[X_ROW:]
         sums = [[emit.accumulator() for _ in range(vectors)] for _ in range(rows)]
         def add_columns(x_line: Any, w_line: Any, begin: Any, end: Any, active: range) -> None:
             """All products of one row of x with the columns begin..end of the kernel, for the active rows of results."""
@@ -114,45 +118,41 @@ def _slide(
         _store_rows(emit, builder, sums, y, y_row, used_rows, used, short, left)
         return context.get_dummy_value()
 
-    i64 = types.int64
-    signature = types.void(
-        shape, dtype, x, i64, i64, i64, i64, places, columns, w, i64, schedule, bias, i64, y, i64, i64, i64, i64, i64
-    )
-    return signature, codegen
+    return types.void(shape, dtype, job), codegen
 
 
 @kernel(no_cfunc_wrapper=False)
-def slide(
-    shape: Tag, dtype: Tag, x: Address, x_row: int, first: int, last: int, slices: int, places: Address, columns: Address,
-    w: Address, w_column: int, schedule: Address, bias: Address, relu: int, y: Address, y_row: int,
-    used_rows: int, used: int, short: int, left: int,
-) -> None:  # fmt: skip
+def slide(shape: Tag, dtype: Tag, job: Address) -> None:
     """y[r, j] = the sum over slices, kernel rows a and columns t of x[lag * r + a, j + columns[t]] * w[a, t], in this order.
+
+    Its many parameters are the int64 fields of a job: on the stack, the entry would copy them in vectors, which has to wait for
+    all stores before.
 
     Parameters
     ----------
     shape : Tag
         (rows, vectors, lanes) of the tile.
-    x : Address
-        Of row 0; pixels of a row are neighbours. Only the rows first..last are read: what lies outside is no term.
-    x_row, y_row : int
-        Bytes between rows; negative ones walk backwards.
-    slices, places
-        Number of slices, and pairs of byte offsets: where each begins in x and in w.
-    columns, count : Address, int
-        The byte offset of each column of the kernel in a row of x.
-    w : Address
-        [column][phase][row of the phase], with row a in phase a % lag.
-    kernel_rows, extra : int
-        Rows of the kernel, behind which there are `extra` taps of one row more.
-    bias : Address
-        Of one element that is added, or 0.
-    relu : int
-        1: the positive part is stored.
-    used_rows, used, short, left : int
-        `used` pixels are stored in the first rows, but `left` in the row `short`.
+    job : Address
+
+    Notes
+    -----
+    The fields, addresses first:
+
+    ``X``, ``X_ROW``, ``FIRST``, ``LAST``
+        Row 0 of x, of which pixels are neighbours; bytes between rows, negative ones walk backwards; the steps of the schedule
+        that are done: what lies outside is no term.
+    ``PLACES``, ``SLICES``
+        Pairs of byte offsets, and how many: where each slice begins in x and in w.
+    ``COLUMNS``, ``COUNT``
+        The byte offset of each column of the kernel in a row of x, and how many there are.
+    ``W``, ``W_COLUMN``
+        The weights, [column][phase][row of the phase], with row a in phase a % lag; bytes between columns.
+    ``SCHEDULE``
+        Steps of six numbers: a row of x, the first and the last column, the byte offset of the weights for the first row of results,
+        the first and the last row of results.
+    ``BIAS``, ``RELU``
+        One element that is added, or 0; 1 if the positive part is stored.
+    ``Y``, ``Y_ROW``, ``USED_ROWS``, ``USED``, ``SHORT``, ``LEFT``
+        `USED` pixels are stored in the first rows, but `LEFT` in the row `SHORT`.
     """
-    _slide(
-        shape, dtype, x, x_row, first, last, slices, places, columns, w, w_column, schedule, bias, relu, y, y_row,
-        used_rows, used, short, left,
-    )  # fmt: skip
+    _slide(shape, dtype, job)
