@@ -75,8 +75,8 @@ from .threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
 
 __all__ = ["Depthwise"]
 
-SLAB_BYTES = 192 * 1024
-"""The packed strip of an item: it stays in the second-level cache, what a tile reads of it in the first."""
+SLAB_BYTES = 32 * 1024
+"""The packed strip of an item: it stays in the first-level cache."""
 WEIGHT_BYTES = 512 * 1024
 """The packed weights of a group."""
 ITEMS = 16
@@ -247,7 +247,8 @@ def _cut(problem: ConvProblem, draft: Layout, room: int) -> Layout:
     while True:
         band = min(draft.total, -(-(-(-draft.total // bands)) // draft.rows) * draft.rows)
         last = (band + draft.reached - 2) * draft.width if draft.folded else 0
-        pitch = -(-(draft.strip * draft.width + reach + last) // draft.lanes) * draft.lanes
+        pixels = draft.width if draft.folded else min(draft.strip * draft.width, problem.output[-1])
+        pitch = -(-(pixels + reach - 1 + last) // draft.lanes) * draft.lanes
         layout = draft._replace(band=band, bands=-(-draft.total // band), pitch=pitch)
         if band <= draft.rows or _slab_places(layout) <= room:
             return layout
@@ -554,7 +555,7 @@ def _bands(begin, end, args):
         first_row, left = item % b[BANDS] * b[BAND], item // b[BANDS]
         residue, left = left % b[CLASSES], left // b[CLASSES]
         output, left = left % b[OUTER_OUTPUTS], left // b[OUTER_OUTPUTS]
-        n, group = left % g[BATCH], left // g[BATCH]
+        group, n = left % g[GROUPS], left // g[GROUPS]
         if group != packed:
             packed = group
             if pack_weights(memory[WEIGHTS], w + group * g[part(g, PARTS + 1)], g, b, at):
@@ -595,8 +596,8 @@ def _areas(problem: ConvProblem, layout: Layout) -> Areas:
     """A worker's scratch memory."""
     item, slices, per_k = np_dtype(problem.acc_dtype).itemsize, slices_of(problem), problem.k // problem.groups
     rows = layout.band if layout.rolling else layout.rows
-    # tiles read a vector beyond the last place
-    slab = slices * _slab_places(layout) + layout.width
+    # the last pixels of a tile lie beyond the strip, and are read
+    slab = slices * _slab_places(layout) + 2 * layout.width
     return Areas(slab * item, per_k * slices * layout.slice_weights * item, 16 * slices, rows * layout.width * item, 8 * JOB)
 
 
