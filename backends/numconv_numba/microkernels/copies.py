@@ -88,6 +88,11 @@ def split(
             _split(lanes, dtype, FOUR, source, start, size, target, y_step, count)
 
 
+def _clamp(builder: Any, number: Any, low: Any, high: Any) -> Any:
+    raised = builder.select(builder.icmp_signed("<", number, low), low, number)
+    return builder.select(builder.icmp_signed(">", raised, high), high, raised)
+
+
 @intrinsic
 def _split_strip(
     typingctx: Any, lanes: Any, dtype: Any, phases: Any, x: Any, start: Any, size: Any, y: Any, y_step: Any, count: Any, rows: Any,
@@ -99,20 +104,46 @@ def _split_strip(
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         _, _, _, x, start, size, y, y_step, count, rows, x_row, y_row = args
         emit = Emitter(builder, dtype, lanes.value)
-        item = _i64(emit.width // emit.lanes)
+        item, none, one, width = _i64(emit.width // emit.lanes), _i64(0), _i64(1), each * emit.lanes
+        shift, most = _i64(width.bit_length() - 1), _i64(width - 1)
         vectors = builder.sdiv(builder.add(count, _i64(emit.lanes - 1)), _i64(emit.lanes))
-        with cgutils.for_range(builder, vectors) as vector:
-            position = builder.add(start, builder.mul(vector.index, _i64(each * emit.lanes)))
-            source, target = emit.at(x, builder.mul(position, item)), emit.at(y, builder.mul(vector.index, _i64(emit.width)))
-            masks = []
-            for v in range(each):
-                first = builder.add(position, _i64(v * emit.lanes))
-                masks.append(builder.and_(emit.first(builder.sub(size, first)), builder.not_(emit.first(builder.neg(first)))))
-            with cgutils.for_range(builder, rows) as row:
-                line, into = emit.at(source, builder.mul(row.index, x_row)), emit.at(target, builder.mul(row.index, y_row))
-                loaded = [emit.load_masked(emit.at(line, v * emit.width), mask) for v, mask in enumerate(masks)]
-                for p, part in enumerate(_phases(emit, loaded)):
-                    emit.store(part, emit.at(into, emit.times(y_step, p)))
+        before, after = builder.neg(start), builder.sub(size, start)
+        # vectors low..high hold positions of x only, and at most one on either side, first or last - 1, some
+        low = _clamp(builder, builder.ashr(builder.add(before, most), shift), none, vectors)
+        high = _clamp(builder, builder.ashr(after, shift), low, vectors)
+        first = _clamp(builder, builder.ashr(before, shift), none, low)
+        last = _clamp(builder, builder.ashr(builder.add(after, most), shift), high, vectors)
+        # nothing of x at all
+        first = builder.select(builder.icmp_signed("<=", after, builder.shl(first, shift)), low, first)
+
+        def masks(vector: Any) -> list[Any]:
+            starts = [builder.add(builder.add(start, builder.shl(vector, shift)), _i64(v * emit.lanes)) for v in range(each)]
+            return [builder.and_(emit.first(builder.sub(size, s)), builder.not_(emit.first(builder.neg(s)))) for s in starts]
+
+        left, right = masks(first), masks(builder.sub(last, one))
+
+        def copy(line: Any, into: Any, vector: Any, wanted: list[Any] | None) -> None:
+            place = emit.at(line, builder.mul(builder.add(start, builder.shl(vector, shift)), item))
+            places = [emit.at(place, v * emit.width) for v in range(each)]
+            loaded = list(map(emit.load_masked, places, wanted)) if wanted else list(map(emit.load, places))
+            fill(into, vector, _phases(emit, loaded))
+
+        def fill(into: Any, vector: Any, parts: list[Any]) -> None:
+            place = emit.at(into, builder.mul(vector, _i64(emit.width)))
+            for p, part in enumerate(parts):
+                emit.store(part, emit.at(place, emit.times(y_step, p)))
+
+        with cgutils.for_range(builder, rows) as row:
+            line, into = emit.at(x, builder.mul(row.index, x_row)), emit.at(y, builder.mul(row.index, y_row))
+            for begin, end in ((none, first), (last, vectors)):
+                with cgutils.for_range_slice(builder, begin, end, one) as (vector, _):
+                    fill(into, vector, [emit.zero] * each)
+            with builder.if_then(builder.icmp_signed("<", first, low)):
+                copy(line, into, first, left)
+            with cgutils.for_range_slice(builder, low, high, one) as (vector, _):
+                copy(line, into, vector, None)
+            with builder.if_then(builder.icmp_signed("<", high, last)):
+                copy(line, into, high, right)
         return context.get_dummy_value()
 
     integers = types.int64, types.int64
@@ -124,10 +155,7 @@ def split_strip(
     lanes: Tag, dtype: Tag, phases: int, x: Address, start: int, size: int, y: Address, y_step: int, count: int, rows: int,
     x_row: int, y_row: int,
 ) -> None:  # fmt: skip
-    """What `split` does, but vector by vector for all rows: for short rows, of which most vectors have positions outside.
-
-    Whole vectors of y are written.
-    """
+    """What `split` does for rows that all have the same padding: masks are found once. Whole vectors of y are written."""
     if phases == 1:
         _split_strip(lanes, dtype, ONE, x, start, size, y, y_step, count, rows, x_row, y_row)
     elif phases == 2:
