@@ -20,6 +20,7 @@ __all__ = ["NumbaBackend", "backend"]
 def _implementations() -> tuple[Implementation, ...]:
     from .blocked import Blocked
     from .depthwise import Depthwise
+    from .depthwise_weights import DepthwiseWeights
     from .direct import Direct
     from .pooling import Pool
     from .tile import RegisterTile
@@ -29,6 +30,7 @@ def _implementations() -> tuple[Implementation, ...]:
 
     return (
         Depthwise(),
+        DepthwiseWeights(),
         RegisterTile(),
         Winograd(),
         Blocked(),

@@ -73,7 +73,10 @@ from .scalar import address, as_integer, is_null, load, pointer, store, zero
 from .slab import pack_places
 from .threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
 
-__all__ = ["Depthwise"]
+__all__ = [
+    "ITEMS", "Depthwise", "Layout", "column_places", "first_row_of", "inside_lines", "layout_vector", "layout_with", "outer_place",
+    "pack_strip", "packing_cycles", "slab_places", "slices_of",
+]  # fmt: skip
 
 SLAB_BYTES = 32 * 1024
 """The packed strip of an item: it stays in the first-level cache."""
@@ -167,7 +170,7 @@ def _kernel_rows(problem: ConvProblem, width: int) -> tuple[int, int, int]:
     return taps // columns, columns, taps % columns
 
 
-def _column_places(problem: ConvProblem, columns: int) -> list[tuple[int, int]]:
+def column_places(problem: ConvProblem, columns: int) -> list[tuple[int, int]]:
     """The phase and the place of each column of the kernel."""
     stride, dilation, taps = problem.stride[-1], problem.dilation[-1], problem.kernel[-1]
     positions = [(taps - 1 - t if problem.flip else t) * dilation for t in range(columns)]
@@ -199,8 +202,6 @@ def _tile_cycles(rows: int, vectors: int, schedule: list[tuple[int, int, int, in
 
 ROLLING_ROWS = 8
 """Rows of the kernel up to which tiles roll."""
-REGISTERS = {64: 32, 32: 16, 16: 16}
-"""Vector registers, by the bytes of each."""
 
 
 def _rolling_vectors(problem: ConvProblem) -> list[int]:
@@ -209,17 +210,17 @@ def _rolling_vectors(problem: ConvProblem) -> list[int]:
         return []
     lag = problem.stride[0] // math.gcd(problem.stride[0], problem.dilation[0])
     sums = -(-problem.kernel[0] // lag)
-    return [v for v in (4, 3, 2, 1) if (sums + 1) * v + 1 < REGISTERS[host().width]] if lag <= 2 else []
+    return [v for v in (4, 3, 2, 1) if (sums + 1) * v + 1 < host().registers] if lag <= 2 else []
 
 
 @functools.lru_cache(maxsize=256)
 def layout_for(problem: ConvProblem) -> Layout:
     """The layout of a forward problem: the tile that needs the fewest cycles, and bands of rows that fit the cache."""
     shapes = [(False, *shape) for shape in host().sliding_tiles] + [(True, 1, vectors) for vectors in _rolling_vectors(problem)]
-    return min((_with_tile(problem, *shape) for shape in shapes), key=lambda layout: _cycles(problem, layout))
+    return min((layout_with(problem, *shape) for shape in shapes), key=lambda layout: _cycles(problem, layout))
 
 
-def _with_tile(problem: ConvProblem, rolling: bool, rows: int, vectors: int) -> Layout:
+def layout_with(problem: ConvProblem, rolling: bool, rows: int, vectors: int) -> Layout:
     """The layout with a given tile."""
     lanes, folded = lanes_of(problem.acc_dtype), problem.ndim == 1
     width = vectors * lanes
@@ -237,12 +238,12 @@ def _with_tile(problem: ConvProblem, rolling: bool, rows: int, vectors: int) -> 
     room = SLAB_BYTES // (np_dtype(problem.acc_dtype).itemsize * slices_of(problem))
     halvings = [-(-tiles >> i) for i in range(tiles.bit_length())]
     layouts = [_cut(problem, Layout(*shape, total, bands, strip, problem.stride[-1], 0), room) for strip in halvings]
-    return min(layouts, key=lambda layout: -(-tiles // layout.strip) * _packing_cycles(layout))
+    return min(layouts, key=lambda layout: -(-tiles // layout.strip) * packing_cycles(layout))
 
 
 def _cut(problem: ConvProblem, draft: Layout, room: int) -> Layout:
     """The layout with bands of whole tiles, as high as a slab of `room` elements allows."""
-    reach = max(place for _, place in _column_places(problem, draft.columns)) + 1
+    reach = max(place for _, place in column_places(problem, draft.columns)) + 1
     bands = draft.bands
     while True:
         band = min(draft.total, -(-(-(-draft.total // bands)) // draft.rows) * draft.rows)
@@ -250,17 +251,17 @@ def _cut(problem: ConvProblem, draft: Layout, room: int) -> Layout:
         pixels = draft.width if draft.folded else min(draft.strip * draft.width, problem.output[-1])
         pitch = -(-(pixels + reach - 1 + last) // draft.lanes) * draft.lanes
         layout = draft._replace(band=band, bands=-(-draft.total // band), pitch=pitch)
-        if band <= draft.rows or _slab_places(layout) <= room:
+        if band <= draft.rows or slab_places(layout) <= room:
             return layout
         bands += max(1, bands // 4)
 
 
-def _packing_cycles(layout: Layout) -> float:
+def packing_cycles(layout: Layout) -> float:
     """Of one slice, in one strip of all bands."""
     return layout.bands * (layout.lines * (layout.phases * layout.pitch / layout.lanes * 1.5 + 2) + 100)
 
 
-def _slab_places(layout: Layout) -> int:
+def slab_places(layout: Layout) -> int:
     """Elements of the slab for one slice."""
     return layout.lines * layout.phases * layout.pitch
 
@@ -279,7 +280,7 @@ def _cycles(problem: ConvProblem, layout: Layout) -> float:
         last = _tile_cycles(left, layout.vectors, _schedule(left, *shape[1:])) if left else 0.0
         stored = 100 + layout.rows * layout.vectors * 2
         products = tiles * per_k * (slices * (whole * tile + last) + (whole + (left > 0)) * stored)
-    return others * (products + slices * -(-tiles // layout.strip) * _packing_cycles(layout))
+    return others * (products + slices * -(-tiles // layout.strip) * packing_cycles(layout))
 
 
 def _rolling_cycles(layout: Layout) -> float:
@@ -297,7 +298,7 @@ def _rolling_cycles(layout: Layout) -> float:
 UINT8 = Tag("uint8")
 
 
-def _vector(problem: ConvProblem, layout: Layout) -> np.ndarray[Any, Any]:
+def layout_vector(problem: ConvProblem, layout: Layout) -> np.ndarray[Any, Any]:
     return np.array(
         [
             layout.rolling, layout.band if layout.rolling else layout.rows, layout.width, layout.folded, layout.lag, layout.classes,
@@ -597,7 +598,7 @@ def _areas(problem: ConvProblem, layout: Layout) -> Areas:
     item, slices, per_k = np_dtype(problem.acc_dtype).itemsize, slices_of(problem), problem.k // problem.groups
     rows = layout.band if layout.rolling else layout.rows
     # the last pixels of a tile lie beyond the strip, and are read
-    slab = slices * _slab_places(layout) + 2 * layout.width
+    slab = slices * slab_places(layout) + 2 * layout.width
     return Areas(slab * item, per_k * slices * layout.slice_weights * item, 16 * slices, rows * layout.width * item, 8 * JOB)
 
 
@@ -613,11 +614,11 @@ class _Executor:
         self._vectors = conv_vectors(problem, ACTIVATIONS[problem.activation])
         self._acc = np_dtype(problem.acc_dtype)
         item = self._acc.itemsize
-        places = [phase * layout.pitch + place for phase, place in _column_places(problem, layout.columns)]
+        places = [phase * layout.pitch + place for phase, place in column_places(problem, layout.columns)]
         self._columns = np.array(places, np.int64) * item
         rows = _schedule(layout.rows, layout.lag, layout.kernel_rows, layout.columns, layout.extra)
         self._schedule = np.array(rows, np.int64) * np.array([1, 1, 1, item, 1, 1])
-        self._block = _vector(problem, layout)
+        self._block = layout_vector(problem, layout)
         self._areas = _areas(problem, layout)
         if layout.rolling:
             tile = roll.address((layout.vectors, layout.kernel_rows, layout.lag, layout.lanes), problem.acc_dtype)
