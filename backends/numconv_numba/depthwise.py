@@ -196,7 +196,7 @@ def _tile_cycles(rows: int, vectors: int, schedule: list[tuple[int, int, int, in
     for _, begin, end, _, low, high in schedule:
         active = max(0, high - low)
         if active:
-            cycles += 3 + (end - begin) * (max(active * vectors, active + 1.9 * vectors) / 2 + 0.5)
+            cycles += 11 + (end - begin) * (max(active * vectors, active + 1.9 * vectors) / 2 + 0.5)
     return cycles
 
 

@@ -51,14 +51,14 @@ from .depthwise import (
     slab_places,
     slices_of,
 )
-from .direct import MEASURED_ERROR, Direct, clear, conv_vectors
+from .direct import MEASURED_ERROR, Direct, added, clear, conv_vectors
 from .elements import INT64, itemsize, same
 from .geometry import BATCH, DILATION, DIMS, FLIPPED, LOW, MODE, OUTPUT, PARTS, PER_C, PER_K, SIZE, STRIDE, WINDOW, part
 from .microkernels import correlation as task_of
 from .microkernels.copies import split_strip
 from .microkernels.correlation import TASK, correlate, sum_places
 from .microkernels.emit import host, lanes_of
-from .scalar import as_integer, load, pointer, store, zero
+from .scalar import add, as_integer, load, pointer, store, zero
 from .threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
 
 __all__ = ["DepthwiseWeights"]
@@ -108,12 +108,12 @@ def _units(problem: ConvProblem, layout: Layout) -> int:
 
 
 def _cycles(problem: ConvProblem, plan: _Plan) -> float:
-    """Of one group: two multiply-adds or two loads a cycle; one accumulator is used once in four."""
+    """Of one group: two multiply-adds a cycle, and two thirds of a load, of which most cross two lines of memory."""
     layout, lanes = plan.layout, plan.layout.lanes
     pairs = slices_of(problem) * (problem.k // problem.groups)
     pixels = layout.width if layout.folded else problem.output[-1]
     strips = 1 if layout.folded else -(-pixels // (layout.strip * layout.width))
-    line = max(plan.rows * plan.columns / 2, (1.9 * plan.columns + 1) / 2, 4) + 2
+    line = max(plan.rows * plan.columns / 2, plan.columns * 1.5, 4) + 2
     walk = -(-pixels // lanes) * (line * (layout.band + plan.rows - 1) + 10) + strips * (plan.rows * plan.columns * 3 + 60)
     products = pairs * len(plan.row_tiles) * len(plan.column_tiles) * walk * layout.bands
     return _units(problem, layout) / layout.bands * (products + slices_of(problem) * strips * packing_cycles(layout))
@@ -136,8 +136,8 @@ def plan_for(problem: ConvProblem) -> _Plan:
 
 
 # What the kernel knows of a plan: items of a group, rows and columns of a tile, tiles of rows and of columns, elements of the sums of
-# a tile, taps of a slice of a kernel.
-SHARES, ROWS, COLS, ROW_TILES, COLUMN_TILES, PLACES, TAPS = range(7)
+# a tile, taps of a slice of a kernel; whether grad_y itself is added up.
+SHARES, ROWS, COLS, ROW_TILES, COLUMN_TILES, PLACES, TAPS, BIAS = range(8)
 # The parts of a worker's scratch memory.
 SLAB, SLICES, GRADIENTS, SUMS, FIELDS, AREAS = range(6)
 
@@ -151,6 +151,17 @@ def copy_rows(target, y, rows, y_row, pixels, y_step, xt, at):
     for row in range(rows):
         for q in range(pixels):
             store(target + (row * pixels + q) * itemsize(at), load(y + (row * y_row + q * y_step), xt, at), at)
+
+
+@helper
+def add_sums(sums, y, rows, y_row, left, pixels, y_step, k_step, per_k, xt, at):
+    """sums[k] += grad_y of each output channel, of which the last row has `left` pixels if that is not 0."""
+    for k in range(per_k):
+        for row in range(rows):
+            count = left if (left > 0) & (row == rows - 1) else pixels
+            place = sums + k * itemsize(at)
+            total = added(y + (k * k_step + row * y_row), count, y_step, xt, at)
+            store(place, add(load(place, at), total), at)
 
 
 @helper
@@ -175,11 +186,17 @@ def add_tiles(x, origin, line_bytes, first_row, inside, beyond, y, y_row, rows, 
 
 
 @helper
+def short_pixels(g, b, end_row):
+    """The pixels of the last row before `end_row`, if they are folded and it is the last one at all; else 0."""
+    if b[FOLDED] and end_row == b[TOTAL]:
+        return g[part(g, OUTPUT)] - (b[TOTAL] - 1) * b[WIDTH]
+    return 0
+
+
+@helper
 def add_rows(x, origin, line_bytes, first_row, inside, beyond, y, y_row, rows, pixels, sums, buffer, frame, g, b, xt, at):
     """`add_tiles` for `rows` rows, of which the last one may be short if they are folded; grad_y is copied where it must be."""
-    y_step, left = g[part(g, PARTS + 2) + 2 + g[DIMS]], 0
-    if b[FOLDED] and first_row + rows == b[TOTAL]:
-        left = g[part(g, OUTPUT)] - (b[TOTAL] - 1) * b[WIDTH]
+    y_step, left = g[part(g, PARTS + 2) + 2 + g[DIMS]], short_pixels(g, b, first_row + rows)
     whole = rows - 1 if left > 0 else rows
     for short in range(2):
         row, count, used = (whole, 1, left) if short else (0, whole, pixels)
@@ -194,7 +211,7 @@ def add_rows(x, origin, line_bytes, first_row, inside, beyond, y, y_row, rows, p
 @helper
 def add_band(x, y, output, residue, first_row, end_row, areas, entries, tables, g, b, p, xt, at):
     """A band of rows of grad_y of one image, for all kernels of a group; x and y are the addresses of the group in the image."""
-    slab, slices, buffer, sums, fields = areas
+    slab, slices, buffer, sums, fields, shifts = areas
     columns, row_tiles, column_tiles = tables
     axis, ys, size = g[DIMS] - 1, part(g, PARTS + 2), itemsize(at)
     low, stride, length = g[part(g, LOW) + axis], g[part(g, STRIDE) + axis], g[part(g, OUTPUT) + axis]
@@ -216,6 +233,11 @@ def add_band(x, y, output, residue, first_row, end_row, areas, entries, tables, 
         count = pack_strip(x, output, base, origin, end, start, (g, b, entries, (slab, slab, slices, sums, fields), y), entries[SPLIT], xt, at)
         # whole vectors are read, and must be finite
         clear(slab + count * slice_bytes, b[WIDTH] + b[PITCH] if b[FOLDED] else b[PITCH], at)
+        if p[BIAS]:
+            add_sums(
+                shifts, y + (offset + column * g[ys + 3 + axis]), end_row - first_row, y_row, short_pixels(g, b, end_row), pixels,
+                g[ys + 3 + axis], g[ys + 2], g[PER_K], xt, at,
+            )  # fmt: skip
         for index in range(count):
             which = table[2 * index + 1] // weight_bytes
             for k in range(g[PER_K]):
@@ -250,14 +272,19 @@ def scatter(sums, target, kernels, g, b, p, row_tiles, column_tiles, at):
 
 @helper
 def _parts(begin, end, args):
-    xt, at, items, workers, scratch, areas, entries, tables, y, x, partial, status, g, b, p = args
+    xt, at, items, workers, scratch, areas, entries, tables, y, x, partial, shifts, status, g, b, p = args
     own = worker_area(scratch, areas, AREAS, workers, items, begin)
-    memory = own + areas[SLAB], own + areas[SLICES], own + areas[GRADIENTS], own + areas[SUMS], own + areas[FIELDS]
     _, row_tiles, column_tiles = tables
     xs, ys, kernels = part(g, PARTS), part(g, PARTS + 2), g[PER_K] * g[PER_C] * b[OUTER_TAPS]
     units = g[BATCH] * b[OUTER_OUTPUTS] * b[CLASSES] * b[BANDS]
     for item in range(begin, end):
         group, share = item // p[SHARES], item % p[SHARES]
+        memory = (
+            own + areas[SLAB], own + areas[SLICES], own + areas[GRADIENTS], own + areas[SUMS], own + areas[FIELDS],
+            shifts + item * g[PER_K] * itemsize(at),
+        )  # fmt: skip
+        if p[BIAS]:
+            clear(memory[5], g[PER_K], at)
         clear(memory[SUMS], kernels * p[ROW_TILES] * p[COLUMN_TILES] * p[PLACES], at)
         for unit in range(units * share // p[SHARES], units * (share + 1) // p[SHARES]):
             first_row, left = unit % b[BANDS] * b[BAND], unit // b[BANDS]
@@ -277,12 +304,12 @@ def _parts(begin, end, args):
 @kernel
 def depthwise_weights(
     xt: Tag, at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, entries: Address, columns: Address,
-    row_tiles: Address, column_tiles: Address, y: Address, x: Address, partial: Address, status: Address, g: Address, b: Address,
+    row_tiles: Address, column_tiles: Address, y: Address, x: Address, partial: Address, shifts: Address, status: Address, g: Address, b: Address,
     p: Address,
 ) -> None:  # fmt: skip
     """The gradient of w from that of y and x, [group][share][k][slice][tap]: an item is a share of the pixels of a group.
 
-    `status` gets a 1 if a sum is not finite.
+    `shifts`, [group][share][k], gets the sums of grad_y if p asks for them, `status` a 1 if a sum is not finite.
     """
     parallel_for(
         region,
@@ -291,7 +318,7 @@ def depthwise_weights(
         _parts,
         (
             xt, at, items, workers, scratch, pointer(areas, INT64), pointer(entries, INT64),
-            (columns, pointer(row_tiles, INT64), pointer(column_tiles, INT64)), y, x, partial, status, pointer(g, INT64),
+            (columns, pointer(row_tiles, INT64), pointer(column_tiles, INT64)), y, x, partial, shifts, status, pointer(g, INT64),
             pointer(b, INT64), pointer(p, INT64),
         ),
     )  # fmt: skip
@@ -331,7 +358,7 @@ class _Executor:
         self._block = layout_vector(problem, layout)
         taps = math.prod(problem.kernel[-2:])
         tile = plan.rows, plan.columns, layout.lanes
-        counts = len(plan.row_tiles), len(plan.column_tiles), sum_places(*tile), taps
+        counts = len(plan.row_tiles), len(plan.column_tiles), sum_places(*tile), taps, int(problem.bias == "y")
         self._plan = np.array([plan.parts, plan.rows, plan.columns, *counts], np.int64)
         self._areas = _areas(problem, plan)
         entries = split_strip.address(layout.lanes, problem.acc_dtype), correlate.address(tile, problem.acc_dtype)
@@ -342,16 +369,20 @@ class _Executor:
         """Compute."""
         problem, (w, *bias), (y, x) = self._problem, outs, ins
         partial = np.empty((problem.groups, self._parts, w.size // problem.groups), problem.acc_dtype)
+        shifts = np.empty((problem.groups, self._parts, problem.k // problem.groups), problem.acc_dtype)
         status = np.zeros(1, np.uint8)
         run_with(
             self._areas, self._kernel, problem.groups * self._parts, problem.flops / 2, self._entries, self._columns, self._row_tiles,
-            self._column_tiles, y, x, partial, status, self._vectors(x.strides, w.strides, y.strides), self._block, self._plan,
+            self._column_tiles, y, x, partial, shifts, status, self._vectors(x.strides, w.strides, y.strides), self._block,
+            self._plan,
         )  # fmt: skip
         if status[0] and not (np.isfinite(y).all() and np.isfinite(x).all()):
             self._direct(outs, ins)  # padding zeros, or pixels beyond a row, have met what is not finite
             return
-        w[...] = (partial[:, 0] if self._parts == 1 else partial.sum(axis=1)).reshape(w.shape)
-        if bias:
+        w[...] = partial.sum(axis=1).reshape(w.shape)
+        if bias and problem.bias == "y":
+            bias[0][...] = shifts.sum(axis=1).reshape(-1)
+        elif bias:
             self._direct.bias_grad(bias[0], y, x, w)
 
     @functools.cached_property
