@@ -1,13 +1,14 @@
 """Weight gradients of few channels on register tiles with the lanes over pixels, for real floats.
 
-A work item takes all or some of the pixels of one group. As in `depthwise` it passes over bands of rows in strips; the tile of
-`microkernels.correlation` adds up the products of grad_y with what some taps read of x, in the lanes of one vector each tap. How the
-pixels are shared among items, and so the order of every sum, depends on the problem alone; the sums of items are added in order.
+A work item takes all or some of the pixels of one group, and passes over them in bands and strips (see `strips`). The tile of
+`microkernels.correlation` adds up the products of grad_y with what some taps of w read of x, in the lanes of one vector a tap. How
+the pixels are shared among items, and so the order of every sum, depends on the problem alone; the sums of items are added in turn.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
@@ -18,17 +19,23 @@ from numconv.plugin import ConvProblem, Implementation, Verdict, np_dtype
 
 from .blocked import CALL_SECONDS, seconds
 from .compiler import Address, Tag, helper, invoke, kernel
-from .depthwise import (
-    BAND,
+from .direct import MEASURED_ERROR, Direct, added, clear, conv_vectors
+from .elements import INT64, itemsize, same
+from .geometry import BATCH, DIMS, FLIPPED, MODE, OUTPUT, PARTS, PER_C, PER_K, part
+from .microkernels import correlation as task_of
+from .microkernels.correlation import TASK, correlate, sum_places
+from .microkernels.emit import host
+from .scalar import add, as_integer, load, pointer, store, zero
+from .strips import (
     BANDS,
     CLASSES,
     COLUMNS,
-    EXTRA,
     FOLDED,
     ITEMS,
     LAG,
     OUTER_OUTPUTS,
     OUTER_TAPS,
+    PACK,
     PHASE_ROWS,
     PHASES,
     PITCH,
@@ -36,29 +43,24 @@ from .depthwise import (
     SPLIT,
     STRIP,
     TILE,
-    TOTAL,
     UINT8,
     WIDTH,
     Layout,
+    band_lines,
+    band_of,
     column_places,
+    entry_table,
     first_row_of,
-    inside_lines,
     layout_vector,
     layout_with,
+    line_bytes_of,
     outer_place,
-    pack_strip,
     packing_cycles,
+    short_pixels,
     slab_places,
     slices_of,
+    strip_of,
 )
-from .direct import MEASURED_ERROR, Direct, added, clear, conv_vectors
-from .elements import INT64, itemsize, same
-from .geometry import BATCH, DILATION, DIMS, FLIPPED, LOW, MODE, OUTPUT, PARTS, PER_C, PER_K, SIZE, STRIDE, WINDOW, part
-from .microkernels import correlation as task_of
-from .microkernels.copies import split_strip
-from .microkernels.correlation import TASK, correlate, sum_places
-from .microkernels.emit import host, lanes_of
-from .scalar import add, as_integer, load, pointer, store, zero
 from .threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
 
 __all__ = ["DepthwiseWeights"]
@@ -128,15 +130,13 @@ def plan_for(problem: ConvProblem) -> _Plan:
     for vectors in (1, 2, 4) if problem.ndim == 1 else (1,):
         layout = layout_with(forward, False, 1, vectors)
         most = -(-layout.reached // layout.lag)
-        for rows in range(1, min(most, 8) + 1):
-            for columns in range(1, min(layout.columns, 12) + 1):
-                if rows * columns + rows + 1 < registers:
-                    plans.append(_tiled(problem, layout, rows, columns))
+        shapes = itertools.product(range(1, min(most, 8) + 1), range(1, min(layout.columns, 12) + 1))
+        plans += [_tiled(problem, layout, *shape) for shape in shapes if shape[0] * (shape[1] + 1) + 1 < registers]
     return min(plans, key=lambda plan: _cycles(problem, plan))
 
 
-# What the kernel knows of a plan: items of a group, rows and columns of a tile, tiles of rows and of columns, elements of the sums of
-# a tile, taps of a slice of a kernel; whether grad_y itself is added up.
+# What the kernel knows of a plan: items of a group, rows and columns of a tile, tiles of rows and of columns, elements of the sums
+# of a tile, taps of a slice of a kernel; whether grad_y itself is added up.
 SHARES, ROWS, COLS, ROW_TILES, COLUMN_TILES, PLACES, TAPS, BIAS = range(8)
 # The parts of a worker's scratch memory.
 SLAB, SLICES, GRADIENTS, SUMS, FIELDS, AREAS = range(6)
@@ -147,112 +147,94 @@ SLAB, SLICES, GRADIENTS, SUMS, FIELDS, AREAS = range(6)
 
 @helper
 def copy_rows(target, y, rows, y_row, pixels, y_step, xt, at):
-    """Rows of grad_y, side by side in the accumulation dtype."""
+    """Rows of grad_y, one behind the other in the accumulation dtype."""
     for row in range(rows):
         for q in range(pixels):
             store(target + (row * pixels + q) * itemsize(at), load(y + (row * y_row + q * y_step), xt, at), at)
 
 
 @helper
-def add_sums(sums, y, rows, y_row, left, pixels, y_step, k_step, per_k, xt, at):
-    """sums[k] += grad_y of each output channel, of which the last row has `left` pixels if that is not 0."""
-    for k in range(per_k):
+def add_sums(sums, y, y_row, rows, pixels, short, g, xt, at):
+    """sums[k] += the rows of grad_y of each output channel, of which the last one has `short` pixels if that is not 0."""
+    ys = part(g, PARTS + 2)
+    for k in range(g[PER_K]):
+        place = sums + k * itemsize(at)
         for row in range(rows):
-            count = left if (left > 0) & (row == rows - 1) else pixels
-            place = sums + k * itemsize(at)
-            total = added(y + (k * k_step + row * y_row), count, y_step, xt, at)
+            count = short if (short > 0) & (row == rows - 1) else pixels
+            total = added(y + (k * g[ys + 2] + row * y_row), count, g[ys + 2 + g[DIMS]], xt, at)
             store(place, add(load(place, at), total), at)
 
 
 @helper
-def add_tiles(x, origin, line_bytes, first_row, inside, beyond, y, y_row, rows, pixels, sums, frame, at):
-    """The products of `rows` rows of grad_y with a slice of x, whose slab begins with the line `origin`, for all tiles of taps."""
-    b, p, entry, columns, row_tiles, column_tiles, fields = frame
-    lag, task, place = b[LAG], pointer(fields, INT64), sums
+def add_tiles(x, first_row, lines, y, y_row, rows, pixels, sums, frame, at):
+    """The products of `rows` rows of grad_y with a slice of x, which begins with the first of the band's lines, for all taps."""
+    _, b, p, entries, areas, tables = frame
+    columns, row_tiles, column_tiles = tables
+    _, inside, beyond, origin, _ = lines
+    lag, line_bytes, task, place = b[LAG], line_bytes_of(b, at), pointer(areas[FIELDS], INT64), sums
     task[task_of.G], task[task_of.G_ROW], task[task_of.ROWS], task[task_of.PIXELS] = as_integer(y), y_row, rows, pixels
     task[task_of.X_ROW] = lag * line_bytes
     for tile in range(p[ROW_TILES]):
         phase, top = row_tiles[2 * tile], row_tiles[2 * tile + 1]
-        used = min(p[ROWS], (b[REACHED] - phase + lag - 1) // lag - top)
-        start = top + first_row
+        used, start = min(p[ROWS], (b[REACHED] - phase + lag - 1) // lag - top), top + first_row
         task[task_of.X] = as_integer(x + (lag * start + phase - origin) * line_bytes)
         task[task_of.FIRST] = max(0, -((phase - inside) // lag) - start)
         task[task_of.LAST] = min(rows + used - 1, -((phase - beyond) // lag) - start)
         for column in range(p[COLUMN_TILES]):
             task[task_of.COLUMNS] = as_integer(columns + 8 * column_tiles[column])
             task[task_of.SUMS] = as_integer(place)
-            invoke(entry, fields)
+            invoke(entries[TILE], areas[FIELDS])
             place = place + p[PLACES] * itemsize(at)
 
 
 @helper
-def short_pixels(g, b, end_row):
-    """The pixels of the last row before `end_row`, if they are folded and it is the last one at all; else 0."""
-    if b[FOLDED] and end_row == b[TOTAL]:
-        return g[part(g, OUTPUT)] - (b[TOTAL] - 1) * b[WIDTH]
-    return 0
-
-
-@helper
-def add_rows(x, origin, line_bytes, first_row, inside, beyond, y, y_row, rows, pixels, sums, buffer, frame, g, b, xt, at):
-    """`add_tiles` for `rows` rows, of which the last one may be short if they are folded; grad_y is copied where it must be."""
-    y_step, left = g[part(g, PARTS + 2) + 2 + g[DIMS]], short_pixels(g, b, first_row + rows)
-    whole = rows - 1 if left > 0 else rows
-    for short in range(2):
-        row, count, used = (whole, 1, left) if short else (0, whole, pixels)
+def add_rows(x, first_row, lines, y, y_row, rows, pixels, short, sums, frame, xt, at):
+    """`add_tiles` for rows of which the last one has `short` pixels if that is not 0; grad_y is copied where it must be."""
+    g, _, _, _, areas, _ = frame
+    y_step = g[part(g, PARTS + 2) + 2 + g[DIMS]]
+    whole = rows - 1 if short > 0 else rows
+    for last in range(2):
+        row, count, used = (whole, 1, short) if last else (0, whole, pixels)
         if count > 0 and used > 0:
             source, step = y + row * y_row, y_row
             if not (same(xt, at) & (y_step == itemsize(at))):
-                copy_rows(buffer, source, count, y_row, used, y_step, xt, at)
-                source, step = buffer, used * itemsize(at)
-            add_tiles(x, origin, line_bytes, first_row + row, inside, beyond, source, step, count, used, sums, frame, at)
+                copy_rows(areas[GRADIENTS], source, count, y_row, used, y_step, xt, at)
+                source, step = areas[GRADIENTS], used * itemsize(at)
+            add_tiles(x, first_row + row, lines, source, step, count, used, sums, frame, at)
 
 
 @helper
-def add_band(x, y, output, residue, first_row, end_row, areas, entries, tables, g, b, p, xt, at):
+def add_band(x, y, output, residue, first_row, end_row, shifts, frame, xt, at):
     """A band of rows of grad_y of one image, for all kernels of a group; x and y are the addresses of the group in the image."""
-    slab, slices, buffer, sums, fields, shifts = areas
-    columns, row_tiles, column_tiles = tables
+    g, b, p, entries, areas, _ = frame
     axis, ys, size = g[DIMS] - 1, part(g, PARTS + 2), itemsize(at)
-    low, stride, length = g[part(g, LOW) + axis], g[part(g, STRIDE) + axis], g[part(g, OUTPUT) + axis]
-    base, inside, beyond, origin, end = 0, -(1 << 60), 1 << 60, first_row, end_row
-    if not b[FOLDED]:
-        base = residue * g[part(g, STRIDE) + axis - 1] - g[part(g, LOW) + axis - 1]
-        inside, beyond = inside_lines(base, g[part(g, DILATION) + axis - 1], g[part(g, SIZE) + axis - 1], g[MODE])
-        origin = max(inside, b[LAG] * first_row)
-        end = max(origin, min(beyond, b[LAG] * (end_row - 1) + b[REACHED]))
-    frame = b, p, entries[TILE], columns, row_tiles, column_tiles, fields
-    line_bytes = b[WIDTH] * size if b[FOLDED] else b[PHASES] * b[PITCH] * size
+    lines = band_lines(first_row, end_row, residue, g[MODE], g, b)
+    base, _, _, origin, end = lines
     slice_bytes = (1 if b[FOLDED] else end - origin) * b[PHASES] * b[PITCH] * size
-    of_slice, table = p[ROW_TILES] * p[COLUMN_TILES] * p[PLACES] * size, pointer(slices, INT64)
-    weight_bytes = b[COLUMNS] * b[LAG] * b[PHASE_ROWS] * size
+    of_kernel, table = p[ROW_TILES] * p[COLUMN_TILES] * p[PLACES] * size, pointer(areas[SLICES], INT64)
     offset, y_row = first_row_of(g, b, first_row, residue)
-    for column in range(0, 1 if b[FOLDED] else length, b[STRIP] * b[WIDTH]):
-        start = (first_row * b[WIDTH] if b[FOLDED] else column) * stride - low
-        pixels = b[WIDTH] if b[FOLDED] else min(b[STRIP] * b[WIDTH], length - column)
-        count = pack_strip(x, output, base, origin, end, start, (g, b, entries, (slab, slab, slices, sums, fields), y), entries[SPLIT], xt, at)
+    rows, short = end_row - first_row, short_pixels(g, b, end_row)
+    for column in range(0, 1 if b[FOLDED] else g[part(g, OUTPUT) + axis], b[STRIP] * b[WIDTH]):
+        start, pixels = strip_of(g, b, column, first_row)
+        count = invoke(entries[PACK], areas[SLAB], areas[SLICES], x, output, base, origin, end, start, entries[SPLIT], g, b)
         # whole vectors are read, and must be finite
-        clear(slab + count * slice_bytes, b[WIDTH] + b[PITCH] if b[FOLDED] else b[PITCH], at)
+        clear(areas[SLAB] + count * slice_bytes, b[WIDTH] + b[PITCH], at)
+        grads = y + (offset + column * g[ys + 3 + axis])
         if p[BIAS]:
-            add_sums(
-                shifts, y + (offset + column * g[ys + 3 + axis]), end_row - first_row, y_row, short_pixels(g, b, end_row), pixels,
-                g[ys + 3 + axis], g[ys + 2], g[PER_K], xt, at,
-            )  # fmt: skip
+            add_sums(shifts, grads, y_row, rows, pixels, short, g, xt, at)
         for index in range(count):
-            which = table[2 * index + 1] // weight_bytes
+            which = table[2 * index + 1] // (b[COLUMNS] * b[LAG] * b[PHASE_ROWS] * size)
             for k in range(g[PER_K]):
-                source = y + (k * g[ys + 2] + offset + column * g[ys + 3 + axis])
-                into = sums + (k * g[PER_C] * b[OUTER_TAPS] + which) * of_slice
-                add_rows(
-                    slab + table[2 * index], origin, line_bytes, first_row, inside, beyond, source, y_row, end_row - first_row, pixels,
-                    into, buffer, frame, g, b, xt, at,
-                )  # fmt: skip
+                sums = areas[SUMS] + (k * g[PER_C] * b[OUTER_TAPS] + which) * of_kernel
+                source = areas[SLAB] + table[2 * index]
+                add_rows(source, first_row, lines, grads + k * g[ys + 2], y_row, rows, pixels, short, sums, frame, xt, at)
 
 
 @helper
-def scatter(sums, target, kernels, g, b, p, row_tiles, column_tiles, at):
+def scatter(sums, target, kernels, tables, g, b, p, at):
     """The sums of the tiles to [kernel][tap]; returns whether one is not finite."""
     flipped, size, bad = g[part(g, FLIPPED)] != 0, itemsize(at), zero(at)
+    _, row_tiles, column_tiles = tables
     for which in range(kernels):
         out = target + which * p[TAPS] * size
         for tile in range(p[ROW_TILES]):
@@ -274,38 +256,30 @@ def scatter(sums, target, kernels, g, b, p, row_tiles, column_tiles, at):
 def _parts(begin, end, args):
     xt, at, items, workers, scratch, areas, entries, tables, y, x, partial, shifts, status, g, b, p = args
     own = worker_area(scratch, areas, AREAS, workers, items, begin)
-    _, row_tiles, column_tiles = tables
-    xs, ys, kernels = part(g, PARTS), part(g, PARTS + 2), g[PER_K] * g[PER_C] * b[OUTER_TAPS]
-    units = g[BATCH] * b[OUTER_OUTPUTS] * b[CLASSES] * b[BANDS]
+    memory = own + areas[SLAB], own + areas[SLICES], own + areas[GRADIENTS], own + areas[SUMS], own + areas[FIELDS]
+    frame = g, b, p, entries, memory, tables
+    xs, ys, kernels, size = part(g, PARTS), part(g, PARTS + 2), g[PER_K] * g[PER_C] * b[OUTER_TAPS], itemsize(at)
+    each = b[OUTER_OUTPUTS] * b[CLASSES] * b[BANDS]
+    units = g[BATCH] * each
     for item in range(begin, end):
-        group, share = item // p[SHARES], item % p[SHARES]
-        memory = (
-            own + areas[SLAB], own + areas[SLICES], own + areas[GRADIENTS], own + areas[SUMS], own + areas[FIELDS],
-            shifts + item * g[PER_K] * itemsize(at),
-        )  # fmt: skip
-        if p[BIAS]:
-            clear(memory[5], g[PER_K], at)
+        group, share, shift = item // p[SHARES], item % p[SHARES], shifts + item * g[PER_K] * size
         clear(memory[SUMS], kernels * p[ROW_TILES] * p[COLUMN_TILES] * p[PLACES], at)
+        clear(shift, g[PER_K], at)
         for unit in range(units * share // p[SHARES], units * (share + 1) // p[SHARES]):
-            first_row, left = unit % b[BANDS] * b[BAND], unit // b[BANDS]
-            residue, left = left % b[CLASSES], left // b[CLASSES]
-            output, n = left % b[OUTER_OUTPUTS], left // b[OUTER_OUTPUTS]
-            rows = b[TOTAL]
-            if not b[FOLDED]:
-                rows = (g[part(g, OUTPUT) + g[DIMS] - 2] - residue + b[CLASSES] - 1) // b[CLASSES]
-            end_row = min(first_row + b[BAND], rows)
+            first_row, end_row, residue, output = band_of(unit % each, g, b)
             if first_row < end_row:
+                n = unit // each
                 source, grads = x + (n * g[xs] + group * g[xs + 1]), y + (n * g[ys] + group * g[ys + 1] + outer_place(g, output))
-                add_band(source, grads, output, residue, first_row, end_row, memory, entries, tables, g, b, p, xt, at)
-        if scatter(memory[SUMS], partial + item * kernels * p[TAPS] * itemsize(at), kernels, g, b, p, row_tiles, column_tiles, at):
+                add_band(source, grads, output, residue, first_row, end_row, shift, frame, xt, at)
+        if scatter(memory[SUMS], partial + item * kernels * p[TAPS] * size, kernels, tables, g, b, p, at):
             store(status, np.uint8(1), UINT8)
 
 
 @kernel
 def depthwise_weights(
     xt: Tag, at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, entries: Address, columns: Address,
-    row_tiles: Address, column_tiles: Address, y: Address, x: Address, partial: Address, shifts: Address, status: Address, g: Address, b: Address,
-    p: Address,
+    row_tiles: Address, column_tiles: Address, y: Address, x: Address, partial: Address, shifts: Address, status: Address,
+    g: Address, b: Address, p: Address,
 ) -> None:  # fmt: skip
     """The gradient of w from that of y and x, [group][share][k][slice][tap]: an item is a share of the pixels of a group.
 
@@ -352,17 +326,15 @@ class _Executor:
         self._padded = problem.pad_mode == "zeros" and any(low > 0 or high > 0 for low, high in problem.padding)
         self._vectors = conv_vectors(problem, 0)
         places = column_places(problem.replace(flip=False), layout.columns)
-        self._columns = np.array([(phase * layout.pitch + place) * item for phase, place in places], np.int64)
-        self._row_tiles = np.array(plan.row_tiles, np.int64)
-        self._column_tiles = np.array(plan.column_tiles, np.int64)
+        columns = [(phase * layout.pitch + place) * item for phase, place in places]
+        self._tables = [np.array(table, np.int64) for table in (columns, plan.row_tiles, plan.column_tiles)]
         self._block = layout_vector(problem, layout)
         taps = math.prod(problem.kernel[-2:])
         tile = plan.rows, plan.columns, layout.lanes
         counts = len(plan.row_tiles), len(plan.column_tiles), sum_places(*tile), taps, int(problem.bias == "y")
         self._plan = np.array([plan.parts, plan.rows, plan.columns, *counts], np.int64)
         self._areas = _areas(problem, plan)
-        entries = split_strip.address(layout.lanes, problem.acc_dtype), correlate.address(tile, problem.acc_dtype)
-        self._entries = np.array(entries, np.int64)
+        self._entries = entry_table(problem.dtype, problem.acc_dtype, correlate.address(tile, problem.acc_dtype))
         self._kernel = depthwise_weights.specialise(problem.dtype, problem.acc_dtype)
 
     def __call__(self, outs: Any, ins: Any) -> None:
@@ -372,9 +344,8 @@ class _Executor:
         shifts = np.empty((problem.groups, self._parts, problem.k // problem.groups), problem.acc_dtype)
         status = np.zeros(1, np.uint8)
         run_with(
-            self._areas, self._kernel, problem.groups * self._parts, problem.flops / 2, self._entries, self._columns, self._row_tiles,
-            self._column_tiles, y, x, partial, shifts, status, self._vectors(x.strides, w.strides, y.strides), self._block,
-            self._plan,
+            self._areas, self._kernel, problem.groups * self._parts, problem.flops / 2, self._entries, *self._tables, y, x, partial,
+            shifts, status, self._vectors(x.strides, w.strides, y.strides), self._block, self._plan,
         )  # fmt: skip
         if status[0] and not (np.isfinite(y).all() and np.isfinite(x).all()):
             self._direct(outs, ins)  # padding zeros, or pixels beyond a row, have met what is not finite

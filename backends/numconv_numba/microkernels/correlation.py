@@ -1,8 +1,8 @@
 """Register tiles of weight gradients of few channels: the taps are the accumulators, the lanes are pixels.
 
-A tile holds one vector for each of `rows` x `columns` taps. It walks down the rows of x, vector by vector of pixels; at each column of
-taps it loads the pixels of x once, and multiplies them with the last rows of grad_y, which stay in registers: one for each row of
-taps. In the end the lanes are added up, and the sums to those of earlier pixels.
+A tile holds one vector for each of `rows` x `columns` taps. It walks down the rows of x, vector by vector of pixels; at each column
+of taps it loads the pixels of x once, and multiplies them with the last rows of grad_y, which stay in registers: one for each row
+of taps. In the end the lanes are added up, and the sums to those of earlier pixels.
 """
 
 from __future__ import annotations
@@ -20,7 +20,19 @@ from .emit import Emitter, check_kinds
 # Fields of a task.
 X, COLUMNS, G, SUMS, X_ROW, G_ROW, FIRST, LAST, ROWS, PIXELS, TASK = range(11)
 __all__ = [
-    "COLUMNS", "FIRST", "G", "G_ROW", "LAST", "PIXELS", "ROWS", "SUMS", "TASK", "X", "X_ROW", "correlate", "sum_places",
+    "COLUMNS",
+    "FIRST",
+    "G_ROW",
+    "LAST",
+    "PIXELS",
+    "ROWS",
+    "SUMS",
+    "TASK",
+    "X_ROW",
+    "G",
+    "X",
+    "correlate",
+    "sum_places",
 ]  # fmt: skip
 
 _i64 = ir.IntType(64)
@@ -40,6 +52,15 @@ def _lane_sums(emit: Emitter, builder: Any, vectors: list[Any]) -> Any:
             for a, b in pairs
         ]
     return vectors[0]
+
+
+def _add_to(emit: Emitter, builder: Any, slots: list[Any], y: Any) -> None:
+    """y[i] += the sum of the lanes of slot i; whole vectors of y."""
+    for first in range(0, len(slots), emit.lanes):
+        vectors = [builder.load(slot) for slot in slots[first : first + emit.lanes]]
+        vectors += [emit.zero] * (emit.lanes - len(vectors))
+        place = emit.at(y, first * (emit.width // emit.lanes))
+        emit.store(builder.fadd(emit.load(place), _lane_sums(emit, builder, vectors)), place)
 
 
 @intrinsic
@@ -99,12 +120,7 @@ def _correlate(typingctx: Any, shape: Any, dtype: Any, task: Any) -> Any:
                 builder.position_at_end(following)
             builder.branch(start)
             builder.position_at_end(end)
-        slots = [slot for line in sums for slot in line]
-        for first in range(0, len(slots), lanes):
-            vectors = [builder.load(slot) for slot in slots[first : first + lanes]]
-            vectors += [emit.zero] * (lanes - len(vectors))
-            place = emit.at(y, first * (emit.width // lanes))
-            emit.store(builder.fadd(emit.load(place), _lane_sums(emit, builder, vectors)), place)
+        _add_to(emit, builder, [slot for line in sums for slot in line], y)
         return context.get_dummy_value()
 
     return types.void(shape, dtype, task), codegen

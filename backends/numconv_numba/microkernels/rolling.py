@@ -48,6 +48,19 @@ def _place(shape: Roll, row: int) -> int:
     return row % shape.lag * -(-shape.rows // shape.lag) + row // shape.lag
 
 
+def _shift(emit: Emitter, builder: Any, bias: Any) -> Any:
+    """The bias in all lanes; -0, which changes no sum, if its address is 0."""
+    slot = cgutils.alloca_once_value(builder, emit.constant(-0.0))
+    with builder.if_then(builder.icmp_unsigned("!=", builder.ptrtoint(bias, _i64), _i64(0))):
+        builder.store(emit.broadcast(bias), slot)
+    return builder.load(slot)
+
+
+def _write(emit: Emitter, values: Sequence[Any], place: Any, masks: Sequence[Any]) -> None:
+    for v, (value, mask) in enumerate(zip(values, masks, strict=True)):
+        emit.store_masked(value, emit.at(place, v * emit.width), mask)
+
+
 @intrinsic
 def _roll(typingctx: Any, tag: Any, dtype: Any, job: Any) -> Any:
     check_kinds((tag, dtype), (job,))
@@ -61,10 +74,7 @@ def _roll(typingctx: Any, tag: Any, dtype: Any, job: Any) -> Any:
         turns = _turns(shape)
         sums = [[emit.accumulator() for _ in range(shape.vectors)] for _ in range(-(-shape.rows // shape.lag))]
         masks = [emit.first(builder.sub(fields[USED], _i64(v * shape.lanes))) for v in range(shape.vectors)]
-        shift = cgutils.alloca_once_value(builder, emit.constant(-0.0))
-        with builder.if_then(builder.icmp_unsigned("!=", fields[BIAS], _i64(0))):
-            builder.store(emit.broadcast(bias), shift)
-        shift = builder.load(shift)
+        shift = _shift(emit, builder, bias)
         relu = emit.spread(builder.icmp_signed("!=", fields[RELU], _i64(0)))
         plain = builder.icmp_signed("==", builder.or_(fields[RELU], fields[BIAS]), _i64(0))
         lines = builder.add(builder.mul(builder.sub(fields[USED_ROWS], _i64(1)), _i64(shape.lag)), _i64(shape.rows))
@@ -83,18 +93,14 @@ def _roll(typingctx: Any, tag: Any, dtype: Any, job: Any) -> Any:
                         builder.store(emit.fma(pixel, weight, builder.load(slot)), slot)
             builder.store(emit.at(x_line, fields[X_ROW]), source)
 
-        def write(values: Sequence[Any], place: Any) -> None:
-            for v, value in enumerate(values):
-                emit.store_masked(value, emit.at(place, v * emit.width), masks[v])
-
         def finish(vectors: Sequence[Any]) -> None:
             place = builder.load(target)
             values = [builder.load(slot) for slot in vectors]
             with builder.if_else(plain) as (bare, dressed):
                 with bare:
-                    write(values, place)
+                    _write(emit, values, place, masks)
                 with dressed:
-                    write([emit.positive(builder.fadd(value, shift), relu) for value in values], place)
+                    _write(emit, [emit.positive(builder.fadd(value, shift), relu) for value in values], place, masks)
             builder.store(emit.at(place, fields[Y_ROW]), target)
 
         start, end = builder.append_basic_block("period"), builder.append_basic_block("end")

@@ -24,12 +24,50 @@ from numconv_numba.compiler import Address, Tag, intrinsic, kernel
 from .emit import Emitter, check_kinds
 
 # Fields of a job.
-X, PLACES, COLUMNS, W, SCHEDULE, BIAS, Y, X_ROW, FIRST, LAST, SLICES, W_COLUMN, RELU, Y_ROW, USED_ROWS, USED, SHORT, LEFT, COUNT, JOB = (
-    range(20)
-)
+(
+    X,
+    PLACES,
+    COLUMNS,
+    W,
+    SCHEDULE,
+    BIAS,
+    Y,
+    X_ROW,
+    FIRST,
+    LAST,
+    SLICES,
+    W_COLUMN,
+    RELU,
+    Y_ROW,
+    USED_ROWS,
+    USED,
+    SHORT,
+    LEFT,
+    COUNT,
+    JOB,
+) = range(20)
 __all__ = [
-    "BIAS", "COLUMNS", "COUNT", "FIRST", "JOB", "LAST", "LEFT", "PLACES", "RELU", "SCHEDULE", "SHORT", "SLICES", "USED", "USED_ROWS", "W",
-    "W_COLUMN", "X", "X_ROW", "Y", "Y_ROW", "slide",
+    "BIAS",
+    "COLUMNS",
+    "COUNT",
+    "FIRST",
+    "JOB",
+    "LAST",
+    "LEFT",
+    "PLACES",
+    "RELU",
+    "SCHEDULE",
+    "SHORT",
+    "SLICES",
+    "USED",
+    "USED_ROWS",
+    "W_COLUMN",
+    "X_ROW",
+    "Y_ROW",
+    "W",
+    "X",
+    "Y",
+    "slide",
 ]  # fmt: skip
 
 _i1, _i64 = ir.IntType(1), ir.IntType(64)
@@ -86,6 +124,7 @@ def _slide(typingctx: Any, shape: Any, dtype: Any, job: Any) -> Any:
         x, places, columns, w, schedule, bias, y = (builder.inttoptr(field, cgutils.voidptr_t) for field in fields[:X_ROW])
         x_row, first, last, slices, w_column, relu, y_row, used_rows, used, short, left, _ = fields[X_ROW:]
         sums = [[emit.accumulator() for _ in range(vectors)] for _ in range(rows)]
+
         def add_columns(x_line: Any, w_line: Any, begin: Any, end: Any, active: range) -> None:
             """All products of one row of x with the columns begin..end of the kernel, for the active rows of results."""
             with cgutils.for_range_slice(builder, begin, end, _i64(1)) as (column, _):
@@ -148,8 +187,8 @@ def slide(shape: Tag, dtype: Tag, job: Address) -> None:
     ``W``, ``W_COLUMN``
         The weights, [column][phase][row of the phase], with row a in phase a % lag; bytes between columns.
     ``SCHEDULE``
-        Steps of six numbers: a row of x, the first and the last column, the byte offset of the weights for the first row of results,
-        the first and the last row of results.
+        Steps of six numbers: a row of x, the first and the last column, the byte offset of the weights for row 0 of results, the
+        first and the last row of results.
     ``BIAS``, ``RELU``
         One element that is added, or 0; 1 if the positive part is stored.
     ``Y``, ``Y_ROW``, ``USED_ROWS``, ``USED``, ``SHORT``, ``LEFT``
