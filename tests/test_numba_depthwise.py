@@ -44,6 +44,19 @@ def test_not_finite_values_reach_the_right_results(op, rng):
         check(problem, "numba", "depthwise", rng=rng, nonfinite=(position,))
 
 
+@pytest.mark.parametrize(
+    "geometry",
+    ["n4 c5 k5 g5 in21x22 w3x3 s2 p1 d1", "n2 c9 k9 g9 in50 w2 s3 p1 d1", "n1 c20 k20 g20 in9x50 w5x4 s1x2 p2 d1x3 flip=1"],
+)
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_phases_of_a_strided_gradient_together(geometry, dtype, rng):
+    """With bias and activation, where some places of x are seen by no tap, and where w is not finite."""
+    problem = parse(f"conv input_grad {dtype} {geometry} bias=x act=relu")
+    check(problem, "numba", "depthwise", rng=rng, integer=False)
+    for position in (0, 1):
+        check(problem, "numba", "depthwise", rng=rng, nonfinite=(position,))
+
+
 @pytest.mark.parametrize("mode", ["reflect", "symmetric", "replicate", "circular"])
 @pytest.mark.parametrize("kernel", ["w3x3", "w12x9"])
 def test_borders(mode, kernel, rng):

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from numconv.plugin import ConvProblem, Verdict, np_dtype
 
 from .blocked import CALL_SECONDS, seconds
 from .compiler import Address, Tag, helper, invoke, kernel
-from .dense import DenseImplementation, accumulated, redo
+from .dense import Adjoint, DenseImplementation, Part, accumulated, redo
 from .direct import MEASURED_ERROR, conv_vectors, finish_row
 from .elements import ACTIVATIONS, INT64, itemsize, same
 from .geometry import DIMS, FLIPPED, GROUPS, MODE, OPTION, OUTPUT, PARTS, PER_C, PER_K, WINDOW, part
@@ -35,6 +35,7 @@ from .strips import (
     COLUMNS,
     EXTRA,
     FOLDED,
+    ITEMS,
     KERNEL_ROWS,
     LAG,
     OUTER_OUTPUTS,
@@ -45,6 +46,7 @@ from .strips import (
     ROLLING,
     ROWS,
     SPLIT,
+    SPREAD,
     STRIP,
     TILE,
     UINT8,
@@ -73,6 +75,9 @@ WEIGHT_BYTES = 512 * 1024
 """The packed weights of a group."""
 ROLLING_ROWS = 8
 """Rows of the kernel up to which tiles roll."""
+KEPT = 64
+"""Combinations of strides whose frames an executor keeps."""
+Strides: TypeAlias = tuple[int, ...]
 
 
 def _schedule(rows: int, lag: int, kernel_rows: int, columns: int, extra: int) -> list[tuple[int, int, int, int, int, int]]:
@@ -189,11 +194,13 @@ def multiply_rows(source, line_bytes, lines, slices, w, channel, y, y_row, count
     g, b, entries, areas, bias = frame
     axis, size, job = g[DIMS] - 1, itemsize(at), pointer(areas[FIELDS], INT64)
     y_step, flipped, each = g[part(g, PARTS + 2) + 3 + axis], g[part(g, FLIPPED)] != 0, 2 if b[EXTRA] > 0 else 1
-    inline = same(yt, at) & (g[OPTION] <= 1) & (y_step == itemsize(yt))
+    finished = same(yt, at) & (g[OPTION] <= 1) & ((y_step == size) | (y_step == 2 * size))
+    inline = finished & (y_step == size)
     target, row_bytes, shift, relu = areas[SUMS], b[WIDTH] * size, address(0), 0
+    if finished:
+        relu, shift = g[OPTION], bias if is_null(bias) else bias + channel * size
     if inline:
-        target, row_bytes, relu = y, y_row, g[OPTION]
-        shift = bias if is_null(bias) else bias + channel * size
+        target, row_bytes = y, y_row
     last = count - 1
     if flipped:
         target, row_bytes, line_bytes = target + last * row_bytes, -row_bytes, -line_bytes
@@ -206,7 +213,11 @@ def multiply_rows(source, line_bytes, lines, slices, w, channel, y, y_row, count
     if not inline:
         for row in range(count):
             stored = short if (short > 0) & (row == last) else pixels
-            finish_row(areas[SUMS] + row * b[WIDTH] * size, y + row * y_row, stored, y_step, bias, channel, g[OPTION], yt, at)
+            sums, place = areas[SUMS] + row * b[WIDTH] * size, y + row * y_row
+            if finished:
+                invoke(entries[SPREAD], sums, place, stored)
+            else:
+                finish_row(sums, place, stored, y_step, bias, channel, g[OPTION], yt, at)
 
 
 @helper
@@ -253,88 +264,150 @@ def fill_job(areas, columns, schedule, b, at):
     job[job_of.SCHEDULE], job[job_of.W_COLUMN] = as_integer(schedule), b[LAG] * b[PHASE_ROWS] * itemsize(at)
 
 
-# The parts of a worker's scratch memory.
+# Numbers in a frame; the parts of a worker's scratch memory.
+FRAME = 7
 SLAB, WEIGHTS, PLACES, SUMS, FIELDS, AREAS = range(6)
 
 
 @helper
 def _bands(begin, end, args):
-    xt, yt, at, items, workers, scratch, areas, entries, columns, schedule, x, w, bias, y, status, g, b = args
+    xt, yt, at, items, workers, scratch, areas, parts, frames, x, all_w, bias, all_y, status = args
     own = worker_area(scratch, areas, AREAS, workers, items, begin)
     memory = own + areas[SLAB], own + areas[WEIGHTS], own + areas[PLACES], own + areas[SUMS], own + areas[FIELDS]
-    fill_job(memory, columns, schedule, b, at)
-    frame = g, b, entries, memory, bias
-    xs, ys, packed = part(g, PARTS), part(g, PARTS + 2), -1
-    each = b[BANDS] * b[CLASSES] * b[OUTER_OUTPUTS]
-    for item in range(begin, end):
-        first_row, end_row, residue, output = band_of(item % each, g, b)
-        group, n = item // each % g[GROUPS], item // each // g[GROUPS]
-        if group != packed:
+    packed = -1
+    for step in range(begin * parts, end * parts):
+        item, place = step // parts, frames + step % parts * (8 * FRAME)
+        fields = pointer(place, INT64)
+        g, b, entries = pointer(address(fields[0]), INT64), pointer(address(fields[1]), INT64), pointer(address(fields[2]), INT64)
+        w, y = all_w + fields[5], all_y + fields[6]
+        xs, ys, each = part(g, PARTS), part(g, PARTS + 2), b[BANDS] * b[CLASSES] * b[OUTER_OUTPUTS]
+        # with several parts an item is all of a group in an image, so that they find its results in the cache
+        first, count = (0, each) if parts > 1 else (item % each, 1)
+        where = item if parts > 1 else item // each
+        group, n = where % g[GROUPS], where // g[GROUPS]
+        fill_job(memory, address(fields[3]), address(fields[4]), b, at)
+        if parts > 1 or group != packed:
             packed = group
             if pack_weights(memory[WEIGHTS], w + group * g[part(g, PARTS + 1)], g, b, at):
                 store(status, np.uint8(1), UINT8)
-        target = y + (n * g[ys] + group * g[ys + 1] + outer_place(g, output))
-        source = x + (n * g[xs] + group * g[xs + 1])
-        band_strips(source, target, group, output, residue, first_row, end_row, frame, xt, yt, at)
+        for band in range(first, first + count):
+            first_row, end_row, residue, output = band_of(band, g, b)
+            target = y + (n * g[ys] + group * g[ys + 1] + outer_place(g, output))
+            source = x + (n * g[xs] + group * g[xs + 1])
+            frame = g, b, entries, memory, bias
+            band_strips(source, target, group, output, residue, first_row, end_row, frame, xt, yt, at)
 
 
 @kernel
 def depthwise(
-    xt: Tag, yt: Tag, at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, entries: Address,
-    columns: Address, schedule: Address, x: Address, w: Address, bias: Address, y: Address, status: Address, g: Address, b: Address,
+    xt: Tag, yt: Tag, at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, parts: int, frames: Address,
+    x: Address, w: Address, bias: Address, y: Address, status: Address,
 ) -> None:  # fmt: skip
-    """y from x and w: an item is a band of rows of one image and group.
+    """y from x and w: an item is a band of rows of one image and group, or all of them for each of several parts.
 
-    `status` gets a 1 if a weight is not finite. Weights and bias are in the accumulation dtype.
+    `frames` has of each part the addresses of the vectors of the problem and of the layout, of the functions called by address, and
+    of the tables of columns and of the schedule, and where it begins in w and y, in bytes. `status` gets a 1 if a weight is not
+    finite. Weights and bias are in the accumulation dtype.
     """
-    parallel_for(
-        region,
-        workers,
-        items,
-        _bands,
-        (
-            xt, yt, at, items, workers, scratch, pointer(areas, INT64), pointer(entries, INT64), columns, schedule, x, w,
-            bias, y, status, pointer(g, INT64), pointer(b, INT64),
-        ),
-    )  # fmt: skip
+    args = xt, yt, at, items, workers, scratch, pointer(areas, INT64), parts, frames, x, w, bias, y, status
+    parallel_for(region, workers, items, _bands, args)
 
 
 # --- the implementation --------------------------------------------------------------------------------------------------------
 
 
-def _areas(problem: ConvProblem, layout: Layout) -> Areas:
-    """A worker's scratch memory."""
-    item, slices, per_k = np_dtype(problem.acc_dtype).itemsize, slices_of(problem), problem.k // problem.groups
-    rows = layout.band if layout.rolling else layout.rows
-    # the last pixels of a tile lie beyond the strip, and are read
-    slab = slices * slab_places(layout) + 2 * layout.width
-    return Areas(slab * item, per_k * slices * layout.slice_weights * item, 16 * slices, rows * layout.width * item, 8 * job_of.JOB)
+class _Part:
+    """One forward convolution: its tables, and what a worker needs for it."""
+
+    def __init__(self, problem: ConvProblem):
+        layout, self._acc = layout_for(problem), np_dtype(problem.acc_dtype)
+        item, slices, per_k = self._acc.itemsize, slices_of(problem), problem.k // problem.groups
+        self.bands = math.prod(problem.output[:-2]) * layout.classes * layout.bands
+        rows = layout.band if layout.rolling else layout.rows
+        # the last pixels of a tile lie beyond the strip, and are read
+        slab, weights = slices * slab_places(layout) + 2 * layout.width, per_k * slices * layout.slice_weights
+        self.areas = slab * item, weights * item, 16 * slices, rows * layout.width * item, 8 * job_of.JOB
+        self._problem, self._layout = problem, layout
+
+    def prepare(self) -> None:
+        """Compile the tile and fill the tables."""
+        problem, layout, item = self._problem, self._layout, self._acc.itemsize
+        self._vectors = conv_vectors(problem, ACTIVATIONS[problem.activation])
+        places = [phase * layout.pitch + place for phase, place in column_places(problem, layout.columns)]
+        rows = _schedule(layout.rows, layout.lag, layout.kernel_rows, layout.columns, layout.extra)
+        if layout.rolling:
+            tile = roll.address((layout.vectors, layout.kernel_rows, layout.lag, layout.lanes), problem.acc_dtype)
+        else:
+            tile = slide.address((layout.rows, layout.vectors, layout.lanes), problem.acc_dtype)
+        self._tables = [
+            layout_vector(problem, layout), entry_table(problem.dtype, problem.acc_dtype, tile), np.array(places, np.int64) * item,
+            np.array(rows, np.int64) * np.array([1, 1, 1, item, 1, 1]),
+        ]  # fmt: skip
+        self._fixed = [table.ctypes.data for table in self._tables]
+
+    def frame(self, x: Strides, w: Strides, y: Strides) -> tuple[Any, list[int]]:
+        """The vector of the problem, which must stay alive, and the addresses of the frame."""
+        vector = self._vectors(x, w, y)
+        return vector, [vector.ctypes.data, *self._fixed]
+
+
+def _areas(parts: list[_Part]) -> Areas:
+    """A worker's scratch memory, for any of the parts."""
+    return Areas(*map(max, zip(*(part.areas for part in parts), strict=True)))
+
+
+class _Kernel:
+    """The compiled driver, for one part or several, each with some of the taps of w and some of the places of y."""
+
+    def __init__(self, problem: ConvProblem, parts: list[_Part], views: Sequence[tuple[Any, Any]] = ((..., ...),)):
+        for each in parts:
+            each.prepare()
+        self._parts, self._views = parts, views
+        self._items = problem.n * problem.groups * (parts[0].bands if len(parts) == 1 else 1)
+        self._work = problem.flops / 2
+        self._acc = np_dtype(problem.acc_dtype)
+        self._areas = _areas(parts)
+        self._kernel = depthwise.specialise(problem.dtype, problem.out_dtype, problem.acc_dtype)
+        self._made: dict[tuple[Strides, ...], tuple[Any, list[Any]]] = {}
+
+    def __call__(self, x: Any, w: Any, bias: Sequence[Any], y: Any) -> bool:
+        """Compute, with w in the accumulation dtype. Whether a weight is not finite."""
+        if not self._items:
+            return False
+        frames, _ = self._frames(x, w, y)
+        shift = accumulated(bias[0], self._acc) if bias else 0
+        status = np.zeros(1, np.uint8)
+        run_with(self._areas, self._kernel, self._items, self._work, len(frames), frames, x, w, shift, y, status)
+        return bool(status[0])
+
+    def _frames(self, x: Any, w: Any, y: Any) -> tuple[Any, list[Any]]:
+        """The frames for arrays of these strides, and what they point to; those seen before are kept."""
+        key = x.strides, w.strides, y.strides
+        found = self._made.get(key)
+        if found is None:
+            rows, vectors = [], []
+            for each, (taps, places) in zip(self._parts, self._views, strict=True):
+                some_w, some_y = w[taps], y[places]
+                vector, addresses = each.frame(x.strides, some_w.strides, some_y.strides)
+                rows.append([*addresses, some_w.ctypes.data - w.ctypes.data, some_y.ctypes.data - y.ctypes.data])
+                vectors.append(vector)
+            found = np.array(rows, np.int64), vectors
+            if len(self._made) < KEPT:
+                self._made[key] = found
+        return found
+
+
+def _is_padded(problem: ConvProblem) -> bool:
+    return problem.pad_mode == "zeros" and any(low > 0 or high > 0 for low, high in problem.padding)
 
 
 class _Executor:
     """One convolution."""
 
     def __init__(self, problem: ConvProblem):
-        layout = layout_for(problem)
         self._problem = problem
-        self._items = problem.n * problem.groups * math.prod(problem.output[:-2]) * layout.classes * layout.bands
-        self._work = problem.flops / 2
-        self._padded = problem.pad_mode == "zeros" and any(low > 0 or high > 0 for low, high in problem.padding)
-        self._vectors = conv_vectors(problem, ACTIVATIONS[problem.activation])
+        self._kernel = _Kernel(problem, [_Part(problem)])
         self._acc = np_dtype(problem.acc_dtype)
-        item = self._acc.itemsize
-        places = [phase * layout.pitch + place for phase, place in column_places(problem, layout.columns)]
-        self._columns = np.array(places, np.int64) * item
-        rows = _schedule(layout.rows, layout.lag, layout.kernel_rows, layout.columns, layout.extra)
-        self._schedule = np.array(rows, np.int64) * np.array([1, 1, 1, item, 1, 1])
-        self._block = layout_vector(problem, layout)
-        self._areas = _areas(problem, layout)
-        if layout.rolling:
-            tile = roll.address((layout.vectors, layout.kernel_rows, layout.lag, layout.lanes), problem.acc_dtype)
-        else:
-            tile = slide.address((layout.rows, layout.vectors, layout.lanes), problem.acc_dtype)
-        self._entries = entry_table(problem.dtype, problem.acc_dtype, tile)
-        self._kernel = depthwise.specialise(problem.dtype, problem.out_dtype, problem.acc_dtype)
 
     def __call__(self, outs: Any, ins: Any) -> None:
         """Compute; weights of a narrower dtype are widened first."""
@@ -348,18 +421,29 @@ class _Executor:
         return lambda outs, ins: self._run(outs[0], (ins[0], original, *ins[1:]), wide)
 
     def _run(self, y: Any, ins: Any, w: Any) -> None:
-        if not self._items:
-            return
-        x, bias = ins[0], ins[2:]
-        vector = self._vectors(x.strides, w.strides, y.strides)
-        shift = accumulated(bias[0], self._acc) if bias else 0
-        status = np.zeros(1, np.uint8)
-        run_with(
-            self._areas, self._kernel, self._items, self._work, self._entries, self._columns, self._schedule, x, w, shift, y,
-            status, vector, self._block,
-        )  # fmt: skip
-        if self._padded and status[0]:
+        if self._kernel(ins[0], w, ins[2:], y) and _is_padded(self._problem):
             redo(self._problem, y, ins, range(self._problem.n))
+
+
+class _Phases(Adjoint):
+    """An input_grad with a stride: its parts together, image by image and group by group, so that results stay in the cache."""
+
+    def __init__(self, problem: ConvProblem, parts: list[Part], executors: list[Any]):
+        super().__init__(problem, parts, executors)
+        used = [(each, each.problem) for each in parts if each.problem is not None]
+        views = [((..., *each.taps), (..., *each.places)) for each, _ in used]
+        self._kernel = _Kernel(problem, [_Part(forward) for _, forward in used], views)
+        self._unseen = [(..., *each.places) for each in parts if each.problem is None]
+        self._acc = np_dtype(problem.acc_dtype)
+
+    def __call__(self, outs: Any, ins: Any) -> None:
+        """Compute; where padding zeros may have met a weight that is not finite, part by part again."""
+        wide = np.asarray(self.swapped(ins[1]), self._acc)
+        if self._kernel(ins[0], wide, ins[2:], outs[0]):
+            super().__call__(outs, ins)
+            return
+        for places in self._unseen:
+            self.fill(outs[0][places], ins[2:])
 
 
 class Depthwise(DenseImplementation):
@@ -385,8 +469,13 @@ class Depthwise(DenseImplementation):
         """For each thread a slab, the weights of a group, and tables; weights in the accumulation dtype."""
         item = np_dtype(problem.acc_dtype).itemsize
         widened = 0 if problem.dtype == problem.acc_dtype else math.prod(problem.w_shape) * item
-        return MAX_THREADS * _areas(problem, layout_for(problem)).bytes + widened
+        return MAX_THREADS * _areas([_Part(problem)]).bytes + widened
 
     def forward(self, problem: ConvProblem) -> _Executor:
         """The executor."""
         return _Executor(problem)
+
+    def adjoint(self, problem: ConvProblem, parts: list[Part], executors: list[Any]) -> Any:
+        """Together where there is a group in an image for every thread."""
+        together = len(parts) > 1 and problem.n * problem.groups >= ITEMS
+        return (_Phases if together else Adjoint)(problem, parts, executors)

@@ -32,15 +32,15 @@ from .geometry import (
     source_index,
     span,
 )
-from .microkernels.copies import split_strip
+from .microkernels.copies import split_strip, spread
 from .microkernels.emit import lanes_of
 from .scalar import pointer
 from .slab import pack_places
 
 __all__ = [
     "BAND", "BANDS", "CLASSES", "COLUMNS", "EXTRA", "FOLDED", "ITEMS", "KERNEL_ROWS", "LAG", "OUTER_OUTPUTS", "OUTER_TAPS",
-    "PACK", "PHASES", "PHASE_ROWS", "PITCH", "REACHED", "ROLLING", "ROWS", "SPLIT", "STRIP", "TILE", "TOTAL", "UINT8", "WIDTH",
-    "Layout", "band_lines", "band_of", "column_places", "entry_table", "first_row_of", "layout_vector", "layout_with",
+    "PACK", "PHASES", "PHASE_ROWS", "PITCH", "REACHED", "ROLLING", "ROWS", "SPLIT", "SPREAD", "STRIP", "TILE", "TOTAL", "UINT8",
+    "WIDTH", "Layout", "band_lines", "band_of", "column_places", "entry_table", "first_row_of", "layout_vector", "layout_with",
     "line_bytes_of", "outer_place", "packing_cycles", "short_pixels", "slab_places", "slices_of", "strip_of",
 ]  # fmt: skip
 
@@ -364,10 +364,12 @@ def pack_strip(
     return count
 
 
-SPLIT, PACK, TILE = range(3)
+SPLIT, PACK, TILE, SPREAD = range(4)
 """The functions that drivers call by address; the tile is that of the driver."""
 
 
 def entry_table(dtype: str, acc: str, tile: int) -> np.ndarray[Any, Any]:
     """Their addresses."""
-    return np.array([split_strip.address(lanes_of(acc), acc), pack_strip.address(dtype, acc), tile], np.int64)
+    lanes = lanes_of(acc)
+    found = split_strip.address(lanes, acc), pack_strip.address(dtype, acc), tile, spread.address(lanes, acc)
+    return np.array(found, np.int64)

@@ -12,7 +12,7 @@ from numconv_numba.compiler import Address, Tag, intrinsic, kernel
 
 from .emit import Emitter, check_kinds
 
-__all__ = ["split", "split_strip"]
+__all__ = ["split", "split_strip", "spread"]
 
 _i64 = ir.IntType(64)
 ONE, TWO, FOUR = Tag(1), Tag(2), Tag(4)
@@ -162,3 +162,36 @@ def split_strip(
         _split_strip(lanes, dtype, TWO, x, start, size, y, y_step, count, rows, x_row, y_row)
     else:
         _split_strip(lanes, dtype, FOUR, x, start, size, y, y_step, count, rows, x_row, y_row)
+
+
+@intrinsic
+def _spread(typingctx: Any, lanes: Any, dtype: Any, x: Any, y: Any, count: Any) -> Any:
+    check_kinds((lanes, dtype), (x, y))
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _, _, x, y, count = args
+        emit = Emitter(builder, dtype, lanes.value)
+        flags = ir.Constant(ir.VectorType(ir.IntType(1), emit.lanes), [1, 0] * (emit.lanes // 2))
+        vectors = builder.sdiv(builder.add(count, _i64(emit.lanes - 1)), _i64(emit.lanes))
+        with cgutils.for_range(builder, vectors) as vector:
+            first = builder.mul(vector.index, _i64(emit.lanes))
+            loaded = emit.load(emit.at(x, builder.mul(vector.index, _i64(emit.width))))
+            left = builder.shl(builder.sub(count, first), _i64(1))
+            for half in range(2):
+                start = half * emit.lanes // 2
+                apart = emit.shuffle(loaded, loaded, [start + i // 2 for i in range(emit.lanes)])
+                mask = builder.and_(flags, emit.first(builder.sub(left, _i64(half * emit.lanes))))
+                emit.store_masked(
+                    apart,
+                    emit.at(y, builder.mul(builder.add(builder.shl(vector.index, _i64(1)), _i64(half)), _i64(emit.width))),
+                    mask,
+                )
+        return context.get_dummy_value()
+
+    return types.void(lanes, dtype, x, y, types.int64), codegen
+
+
+@kernel(no_cfunc_wrapper=False)
+def spread(lanes: Tag, dtype: Tag, x: Address, y: Address, count: int) -> None:
+    """y[2 * i] = x[i] for i < count; what lies between stays. Whole vectors of x are read."""
+    _spread(lanes, dtype, x, y, count)
