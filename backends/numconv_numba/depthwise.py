@@ -210,14 +210,17 @@ def multiply_rows(source, line_bytes, lines, slices, w, channel, y, y_row, count
     job[job_of.USED_ROWS], job[job_of.USED], job[job_of.LEFT] = count, pixels, short
     job[job_of.SHORT] = -1 if short == 0 else 0 if flipped else last
     invoke(entries[TILE], areas[FIELDS])
-    if not inline:
+    if finished and not inline:
+        whole = last if short > 0 else count
+        invoke(entries[SPREAD], areas[SUMS], b[WIDTH] * size, y, y_row, whole, pixels)
+        invoke(
+            entries[SPREAD], areas[SUMS] + whole * b[WIDTH] * size, b[WIDTH] * size, y + whole * y_row, y_row, count - whole, short
+        )
+    elif not finished:
         for row in range(count):
             stored = short if (short > 0) & (row == last) else pixels
-            sums, place = areas[SUMS] + row * b[WIDTH] * size, y + row * y_row
-            if finished:
-                invoke(entries[SPREAD], sums, place, stored)
-            else:
-                finish_row(sums, place, stored, y_step, bias, channel, g[OPTION], yt, at)
+            sums = areas[SUMS] + row * b[WIDTH] * size
+            finish_row(sums, y + row * y_row, stored, y_step, bias, channel, g[OPTION], yt, at)
 
 
 @helper

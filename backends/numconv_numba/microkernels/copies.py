@@ -165,33 +165,37 @@ def split_strip(
 
 
 @intrinsic
-def _spread(typingctx: Any, lanes: Any, dtype: Any, x: Any, y: Any, count: Any) -> Any:
+def _spread(typingctx: Any, lanes: Any, dtype: Any, x: Any, x_row: Any, y: Any, y_row: Any, rows: Any, count: Any) -> Any:
     check_kinds((lanes, dtype), (x, y))
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _, _, x, y, count = args
+        _, _, x, x_row, y, y_row, rows, count = args
         emit = Emitter(builder, dtype, lanes.value)
-        flags = ir.Constant(ir.VectorType(ir.IntType(1), emit.lanes), [1, 0] * (emit.lanes // 2))
-        vectors = builder.sdiv(builder.add(count, _i64(emit.lanes - 1)), _i64(emit.lanes))
-        with cgutils.for_range(builder, vectors) as vector:
-            first = builder.mul(vector.index, _i64(emit.lanes))
-            loaded = emit.load(emit.at(x, builder.mul(vector.index, _i64(emit.width))))
-            left = builder.shl(builder.sub(count, first), _i64(1))
-            for half in range(2):
-                start = half * emit.lanes // 2
-                apart = emit.shuffle(loaded, loaded, [start + i // 2 for i in range(emit.lanes)])
-                mask = builder.and_(flags, emit.first(builder.sub(left, _i64(half * emit.lanes))))
-                emit.store_masked(
-                    apart,
-                    emit.at(y, builder.mul(builder.add(builder.shl(vector.index, _i64(1)), _i64(half)), _i64(emit.width))),
-                    mask,
-                )
+        every_second = ir.Constant(ir.VectorType(ir.IntType(1), emit.lanes), [1, 0] * (emit.lanes // 2))
+        whole = builder.sdiv(count, _i64(emit.lanes))
+        left = builder.shl(builder.srem(count, _i64(emit.lanes)), _i64(1))
+        tail = [builder.and_(every_second, emit.first(builder.sub(left, _i64(half * emit.lanes)))) for half in range(2)]
+
+        def write(line: Any, into: Any, vector: Any, masks: list[Any]) -> None:
+            loaded = emit.load(emit.at(line, builder.mul(vector, _i64(emit.width))))
+            place = emit.at(into, builder.mul(vector, _i64(2 * emit.width)))
+            for half, mask in enumerate(masks):
+                apart = emit.shuffle(loaded, loaded, [(half * emit.lanes + i) // 2 for i in range(emit.lanes)])
+                emit.store_masked(apart, emit.at(place, half * emit.width), mask)
+
+        with cgutils.for_range(builder, rows) as row:
+            line, into = emit.at(x, builder.mul(row.index, x_row)), emit.at(y, builder.mul(row.index, y_row))
+            with cgutils.for_range(builder, whole) as vector:
+                write(line, into, vector.index, [every_second] * 2)
+            with builder.if_then(builder.icmp_signed(">", left, _i64(0))):
+                write(line, into, whole, tail)
         return context.get_dummy_value()
 
-    return types.void(lanes, dtype, x, y, types.int64), codegen
+    i64 = types.int64
+    return types.void(lanes, dtype, x, i64, y, i64, i64, i64), codegen
 
 
 @kernel(no_cfunc_wrapper=False)
-def spread(lanes: Tag, dtype: Tag, x: Address, y: Address, count: int) -> None:
-    """y[2 * i] = x[i] for i < count; what lies between stays. Whole vectors of x are read."""
-    _spread(lanes, dtype, x, y, count)
+def spread(lanes: Tag, dtype: Tag, x: Address, x_row: int, y: Address, y_row: int, rows: int, count: int) -> None:
+    """y[2 * i] = x[i] for i < count, in so many rows; what lies between stays. Whole vectors of x are read."""
+    _spread(lanes, dtype, x, x_row, y, y_row, rows, count)
