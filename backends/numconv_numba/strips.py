@@ -159,7 +159,8 @@ def layout_with(problem: ConvProblem, rolling: bool, rows: int, vectors: int) ->
     room = SLAB_BYTES // (np_dtype(problem.acc_dtype).itemsize * slices_of(problem))
     halvings = [-(-tiles >> i) for i in range(tiles.bit_length())]
     layouts = [_cut(problem, Layout(*shape, total, bands, strip, problem.stride[-1], 0), room) for strip in halvings]
-    return min(layouts, key=lambda layout: -(-tiles // layout.strip) * packing_cycles(layout))
+    # of those that fit the cheapest, or else the smallest
+    return min(layouts, key=lambda layout: (max(slab_places(layout), room), -(-tiles // layout.strip) * packing_cycles(layout)))
 
 
 def _cut(problem: ConvProblem, draft: Layout, room: int) -> Layout:
