@@ -19,6 +19,8 @@ __all__ = ["NumbaBackend", "backend"]
 @functools.cache
 def _implementations() -> tuple[Implementation, ...]:
     from .blocked import Blocked
+    from .depthwise import Depthwise
+    from .depthwise_weights import DepthwiseWeights
     from .direct import Direct
     from .implicit_gemm import ImplicitGemm
     from .pooling import Pool
@@ -33,6 +35,8 @@ def _implementations() -> tuple[Implementation, ...]:
     from .winograd_weights import WinogradWeights
 
     return (
+        Depthwise(),
+        DepthwiseWeights(),
         RegisterTile(),
         Winograd(),
         WinogradWeights(),

@@ -14,7 +14,16 @@ from numconv.plugin import ConvProblem, Implementation, Verdict, activate, np_dt
 from .direct import Direct, conv_vectors
 from .elements import ACTIVATIONS
 
-__all__ = ["DenseImplementation", "ForwardExecutor", "Part", "Weights", "accumulated", "forward_parts"]
+__all__ = [
+    "Adjoint",
+    "DenseImplementation",
+    "ForwardExecutor",
+    "Part",
+    "Weights",
+    "accumulated",
+    "forward_parts",
+    "redo",
+]
 
 
 class Part(NamedTuple):
@@ -149,18 +158,24 @@ class ForwardExecutor:
             self.again(y, ins, np.flatnonzero(status))
 
     def again(self, y: Any, ins: Any, images: Any) -> None:
-        """Compute images again with `Direct`, where padding zeros may have met a w that is not finite.
-
-        With finite w these zeros added nothing, and what is not finite comes from x or from an overflow: it stays.
-        """
-        if not self._padded or np.isfinite(ins[1]).all():
-            return
-        executor = Direct().build(self._problem.replace(n=1))
-        for n in images:
-            executor((y[n : n + 1],), (ins[0][n : n + 1], *ins[1:]))
+        """Compute images again: see `redo`."""
+        if self._padded:
+            redo(self._problem, y, ins, images)
 
 
-class _Adjoint:
+def redo(problem: ConvProblem, y: Any, ins: Sequence[Any], images: Any) -> None:
+    """Compute images of a forward convolution again with `Direct`, where padding zeros may have met a w that is not finite.
+
+    With finite w these zeros added nothing, and what is not finite comes from x or from an overflow: it stays.
+    """
+    if np.isfinite(ins[1]).all():
+        return
+    executor = Direct().build(problem.replace(n=1))
+    for n in images:
+        executor((y[n : n + 1],), (ins[0][n : n + 1], *ins[1:]))
+
+
+class Adjoint:
     """An input_grad: the executors of its parts, on views of w and grad_x."""
 
     def __init__(self, problem: ConvProblem, parts: list[Part], executors: list[Any]):
@@ -169,20 +184,21 @@ class _Adjoint:
         self._executors = executors
 
     def __call__(self, outs: Any, ins: Any) -> None:
-        swapped = self._swapped(ins[1])
+        """Compute, part by part."""
+        swapped = self.swapped(ins[1])
         if len(self._parts) == 1:  # all taps and all places
             self._executors[0](outs, (ins[0], swapped, *ins[2:]))
             return
         for part, executor in zip(self._parts, self._executors, strict=True):
             view = outs[0][(..., *part.places)]
             if executor is None:
-                self._fill(view, ins[2:])
+                self.fill(view, ins[2:])
             else:
                 executor((view,), (ins[0], swapped[(..., *part.taps)], *ins[2:]))
 
     def bind(self, w: Any) -> Any:
         """The executor with its own copy of w, packed part by part."""
-        swapped = self._swapped(w)
+        swapped = self.swapped(w)
         bound = [
             None if each is None else each.bind(swapped[(..., *part.taps)])
             for part, each in zip(self._parts, self._executors, strict=True)
@@ -192,13 +208,13 @@ class _Adjoint:
             for part, executor in zip(self._parts, bound, strict=True):
                 view = outs[0][(..., *part.places)]
                 if executor is None:
-                    self._fill(view, ins[1:])
+                    self.fill(view, ins[1:])
                 else:
                     executor((view,), ins)
 
         return run
 
-    def _swapped(self, w: Any) -> Any:
+    def swapped(self, w: Any) -> Any:
         """w with input and output channels exchanged in each group, as a view: ``[C, K/G, *R]``; of two groups or more a copy."""
         groups = self._problem.groups
         if groups == 1:
@@ -206,7 +222,7 @@ class _Adjoint:
         split = w.reshape(groups, w.shape[0] // groups, *w.shape[1:]).swapaxes(1, 2)
         return split.reshape(-1, *split.shape[2:])
 
-    def _fill(self, view: Any, bias: Sequence[Any]) -> None:
+    def fill(self, view: Any, bias: Sequence[Any]) -> None:
         """What no tap sees: the bias alone."""
         view[...] = bias[0].reshape(-1, *[1] * self._problem.ndim) if bias else 0
         activate(view, self._problem.activation)
@@ -263,7 +279,11 @@ class DenseImplementation(Implementation):
         if problem.op == "forward":
             return self.forward(problem)
         parts = forward_parts(problem)
-        return _Adjoint(problem, parts, [None if part.problem is None else self.forward(part.problem) for part in parts])
+        return self.adjoint(problem, parts, [None if part.problem is None else self.forward(part.problem) for part in parts])
+
+    def adjoint(self, problem: ConvProblem, parts: list[Part], executors: list[Any]) -> Any:
+        """The executor of an input_grad, from those of its parts."""
+        return Adjoint(problem, parts, executors)
 
 
 def _problems(problem: ConvProblem) -> list[ConvProblem]:

@@ -47,6 +47,7 @@ from .threads import MAX_THREADS, parallel_for, run
 __all__ = [
     "MEASURED_ERROR",
     "Direct",
+    "added",
     "clear",
     "conv_vectors",
     "finish_row",

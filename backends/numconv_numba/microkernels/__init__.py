@@ -6,8 +6,14 @@
     Register tiles with the lanes over pixels, inlined into the kernel that uses them.
 ``product``
     Register tiles with the lanes over channels, compiled alone and reached by address, so that one driver serves every shape.
+``sliding``, ``rolling``
+    Register tiles over several rows of results of one channel: tile by tile, and down a strip.
+``correlation``
+    Register tiles over the taps of a weight gradient, the lanes over pixels.
 ``transpose``
     Square blocks transposed in registers, and results written through them.
+``copies``
+    Rows packed: zeros around them, phases apart.
 ``transforms``
     Winograd's transforms of input, weights and results.
 

@@ -27,21 +27,29 @@ class Host(NamedTuple):
     ----------
     width : int
         Bytes of a vector.
+    registers : int
+        Number of vector registers.
     pixel_tiles : tuple of (vectors, channels)
         Shapes of tiles with the lanes over pixels; those with more channels first.
     channel_tiles : tuple of (vectors, positions)
         Shapes of tiles with the lanes over channels.
+    sliding_tiles : tuple of (rows, vectors)
+        Shapes of tiles that slide over the rows of one channel.
     """
 
     width: int
+    registers: int
     pixel_tiles: tuple[tuple[int, int], ...]
     channel_tiles: tuple[tuple[int, int], ...]
+    sliding_tiles: tuple[tuple[int, int], ...]
 
 
 # Accumulators, the vectors of one operand and a broadcast fit the registers; and with the lanes over channels, the address of each
 # position fits the general ones.
-_WIDE = Host(64, ((3, 8), (6, 4), (8, 2), (8, 1)), ((4, 6), (3, 8), (2, 10), (2, 8), (1, 12)))
-_FEW = Host(32, ((3, 4), (5, 2), (8, 1)), ((1, 10), (2, 6), (3, 4)))
+_WIDE = Host(
+    64, 32, ((3, 8), (6, 4), (8, 2), (8, 1)), ((4, 6), (3, 8), (2, 10), (2, 8), (1, 12)), ((6, 4), (8, 3), (10, 2), (10, 1))
+)
+_FEW = Host(32, 16, ((3, 4), (5, 2), (8, 1)), ((1, 10), (2, 6), (3, 4)), ((4, 3), (6, 2), (10, 1)))
 
 
 @functools.cache
