@@ -20,6 +20,7 @@ __all__ = ["NumbaBackend", "backend"]
 def _implementations() -> tuple[Implementation, ...]:
     from .blocked import Blocked
     from .direct import Direct
+    from .fft import Fft, FftDouble, FftDoubleWeights, FftWeights
     from .pooling import Pool
     from .tile import RegisterTile
     from .weights import BlockedWeights
@@ -31,6 +32,10 @@ def _implementations() -> tuple[Implementation, ...]:
         Winograd(),
         Blocked(),
         BlockedWeights(),
+        Fft(),
+        FftDouble(),
+        FftWeights(),
+        FftDoubleWeights(),
         Direct(),
         Pool(),
         Windows(),

@@ -1,0 +1,170 @@
+"""Convolution by fast Fourier transforms, overlap-save: for long signals and large kernels, in any number of dimensions.
+
+Blocks of x are gathered and transformed, the spectra of all channels are multiplied with those of the weights and summed, and one
+inverse transform an output channel gives a block of outputs (Oppenheim and Schafer, "Discrete-time signal processing", section
+8.7.3). `overlap` says how a problem is cut, `transforms` has the executors.
+
+The error of an output is relative to the values of a whole block, not of its own window; so sums of few terms at the border are
+computed directly (`bands`), and problems that have too many of them in double precision, or not here.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import ClassVar
+
+from numconv.plugin import ConvProblem, Implementation, Verdict
+
+from .bands import Band, bands_of
+from .dense import DenseImplementation, forward_problems
+from .direct import Direct
+from .overlap import layout_for
+from .transforms import TransformedForward, TransformedWeightGrad
+
+__all__ = ["Fft", "FftDouble", "FftDoubleWeights", "FftWeights"]
+
+LEAST_TERMS = 32
+"""Shorter sums have an error that is not small beside them, since that of a transform is relative to a whole block."""
+
+# --- which arithmetic ----------------------------------------------------------------------------------------------------------
+
+
+def _seen(size: int, outputs: int, stride: int, low: int, dilation: int, tap: int) -> int:
+    """Outputs for which a tap lies inside x, along one dimension."""
+    start = tap * dilation - low
+    return max(0, min(outputs, (size - 1 - start) // stride + 1) - max(0, -(start // stride)))
+
+
+def _least_pixels(problem: ConvProblem) -> int:
+    """The smallest number of terms that a tap of a weight gradient has, padding zeros not counted: it is that of a corner."""
+    if problem.pad_mode != "zeros":
+        return problem.terms
+    least = problem.n
+    rows = zip(problem.spatial, problem.kernel, problem.stride, problem.padding, problem.dilation, problem.output, strict=True)
+    for size, window, stride, (low, _), dilation, outputs in rows:
+        least *= min(_seen(size, outputs, stride, low, dilation, tap) for tap in (0, window - 1))
+    return least
+
+
+def _needed(problem: ConvProblem) -> int:
+    """How many terms make a sum of which the error of a transform is a small part: more in long ones, which have larger blocks."""
+    return max(LEAST_TERMS, math.isqrt(problem.terms))
+
+
+@functools.lru_cache(maxsize=256)
+def _bands(problem: ConvProblem) -> list[Band] | None:
+    """Short sums of a forward problem, for computing them directly; None if there are too many."""
+    return bands_of(problem, _needed(problem))
+
+
+def _suffices(problem: ConvProblem) -> bool:
+    """Whether sums are long enough for transforms in their own precision."""
+    return _least_pixels(problem) >= _needed(problem) if problem.op == "weight_grad" else _bands(problem) is not None
+
+
+def arithmetic_of(problem: ConvProblem) -> str:
+    """The dtype of the computation: that of the sums; double precision at "high", and where sums are short."""
+    if problem.level != "high" and _suffices(problem):
+        return problem.acc_dtype
+    return "complex128" if problem.acc_dtype.startswith("complex") else "float64"
+
+
+def _is_wide(problem: ConvProblem) -> bool:
+    return arithmetic_of(problem) != problem.acc_dtype
+
+
+def _direct_bands(problem: ConvProblem) -> list[Band]:
+    """What is computed directly beside the transforms of a forward problem."""
+    return [] if _is_wide(problem) else _bands(problem) or []
+
+
+def _verdict(problem: ConvProblem) -> Verdict:
+    if "int" in problem.dtype:
+        return Verdict.no(f"transforms round, and results of {problem.dtype} are exact")
+    if _is_wide(problem):
+        return Verdict.yes("in double precision")
+    if problem.level == "high":
+        return Verdict.no(f"its error is relative to a whole block, and there is no wider arithmetic than {problem.acc_dtype}")
+    if not _suffices(problem):
+        return Verdict.no(
+            f"its error is relative to a whole block, so that it needs sums of {_needed(problem)} terms, and many of a kernel of "
+            f"{problem.kernel} on {problem.spatial} with padding {problem.padding} have fewer"
+        )
+    return Verdict.yes()
+
+
+# --- implementations -----------------------------------------------------------------------------------------------------------
+
+
+class Fft(DenseImplementation):
+    """Convolution by fast Fourier transforms, in the precision of the data, or in double where sums are short."""
+
+    name = "fft"
+    levels = frozenset(("default", "fast"))
+    measured_error: ClassVar[Mapping[str, float]] = {"float32": 2e-6, "float64": 4e-15}
+
+    def supports(self, problem: ConvProblem) -> Verdict:
+        """Floats, where sums are long enough or double precision makes up for it."""
+        if problem.op != "input_grad":
+            return _verdict(problem)
+        if problem.pad_mode != "zeros":
+            return Verdict.no(f"an input_grad with pad_mode {problem.pad_mode} folds back: it is no dense convolution")
+        verdicts = [_verdict(part) for part in forward_problems(problem)]
+        return next((verdict for verdict in verdicts if not verdict), Verdict.yes())
+
+    def forward_cost(self, problem: ConvProblem) -> float:
+        """See `overlap.Layout`; and that of the bands."""
+        return layout_for(problem, arithmetic_of(problem)).seconds + sum(
+            Direct().cost(band.problem) for band in _direct_bands(problem)
+        )
+
+    def forward_workspace(self, problem: ConvProblem) -> int:
+        """The spectra of the weights, and for each thread what its task transforms; less than either, that of the bands."""
+        return max(layout_for(problem, arithmetic_of(problem)).bytes, Direct().workspace(problem))
+
+    def forward(self, problem: ConvProblem) -> TransformedForward:
+        """The executor."""
+        return TransformedForward(problem, arithmetic_of(problem), _direct_bands(problem))
+
+
+class FftDouble(Fft):
+    """The same always in double precision: for single precision at the level "high"."""
+
+    name = "fft64"
+    levels = frozenset(("high",))
+    measured_error: ClassVar[Mapping[str, float]] = {"float32": 6e-8}
+
+
+class FftWeights(Implementation):
+    """Weight gradients by fast Fourier transforms."""
+
+    name = "fft"
+    ops = frozenset(("weight_grad",))
+    levels = Fft.levels
+    measured_error = Fft.measured_error
+
+    def supports(self, problem: ConvProblem) -> Verdict:
+        """As `Fft`."""
+        return _verdict(problem)
+
+    def cost(self, problem: ConvProblem) -> float:
+        """See `overlap.Layout`."""
+        return layout_for(problem, arithmetic_of(problem)).seconds
+
+    def workspace(self, problem: ConvProblem) -> int:
+        """Sums of spectra, and for each thread what its task transforms."""
+        return layout_for(problem, arithmetic_of(problem)).bytes
+
+    def build(self, problem: ConvProblem) -> TransformedWeightGrad:
+        """The executor."""
+        return TransformedWeightGrad(problem, arithmetic_of(problem))
+
+
+class FftDoubleWeights(FftWeights):
+    """The same always in double precision."""
+
+    name = FftDouble.name
+    levels = FftDouble.levels
+    measured_error = FftDouble.measured_error
