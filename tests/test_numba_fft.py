@@ -92,7 +92,7 @@ def test_short_sums_and_the_high_level_are_computed_in_double_precision(rng):
 def test_what_is_too_short_for_double_precision_is_refused():
     short, long = "conv forward f64 n1 c1 k1 g1 in60 w5 s1 p2 d1", "conv forward f64 n1 c1 k1 g1 in600 w99 s1 p98 d1"
     verdict = implementation("fft", "forward").supports(parse(short))
-    assert "it needs sums of 32 terms" in verdict.reason
+    assert "it needs sums of 8 terms" in verdict.reason
     assert implementation("fft", "forward").supports(parse(long))
     assert "no wider arithmetic than float64" in implementation("fft64", "forward").supports(parse(f"{long} accuracy=high")).reason
     assert "are exact" in implementation("fft", "forward").supports(parse("conv forward i32 n1 c1 k1 g1 in60 w50 s1 p2 d1")).reason

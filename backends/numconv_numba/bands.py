@@ -6,11 +6,15 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from numconv.plugin import ConvProblem
+from numconv.plugin import ConvProblem, Implementation
 
+from .blocked import Blocked
 from .direct import Direct
+from .tile import RegisterTile
 
 __all__ = ["Band", "Bands", "bands_of"]
+
+_IMPLEMENTATIONS = RegisterTile(), Blocked(), Direct()
 
 
 class Band(NamedTuple):
@@ -20,6 +24,21 @@ class Band(NamedTuple):
     x: tuple[slice, ...]
     w: tuple[slice, ...]
     y: tuple[slice, ...]
+
+    @property
+    def implementation(self) -> Implementation:
+        """The cheapest that computes sums as they are defined."""
+        return min((each for each in _IMPLEMENTATIONS if each.supports(self.problem)), key=lambda each: each.cost(self.problem))
+
+    @property
+    def seconds(self) -> float:
+        """Its estimate."""
+        return self.implementation.cost(self.problem)
+
+    @property
+    def bytes(self) -> int:
+        """Its working memory."""
+        return self.implementation.workspace(self.problem)
 
 
 def _threshold(problem: ConvProblem, least: int) -> int:
@@ -78,7 +97,7 @@ class Bands:
     """The executors of some bands."""
 
     def __init__(self, bands: Sequence[Band]):
-        self._bands = [(band, Direct().build(band.problem)) for band in bands]
+        self._bands = [(band, band.implementation.build(band.problem)) for band in bands]
 
     def __call__(self, y: Any, ins: Sequence[Any]) -> None:
         """Compute them, with the inputs of the whole problem."""
