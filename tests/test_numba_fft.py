@@ -233,10 +233,10 @@ def test_shared_work_runs_once_each_and_reports_errors():
             raise ValueError("item 5")
 
     with nc.using(threads=2), pytest.raises(ValueError, match="item 5"):
-        share(range(8), 1e9, 2, body)
+        share(range(8), 1.0, 2, body)
     assert 5 in {item for item, _ in seen}
     seen.clear()
-    share(range(4), 1e9, 1, body)
+    share(range(4), 1.0, 1, body)
     assert [item for item, _ in seen] == [0, 1, 2, 3]
     assert {who for _, who in seen} == {threading.get_ident()}
 
@@ -248,7 +248,7 @@ def test_a_body_that_computes_runs_serially(rng):
     x, w = rng.standard_normal((4, 16, 64, 64), dtype="float32"), rng.standard_normal((16, 16, 3, 3), dtype="float32")
     expected, found = nc.conv(x, w), [None] * 4
     with nc.using(threads=2):
-        share(range(4), 1e9, 2, lambda item: found.__setitem__(item, nc.conv(x, w)))
+        share(range(4), 1.0, 2, lambda item: found.__setitem__(item, nc.conv(x, w)))
     for each in found:
         np.testing.assert_array_equal(each, expected)
 

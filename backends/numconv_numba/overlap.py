@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from numconv.plugin import ConvProblem, np_dtype
 
-from .threads import MAX_THREADS
+from .threads import MAX_THREADS, SHARED_SECONDS
 
 __all__ = ["Axis", "Layout", "layout_for", "smooth"]
 
@@ -34,6 +34,7 @@ SPLITS = 8
 TASK_SECONDS = 25e-6
 """Of a task's Python, one thread at a time."""
 CALL_SECONDS = 60e-6
+_HANDING_SECONDS = 150e-6  # between threads: one wakes the other, and they wait for each other
 _SLOWDOWN = 1.15  # of two threads, as everywhere in the estimates, beside each other
 # Operations a second of transforms in vectors, by the bytes of one, and of those computed one by one.
 _RATES = {4: ((1 << 18, 14.5e9), (1 << 19, 12.6e9), (1 << 62, 10.5e9)), 8: ((1 << 19, 8.2e9), (1 << 20, 6.6e9), (1 << 62, 5.4e9))}
@@ -172,18 +173,31 @@ class Layout(NamedTuple):
         rate = next(rate for limit, rate in _RATES[part] if length * self.item <= limit)
         alone = many % lanes_of(len(self.cuts), part) * (rate / min(rate, _SINGLE_RATES[part]) - 1)
         lines = sum(length // cut.length for cut in self.cuts)
-        return self.parts * (2.5 * length * math.log2(max(length, 2)) * (many + alone) / rate + many * lines * 1e-8)
+        return self.parts * (2.5 * length * math.log2(max(length, 2)) * (many + alone) / rate + many * lines * 1.4e-8)
+
+    @property
+    def task_seconds(self) -> float:
+        """Estimate for a task by one thread: transforms, products, gathering and scattering; Python's part."""
+        length = math.prod(self.lengths)
+        moved = (self.inputs + self.outputs) * 1e-10 + self.inputs * self.outputs * 0.55e-10
+        transforms = self.batch_seconds(self.batch * self.inputs) + self.batch_seconds(self.batch * self.outputs)
+        return transforms + self.batch * length * self.item * moved + TASK_SECONDS
+
+    @property
+    def weights_seconds(self) -> float:
+        """Estimate for the transforms of the weights, or of their gradient, by one thread."""
+        pairs = self.groups * self.inputs * self.outputs
+        return self.batch_seconds(pairs) + pairs * math.prod(self.lengths) * self.item * 1.5e-10
 
     @property
     def seconds(self) -> float:
-        """Estimate: transforms, products, gathering and scattering; transforms of the weights, or of their sums; Python's part."""
-        length = math.prod(self.lengths)
-        task = self.batch_seconds(self.batch * self.inputs) + self.batch_seconds(self.batch * self.outputs)
-        task += self.batch * length * self.item * (self.inputs * self.outputs * 0.5e-10 + (self.inputs + self.outputs) * 1e-10)
-        pairs = self.groups * self.inputs * self.outputs
-        weights = self.batch_seconds(pairs) / (1 if pairs == 1 else 2 / _SLOWDOWN)
-        shared = task * -(-self.tasks // 2) * _SLOWDOWN if self.tasks > 1 else task
-        return CALL_SECONDS + self.tasks * TASK_SECONDS + shared + weights
+        """Estimate for a call by two threads, as everywhere."""
+        rows = min(TASKS, self.groups * self.outputs)
+        seconds = CALL_SECONDS
+        for items, each in ((self.tasks, self.task_seconds), (rows, self.weights_seconds / rows)):
+            shared = items > 1 and items * each >= SHARED_SECONDS
+            seconds += -(-items // 2) * each * _SLOWDOWN + _HANDING_SECONDS if shared else items * each
+        return seconds
 
 
 def smooth(least: int) -> int:

@@ -21,7 +21,7 @@ from .bands import Band, Bands
 from .direct import Direct
 from .elements import ACTIVATIONS
 from .nonfinite import VALUE, members, overwrite, passes
-from .overlap import Layout, layout_for
+from .overlap import TASK_BYTES, TASKS, Layout, layout_for
 from .spectra import correlate, gather, multiply, scatter, walk
 from .threads import share
 
@@ -46,7 +46,7 @@ class _Transforms:
         self.spectral = np.result_type(self.dtype, np.complex64)
         self.dimensions = tuple(range(-problem.ndim, 0))
         self.phases = tuple(itertools.product(*(range(axis.tap_phases) for axis in self.layout.axes)))
-        self.work = self.layout.units * (self.layout.inputs + self.layout.outputs) * math.prod(self.layout.lengths) * 20.0
+        self.seconds = self.layout.tasks * self.layout.task_seconds
         self.walks = functools.lru_cache(maxsize=64)(lambda x, y: (self._walk_x(x), self._walk_y(y)))
 
     def there(self, planes: Any) -> Any:
@@ -66,6 +66,16 @@ class _Transforms:
     def taps_of(self, phase: tuple[int, ...]) -> tuple[slice, ...]:
         """Where the taps of a phase lie."""
         return tuple(slice(first, None, axis.tap_phases) for first, axis in zip(phase, self.layout.axes, strict=True))
+
+    def split(self, w: Any) -> Any:
+        """Weights in the dtype of the transforms, by phases of taps: [K][channel][phase][*taps], short phases with a zero."""
+        if len(self.phases) == 1:
+            return w.astype(self.dtype)[:, :, None]
+        planes = np.zeros((*w.shape[:2], len(self.phases), *(axis.taps for axis in self.layout.axes)), self.dtype)
+        for i, phase in enumerate(self.phases):
+            taps = w[(..., *self.taps_of(phase))]
+            planes[(slice(None), slice(None), i, *map(slice, taps.shape[2:]))] = taps
+        return planes
 
     def anchor(self, size: float) -> float:
         """The number of which the last place is just above the error of results from factors with a product of `size`.
@@ -149,16 +159,14 @@ class TransformedForward:
         if self._problem.flip:
             w = np.flip(w, transforms.dimensions)
         spectra = np.empty((*w.shape[:2], len(transforms.phases), *layout.spectrum), transforms.spectral)
-        rows = max(1, layout.batch * layout.outputs // max(1, layout.inputs))
+        most = TASK_BYTES // (layout.inputs * math.prod(layout.lengths) * layout.item)
+        rows = max(1, min(most, -(-w.shape[0] // TASKS)))
 
-        def body(item: int) -> None:
-            part = w[item * rows : (item + 1) * rows]
-            for i, phase in enumerate(transforms.phases):
-                values = part[(..., *transforms.taps_of(phase))].astype(transforms.dtype)
-                values = values.conj() if values.dtype.kind == "c" else values
-                spectra[item * rows : (item + 1) * rows, :, i] = transforms.there(values)
+        def body(first: int) -> None:
+            part = transforms.split(w[first : first + rows])
+            spectra[first : first + rows] = transforms.there(part.conj() if part.dtype.kind == "c" else part)
 
-        share(range(-(-w.shape[0] // rows)), spectra.size * 20.0, layout.at_once, body)
+        share(range(0, w.shape[0], rows), layout.weights_seconds, layout.at_once, body)
         return spectra
 
     def _run(self, y: Any, ins: Any, spectra: Any) -> None:
@@ -176,7 +184,7 @@ class TransformedForward:
         def body(item: int) -> None:
             bad[item], wrong[item] = self._task(item, x, y, spectra, bias, largest=largest)
 
-        share(range(layout.tasks), self._transforms.work, layout.at_once, body)
+        share(range(layout.tasks), self._transforms.seconds, layout.at_once, body)
         if _needs_definition(self._problem):
             wrong |= bad | (not finite)
         elif bad.any() or not finite:
@@ -216,7 +224,7 @@ class TransformedForward:
             if not factors.any():
                 continue
             run = functools.partial(self._task, x=x, y=y, w=self._weights(factors), bias=bias, code=of_x, becomes=becomes)
-            share(tasks, self._transforms.work, self._layout.at_once, run)
+            share(tasks, self._transforms.seconds, self._layout.at_once, run)
 
     def _again(self, y: Any, ins: Any, tasks: Any) -> None:
         """Compute images again without transforms, where sums overflowed or what is not finite needs it."""
@@ -275,7 +283,7 @@ class TransformedWeightGrad:
             else:
                 wrong[base] = self._finish(w, base, sums, largest, becomes)
 
-        share(range(parts), self._transforms.work, layout.at_once, body)
+        share(range(parts), self._transforms.seconds, layout.at_once, body)
         for base in range(layout.groups if splits > 1 else 0):
             (total, _), *others = own = found[base * splits : (base + 1) * splits]
             for sums, _ in others:
