@@ -7,6 +7,7 @@ dimensions or elements, dtypes such as object and longdouble, and arguments that
 
 from __future__ import annotations
 
+import functools
 import math
 import timeit
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .context import Context, current
 from .errors import NumconvError
 from .functional import conv
 from .planning import explain
@@ -354,7 +356,15 @@ def _faster_in_floats(x: Any, k: Any, mode: str) -> bool:
 
 def _estimate(x: Any, k: Any, mode: str, dtype: np.dtype[Any]) -> tuple[float, str]:
     """(estimated seconds, algorithm) of numconv's choice."""
-    chosen = explain("conv", (1, 1, *x.shape), (1, 1, *k.shape), dtype, padding=_padding(k.shape, mode), flip=True).chosen
+    return _estimate_under(current(), x.shape, k.shape, mode, dtype)
+
+
+@functools.lru_cache(maxsize=256)
+def _estimate_under(
+    settings: Context, x: tuple[int, ...], k: tuple[int, ...], mode: str, dtype: np.dtype[Any]
+) -> tuple[float, str]:
+    """`_estimate` for shapes, under the settings in force: an argument, so that no answer outlives them."""
+    chosen = explain("conv", (1, 1, *x), (1, 1, *k), dtype, padding=_padding(k, mode), flip=True).chosen
     return (chosen.cost, chosen.algorithm) if chosen else (math.inf, "")
 
 

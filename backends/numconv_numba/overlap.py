@@ -179,7 +179,7 @@ class Layout(NamedTuple):
     def task_seconds(self) -> float:
         """Estimate for a task by one thread: transforms, products, gathering and scattering; Python's part."""
         length = math.prod(self.lengths)
-        moved = (self.inputs + self.outputs) * 1e-10 + self.inputs * self.outputs * 0.55e-10
+        moved = (self.inputs + self.outputs) * 1e-10 + self.inputs * self.outputs * 0.35e-10
         transforms = self.batch_seconds(self.batch * self.inputs) + self.batch_seconds(self.batch * self.outputs)
         return transforms + self.batch * length * self.item * moved + TASK_SECONDS
 

@@ -18,8 +18,9 @@ from .compiler import Address, Tag, helper, kernel
 from .direct import clear
 from .elements import INT64, activated, itemsize, rectified
 from .geometry import MODES, source_index
+from .microkernels.conjugate import add_conjugates
 from .nonfinite import classified, marked
-from .scalar import add, cast, conj, is_null, load, muladd, pointer, store, wide_vectors, zero
+from .scalar import add, cast, is_null, load, pointer, store, wide_vectors, zero
 
 __all__ = ["gather", "multiply", "scatter", "walk"]
 
@@ -250,60 +251,81 @@ def scatter(
     return bad
 
 
-@helper
-def multiply_run(y, x, w, count, resume, at):
-    """y = x * conj(w), or that added to y."""
-    wide_vectors()
-    if resume:
-        for i in range(count):
-            at_i = i * itemsize(at)
-            store(y + at_i, muladd(load(x + at_i, at), conj(load(w + at_i, at)), load(y + at_i, at)), at)
-    else:
-        for i in range(count):
-            at_i = i * itemsize(at)
-            store(y + at_i, muladd(load(x + at_i, at), conj(load(w + at_i, at)), zero(at)), at)
-
-
 RUN = 256
 """Elements of spectra that are multiplied for all units of a task before the next ones: they stay in the first-level cache."""
+ONE, TWO, FOUR = Tag(1), Tag(2), Tag(4)
+
+
+@helper
+def add_terms(rows, x, w, y, count, terms, x_row, x_term, w_term, y_row, resume, lanes, part):
+    """y[row] = the sum over the terms of x[row, term] * conj(w[term]) for one or two rows, added to y if `resume`."""
+    whole = terms // 4 * 4
+    for term in range(0, whole, 4):
+        source, factor, go_on = x + term * x_term, w + term * w_term, resume or term > 0
+        add_conjugates(rows, FOUR, lanes, part, source, factor, y, count, x_row, x_term, w_term, y_row, go_on)
+    for term in range(whole, terms):
+        source, factor, go_on = x + term * x_term, w + term * w_term, resume or term > 0
+        add_conjugates(rows, ONE, lanes, part, source, factor, y, count, x_row, x_term, w_term, y_row, go_on)
+
+
+@helper
+def add_rows(x, w, y, count, rows, terms, x_row, x_term, w_term, y_row, resume, lanes, part):
+    """`add_terms` for any number of rows."""
+    for row in range(0, rows - 1, 2):
+        add_terms(TWO, x + row * x_row, w, y + row * y_row, count, terms, x_row, x_term, w_term, y_row, resume, lanes, part)
+    if rows % 2:
+        last = rows - 1
+        add_terms(ONE, x + last * x_row, w, y + last * y_row, count, terms, x_row, x_term, w_term, y_row, resume, lanes, part)
 
 
 @kernel
 def multiply(
-    at: Tag, x: Address, w: Address, y: Address, first: int, count: int, units: int, inputs: int, outputs: int, length: int,
+    lanes: Tag, part: Tag, x: Address, w: Address, y: Address, first: int, count: int, units: int, inputs: int, outputs: int,
+    length: int,
 ) -> None:  # fmt: skip
     """y[unit, k] = the sum over c of x[unit, c] * conj(w[group, k, c]), for the units first..first + count.
 
-    x and y begin with the first of these units; a group has `units` units. All are spectra of `length` elements.
+    x and y begin with the first of these units; a group has `units` units. All are spectra of `length` complex numbers with parts
+    of the dtype `part`.
     """
-    size = length * itemsize(at)
+    each = 2 * itemsize(part)
+    size = length * each
     for begin in range(0, length, RUN):
-        many, at_begin = min(RUN, length - begin), begin * itemsize(at)
         for k in range(outputs):
-            for c in range(inputs):
-                for unit in range(count):
-                    group = (first + unit) // units
-                    factor = w + (((group * outputs + k) * inputs + c) * size + at_begin)
-                    source, target = x + ((unit * inputs + c) * size + at_begin), y + ((unit * outputs + k) * size + at_begin)
-                    multiply_run(target, source, factor, many, c > 0, at)
+            unit = 0
+            while unit < count:
+                group = (first + unit) // units
+                together = min(count - unit, (group + 1) * units - first - unit)
+                source, target = x + (unit * inputs * size + begin * each), y + ((unit * outputs + k) * size + begin * each)
+                factor = w + ((group * outputs + k) * inputs * size + begin * each)
+                add_rows(
+                    source, factor, target, min(RUN, length - begin), together, inputs, inputs * size, size, size, outputs * size,
+                    False, lanes, part,
+                )  # fmt: skip
+                unit += together
 
 
 @kernel
 def correlate(
-    at: Tag, x: Address, y: Address, sums: Address, first: int, count: int, units: int, base: int, inputs: int, outputs: int,
-    length: int,
+    lanes: Tag, part: Tag, x: Address, y: Address, sums: Address, first: int, count: int, units: int, base: int, inputs: int,
+    outputs: int, length: int,
 ) -> None:  # fmt: skip
     """sums[group, k, c] += x[unit, c] * conj(y[unit, k]) over the units first..first + count, in their order.
 
     x and y begin with the first of these units, the sums with the group `base`; a group has `units` units.
     """
-    size = length * itemsize(at)
+    each = 2 * itemsize(part)
+    size = length * each
     for begin in range(0, length, RUN):
-        many, at_begin = min(RUN, length - begin), begin * itemsize(at)
         for k in range(outputs):
-            for c in range(inputs):
-                for unit in range(count):
-                    group = (first + unit) // units - base
-                    target = sums + (((group * outputs + k) * inputs + c) * size + at_begin)
-                    left, right = x + ((unit * inputs + c) * size + at_begin), y + ((unit * outputs + k) * size + at_begin)
-                    multiply_run(target, left, right, many, True, at)
+            unit = 0
+            while unit < count:
+                group = (first + unit) // units
+                together = min(count - unit, (group + 1) * units - first - unit)
+                source, factor = x + (unit * inputs * size + begin * each), y + ((unit * outputs + k) * size + begin * each)
+                target = sums + (((group - base) * outputs + k) * inputs * size + begin * each)
+                add_rows(
+                    source, factor, target, min(RUN, length - begin), inputs, together, size, inputs * size, outputs * size, size,
+                    True, lanes, part,
+                )  # fmt: skip
+                unit += together

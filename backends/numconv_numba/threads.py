@@ -35,8 +35,8 @@ from .compiler import helper, intrinsic, kernel
 from .scalar import address, as_integer
 
 __all__ = [
-    "MAX_THREADS", "SERIAL_WORK", "SHARED_SECONDS", "Areas", "layer", "parallel_for", "quota", "run", "run_with", "share", "threads", "worker_area",
-    "workers",
+    "MAX_THREADS", "SERIAL_WORK", "SHARED_SECONDS", "Areas", "layer", "parallel_for", "quota", "run", "run_with", "share",
+    "threads", "worker_area", "workers",
 ]  # fmt: skip
 
 MAX_THREADS = 64

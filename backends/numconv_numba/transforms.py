@@ -20,6 +20,7 @@ from numconv.plugin import ConvProblem, np_dtype
 from .bands import Band, Bands
 from .direct import Direct
 from .elements import ACTIVATIONS
+from .microkernels.emit import lanes_of
 from .nonfinite import VALUE, members, overwrite, passes
 from .overlap import TASK_BYTES, TASKS, Layout, layout_for
 from .spectra import correlate, gather, multiply, scatter, walk
@@ -44,6 +45,8 @@ class _Transforms:
         self.layout: Layout = layout_for(problem, arithmetic)
         self.dtype = np_dtype(arithmetic)
         self.spectral = np.result_type(self.dtype, np.complex64)
+        part = np.empty(0, self.spectral).real.dtype.name
+        self.parts = lanes_of(part), part
         self.dimensions = tuple(range(-problem.ndim, 0))
         self.phases = tuple(itertools.product(*(range(axis.tap_phases) for axis in self.layout.axes)))
         self.seconds = self.layout.tasks * self.layout.task_seconds
@@ -74,7 +77,8 @@ class _Transforms:
         planes = np.zeros((*w.shape[:2], len(self.phases), *(axis.taps for axis in self.layout.axes)), self.dtype)
         for i, phase in enumerate(self.phases):
             taps = w[(..., *self.taps_of(phase))]
-            planes[(slice(None), slice(None), i, *map(slice, taps.shape[2:]))] = taps
+            place: Any = (slice(None), slice(None), i, *map(slice, taps.shape[2:]))
+            planes[place] = taps
         return planes
 
     def anchor(self, size: float) -> float:
@@ -140,7 +144,7 @@ class TransformedForward:
         self._wide = arithmetic != problem.acc_dtype
         self._bands = Bands(bands)
         self._gather = gather.specialise(problem.dtype, arithmetic)
-        self._multiply = multiply.specialise(transforms.spectral.name)
+        self._multiply = multiply.specialise(*transforms.parts)
         self._scatter = scatter.specialise(arithmetic, problem.out_dtype, problem.acc_dtype)
 
     def __call__(self, outs: Any, ins: Any) -> None:
@@ -250,7 +254,7 @@ class TransformedWeightGrad:
         self._layout = transforms.layout
         self._wide = arithmetic != problem.acc_dtype
         self._gather = gather.specialise(problem.dtype, arithmetic)
-        self._correlate = correlate.specialise(transforms.spectral.name)
+        self._correlate = correlate.specialise(*transforms.parts)
         self._direct = Direct().build(problem)
 
     def __call__(self, outs: Any, ins: Any) -> None:
