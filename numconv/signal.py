@@ -361,7 +361,7 @@ def _estimate(x: Any, k: Any, mode: str, dtype: np.dtype[Any]) -> tuple[float, s
 
 @functools.lru_cache(maxsize=256)
 def _estimate_under(
-    settings: Context, x: tuple[int, ...], k: tuple[int, ...], mode: str, dtype: np.dtype[Any]
+    _settings: Context, x: tuple[int, ...], k: tuple[int, ...], mode: str, dtype: np.dtype[Any]
 ) -> tuple[float, str]:
     """`_estimate` for shapes, under the settings in force: an argument, so that no answer outlives them."""
     chosen = explain("conv", (1, 1, *x), (1, 1, *k), dtype, padding=_padding(k, mode), flip=True).chosen
