@@ -66,28 +66,24 @@ def _suffices(problem: ConvProblem) -> bool:
     return _least_pixels(problem) >= _needed(problem) if problem.op == "weight_grad" else _bands(problem) is not None
 
 
-def arithmetic_of(problem: ConvProblem) -> str:
-    """The dtype of the computation: that of the sums; double precision at "high", and where sums are short."""
-    if problem.level != "high" and _suffices(problem):
+def arithmetic_of(problem: ConvProblem, double: bool) -> str:
+    """The dtype of the computation: that of the sums; double precision if it is asked for, and where sums are short."""
+    if not double and _suffices(problem):
         return problem.acc_dtype
     return "complex128" if problem.acc_dtype.startswith("complex") else "float64"
 
 
-def _is_wide(problem: ConvProblem) -> bool:
-    return arithmetic_of(problem) != problem.acc_dtype
-
-
-def _direct_bands(problem: ConvProblem) -> list[Band]:
+def _direct_bands(problem: ConvProblem, double: bool) -> list[Band]:
     """What is computed directly beside the transforms of a forward problem."""
-    return [] if _is_wide(problem) else _bands(problem) or []
+    return _bands(problem) or [] if arithmetic_of(problem, double) == problem.acc_dtype else []
 
 
-def _verdict(problem: ConvProblem) -> Verdict:
+def _verdict(problem: ConvProblem, double: bool) -> Verdict:
     if "int" in problem.dtype:
         return Verdict.no(f"transforms round, and results of {problem.dtype} are exact")
-    if _is_wide(problem):
+    if arithmetic_of(problem, double) != problem.acc_dtype:
         return Verdict.yes("in double precision")
-    if problem.level == "high":
+    if double:
         return Verdict.no(f"its error is relative to a whole block, and there is no wider arithmetic than {problem.acc_dtype}")
     if not _suffices(problem):
         return Verdict.no(
@@ -111,15 +107,17 @@ class Fft(DenseImplementation):
     name = "fft"
     levels = frozenset(("default", "fast"))
     measured_error: ClassVar[Mapping[str, float]] = {"float32": 3e-6, "float64": 2e-14}
+    double: ClassVar[bool] = False
 
     def supports(self, problem: ConvProblem) -> Verdict:
         """Floats, where sums are long enough or double precision makes up for it."""
         if problem.op != "input_grad":
-            return _verdict(problem)
+            return _verdict(problem, self.double)
         if _folds(problem) and min(high for _, high in problem.padding) < 0:
             return Verdict.no(f"it folds back what was padded, and cannot leave out what padding {problem.padding} does not read")
         parts = forward_problems(unpadded(problem) if _folds(problem) else problem)
-        return next((verdict for verdict in map(_verdict, parts) if not verdict), Verdict.yes())
+        verdicts = [_verdict(part, self.double) for part in parts]
+        return next((verdict for verdict in verdicts if not verdict), Verdict.yes())
 
     def cost(self, problem: ConvProblem) -> float:
         """Of the parts of an input_grad, for each image where padding is folded back."""
@@ -141,15 +139,21 @@ class Fft(DenseImplementation):
 
     def forward_cost(self, problem: ConvProblem) -> float:
         """See `overlap.Layout`; and that of the bands."""
-        return layout_for(problem, arithmetic_of(problem)).seconds + sum(band.seconds for band in _direct_bands(problem))
+        return layout_for(problem, arithmetic_of(problem, self.double)).seconds + sum(
+            band.seconds for band in _direct_bands(problem, self.double)
+        )
 
     def forward_workspace(self, problem: ConvProblem) -> int:
         """The spectra of the weights, and for each thread what its task transforms; or what the bands need."""
-        return max(layout_for(problem, arithmetic_of(problem)).bytes, *(band.bytes for band in _direct_bands(problem)), 0)
+        return max(
+            layout_for(problem, arithmetic_of(problem, self.double)).bytes,
+            *(band.bytes for band in _direct_bands(problem, self.double)),
+            0,
+        )
 
     def forward(self, problem: ConvProblem) -> TransformedForward:
         """The executor."""
-        return TransformedForward(problem, arithmetic_of(problem), _direct_bands(problem))
+        return TransformedForward(problem, arithmetic_of(problem, self.double), _direct_bands(problem, self.double))
 
 
 class FftDouble(Fft):
@@ -158,6 +162,7 @@ class FftDouble(Fft):
     name = "fft64"
     levels = frozenset(("high",))
     measured_error: ClassVar[Mapping[str, float]] = {"float32": 6e-8}
+    double = True
 
 
 class FftWeights(Implementation):
@@ -167,22 +172,23 @@ class FftWeights(Implementation):
     ops = frozenset(("weight_grad",))
     levels = Fft.levels
     measured_error = Fft.measured_error
+    double: ClassVar[bool] = False
 
     def supports(self, problem: ConvProblem) -> Verdict:
         """As `Fft`."""
-        return _verdict(problem)
+        return _verdict(problem, self.double)
 
     def cost(self, problem: ConvProblem) -> float:
         """See `overlap.Layout`."""
-        return layout_for(problem, arithmetic_of(problem)).seconds
+        return layout_for(problem, arithmetic_of(problem, self.double)).seconds
 
     def workspace(self, problem: ConvProblem) -> int:
         """Sums of spectra, and for each thread what its task transforms."""
-        return layout_for(problem, arithmetic_of(problem)).bytes
+        return layout_for(problem, arithmetic_of(problem, self.double)).bytes
 
     def build(self, problem: ConvProblem) -> TransformedWeightGrad:
         """The executor."""
-        return TransformedWeightGrad(problem, arithmetic_of(problem))
+        return TransformedWeightGrad(problem, arithmetic_of(problem, self.double))
 
 
 class FftDoubleWeights(FftWeights):
@@ -191,3 +197,4 @@ class FftDoubleWeights(FftWeights):
     name = FftDouble.name
     levels = FftDouble.levels
     measured_error = FftDouble.measured_error
+    double = True

@@ -159,8 +159,9 @@ class Layout(NamedTuple):
 
     @property
     def at_once(self) -> int:
-        """How many tasks there are, or memory for them."""
-        return max(1, min(MAX_THREADS, self.tasks, (self.room - self.fixed_bytes) // self.task_bytes))
+        """How many tasks there are, or half of the memory for; two if there is all of it for them."""
+        most, pair = ((room - self.fixed_bytes) // self.task_bytes for room in (self.room // 2, self.room))
+        return max(1, min(MAX_THREADS, self.tasks, max(most, min(pair, 2))))
 
     @property
     def bytes(self) -> int:
@@ -261,7 +262,7 @@ def _choices(axis: Axis, even: bool) -> list[Cut]:
 def layout_for(problem: ConvProblem, arithmetic: str) -> Layout:
     """The layout with the least estimated time of those that fit the working memory, else the smallest.
 
-    It is found one dimension after the other, twice.
+    More than half of the memory is taken where that saves a third of the time. It is found one dimension after the other, twice.
     """
     axes = tuple(_axis(problem, axis) for axis in range(problem.ndim))
     inputs = problem.c // problem.groups * math.prod(axis.tap_phases for axis in axes)
@@ -279,7 +280,7 @@ def layout_for(problem: ConvProblem, arithmetic: str) -> Layout:
 
     def order(found: Layout) -> tuple[bool, float]:
         over = found.bytes > problem.max_workspace
-        return over, found.bytes if over else found.seconds
+        return over, found.bytes if over else found.seconds * (1.5 if found.bytes > problem.max_workspace // 2 else 1)
 
     choices = [_choices(axis, len(axes) == 1) for axis in axes]
     best = layout(tuple(options[len(options) // 2] for options in choices))
