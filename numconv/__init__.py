@@ -24,9 +24,12 @@ _HOMES = {
 }  # fmt: skip
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = sorted([*_HOME, "__version__"])
+_MODULES = ("signal",)
+
+__all__ = sorted([*_HOME, *_MODULES, "__version__"])
 
 if TYPE_CHECKING:
+    from . import signal as signal
     from .analysis import as_matrix as as_matrix
     from .analysis import receptive_field as receptive_field
     from .context import using as using
@@ -62,6 +65,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module 'numconv' has no attribute {name!r}")

@@ -22,6 +22,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .depthwise import Depthwise
     from .depthwise_weights import DepthwiseWeights
     from .direct import Direct
+    from .fft import Fft, FftDouble, FftDoubleWeights, FftWeights
     from .implicit_gemm import ImplicitGemm
     from .pooling import Pool
     from .tile import RegisterTile
@@ -43,6 +44,10 @@ def _implementations() -> tuple[Implementation, ...]:
         ImplicitGemm(),
         Blocked(),
         BlockedWeights(),
+        Fft(),
+        FftDouble(),
+        FftWeights(),
+        FftDoubleWeights(),
         Direct(),
         VectorPool(),
         WidePool(),

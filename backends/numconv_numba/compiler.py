@@ -202,7 +202,7 @@ class Kernel:
         What this process compiled and loaded.
     """
 
-    def __init__(self, function: Callable[..., None], **options: Any) -> None:
+    def __init__(self, function: Callable[..., int | None], **options: Any) -> None:
         self.name = f"{function.__module__.removeprefix(f'{__package__}.')}.{function.__name__}"
         annotations = [p.annotation for p in inspect.signature(function, eval_str=True).parameters.values()]
         self._tags = annotations.count(Tag)
@@ -271,7 +271,7 @@ class Kernel:
 _kernels: dict[str, Kernel] = {}
 
 
-def kernel(function: Callable[..., None] | None = None, **options: Any) -> Any:
+def kernel(function: Callable[..., int | None] | None = None, **options: Any) -> Any:
     """Decorate a kernel: see the module's text. Options are those of `numba.njit`."""
     if function is None:
         return functools.partial(kernel, **options)

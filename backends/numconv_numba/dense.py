@@ -22,6 +22,7 @@ __all__ = [
     "Weights",
     "accumulated",
     "forward_parts",
+    "forward_problems",
     "redo",
 ]
 
@@ -215,8 +216,13 @@ class Adjoint:
         return run
 
     def swapped(self, w: Any) -> Any:
-        """w with input and output channels exchanged in each group, as a view: ``[C, K/G, *R]``; of two groups or more a copy."""
+        """w with input and output channels exchanged in each group, as a view: ``[C, K/G, *R]``; of two groups or more a copy.
+
+        The adjoint of a complex w is conjugated, in a copy.
+        """
         groups = self._problem.groups
+        if w.dtype.kind == "c":
+            w = w.conj()
         if groups == 1:
             return w.swapaxes(0, 1)
         split = w.reshape(groups, w.shape[0] // groups, *w.shape[1:]).swapaxes(1, 2)
@@ -257,7 +263,7 @@ class DenseImplementation(Implementation):
             return self.accepts(problem)
         if problem.pad_mode != "zeros":
             return Verdict.no(f"an input_grad with pad_mode {problem.pad_mode} folds back: it is no dense convolution")
-        verdicts = [self.accepts(part) for part in _problems(problem)]
+        verdicts = [self.accepts(part) for part in forward_problems(problem)]
         return next((verdict for verdict in verdicts if not verdict), Verdict.yes())
 
     def cost(self, problem: ConvProblem) -> float:
@@ -265,14 +271,14 @@ class DenseImplementation(Implementation):
         if problem.op == "forward":
             return self.forward_cost(problem)
         strided = math.prod(problem.x_shape) * 2e-10 if max(problem.stride) > 1 else 0.0
-        return strided + sum(map(self.forward_cost, _problems(problem)))
+        return strided + sum(map(self.forward_cost, forward_problems(problem)))
 
     def workspace(self, problem: ConvProblem) -> int:
         """Of the part that needs most; of several groups, w is copied."""
         if problem.op == "forward":
             return self.forward_workspace(problem)
         swapped = 0 if problem.groups == 1 else math.prod(problem.w_shape) * np_dtype(problem.dtype).itemsize
-        return swapped + max(map(self.forward_workspace, _problems(problem)), default=0)
+        return swapped + max(map(self.forward_workspace, forward_problems(problem)), default=0)
 
     def build(self, problem: ConvProblem) -> Any:
         """The executor."""
@@ -286,7 +292,8 @@ class DenseImplementation(Implementation):
         return Adjoint(problem, parts, executors)
 
 
-def _problems(problem: ConvProblem) -> list[ConvProblem]:
+def forward_problems(problem: ConvProblem) -> list[ConvProblem]:
+    """Those of `forward_parts` that see a tap."""
     return [part.problem for part in forward_parts(problem) if part.problem is not None]
 
 

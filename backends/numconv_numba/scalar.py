@@ -18,7 +18,7 @@ from numba.core.typing.templates import AbstractTemplate, infer_global, signatur
 
 from .compiler import AddressType, TagType, address_type, intrinsic
 
-__all__ = ["add", "address", "as_integer", "conj", "is_null", "load", "muladd", "pointer", "store", "wide_vectors", "zero"]
+__all__ = ["add", "address", "as_integer", "cast", "conj", "is_null", "load", "muladd", "pointer", "store", "wide_vectors", "zero"]
 
 _HALVES = ("float16", "bfloat16")
 _DTYPES = {
@@ -153,6 +153,17 @@ def store(typingctx: Any, where: Any, number: Any, dtype: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(where, number, dtype), codegen
+
+
+@intrinsic
+def cast(typingctx: Any, number: Any, dtype: Any) -> Any:
+    """A value in another dtype, rounded to nearest even."""
+    result = value_type(dtype)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return context.cast(builder, args[0], number, result)
+
+    return result(number, dtype), codegen
 
 
 @intrinsic

@@ -17,7 +17,8 @@ import os
 import pathlib
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -34,13 +35,16 @@ from .compiler import helper, intrinsic, kernel
 from .scalar import address, as_integer
 
 __all__ = [
-    "MAX_THREADS", "SERIAL_WORK", "Areas", "layer", "parallel_for", "quota", "run", "run_with", "threads", "worker_area", "workers",
+    "MAX_THREADS", "SERIAL_WORK", "SHARED_SECONDS", "Areas", "layer", "parallel_for", "quota", "run", "run_with", "share",
+    "threads", "worker_area", "workers",
 ]  # fmt: skip
 
 MAX_THREADS = 64
 """More are never used, so that `workspace` can count working memory without knowing the machine."""
 SERIAL_WORK = 5e5
 """Calls of less work than this, in multiply-adds or what takes as long, are not worth waking other threads."""
+SHARED_SECONDS = 8e-4
+"""Work that takes less is not shared between Python threads, which wait for each other at every step."""
 _SERIAL_WORK_WORKQUEUE = 5e6  # Numba's last resort takes over 100 us to start and to join
 
 _entered = threading.Lock()
@@ -296,6 +300,50 @@ def _run(compiled: Callable[..., None], items: int, count: int, *args: Any) -> N
             _entered.release()
     else:
         compiled(0, 1, items, *args)
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="numconv")
+
+
+def share(items: Sequence[int], seconds: float, most: int, body: Callable[[int], object]) -> None:
+    """Call ``body`` with each item, from this thread, and from others if that pays and is safe.
+
+    For work that goes through libraries which release the GIL. Whoever is inside counts as inside the region, so that threads are
+    not multiplied; the region's own threads would spin beside them.
+
+    Parameters
+    ----------
+    items : sequence of int
+        One for each call.
+    seconds : float
+        Estimate for all calls by one thread.
+    most : int
+        Calls at a time, as many as there is memory for.
+    body : callable
+        It does not depend on the order of the calls.
+    """
+    count = min(threads(), len(items), most) if seconds >= SHARED_SECONDS else 1
+    if count < 2 or not _entered.acquire(blocking=False):
+        for item in items:
+            body(item)
+        return
+    try:
+        waiting = iter(items)  # next() on it is atomic
+
+        def go() -> None:
+            for item in waiting:
+                body(item)
+
+        others = [_pool().submit(go) for _ in range(count - 1)]
+        try:
+            go()
+        finally:
+            for other in others:
+                other.result()
+    finally:
+        _entered.release()
 
 
 def layer() -> str:
