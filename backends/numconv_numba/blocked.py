@@ -237,7 +237,7 @@ def blocked(
 ) -> None:  # fmt: skip
     """y from x and w: an item is a block of outputs for some of the panels.
 
-    `tools`: see `microkernels.tools`; w is `packed` into panels, or lies as the vector g says. `status` gets a 1 for each image
+    `tools`: see `tools_for`; w is `packed` into panels, or lies as the vector g says. `status` gets a 1 for each image
     of which a sum is not finite. The bias is in the accumulation dtype.
     """
     parallel_for(

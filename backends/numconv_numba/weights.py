@@ -183,7 +183,7 @@ def weight_tiles(
 ) -> None:  # fmt: skip
     """The gradient of w from that of y and x: an item is a panel of output channels and a part of the taps.
 
-    `tools`: see `microkernels.tools`; `bias`, if not 0, gets the gradient of a bias on y. `status` gets a 1 if a sum is not finite.
+    `tools`: see `tools_for`; `bias`, if not 0, gets the gradient of a bias on y. `status` gets a 1 if a sum is not finite.
     """
     parallel_for(
         region,

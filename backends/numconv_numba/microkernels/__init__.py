@@ -1,4 +1,4 @@
-"""Microkernels: the innermost loops of dense convolution, emitted as LLVM vector code.
+"""Microkernels: the innermost loops, emitted as LLVM vector code.
 
 ``emit``
     Vectors of the host's width: loads, stores, masks; which register tiles fit the host.
@@ -6,6 +6,8 @@
     Register tiles with the lanes over pixels, inlined into the kernel that uses them.
 ``product``
     Register tiles with the lanes over channels, compiled alone and reached by address, so that one driver serves every shape.
+``gemm``
+    Register tiles over pixels that were gathered before, which write their results themselves.
 ``sliding``, ``rolling``
     Register tiles over several rows of results of one channel: tile by tile, and down a strip.
 ``correlation``
@@ -15,7 +17,13 @@
 ``copies``
     Rows packed: zeros around them, phases apart.
 ``transforms``
-    Winograd's transforms of input, weights and results.
+    Winograd's transforms of input, weights and results, and their adjoints.
+``conjugate``
+    Products of spectra.
+``windows``, ``reduction``
+    Rows of windows: the lanes over results, and along the window.
+``peak``
+    Nothing but multiply-adds, and nothing but copies: what measurements are compared with.
 
 Shapes travel in tags, never in a closure: a closure would miss the disk cache.
 """
