@@ -235,10 +235,10 @@ def implicit_gemm(
 ) -> None:  # fmt: skip
     """y from x and w: an item is a block of outputs for some of the tiles of output channels.
 
-    `tools`: see `tools_for`; `taps`: the byte offset of each tap in a channel of the slab. Weights lie `w_step` bytes apart from term
-    to term, `w_k` from channel to channel of a tile, `w_tile` from tile to tile and `w_group` from group to group; the last tile,
-    which ends with the last channel, starts at `w_last`. `status` gets a 1 for each image of which a sum is not finite. Weights
-    and bias are in the accumulation dtype.
+    `tools`: see `tools_for`; `taps`: the byte offset of each tap in a channel of the slab. Weights lie `w_step` bytes apart from
+    term to term, `w_k` from channel to channel of a tile, `w_tile` from tile to tile and `w_group` from group to group; the last
+    tile, which ends with the last channel, starts at `w_last`. `status` gets a 1 for each image of which a sum is not finite.
+    Weights and bias are in the accumulation dtype.
     """
     parallel_for(
         region,

@@ -482,8 +482,8 @@ def winograd(
 ) -> None:  # fmt: skip
     """y from x and w: an item is a block of tiles for some of the panels.
 
-    `tools`: see `tools_for`; w is `packed`: transformed, in panels, or lies as the vector g says. `status` gets a 1 for each image of
-    which a sum is not finite. The bias is in the accumulation dtype.
+    `tools`: see `tools_for`; w is `packed`: transformed, in panels, or lies as the vector g says. `status` gets a 1 for each image
+    of which a sum is not finite. The bias is in the accumulation dtype.
     """
     parallel_for(
         region,
