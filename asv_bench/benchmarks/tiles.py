@@ -42,11 +42,10 @@ class Product:
     track_share_of_peak.unit = "ratio"
 
 
-class Multiply:
+class Multiply(Product):
     """Lanes over gathered pixels: (vectors, channels)."""
 
     params = (PANELS, ["float32", "float64"])
-    param_names = ("shape", "dtype")
 
     def setup(self, shape, dtype):
         vectors, channels = map(int, shape.split("x"))
@@ -61,8 +60,3 @@ class Multiply:
         if not (y == TERMS).all():
             raise ValueError(f"tile {shape} in {dtype}: a sum of {TERMS} ones is not {TERMS}")
         self.flops = 2 * y.size * TERMS
-
-    def track_share_of_peak(self, shape, dtype):
-        return self.flops / seconds(self.call) / multiply_add_rate(dtype, 1)
-
-    track_share_of_peak.unit = "ratio"

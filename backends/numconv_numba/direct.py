@@ -52,8 +52,8 @@ __all__ = [
     "conv_vectors",
     "finish_row",
     "outer_offset",
-    "outer_row",
     "outer_size",
+    "outer_source",
     "tap_position",
 ]
 
@@ -92,10 +92,10 @@ def tap_position(g, axis, tap):
 
 
 @helper
-def outer_row(g, output, tap):
-    """The byte offset of the row of x that an outer tap reads for an outer output, both flat; -1 for a row of padding zeros."""
+def outer_source(g, output, tap, axes):
+    """Whether a tap of an output lies inside x along the first `axes` dimensions, both flat, and the byte offset there."""
     offset = 0
-    for axis in range(g[DIMS] - 2, -1, -1):
+    for axis in range(axes - 1, -1, -1):
         windows, outputs = g[part(g, WINDOW) + axis], g[part(g, OUTPUT) + axis]
         position = output % outputs * g[part(g, STRIDE) + axis] + tap_position(g, axis, tap % windows) - g[part(g, LOW) + axis]
         index = source_index(position, g[part(g, SIZE) + axis], g[MODE])
@@ -109,9 +109,9 @@ def outer_row(g, output, tap):
 
 @helper
 def outer_rows(g, output, taps, rows, inside):
-    """`outer_row` for every outer tap."""
+    """Which rows of x the outer taps read: `outer_source` for each."""
     for tap in range(taps):
-        inside[tap], rows[tap] = outer_row(g, output, tap)
+        inside[tap], rows[tap] = outer_source(g, output, tap, g[DIMS] - 1)
 
 
 @helper
@@ -456,7 +456,7 @@ def weight_grad_taps(acc, x, y, tap, first, last, g, xt, at):
     clear(acc, last - first, at)
     for n in range(g[BATCH]):
         for output in range(rows):
-            inside, row = outer_row(g, output, tap)
+            inside, row = outer_source(g, output, tap, g[DIMS] - 1)
             if not inside:
                 continue
             x_row, y_row = x + (n * g[xs] + row), y + (n * g[ys] + outer_offset(g, output, OUTPUT, PARTS + 2))

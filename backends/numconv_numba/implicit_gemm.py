@@ -91,9 +91,8 @@ def _layout(problem: ConvProblem) -> _Layout:
     return _Layout(tile, block, chunk, _in_place(problem))
 
 
-# A block's own numbers: output channels and vectors of a tile, input channels of a panel, pixels of a block, taps; the first two in
-# the places where `pack_weights` looks for them.
-CHANNELS, VECTORS, CHUNK, PIXELS, TAPS = range(EXTRA, EXTRA + 5)
+# A block's own numbers: output channels and vectors of a tile, input channels of a panel, taps.
+CHANNELS, VECTORS, CHUNK, TAPS = range(EXTRA, EXTRA + 4)
 UINT8 = Tag("uint8")
 
 # --- kernel --------------------------------------------------------------------------------------------------------------------
@@ -316,7 +315,7 @@ class _Executor(ForwardExecutor):
         self._in_place = int(layout.in_place)
         self._areas = _areas(problem, layout)
         self._taps = np.array(tap_offsets(problem, block), np.int64) * self._acc.itemsize
-        self._block = block_vector(block, tile.channels, tile.vectors, layout.chunk, block.pixels, len(self._taps))
+        self._block = block_vector(block, tile.channels, tile.vectors, layout.chunk, len(self._taps))
         self._tools = tools_for(problem.dtype, problem.acc_dtype, tile.lanes, phases=block.step[-1], gemm_shape=tuple(tile))
         self._kernel = implicit_gemm.specialise(problem.out_dtype, problem.acc_dtype)
 

@@ -15,7 +15,7 @@ import numpy as np
 from numconv.plugin import ConvProblem, np_dtype
 
 from .compiler import Address, Tag, helper, invoke, kernel
-from .direct import clear, tap_position
+from .direct import clear, outer_source
 from .elements import INT64, itemsize, same
 from .geometry import (
     DILATION,
@@ -27,7 +27,6 @@ from .geometry import (
     PER_C,
     SIZE,
     STRIDE,
-    WINDOW,
     part,
     source_index,
     span,
@@ -261,22 +260,6 @@ def outer_place(g, output):
 
 
 @helper
-def slice_source(g, output, tap):
-    """Whether an outer tap of an outer output lies inside x, and the byte offset of its plane; both flat, without the last two."""
-    offset = 0
-    for axis in range(g[DIMS] - 3, -1, -1):
-        windows, outputs = g[part(g, WINDOW) + axis], g[part(g, OUTPUT) + axis]
-        position = output % outputs * g[part(g, STRIDE) + axis] + tap_position(g, axis, tap % windows) - g[part(g, LOW) + axis]
-        index = source_index(position, g[part(g, SIZE) + axis], g[MODE])
-        if index < 0:
-            return False, 0
-        offset += index * g[part(g, PARTS) + 3 + axis]
-        output //= outputs
-        tap //= windows
-    return True, offset
-
-
-@helper
 def pack_lines(slab, x, start, lines, x_row, g, b, split_at, xt, at):
     """So many rows of x, `x_row` bytes apart, from the position `start` on, all their places, in phases."""
     axis, size = g[DIMS] - 1, itemsize(at)
@@ -356,7 +339,7 @@ def pack_strip(
     table, count = pointer(slices, INT64), 0
     for c in range(g[PER_C]):
         for tap in range(b[OUTER_TAPS]):
-            inside, offset = slice_source(g, output, tap)
+            inside, offset = outer_source(g, output, tap, g[DIMS] - 2)
             if inside:
                 source = x + (c * g[part(g, PARTS) + 2] + offset)
                 pack_slice(slab + count * slice_bytes, source, base, origin, end, start, g, b, split_at, xt, at)

@@ -15,7 +15,7 @@ import numpy as np
 from numconv.plugin import WINDOW_OPS, Implementation, Verdict, WindowProblem, np_dtype
 
 from .compiler import Address, Tag, helper, kernel
-from .direct import outer_offset, outer_row, outer_size, tap_position
+from .direct import outer_offset, outer_size, outer_source, tap_position
 from .elements import INT64, itemsize, keep, memory, numbers, scratch
 from .geometry import DIMS, LOW, MODE, OUTPUT, PARTS, SIZE, STRIDE, WINDOW, Vectors, channel_strides, part, source_index, span
 from .places import check_places
@@ -87,7 +87,7 @@ def _unfold(begin, end, args):
         n, channel, row, first, last = chunk_of(g, item // lines // taps * lines + item % lines, OUTPUT)
         place = first * step + outer_offset(g, tap // window, WINDOW, PARTS + 1) + tap % window * g[ws + 3 + axis]
         target = row_of(y, g, n, channel, row, OUTPUT, PARTS + 2) + place
-        inside, source = outer_row(g, row, tap // window)
+        inside, source = outer_source(g, row, tap // window, g[DIMS] - 1)
         if inside:
             offset = tap_position(g, axis, tap % window) - low
             copy_row(target, x + (n * g[xs] + channel * g[xs + 1] + source), first, last, offset, step, g, xt, yt)

@@ -68,6 +68,7 @@ __all__ = [
     "phase_taps",
     "place_steps",
     "spread",
+    "tile_extents",
     "tile_rows",
     "tiles_of",
     "transform_inputs",
@@ -392,16 +393,22 @@ def copy_pixels(target, source, rows, columns, target_row, target_column, source
 
 
 @helper
-def transform_outputs(sums, products, spare, block, g, b, tools, at):
-    """The results of a block, [pixel][lane], from the products of its tiles, [element][tile][lane]."""
-    ndim, size, rows, columns = g[DIMS], itemsize(at), b[ROWS], b[COLUMNS]
-    width, step, vectors = b[PANEL] * size, b[M_STEP] * size, b[PANEL] // tools[LANES]
-    axis, planes, lines, height = ndim - 1, block_images(g, b, block), 1, 1
-    if ndim > 1:
+def tile_extents(g, b, block):
+    """(planes of a block, tiles and outputs of a column, tiles and outputs of a row)."""
+    axis, planes, lines, height = g[DIMS] - 1, block_images(g, b, block), 1, 1
+    if axis > 0:
         lines, height = tiles_along(g, b, block, axis - 1), block_extent(g, b, block, axis - 1)
     for other in range(axis - 1):
         planes *= block_extent(g, b, block, other)
-    tiles, length = tiles_along(g, b, block, axis), block_extent(g, b, block, axis)
+    return planes, lines, height, tiles_along(g, b, block, axis), block_extent(g, b, block, axis)
+
+
+@helper
+def transform_outputs(sums, products, spare, block, g, b, tools, at):
+    """The results of a block, [pixel][lane], from the products of its tiles, [element][tile][lane]."""
+    size, rows, columns = itemsize(at), b[ROWS], b[COLUMNS]
+    width, step, vectors = b[PANEL] * size, b[M_STEP] * size, b[PANEL] // tools[LANES]
+    planes, lines, height, tiles, length = tile_extents(g, b, block)
     for line in range(planes * lines):
         row = line % lines * rows
         start = (line // lines * height + row) * length

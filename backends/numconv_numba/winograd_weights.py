@@ -28,16 +28,14 @@ from .direct import clear, conv_vectors
 from .elements import INT64, itemsize
 from .entries import GRADIENT, KERNEL, LANES, PRODUCT, READ, WRITE_WEIGHTS
 from .geometry import DIMS, PARTS, PER_C, PER_K, part
-from .panels import fill_places, fill_terms, tiles_along
+from .panels import fill_places, fill_terms
 from .scalar import is_null, load, pointer, store
 from .slab import (
     BLOCKS,
     EXTRA,
     WRITE_CYCLES,
     Block,
-    block_extent,
     block_image,
-    block_images,
     block_vector,
     pack_cycles,
 )
@@ -60,6 +58,7 @@ from .winograd import (
     phase_taps,
     place_steps,
     spread,
+    tile_extents,
     tile_rows,
     tiles_of,
     transform_inputs,
@@ -149,14 +148,9 @@ TABLES, SLABS, INPUTS, ROWS_OF_Y, GRADIENTS, SPARE, SUMS, KERNELS, BIAS, AREAS =
 @helper
 def transform_gradients(m, pixels, spare, block, g, b, tools, at):
     """The transformed gradients of a block's tiles, [element][tile][lane], from those of its outputs, [pixel][lane]."""
-    ndim, size, rows, columns = g[DIMS], itemsize(at), b[ROWS], b[COLUMNS]
+    size, rows, columns = itemsize(at), b[ROWS], b[COLUMNS]
     width, step, vectors = b[PANEL] * size, b[M_STEP] * size, b[PANEL] // tools[LANES]
-    axis, planes, lines, height = ndim - 1, block_images(g, b, block), 1, 1
-    if ndim > 1:
-        lines, height = tiles_along(g, b, block, axis - 1), block_extent(g, b, block, axis - 1)
-    for other in range(axis - 1):
-        planes *= block_extent(g, b, block, other)
-    tiles, length = tiles_along(g, b, block, axis), block_extent(g, b, block, axis)
+    planes, lines, height, tiles, length = tile_extents(g, b, block)
     for line in range(planes * lines):
         row = line % lines * rows
         start = (line // lines * height + row) * length
@@ -232,10 +226,8 @@ def _items(begin, end, args):
             tiles = fill_places(pointer(offsets, INT64), 1, channels * phases * plane, axis_steps, g, b, block)
             invoke(tools[READ], tools, pixels, width, used, y_k, block, g, b)
             if summed:
-                outputs = block_images(g, b, block)
-                for axis in range(ndim):
-                    outputs *= block_extent(g, b, block, axis)
-                add_rows(bias_sums, pixels, outputs, b[PANEL], at)
+                planes, _, height, _, length = tile_extents(g, b, block)
+                add_rows(bias_sums, pixels, planes * height * length, b[PANEL], at)
             transform_gradients(gradients, pixels, spare, block, g, b, tools, at)
             resume = 1 if block > 0 else 0
             add_products(sums, gradients, inputs, positions, channels * terms, offsets, tiles, resume, b, count, tools, at)
