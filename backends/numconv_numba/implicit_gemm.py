@@ -329,7 +329,7 @@ class _Executor(ForwardExecutor):
         wide, rows = accumulated(w, self._acc) if w.dtype is not self._acc else w, self._problem.groups * self._tiles
         packed = np.empty(rows * self._tile.channels * self._terms, self._acc)
         acc = self._problem.acc_dtype
-        tools = tools_for(acc, acc, self._tile.lanes, product_shape=(1, 1))
+        tools = tools_for(acc, acc, self._tile.lanes, packs=True)
         vector = self._vectors((0,) * w.ndim, wide.strides, (0,) * w.ndim)
         run(pack_tiles.specialise(acc), rows, packed.size, tools, wide, packed, vector, self._block)
         return Weights(packed, wide.strides, True)

@@ -33,12 +33,13 @@ def tools_for(
     product_shape: tuple[int, int] | None = None,
     gemm_shape: tuple[int, ...] | None = None,
     transform_shape: tuple[int, ...] | None = None,
+    packs: bool = False,
     reads: bool = False,
 ) -> np.ndarray[Any, Any]:
     """The table for inputs of `dtype`, sums of `acc` and, where they are given, outputs of `out` and tiles of these shapes.
 
-    `phases`: of a row of the slab. `reads`: whether panels of `dtype` are read and weights written, as for a weight gradient. What
-    is not asked for has the address 0.
+    `phases`: of a row of the slab. `packs`: whether weights are packed, as they are for products. `reads`: whether panels of
+    `dtype` are read and weights written, as for a weight gradient. What is not asked for has the address 0.
     """
     table = np.zeros(entries.COUNT, np.int64)
     table[entries.LANES] = lanes
@@ -47,13 +48,14 @@ def tools_for(
     table[entries.PACK] = pack_slab.address(dtype, acc)
     if product_shape:
         table[entries.PRODUCT] = product.address((*product_shape, lanes), acc)
+    if product_shape or packs:
         table[entries.TRANSPOSE] = transpose.address(lanes, acc)
     if gemm_shape:
         table[entries.MULTIPLY] = multiply.address(gemm_shape, acc)
     if reads:
         table[entries.READ] = read_panel.address(dtype, acc)
         table[entries.WRITE_WEIGHTS] = write_weights.address(out, acc)
-    elif product_shape:
+    elif product_shape or packs:
         table[entries.PACK_WEIGHTS] = pack_panel.address(dtype, acc)
         table[entries.WRITE] = write_panel.address(out, acc) if out else 0
     if transform_shape:
