@@ -1,3 +1,4 @@
+import importlib.util
 import logging
 import re
 import subprocess
@@ -6,7 +7,7 @@ import sys
 import pytest
 
 import numconv as nc
-from numconv import cli, demo, information
+from numconv import demo, information
 from numconv.cli import main
 
 
@@ -167,7 +168,7 @@ def test_warmup_prints_a_table(capsys):
 
 
 def test_warmup_reports_without_tqdm(capsys, monkeypatch):
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     _, out, err = run(capsys, "warmup", "--backend", "reference")
     assert len(err.splitlines()) == len(out.splitlines()) - 2
     assert err.startswith("reference direct: conv forward f32")
