@@ -25,6 +25,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .fft import Fft, FftDouble, FftDoubleWeights, FftWeights
     from .implicit_gemm import ImplicitGemm
     from .pooling import Pool
+    from .separable import Separable
     from .tile import RegisterTile
     from .vector_pooling import VectorPool
     from .vector_scatter import VectorScatter
@@ -36,6 +37,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .winograd_weights import WinogradWeights
 
     return (
+        Separable(),
         Depthwise(),
         DepthwiseWeights(),
         RegisterTile(),
