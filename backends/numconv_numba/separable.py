@@ -253,10 +253,17 @@ class _Executor:
         """The executor with the factors of w, or with w as the other way keeps it."""
         factors = factors_of(w)
         if factors is None:
-            bound: Callable[[Any, Any], None] = self._otherwise.bind(w)
-            return bound
+            return self._bind_otherwise(w)
         passes = self._passes
         return lambda outs, ins: passes(outs[0], ins[0], factors, ins[1:])
+
+    def _bind_otherwise(self, w: Any) -> Callable[[Any, Any], None]:
+        other = self._otherwise
+        if hasattr(other, "bind"):
+            bound: Callable[[Any, Any], None] = other.bind(w)
+            return bound
+        original = w.copy()
+        return lambda outs, ins: other(outs, (ins[0], original, *ins[1:]))
 
 
 _OTHERS = Depthwise(), Fft(), Direct()
