@@ -23,7 +23,7 @@ from .compiler import Address, Tag, helper, invoke, kernel
 from .direct import clear
 from .elements import INT64, itemsize, same
 from .entries import SPLIT
-from .geometry import BATCH, DIMS, LOW, MODE, OUTPUT, PARTS, SIZE, STRIDE, part, source_index
+from .geometry import BATCH, DIMS, LOW, MODE, OUTPUT, PARTS, SIZE, STRIDE, part, source_index, span
 from .scalar import load, pointer, store, zero
 
 __all__ = [
@@ -44,7 +44,9 @@ __all__ = [
     "block_start",
     "block_vector",
     "cut",
+    "pack_borders",
     "pack_cycles",
+    "pack_places",
     "pack_slab",
     "slab_bytes",
     "steps",
@@ -275,15 +277,21 @@ def slab_row(g, b, block, combination, row):
 
 
 @helper
-def pack_places(slab, x, start, step, count, outside, g, xt, at):
-    """Places of a row one by one, place i from position start + i * step; if `outside`, only those in the padding."""
+def pack_places(slab, x, start, step, count, g, xt, at):
+    """Places of a row one by one, place i from position start + i * step."""
     axis = g[DIMS] - 1
     size, stride = g[part(g, SIZE) + axis], g[part(g, PARTS) + 3 + axis]
     for i in range(count):
-        position = start + i * step
-        if not (outside and 0 <= position < size):
-            index = source_index(position, size, g[MODE])
-            store(slab + i * itemsize(at), zero(at) if index < 0 else load(x + index * stride, xt, at), at)
+        index = source_index(start + i * step, size, g[MODE])
+        store(slab + i * itemsize(at), zero(at) if index < 0 else load(x + index * stride, xt, at), at)
+
+
+@helper
+def pack_borders(slab, x, start, step, count, g, xt, at):
+    """The places of a row in the padding: place i has position start + i * step."""
+    low, high = span(0, count, step, start, g[part(g, SIZE) + g[DIMS] - 1])
+    pack_places(slab, x, start, step, low, g, xt, at)
+    pack_places(slab + high * itemsize(at), x, start + high * step, step, count - high, g, xt, at)
 
 
 @helper
@@ -310,7 +318,10 @@ def pack_rows(slab, x, block, combination, row, channels, g, b, tools, xt, at):
                 clear(target + phase * plane, length, at)
             else:
                 first = slab_position(g, b, block, axis, phase, 0)
-                pack_places(target + phase * plane, source, first, step, length, even, g, xt, at)
+                if even:
+                    pack_borders(target + phase * plane, source, first, step, length, g, xt, at)
+                else:
+                    pack_places(target + phase * plane, source, first, step, length, g, xt, at)
 
 
 @kernel(no_cfunc_wrapper=False)

@@ -29,12 +29,11 @@ from .geometry import (
     STRIDE,
     part,
     source_index,
-    span,
 )
 from .microkernels.copies import split_strip, spread
 from .microkernels.emit import lanes_of
 from .scalar import pointer
-from .slab import pack_places
+from .slab import pack_borders, pack_places
 
 __all__ = [
     "BAND", "BANDS", "CLASSES", "COLUMNS", "EXTRA", "FOLDED", "ITEMS", "KERNEL_ROWS", "LAG", "OUTER_OUTPUTS", "OUTER_TAPS",
@@ -273,13 +272,11 @@ def pack_lines(slab, x, start, lines, x_row, g, b, split_at, xt, at):
         return
     for line in range(lines):
         for phase in range(b[PHASES]):
-            target, source, first = slab + (line * line_bytes + phase * phase_bytes), x + line * x_row, start + phase
+            target, source = slab + (line * line_bytes + phase * phase_bytes), x + line * x_row
             if even:
-                low, high = span(0, b[PITCH], stride, first, length)
-                pack_places(target, source, first, stride, low, False, g, xt, at)
-                pack_places(target + high * size, source, first + high * stride, stride, b[PITCH] - high, False, g, xt, at)
+                pack_borders(target, source, start + phase, stride, b[PITCH], g, xt, at)
             else:
-                pack_places(target, source, first, stride, b[PITCH], False, g, xt, at)
+                pack_places(target, source, start + phase, stride, b[PITCH], g, xt, at)
 
 
 @helper
@@ -295,12 +292,17 @@ def pack_slice(slab, x, base, first, last, start, g, b, split_at, xt, at):
         clear(slab, (low - first) * b[PHASES] * b[PITCH], at)
         clear(slab + (high - first) * line_bytes, (last - high) * b[PHASES] * b[PITCH], at)
         slab = slab + (low - first) * line_bytes
-    # only without a map of rows are they as far apart in x as in the slab
-    each = 1 if g[MODE] != 0 else high - low
-    for line in range(low, high, max(each, 1)):
-        row = 0 if b[FOLDED] else source_index(base + line * dilation, g[part(g, SIZE) + axis], g[MODE])
+    line = low
+    while line < high:
+        # neighbouring rows of x together; those of a border one by one, where their map leads
+        count, row = 1, 0
+        if not b[FOLDED]:
+            inside, beyond = inside_lines(base, dilation, g[part(g, SIZE) + axis], 0)
+            row = source_index(base + line * dilation, g[part(g, SIZE) + axis], g[MODE])
+            count = min(high, beyond) - line if inside <= line < beyond else 1
         target = slab + (line - low) * line_bytes
-        pack_lines(target, x + row * step, start, each, dilation * step, g, b, split_at, xt, at)
+        pack_lines(target, x + row * step, start, count, dilation * step, g, b, split_at, xt, at)
+        line += count
 
 
 @helper
