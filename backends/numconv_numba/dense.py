@@ -11,8 +11,8 @@ import numpy as np
 
 from numconv.plugin import ConvProblem, Implementation, Verdict, activate, np_dtype
 
+from .activations import ACTIVATIONS
 from .direct import Direct, conv_vectors
-from .elements import ACTIVATIONS
 
 __all__ = [
     "Adjoint",

@@ -18,11 +18,12 @@ import numpy as np
 
 from numconv.plugin import ConvProblem, Verdict, np_dtype
 
+from .activations import ACTIVATIONS
 from .blocked import CALL_SECONDS, seconds
 from .compiler import Address, Tag, helper, invoke, kernel
 from .dense import Adjoint, DenseImplementation, Part, accumulated, redo
 from .direct import MEASURED_ERROR, conv_vectors, finish_row
-from .elements import ACTIVATIONS, INT64, itemsize, same
+from .elements import INT64, itemsize, same
 from .geometry import DIMS, FLIPPED, GROUPS, MODE, OPTION, OUTPUT, PARTS, PER_C, PER_K, WINDOW, part
 from .microkernels import sliding as job_of
 from .microkernels.emit import host

@@ -16,8 +16,9 @@ from numba.extending import overload
 
 from numconv.plugin import ConvProblem, Implementation, Verdict, np_dtype
 
+from .activations import ACTIVATIONS, activate_run, rectified
 from .compiler import Address, Tag, helper, kernel
-from .elements import ACTIVATIONS, INT64, activated, itemsize, keep, memory, numbers, rectified, scratch
+from .elements import INT64, itemsize, keep, memory, numbers, scratch
 from .geometry import (
     BATCH,
     DILATION,
@@ -137,8 +138,11 @@ def finish_row(acc, y, count, step, bias, channel, code, yt, at):
             store(y + q * step, rectified(add(value, shift) if biased else value, code), yt)
     else:
         for q in range(count):
-            value = load(acc + q * itemsize(at), at)
-            store(y + q * step, activated(add(value, shift) if biased else value, code), yt)
+            place = acc + q * itemsize(at)
+            store(place, add(load(place, at), shift), at)
+        activate_run(acc, count, code, at)
+        for q in range(count):
+            store(y + q * step, load(acc + q * itemsize(at), at), yt)
 
 
 # --- forward -------------------------------------------------------------------------------------------------------------------

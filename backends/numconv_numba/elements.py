@@ -1,21 +1,18 @@
-"""Small typed helpers of kernels beside those of `scalar`: sizes, activations, memory that must stay alive."""
+"""Small typed helpers of kernels beside those of `scalar`: sizes, memory that must stay alive."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 from numba import types
-from numba.extending import overload
 
 from .compiler import Tag, helper, intrinsic
 from .scalar import address, pointer, storage_type
 
-__all__ = ["ACTIVATIONS", "INT64", "activated", "itemsize", "keep", "memory", "numbers", "rectified", "same", "scratch"]
+__all__ = ["INT64", "itemsize", "keep", "memory", "numbers", "same", "scratch"]
 
 INT64 = Tag("int64")
-ACTIVATIONS = {None: 0, "relu": 1, "silu": 2, "gelu": 3}
 
 
 @intrinsic
@@ -38,39 +35,6 @@ def same(typingctx: Any, one: Any, other: Any) -> Any:
         return context.get_constant(types.boolean, one.value == other.value)
 
     return types.boolean(one, other), codegen
-
-
-def rectified(value: Any, code: int) -> Any:
-    """max(value, 0) for the code of relu, else the value; NaN stays NaN. It has no branch, so that loops over it vectorise."""
-    raise NotImplementedError("for kernels only")
-
-
-@overload(rectified)
-def _rectified(value, code):
-    if isinstance(value, types.Complex):
-        return lambda value, code: value
-    kind = value
-    return lambda value, code: kind(0) if (code == 1) & (value < kind(0)) else value
-
-
-def activated(value: Any, code: int) -> Any:
-    """silu or gelu of a value, computed in float64; NaN stays NaN."""
-    raise NotImplementedError("for kernels only")
-
-
-@overload(activated)
-def _activated(value, code):
-    if not isinstance(value, types.Float):
-        return lambda value, code: value
-    kind = value
-
-    def real(value, code):
-        wide = np.float64(value)
-        if code == 2:
-            return kind(wide / (1.0 + math.exp(-wide)))
-        return kind(0.5 * wide * math.erfc(wide * -0.7071067811865476))
-
-    return real
 
 
 @helper

@@ -7,9 +7,10 @@ its window starts in what the tile reads.
 
 from __future__ import annotations
 
+from .activations import activate_run, rectified
 from .compiler import Address, Tag, helper, invoke, kernel
 from .direct import clear, outer_offset
-from .elements import INT64, activated, itemsize, keep, memory, rectified, same, scratch
+from .elements import INT64, itemsize, keep, memory, same, scratch
 from .entries import COPY, LANES, TRANSPOSE
 from .geometry import DILATION, DIMS, FLIPPED, PARTS, STRIDE, WINDOW, part
 from .scalar import add, address, is_null, load, pointer, store, wide_vectors, zero
@@ -174,14 +175,16 @@ def finish_lanes(sums, y, columns, step, bias, code, yt, at):
             shifted = add(total, load(bias + j * itemsize(at), at)) if biased else total
             store(y + j * itemsize(yt), rectified(shifted, code), yt)
         return is_not_finite(sums, columns, at)
+    bad = is_not_finite(sums, columns, at)
     for j in range(columns):
-        total = load(sums + j * itemsize(at), at)
-        shifted = add(total, load(bias + j * itemsize(at), at)) if biased else total
-        if code <= 1:
-            store(y + j * step, rectified(shifted, code), yt)
-        else:
-            store(y + j * step, activated(shifted, code), yt)
-    return is_not_finite(sums, columns, at)
+        place = sums + j * itemsize(at)
+        total = load(place, at)
+        store(place, rectified(add(total, load(bias + j * itemsize(at), at)) if biased else total, code), at)
+    if code > 1:
+        activate_run(sums, columns, code, at)
+    for j in range(columns):
+        store(y + j * step, load(sums + j * itemsize(at), at), yt)
+    return bad
 
 
 @helper

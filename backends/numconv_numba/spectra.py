@@ -14,9 +14,10 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
+from .activations import activated, rectified
 from .compiler import Address, Tag, helper, kernel
 from .direct import clear
-from .elements import INT64, activated, itemsize, rectified
+from .elements import INT64, itemsize
 from .geometry import MODES, source_index
 from .microkernels.conjugate import add_conjugates
 from .nonfinite import classified, marked

@@ -17,9 +17,9 @@ import numpy as np
 
 from numconv.plugin import ConvProblem, np_dtype
 
+from .activations import ACTIVATIONS
 from .bands import Band, Bands
 from .direct import Direct
-from .elements import ACTIVATIONS
 from .microkernels.emit import lanes_of
 from .nonfinite import VALUE, members, overwrite, passes
 from .overlap import TASK_BYTES, TASKS, Layout, layout_for
