@@ -101,7 +101,7 @@ def test_layers_that_do_not_fit(layers, shape, text):
         (lambda: nn.Dropout(1.0), "rate=1.0 must be at least 0 and below 1"),
         (lambda: nn.BatchNorm(epsilon=0), "epsilon above 0"),
         (lambda: nn.Sequential(nn.ReLU), "is no layer; give layers, such as nn.ReLU()"),
-        (lambda: nn.Parallel(), "at least one layer"),
+        (nn.Parallel, "at least one layer"),
         (lambda: nn.Linear(3)(np.ones((1, 2), "float32")), "no array 'w' yet; call model.build"),
         (lambda: nn.Linear(3).build((2,))(np.ones((1, 4), "float32")), r"x has shape \(1, 4\), and must be \[N, 2\]"),
         (lambda: nn.BatchNorm().build((2, 3))(np.ones((1, 4, 3), "float32")), r"must be \[N, 2, \*S\]"),
@@ -258,7 +258,7 @@ def test_summary():
 
 
 def test_two_layers_cannot_have_one_name():
-    with pytest.raises(TypeError, match="a layer called Conv exists already, numconv.nn.convolution.Conv"):
+    with pytest.raises(TypeError, match=r"a layer called Conv exists already, numconv\.nn\.convolution\.Conv"):
 
         @dataclasses.dataclass(eq=False)
         class Conv(nn.Layer):
