@@ -56,7 +56,7 @@ def numconv_steps(name: str, batch: int):
     from numconv import nn
 
     model = network(name)
-    x, labels = arrays(SHAPES[name], model.layers[-1].features, batch)
+    x, labels = arrays(SHAPES[name], model[-1].features, batch)
 
     def run(steps: int) -> list[float]:
         data = Same(x, labels, steps)
