@@ -10,6 +10,7 @@ import numpy as np
 from numconv.errors import ProblemError
 
 from .activations import Activation, ReLU, positive_part
+from .dense import Flatten
 from .devices import namespace
 from .layer import Array, Backward, Grads, Layer, Shape, from_config
 from .pooling import MaxPool
@@ -144,11 +145,13 @@ class Sequential(_Composite):
             grads: Grads = {}
             learned = [i for i, step in enumerate(steps) if step.layer.parameters]
             first = 0 if needs_x else min(learned, default=len(steps))
+            ours = False  # whether the gradient is an array of our own
             for i in range(len(steps) - 1, first - 1, -1):
                 step, y, backward = backwards[i]
                 if step.masked:
-                    grad = positive_part(grad, y)
+                    grad = positive_part(grad, y, out=grad if ours else None)
                 grad, inner = backward(grad, needs_x or i > first)
+                ours = step.layer.fresh or (ours and isinstance(step.layer, Flatten))
                 for name, array in inner.items():
                     grads[f"{step.child}.{name}"] = array
             return grad if needs_x else None, grads

@@ -36,6 +36,8 @@ class Linear(Layer):
     features: int
     bias: bool = True
 
+    fresh = True
+
     def output_shape(self, shape: Shape) -> Shape:
         """The shape of y for an x of this shape, both without N."""
         if len(shape) != 1:

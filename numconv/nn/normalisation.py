@@ -57,6 +57,7 @@ class BatchNorm(Layer):
     epsilon: float = 1e-5
 
     activations = frozenset({"relu"})
+    fresh = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.momentum <= 1 or not self.epsilon > 0:
