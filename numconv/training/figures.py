@@ -107,10 +107,12 @@ def _draw_confusion(result: Result, figure: Any) -> None:
 
 def _draw_kernels(result: Result, figure: Any) -> None:
     """The kernels of the first layer that has any: as curves, or as pictures, of a video one frame beside the other."""
-    name, w = next((name, array) for name, array in result.model.parameters.items() if array.ndim > 2)
-    w = np.asarray(w)[:_SHOWN]
+    name, w = next(
+        ((name, array) for name, array in result.model.parameters.items() if array.ndim > 2), ("none", np.zeros((1, 1, 1)))
+    )
+    w = w[:_SHOWN]
     grid = figure.subplots(-(-len(w) // 8), 8, squeeze=False).ravel()
-    limit = float(np.abs(w).max())
+    limit = float(np.abs(w).max()) or 1.0
     for ax in grid:
         ax.axis("off")
     for ax, kernel in zip(grid, w, strict=False):
