@@ -2,7 +2,7 @@
 
 It prints how many recordings that it has not heard it gets right, a confusion matrix, and to which frequencies its first kernels
 answer most. By default it learns from 300 of the 900 recordings, and not for long; with --full from 720, until it gets nearly all
-right. (Each language has its own speaker, but for English and Spanish, which share one: so it may tell voices as much as languages.)
+right. (Each language has its own speaker, but for English and Spanish, which share one: it may tell voices as much as languages.)
 """
 
 from __future__ import annotations
