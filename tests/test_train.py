@@ -165,6 +165,7 @@ def test_the_same_seed_gives_the_same_result(tones):
     [
         (["absent"], "absent is not a folder: give one whose subfolders are the classes"),
         (["FOLDER", "--test", "absent"], "absent is not a folder"),
+        (["FOLDER", "--checkpoint", "FOLDER"], "is a folder, and a file is to be written"),
         (["FOLDER", "--resume"], "--resume goes on from a file: give --checkpoint FILE"),
         (["digits", "--test", "FOLDER"], "digits is an example that brings its own test data"),
         (["FOLDER", "--held-out", "1.5"], "fraction=1.5 of each class is to be held out"),
@@ -198,6 +199,12 @@ def test_bad_toml(tmp_path, tones, capsys, toml, message):
     code, _, err = run(capsys, tones, "--model", tmp_path / "bad.toml")
     assert code == 1
     assert message in err
+
+
+def test_help_shows_examples(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert "numconv train FOLDER --test FOLDER2 --json result.json" in capsys.readouterr().out
 
 
 # --- tasks
@@ -320,8 +327,8 @@ def test_many_classes_are_told_by_what_was_confused():
 
 
 def test_a_class_that_was_not_tested_has_no_rate():
-    text = training.draw_confusion(np.array([[0, 0], [1, 3]]), ("a class with a very long name", "b"))
-    assert re.search(r"a class wit~ \| +\. +\. +-$", text, re.MULTILINE)
+    text = training.draw_confusion(np.array([[0, 0], [1, 3]]), ("a class of a very long name", "b"))
+    assert re.search(r"a class of ~ \| +\. +\. +-$", text, re.MULTILINE)
     assert text.endswith("75.0%")
 
 

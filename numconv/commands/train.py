@@ -58,6 +58,9 @@ def run(arguments: argparse.Namespace) -> int:
     settings = settings.changed(**{name: getattr(arguments, name) for name in ("epochs", "batch_size", "rate", "shift", "seed")})
     if arguments.resume and arguments.checkpoint is None:
         raise numconv.ProblemError("--resume goes on from a file: give --checkpoint FILE")
+    for path in (arguments.json, arguments.checkpoint):
+        if path:
+            figures.check_file(path)
     if arguments.out:
         figures.check_folder(arguments.out)
     with numconv.using(backend=arguments.backend, threads=arguments.threads):

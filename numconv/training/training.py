@@ -57,7 +57,7 @@ class Result:
             "sample_rate": task.rate,
             "train_samples": len(task.train),
             "test_samples": len(task.test),
-            "skipped": [{"path": str(path), "reason": reason} for path, reason in task.skipped],
+            "skipped": [{"path": str(each.path), "reason": each.reason} for each in task.skipped],
             "epochs": self.settings.epochs,
             "batch_size": self.settings.batch_size,
             "rate": self.settings.rate,
