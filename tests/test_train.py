@@ -191,7 +191,7 @@ def test_what_cannot_be_is_said_without_a_traceback(tmp_path, tones, capsys, mon
         ("epoch = 3", "epoch is no setting: epochs, batch_size, rate"),
         ("epochs = 1.5", "epochs=1.5: an integer of at least 1"),
         ('[[model]]\nlayer = "Convolution"', "no layer is called 'Convolution'"),
-        ('[[model]]\nlayer = "Conv"\nchannels = 4\nwindow = 3', r"end it with GlobalAvgPool or Flatten"),
+        ('[[model]]\nlayer = "Conv"\nchannels = 4\nwindow = 3', "put Flatten or GlobalAvgPool before it"),
     ],
 )
 def test_bad_toml(tmp_path, tones, capsys, toml, message):

@@ -104,7 +104,7 @@ def layers_for(kind: str, shape: Sequence[int], rate: int | None = None) -> list
     >>> layers = training.layers_for("image", (1, 8, 8))
     >>> model = nn.Sequential(*layers, nn.Linear(10)).build((1, 8, 8))
     >>> sum(array.size for array in model.parameters.values())
-    24282
+    24170
     """
     if kind == "sound":
         return sound_layers(shape, rate or 4 * _FRAME_RATE)
