@@ -51,12 +51,12 @@ def arrays(shape: tuple[int, ...], classes: int, batch: int):
 
 
 def numconv_steps(name: str, batch: int):
-    from benchmarks.training import SHAPES, network
+    from benchmarks.training import SHAPES, prepared
 
     from numconv import nn
 
-    model = network(name)
-    x, labels = arrays(SHAPES[name], model.layers[-1].features, batch)
+    model, _ = prepared(name)
+    x, labels = arrays(SHAPES[name], model[-1].features, batch)
 
     def run(steps: int) -> list[float]:
         data = Same(x, labels, steps)

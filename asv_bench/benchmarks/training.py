@@ -26,26 +26,24 @@ def layers_of(name: str) -> list[nn.Layer]:
 
 
 @functools.cache
-def network(name: str) -> nn.Layer:
-    """The network, after the steps that compile its kernels."""
+def prepared(name: str) -> tuple[nn.Sequential, tuple[np.ndarray, np.ndarray]]:
+    """The network, after a step that compiled its kernels, and the samples of the steps."""
     model = nn.Sequential(*layers_of(name)).build(SHAPES[name])
-    train(model, 2)
-    return model
-
-
-def train(model: nn.Layer, steps: int) -> nn.History:
-    """So many steps on noise."""
-    shape, classes = model._built.shape, model.layers[-1].features
     rng = np.random.default_rng(0)
-    x = np.broadcast_to(rng.standard_normal((BATCH, *shape), np.float32), (steps, BATCH, *shape)).reshape(-1, *shape)
-    labels = np.tile(rng.integers(classes, size=BATCH), steps)
-    return nn.fit(model, (x, labels), epochs=1, batch_size=BATCH, progress=False)
+    x = rng.standard_normal((STEPS * BATCH, *SHAPES[name]), np.float32)
+    labels = rng.integers(model[-1].features, size=len(x))
+    train(model, (x[:BATCH], labels[:BATCH]))
+    return model, (x, labels)
+
+
+def train(model: nn.Sequential, data: tuple[np.ndarray, np.ndarray]) -> None:
+    nn.fit(model, data, epochs=1, batch_size=BATCH, progress=False)
 
 
 def time_ten_steps(name: str) -> None:
-    train(network(name), STEPS)
+    train(*prepared(name))
 
 
 time_ten_steps.params = [list(SHAPES)]
 time_ten_steps.param_names = ["network"]
-time_ten_steps.number = 1
+time_ten_steps.setup = prepared
