@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         model = training.build_model(task, settings)
         print(f"\n{model.summary()}\n", flush=True)
         result = training.train(
-            task, settings, model=model, checkpoint=arguments.checkpoint, resume=arguments.resume, progress=True
+            task, settings, model=model, checkpoint=arguments.checkpoint, resume=arguments.resume, progress=sys.stderr.isatty()
         )
     print(f"\n{training.describe_result(result)}")
     if arguments.json:
