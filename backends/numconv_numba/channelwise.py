@@ -207,7 +207,7 @@ class _Executor:
 
     def bind(self, w: Any) -> Callable[[Any, Any], None]:
         """The executor with its own copy of w, packed."""
-        packed, other = _packed(w), self._other.bind(w)
+        packed, other = _packed(w.copy()), self._other.bind(w)
 
         def run(outs: Any, ins: Any) -> None:
             if _is_last(ins[0]) and _is_last(outs[0]):
