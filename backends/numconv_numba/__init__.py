@@ -19,6 +19,7 @@ __all__ = ["NumbaBackend", "backend"]
 @functools.cache
 def _implementations() -> tuple[Implementation, ...]:
     from .blocked import Blocked
+    from .channelwise import Channelwise
     from .depthwise import Depthwise
     from .depthwise_weights import DepthwiseWeights
     from .direct import Direct
@@ -38,6 +39,7 @@ def _implementations() -> tuple[Implementation, ...]:
 
     return (
         Separable(),
+        Channelwise(),
         Depthwise(),
         DepthwiseWeights(),
         RegisterTile(),

@@ -76,6 +76,8 @@ WEIGHT_BYTES = 512 * 1024
 """The packed weights of a group."""
 ROLLING_ROWS = 8
 """Rows of the kernel up to which tiles roll."""
+SCATTERED_CYCLES = 7
+"""Of an element of x, where its neighbours in memory are other channels."""
 KEPT = 64
 """Combinations of strides whose frames an executor keeps."""
 Strides: TypeAlias = tuple[int, ...]
@@ -464,10 +466,11 @@ class Depthwise(DenseImplementation):
         return Verdict.yes()
 
     def forward_cost(self, problem: ConvProblem) -> float:
-        """Tiles, packing, weights."""
+        """Tiles, packing, weights; pixels that are no neighbours in memory are packed and stored one by one."""
         layout = layout_for(problem)
         weights = problem.k * slices_of(problem) * layout.slice_weights * 1.5
-        return CALL_SECONDS + seconds(_cycles(problem, layout) + weights)
+        scattered = math.prod(problem.x_shape) * SCATTERED_CYCLES if problem.layout == "channels_last" else 0.0
+        return CALL_SECONDS + seconds(_cycles(problem, layout) + weights + scattered)
 
     def forward_workspace(self, problem: ConvProblem) -> int:
         """For each thread a slab, the weights of a group, and tables; weights in the accumulation dtype."""

@@ -1,0 +1,135 @@
+"""Register tiles of depthwise convolutions with the lanes over channels: for arrays whose channels are neighbours in memory.
+
+A vector holds as many channels of one position. `along` computes neighbouring results of a row, whose windows share positions:
+each is loaded once and multiplied with every tap that meets it. `point` computes one result from any list of taps, for borders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from numconv_numba.compiler import Address, Tag, intrinsic, kernel
+
+from .emit import Emitter, check_kinds
+
+__all__ = ["Along", "along", "point"]
+
+_i64 = ir.IntType(64)
+
+X, COUNT, TABLE, X_STEP, W, W_STEP, BIAS, RELU, Y, Y_STEP, JOB = range(11)
+"""The fields of a job: addresses, steps and offsets in bytes.
+
+X: of the position where the first window starts; W: of the first tap of the first row of taps. TABLE has COUNT pairs of offsets,
+one in x and one in w: for `along` of each row of taps, for `point` of each tap. X_STEP: from a position to the next; W_STEP: from a
+tap to the next. BIAS: the address of a vector, or 0. RELU: whether negative results become 0. Y, Y_STEP: of the results.
+"""
+
+
+class Along(NamedTuple):
+    """The shape of a tile: results, taps of a row, stride, dilation, whether the kernel is flipped, lanes."""
+
+    results: int
+    taps: int
+    stride: int
+    dilation: int
+    flipped: bool
+    lanes: int
+
+
+def _uses(shape: Along) -> list[tuple[int, list[tuple[int, int]]]]:
+    """Positions from the first window's start on that are read, with pairs (tap, result).
+
+    In this order the terms of a result follow its taps, from the first to the last, also where the kernel is flipped.
+    """
+    found: dict[int, list[tuple[int, int]]] = {}
+    for tap in range(shape.taps):
+        place = shape.taps - 1 - tap if shape.flipped else tap
+        for result in range(shape.results):
+            found.setdefault(result * shape.stride + place * shape.dilation, []).append((tap, result))
+    return sorted(found.items(), reverse=shape.flipped)
+
+
+def _fields(emit: Emitter, builder: Any, job: Any) -> tuple[list[Any], dict[int, Any]]:
+    """The fields as numbers, and those that are addresses as pointers."""
+    fields = [emit.offset(job, i) for i in range(JOB)]
+    return fields, {i: builder.inttoptr(fields[i], cgutils.voidptr_t) for i in (X, TABLE, W, BIAS, Y)}
+
+
+def _finish(
+    emit: Emitter, builder: Any, slots: Sequence[Any], places: Sequence[Any], bias: Sequence[Any], fields: list[Any]
+) -> None:
+    """Add the bias, apply relu, and store."""
+    relu = emit.spread(builder.icmp_signed("!=", fields[RELU], _i64(0)))
+    with builder.if_then(builder.icmp_signed("!=", fields[BIAS], _i64(0))):
+        for slot, address in zip(slots, bias, strict=True):
+            builder.store(builder.fadd(builder.load(slot), emit.load(address)), slot)
+    for slot, place in zip(slots, places, strict=True):
+        emit.store(emit.positive(builder.load(slot), relu), place)
+
+
+@intrinsic
+def _along(typingctx: Any, tag: Any, dtype: Any, job: Any) -> Any:
+    check_kinds((tag, dtype), (job,))
+    shape = Along(*tag.value)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        emit = Emitter(builder, dtype, shape.lanes)
+        fields, at = _fields(emit, builder, args[2])
+        slots = [emit.accumulator() for _ in range(shape.results)]
+        with cgutils.for_range(builder, fields[COUNT]) as row:
+            entry = builder.mul(row.index, _i64(2))
+            x_row = emit.at(at[X], emit.offset(at[TABLE], entry))
+            w_row = emit.at(at[W], emit.offset(at[TABLE], builder.add(entry, _i64(1))))
+            weights = [emit.load(emit.at(w_row, emit.times(fields[W_STEP], tap))) for tap in range(shape.taps)]
+            for position, users in _uses(shape):
+                value = emit.load(emit.at(x_row, emit.times(fields[X_STEP], position)))
+                for tap, result in users:
+                    builder.store(emit.fma(value, weights[tap], builder.load(slots[result])), slots[result])
+        places = [emit.at(at[Y], emit.times(fields[Y_STEP], result)) for result in range(shape.results)]
+        _finish(emit, builder, slots, places, [at[BIAS]] * shape.results, fields)
+        return context.get_dummy_value()
+
+    return types.void(tag, dtype, job), codegen
+
+
+@intrinsic
+def _point(typingctx: Any, tag: Any, dtype: Any, job: Any) -> Any:
+    check_kinds((tag, dtype), (job,))
+    vectors, lanes = tag.value
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        emit = Emitter(builder, dtype, lanes)
+        fields, at = _fields(emit, builder, args[2])
+        slots = [emit.accumulator() for _ in range(vectors)]
+        with cgutils.for_range(builder, fields[COUNT]) as tap:
+            entry = builder.mul(tap.index, _i64(2))
+            x_tap = emit.at(at[X], emit.offset(at[TABLE], entry))
+            w_tap = emit.at(at[W], emit.offset(at[TABLE], builder.add(entry, _i64(1))))
+            for v, slot in enumerate(slots):
+                value, weight = (emit.load(emit.at(place, v * emit.width)) for place in (x_tap, w_tap))
+                builder.store(emit.fma(value, weight, builder.load(slot)), slot)
+        places, bias = ([emit.at(at[field], v * emit.width) for v in range(vectors)] for field in (Y, BIAS))
+        _finish(emit, builder, slots, places, bias, fields)
+        return context.get_dummy_value()
+
+    return types.void(tag, dtype, job), codegen
+
+
+@kernel(no_cfunc_wrapper=False)
+def along(shape: Tag, dtype: Tag, job: Address) -> None:
+    """y[p] = the sum over rows of taps and taps t of x[p * stride + t * dilation] * w[t], a vector of channels each; p < results.
+
+    `shape` is an `Along`; for the fields of a job see above.
+    """
+    _along(shape, dtype, job)
+
+
+@kernel(no_cfunc_wrapper=False)
+def point(shape: Tag, dtype: Tag, job: Address) -> None:
+    """y = the sum over taps of x * w, for neighbouring vectors of channels; `shape` is (vectors, lanes)."""
+    _point(shape, dtype, job)

@@ -1,0 +1,61 @@
+"""`channelwise` of the numba backend: depthwise convolution with the channels last."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import numconv as nc
+from numconv.plugin import parse
+from numconv.testing import check
+
+GEOMETRIES = [
+    "f32 n2 c37 k37 g37 in9x21 w3x3 s1 p1 d1",  # tiles overlap, channels too
+    "f32 n1 c80 k80 g80 in6x40 w3x5 s2x3 p1x3 d1x2 flip=1",
+    "f64 n2 c9 k9 g9 in30 w11 s1 p10 d1",
+    "f64 n1 c16 k16 g16 in4x5x13 w2x3x4 s1x2x1 p1x0x2 d1",
+    "f32 n1 c16 k16 g16 in3x3 w5x5 s1 p2 d1",  # no window lies inside x
+]
+MODES = ["reflect", "symmetric", "replicate", "circular"]
+
+
+@pytest.mark.parametrize("op", ["forward", "input_grad"])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_results(op, geometry, rng):
+    problem = parse(f"conv {op} {geometry} layout=channels_last")
+    for integer in (True, False):
+        check(problem, "numba", "channelwise", rng=rng, integer=integer)
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu", "gelu"])
+def test_bias_and_activation(activation, rng):
+    geometry = GEOMETRIES[0].replace("d1", f"d1 bias=y act={activation}")
+    check(parse(f"conv forward {geometry} layout=channels_last"), "numba", "channelwise", rng=rng, integer=False)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("geometry", GEOMETRIES[:2])
+def test_borders(mode, geometry, rng):
+    check(parse(f"conv forward {geometry} pad={mode} layout=channels_last"), "numba", "channelwise", rng=rng, integer=True)
+
+
+@pytest.mark.parametrize("position", [0, 1])
+def test_not_finite_values_reach_the_right_results(position, rng):
+    problem = parse(f"conv forward {GEOMETRIES[0]} layout=channels_last")
+    check(problem, "numba", "channelwise", rng=rng, nonfinite=(position,))
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES[:2])
+def test_strict_results_have_the_bits_of_direct(geometry, rng):
+    problem = parse(f"conv forward {geometry} layout=channels_last accuracy=strict")
+    x = rng.standard_normal((problem.n, *problem.spatial, problem.c), dtype="float32")
+    w = rng.standard_normal(problem.w_shape, dtype="float32")
+    options = {name: getattr(problem, name) for name in ("stride", "padding", "dilation", "groups", "flip", "layout", "accuracy")}
+    found, expected = (nc.conv(x, w, backend="numba", algorithm=name, **options) for name in ("channelwise", "direct"))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_it_is_chosen_for_channels_that_are_last():
+    options = {"dtype": "float32", "padding": 1, "groups": 144, "backend": "numba"}
+    assert nc.plan("conv", (1, 56, 56, 144), (144, 1, 3, 3), layout="channels_last", **options).algorithm == "channelwise"
+    assert nc.plan("conv", (1, 144, 56, 56), (144, 1, 3, 3), **options).algorithm != "channelwise"
