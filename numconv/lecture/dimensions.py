@@ -154,7 +154,7 @@ def receptive_field(lesson: Lesson) -> None:
 
 
 def draw_stack(lesson: Lesson, influence: Array) -> None:
-    """Each layer as a row of positions along one axis, with what the middle output sees; beside it the influence in two dimensions."""
+    """Each layer as a row of positions, with what the middle output sees; beside it the influence in two dimensions."""
     sizes = [48]
     for layer in STACK:
         sizes.append((sizes[-1] + 2 * layer.padding - layer.kernel) // layer.stride + 1)
@@ -162,7 +162,7 @@ def draw_stack(lesson: Lesson, influence: Array) -> None:
         "receptive_field",
         9.5,
         3.8,
-        "Left: 48 positions through the stack; red: what one output of the last layer sees. Right: influence of pixels on an output.",
+        "Left: 48 positions through the stack; red: what one output of the last layer sees. Right: what influences an output.",
     ) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(3, 1.4))
         first = last = sizes[-1] // 2
