@@ -1,0 +1,74 @@
+"""The networks of the lecture: small convolutional ones, and perceptrons to set beside them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numconv import nn
+
+from .material import Split, moved
+
+__all__ = ["Trained", "count", "digit_cnn", "perceptron", "train", "voice_cnn"]
+
+
+def digit_cnn(*channels: int, pool: bool = False) -> Any:
+    """3x3 convolutions with a boundary that wraps, global maxima, ten scores; `pool` halves the size after the first."""
+    layers: list[Any] = []
+    for each in channels:
+        layers += [nn.Conv(each, 3, padding="same", pad_mode="circular"), nn.ReLU()]
+        if pool and len(layers) == 2:
+            layers.append(nn.MaxPool(2))
+    return nn.Sequential(*layers, nn.GlobalMaxPool(), nn.Linear(10))
+
+
+def voice_cnn() -> Any:
+    """Four convolutions along the raw wave, each with fewer positions, global means, five scores."""
+    layers: list[Any] = []
+    for channels, window, stride in ((16, 64, 4), (32, 9, 2), (64, 9, 2), (64, 9, 2)):
+        layers += [nn.Conv(channels, window, stride=stride, padding="same"), nn.BatchNorm(), nn.ReLU()]
+    return nn.Sequential(*layers, nn.GlobalAvgPool(), nn.Linear(5))
+
+
+def perceptron(*hidden: int, classes: int) -> Any:
+    """A multilayer perceptron: every input has its own weight for every hidden neuron."""
+    layers = [layer for width in hidden for layer in (nn.Linear(width), nn.ReLU())]
+    return nn.Sequential(nn.Flatten(), *layers, nn.Linear(classes))
+
+
+def count(model: Any) -> int:
+    """Number of parameters of a model that was built."""
+    return sum(array.size for array in model.parameters.values())
+
+
+class Trained(NamedTuple):
+    """A network after its training."""
+
+    model: Any
+    parameters: int
+    accuracy: float
+    """On what was held out."""
+    fit: float
+    """On what it learned from."""
+
+
+def train(model: Any, split: Split, *, epochs: int, rate: float = 3e-3, seed: int = 0, shift: int = 0) -> Trained:
+    """Build, train with AdamW and a rate that falls to zero, and evaluate.
+
+    Parameters
+    ----------
+    model : nn.Layer
+    split : Split
+    epochs, rate, seed
+        Of the training.
+    shift : int
+        Training moves each example by up to so many positions, another way each time.
+    """
+
+    def augment(x: Any, rng: np.random.Generator) -> Any:
+        return moved(x, rng.integers(-shift, shift + 1, (len(x), x.ndim - 2)))
+
+    model.build(split.x.shape[1:], rng=seed)
+    nn.fit(model, split.train, epochs=epochs, optimiser=nn.AdamW(rate), rng=seed, augment=augment if shift else None)
+    return Trained(model, count(model), nn.evaluate(model, split.test).accuracy, nn.evaluate(model, split.train).accuracy)
