@@ -9,12 +9,22 @@ from typing import Any
 
 import numconv as nc
 
-from . import boundaries, definition, dimensions, filters, images, inputs, page
+from . import advantages, boundaries, definition, dimensions, filters, images, inputs, learning, page, perceptron
 from .lesson import Lesson, Setting
 
 __all__ = ["CHAPTERS", "teach"]
 
-CHAPTERS = {1: inputs, 3: filters, 4: definition, 8: boundaries, 9: dimensions, 10: images}
+CHAPTERS = {
+    1: inputs,
+    2: perceptron,
+    3: filters,
+    4: definition,
+    5: learning,
+    6: advantages,
+    8: boundaries,
+    9: dimensions,
+    10: images,
+}
 
 
 def teach(

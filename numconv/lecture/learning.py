@@ -43,16 +43,17 @@ def worked(lesson: Lesson) -> None:
     slope = h - target
     at = {t: int(value) for t, value in enumerate(x)}
     products = np.array([[slope[t] * at.get(t - tau, 0) for tau in (-1, 0, 1)] for t in range(len(x))])
-    lesson.text("""Six samples x, the kernel k(-1), k(0), k(1) = 1, 0, -1, its response h (flip=True), and what h should be. With L = half the
-        sum of (h - target)^2, dL/dh(t) = h(t) - target(t). Each position t adds dL/dh(t) x(t - tau) to the gradient of k(tau):""")
+    lesson.text("""Six samples x, the kernel k(-1), k(0), k(1) = 1, 0, -1, its response h (flip=True), and what h should be.
+        With L = half the sum of (h - target)^2, dL/dh(t) = h(t) - target(t). Each position t adds dL/dh(t) x(t - tau) to the
+        gradient of k(tau):""")
     names = tuple(f"to k({tau})" for tau in (-1, 0, 1))
     rows = [(t, int(x[t]), int(h[t]), int(target[t]), int(slope[t]), *map(int, products[t])) for t in range(len(x))]
     lesson.table(("t", "x(t)", "h(t)", "target", "dL/dh(t)", *names), rows)
     by_call = nc.conv_weight_grad(slope[None], x[None], (1, 1, 3), padding=1, flip=True)[0, 0]
     loss = [[half_square(x, k + step * unit, target) for step in (1, -1)] for unit in np.eye(3, dtype=int)]
     by_loss = np.array([(up - down) / 2 for up, down in loss])
-    lesson.text("""The sum over t, what `conv_weight_grad` gives, and the slope of the loss itself, (L(k + 1) - L(k - 1)) / 2 for each
-        weight, which is exact for a loss that is quadratic:""")
+    lesson.text("""The sum over t, what `conv_weight_grad` gives, and the slope of the loss itself, (L(k + 1) - L(k - 1)) / 2
+        for each weight, which is exact for a loss that is quadratic:""")
     ways = {"sum over t": products.sum(axis=0), "conv_weight_grad": by_call, "from the loss": by_loss}
     lesson.table(("", *names), [(name, *map(int, values)) for name, values in ways.items()])
     equal = np.array_equal(by_call, ways["sum over t"]) and np.array_equal(by_call, by_loss)
@@ -73,8 +74,9 @@ def on_digits(lesson: Lesson) -> None:
     parts = contributions(y, x)
     equal = int((parts.sum(axis=(-2, -1)) == nc.conv_weight_grad(y, x, w.shape, padding=1)).sum())
     terms = len(x) * y[0, 0].size
-    lesson.text(f"""{len(x):,} handwritten digits, integers, through five 3x3 filters: each of the {w.size} weights learns from {len(x):,} digits at
-        {y[0, 0].size} positions, {terms:,} terms. Summed by hand over digits and positions, beside `conv_weight_grad`:""")
+    lesson.text(f"""{len(x):,} handwritten digits, integers, through five 3x3 filters: each of the {w.size} weights learns from
+        {len(x):,} digits at {y[0, 0].size} positions, {terms:,} terms. Summed by hand over digits and positions, beside
+        `conv_weight_grad`:""")
     lesson.figure("terms_of_each_weight", terms)
     lesson.check(
         "So it is for whole images and many filters", f"{equal} of {w.size} weights equal, {terms:,} terms each", equal == w.size
@@ -110,7 +112,9 @@ def learn(shared: bool, x: Array, h: Array, test: tuple[Array, Array], steps: in
     else:
         model = nn.Sequential(nn.Flatten(), nn.Linear(LENGTH, bias=False))
         shape = (-1, LENGTH)
-    model.build(x.shape[1:], rng=seed)
+    model.build(x.shape[1:])
+    for array in model.parameters.values():
+        array[...] = 0  # what the examples say nothing of stays zero
     batch = min(32, len(x))
     nn.fit(
         model,
@@ -134,10 +138,10 @@ def against_a_perceptron(lesson: Lesson) -> None:
     steps, seed = 600 if lesson.setting.quick else 1500, lesson.setting.seed
     x, h, kernel = pieces(max(counts), seed)
     test_x, test_h, _ = pieces(500, seed + 1)
-    lesson.text(f"""Both models learn the same hidden filter (a band-pass of {TAPS} taps) from the same examples: pieces of {LENGTH} samples of recorded
-        voices, and what the filter makes of them. The one has a kernel of {TAPS} weights for all positions; the other, a layer of a
-        perceptron, {LENGTH}x{LENGTH} weights W(t, :). Same loss, same optimiser, {steps:,} steps. Below: the error on unseen pieces, relative to
-        the size of the response (1 is as bad as answering nothing).""")
+    lesson.text(f"""Both models learn the same hidden filter (a band-pass of {TAPS} taps) from the same examples: pieces of
+        {LENGTH} samples of recorded voices, and what the filter makes of them. The one has a kernel of {TAPS} weights for all
+        positions; the other, a layer of a perceptron, {LENGTH}x{LENGTH} weights W(t, :). Same loss, same optimiser, {steps:,}
+        steps. Below: the error on unseen pieces, relative to the size of the response (1 is as bad as answering nothing).""")
     learned = {(shared, n): learn(shared, x[:n], h[:n], (test_x, test_h), steps, seed) for n in counts for shared in (True, False)}
     rows = [(n, f"{learned[True, n].error:.4f}", f"{learned[False, n].error:.4f}") for n in counts]
     lesson.table(("examples", f"kernel, {TAPS} weights", f"perceptron, {LENGTH**2:,} weights"), rows)
