@@ -24,11 +24,12 @@ _HOMES = {
 }  # fmt: skip
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
-_MODULES = ("signal",)
+_MODULES = ("equivariance", "signal")
 
 __all__ = sorted([*_HOME, *_MODULES, "__version__"])
 
 if TYPE_CHECKING:
+    from . import equivariance as equivariance
     from . import signal as signal
     from .analysis import as_matrix as as_matrix
     from .analysis import receptive_field as receptive_field
