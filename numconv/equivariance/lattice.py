@@ -87,20 +87,23 @@ def _along(f: Callable[[Any], Any], x: Array, axis: int) -> tuple[Fraction, Frac
     more = calm.shape[axis] - before.shape[axis]
     stride = Fraction(round(_MORE / more)) if more <= _MORE else Fraction(1, round(more / _MORE))
     first = (size + _MORE) // 2
-    seen = [_changed(f, longer, calm, axis, first + i) for i in range(math.ceil(stride))]
-    if any(low == 0 or high == calm.shape[axis] - 1 for low, high in seen):
+    touched = {i: _changed(f, longer, calm, axis, i) for i in range(first, first + math.ceil(stride))}
+    seen = {i: (int(outputs[0]), int(outputs[-1])) for i, outputs in touched.items() if len(outputs)}
+    if not seen:
+        raise ProblemError(f"no output changes with the inputs at position {first} of dimension {axis - 2}: the function is blind")
+    if any(low == 0 or high == calm.shape[axis] - 1 for low, high in seen.values()):
         raise ProblemError(
             f"an output sees more than {(size + _MORE) // 2} samples along dimension {axis - 2} of x {x.shape}; the parts of the "
             "error need outputs that see a neighbourhood. Give the part of the network before the global layer, and pooled=True"
         )
-    # with n = q s + j for j = 0 .. s-1, the floors of (n + j) / s sum up to n: so the sums tell the ends of the field of output 0
-    start = first - stride * sum(high for _, high in seen) / len(seen)
-    end = first + (len(seen) - 1) - stride * sum(low for low, _ in seen) / len(seen)
+    # input i is seen by output q only if start <= i - s q <= end; among s neighbours, one is the first that its last output sees
+    start = min(i - stride * high for i, (_, high) in seen.items())
+    end = max(i - stride * low for i, (low, _) in seen.items())
     return stride, (start + end) / 2, math.ceil((end - start) / 2)
 
 
-def _changed(f: Callable[[Any], Any], x: Array, calm: Array, axis: int, position: int) -> tuple[int, int]:
-    """The first and the last output along an axis that change with the inputs at one position."""
+def _changed(f: Callable[[Any], Any], x: Array, calm: Array, axis: int, position: int) -> Array:
+    """The outputs along an axis that change with the inputs at one position."""
     rng = np.random.default_rng(position)
     plane: tuple[Any, ...] = (*(slice(None),) * axis, position)
     shape = x[plane].shape
@@ -117,9 +120,4 @@ def _changed(f: Callable[[Any], Any], x: Array, calm: Array, axis: int, position
         disturbed[plane] = noise
         change = np.maximum(change, np.abs(np.asarray(f(disturbed)).astype(np.float64) - calm).max(axis=others))
     rounding = 1e3 * np.finfo(calm.dtype).eps if np.issubdtype(calm.dtype, np.floating) else 0
-    touched = np.flatnonzero(change > rounding * change.max())
-    if not len(touched):
-        raise ProblemError(
-            f"no output changes with the inputs at position {position} of dimension {axis - 2}: the function is blind"
-        )
-    return int(touched[0]), int(touched[-1])
+    return np.flatnonzero(change > rounding * change.max())
