@@ -24,12 +24,13 @@ _HOMES = {
 }  # fmt: skip
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
-_MODULES = ("equivariance", "signal")
+_MODULES = ("equivariance", "nn", "signal")
 
 __all__ = sorted([*_HOME, *_MODULES, "__version__"])
 
 if TYPE_CHECKING:
     from . import equivariance as equivariance
+    from . import nn as nn
     from . import signal as signal
     from .analysis import as_matrix as as_matrix
     from .analysis import receptive_field as receptive_field
