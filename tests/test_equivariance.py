@@ -11,7 +11,15 @@ from scipy import ndimage
 
 import numconv as nc
 from numconv.equivariance import (
-    Lattice, equivariance_error, locate, parse_transform, reflection, residuals, rotation, scaling, translation,
+    Lattice,
+    equivariance_error,
+    locate,
+    parse_transform,
+    reflection,
+    residuals,
+    rotation,
+    scaling,
+    translation,
 )  # fmt: skip
 from numconv.equivariance.sampling import by_fourier_series, by_splines, grid
 
@@ -73,7 +81,9 @@ def test_zero_padding_adds_to_the_border_only(rng, padding):
     assert (found.exact, found.stride, found.interpolation) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("transform", [rotation(90), rotation(180), rotation(-90), reflection(0), reflection(1)], ids=lambda t: t.name)
+@pytest.mark.parametrize(
+    "transform", [rotation(90), rotation(180), rotation(-90), reflection(0), reflection(1)], ids=lambda t: t.name
+)
 def test_pooling_and_symmetric_kernels_turn_with_quarter_turns(rng, transform):
     x = whole(rng, 1, 2, 12, 12)
     assert equivariance_error(lambda x: nc.max_pool(x, 2), x, transform).error == 0
@@ -96,14 +106,14 @@ def test_transposed_convolution_shifts_by_two_outputs_an_input(rng):
 
 
 OPERATIONS = {
-    "circular": dict(pad_mode="circular"),
+    "circular": {"pad_mode": "circular"},
     "zeros": {},
-    "reflect": dict(pad_mode="reflect"),
-    "valid": dict(padding=0),
-    "full": dict(padding="full"),
-    "stride": dict(stride=2),
-    "asymmetric": dict(padding=((2, 0),), stride=3),
-    "dilated": dict(dilation=2),
+    "reflect": {"pad_mode": "reflect"},
+    "valid": {"padding": 0},
+    "full": {"padding": "full"},
+    "stride": {"stride": 2},
+    "asymmetric": {"padding": ((2, 0),), "stride": 3},
+    "dilated": {"dilation": 2},
 }
 
 
@@ -208,8 +218,10 @@ def test_vectors_are_compared_as_they_are(rng):
     f = convolution(rng, 2)
     found = equivariance_error(lambda x: f(x).max(axis=(2, 3)), x, translation(1, 2))
     moved = np.roll(x, (1, 2), (2, 3))
-    assert found.error == found.exact == pytest.approx(
-        np.linalg.norm(f(moved).max((2, 3)) - f(x).max((2, 3))) / np.linalg.norm(f(x).max((2, 3)))
+    assert (
+        found.error
+        == found.exact
+        == pytest.approx(np.linalg.norm(f(moved).max((2, 3)) - f(x).max((2, 3))) / np.linalg.norm(f(x).max((2, 3))))
     )
     assert math.isnan(found.stride)
     assert math.isnan(found.border)
@@ -227,12 +239,12 @@ def test_pooled_maps_give_the_error_of_the_pooled_function(rng, text, stride):
     np.testing.assert_allclose(parts.error, parts.exact + parts.stride + parts.border + parts.interpolation, atol=1e-9)
 
 
+LATTICE = Lattice((Fraction(1),), (Fraction(0),), (1,))
+
+
 def test_an_output_of_zeros():
     assert equivariance_error(lambda x: 0 * x, np.ones((1, 1, 4)), translation(1), lattice=LATTICE).error == 0
     assert equivariance_error(lambda x: 1.0 * (x > 5), np.arange(4.0)[None, None], translation(1), lattice=LATTICE).error == 0
-
-
-LATTICE = Lattice((Fraction(1),), (Fraction(0),), (1,))
 
 
 def test_functions_of_other_frameworks(rng):
@@ -279,8 +291,8 @@ def test_the_lattice_of_a_network(rng):
 
     field = nc.receptive_field([(3, 1, 1, 1), (2, 2), (5, 2, 1, 1)])
     found = locate(network, rng.standard_normal((1, 1, 16, 16)))
-    assert found.stride == field.stride
-    assert found.offset == tuple(start + Fraction(size - 1, 2) for start, size in zip(field.start, field.size, strict=True))
+    assert found.stride == field.stride * 2
+    assert found.offset == (field.start[0] + Fraction(field.size[0] - 1, 2),) * 2
 
 
 def test_the_lattice_of_a_transposed_convolution(rng):
@@ -321,22 +333,27 @@ def test_splines_are_those_of_scipy(rng):
 
 # --- what is refused
 
+SHIFT = translation(1)
+PLANE = Lattice((Fraction(1),) * 2, (Fraction(0),) * 2, (1, 1))
+FAR = Lattice((Fraction(1, 2),), (Fraction(0),), (1,))
+
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda x, f: equivariance_error(f, x[0], translation(1)), r"x \(2, 24\) has 0 spatial dimensions .* 'shift 1' is for 1"),
-        (lambda x, f: equivariance_error(f, x, rotation(90)), r"x \(1, 2, 24\) has 1 spatial dimensions .* 'rotate 90' is for 2"),
-        (lambda x, f: equivariance_error(f, x + 1j, translation(1)), "dtype complex128 must hold real numbers"),
-        (lambda x, f: equivariance_error(f, x[:0], translation(1)), "must hold real numbers"),
-        (lambda x, f: equivariance_error(f, x, translation(1), order=6), "order=6 of the splines must be 0 to 5"),
-        (lambda x, f: equivariance_error(f, x.astype(int), translation(0.5)), "'shift 0.5' of x .* between samples.*int64; give floats"),
-        (lambda x, f: equivariance_error(f, x, translation(1), channels=[0, 0, 1]), r"channels=\[0, 0, 1\] is no permutation of the 3"),
-        (lambda x, f: equivariance_error(lambda x: f(x)[:, :, ::5], x, translation(1)), r"sizes \(24,\) of x must be multiples of the stride \(5\)"),
-        (lambda x, f: equivariance_error(f, x, translation(1), lattice=LATTICE2), "f gives 1 spatial dimensions, x has 1, the lattice 2"),
-        (lambda x, f: equivariance_error(lambda x: f(x)[:, :, :9], x, translation(1)), "its outputs do not lie along dimension 0"),
-        (lambda x, f: equivariance_error(lambda x: x - x.mean(), x, translation(1)), "an output sees more than 72 samples"),
-        (lambda x, f: equivariance_error(np.ones_like, x, translation(1)), "the function is blind"),
+        (lambda x, f: equivariance_error(f, x[0], SHIFT), r"x \(2, 24\) has 0 spatial dimensions .* 'shift 1' is for 1"),
+        (lambda x, f: equivariance_error(f, x, rotation(90)), r"x \(1, 2, 24\) has 1 spatial dim.* 'rotate 90' is for 2"),
+        (lambda x, f: equivariance_error(f, x + 1j, SHIFT), "dtype complex128 must hold real numbers"),
+        (lambda x, f: equivariance_error(f, x[:0], SHIFT), "must hold real numbers"),
+        (lambda x, f: equivariance_error(f, x, SHIFT, order=6), "order=6 of the splines must be 0 to 5"),
+        (lambda x, f: equivariance_error(f, x.astype(int), translation(0.5)), "'shift 0.5'.*samples.*int64; give floats"),
+        (lambda x, f: equivariance_error(f, x, SHIFT, channels=[0, 0, 1]), r"\[0, 0, 1\] is no permutation of the 3"),
+        (lambda x, f: equivariance_error(lambda x: f(x)[:, :, ::5], x, SHIFT), r"\(24,\) of x must be .* the stride \(5\)"),
+        (lambda x, f: equivariance_error(f, x, SHIFT, lattice=PLANE), "f gives 1 spatial dim.*, x has 1, the lattice 2"),
+        (lambda x, f: equivariance_error(f, x, SHIFT, lattice=FAR), "f gives .* asks for outputs"),
+        (lambda x, f: equivariance_error(lambda x: f(x)[:, :, :9], x, SHIFT), "outputs do not lie along dimension 0"),
+        (lambda x, f: equivariance_error(lambda x: x - x.mean(), x, SHIFT), "an output sees more than 72 samples"),
+        (lambda x, f: equivariance_error(np.ones_like, x, SHIFT), "the function is blind"),
         (lambda x, f: translation(), "give one finite number for each spatial dimension"),
         (lambda x, f: translation(math.inf), "give one finite number"),
         (lambda x, f: rotation(math.nan), "give a finite angle"),
@@ -347,13 +364,10 @@ def test_splines_are_those_of_scipy(rng):
         (lambda x, f: parse_transform("turn 90"), "'turn 90' is no transformation; give shift AMOUNT"),
         (lambda x, f: parse_transform("shift 1.2.3"), "'shift 1.2.3' is no transformation"),
     ],
-)  # fmt: skip
+)
 def test_bad_input(rng, call, message):
     with pytest.raises(nc.ProblemError, match=message):
         call(whole(rng, *SHAPES[1]), convolution(rng, 1))
-
-
-LATTICE2 = Lattice((Fraction(1),) * 2, (Fraction(0),) * 2, (1, 1))
 
 
 def test_texts_name_transformations():

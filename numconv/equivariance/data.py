@@ -57,7 +57,7 @@ def read(source: str, seed: int = 0) -> Data:
         raise NumconvError(
             f'the {source} need {" and ".join(missing)}: pip install "numconv-nd[demo]"; the data "waves" need neither'
         )
-    x, description = {"photograph": _photograph, "digits": _digits, "waves": lambda: _waves(seed)}[source]()
+    x, description = _waves(seed) if source == "waves" else _photograph() if source == "photograph" else _digits()
     return Data(_centred(x), description)
 
 
