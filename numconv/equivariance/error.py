@@ -14,7 +14,7 @@ import numpy as np
 from numconv.errors import ProblemError
 
 from .lattice import Lattice, locate
-from .sampling import are_samples, by_fourier_series, by_splines, grid
+from .sampling import are_samples, by_fourier_series, by_splines, grid, samples
 from .transforms import Transform
 
 __all__ = ["EquivarianceError", "Residuals", "equivariance_error", "residuals"]
@@ -214,16 +214,14 @@ def _checked(given: Any, transform: Transform, order: int) -> Array:
         raise ProblemError(f"x {x.shape} of dtype {x.dtype} must hold real numbers")
     if order not in range(6):
         raise ProblemError(f"order={order!r} of the splines must be 0 to 5")
-    points = grid((0,) * transform.ndim, x.shape[2:], (1,) * transform.ndim)
-    if np.issubdtype(x.dtype, np.integer) and not are_samples(transform.sources(points, x.shape[2:])):
+    if np.issubdtype(x.dtype, np.integer) and not are_samples(transform.sources(samples(x.shape[2:]), x.shape[2:])):
         raise ProblemError(f"{transform.name!r} of x {x.shape} needs values between samples, and x is {x.dtype}; give floats")
     return x
 
 
 def _of_vectors(f: Function, x: Array, transform: Transform, output: Array, order: int) -> Residuals:
     """For outputs without positions: T' leaves them as they are."""
-    size = x.shape[2:]
-    sources = transform.sources(grid((0,) * len(size), size, (1,) * len(size)), size)
+    sources = transform.sources(samples(x.shape[2:]), x.shape[2:])
     moved = np.asarray(f(by_splines(x, sources, order))).astype(np.float64)
     ideal = np.asarray(f(by_fourier_series(x, sources, np.asarray(transform.matrix)))).astype(np.float64)
     return Residuals(moved - output, ideal - output, None, None, moved - ideal, output.astype(np.float64))

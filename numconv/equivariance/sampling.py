@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["are_samples", "by_fourier_series", "by_splines", "grid"]
+__all__ = ["are_samples", "by_fourier_series", "by_splines", "grid", "samples"]
 
 Array = np.ndarray[Any, Any]
 _ROUNDING = 1e-9
@@ -20,6 +20,11 @@ def grid(starts: tuple[Any, ...], counts: tuple[int, ...], step: tuple[Any, ...]
     """The points of a regular grid, ``[d, *counts]``."""
     axes = [np.array([float(start + each * i) for i in range(n)]) for start, n, each in zip(starts, counts, step, strict=True)]
     return np.stack(np.meshgrid(*axes, indexing="ij"))
+
+
+def samples(size: tuple[int, ...]) -> Array:
+    """The points at which a signal of this size has samples, ``[d, *size]``."""
+    return grid((0,) * len(size), size, (1,) * len(size))
 
 
 def are_samples(coordinates: Array) -> bool:

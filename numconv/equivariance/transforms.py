@@ -16,6 +16,8 @@ import numpy as np
 
 from numconv.errors import ProblemError
 
+from .sampling import by_splines, samples
+
 __all__ = ["Transform", "parse_transform", "reflection", "rotation", "scaling", "translation"]
 
 Array = np.ndarray[Any, Any]
@@ -46,6 +48,31 @@ class Transform:
     def ndim(self) -> int:
         """The number of spatial dimensions, d."""
         return len(self.shift)
+
+    def __call__(self, x: Any, order: int = 3) -> Any:
+        """T x: an array transformed, each image in the frame of the old one.
+
+        Parameters
+        ----------
+        x : array ``[N, C, *S]``
+            One period of the plane.
+        order : int
+            Of the splines that interpolate where no sample arrives at a sample, 0 to 5.
+
+        Returns
+        -------
+        array of the shape and dtype of x
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from numconv.equivariance import reflection, translation
+        >>> sound = np.array([[[1, 2, 3, 4]]])
+        >>> translation(1)(sound), reflection(ndim=1)(sound)
+        (array([[[4, 1, 2, 3]]]), array([[[4, 3, 2, 1]]]))
+        """
+        x = np.asarray(x)
+        return by_splines(x, self.sources(samples(x.shape[2:]), x.shape[2:]), order)
 
     def sources(self, points: Array, size: Sequence[int]) -> Array:
         """Where what arrives at some points comes from.
