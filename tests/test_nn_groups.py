@@ -137,6 +137,20 @@ def test_pooled_over_the_group_and_all_positions_nothing_changes(mode, rng):
         np.testing.assert_array_equal(model(turned[..., ::-1] if mirrored else turned), model(x))
 
 
+def test_batch_norm_treats_members_alike(rng):
+    """So that the network stays equivariant, in training and with the running statistics."""
+    lift, norm = nn.GroupLift(2, 3, group="p4m"), nn.GroupBatchNorm(group="p4m")
+    model = nn.Sequential(lift, norm).build((1, 7, 7), dtype="float64")
+    x = whole(rng, 4, 1, 7, 7)
+    permuted = symmetry_group("p4m").channels(symmetry_group("p4m").nearest(rotation(90).matrix), 2)
+    for training in (True, False):
+        y = model.forward(x, training)[0]
+        moved = model.forward(np.ascontiguousarray(np.rot90(x, 1, (2, 3))), training)[0]
+        np.testing.assert_allclose(moved, np.rot90(y, 1, (2, 3))[:, permuted], atol=1e-12)
+    assert norm.state["mean"].shape == (2,)
+    assert norm.state["mean"].any()
+
+
 def test_shifts_remain_exact(rng):
     model = network("p4", rng, padding=1, pad_mode="circular")
     x = whole(rng, 1, 2, 9, 9)
@@ -190,8 +204,9 @@ def test_gradients_are_adjoints(name, rng):
         ),
         (nn.Sequential(nn.ScaleLift(2), nn.ScaleConv(2, 3, scales=2), nn.ReLU(), nn.ScalePool(2), nn.Flatten()), (1, 6, 5)),
         (nn.ScaleLift(3, blur=0.4, pad_mode="reflect"), (2, 9)),
+        (nn.Sequential(nn.GroupLift(2, 3), nn.GroupBatchNorm(), nn.SiLU()), (1, 5, 5)),
     ],
-    ids=["p4", "scales", "lift"],
+    ids=["p4", "scales", "lift", "batch norm"],
 )
 def test_gradients_by_finite_differences(model, shape, rng):
     model.build(shape, rng=3, dtype="float64")
@@ -206,7 +221,7 @@ def test_gradients_by_finite_differences(model, shape, rng):
             ends = []
             for sign in (1, -1):
                 array[...] += sign * step * direction
-                ends.append(float((model(x) * g).sum()))
+                ends.append(float((model.forward(x, training=True)[0] * g).sum()))
                 array[...] -= sign * step * direction
             assert (ends[0] - ends[1]) / (2 * step) == pytest.approx((grad * direction).sum(), rel=1e-5, abs=1e-7)
 
@@ -281,6 +296,7 @@ def test_parameters_do_not_grow_with_the_group():
         (lambda: nn.GroupConv(4, 3).build((6, 9, 9)), r"\(6, 9, 9\) without N has 6 channels, no multiple of 4; lift it before"),
         (lambda: nn.GroupLift(4, 3).build((1, 9)), r"'p4' acts on 2 spatial dimensions, and the input without N is \(1, 9\)"),
         (lambda: nn.GroupLift(4, (3, 5)), r"window=\(3, 5\) must be an int: a kernel that turns has equal sides"),
+        (lambda: nn.GroupBatchNorm().build((6, 9, 9)), "6 channels, no multiple of 4"),
         (lambda: nn.GroupPool("p4", "sum"), "mode='sum' is not max or avg"),
         (lambda: nn.ScalePool(2).build((5, 9)), r"\(5, 9\) without N has 5 channels, no multiple of 2"),
         (lambda: nn.ScaleConv(4, 2), "window=2 must be an odd integer"),

@@ -22,6 +22,7 @@ Generator = np.random.Generator
 class _Composite(Layer):
     """What layers with layers inside share; their parameters have the names ``child.name``."""
 
+    layers: tuple[Layer, ...]
     children: dict[str, Layer]
 
     def _adopt(self, layers: tuple[Any, ...]) -> None:

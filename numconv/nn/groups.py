@@ -25,9 +25,10 @@ from numconv.planning import output_shape
 
 from .convolution import he_normal
 from .layer import Array, Backward, Grads, Layer, Shape
+from .normalisation import BatchNorm
 from .symmetry import Group, symmetry_group
 
-__all__ = ["GroupConv", "GroupLift", "GroupPool", "MemberPool", "channels_of"]
+__all__ = ["GroupBatchNorm", "GroupConv", "GroupLift", "GroupPool", "MemberPool", "channels_of"]
 
 
 def channels_of(layer: Layer, shape: Shape, members: int) -> int:
@@ -291,3 +292,45 @@ class GroupPool(MemberPool):
     def members(self) -> int:
         """The number of elements of the group."""
         return symmetry_group(self.group).order
+
+
+@dataclass(eq=False, repr=False)
+class GroupBatchNorm(BatchNorm):
+    """Batch normalisation with one mean, variance, factor and offset for all members of a channel, so that they stay alike.
+
+    Parameters
+    ----------
+    momentum, epsilon
+        As for `BatchNorm`.
+    group : {"p4", "p4m", "mirror", "cube", "cube_m"}
+
+    Examples
+    --------
+    >>> from numconv import nn
+    >>> sorted(array.shape for array in nn.GroupBatchNorm(group="p4").build((32, 9, 9)).parameters.values())
+    [(8,), (8,)]
+    """
+
+    group: str = "p4"
+
+    def _channels(self, shape: Shape) -> int:
+        return channels_of(self, shape, symmetry_group(self.group).order)
+
+    def initial(self, shape: Shape, rng: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:
+        """The parameters to begin with, for an x of this shape."""
+        return super().initial((self._channels(shape), *shape[1:]), rng)
+
+    def initial_state(self, shape: Shape) -> dict[str, np.ndarray[Any, Any]]:
+        """The state to begin with."""
+        return super().initial_state((self._channels(shape), *shape[1:]))
+
+    def forward(self, x: Array, training: bool = False, rng: Any = None, activation: str | None = None) -> tuple[Array, Backward]:
+        """Compute y, and the function that takes the gradient of what `activation` was applied to back; see `Layer.forward`."""
+        members = x.reshape(x.shape[0], self._channels(x.shape[1:]), -1)  # members are further positions of their channel
+        y, inner = super().forward(members, training, rng, activation)
+
+        def backward(grad_y: Array, needs_x: bool = True) -> tuple[Array, Grads]:
+            grad, grads = inner(grad_y.reshape(members.shape), needs_x)
+            return None if grad is None else grad.reshape(x.shape), grads
+
+        return y.reshape(x.shape), backward
