@@ -1,9 +1,9 @@
 """A network becomes equivariant to what its training data showed, and to nothing more.
 
-A convolutional network is trained on handwritten digits: once as they are, once with each image turned by up to 40 degrees and scaled
-by 0.8 to 1.25 at random. What one sees, in the relative change of the scores and in the digits recognised: a shift changes little in
-both, since convolution and global pooling are made for it. Rotations and scalings change less in the second network, but only within
-what it saw: a quarter turn is as far away for it as for the first one.
+A convolutional network is trained on handwritten digits: once as they are, once with each image turned by up to 40 degrees and
+scaled by 0.8 to 1.25 at random. What one sees, in the relative change of the scores and in the digits recognised: a shift changes
+little in both, since convolution and global pooling are made for it. Rotations and scalings change less in the second network, but
+only within what it saw: a quarter turn is as far away for it as for the first one.
 
 Run it with the number of epochs as argument: `python equivariance_of_a_net.py 20`.
 """
