@@ -31,6 +31,7 @@ LAYERS = {
     "shortcut": (nn.Residual(nn.Conv(4, 3, padding=1), nn.SiLU(), shortcut=nn.Conv(4, 1, bias=False)), (2, 5)),
     "parallel": (nn.Parallel(nn.Conv(2, 3, padding=1), nn.Conv(1, 1), nn.MaxPool(3, stride=1, padding=1)), (2, 5)),
     "fused": (nn.Sequential(nn.Conv(4, 3), nn.ReLU(), nn.MaxPool(2), nn.Conv(3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(2)), (2, 9)),
+    "fused norm": (nn.Sequential(nn.Conv(3, 3), nn.BatchNorm(), nn.ReLU(), nn.MaxPool(2), nn.BatchNorm(), nn.ReLU()), (2, 8)),
     "not fused": (nn.Sequential(nn.ReLU(), nn.Conv(3, 3), nn.GELU(), nn.ReLU(), nn.AvgPool(2)), (2, 8)),
     "nested": (nn.Sequential(nn.Sequential(nn.Conv(3, 3), nn.ReLU()), nn.MaxPool(2), nn.Residual(nn.Conv(3, 1))), (1, 8)),
 }  # fmt: skip
@@ -89,8 +90,12 @@ def test_gradient_of_batch_norm_in_inference(rng):
     x, g = rng.standard_normal((2, 2, 3, 4))
     grad_x, grads = layer.forward(x)[1](g)
     arrays = {"x": x, **layer.parameters}
+
+    def loss():
+        return (layer(x) * g).sum()
+
     for name, grad in {"x": grad_x, **grads}.items():
-        np.testing.assert_allclose(grad, numeric(lambda: (layer(x) * g).sum(), arrays[name]), rtol=1e-6, atol=1e-7, err_msg=name)
+        np.testing.assert_allclose(grad, numeric(loss, arrays[name]), rtol=1e-6, atol=1e-7, err_msg=name)
 
 
 @pytest.mark.parametrize("shape", [(5, 4), (2, 3, 4), (2, 3, 2, 2)])

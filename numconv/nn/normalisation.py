@@ -56,6 +56,8 @@ class BatchNorm(Layer):
     momentum: float = 0.1
     epsilon: float = 1e-5
 
+    activations = frozenset({"relu"})
+
     def __post_init__(self) -> None:
         if not 0 <= self.momentum <= 1 or not self.epsilon > 0:
             raise ProblemError(f"{self!r}: momentum must lie between 0 and 1, and epsilon above 0")
@@ -68,8 +70,8 @@ class BatchNorm(Layer):
         """The state to begin with."""
         return {"mean": np.zeros(shape[0]), "variance": np.ones(shape[0])}
 
-    def forward(self, x: Array, training: bool = False, rng: Any = None) -> tuple[Array, Backward]:
-        """Compute y, and the function that takes its gradient back; see `Layer.forward`."""
+    def forward(self, x: Array, training: bool = False, rng: Any = None, activation: str | None = None) -> tuple[Array, Backward]:
+        """Compute y, and the function that takes the gradient of what `activation` was applied to back; see `Layer.forward`."""
         w, bias = self.parameters["w"], self.parameters["bias"]
         if x.ndim < 2 or x.shape[1] != w.shape[0]:
             raise ProblemError(f"{self!r}: x has shape {tuple(x.shape)}, and must be [N, {w.shape[0]}, *S] for w {tuple(w.shape)}")
@@ -86,6 +88,8 @@ class BatchNorm(Layer):
         inverse = 1 / namespace(x).sqrt(variance + self.epsilon)
         y = centred * (w * inverse)[:, None]
         y += bias[:, None]
+        if activation == "relu":
+            namespace(x).maximum(y, 0, out=y)
 
         def backward(grad_y: Array, needs_x: bool = True) -> tuple[Array, Grads]:
             grad = grad_y.reshape(volume.shape)

@@ -1,0 +1,64 @@
+"""A network that is equivariant to quarter turns by construction, beside a plain one of equal size, on turned digits.
+
+Both have two convolutions and the maximum over all positions; the kernels of the p4 network are applied in four orientations, whose
+maximum is taken before the positions'. Each is trained on upright digits, and on digits turned by any angle. What one sees: trained
+upright, the p4 network recognises digits turned by 90 degrees exactly as often as upright ones, and the plain one hardly. The price
+is that 6 and 9 look alike.
+
+Run it with the numbers of epochs and of splits as arguments: `python p4_network.py 20 5`.
+"""
+
+import sys
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+from numconv import nn
+from numconv.equivariance import rotation
+
+EPOCHS, SPLITS = (int(text) for text in (sys.argv[1:3] if len(sys.argv) > 2 else ("2", "1")))
+
+
+def plain():
+    """5,386 parameters."""
+    first, second = nn.Conv(16, 5, padding="same"), nn.Conv(32, 3, padding="same")
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.GlobalMaxPool(), nn.Linear(10))
+
+
+def p4():
+    """5,002 parameters."""
+    first, second = nn.GroupLift(8, 5, padding="same"), nn.GroupConv(16, 3, padding="same")
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.GroupPool("p4"), nn.GlobalMaxPool(), nn.Linear(10))
+
+
+def turned(x, rng):
+    """Each image by its own angle."""
+    return np.concatenate([rotation(rng.uniform(0, 360))(image[None], 1) for image in x])
+
+
+def accuracies(make, split):
+    """Trained upright and turned: how many of the upright, quarter-turned and turned test images are recognised."""
+    found = load_digits()
+    x = np.pad(found.images[:, None] / 16, ((0, 0), (0, 0), (2, 2), (2, 2))).astype("float32")
+    order = np.random.default_rng(split).permutation(len(x))
+    x, labels = x[order], found.target[order]
+    train, test, test_labels = (x[:1200], labels[:1200]), x[1200:], labels[1200:]
+    tests = (test, rotation(90)(test), turned(test, np.random.default_rng(split)))
+    for augment in (None, turned):
+        model = make().build(x.shape[1:], rng=split)
+        nn.fit(model, train, epochs=EPOCHS, optimiser=nn.AdamW(0.01), augment=augment, rng=split, progress=False)
+        yield [nn.evaluate(model, (images, test_labels)).accuracy for images in tests]
+
+
+def main():
+    """Print means, and standard deviations over the splits."""
+    print(f"{'network':9s}{'trained':>9s}" + "".join(f"{name:>16s}" for name in ("upright", "turned by 90", "by any angle")))
+    for make in (plain, p4):
+        runs = np.array([list(accuracies(make, split)) for split in range(SPLITS)])
+        for name, means, spreads in zip(("upright", "turned"), runs.mean(0), runs.std(0), strict=True):
+            cells = "".join(f"{f'{mean:.1%} +- {spread:.1%}':>16s}" for mean, spread in zip(means, spreads, strict=True))
+            print(f"{make.__name__:9s}{name:>9s}{cells}")
+
+
+if __name__ == "__main__":
+    main()
