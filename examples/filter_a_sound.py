@@ -8,6 +8,7 @@ difference what is fast, a band-pass its band. Run it on a sound of your own, an
 
 import sys
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import soundfile
@@ -28,7 +29,7 @@ def energy(x, rate):
 def main(source=None, target=None):
     """Filter one sound; write what the band-pass makes of it if asked."""
     voice = resources.files("numconv.demo") / "voices" / "italian.flac"
-    with open(source, "rb") if source else voice.open("rb") as file:
+    with (Path(source) if source else voice).open("rb") as file:
         x, rate = soundfile.read(file, dtype="float32", always_2d=True)
     x = x.T  # [C, T]: the channels of a sound are filtered alike
     kernels = {

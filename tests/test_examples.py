@@ -29,7 +29,8 @@ def filter_a_sound(text: str) -> None:
                                  for name in ("moving average", "difference", "band-pass"))  # fmt: skip
     assert average == sorted(average, reverse=True)
     assert difference == sorted(difference)
-    assert band[2] > 90 > 5 > max(band[0], band[1], band[3])
+    assert band[2] > 90
+    assert max(band[0], band[1], band[3]) < 5
 
 
 def learn_a_filter(text: str) -> None:
@@ -59,7 +60,12 @@ def test_example(name, tmp_path):
     before = {path for path in EXAMPLES.rglob("*") if "__pycache__" not in path.parts}
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
-        [sys.executable, "-W", "error", EXAMPLES / f"{name}.py"], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [sys.executable, "-W", "error", EXAMPLES / f"{name}.py"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert not list(tmp_path.iterdir())

@@ -9,22 +9,44 @@ from typing import Any
 
 import numconv as nc
 
-from . import advantages, boundaries, definition, dimensions, filters, images, inputs, learning, page, perceptron
+from . import (
+    advantages,
+    boundaries,
+    definition,
+    dimensions,
+    equivariance,
+    filters,
+    groups,
+    images,
+    inputs,
+    learning,
+    page,
+    perceptron,
+    volumes,
+)
 from .lesson import Lesson, Setting
 
 __all__ = ["CHAPTERS", "teach"]
 
-CHAPTERS = {
-    1: inputs,
-    2: perceptron,
-    3: filters,
-    4: definition,
-    5: learning,
-    6: advantages,
-    8: boundaries,
-    9: dimensions,
-    10: images,
-}
+CHAPTERS = dict(
+    enumerate(
+        (
+            inputs,
+            perceptron,
+            filters,
+            definition,
+            learning,
+            advantages,
+            volumes,
+            boundaries,
+            dimensions,
+            images,
+            equivariance,
+            groups,
+        ),
+        1,
+    )
+)
 
 
 def teach(

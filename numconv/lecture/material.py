@@ -46,25 +46,12 @@ def digits(seed: int) -> Split:
     return _split((x / 16).astype(np.float32), labels, tuple("0123456789"), seed)
 
 
-def voices(folder: Path, seed: int, count: int | None = None) -> Split:
-    """Recorded voices ``[N, 1, T]``, a second each, of equal loudness; a third of them held out.
-
-    Parameters
-    ----------
-    folder : Path
-        A subfolder for each language.
-    seed : int
-        For the split.
-    count : int, optional
-        Only the first so many of each language.
-    """
+def voices(folder: Path, seed: int) -> Split:
+    """Recorded voices ``[N, 1, 8000]``, a second each, of equal loudness, a third of them held out; a subfolder a language."""
     files = media.list_folder(folder, kind="sound")
-    labels = np.array(files.labels)
-    chosen = [i for language in range(len(files.classes)) for i in np.flatnonzero(labels == language)[:count]]
-    waves = [media.read_sound(files.paths[i], rate=8000, channels=1).x for i in chosen]
-    x = np.stack([media.fit_length(wave, 8000) for wave in waves])
+    x = np.stack([media.fit_length(media.read_sound(path, rate=8000, channels=1).x, 8000) for path in files.paths])
     x /= x.std(axis=2, keepdims=True) + 1e-6
-    return _split(x, labels[chosen], files.classes, seed)
+    return _split(x, np.array(files.labels), files.classes, seed)
 
 
 def framed(x: Array, width: int) -> Array:
@@ -78,7 +65,7 @@ def moved(x: Array, shifts: Array) -> Array:
     wide, y = framed(x, width), np.empty_like(x)
     for n, shift in enumerate(shifts):
         window = (slice(width - step, width - step + size) for step, size in zip(shift, x.shape[2:], strict=True))
-        y[n] = wide[(n, slice(None), *window)]
+        y[n] = wide[n][(slice(None), *window)]
     return y
 
 

@@ -10,7 +10,19 @@ from numconv import nn
 
 from .material import Split, moved
 
-__all__ = ["Trained", "count", "digit_cnn", "perceptron", "train", "voice_cnn"]
+__all__ = [
+    "Trained",
+    "accuracy",
+    "confusion",
+    "count",
+    "digit_cnn",
+    "p4_net",
+    "perceptron",
+    "plain_net",
+    "train",
+    "voice_cnn",
+    "voice_mlp",
+]
 
 
 def digit_cnn(pool: bool = False) -> Any:
@@ -32,15 +44,48 @@ def voice_cnn() -> Any:
     return nn.Sequential(*layers, nn.GlobalAvgPool(), nn.Linear(5))
 
 
+def plain_net() -> Any:
+    """Two convolutions and global maxima, ten scores."""
+    first = [nn.Conv(16, 5, padding="same"), nn.BatchNorm(), nn.ReLU()]
+    second = [nn.Conv(32, 3, padding="same"), nn.BatchNorm(), nn.ReLU()]
+    return nn.Sequential(*first, *second, nn.GlobalMaxPool(), nn.Linear(10))
+
+
+def p4_net() -> Any:
+    """The same with every kernel in four orientations, whose maximum is taken before that over positions."""
+    first = [nn.GroupLift(8, 5, padding="same"), nn.GroupBatchNorm(), nn.ReLU()]
+    second = [nn.GroupConv(16, 3, padding="same"), nn.GroupBatchNorm(), nn.ReLU(), nn.GroupPool()]
+    return nn.Sequential(*first, *second, nn.GlobalMaxPool(), nn.Linear(10))
+
+
 def perceptron(*hidden: int, classes: int) -> Any:
     """A multilayer perceptron: every input has its own weight for every hidden neuron."""
     layers = [layer for width in hidden for layer in (nn.Linear(width), nn.ReLU())]
     return nn.Sequential(nn.Flatten(), *layers, nn.Linear(classes))
 
 
+def voice_mlp() -> Any:
+    """64 hidden neurons over the raw wave, five scores."""
+    return perceptron(64, classes=5)
+
+
 def count(model: Any) -> int:
     """Number of parameters of a model that was built."""
     return sum(array.size for array in model.parameters.values())
+
+
+def accuracy(model: Any, data: tuple[Any, Any]) -> float:
+    """The part of examples (x, labels) that a model recognises."""
+    right = nn.evaluate(model, data).accuracy
+    assert right is not None, "labels are classes"
+    return right
+
+
+def confusion(model: Any, data: tuple[Any, Any]) -> np.ndarray[Any, Any]:
+    """How often a class (row) is taken for another (column)."""
+    counts = nn.evaluate(model, data).confusion
+    assert counts is not None, "labels are classes"
+    return counts
 
 
 class Trained(NamedTuple):
@@ -72,4 +117,4 @@ def train(model: Any, split: Split, *, epochs: int, rate: float = 3e-3, seed: in
 
     model.build(split.x.shape[1:], rng=seed)
     nn.fit(model, split.train, epochs=epochs, optimiser=nn.AdamW(rate), rng=seed, augment=augment if shift else None)
-    return Trained(model, count(model), nn.evaluate(model, split.test).accuracy, nn.evaluate(model, split.train).accuracy)
+    return Trained(model, count(model), accuracy(model, split.test), accuracy(model, split.train))
