@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numconv as nc
+from numconv import media
 
 from . import (
     advantages,
@@ -20,6 +21,7 @@ from . import (
     images,
     inputs,
     learning,
+    material,
     page,
     perceptron,
     volumes,
@@ -54,8 +56,10 @@ def teach(
 ) -> dict[str, Any]:
     """Run chapters in the order of the lecture, print the table of claims, write the page; returns all figures."""
     start = time.perf_counter()
+    if voices is not None:
+        media.list_folder(voices, kind="sound")  # a wrong folder is an error before anything is computed
     with nc.using(backend=backend):
-        setting = Setting(folder / "lecture", quick, seed, voices, {})
+        setting = Setting(folder / "lecture", quick, seed, voices or material.find_voices(), {})
         setting.folder.mkdir(parents=True, exist_ok=True)
         lessons = [lesson_of(number, setting) for number in sorted(set(chapters))]
     summary(lessons)

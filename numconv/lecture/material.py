@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+import numconv
 from numconv import media
 from numconv.demo import data
 
-__all__ = ["Split", "digits", "framed", "moved", "shuffled", "voices"]
+__all__ = ["Split", "digits", "find_voices", "framed", "moved", "shuffled", "voices"]
 
 Array = np.ndarray[Any, Any]
 
@@ -44,6 +45,12 @@ def digits(seed: int) -> Split:
     """Handwritten digits ``[N, 1, 8, 8]`` from 0 to 1, a third of them held out."""
     x, labels = data.digits()
     return _split((x / 16).astype(np.float32), labels, tuple("0123456789"), seed)
+
+
+def find_voices() -> Path | None:
+    """The folder of recorded voices that comes with the source of numconv, if this is a checkout or is run in one."""
+    places = (Path(numconv.__file__).parents[1] / "examples/data/voices", Path("examples/data/voices"))
+    return next((place for place in places if place.is_dir()), None)
 
 
 def voices(folder: Path, seed: int) -> Split:
