@@ -12,7 +12,7 @@ from .errors import ProblemError
 _OVERLAP_WORK = 100_000
 """Candidate solutions examined before two views count as overlapping."""
 
-__all__ = ["as_array", "check_out", "device_of", "empty", "namespace", "plain"]
+__all__ = ["as_array", "check_out", "device_of", "empty", "namespace", "plain", "to_host"]
 
 
 def as_array(value: Any, op: str, name: str) -> Any:
@@ -59,6 +59,12 @@ def namespace(array: Any) -> Any:
     if array is None or isinstance(array, np.ndarray):
         return np
     return sys.modules[type(array).__module__.split(".")[0]]
+
+
+def to_host(array: Any) -> np.ndarray[Any, Any]:
+    """The array in NumPy's memory: itself, or a copy from its device."""
+    copied: np.ndarray[Any, Any] = array if isinstance(array, np.ndarray) else array.get()
+    return copied
 
 
 def plain(array: Any) -> Any:

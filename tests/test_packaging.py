@@ -64,9 +64,9 @@ def test_one_version():
 
 def test_extras():
     extras = PYPROJECT["project"]["optional-dependencies"]
-    assert {"media", "plot", "demo", "torch", "jax", "dask", "cuda", "cupy", "bench", "docs", "test", "all"} <= set(extras)
+    assert {"media", "nn", "plot", "demo", "torch", "jax", "dask", "cuda", "cupy", "bench", "docs", "test", "all"} <= set(extras)
     (everything,) = extras["all"]
-    included = set(re.findall(r"\w+", everything.removeprefix("numconv-nd"))) | {"media", "plot"}  # demo includes these two
+    included = set(re.findall(r"\w+", everything.removeprefix("numconv-nd"))) | {"media", "nn", "plot"}  # demo includes these
     assert included == set(extras) - {"all"}
 
 

@@ -13,7 +13,7 @@ from .layer import Array, Backward, Grads, Layer
 __all__ = ["GELU", "Activation", "ReLU", "SiLU", "positive_part"]
 
 
-class Activation(Layer):
+class Activation(Layer, abstract=True):
     """A function of each element.
 
     Attributes

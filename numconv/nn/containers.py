@@ -19,7 +19,7 @@ __all__ = ["Parallel", "Residual", "Sequential"]
 Generator = np.random.Generator
 
 
-class _Composite(Layer):
+class _Composite(Layer, abstract=True):
     """What layers with layers inside share; their parameters have the names ``child.name``."""
 
     layers: tuple[Layer, ...]

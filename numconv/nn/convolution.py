@@ -29,7 +29,7 @@ def he_normal(shape: Shape, fan_in: int, rng: np.random.Generator) -> np.ndarray
     return rng.normal(0, math.sqrt(2 / fan_in), shape)
 
 
-class _Convolution(Layer):
+class _Convolution(Layer, abstract=True):
     """What both directions share: the fields, and the call of numconv."""
 
     activations = frozenset({"relu", "silu", "gelu"})

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from numconv.arrays import namespace
+from numconv.arrays import namespace, to_host
 from numconv.errors import ProblemError
 
 from .data import as_data
 from .layer import Array, Layer
 from .losses import cross_entropy
 
-__all__ = ["Evaluation", "Loss", "Tally", "checked_size", "evaluate", "predict", "to_host"]
+__all__ = ["Evaluation", "Loss", "Tally", "checked_size", "evaluate", "predict"]
 
 Loss = Callable[[Array, Array], tuple[Array, Array]]
 """``loss(scores, targets) -> (value, gradient for the scores)``."""
@@ -69,11 +69,6 @@ class Tally:
     def means(self) -> tuple[float, float | None]:
         """Loss and accuracy."""
         return float(self.loss) / self.samples, float(self.right) / self.labels if self.labels else None
-
-
-def to_host(array: Array) -> np.ndarray[Any, Any]:
-    """The array in NumPy's memory."""
-    return array if isinstance(array, np.ndarray) else array.get()
 
 
 def evaluate(model: Layer, data: Any, batch_size: int = 256, loss: Loss = cross_entropy) -> Evaluation:

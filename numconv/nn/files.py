@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from numconv import __version__
-from numconv.arrays import namespace
-from numconv.errors import NumconvError, ProblemError
+from numconv.arrays import namespace, to_host
+from numconv.errors import BackendUnavailableError, NumconvError, ProblemError
 
-from .evaluation import to_host
 from .layer import Array, Layer, from_config
 
 __all__ = ["FileError", "describe", "fill", "load", "read", "save", "write"]
@@ -145,5 +144,7 @@ def _safetensors() -> Any:
         import safetensors
         import safetensors.numpy
     except ImportError as error:
-        raise ImportError("models and checkpoints are files of the package safetensors: pip install 'numconv-nd[nn]'") from error
+        raise BackendUnavailableError(
+            "models are kept in files of the package safetensors: pip install 'numconv-nd[nn]'"
+        ) from error
     return safetensors

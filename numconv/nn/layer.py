@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from numconv.arrays import namespace
+from numconv.arrays import namespace, to_host
 from numconv.errors import ProblemError
 from numconv.plugin import np_dtype
 
@@ -99,7 +99,9 @@ class Layer:
     _packed: Packed | None = None
     _built: Built | None = None
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, abstract: bool = False) -> None:
+        if abstract:
+            return
         known = _KNOWN.setdefault(cls.__name__, cls)
         if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise TypeError(
@@ -225,6 +227,42 @@ class Layer:
         self._built = Built(tuple(shape), dtype.name)
         pack(self)
         return self
+
+    def to(self, dtype: Any = None, like: Array = None) -> Any:
+        """A copy of another dtype, or on another device.
+
+        Parameters
+        ----------
+        dtype : dtype, optional
+            Of the copy; float16 and bfloat16 are for inference.
+        like : array, optional
+            An array of the library and on the device where the copy is to live; NumPy by default.
+
+        Returns
+        -------
+        Layer
+
+        Raises
+        ------
+        ProblemError
+            If the layer was not built.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from numconv import nn
+        >>> model = nn.Sequential(nn.Conv(4, 3), nn.GlobalAvgPool(), nn.Linear(2)).build((1, 8))
+        >>> model.to("float16")(np.ones((5, 1, 8), "float16")).dtype
+        dtype('float16')
+        """
+        if self._built is None:
+            raise ProblemError("to: the model was not built; call model.build(shape) first")
+        copy = from_config(self.config)
+        copy.build(self._built.shape, dtype=dtype or self._built.dtype, like=like)
+        for target, source in ((copy.parameters, self.parameters), (copy.state, self.state)):
+            for name, array in target.items():
+                array[...] = namespace(array).asarray(to_host(source[name])).astype(array.dtype)
+        return copy
 
     def summary(self, shape: Sequence[int] | None = None) -> str:
         """A table of the layers, with output shapes, parameters, FLOPs and what training takes of memory.

@@ -85,7 +85,7 @@ class BatchNorm(Layer):
             self._follow("variance", variance * (count / max(count - 1, 1)))
         else:
             centred, variance = volume - self.state["mean"][:, None], self.state["variance"]
-        inverse = 1 / namespace(x).sqrt(variance + self.epsilon)
+        inverse = (1 / namespace(x).sqrt(variance + self.epsilon)).astype(x.dtype, copy=False)
         y = centred * (w * inverse)[:, None]
         y += bias[:, None]
         if activation == "relu":

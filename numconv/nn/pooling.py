@@ -15,7 +15,7 @@ from .layer import Array, Backward, Grads, Layer, Shape
 __all__ = ["AvgPool", "GlobalAvgPool", "GlobalMaxPool", "LpPool", "MaxPool"]
 
 
-class _Pool(Layer):
+class _Pool(Layer, abstract=True):
     """Pooling over windows; the fields but `window` are the options of the function of numconv."""
 
     _name: ClassVar[str]
@@ -115,7 +115,7 @@ class LpPool(_Pool):
     _name = "lp_pool"
 
 
-class _GlobalPool(Layer):
+class _GlobalPool(Layer, abstract=True):
     """Pooling over all positions: ``[N, C, *S]`` becomes ``[N, C]``."""
 
     _name: ClassVar[str]

@@ -295,9 +295,9 @@ class _Training:
 def _keep_memory() -> None:
     """Have the C library keep the memory of a step for the next one.
 
-    Steps allocate and free the same large arrays. The GNU C library raises what it keeps to twice the largest size that it saw freed,
-    up to 64 MiB: below that each step would touch fresh pages, which took 40 % of its time where this was measured. The array
-    itself is never written, so it takes no memory; other C libraries see nothing but a free.
+    Steps allocate and free the same large arrays. The GNU C library raises what it keeps to twice the largest size that it saw
+    freed, up to 64 MiB: below that each step would touch fresh pages, which took 40 % of its time where this was measured. The
+    array itself is never written, so it takes no memory; other C libraries see nothing but a free.
     """
     np.empty(2**25 - 2**13, np.uint8)
 
