@@ -12,7 +12,7 @@ from .errors import ProblemError
 _OVERLAP_WORK = 100_000
 """Candidate solutions examined before two views count as overlapping."""
 
-__all__ = ["as_array", "check_out", "device_of", "empty", "namespace", "plain", "to_host"]
+__all__ = ["as_array", "check_out", "device_of", "empty", "plain"]
 
 
 def as_array(value: Any, op: str, name: str) -> Any:
@@ -51,20 +51,9 @@ def device_of(array: Any) -> str:
 
 def empty(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
     """An uninitialised array of the library of `like`."""
-    return namespace(like).empty(shape, dtype)
-
-
-def namespace(array: Any) -> Any:
-    """The module with the functions for arrays of this kind: NumPy, or what the array's type comes from (CuPy)."""
-    if array is None or isinstance(array, np.ndarray):
-        return np
-    return sys.modules[type(array).__module__.split(".")[0]]
-
-
-def to_host(array: Any) -> np.ndarray[Any, Any]:
-    """The array in NumPy's memory: itself, or a copy from its device."""
-    copied: np.ndarray[Any, Any] = array if isinstance(array, np.ndarray) else array.get()
-    return copied
+    if like is None or type(like) is np.ndarray:
+        return np.empty(shape, dtype)
+    return sys.modules[type(like).__module__.split(".")[0]].empty(shape, dtype)
 
 
 def plain(array: Any) -> Any:

@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from numconv.arrays import namespace
-
+from .devices import namespace
 from .layer import Array, Backward, Grads, Layer
 
 __all__ = ["GELU", "Activation", "ReLU", "SiLU", "positive_part"]

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numconv.arrays import namespace
 from numconv.errors import ProblemError
 
 from .activations import Activation, ReLU, positive_part
+from .devices import namespace
 from .layer import Array, Backward, Grads, Layer, Shape, from_config
 from .pooling import MaxPool
 

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
-from numconv.arrays import namespace
 from numconv.errors import ProblemError
 
+from .devices import namespace
 from .layer import Array
 
 __all__ = ["Arrays", "Data", "as_data"]

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from numconv.arrays import namespace
 from numconv.errors import ProblemError
 
 from .convolution import he_normal
+from .devices import namespace
 from .layer import Array, Backward, Grads, Layer, Shape
 
 __all__ = ["Dropout", "Flatten", "Linear"]

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from numconv.arrays import namespace, to_host
 from numconv.errors import ProblemError
 
 from .data import as_data
+from .devices import namespace, to_host
 from .layer import Array, Layer
 from .losses import cross_entropy
 

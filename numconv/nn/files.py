@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from numconv import __version__
-from numconv.arrays import namespace, to_host
 from numconv.errors import BackendUnavailableError, NumconvError, ProblemError
 
+from .devices import namespace, to_host
 from .layer import Array, Layer, from_config
 
 __all__ = ["FileError", "describe", "fill", "load", "read", "save", "write"]

@@ -11,9 +11,10 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from numconv.arrays import namespace, to_host
 from numconv.errors import ProblemError
 from numconv.plugin import np_dtype
+
+from .devices import namespace, to_host
 
 __all__ = ["Array", "Backward", "Layer", "Shape", "from_config", "pack"]
 

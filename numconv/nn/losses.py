@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from numconv.arrays import namespace
 from numconv.errors import ProblemError
 
+from .devices import namespace
 from .layer import Array
 
 __all__ = ["cross_entropy", "mean_squared_error"]

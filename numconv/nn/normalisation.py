@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from numconv.arrays import namespace
 from numconv.errors import ProblemError
 
+from .devices import namespace
 from .layer import Array, Backward, Grads, Layer, Shape
 
 __all__ = ["BatchNorm"]

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-from numconv.arrays import namespace
 from numconv.errors import ProblemError
 
+from .devices import namespace
 from .layer import Array
 
 __all__ = ["SGD", "AdamW", "Optimiser", "clip_norm"]

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numconv.arrays import namespace
 from numconv.errors import ProblemError
 
+from .devices import namespace
 from .evaluation import Tally
 from .files import describe, fill, read, write
 from .layer import Array, Layer

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from numconv.arrays import namespace
 from numconv.errors import NumconvError, ProblemError
 
 from .data import Arrays, Data, as_data
+from .devices import namespace
 from .evaluation import Loss, Tally, checked_size, evaluate
 from .layer import Array, Layer, pack
 from .losses import cross_entropy
