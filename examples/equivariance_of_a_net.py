@@ -39,8 +39,9 @@ def turned_and_scaled(x, rng):
 def trained(x, labels, augment=None):
     """A network with two convolutions and the maximum over all positions."""
     model = nn.Sequential(
-        nn.Conv(8, 5, padding="same"), nn.ReLU(), nn.Conv(24, 5, padding="same"), nn.ReLU(), nn.GlobalMaxPool(), nn.Linear(10)
-    )
+        nn.Conv(8, 5, padding="same"), nn.BatchNorm(), nn.ReLU(),
+        nn.Conv(24, 5, padding="same"), nn.BatchNorm(), nn.ReLU(), nn.GlobalMaxPool(), nn.Linear(10),
+    )  # fmt: skip
     model.build(x.shape[1:], rng=0)
     nn.fit(model, (x, labels), epochs=EPOCHS, optimiser=nn.AdamW(0.01), augment=augment, progress=False)
     return model

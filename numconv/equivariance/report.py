@@ -133,7 +133,7 @@ def plot(rows: Sequence[Row], path: str | Path) -> None:
         for row, column in np.argwhere(values == 0):
             ax.text(column, row, "0", ha="center", va="center", fontsize=7)
     figure.colorbar(image, ax=axes, extend="min", label="relative norm (white: less than 0.001; 0: exactly)")
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=80)
 
 
 def _width(part: str) -> int:

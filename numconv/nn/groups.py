@@ -40,17 +40,18 @@ def channels_of(layer: Layer, shape: Shape, members: int) -> int:
     return shape[0] // members
 
 
+@dataclass(eq=False, repr=False)
 class _GroupConvolution(Layer):
     """Kernels on `_members` members, expanded to one for each element of the group."""
 
     activations = frozenset({"relu", "silu", "gelu"})
     channels: int
     window: int
-    group: str
-    stride: Any
-    padding: Any
-    pad_mode: str
-    bias: bool
+    group: str = "p4"
+    stride: Any = 1
+    padding: Any = 0
+    pad_mode: str = "zeros"
+    bias: bool = True
 
     def __post_init__(self) -> None:
         self._elements()  # an unknown group is refused now
@@ -138,7 +139,6 @@ def fold(grad: Array, sources: np.ndarray[Any, Any], w_shape: Shape) -> Array:
     return xp.take(parts, xp.asarray(places.reshape(-1)), axis=2).reshape(k, c, order, -1).sum(axis=2).reshape(w_shape)
 
 
-@dataclass(eq=False, repr=False)
 class GroupLift(_GroupConvolution):
     """From an image to a map on a group: each kernel in all its rotations and reflections.
 
@@ -169,14 +169,6 @@ class GroupLift(_GroupConvolution):
     ((32, 9, 9), (8, 1, 3, 3))
     """
 
-    channels: int
-    window: int
-    group: str = "p4"
-    stride: Any = 1
-    padding: Any = 0
-    pad_mode: str = "zeros"
-    bias: bool = True
-
     def _members(self) -> int:
         return 1
 
@@ -184,7 +176,6 @@ class GroupLift(_GroupConvolution):
         return _taps(self.group, self.window)
 
 
-@dataclass(eq=False, repr=False)
 class GroupConv(_GroupConvolution):
     """From a map on a group to another one: each kernel has weights for all members, and is applied in all its rotations.
 
@@ -205,14 +196,6 @@ class GroupConv(_GroupConvolution):
     >>> layer.output_shape((16, 9, 9)), layer.parameters["w"].shape
     ((32, 9, 9), (4, 2, 8, 3, 3))
     """
-
-    channels: int
-    window: int
-    group: str = "p4"
-    stride: Any = 1
-    padding: Any = 0
-    pad_mode: str = "zeros"
-    bias: bool = True
 
     def _members(self) -> int:
         return self._elements().order
