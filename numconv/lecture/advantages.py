@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import NullFormatter
 
 from numconv.demo.pictures import COLOURS
 
@@ -161,6 +162,8 @@ def examples(lesson: Lesson, split: material.Split) -> None:
     for name, row in curves.items():
         for n, value in zip(counts, row, strict=True):
             lesson.figure(f"{name.replace(', ', '_').replace(' ', '_').lower()}_{n}_examples", value)
+    lesson.text("""Where digits always lie in the middle an MLP has the easier task: it need not learn anything about places,
+        and few examples are enough for it. Where they may lie anywhere, it has to learn every place from examples of its own.""")
     cnn_row, mlp_row = curves["CNN, digits anywhere"], curves["MLP, digits anywhere"]
     lesson.check(
         "Data efficiency: where digits lie anywhere, the CNN needs far fewer examples",
@@ -191,6 +194,7 @@ def draw(lesson: Lesson, split: material.Split, counts: tuple[int, ...], curves:
         learning.set(xlabel="examples", ylim=(0, 1.02))
         for ax in (weights, shifted, learning):
             ax.legend(frameon=False, fontsize=7)
+            ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def on_voices(lesson: Lesson, split: material.Split) -> None:
