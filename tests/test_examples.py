@@ -67,7 +67,9 @@ def equivariance_of_a_net(text: str) -> None:
 
 
 def p4_network(text: str) -> None:
-    accuracy = {name: numbers(r"([\d.]+)%", re.search(rf"^{name} +upright .*$", text, re.MULTILINE)[0]) for name in ("p4", "plain")}
+    accuracy = {
+        name: numbers(r"([\d.]+)%", re.search(rf"^{name}, .* upright .*$", text, re.MULTILINE)[0]) for name in ("p4", "plain")
+    }
     upright, quarter_turn = accuracy["p4"][0], accuracy["p4"][2]
     assert upright == quarter_turn
     assert accuracy["plain"][2] < accuracy["plain"][0] - 20

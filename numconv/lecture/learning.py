@@ -143,7 +143,7 @@ def against_a_perceptron(lesson: Lesson) -> None:
         positions; the other, a layer of a perceptron, {LENGTH}x{LENGTH} weights W(t, :). Same loss, same optimiser, {steps:,}
         steps. Below: the error on unseen pieces, relative to the size of the response (1 is as bad as answering nothing).""")
     learned = {(shared, n): learn(shared, x[:n], h[:n], (test_x, test_h), steps, seed) for n in counts for shared in (True, False)}
-    rows = [(n, f"{learned[True, n].error:.4f}", f"{learned[False, n].error:.4f}") for n in counts]
+    rows = [(n, f"{learned[True, n].error:.2g}", f"{learned[False, n].error:.2g}") for n in counts]
     lesson.table(("examples", f"kernel, {TAPS} weights", f"perceptron, {LENGTH**2:,} weights"), rows)
     for n in counts:
         lesson.figure(f"kernel_error_{n}_examples", learned[True, n].error)
@@ -153,7 +153,7 @@ def against_a_perceptron(lesson: Lesson) -> None:
     farthest = float(np.abs(learned[True, many].matrix - true).max())
     lesson.check(
         f"{few} examples teach the kernel more than {some} teach the perceptron",
-        f"error {learned[True, few].error:.4f} against {learned[False, some].error:.4f}",
+        f"error {learned[True, few].error:.2g} against {learned[False, some].error:.2g}",
         learned[True, few].error < learned[False, some].error / 2,
     )
     lesson.check(
