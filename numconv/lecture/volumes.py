@@ -131,14 +131,15 @@ def on_voices(lesson: Lesson, split: material.Split) -> None:
     untrained = nets.voice_cnn().build(split.x.shape[1:], rng=seed).parameters["0.w"][:, 0]
     before, after = (float(np.median(selective(w)[2])) for w in (untrained, kernels))
     lesson.text("""The CNN for voices: its first layer has 16 filters of 64 samples (8 ms) over the raw wave, random before
-        training. Nobody told it about frequencies, and yet its filters turn to some of them, as those made by hand do. Its
-        confusions on unseen recordings:""")
+        training. Nobody told it about frequencies, and yet its filters turn to some of them, as those made by hand do. Each
+        language has one speaker, English and Spanish the same one: the network tells these recordings apart, by what is said or
+        by who says it. Its confusions on unseen recordings:""")
     lesson.table(("true", *split.classes), [(name, *map(int, row)) for name, row in zip(split.classes, confusion, strict=True)])
     lesson.figure("voices_accuracy", trained.accuracy)
     lesson.figure("share_of_gain_within_500_hz_before", before)
     lesson.figure("share_of_gain_within_500_hz_after", after)
     lesson.check(
-        "From raw waves it tells languages apart",
+        "From raw waves it tells the five languages of these recordings apart",
         f"{trained.accuracy:.1%} of {len(split.test_x)} unseen recordings",
         trained.accuracy > 0.85,
     )
