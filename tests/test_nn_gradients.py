@@ -41,6 +41,8 @@ LAYERS = {
     "parallel": (nn.Parallel(nn.Conv(2, 3, padding=1), nn.Conv(1, 1), nn.MaxPool(3, stride=1, padding=1)), (2, 5)),
     "fused": (nn.Sequential(nn.Conv(4, 3), nn.ReLU(), nn.MaxPool(2), nn.Conv(3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(2)), (2, 9)),
     "fused norm": (nn.Sequential(nn.Conv(3, 3), nn.BatchNorm(), nn.ReLU(), nn.MaxPool(2), nn.BatchNorm(), nn.ReLU()), (2, 8)),
+    "fused, then a view": (nn.Sequential(nn.Conv(3, 3), nn.ReLU(), nn.Flatten()), (2, 6)),
+    "fused, then a sum": (nn.Sequential(nn.Conv(3, 3), nn.ReLU(), nn.Residual(nn.Conv(3, 1), nn.ReLU())), (2, 6)),
     "not fused": (nn.Sequential(nn.ReLU(), nn.Conv(3, 3), nn.GELU(), nn.ReLU(), nn.AvgPool(2)), (2, 8)),
     "nested": (nn.Sequential(nn.Sequential(nn.Conv(3, 3), nn.ReLU()), nn.MaxPool(2), nn.Residual(nn.Conv(3, 1))), (1, 8)),
 }  # fmt: skip

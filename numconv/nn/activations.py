@@ -29,6 +29,7 @@ class ReLU(Activation):
     """max(x, 0), with the gradient 0 at 0."""
 
     word = "relu"
+    fresh = True
 
     def forward(self, x: Array, training: bool = False, rng: Any = None) -> tuple[Array, Backward]:
         """Compute y, and the function that takes its gradient back; see `Layer.forward`."""
@@ -40,9 +41,9 @@ class ReLU(Activation):
         return y, backward
 
 
-def positive_part(grad: Array, y: Array) -> Array:
-    """The gradient where y is positive, else 0."""
-    return namespace(grad).multiply(grad, y > 0)
+def positive_part(grad: Array, y: Array, out: Array | None = None) -> Array:
+    """The gradient where y is positive, else 0; written to `out` if that is given."""
+    return namespace(grad).multiply(grad, y > 0, out=out)
 
 
 @dataclass(eq=False, repr=False)
@@ -56,6 +57,7 @@ class SiLU(Activation):
     """
 
     word = "silu"
+    fresh = True
 
     def forward(self, x: Array, training: bool = False, rng: Any = None) -> tuple[Array, Backward]:
         """Compute y, and the function that takes its gradient back; see `Layer.forward`."""
@@ -79,6 +81,7 @@ class GELU(Activation):
     """
 
     word = "gelu"
+    fresh = True
 
     def forward(self, x: Array, training: bool = False, rng: Any = None) -> tuple[Array, Backward]:
         """Compute y, and the function that takes its gradient back; see `Layer.forward`."""

@@ -10,6 +10,7 @@ import numpy as np
 from numconv.errors import ProblemError
 
 from .activations import Activation, ReLU, positive_part
+from .dense import Flatten
 from .devices import namespace
 from .layer import Array, Backward, Grads, Layer, Shape, from_config
 from .pooling import MaxPool
@@ -144,11 +145,13 @@ class Sequential(_Composite):
             grads: Grads = {}
             learned = [i for i, step in enumerate(steps) if step.layer.parameters]
             first = 0 if needs_x else min(learned, default=len(steps))
+            ours = False  # whether the gradient is an array of our own
             for i in range(len(steps) - 1, first - 1, -1):
                 step, y, backward = backwards[i]
                 if step.masked:
-                    grad = positive_part(grad, y)
+                    grad = positive_part(grad, y, out=grad if ours else None)
                 grad, inner = backward(grad, needs_x or i > first)
+                ours = step.layer.fresh or (ours and isinstance(step.layer, Flatten))
                 for name, array in inner.items():
                     grads[f"{step.child}.{name}"] = array
             return grad if needs_x else None, grads
@@ -161,16 +164,19 @@ def _steps(layers: tuple[Layer, ...], training: bool) -> list[_Step]:
     steps: list[_Step] = []
     moved = False  # a ReLU whose gradient is still to be taken
     for child, layer in enumerate(layers):
-        last = steps[-1] if steps else None
-        fits = isinstance(layer, Activation) and last is not None and last.activation is None
-        if fits and last is not None and layer.word in last.layer.activations and (not training or isinstance(layer, ReLU)):  # type: ignore[attr-defined]
-            after = layers[child + 1] if child + 1 < len(layers) else None
-            moved = training and isinstance(after, MaxPool)
-            steps[-1] = last._replace(activation=layer.word, masked=training and not moved)  # type: ignore[attr-defined]
+        if isinstance(layer, Activation) and steps and _applies(steps[-1], layer, training):
+            moved = training and any(isinstance(after, MaxPool) for after in layers[child + 1 : child + 2])
+            steps[-1] = steps[-1]._replace(activation=layer.word, masked=training and not moved)
         else:
             steps.append(_Step(str(child), layer, masked=moved))
             moved = False
     return steps
+
+
+def _applies(step: _Step, activation: Activation, training: bool) -> bool:
+    """Whether the layer of a step can apply an activation too; in training, one whose gradient needs y alone."""
+    able = step.activation is None and activation.word in step.layer.activations
+    return able and (not training or isinstance(activation, ReLU))
 
 
 class Residual(_Composite):

@@ -33,6 +33,7 @@ class _Convolution(Layer, abstract=True):
     """What both directions share: the fields, and the call of numconv."""
 
     activations = frozenset({"relu", "silu", "gelu"})
+    fresh = True
 
     channels: int
     window: Any

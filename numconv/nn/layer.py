@@ -95,6 +95,9 @@ class Layer:
     activations: ClassVar[frozenset[str]] = frozenset()
     """What `forward` takes as `activation` and applies itself, without a further pass over y."""
 
+    fresh: ClassVar[bool] = False
+    """Whether the gradient for x is always a new array, so that who gets it may overwrite it."""
+
     _parameters: dict[str, Array] = _Unbuilt()
     _state: dict[str, Array] = _Unbuilt()
     _packed: Packed | None = None

@@ -57,6 +57,7 @@ class BatchNorm(Layer):
     epsilon: float = 1e-5
 
     activations = frozenset({"relu"})
+    fresh = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.momentum <= 1 or not self.epsilon > 0:
@@ -75,6 +76,8 @@ class BatchNorm(Layer):
         w, bias = self.parameters["w"], self.parameters["bias"]
         if x.ndim < 2 or x.shape[1] != w.shape[0]:
             raise ProblemError(f"{self!r}: x has shape {tuple(x.shape)}, and must be [N, {w.shape[0]}, *S] for w {tuple(w.shape)}")
+        if x.dtype != w.dtype:
+            raise ProblemError(f"{self!r}: x has dtype {x.dtype} and w {w.dtype}; convert one, as by model.to({str(x.dtype)!r})")
         volume = x.reshape(*x.shape[:2], -1)
         count = x.size // x.shape[1]
         if training:

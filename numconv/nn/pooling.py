@@ -22,6 +22,8 @@ class _Pool(Layer, abstract=True):
     _x_by_shape: ClassVar[bool] = False
     """Whether the gradient needs no more of x than its shape."""
 
+    fresh = True
+
     window: Any
 
     def __post_init__(self) -> None:
@@ -120,6 +122,8 @@ class _GlobalPool(Layer, abstract=True):
 
     _name: ClassVar[str]
     _x_by_shape: ClassVar[bool]
+
+    fresh = True
 
     def output_shape(self, shape: Shape) -> Shape:
         """The shape of y for an x of this shape, both without N."""
