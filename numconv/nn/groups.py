@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from numconv import functional
-from numconv.arrays import namespace
 from numconv.errors import ProblemError
 from numconv.planning import output_shape
 
 from .convolution import he_normal
+from .devices import namespace
 from .layer import Array, Backward, Grads, Layer, Shape
 from .normalisation import BatchNorm
 from .symmetry import Group, symmetry_group

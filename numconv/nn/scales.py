@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from numconv import functional
-from numconv.arrays import namespace
 from numconv.errors import ProblemError
 
 from .convolution import he_normal
+from .devices import namespace
 from .groups import MemberPool, channels_of
 from .layer import Array, Backward, Grads, Layer, Shape
 
