@@ -104,6 +104,8 @@ def test_layers_that_do_not_fit(layers, shape, text):
         (nn.Parallel, "at least one layer"),
         (lambda: nn.Linear(3)(np.ones((1, 2), "float32")), "no array 'w' yet; call model.build"),
         (lambda: nn.Linear(3).build((2,))(np.ones((1, 4), "float32")), r"x has shape \(1, 4\), and must be \[N, 2\]"),
+        (lambda: nn.Linear(3).build((2,))(np.ones((1, 2))), r"x has dtype float64 and w float32; .* model.to\('float64'\)"),
+        (lambda: nn.BatchNorm().build((2,))(np.ones((1, 2))), "x has dtype float64 and w float32"),
         (lambda: nn.BatchNorm().build((2, 3))(np.ones((1, 4, 3), "float32")), r"must be \[N, 2, \*S\]"),
         (lambda: nn.Dropout().forward(np.ones((1, 4)), training=True), "give rng="),
         (lambda: nn.Linear(3).summary(), "give the shape of x"),

@@ -13,6 +13,8 @@ import time
 
 import numpy as np
 import pytest
+import safetensors
+from sklearn import datasets, model_selection
 
 import numconv as nc
 from numconv import nn
@@ -391,6 +393,36 @@ def test_a_loss_that_is_not_finite_stops(tmp_path):
     with pytest.raises(nc.NumconvError, match="the loss of epoch 1 is nan; lower the rate, give clip="):
         nn.fit(network(), (x, LABELS), epochs=2, checkpoint=path, progress=False)
     assert not path.exists()
+
+
+def test_a_checkpoint_holds_no_weights_that_are_not_finite(tmp_path):
+    path = tmp_path / "training.safetensors"
+    options = {"checkpoint": path, "checkpoint_every": 1, "epochs": 1}
+    with np.errstate(all="ignore"), pytest.raises(nc.NumconvError, match="step 4 of epoch 1 left weights that are not finite"):
+        fit(network(), schedule=lambda step, steps: 1e60 if step == 3 else 1.0, **options)
+    with safetensors.safe_open(path, framework="numpy") as file:
+        assert all(np.isfinite(file.get_tensor(name)).all() for name in file.keys())  # noqa: SIM118 - no mapping
+
+
+@pytest.mark.slow
+def test_digits():
+    """The network of docs/nn.md, on five splits."""
+    digits = datasets.load_digits()
+    x = (digits.images[:, None] / 16).astype("float32")
+    found = []
+    for seed in range(5):
+        a, b, a_labels, b_labels = model_selection.train_test_split(
+            x, digits.target, test_size=1 / 3, random_state=seed, stratify=digits.target
+        )
+        model = nn.Sequential(
+            nn.Conv(16, 3, padding="same"), nn.ReLU(), nn.Conv(32, 3, padding="same"), nn.ReLU(), nn.MaxPool(2),
+            nn.Conv(32, 3, padding="same"), nn.ReLU(), nn.MaxPool(2), nn.Flatten(), nn.Dropout(0.3), nn.Linear(10),
+        ).build((1, 8, 8), rng=seed)  # fmt: skip
+        options = {"optimiser": nn.AdamW(3e-3), "schedule": nn.cosine(warmup=0.1), "rng": seed, "progress": False}
+        nn.fit(model, (a, a_labels), epochs=30, **options)
+        found.append(nn.evaluate(model, (b, b_labels)).accuracy)
+    assert sum(array.size for array in model.parameters.values()) < 30_000
+    assert np.mean(found) >= 0.985
 
 
 def test_predict_nothing():

@@ -161,16 +161,19 @@ def _steps(layers: tuple[Layer, ...], training: bool) -> list[_Step]:
     steps: list[_Step] = []
     moved = False  # a ReLU whose gradient is still to be taken
     for child, layer in enumerate(layers):
-        last = steps[-1] if steps else None
-        fits = isinstance(layer, Activation) and last is not None and last.activation is None
-        if fits and last is not None and layer.word in last.layer.activations and (not training or isinstance(layer, ReLU)):  # type: ignore[attr-defined]
-            after = layers[child + 1] if child + 1 < len(layers) else None
-            moved = training and isinstance(after, MaxPool)
-            steps[-1] = last._replace(activation=layer.word, masked=training and not moved)  # type: ignore[attr-defined]
+        if isinstance(layer, Activation) and steps and _applies(steps[-1], layer, training):
+            moved = training and any(isinstance(after, MaxPool) for after in layers[child + 1 : child + 2])
+            steps[-1] = steps[-1]._replace(activation=layer.word, masked=training and not moved)
         else:
             steps.append(_Step(str(child), layer, masked=moved))
             moved = False
     return steps
+
+
+def _applies(step: _Step, activation: Activation, training: bool) -> bool:
+    """Whether the layer of a step can apply an activation too; in training, one whose gradient needs y alone."""
+    able = step.activation is None and activation.word in step.layer.activations
+    return able and (not training or isinstance(activation, ReLU))
 
 
 class Residual(_Composite):

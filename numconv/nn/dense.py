@@ -52,6 +52,8 @@ class Linear(Layer):
         w, bias = self.parameters["w"], self.parameters.get("bias")
         if x.ndim != 2 or x.shape[1] != w.shape[1]:
             raise ProblemError(f"{self!r}: x has shape {tuple(x.shape)}, and must be [N, {w.shape[1]}] for w {tuple(w.shape)}")
+        if x.dtype != w.dtype:
+            raise ProblemError(f"{self!r}: x has dtype {x.dtype} and w {w.dtype}; convert one, as by model.to({str(x.dtype)!r})")
         y = (x @ w.T).astype(x.dtype, copy=False)  # bfloat16 is multiplied in float32
         if bias is not None:
             y += bias

@@ -58,7 +58,7 @@ def cross_entropy(scores: Array, labels: Array) -> tuple[Array, Array]:
             f"0 to {classes - 1}"
         )
     xp = namespace(scores)
-    places = xp.arange(classes, dtype=labels.dtype).reshape(-1, *(1,) * (scores.ndim - 2))
+    places = xp.arange(classes).reshape(-1, *(1,) * (scores.ndim - 2))
     right = labels[:, None] == places
     shifted = scores - scores.max(axis=1, keepdims=True)
     grad = xp.exp(shifted)

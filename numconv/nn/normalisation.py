@@ -75,6 +75,8 @@ class BatchNorm(Layer):
         w, bias = self.parameters["w"], self.parameters["bias"]
         if x.ndim < 2 or x.shape[1] != w.shape[0]:
             raise ProblemError(f"{self!r}: x has shape {tuple(x.shape)}, and must be [N, {w.shape[0]}, *S] for w {tuple(w.shape)}")
+        if x.dtype != w.dtype:
+            raise ProblemError(f"{self!r}: x has dtype {x.dtype} and w {w.dtype}; convert one, as by model.to({str(x.dtype)!r})")
         volume = x.reshape(*x.shape[:2], -1)
         count = x.size // x.shape[1]
         if training:

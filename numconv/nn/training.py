@@ -27,6 +27,8 @@ from .schedules import Schedule, cosine
 
 __all__ = ["History", "fit"]
 
+_ADVICE = "lower the rate, give clip=, or look for labels that are no class and for values that are not finite in x"
+
 Augment = Callable[[Array, np.random.Generator], Array]
 
 
@@ -270,10 +272,7 @@ class _Training:
         state = self.state
         loss, accuracy = state.tally.means
         if not math.isfinite(loss):
-            raise NumconvError(
-                f"fit: the loss of epoch {state.epoch + 1} is {loss}; lower the rate, give clip=, or look for labels that are no "
-                "class and for values that are not finite in x"
-            )
+            raise NumconvError(f"fit: the loss of epoch {state.epoch + 1} is {loss}; {_ADVICE}")
         row = Row(loss, accuracy, None, None, state.seconds)
         if self.validation is not None:
             found = evaluate(self.model, self.validation, max(self.batch_size, 256), self.loss)
@@ -288,8 +287,13 @@ class _Training:
 
     def save(self) -> None:
         """Write the checkpoint, if one is wanted."""
-        if self.path is not None:
-            store(self.path, self.model, self.state, self.settings | {"rng": self.state.entropy})
+        if self.path is None:
+            return
+        if not math.isfinite(float((self.vector * 0).sum())):
+            raise NumconvError(
+                f"fit: step {self.state.step} of epoch {self.state.epoch + 1} left weights that are not finite; {_ADVICE}"
+            )
+        store(self.path, self.model, self.state, self.settings | {"rng": self.state.entropy})
 
 
 def _keep_memory() -> None:
