@@ -18,6 +18,7 @@ from numconv.equivariance import (
     reflection,
     residuals,
     rotation,
+    sampling,
     scaling,
     translation,
 )  # fmt: skip
@@ -323,6 +324,13 @@ def test_fourier_series_leave_out_what_would_pass_for_another_frequency():
     assert np.abs(by_fourier_series(x, points, 0.5 * np.eye(1))).max() < 1.5e0
     np.testing.assert_allclose(by_fourier_series(x, points + 0.5, 0.5 * np.eye(1)), 0, atol=1e-12)
     assert np.abs(by_fourier_series(x, points + 0.5, np.eye(1))).max() > 0.4
+
+
+def test_fourier_series_in_blocks(monkeypatch, rng):
+    x, points = rng.standard_normal((2, 3, 4, 5, 6)), 10 * rng.random((3, 11))
+    whole_series = by_fourier_series(x, points, np.eye(3))
+    monkeypatch.setattr(sampling, "_BLOCK", 3 * 16 * 2 * 3 * 4 * 5)
+    np.testing.assert_allclose(by_fourier_series(x, points, np.eye(3)), whole_series, atol=1e-12)
 
 
 def test_splines_are_those_of_scipy(rng):

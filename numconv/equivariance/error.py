@@ -121,7 +121,8 @@ def equivariance_error(
     - interpolation: ``D (F(T x) - T F(x)) - exact``
 
     T moves samples to samples for whole shifts, quarter turns and reflections. Then T = T*, and nothing is rounded. What T' needs
-    beyond the outputs that f gives is 0.
+    beyond the outputs that f gives is 0; of more outputs than a period has, as with padding "full", those in the middle count.
+    T* takes prod(S)^2 operations a channel: images of some hundred rows at the most.
 
     With ``pooled=True`` each map is averaged over its positions, and the mean of ``T' f(x) - f(x)``, what enters and leaves the
     frame, joins the border. For vectors, exact is ``f(T* x) - f(x)``, interpolation ``f(T x) - f(T* x)``, and stride and border are

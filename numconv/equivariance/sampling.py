@@ -12,8 +12,8 @@ __all__ = ["are_samples", "by_fourier_series", "by_splines", "grid", "samples"]
 Array = np.ndarray[Any, Any]
 _ROUNDING = 1e-9
 """Coordinates this near to a sample are that sample."""
-_POINTS = 4096
-"""Points evaluated at a time: the factors of one block stay within some tens of megabytes."""
+_BLOCK = 64 * 2**20
+"""Bytes of intermediate sums of the Fourier series at a time."""
 
 
 def grid(starts: tuple[Any, ...], counts: tuple[int, ...], step: tuple[Any, ...]) -> Array:
@@ -64,7 +64,8 @@ def by_fourier_series(x: Array, coordinates: Array, matrix: Array) -> Array:
     kept = np.abs(arriving).max(axis=0) <= 0.5 + _ROUNDING
     spectrum = np.where(kept, np.fft.fftn(x.astype(np.float64), axes=axes, norm="forward"), 0)
     points = coordinates.reshape(ndim, -1)
-    parts = [_series(spectrum, points[:, start : start + _POINTS]) for start in range(0, points.shape[1], _POINTS)]
+    block = max(1, _BLOCK // spectrum[..., 0].nbytes)
+    parts = [_series(spectrum, points[:, start : start + block]) for start in range(0, points.shape[1], block)]
     return np.concatenate(parts, axis=-1).reshape(*x.shape[:2], *coordinates.shape[1:]).astype(x.dtype)
 
 
