@@ -24,7 +24,7 @@ _HOMES = {
 }  # fmt: skip
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
-_MODULES = ("equivariance", "media", "nn", "signal")
+_MODULES = ("equivariance", "media", "nn", "signal", "training")
 
 __all__ = sorted([*_HOME, *_MODULES, "__version__"])
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from . import media as media
     from . import nn as nn
     from . import signal as signal
+    from . import training as training
     from .analysis import as_matrix as as_matrix
     from .analysis import receptive_field as receptive_field
     from .context import using as using

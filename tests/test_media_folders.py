@@ -52,7 +52,8 @@ def test_what_does_not_belong_is_left_out_and_told(folder):
     (folder / "empty").mkdir()
     files = media.list_folder(folder)
     assert (files.paths, files.labels, files.classes) == (before.paths, before.labels, before.classes)
-    told = {str(path.relative_to(folder)): reason for path, reason in files.skipped}
+    told = {str(each.path.relative_to(folder)): each.reason for each in files.skipped}
+    assert not any(each.unreadable for each in files.skipped)
     assert told == {
         "README.md": "outside the classes",
         "empty": "no sound files in it",
@@ -245,5 +246,5 @@ def test_check_leaves_out_what_cannot_be_read(folder):
     calls = []
     checked = data.check(lambda: calls.append(1))
     assert (len(calls), len(checked), checked.labels.tolist()) == (5, 4, [0, 0, 1, 1])
-    assert [each.path.name for each in checked.files.skipped] == ["2.wav"]
+    assert [(each.path.name, each.unreadable) for each in checked.files.skipped] == [("2.wav", True)]
     np.testing.assert_array_equal(checked.arrays()[0][:, 0, 0] * 8, [1, 3, 4, 5])

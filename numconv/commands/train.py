@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,9 @@ def run(arguments: argparse.Namespace) -> int:
     settings = settings.changed(**{name: getattr(arguments, name) for name in ("epochs", "batch_size", "rate", "shift", "seed")})
     if arguments.resume and arguments.checkpoint is None:
         raise numconv.ProblemError("--resume goes on from a file: give --checkpoint FILE")
+    for path in (arguments.json, arguments.checkpoint):
+        if path:
+            figures.check_file(path)
     if arguments.out:
         figures.check_folder(arguments.out)
     with numconv.using(backend=arguments.backend, threads=arguments.threads):
@@ -66,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         model = training.build_model(task, settings)
         print(f"\n{model.summary()}\n", flush=True)
         result = training.train(
-            task, settings, model=model, checkpoint=arguments.checkpoint, resume=arguments.resume, progress=True
+            task, settings, model=model, checkpoint=arguments.checkpoint, resume=arguments.resume, progress=sys.stderr.isatty()
         )
     print(f"\n{training.describe_result(result)}")
     if arguments.json:

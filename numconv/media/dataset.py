@@ -107,7 +107,7 @@ class Dataset:
             try:
                 self._load(i)
             except (MediaError, OSError) as error:
-                skipped.append(Skipped(path, str(error)))
+                skipped.append(Skipped(path, str(error), unreadable=True))
             progress()
         gone = {each.path for each in skipped}
         kept = [i for i, path in enumerate(self.files.paths) if path not in gone]

@@ -35,6 +35,8 @@ class Skipped(NamedTuple):
 
     path: Path
     reason: str
+    unreadable: bool = False
+    """Whether it is of the kind that is asked for, and damaged."""
 
 
 @dataclass(frozen=True)

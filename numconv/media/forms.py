@@ -174,7 +174,7 @@ def common_form(
         try:
             headers.append(header(path))
         except (MediaError, OSError) as error:
-            skipped.append(Skipped(path, str(error)))
+            skipped.append(Skipped(path, str(error), unreadable=True))
     if not headers:
         raise MediaError(f"none of {len(files)} files can be read: {skipped[0].reason if skipped else 'there are none'}")
     if files.kind == "sound":

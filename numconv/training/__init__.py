@@ -1,7 +1,7 @@
 """A folder of labelled sounds, images or videos, or a named example -> a trained network and what it does to unseen data.
 
-This is what `numconv train` does, in terms of `numconv.media` and `numconv.nn`: `tasks` (the data), `networks` (a model and how long
-it learns), `augmenting` (shifts), `training` (all together), `report` and `figures` (what is printed and written).
+This is what `numconv train` does, in terms of `numconv.media` and `numconv.nn`: `tasks` (the data), `networks` (a model, and how
+long it learns), `augmenting` (shifts), `training` (all together), `report` and `figures` (what is printed and written).
 """
 
 from __future__ import annotations

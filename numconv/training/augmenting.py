@@ -36,7 +36,7 @@ class Shift:
     >>> from numconv.training import Shift
     >>> x = np.arange(1, 9).reshape(1, 1, 8)
     >>> Shift(0.25, "constant")(x, np.random.default_rng(5))
-    array([[[3, 4, 5, 6, 7, 8, 0, 0]]])
+    array([[[2, 3, 4, 5, 6, 7, 8, 0]]])
     """
 
     fraction: float

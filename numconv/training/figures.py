@@ -16,19 +16,29 @@ from numconv.media.saving import new_file
 
 from .training import Result
 
-__all__ = ["check_folder", "write_json", "write_result"]
+__all__ = ["check_file", "check_folder", "write_json", "write_result"]
 
 _SHOWN = 32
 """Kernels."""
 
 
 def check_folder(folder: str | os.PathLike[str]) -> Path:
-    """The folder, made if it is not there; MissingPackageError if the pictures could not be drawn later."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise MissingPackageError('figures are drawn by matplotlib, which is not installed: pip install "numconv-nd[plot]"')
+    """The folder, made if it is not there; MissingPackageError if something could not be written later."""
+    for package, extra in (("matplotlib", "plot"), ("safetensors", "nn")):
+        if importlib.util.find_spec(package) is None:
+            raise MissingPackageError(
+                f'figures and models are written by packages of which {package} is not installed: pip install "numconv-nd[{extra}]"'
+            )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def check_file(path: str | os.PathLike[str]) -> None:
+    """Make the folder of a file that is to be written later; IsADirectoryError if a folder has its name."""
+    if Path(path).is_dir():
+        raise IsADirectoryError(f"{path} is a folder, and a file is to be written: give a name in it")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
 
 
 def write_json(result: Result, path: str | os.PathLike[str]) -> None:
@@ -107,10 +117,12 @@ def _draw_confusion(result: Result, figure: Any) -> None:
 
 def _draw_kernels(result: Result, figure: Any) -> None:
     """The kernels of the first layer that has any: as curves, or as pictures, of a video one frame beside the other."""
-    name, w = next((name, array) for name, array in result.model.parameters.items() if array.ndim > 2)
-    w = np.asarray(w)[:_SHOWN]
+    name, w = next(
+        ((name, array) for name, array in result.model.parameters.items() if array.ndim > 2), ("none", np.zeros((1, 1, 1)))
+    )
+    w = w[:_SHOWN]
     grid = figure.subplots(-(-len(w) // 8), 8, squeeze=False).ravel()
-    limit = float(np.abs(w).max())
+    limit = float(np.abs(w).max()) or 1.0
     for ax in grid:
         ax.axis("off")
     for ax, kernel in zip(grid, w, strict=False):

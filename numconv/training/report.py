@@ -44,9 +44,9 @@ def describe_task(task: Task) -> str:
         f"{len(task.train):,} samples to learn from, {len(task.test):,} {origin}; each [{letters}] = {list(task.shape)}{rate}",
     ]
     if task.skipped:
-        reasons = Counter(reason if len(reason) < 30 else "cannot be read" for _, reason in task.skipped)
+        reasons = Counter("cannot be read" if each.unreadable else each.reason for each in task.skipped)
         lines.append(f"left out: {', '.join(f'{count} {reason}' for reason, count in reasons.items())}")
-        unreadable = [each for each in task.skipped if len(each.reason) >= 30]
+        unreadable = [each for each in task.skipped if each.unreadable]
         lines += [f"  {each.reason}" for each in unreadable[:5]]
         lines += [f"  ... and {len(unreadable) - 5} more"] * (len(unreadable) > 5)
     return "\n".join(lines)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 
 import numconv
 from numconv import media
 from numconv.errors import ProblemError
+from numconv.nn.data import Arrays, Data
 
-__all__ = ["EXAMPLES", "Samples", "Task", "example_task", "folder_task", "moving_shapes", "split_task"]
+__all__ = ["EXAMPLES", "Task", "example_task", "folder_task", "moving_shapes", "split_task"]
 
 Array = np.ndarray[Any, Any]
 
@@ -22,16 +23,6 @@ _HELD_OUT = 0.2
 _MOTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 _VIDEO = {"max_side": 32, "max_frames": 16}
 """Smaller than what media.common_form takes: the work grows with the cube."""
-
-
-class Samples(Protocol):
-    """What `numconv.nn.fit` learns from."""
-
-    def __len__(self) -> int:
-        """The number of samples."""
-
-    def batches(self, batch_size: int, rng: np.random.Generator | None = None) -> Iterator[tuple[Array, Array]]:
-        """All samples as (x, labels)."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +33,8 @@ class Task:
     kind: str
     """"sound", "image" or "video"."""
     classes: tuple[str, ...]
-    train: Samples
-    test: Samples
+    train: Data
+    test: Data
     shape: tuple[int, ...]
     """``[C, *S]`` of one sample."""
     rate: int | None = None
@@ -52,23 +43,6 @@ class Task:
     """Files that are left out."""
     folders: bool = False
     """Whether training and test data come from two folders, and not from a random split of one."""
-
-
-class _Arrays(NamedTuple):
-    """Samples in memory."""
-
-    x: Array
-    labels: Array
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batches(self, batch_size: int, rng: np.random.Generator | None = None) -> Iterator[tuple[Array, Array]]:
-        """All samples as (x, labels), shuffled by `rng`."""
-        order = np.arange(len(self)) if rng is None else rng.permutation(len(self))
-        for start in range(0, len(self), batch_size):
-            chosen = order[start : start + batch_size]
-            yield self.x[chosen], self.labels[chosen]
 
 
 def folder_task(
@@ -136,13 +110,13 @@ def folder_task(
             raise ProblemError(f"{test or folder} leaves no file {what}{reason}")
     skipped = tuple(dict.fromkeys((*train.files.skipped, *held.files.skipped)))
     rate = form.rate if isinstance(form, media.SoundForm) else None
-    return Task(Path(folder).name, files.kind, files.classes, train, held, form.shape, rate, skipped, test is not None)
+    return Task(Path(folder).resolve().name, files.kind, files.classes, train, held, form.shape, rate, skipped, test is not None)
 
 
 def split_task(name: str, kind: str, classes: tuple[str, ...], x: Array, labels: Array, held_out: float, seed: int) -> Task:
     """Arrays x ``[N, C, *S]`` and labels ``[N]`` as a task, a fraction of each class held out at random."""
     train, test = media.stratified_split(labels, held_out, rng=seed)
-    return Task(name, kind, classes, _Arrays(x[train], labels[train]), _Arrays(x[test], labels[test]), x.shape[1:])
+    return Task(name, kind, classes, Arrays(x[train], labels[train]), Arrays(x[test], labels[test]), x.shape[1:])
 
 
 def moving_shapes(

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from numconv import nn
-from numconv.errors import ProblemError
 
 from .augmenting import Shift
 from .networks import epochs_for, layers_for
@@ -57,7 +56,7 @@ class Result:
             "sample_rate": task.rate,
             "train_samples": len(task.train),
             "test_samples": len(task.test),
-            "skipped": [{"path": str(path), "reason": reason} for path, reason in task.skipped],
+            "skipped": [{"path": str(each.path), "reason": each.reason} for each in task.skipped],
             "epochs": self.settings.epochs,
             "batch_size": self.settings.batch_size,
             "rate": self.settings.rate,
@@ -82,12 +81,6 @@ def build_model(task: Task, settings: Settings) -> nn.Sequential:
     else:
         layers = [nn.from_config(layer) for layer in settings.model]
     model = nn.Sequential(*layers, nn.Linear(len(task.classes)))
-    scores = model.output_shape(task.shape)
-    if scores != (len(task.classes),):
-        raise ProblemError(
-            f"the model makes {list(scores)} of an input {list(task.shape)}, and [{len(task.classes)}], a score for each class, is "
-            "needed: end it with GlobalAvgPool or Flatten; the last Linear layer is added"
-        )
     return model.build(task.shape, rng=settings.seed)  # type: ignore[no-any-return]
 
 
