@@ -24,11 +24,12 @@ _HOMES = {
 }  # fmt: skip
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
-_MODULES = ("media", "nn", "signal", "training")
+_MODULES = ("equivariance", "media", "nn", "signal", "training")
 
 __all__ = sorted([*_HOME, *_MODULES, "__version__"])
 
 if TYPE_CHECKING:
+    from . import equivariance as equivariance
     from . import media as media
     from . import nn as nn
     from . import signal as signal

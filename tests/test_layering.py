@@ -95,7 +95,7 @@ PUBLIC = {
     "lp_pool_backward", "pad", "pad_backward", "unfold", "fold",
     "plan", "output_shape", "receptive_field", "as_matrix", "explain", "backends", "using", "warmup",
     "NumconvError", "ProblemError", "UnsupportedProblemError", "BackendUnavailableError", "UnknownBackendError", "__version__",
-    "media", "nn", "signal", "training",
+    "equivariance", "media", "nn", "signal", "training",
 }  # fmt: skip
 
 

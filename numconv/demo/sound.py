@@ -13,7 +13,7 @@ from .data import Voices
 from .pictures import COLOURS, picture, stems
 from .report import Report
 
-__all__ = ["band_pass", "difference", "moving_average", "show"]
+__all__ = ["BANDS", "band_energies", "band_pass", "difference", "moving_average", "show", "spectrum"]
 
 Array = np.ndarray[Any, Any]
 

@@ -11,7 +11,7 @@ import numconv as nc
 from .pictures import COLOURS, bare, picture, show_map
 from .report import Report
 
-__all__ = ["motion_filters", "pan", "show"]
+__all__ = ["SPEED", "energies", "motion_filters", "pan", "show"]
 
 Array = np.ndarray[Any, Any]
 
