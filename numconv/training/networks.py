@@ -19,7 +19,7 @@ __all__ = ["epochs_for", "image_layers", "layers_for", "sound_layers", "video_la
 
 _FRAME_RATE = 2_000
 """Results a second of the first convolution over a sound."""
-_ENOUGH_STEPS = 1_500
+_ENOUGH_STEPS = 3_000
 """Steps after which a small data set has been learned."""
 _FEWEST, _USUAL, _MOST = 6, 40, 150
 """Epochs."""
@@ -134,7 +134,7 @@ def epochs_for(samples: int, batch_size: int, flops: int) -> int:
     --------
     >>> from numconv import training
     >>> training.epochs_for(100, 32, 10**6), training.epochs_for(1_000, 32, 10**6), training.epochs_for(10_000, 32, 3 * 10**7)
-    (150, 47, 6)
+    (150, 94, 6)
     """
     steps = math.ceil(samples / batch_size)
     wanted = min(max(_USUAL, math.ceil(_ENOUGH_STEPS / steps)), _MOST)

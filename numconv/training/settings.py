@@ -23,7 +23,7 @@ class Settings:
     batch_size: int = 32
     rate: float = 3e-3
     """Step size of AdamW; it rises over the first tenth of the training and falls as a cosine."""
-    weight_decay: float = 0.05
+    weight_decay: float = 0.1
     shift: float = 0.125
     """How far samples are moved at random, as a part of each axis."""
     seed: int = 0
