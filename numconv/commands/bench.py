@@ -12,7 +12,7 @@ from typing import Any
 
 from .arguments import count
 
-__all__ = ["EXAMPLES", "SUMMARY", "add_arguments", "run"]
+__all__ = ["EXAMPLES", "SUMMARY", "add_arguments", "progress_bar", "run"]
 
 SUMMARY = "Measure speed: beside the machine's limits, beside other libraries, beside an earlier run."
 EXAMPLES = """\
@@ -81,14 +81,14 @@ def _measure(arguments: argparse.Namespace) -> Any:
         print(reason, file=sys.stderr)
     contenders = [each for each in contenders if each.name in versions]
     passes = list(dict.fromkeys(arguments.passes))
-    with _progress(len(chosen) * len(passes) * len(contenders) * arguments.rounds) as progress:
+    with progress_bar(len(chosen) * len(passes) * len(contenders) * arguments.rounds) as progress:
         return results.measure(
             contenders, versions, chosen, passes, rounds=arguments.rounds, seconds=arguments.seconds, progress=progress
         )
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[Any], None]]:
+def progress_bar(total: int) -> Iterator[Callable[[Any], None]]:
     """A bar on stderr where tqdm is installed, else nothing."""
     if importlib.util.find_spec("tqdm") is None:
         yield lambda _: None

@@ -18,10 +18,12 @@ def start(backend: str | None = None, algorithm: str | None = None) -> tuple[Cal
 
     device = "cpu"
     if backend is not None:
-        (info,) = (info for info in numconv.backends() if info.name == backend)
-        if not info.available:
-            raise numconv.BackendUnavailableError(f"{backend}: {info.reason}")
-        device = info.device
+        known = {info.name: info for info in numconv.backends()}
+        if backend not in known:
+            raise numconv.UnknownBackendError(f"no backend is called {backend!r}; installed are {', '.join(known)}")
+        if not known[backend].available:
+            raise numconv.BackendUnavailableError(f"{backend}: {known[backend].reason}")
+        device = known[backend].device
     return functools.partial(_make, device, backend, algorithm), {"version": numconv.__version__}
 
 
