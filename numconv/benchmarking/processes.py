@@ -16,9 +16,12 @@ from numconv.errors import BackendUnavailableError, NumconvError
 
 __all__ = ["Worker", "WorkerDiedError"]
 
-# Loads the folder of the worker as a package of its own: numconv itself must not be on the path of a peer's interpreter.
+# Loads the folder of the worker as a package of its own: numconv itself must not be on the path of a peer's interpreter, and that
+# of the current directory must not come before the one that is to be measured.
 LAUNCH = """
-import importlib.util, json, sys
+import sys
+sys.path = [path for path in sys.path if path]
+import importlib.util, json
 name, folder = "numconv_worker", sys.argv[1]
 spec = importlib.util.spec_from_file_location(name, folder + "/__init__.py", submodule_search_locations=[folder])
 sys.modules[name] = module = importlib.util.module_from_spec(spec)
@@ -66,9 +69,12 @@ class Worker:
         variables = {name: value for name, value in (os.environ | (environment or {})).items() if value is not None}
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         command = [python, "-c", LAUNCH, str(FOLDER), implementation, json.dumps(options or {})]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, env=variables
-        )
+        pipe = subprocess.PIPE
+        try:
+            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._errors, text=True, env=variables)
+        except OSError:
+            self._errors.close()
+            raise
         try:
             hello = self._answer()
             if "missing" in hello:

@@ -205,7 +205,7 @@ def save(results: Results, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".part", delete=False) as file:
         try:
-            json.dump(_rounded(data), file, indent=1)
+            json.dump(_without_nan(data), file, indent=1)
             file.write("\n")
         except BaseException:
             Path(file.name).unlink()
@@ -245,13 +245,13 @@ def _median(values: Sequence[float]) -> float:
     return statistics.median(found) if found else math.nan
 
 
-def _rounded(value: Any) -> Any:
-    """Four digits are more than any timing has; NaN is no JSON."""
+def _without_nan(value: Any) -> Any:
+    """None for NaN, which is no JSON."""
     if isinstance(value, float):
-        return None if math.isnan(value) else float(f"{value:.4g}")
+        return None if math.isnan(value) else value
     if isinstance(value, Mapping):
-        return {key: _rounded(each) for key, each in value.items()}
-    return [_rounded(each) for each in value] if isinstance(value, list | tuple) else value
+        return {key: _without_nan(each) for key, each in value.items()}
+    return [_without_nan(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _with_nan(fields: dict[str, Any]) -> dict[str, Any]:
