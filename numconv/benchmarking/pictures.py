@@ -103,12 +103,15 @@ def _roofline(rows: Sequence[Measurement]) -> Any:
 
 def _ratios(rows: Sequence[Measurement], peers: Sequence[str]) -> Any:
     """A line a row: each peer's time over numconv's."""
+    from matplotlib.ticker import LogLocator
+
     figure, axes = _figure(8, 1.6 + 0.2 * len(rows))
     places = range(len(rows))[::-1]
     for peer, marker in zip(peers, "osD^vP*", strict=False):
         axes.plot([row.ratio(peer) for row in rows], places, marker, label=peer, markersize=5, alpha=0.8)
     axes.axvline(1, color="0.3", linewidth=1)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_yticks(places, [row.name for row in rows])
     axes.set_ylim(-0.7, len(rows) - 0.3)
