@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from numconv.benchmarking.measuring import Contender, turns
 from numconv.benchmarking.rows import PASSES, Row, select
 from numconv.benchmarking.verdicts import Verdict, check_rounds, verdict
+from numconv.commands.arguments import count, duration
 from numconv.commands.bench import progress_bar
 from numconv.errors import NumconvError
 
@@ -104,8 +105,8 @@ def main() -> int:
     parser.add_argument("b", metavar="B", help="likewise")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="rows and groups of rows; all by default")
     parser.add_argument("--pass", dest="passes", nargs="+", choices=PASSES, default=list(PASSES))
-    parser.add_argument("--rounds", type=int, default=8, help="%(default)s")
-    parser.add_argument("--seconds", type=float, default=0.2, help="that a turn of a row lasts (%(default)s)")
+    parser.add_argument("--rounds", type=count, default=8, help="%(default)s")
+    parser.add_argument("--seconds", type=duration, default=0.2, help="that a turn of a row lasts (%(default)s)")
     parser.add_argument("--tolerance", type=float, default=0.05, help="a change below it is of no interest (%(default)s)")
     options = parser.parse_args()
     try:

@@ -301,12 +301,20 @@ def test_bench_measures_saves_and_shows_again(tmp_path, capsys):
         (["--backend", "numbaa"], "no backend is called 'numbaa'"),
         (["--peers", "tensor"], "no peer is called 'tensor'"),
         (["--read", "no-such-file.json"], "no-such-file.json"),
+        (["--compare", "a", "b", "--plot", "c"], "--compare prints a table"),
         (["--rows", "digits8", "--peers", "scipy", "--peer-python", "/no/python"], "/no/python"),
     ],
 )
 def test_bench_errors(capsys, arguments, message):
     assert main(["bench", *arguments]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [["--seconds", "0"], ["--seconds", "nan"], ["--rounds", "0"], ["--pass", "both"]])
+def test_bench_usage(capsys, option):
+    with pytest.raises(SystemExit, match="2"):
+        main(["bench", *option])
+    assert option[0] in capsys.readouterr().err
 
 
 # --- verdicts

@@ -6,6 +6,7 @@ import dataclasses
 import datetime as dt
 import json
 import math
+import os
 import platform
 import statistics
 import tempfile
@@ -158,7 +159,9 @@ def measure(
 def _here() -> dict[str, str]:
     """What speed depends on, besides numconv: nothing that tells one of two equal machines from the other."""
     about = dict(machine()) | dict(versions()) | {"Python": platform.python_version()}
-    return {name: about[name] for name in ("processor", "features", "cores", "Python", "NumPy", "Numba", "llvmlite", "SciPy")}
+    found = {name: about[name] for name in ("processor", "features", "cores", "Python", "NumPy", "Numba", "llvmlite", "SciPy")}
+    held = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.endswith("NUM_THREADS")]
+    return found | ({"held to": ", ".join(held)} if held else {})
 
 
 def _share_peaks(gathered: Mapping[tuple[str, str], _Gathered], rows: Sequence[Row]) -> None:

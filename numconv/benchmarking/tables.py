@@ -25,6 +25,8 @@ def listing(results: Results) -> str:
         ),
         "peers: " + (", ".join(f"{name} {version}" for name, version in results.peers.items()) or "none"),
     ]
+    if "held to" in results.machine:
+        head.append(f"{results.machine['held to']}: holds some of the libraries only; `taskset` would hold all of them")
     return "\n".join([*head, *(line for direction in results.passes for line in _table(results, direction)), "", NOTE])
 
 
@@ -64,7 +66,7 @@ def comparison(a: Results, b: Results) -> str:
     pairs = [(earlier[key], row) for row in b.measurements if (key := (row.name, row.direction)) in earlier]
     lines = [f"A: numconv {a.version}, {a.date}", f"B: numconv {b.version}, {b.date}"]
     if a.machine != b.machine:
-        changed = [name for name in a.machine if a.machine[name] != b.machine.get(name)]
+        changed = [name for name in {**a.machine, **b.machine} if a.machine.get(name) != b.machine.get(name)]
         lines.append(f"different machines or packages, so that no ratio tells about numconv alone: {', '.join(changed)}")
     lines.append("")
     lines.append(f"{'row':28s} {'A ms':>9s} {'B ms':>9s} {'B/A':>6s}  {'spread':>6s}  implementation")

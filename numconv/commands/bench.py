@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .arguments import count
+from .arguments import count, duration
 
 __all__ = ["EXAMPLES", "SUMMARY", "add_arguments", "progress_bar", "run"]
 
@@ -34,12 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pass", dest="passes", nargs="+", choices=["forward", "backward"], default=["forward"], help="which passes (forward)"
     )
     parser.add_argument("--backend", help="compute with this backend, strictly")
-    parser.add_argument("--peers", nargs="*", metavar="NAME", help="only these other libraries; without a name, none")
+    parser.add_argument(
+        "--peers", nargs="*", metavar="NAME", help="only these other libraries; without a name, none, as with a backend of a GPU"
+    )
     parser.add_argument(
         "--peer-python", default=sys.executable, metavar="PYTHON", help="the interpreter that has the other libraries (this one)"
     )
     parser.add_argument("--rounds", type=count, default=3, metavar="N", help="rounds of all rows (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=0.25, metavar="S", help="that a turn of a row lasts (%(default)s)")
+    parser.add_argument("--seconds", type=duration, default=0.25, metavar="S", help="that a turn of a row lasts (%(default)s)")
     parser.add_argument("--save", type=Path, metavar="FILE", help="write all figures to this file")
     parser.add_argument("--plot", type=Path, metavar="FOLDER", help="write pictures to this folder")
     instead = parser.add_mutually_exclusive_group()
@@ -50,7 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure, or read, and show; 1 if a row of numconv failed."""
     from numconv.benchmarking import pictures, results, tables
+    from numconv.errors import ProblemError
 
+    if arguments.compare and (arguments.save or arguments.plot):
+        raise ProblemError("--compare prints a table: it has nothing to --save or to --plot; use --read FILE --plot FOLDER")
     if arguments.compare:
         print(tables.comparison(*map(results.load, arguments.compare)))
         return 0
@@ -69,11 +74,12 @@ def _measure(arguments: argparse.Namespace) -> Any:
     from numconv.errors import BackendUnavailableError
     from numconv.registry import default_registry
 
-    if arguments.backend is not None:
-        default_registry().backend(arguments.backend)
+    device = "cpu" if arguments.backend is None else default_registry().backend(arguments.backend).device
     chosen = rows.select(arguments.rows)
     contenders = [measuring.Contender(results.OURS, "numconv", {"backend": arguments.backend})]
-    contenders += measuring.peers(arguments.peers, arguments.peer_python)
+    # The peers compute on the CPU.
+    wanted = [] if arguments.peers is None and device == "gpu" else arguments.peers
+    contenders += measuring.peers(wanted, arguments.peer_python)
     versions, reasons = measuring.installed(contenders)
     for name, reason in reasons.items():
         if name == results.OURS or arguments.peers:
