@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
 """Opens the published page in a browser without a window, and finds its graphs.
 
-    python publish.py && python look.py      # needs Chromium or Chrome: apt install chromium, or CHROME=/path/to/chrome
+    python publish.py && python look.py          # needs Chromium or Chrome: apt install chromium, or CHROME=/path/to/chrome
+    python look.py FOLDER                        # a copy of the page elsewhere
 
-Exit: 0; 1 if the grid, a graph over the history, or the summary is not drawn; 2 without a browser or a page.
+asv's page loads jQuery, flot and Bootstrap from the network. Exit: 0; 1 if the grid, a graph over the history, or the summary is not
+drawn; 2 without a browser, a page, or those scripts.
 """
 
 from __future__ import annotations
@@ -26,6 +28,10 @@ SECONDS = 20
 """Of the page's own clock, which runs ahead while nothing happens."""
 
 
+class ScriptsMissingError(Exception):
+    """The page shows that it could not load its scripts."""
+
+
 class Quiet(http.server.SimpleHTTPRequestHandler):
     """Without a line for each file."""
 
@@ -41,21 +47,26 @@ def rendered(browser: str, url: str) -> str:
         return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
-def look(browser: str, address: str) -> list[str]:
+def look(browser: str, site: pathlib.Path, address: str) -> list[str]:
     """What is not there."""
-    benchmarks = sorted(json.loads((SITE / "index.json").read_text(encoding="utf-8"))["benchmarks"])
+    index = json.loads((site / "index.json").read_text(encoding="utf-8"))
+    benchmarks = sorted(name for name in index["benchmarks"] if list(site.glob(f"graphs/**/{name}.json")))
+    if not benchmarks:
+        return ["results of a commit of the branches in asv.conf.json"]
     grid = rendered(browser, f"{address}/index.html#/")
+    if "(JavaScript) dependencies" in grid:
+        raise ScriptsMissingError
     missing = [f"benchmark {name} in the grid" for name in benchmarks if f'href="#{name}' not in grid]
     graph = rendered(browser, f"{address}/index.html#{benchmarks[0]}")
-    canvases = len(re.findall(r"<canvas\b", graph))
+    canvases = len(re.findall(r'<canvas class="flot-base"', graph))
     if not canvases:
         missing.append(f"a graph of {benchmarks[0]}")
     summary = rendered(browser, f"{address}/summary.html")
     pictures = re.findall(r'<img src="([^"]+)"', summary)
-    missing += [f"picture {name}" for name in pictures if not (SITE / name).is_file()]
+    missing += [f"picture {name}" for name in pictures if not (site / name).is_file()]
     if "<pre>numconv" not in summary or not pictures:
         missing.append("the table and the pictures of summary.html")
-    print(f"grid: {len(benchmarks)} benchmarks; {benchmarks[0]}: {canvases} canvases; summary: {len(pictures)} pictures")
+    print(f"grid: {len(benchmarks)} benchmarks; {benchmarks[0]}: {canvases} plots; summary: {len(pictures)} pictures")
     return missing
 
 
@@ -64,14 +75,20 @@ def main() -> int:
     if browser is None:
         print(f"look.py needs a browser: one of {', '.join(BROWSERS)}, or CHROME=PATH", file=sys.stderr)
         return 2
-    if not (SITE / "summary.html").is_file():
-        print(f"no page in {SITE}: run publish.py first", file=sys.stderr)
+    site = pathlib.Path(*sys.argv[1:2]).resolve() if sys.argv[1:] else SITE
+    if not (site / "summary.html").is_file():
+        print(f"no page in {site}: run publish.py first", file=sys.stderr)
         return 2
-    handler = functools.partial(Quiet, directory=str(SITE))
+    handler = functools.partial(Quiet, directory=str(site))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        missing = look(browser, f"http://127.0.0.1:{server.server_port}")
-        server.shutdown()
+        try:
+            missing = look(browser, site, f"http://127.0.0.1:{server.server_port}")
+        except ScriptsMissingError:
+            print("asv's page could not load its scripts from the network", file=sys.stderr)
+            return 2
+        finally:
+            server.shutdown()
     for each in missing:
         print(f"missing: {each}")
     return int(bool(missing))
