@@ -4,8 +4,8 @@
     python publish.py && python look.py          # needs Chromium or Chrome: apt install chromium, or CHROME=/path/to/chrome
     python look.py FOLDER                        # a copy of the page elsewhere
 
-asv's page loads jQuery, flot and Bootstrap from the network. Exit: 0; 1 if the grid, a graph over the history, or the summary is not
-drawn; 2 without a browser, a page, or those scripts.
+asv's page loads jQuery, flot and Bootstrap from the network. Exit: 0; 1 if the grid, a graph over the history, or the summary is
+not drawn; 2 without a browser, a page, or those scripts.
 """
 
 from __future__ import annotations
