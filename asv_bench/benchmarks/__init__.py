@@ -58,14 +58,14 @@ def case(text, direction):
 def warm_call(text, direction, implementation="auto"):
     """A call that has run once and whose results were right: asv repeats setup, and `--quick` does not warm up.
 
-    `implementation` is "auto", a backend, or a backend and its algorithm, as "numba winograd". One that is missing, or declines the
-    problem, makes asv skip the benchmark, with the reason; wrong results are an error.
+    `implementation` is "auto", a backend, or a backend and its algorithm, as "numba winograd". One that is missing (perhaps in
+    this commit only), or declines the problem, makes asv skip the benchmark, with the reason; wrong results are an error.
     """
     backend, _, algorithm = implementation.partition(" ")
     try:
         make, _ = _worker.ours.start(None if backend == "auto" else backend, algorithm or None)
         (call,) = make(case(text, direction)).values()
-    except (numconv.BackendUnavailableError, numconv.UnknownBackendError, _worker.Declined) as refusal:
+    except (numconv.NumconvError, _worker.Declined) as refusal:
         raise NotImplementedError(str(refusal)) from refusal
     _worker.check(case(text, direction), call())
     return call

@@ -27,7 +27,10 @@ class Backward:
 class InputGradForced:
     """What the choice had to choose from, for the gradient of x."""
 
-    params = (CHOSEN, [f"numba {name}" for name in ("tile", "depthwise", "winograd", "implicit_gemm", "blocked", "fft", "direct")])
+    params = (
+        CHOSEN,
+        [f"numba {name}" for name in ("tile", "depthwise", "separable", "winograd", "implicit_gemm", "blocked", "fft", "direct")],
+    )
     param_names = ("problem", "implementation")
     timeout = 120
     op = "conv_input_grad"
@@ -56,7 +59,7 @@ def _gradient(op, text, implementation):
     call = functools.partial(getattr(numconv, op), *arrays, shape, backend=backend, algorithm=algorithm, **options)
     try:
         result = call()
-    except numconv.UnsupportedProblemError as refusal:
+    except numconv.NumconvError as refusal:
         raise NotImplementedError(str(refusal)) from refusal
     grads = warm_call(text, "backward")()
     expected = grads.x if op == "conv_input_grad" else grads.w

@@ -22,7 +22,7 @@ class ForwardForced(Forward):
 
     params = (
         CHOSEN,
-        [f"numba {name}" for name in ("tile", "depthwise", "winograd", "implicit_gemm", "blocked", "fft", "direct")],
+        [f"numba {name}" for name in ("tile", "depthwise", "separable", "winograd", "implicit_gemm", "blocked", "fft", "direct")],
     )
 
 
