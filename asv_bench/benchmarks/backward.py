@@ -7,7 +7,7 @@ import numpy as np
 import numconv
 from numconv.plugin import parse
 
-from . import CHOSEN, ROWS, case, warm_call
+from . import CONTESTED, ROWS, case, warm_call
 
 
 class Backward:
@@ -28,7 +28,7 @@ class InputGradForced:
     """What the choice had to choose from, for the gradient of x."""
 
     params = (
-        CHOSEN,
+        CONTESTED,
         [f"numba {name}" for name in ("tile", "depthwise", "separable", "winograd", "implicit_gemm", "blocked", "fft", "direct")],
     )
     param_names = ("problem", "implementation")
@@ -45,7 +45,7 @@ class InputGradForced:
 class WeightGradForced(InputGradForced):
     """The same for the gradient of w."""
 
-    params = (CHOSEN, [f"numba {name}" for name in ("depthwise", "winograd", "blocked", "fft", "direct")])
+    params = (CONTESTED, [f"numba {name}" for name in ("depthwise", "winograd", "blocked", "fft", "direct")])
     op = "conv_weight_grad"
 
 

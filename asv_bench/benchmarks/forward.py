@@ -1,6 +1,6 @@
-"""Forward convolutions: every row as numconv computes it unasked, and one of each kind by each implementation that can."""
+"""Forward convolutions: every row as numconv computes it unasked, and some by each implementation that can."""
 
-from . import CHOSEN, ROWS, TINY, warm_call
+from . import CONTESTED, ROWS, TINY, warm_call
 
 
 class Forward:
@@ -21,7 +21,7 @@ class ForwardForced(Forward):
     """What the choice had to choose from."""
 
     params = (
-        CHOSEN,
+        CONTESTED,
         [f"numba {name}" for name in ("tile", "depthwise", "separable", "winograd", "implicit_gemm", "blocked", "fft", "direct")],
     )
 

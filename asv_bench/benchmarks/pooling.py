@@ -10,7 +10,7 @@ from numconv.plugin import parse
 from . import WINDOWS
 
 OPS = ["max_pool", "max_pool_backward", "avg_pool", "avg_pool_backward"]
-ROWS = WINDOWS["pool"]
+ROWS = {name: WINDOWS["pool"][name] for name in ("stem", "pyramid", "global", "channels_last", "morphology", "sound")}
 
 
 class Pooling:
