@@ -12,6 +12,8 @@ import argparse
 import math
 import pathlib
 
+import numpy as np
+
 from numconv.benchmarking.pictures import draw
 from numconv.benchmarking.results import Measurement, Results, geometric_mean, load
 from numconv.benchmarking.rows import all_rows
@@ -100,10 +102,10 @@ def section(results: Results, direction: str) -> str:
 def line(row: Measurement, peers: list[str]) -> list[str]:
     """The cells of a row."""
     figures = [
-        number(row.floor * 1e3, ".3g"),
-        number(row.ours * 1e3, ".3g"),
+        digits(row.floor * 1e3),
+        digits(row.ours * 1e3),
         number(row.floor / row.ours, ".0%"),
-        number(row.flops / row.ours / 1e9, ".3g"),
+        digits(row.flops / row.ours / 1e9),
     ]
     return [
         f"`{row.name}`",
@@ -115,7 +117,7 @@ def line(row: Measurement, peers: list[str]) -> list[str]:
 
 def summary(rows: list[Measurement], peers: list[str]) -> str:
     """Means, and where numconv is slower."""
-    best = {row.name: row.ratio(peer) for row in rows if (peer := row.best_peer())}
+    best = {row.name: row.ratio(peer) for row in rows if (peer := row.best_peer()) and not math.isnan(row.ours)}
     if not best:
         return f"{len(rows)} rows, no peer."
     means = ", ".join(f"{peer} {number(geometric_mean([row.ratio(peer) for row in rows]), '.2f')}" for peer in peers)
@@ -128,11 +130,13 @@ def summary(rows: list[Measurement], peers: list[str]) -> str:
 
 
 def number(value: float, form: str) -> str:
-    """A figure, or a dash where there is none; no exponents."""
-    if math.isnan(value):
-        return "-"
-    text = format(value, form)
-    return f"{float(text):g}" if "e" not in f"{float(text.rstrip('%')):g}" and form.endswith("g") else text
+    """A figure, or a dash where there is none."""
+    return "-" if math.isnan(value) else format(value, form)
+
+
+def digits(value: float) -> str:
+    """Three digits, without an exponent."""
+    return "-" if math.isnan(value) else np.format_float_positional(value, precision=3, unique=False, fractional=False, trim="-")
 
 
 def main() -> None:

@@ -362,18 +362,34 @@ def test_too_few_rounds_are_refused():
         verdicts.check_rounds(4, 10)
 
 
-# --- the gate of a checkout
+# --- programs of a checkout
+
+
+def program(name):
+    path = pathlib.Path(nc.__file__).parents[1] / "asv_bench" / f"{name}.py"
+    if not path.is_file():
+        pytest.skip(f"{name}.py is a program of the checkout")
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_page_of_speed():
+    speed = program("speed")
+    good = measurement(seconds={"numconv": [1e-3], "torch": [0.5e-3]})
+    bad = measurement("image11", seconds={"numconv": [math.nan]}, reasons={"numconv": "wrong y"}, variant="")
+    text = speed.page(run_of(good, bad), pathlib.Path("results/one.json"))
+    assert "numconv bench --pass forward --rows resnet50.56 image11 --rounds 3 --seconds 0.25 --peer-python PYTHON" in text
+    assert "| `resnet50.56` | 0.5 | 1 | 50% | 200 | numba winograd | 0.50 |" in text
+    assert "| `image11` | 0.5 | - | - | - | wrong y | - |" in text
+    assert "slower on 1 of 1: `resnet50.56` 0.50" in text
+    assert "speed/ratios-forward.svg" in text
 
 
 @pytest.fixture(scope="module")
 def gate():
-    path = pathlib.Path(nc.__file__).parents[1] / "asv_bench" / "gate.py"
-    if not path.is_file():
-        pytest.skip("the gate is a program of the checkout")
-    spec = importlib.util.spec_from_file_location("gate", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return program("gate")
 
 
 def test_gate_reports_the_worst_first_and_what_failed(gate, rng, capsys):

@@ -46,7 +46,7 @@ def _table(results: Results, direction: str) -> Iterator[str]:
     if peers:
         means = "".join(f" {_number(geometric_mean([row.ratio(peer) for row in rows]), _width(peer), 2)}" for peer in peers)
         yield f"{'geometric mean':{wide + 40 + middle}s}{means}"
-        best = [row.ratio(peer) for row in rows if (peer := row.best_peer())]
+        best = [row.ratio(peer) for row in rows if (peer := row.best_peer()) and not math.isnan(row.ours)]
         if best:
             yield f"against the best peer of each row: geometric mean {geometric_mean(best):.2f}, lowest {min(best):.2f}"
     yield from _failures(rows)
