@@ -14,7 +14,7 @@ from .planning import backends
 from .plugin import LEVELS, cache_dir
 from .registry import default_registry
 
-__all__ = ["describe"]
+__all__ = ["describe", "machine", "versions"]
 
 Rows = list[tuple[str, str]]
 
@@ -37,8 +37,8 @@ def describe(implementations: bool = False, measure: bool = False) -> str:
         Also measure the machine through each backend, which takes some seconds.
     """
     parts = [
-        _section("versions", _versions()),
-        _section("machine", _machine()),
+        _section("versions", versions()),
+        _section("machine", machine()),
         _section("environment", _environment()),
         _section("caches", [_cache()]),
         f"backends\n{backends()!r}",
@@ -55,7 +55,8 @@ def _section(title: str, rows: Rows) -> str:
     return "\n".join([title, *(f"  {name:{width}s}  {value}" for name, value in rows)])
 
 
-def _versions() -> Rows:
+def versions() -> Rows:
+    """Of numconv and Python, with where they are, and of what numconv is built on."""
     rows = [("numconv", f"{__version__}, in {Path(__file__).parent}"), ("Python", f"{platform.python_version()}, {sys.executable}")]
     return rows + [(name, _version(name.lower())) for name in ("NumPy", "Numba", "llvmlite", "SciPy")]
 
@@ -67,7 +68,8 @@ def _version(distribution: str) -> str:
         return "not installed"
 
 
-def _machine() -> Rows:
+def machine() -> Rows:
+    """The system, the processor with its features, and the cores."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     name, features = _processor()
     return [

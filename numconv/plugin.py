@@ -19,7 +19,7 @@ import pathlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -42,7 +42,7 @@ from .problem import (
 __all__ = [
     "CONV_OPS", "LEVELS", "POOL_OPS", "WINDOW_OPS",
     "Backend", "BackendUnavailableError", "ConvProblem", "Executor", "Implementation", "NumconvError", "PoolProblem", "Problem",
-    "ProblemError", "UnknownBackendError", "UnsupportedProblemError", "Verdict", "WindowProblem", "__version__",
+    "ProblemError", "Rates", "UnknownBackendError", "UnsupportedProblemError", "Verdict", "WindowProblem", "__version__",
     "accumulator", "activate", "cache_dir", "check_indices", "np_dtype", "parse", "requested_threads",
 ]  # fmt: skip
 
@@ -102,6 +102,18 @@ class Implementation(ABC):
     def workspace(self, problem: Any) -> int:
         """Upper bound of the bytes that a call allocates besides its outputs."""
         return 0
+
+
+class Rates(NamedTuple):
+    """What a machine does at most, measured: the limits that a benchmark compares a backend with.
+
+    A backend may offer ``rates(dtype, size) -> Rates``, for data of `size` bytes: small data may stay in caches.
+    """
+
+    multiply_adds: float
+    """FLOP/s, a multiply-add counted as two."""
+    copies: float
+    """Bytes a second, those read and those written together."""
 
 
 @runtime_checkable

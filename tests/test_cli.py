@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import numconv as nc
-from numconv import demo, information
+from numconv import commands, demo, information
 from numconv.cli import main
 
 
@@ -26,11 +26,9 @@ def test_module_is_the_command():
     assert done.stdout == f"numconv {nc.__version__}\n"
 
 
-@pytest.mark.parametrize(
-    "arguments", [("--help",), ("info", "--help"), ("demo", "--help"), ("warmup", "--help"), ("equivariance", "--help")]
-)
+@pytest.mark.parametrize("arguments", [(), *((name,) for name in commands.NAMES)])
 def test_help_shows_an_example(capsys, arguments):
-    code, out, _ = run(capsys, *arguments)
+    code, out, _ = run(capsys, *arguments, "--help")
     assert code == 0
     assert re.search(r"examples?:\s+numconv \w+", out)
 

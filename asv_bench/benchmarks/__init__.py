@@ -1,47 +1,76 @@
-"""What the benchmarks share: the rows, their inputs, and the check that comes before any timing."""
+"""What the benchmarks share: the rows, calls that are warm and checked, and their seconds.
 
+The rows and the code that makes, checks and times calls are those of this checkout (``numconv/benchmarking``), loaded from their
+folder: the numconv that is measured is the installed one, perhaps of a commit that has none of them.
+"""
+
+import functools
+import importlib.util
 import json
 import pathlib
+import sys
 import timeit
 
-import numpy as np
-
 import numconv
-from numconv.dispatch import Plan
-from numconv.plugin import ConvProblem, parse
+from numconv.plugin import parse
 
-ROWS: dict[str, str] = json.loads((pathlib.Path(__file__).parents[1] / "rows.json").read_text())
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def _load(folder):
+    """The folder as a package of its own."""
+    options = {"submodule_search_locations": [str(folder)]}
+    spec = importlib.util.spec_from_file_location("numconv_worker", folder / "__init__.py", **options)
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_worker = _load(ROOT / "numconv" / "benchmarking" / "worker")
+
+ROWS: dict[str, str] = {
+    name: text
+    for rows in json.loads((ROOT / "numconv" / "benchmarking" / "rows.json").read_text()).values()
+    for name, text in rows.items()
+}
+WINDOWS: dict[str, dict[str, str]] = json.loads((ROOT / "asv_bench" / "windows.json").read_text())
 TINY = ROWS["digits8"]
-
-# Of |y - y64|, relative to the convolution of |x| with |w|: what the default accuracy level promises.
-TOLERANCE = {"float32": 1e-5, "float64": 1e-13}
-
-
-def inputs(problem: ConvProblem) -> tuple[np.ndarray, np.ndarray]:
-    """x and w of a problem, normally distributed."""
-    rng = np.random.default_rng(0)
-    return tuple(rng.standard_normal(shape).astype(problem.dtype) for shape in (problem.x_shape, problem.w_shape))
-
-
-def plan(problem: ConvProblem, backend: str | None, dtype: str | None = None) -> Plan:
-    """The plan of a problem; a backend that is missing, or declines it, makes asv skip the benchmark."""
-    options = {name: getattr(problem, name) for name in ("stride", "padding", "dilation", "groups")}
-    try:
-        return numconv.plan("conv", problem.x_shape, problem.w_shape, dtype or problem.dtype, backend=backend, **options)
-    except (numconv.BackendUnavailableError, numconv.UnsupportedProblemError) as refusal:
-        raise NotImplementedError(str(refusal)) from refusal
+# One row of each kind, where all of them would take too long.
+CHOSEN = [
+    ROWS[name]
+    for name in (
+        "resnet50.56", "resnet50.28s2", "pointwise.256to64", "depthwise3.144", "grouped32", "image11", "sound9", "soundfir1025",
+        "dilated16", "video3.32", "digits8", "f64.56",
+    )
+]  # fmt: skip
+# For each implementation in turn: where more than one has a chance.
+CONTESTED = [ROWS[name] for name in ("resnet50.56", "pointwise.256to64", "depthwise3.144", "image11", "sound9", "video3.32")]
+PASSES = ["forward", "backward"]
+rates = _worker.ours.rates
 
 
-def check(text: str, backend: str) -> None:
-    """Raise ValueError unless the backend computes this row as the reference does in float64."""
+def case(text, direction):
+    """One pass of a row, as the worker takes it."""
     problem = parse(text)
-    x, w = inputs(problem)
-    y = plan(problem, backend)(x, w)
-    reference = plan(problem, "reference", "float64")
-    exact, size = (reference(change(x).astype("float64"), change(w).astype("float64")) for change in (np.asarray, np.abs))
-    error = float((np.abs(y - exact) / size).max())
-    if not error <= TOLERANCE[problem.dtype]:
-        raise ValueError(f"{text} on {backend}: relative error {error:.1e}, allowed is {TOLERANCE[problem.dtype]:.0e}")
+    names = ("dtype", "x_shape", "w_shape", "y_shape", "stride", "padding", "dilation", "groups")
+    return _worker.Case(name=text, direction=direction, **{name: getattr(problem, name) for name in names})
+
+
+@functools.cache
+def warm_call(text, direction, implementation="auto"):
+    """A call that has run once and whose results were right: asv repeats setup, and `--quick` does not warm up.
+
+    `implementation` is "auto", a backend, or a backend and its algorithm, as "numba winograd". One that is missing (perhaps in
+    this commit only), or declines the problem, makes asv skip the benchmark, with the reason; wrong results are an error.
+    """
+    backend, _, algorithm = implementation.partition(" ")
+    try:
+        make, _ = _worker.ours.start(None if backend == "auto" else backend, algorithm or None)
+        (call,) = make(case(text, direction)).values()
+    except (numconv.NumconvError, _worker.Declined) as refusal:
+        raise NotImplementedError(str(refusal)) from refusal
+    _worker.check(case(text, direction), call())
+    return call
 
 
 def seconds(call) -> float:

@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 
-from numconv.plugin import Implementation, Verdict, __version__
+from numconv.plugin import Implementation, Rates, Verdict, __version__
 
 __all__ = ["NumbaBackend", "backend"]
 
@@ -101,6 +101,12 @@ class NumbaBackend:
         from .measuring import measurements
 
         return measurements()
+
+    def rates(self, dtype: str, size: int) -> Rates:
+        """The limits of this machine, measured here and now; for reports only."""
+        from .measuring import rates
+
+        return rates(dtype, size)
 
 
 backend = NumbaBackend()

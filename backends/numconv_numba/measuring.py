@@ -10,15 +10,19 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from numconv.plugin import Rates
+
 from .microkernels.emit import host, lanes_of
 from .microkernels.peak import CHAINS, copy_lines, multiply_add
 from .threads import SERIAL_WORK, run, threads
 
-__all__ = ["copy_rate", "measurements", "multiply_add_rate"]
+__all__ = ["copy_rate", "measurements", "multiply_add_rate", "rates"]
 
 TURNS = 200_000
 COPIED = 64 * 2**20
 """Bytes: more than the caches of a core, as the arrays of large calls are."""
+LEAST = 2**20
+"""Bytes: less would measure the entry into the parallel region."""
 
 
 def _best(call: Callable[[], None]) -> float:
@@ -36,13 +40,19 @@ def multiply_add_rate(dtype: str, count: int) -> float:
     return count * CHAINS * lanes * 2 * TURNS / best
 
 
-def copy_rate(count: int) -> float:
-    """Bytes per second that `count` threads read and write, each as many, in a copy of `COPIED` bytes."""
-    lanes, step = lanes_of("float32"), COPIED // count
-    x, y = np.ones(COPIED, np.uint8), np.ones(COPIED, np.uint8)
+def copy_rate(count: int, copied: int = COPIED) -> float:
+    """Bytes per second that `count` threads read and write, each as many, in a copy of `copied` bytes."""
+    lanes, step = lanes_of("float32"), copied // count
+    x, y = np.ones(copied, np.uint8), np.ones(copied, np.uint8)
     compiled = copy_lines.specialise(lanes, "float32")
     work = 2.0 * SERIAL_WORK if count > 1 else 0.0
-    return 2 * COPIED / _best(lambda: run(compiled, count, work, x, y, step, step // host().width))
+    return 2 * copied / _best(lambda: run(compiled, count, work, x, y, step, step // host().width))
+
+
+def rates(dtype: str, size: int) -> Rates:
+    """Rates of all threads that a call may use, the bandwidth in copies that touch `size` bytes within [`LEAST`, 2 `COPIED`]."""
+    copied = min(max(LEAST, 1 << (size // 2).bit_length()), COPIED)
+    return Rates(multiply_add_rate(dtype, threads()), copy_rate(threads(), copied))
 
 
 def measurements() -> Mapping[str, str]:
