@@ -1,8 +1,14 @@
-"""Arrays of callers: which kind, on which device, in a form that executors accept."""
+"""Arrays of callers: which kind, on which device, in a form that executors accept.
+
+What lives on a GPU is known by ``__cuda_array_interface__``, which Numba's documentation specifies. CuPy's arrays behave as NumPy's
+and are passed on as they are; those of any other library become a `DeviceArray`, a view that has what the core needs.
+Results are allocated by the library of the caller's arrays.
+"""
 
 from __future__ import annotations
 
-import sys
+import importlib
+import math
 from typing import Any
 
 import numpy as np
@@ -12,7 +18,132 @@ from .errors import ProblemError
 _OVERLAP_WORK = 100_000
 """Candidate solutions examined before two views count as overlapping."""
 
-__all__ = ["as_array", "check_out", "device_of", "empty", "plain"]
+__all__ = ["DeviceArray", "as_array", "check_out", "device_of", "empty", "plain", "scratch"]
+
+
+class DeviceArray:
+    """A view of an array on a GPU that has shape, strides, dtype and transposition as NumPy's have.
+
+    Parameters
+    ----------
+    owner : object
+        The caller's array, which keeps the memory alive.
+    pointer : int
+        The address of the first element.
+    shape, strides : tuple of int
+        Strides in bytes.
+    dtype : numpy.dtype
+    stream : int or None
+        The CUDA stream on which the memory is ready, as in version 3 of the interface; None: none is told.
+    read_only : bool
+    """
+
+    __slots__ = ("dtype", "owner", "pointer", "read_only", "shape", "stream", "strides")
+
+    def __init__(
+        self,
+        owner: Any,
+        pointer: int,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...],
+        dtype: np.dtype[Any],
+        stream: int | None = None,
+        *,
+        read_only: bool = False,
+    ):
+        self.owner, self.pointer, self.shape, self.strides = owner, pointer, shape, strides
+        self.dtype, self.stream, self.read_only = dtype, stream, read_only
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "version": 3, "shape": self.shape, "strides": self.strides, "typestr": self.dtype.str,
+            "data": (self.pointer, self.read_only), "stream": self.stream,
+        }  # fmt: skip
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return self.dtype.itemsize
+
+    def _view(self, shape: tuple[int, ...], strides: tuple[int, ...]) -> DeviceArray:
+        return DeviceArray(self.owner, self.pointer, shape, strides, self.dtype, self.stream, read_only=self.read_only)
+
+    def transpose(self, axes: tuple[int, ...]) -> DeviceArray:
+        """The view with its axes in this order."""
+        return self._view(tuple(self.shape[a] for a in axes), tuple(self.strides[a] for a in axes))
+
+    def __getitem__(self, index: None) -> DeviceArray:
+        if index is not None:
+            raise TypeError(f"a DeviceArray is indexed by None only, which adds an axis, not by {index!r}")
+        return self._view((1, *self.shape), (self.itemsize, *self.strides))
+
+    def copy(self) -> DeviceArray:
+        """A copy by the owner's own library."""
+        owner: Any = self.owner
+        if _library(owner) == "torch":
+            copied = owner.clone()
+        elif _library(owner) == "numba":
+            copied = empty(self.shape, self.dtype, self)
+            copied.copy_to_device(owner)
+        else:
+            copied = owner.copy()
+        found: DeviceArray = as_array(copied, "copy", "array")
+        return found
+
+
+def _library(array: Any) -> str:
+    return type(array).__module__.split(".")[0]
+
+
+def _interface(value: Any, asked: str) -> dict[str, Any] | None:
+    """The ``__cuda_array_interface__`` of what lives on a GPU, else None."""
+    try:
+        found: dict[str, Any] | None = getattr(value, "__cuda_array_interface__", None)
+    except RuntimeError as error:  # torch's words about tensors that record gradients
+        raise ProblemError(f"{asked} of type {type(value).__name__} does not show its memory: {error}") from error
+    return found
+
+
+def _device_dtype(value: Any, interface: dict[str, Any], asked: str) -> np.dtype[Any]:
+    """The dtype; bfloat16, for which the interface has no code, by the name that the library has for it."""
+    if str(getattr(value, "dtype", "")).endswith("bfloat16"):
+        from .plugin import np_dtype
+
+        return np_dtype("bfloat16")
+    dtype: np.dtype[Any] = np.dtype(interface["typestr"])
+    if not dtype.isnative:
+        raise ProblemError(f"{asked} has the dtype {dtype}, in the byte order of another machine; convert it")
+    return dtype
+
+
+def _as_device_array(value: Any, op: str, name: str) -> Any:
+    """What lives on a GPU, as CuPy's array or a `DeviceArray`; None for anything else."""
+    if isinstance(value, DeviceArray) or (_library(value) == "cupy" and hasattr(type(value), "__cuda_array_interface__")):
+        return value
+    asked = f"{op}: {name}"
+    interface = _interface(value, asked)
+    if interface is None:
+        return None
+    if interface.get("mask") is not None:
+        raise ProblemError(f"{asked} has a mask, and a convolution has no way to leave values out; fill it first")
+    dtype = _device_dtype(value, interface, asked)
+    shape = tuple(map(int, interface["shape"]))
+    strides = interface.get("strides")
+    if strides is None:
+        strides = tuple(dtype.itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    pointer, read_only = interface["data"]
+    return DeviceArray(value, pointer or 0, shape, tuple(strides), dtype, interface.get("stream"), read_only=bool(read_only))
 
 
 def as_array(value: Any, op: str, name: str) -> Any:
@@ -24,8 +155,9 @@ def as_array(value: Any, op: str, name: str) -> Any:
     if type(value) is np.ndarray and value.dtype.isnative and value.flags.aligned:
         return value
     if not isinstance(value, np.ndarray):
-        if hasattr(value, "__cuda_array_interface__"):
-            return value
+        on_device = _as_device_array(value, op, name)
+        if on_device is not None:
+            return on_device
         if value is None:
             raise ProblemError(f"{op}: {name} is None; give an array")
         try:
@@ -46,44 +178,81 @@ def as_array(value: Any, op: str, name: str) -> Any:
 
 def device_of(array: Any) -> str:
     """``cpu`` or ``gpu``."""
-    return "gpu" if hasattr(array, "__cuda_array_interface__") else "cpu"
+    return "cpu" if isinstance(array, np.ndarray) or _interface(array, "an array") is None else "gpu"
 
 
 def empty(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
-    """An uninitialised array of the library of `like`."""
-    if like is None or type(like) is np.ndarray:
+    """An uninitialised array of the library, and on the device, of `like`."""
+    if like is None or isinstance(like, np.ndarray):
         return np.empty(shape, dtype)
-    return sys.modules[type(like).__module__.split(".")[0]].empty(shape, dtype)
+    owner = like.owner if isinstance(like, DeviceArray) else like
+    library = _library(owner)
+    if library == "torch":
+        torch = importlib.import_module("torch")
+        return torch.empty(shape, dtype=getattr(torch, np.dtype(dtype).name), device=owner.device)
+    if library == "numba":
+        return importlib.import_module("numba.cuda").device_array(shape, dtype)
+    try:
+        return importlib.import_module(library).empty(shape, dtype)
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ProblemError(
+            f"there is no way to allocate a {type(owner).__name__} of shape {shape} and dtype {dtype} ({error}); give out="
+        ) from error
+
+
+def scratch(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
+    """Working memory for an executor: `empty`, in the form in which executors get arrays."""
+    return as_array(empty(shape, dtype, like), "scratch", "array")
 
 
 def plain(array: Any) -> Any:
-    """The array without its subclass of ndarray, on the same memory."""
-    return np.asarray(array) if isinstance(array, np.ndarray) else array
+    """The array in the form in which executors get arrays, on the same memory: no subclass of ndarray, no foreign array."""
+    return np.asarray(array) if isinstance(array, np.ndarray) else as_array(array, "out", "array")
 
 
 def check_out(op: str, out: Any, shape: tuple[int, ...], dtype: Any, inputs: list[Any], name: str = "out") -> None:
     """Raise ProblemError unless results can be written to `out`."""
-    kind = type(inputs[0]) if inputs else np.ndarray
+    like = inputs[0].owner if inputs and isinstance(inputs[0], DeviceArray) else inputs[0] if inputs else None
+    kind = np.ndarray if like is None else type(like)
     if not isinstance(out, kind):
         raise ProblemError(
             f"{op}: {name} is a {type(out).__name__}, and the arrays are {kind.__name__} on the {device_of(inputs[0])}; "
             "give the same kind"
         )
-    if tuple(out.shape) != shape or out.dtype != dtype:
+    found = out if isinstance(out, np.ndarray) else as_array(out, op, name)
+    if tuple(found.shape) != shape or found.dtype != dtype:
         raise ProblemError(
-            f"{op}: {name} has shape {tuple(out.shape)} and dtype {out.dtype}, and the result has {shape} and {dtype}"
+            f"{op}: {name} has shape {tuple(found.shape)} and dtype {found.dtype}, and the result has {shape} and {dtype}"
         )
-    if device_of(out) == "gpu":
-        return
+    if isinstance(out, np.ma.MaskedArray):
+        raise ProblemError(f"{op}: {name} is a masked array, and a result has no mask; give {name}.data")
+    _check_memory(op, _addresses(found), dtype, [_addresses(array) for array in inputs], name)
+
+
+def _addresses(array: Any) -> Any:
+    """A NumPy array of the same addresses: of what lives on a GPU to compare addresses only, since the host cannot read it."""
+    if isinstance(array, np.ndarray):
+        return array
+    number = np.dtype(np.uint16) if array.dtype.name == "bfloat16" else array.dtype
+    return np.asarray(_Addresses(array.__cuda_array_interface__ | {"version": 3, "typestr": number.str}))
+
+
+class _Addresses:
+    """What NumPy reads as an array without touching its memory."""
+
+    def __init__(self, interface: dict[str, Any]):
+        self.__array_interface__ = {key: interface[key] for key in ("version", "shape", "strides", "typestr", "data")}
+
+
+def _check_memory(op: str, out: Any, dtype: Any, inputs: list[Any], name: str) -> None:
+    """Raise ProblemError unless `out` may be written, is aligned, and no two of its elements, or an input, share memory."""
     if not out.flags.writeable:
         raise ProblemError(f"{op}: {name} is read-only; give a writable array")
     if not out.flags.aligned:
         raise ProblemError(f"{op}: {name} is not aligned to its dtype {dtype}; allocate it with numpy.empty")
-    if isinstance(out, np.ma.MaskedArray):
-        raise ProblemError(f"{op}: {name} is a masked array, and a result has no mask; give {name}.data")
     if not out.flags.forc and _folds(out):
         raise ProblemError(
-            f"{op}: {name} with strides {out.strides} and shape {shape} has elements that share memory; give a plain array"
+            f"{op}: {name} with strides {out.strides} and shape {out.shape} has elements that share memory; give a plain array"
         )
     for array in inputs:
         if isinstance(array, np.ndarray) and np.may_share_memory(out, array) and _overlap(out, array):

@@ -7,8 +7,9 @@ which problems it supports, or the reason why not, what it would cost, and build
 
 What an executor may rely on: the problem was validated; ``ins`` and ``outs`` have the shapes ``problem.input_shapes`` and
 ``problem.output_shapes``, channels first (channels-last memory arrives as a transposed view), native byte order, any strides;
-outs are writable, overlap nothing, and hold arbitrary bits. What it must keep: inputs stay as they are, the promises of the
-documentation hold, several threads may call it at once, and it holds no scratch between calls.
+outs are writable, overlap nothing, and hold arbitrary bits. On a GPU they are CuPy's arrays or `DeviceArray` views of another
+library's; working memory comes from `scratch`, in the caller's library and so from its memory pool. What it must keep: inputs stay
+as they are, the promises of the documentation hold, several threads may call it at once, and it holds no scratch between calls.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from . import __version__
+from .arrays import DeviceArray, scratch
 from .context import current, environment
 from .errors import BackendUnavailableError, NumconvError, ProblemError, UnknownBackendError, UnsupportedProblemError
 from .problem import (
@@ -41,9 +43,9 @@ from .problem import (
 
 __all__ = [
     "CONV_OPS", "LEVELS", "POOL_OPS", "WINDOW_OPS",
-    "Backend", "BackendUnavailableError", "ConvProblem", "Executor", "Implementation", "NumconvError", "PoolProblem", "Problem",
-    "ProblemError", "Rates", "UnknownBackendError", "UnsupportedProblemError", "Verdict", "WindowProblem", "__version__",
-    "accumulator", "activate", "cache_dir", "check_indices", "np_dtype", "parse", "requested_threads",
+    "Backend", "BackendUnavailableError", "ConvProblem", "DeviceArray", "Executor", "Implementation", "NumconvError",
+    "PoolProblem", "Problem", "ProblemError", "Rates", "UnknownBackendError", "UnsupportedProblemError", "Verdict", "WindowProblem",
+    "__version__", "accumulator", "activate", "cache_dir", "check_indices", "np_dtype", "parse", "requested_threads", "scratch",
 ]  # fmt: skip
 
 

@@ -555,12 +555,16 @@ class BackendContract:
         The name of the entry point. A backend that is not available here skips its tests, with its reason.
     problems : tuple of str
         Text forms; each runs with each implementation that has its operation, and a refusal is a skip with the Verdict's reason.
+    levels, forms : tuple of str
+        The accuracy levels, and the forms of memory of the arrays: all, unless a backend that runs slowly here leaves some out.
     seed : int
         Of the random inputs.
     """
 
     backend: ClassVar[str]
     problems: ClassVar[tuple[str, ...]] = CONV_PROBLEMS + POOL_PROBLEMS + WINDOW_PROBLEMS
+    levels: ClassVar[tuple[str, ...]] = LEVELS
+    forms: ClassVar[tuple[str, ...]] = tuple(_FORMS)
     seed: ClassVar[int] = 2
 
     @classmethod
@@ -598,7 +602,7 @@ class BackendContract:
         problem = parse(text)
         if "bfloat16" in (problem.dtype, problem.out_dtype) and importlib.util.find_spec("ml_dtypes") is None:
             _skip("dtype bfloat16 needs the package ml_dtypes")
-        problems = [problem.replace(accuracy=None if level == "default" else level) for level in LEVELS]
+        problems = [problem.replace(accuracy=None if level == "default" else level) for level in self.levels]
         rows = [next(row for row in candidates(each, self.backend) if row.algorithm in (algorithm, "-")) for each in problems]
         if not any(row.verdict for row in rows):
             _skip("; ".join(dict.fromkeys(row.verdict.reason for row in rows)))
@@ -640,7 +644,7 @@ class BackendContract:
         for integer in (True, False):
             case = _make_case(parse(text), self._rng(), integer)
             for problem, row in rows:
-                _check_case(case._replace(problem=problem), row, self._device())
+                _check_case(case._replace(problem=problem), row, self._device(), self.forms)
 
     def test_nonfinite(self, text: str, algorithm: str) -> None:
         """NaN and Inf in an input reach the outputs that the reference gives, with its class and sign, and no other (promise 2)."""
