@@ -24,7 +24,7 @@ def network(frames: int) -> nn.Sequential:
 def main() -> None:
     """Train both networks on the same videos."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--count", type=int, default=600, help="how many videos to make")
+    parser.add_argument("--count", type=int, default=400, help="how many videos to make")
     count = parser.parse_args().count
 
     x, labels, classes = training.moving_shapes(count, rng=0)
