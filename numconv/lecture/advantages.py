@@ -104,7 +104,7 @@ def accuracy_moved(model: Any, test: tuple[Array, Array], farthest: int, seed: i
 def shifts(lesson: Lesson, split: material.Split) -> None:
     """Trained in the middle, tested elsewhere."""
     quick, seed = lesson.setting.quick, lesson.setting.seed
-    options: dict[str, Any] = {"epochs": 6 if quick else 15, "rate": 1e-2, "seed": seed}
+    options: dict[str, Any] = {"epochs": 4 if quick else 15, "rate": 1e-2, "seed": seed}
     models = {
         "CNN": digit_cnn(lesson, split).model,
         "CNN with max pooling": nets.train(nets.digit_cnn(pool=True), split, **options).model,
@@ -156,7 +156,7 @@ def examples(lesson: Lesson, split: material.Split) -> None:
         cnn = nets.train(nets.digit_cnn(), few["middle"], epochs=steps_for(n, 60 if quick else 250), rate=1e-2, seed=seed)
         curves["CNN, digits anywhere"].append(nets.accuracy(cnn.model, anywhere.test))
         for place in ("middle", "anywhere"):
-            mlp = nets.train(nets.perceptron(256, classes=10), few[place], epochs=steps_for(n, 600), seed=seed)
+            mlp = nets.train(nets.perceptron(256, classes=10), few[place], epochs=steps_for(n, 200 if quick else 600), seed=seed)
             curves[f"MLP, digits {'in the middle' if place == 'middle' else place}"].append(mlp.accuracy)
     lesson.table(("examples", *map(str, counts)), [(name, *(f"{value:.1%}" for value in row)) for name, row in curves.items()])
     for name, row in curves.items():

@@ -13,7 +13,7 @@ from numconv.equivariance import Row, Transform, measure, operation, rotation, s
 from . import material, nets
 from .lesson import Lesson
 
-__all__ = ["CLAIM", "TITLE", "photograph", "show", "teach", "turned", "turned_digits", "upright_net"]
+__all__ = ["CLAIM", "TITLE", "photograph", "show", "teach", "upright_digits", "upright_net"]
 
 TITLE = "Equivariance"
 CLAIM = (
@@ -99,13 +99,17 @@ def turned(x: Array, angles: Array) -> Array:
     return np.concatenate([rotation(float(angle))(image[None], 1) for image, angle in zip(x, angles, strict=True)]).astype(x.dtype)
 
 
-def turned_digits(lesson: Lesson) -> tuple[material.Split, material.Split]:
-    """Digits with a margin of a pixel, upright, and each turned by up to `ANGLE` degrees."""
+def upright_digits(lesson: Lesson) -> material.Split:
+    """Digits with a margin of a pixel."""
     split = material.digits(lesson.setting.seed)
-    upright = split._replace(x=material.framed(split.x, 1), test_x=material.framed(split.test_x, 1))
-    rng = np.random.default_rng(lesson.setting.seed)
+    return split._replace(x=material.framed(split.x, 1), test_x=material.framed(split.test_x, 1))
+
+
+def turned_digits(upright: material.Split, seed: int) -> material.Split:
+    """Each digit turned by its own angle, up to `ANGLE` degrees."""
+    rng = np.random.default_rng(seed)
     x, test_x = (turned(each, rng.uniform(-ANGLE, ANGLE, len(each))) for each in (upright.x, upright.test_x))
-    return upright, upright._replace(x=x, test_x=test_x)
+    return upright._replace(x=x, test_x=test_x)
 
 
 def upright_net(lesson: Lesson, split: material.Split) -> nets.Trained:
@@ -117,7 +121,8 @@ def upright_net(lesson: Lesson, split: material.Split) -> nets.Trained:
 
 def learned(lesson: Lesson) -> None:
     """Trained on upright digits, and on turned ones; tested on both, and on a quarter turn."""
-    upright, mixed = turned_digits(lesson)
+    upright = upright_digits(lesson)
+    mixed = turned_digits(upright, lesson.setting.seed)
     options: dict[str, Any] = {"epochs": 4 if lesson.setting.quick else 15, "rate": 1e-2, "seed": lesson.setting.seed}
     models = {
         "upright": upright_net(lesson, upright).model,

@@ -7,7 +7,7 @@ from typing import Any
 from numconv.equivariance import measure, operation, reflection, rotation, translation
 
 from . import nets
-from .equivariance import photograph, show, turned_digits, upright_net
+from .equivariance import photograph, show, upright_digits, upright_net
 from .lesson import Lesson
 
 __all__ = ["CLAIM", "TITLE", "teach"]
@@ -50,7 +50,7 @@ def teach(lesson: Lesson) -> None:
 
 def recognise(lesson: Lesson) -> None:
     """Both networks learn from upright digits, and are tested on turned ones."""
-    upright, _ = turned_digits(lesson)
+    upright = upright_digits(lesson)
     plain = upright_net(lesson, upright)
     options: dict[str, Any] = {"epochs": 3 if lesson.setting.quick else 15, "rate": 1e-2, "seed": lesson.setting.seed}
     p4 = nets.train(nets.p4_net(), upright, **options)
