@@ -27,6 +27,7 @@ import numpy as np
 from . import __version__
 from .arrays import DeviceArray, scratch
 from .context import current, environment
+from .driver import nvidia_devices
 from .errors import BackendUnavailableError, NumconvError, ProblemError, UnknownBackendError, UnsupportedProblemError
 from .problem import (
     CONV_OPS,
@@ -45,7 +46,8 @@ __all__ = [
     "CONV_OPS", "LEVELS", "POOL_OPS", "WINDOW_OPS",
     "Backend", "BackendUnavailableError", "ConvProblem", "DeviceArray", "Executor", "Implementation", "NumconvError",
     "PoolProblem", "Problem", "ProblemError", "UnknownBackendError", "UnsupportedProblemError", "Verdict", "WindowProblem",
-    "__version__", "accumulator", "activate", "cache_dir", "check_indices", "np_dtype", "parse", "requested_threads", "scratch",
+    "__version__", "accumulator", "activate", "cache_dir", "check_indices", "np_dtype", "nvidia_devices", "parse", "requested_threads",
+    "scratch",
 ]  # fmt: skip
 
 

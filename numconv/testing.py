@@ -551,16 +551,21 @@ class BackendContract:
 
     Attributes
     ----------
-    backend : str
-        The name of the entry point. A backend that is not available here skips its tests, with its reason.
+    backend : str or Backend
+        The name of the entry point, or an object that need not be installed. A backend that is not available here skips its tests,
+        with its reason.
     problems : tuple of str
         Text forms; each runs with each implementation that has its operation, and a refusal is a skip with the Verdict's reason.
+    levels, forms : tuple of str
+        The accuracy levels, and the forms of memory of the arrays: all, unless a backend that runs slowly here leaves some out.
     seed : int
         Of the random inputs.
     """
 
-    backend: ClassVar[str]
+    backend: ClassVar[str | Backend]
     problems: ClassVar[tuple[str, ...]] = CONV_PROBLEMS + POOL_PROBLEMS + WINDOW_PROBLEMS
+    levels: ClassVar[tuple[str, ...]] = LEVELS
+    forms: ClassVar[tuple[str, ...]] = tuple(_FORMS)
     seed: ClassVar[int] = 2
 
     @classmethod
@@ -568,10 +573,12 @@ class BackendContract:
         """Skip what is not available."""
         verdict = cls._availability()
         if not verdict:
-            _skip(f"{cls.backend}: {verdict.reason}")
+            _skip(f"{cls.backend if isinstance(cls.backend, str) else cls.backend.name}: {verdict.reason}")
 
     @classmethod
     def _availability(cls) -> Verdict:
+        if not isinstance(cls.backend, str):
+            return cls.backend.availability()
         default_registry().check_names((cls.backend,), "BackendContract")
         info = next(info for info in default_registry().infos() if info.name == cls.backend)
         return Verdict(info.available, info.reason)
@@ -585,10 +592,10 @@ class BackendContract:
         metafunc.parametrize(("text", "algorithm"), rows, ids=[f"{algorithm}: {text}" for text, algorithm in rows])
 
     def _implementations(self) -> Sequence[Implementation]:
-        return default_registry().backend(self.backend).implementations() if self._availability() else ()
+        return _registry_of(self.backend)[1].implementations() if self._availability() else ()
 
     def _device(self) -> str:
-        return default_registry().backend(self.backend).device
+        return _registry_of(self.backend)[1].device
 
     def _rng(self) -> np.random.Generator:
         return np.random.default_rng(self.seed)
@@ -598,7 +605,7 @@ class BackendContract:
         problem = parse(text)
         if "bfloat16" in (problem.dtype, problem.out_dtype) and importlib.util.find_spec("ml_dtypes") is None:
             _skip("dtype bfloat16 needs the package ml_dtypes")
-        problems = [problem.replace(accuracy=None if level == "default" else level) for level in LEVELS]
+        problems = [problem.replace(accuracy=None if level == "default" else level) for level in self.levels]
         rows = [next(row for row in candidates(each, self.backend) if row.algorithm in (algorithm, "-")) for each in problems]
         if not any(row.verdict for row in rows):
             _skip("; ".join(dict.fromkeys(row.verdict.reason for row in rows)))
@@ -606,7 +613,7 @@ class BackendContract:
 
     def test_declaration(self) -> None:
         """Names, operations and levels are known ones, and no two implementations of an operation share a name."""
-        backend = default_registry().backend(self.backend)
+        backend = _registry_of(self.backend)[1]
         assert backend.device in ("cpu", "gpu"), f"device {backend.device!r} is neither cpu nor gpu"
         seen = set()
         for each in backend.implementations():
@@ -640,7 +647,7 @@ class BackendContract:
         for integer in (True, False):
             case = _make_case(parse(text), self._rng(), integer)
             for problem, row in rows:
-                _check_case(case._replace(problem=problem), row, self._device())
+                _check_case(case._replace(problem=problem), row, self._device(), self.forms)
 
     def test_nonfinite(self, text: str, algorithm: str) -> None:
         """NaN and Inf in an input reach the outputs that the reference gives, with its class and sign, and no other (promise 2)."""
