@@ -9,31 +9,20 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
 from numconv.plugin import CONV_OPS, ConvProblem, Executor, Implementation, Verdict, np_dtype
 
 from .costs import estimate
+from .flags import Box, Redo, redo_nonfinite
 from .launching import Launcher
 from .namespaces import Arrays, empty_like, on_namespace
 from .source import MAX_NDIM, NULL, geometry, kernel, strides_of
 
-__all__ = ["Box", "Depthwise", "Direct", "FewChannels", "Redo", "redo"]
-
-Box = tuple[tuple[int, ...], tuple[int, ...]]
-"""The first position of a part of a result, and its sizes."""
-
-
-class Redo(Protocol):
-    """Computes again where a flag is set, and in a box of positions only if one is given.
-
-    There is one flag an image, for weight_grad one alone; they lie on the device, one byte each.
-    """
-
-    def __call__(self, outs: Arrays, ins: Arrays, flags: Any = ..., box: Box | None = None) -> None: ...
+__all__ = ["Depthwise", "Direct", "FewChannels", "limits", "parts_of", "redo"]
 
 _PARTS = 1 << 17
 """Threads that a weight gradient aims at."""
@@ -72,6 +61,12 @@ class Direct(Implementation):
     def tile(self, problem: ConvProblem) -> Mapping[str, int]:
         """What a thread computes."""
         return {"KT": 1, "PT": 1, "SLIDE": 0}
+
+    def repair(self, problem: ConvProblem, watched: Sequence[int]) -> Executor | None:
+        """Behind flags that stay on the device."""
+        if not limits(problem):
+            return None
+        return on_namespace(functools.partial(_repair, redo(self.kernels, problem), problem, tuple(watched)))
 
 
 class FewChannels(Direct):
@@ -151,6 +146,10 @@ def _workspace(problem: ConvProblem) -> int:
 def redo(kernels: Launcher, problem: ConvProblem) -> Redo:
     """The algorithm `Direct` behind flags."""
     return functools.partial(_run, kernels, Direct(kernels).tile(problem), problem)
+
+
+def _repair(again: Redo, problem: ConvProblem, watched: tuple[int, ...], outs: Arrays, ins: Arrays) -> None:
+    redo_nonfinite(again, problem, outs, ins, watched)
 
 
 def _run(

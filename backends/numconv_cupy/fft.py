@@ -20,7 +20,8 @@ import numpy as np
 from numconv.plugin import CONV_OPS, ConvProblem, Executor, Implementation, Verdict
 
 from .costs import seconds
-from .direct import Box, Redo, limits
+from .direct import limits
+from .flags import Box, Redo
 from .layouts import Layout, layout_of
 from .namespaces import on_namespace
 from .spectral import convolve, correlate_weights

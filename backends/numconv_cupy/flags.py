@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from numconv.plugin import ConvProblem
 
-from .direct import Redo
 from .namespaces import Arrays, namespace
 
-__all__ = ["redo_nonfinite"]
+__all__ = ["Box", "Redo", "redo_nonfinite"]
+
+Box = tuple[tuple[int, ...], tuple[int, ...]]
+"""The first position of a part of a result, and its sizes."""
+
+
+class Redo(Protocol):
+    """Computes again where a flag is set, and in a box of positions only if one is given.
+
+    There is one flag an image, for weight_grad one alone; they lie on the device, one byte each.
+    """
+
+    def __call__(self, outs: Arrays, ins: Arrays, flags: Any = ..., box: Box | None = None) -> None: ...
 
 
 def redo_nonfinite(redo: Redo, problem: ConvProblem, outs: Arrays, ins: Arrays, watched: Sequence[int]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from numconv.plugin import DeviceArray, np_dtype
+from numconv.plugin import cupy_view, np_dtype
 
 __all__ = ["Arrays", "dtype_in", "empty_like", "namespace", "on_namespace", "strided_windows", "zeros_like"]
 
@@ -30,22 +30,9 @@ def on_namespace(run: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(run)
     def executor(outs: Arrays, ins: Arrays) -> None:
-        run([_with_namespace(each) for each in outs], [_with_namespace(each) for each in ins])
+        run([cupy_view(each) for each in outs], [cupy_view(each) for each in ins])
 
     return executor
-
-
-def _with_namespace(array: Any) -> Any:
-    if not isinstance(array, DeviceArray):
-        return array
-    import cupy
-
-    if array.stream not in (None, 1, cupy.cuda.get_current_stream().ptr):
-        producer = cupy.cuda.ExternalStream(array.stream)
-        cupy.cuda.get_current_stream().wait_event(producer.record())
-    reach = sum(abs(step) * (size - 1) for step, size in zip(array.strides, array.shape, strict=True)) + array.itemsize
-    memory = cupy.cuda.MemoryPointer(cupy.cuda.UnownedMemory(array.pointer, reach, array.owner), 0)
-    return cupy.ndarray(array.shape, array.dtype, memory, strides=array.strides)
 
 
 def dtype_in(xp: Any, name: str) -> Any:

@@ -18,9 +18,9 @@ import numpy as np
 from numconv.plugin import CONV_OPS, ConvProblem, Executor, Implementation, Verdict, np_dtype
 
 from .costs import estimate
-from .direct import Redo, parts_of
+from .direct import limits, parts_of
 from .epilogue import bias_sums, store
-from .flags import redo_nonfinite
+from .flags import Redo, redo_nonfinite
 from .gemm import batched_matmul
 from .namespaces import Arrays, dtype_in, namespace, on_namespace, strided_windows, zeros_like
 from .slabs import Rows, padded_slab
@@ -85,7 +85,7 @@ class Pointwise(_Product):
             return Verdict.no(f"padding {problem.padding} makes results without a term")
         if problem.groups > self.groups:
             return Verdict.no(f"{problem.groups} groups, a product each (has up to {self.groups})")
-        return _floats_only(problem)
+        return _floats_only(problem) and limits(problem)
 
     def workspace(self, problem: ConvProblem) -> int:
         """The factors in the dtype of the sums and the products, of some images."""
@@ -140,7 +140,7 @@ class Matmul(_Product):
         """Floats; gradients of x without padding that copies values."""
         if problem.op == "input_grad" and problem.pad_mode != "zeros":
             return Verdict.no(f"pad_mode {problem.pad_mode!r} makes gradients fold back (has zeros)")
-        return _floats_only(problem)
+        return _floats_only(problem) and limits(problem)
 
     def workspace(self, problem: ConvProblem) -> int:
         """A block's slab, columns and products; the partial sums of weights that are computed again."""

@@ -14,9 +14,8 @@ import numpy as np
 
 from numconv.plugin import ConvProblem
 
-from .direct import Box, Redo
 from .epilogue import bias_sums, store
-from .flags import redo_nonfinite
+from .flags import Box, Redo, redo_nonfinite
 from .gemm import batched_matmul
 from .layouts import Channels, Layout
 from .namespaces import Arrays, dtype_in, namespace, zeros_like

@@ -1,4 +1,7 @@
-"""Whether there is an NVIDIA GPU, asked through NVML: it makes no CUDA context, so a later fork stays intact."""
+"""What plugins for NVIDIA GPUs share: whether there is a device, and other libraries' arrays as CuPy's.
+
+The driver is asked through NVML, which makes no CUDA context, so that a later fork stays intact.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,11 @@ import ctypes
 import functools
 import os
 import sys
+from typing import Any
 
-__all__ = ["nvidia_devices"]
+from .arrays import DeviceArray
+
+__all__ = ["cupy_view", "nvidia_devices"]
 
 _LIBRARY = "nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1"
 
@@ -21,7 +27,7 @@ def nvidia_devices() -> tuple[int, str]:
 
     Examples
     --------
-    >>> from numconv.driver import nvidia_devices
+    >>> from numconv.gpu import nvidia_devices
     >>> count, reason = nvidia_devices()
     >>> (count > 0) == (reason == "")
     True
@@ -50,3 +56,22 @@ def _devices() -> tuple[int, str]:
         return count.value, "" if count.value else "the NVIDIA driver knows no device"
     finally:
         nvml.nvmlShutdown()
+
+
+def cupy_view(array: Any) -> Any:
+    """An array of any library on a GPU as CuPy's on the same memory; what is no `DeviceArray` stays what it is.
+
+    The current stream of CuPy is made to wait for the stream on which the array is ready; the host waits for nothing.
+    """
+    if not isinstance(array, DeviceArray):
+        return array
+    import cupy
+
+    here = cupy.cuda.get_current_stream()
+    if array.stream not in (None, here.ptr or 1):  # 1 is the interface's name of the null stream
+        here.wait_event(cupy.cuda.ExternalStream(array.stream).record())
+    steps = [step * (size - 1) for step, size in zip(array.strides, array.shape, strict=True) if size > 1]
+    before = -sum(step for step in steps if step < 0)
+    reach = before + sum(step for step in steps if step > 0) + array.itemsize
+    memory = cupy.cuda.UnownedMemory(array.pointer - before, reach, array.owner)
+    return cupy.ndarray(array.shape, array.dtype, cupy.cuda.MemoryPointer(memory, before), strides=array.strides)
