@@ -43,11 +43,10 @@ from .problem import (
 )
 
 __all__ = [
-    "CONV_OPS", "LEVELS", "POOL_OPS", "WINDOW_OPS",
-    "Backend", "BackendUnavailableError", "ConvProblem", "DeviceArray", "Executor", "Implementation", "NumconvError",
-    "PoolProblem", "Problem", "ProblemError", "UnknownBackendError", "UnsupportedProblemError", "Verdict", "WindowProblem",
-    "__version__", "accumulator", "activate", "cache_dir", "check_indices", "cupy_view", "np_dtype", "nvidia_devices", "parse", "repair_on",
-    "requested_threads", "scratch",
+    "CONV_OPS", "LEVELS", "POOL_OPS", "WINDOW_OPS", "Backend", "BackendUnavailableError", "ConvProblem", "DeviceArray",
+    "Executor", "Implementation", "NumconvError", "PoolProblem", "Problem", "ProblemError", "UnknownBackendError",
+    "UnsupportedProblemError", "Verdict", "WindowProblem", "__version__", "accumulator", "activate", "cache_dir", "check_indices",
+    "cupy_view", "np_dtype", "nvidia_devices", "parse", "repair_on", "requested_threads", "scratch",
 ]  # fmt: skip
 
 

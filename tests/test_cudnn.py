@@ -68,7 +68,9 @@ class ReferenceDriver:
 
     def _reduction(self, given, parameters, graph):
         assert parameters == {"mode": "ADD"}
-        axes = tuple(a for a, (size, kept) in enumerate(zip(given["input"].shape, graph.output.dims, strict=True)) if kept == 1 < size)
+        axes = tuple(
+            a for a, (size, kept) in enumerate(zip(given["input"].shape, graph.output.dims, strict=True)) if kept == 1 < size
+        )
         return given["input"].sum(axis=axes, keepdims=True, dtype=np.float64)
 
 
@@ -85,8 +87,8 @@ def convolution(op, first, second, parameters, made):
         "weight_grad": (second.shape, made.dims, first.shape),
     }[op]
     problem = ConvProblem(
-        op=op, dtype=first.dtype.name, out_dtype="float32", n=x[0], c=x[1], k=w[0], groups=x[1] // w[1], spatial=x[2:], kernel=w[2:],
-        stride=parameters["stride"], dilation=parameters["dilation"],
+        op=op, dtype=first.dtype.name, out_dtype="float32", n=x[0], c=x[1], k=w[0], groups=x[1] // w[1],
+        spatial=x[2:], kernel=w[2:], stride=parameters["stride"], dilation=parameters["dilation"],
         padding=tuple(zip(parameters["pre_padding"], parameters["post_padding"], strict=True)),
     )  # fmt: skip
     assert problem.y_shape == y
@@ -116,7 +118,7 @@ class TestCudnnGraphs(BackendContract):
 def test_a_graph_that_says_something_else_is_seen(monkeypatch):
     monkeypatch.setattr(ReferenceDriver, "_relu", lambda self, given, parameters, graph: given["input"])
     problem = parse("conv forward f32 n2 c5 k7 g1 in13x19 w3x3 s1 p1 d1 bias=y act=relu accuracy=high")
-    with pytest.raises(AssertionError, match="the reference gives 0.0"):
+    with pytest.raises(AssertionError, match=r"the reference gives 0\.0"):
         check(problem, OnReference(), rng=np.random.default_rng(1))
 
 
@@ -204,7 +206,13 @@ def test_availability_names_what_is_missing():
         pytest.skip("cuDNN is available here")
     assert any(
         words in verdict.reason
-        for words in ("nvidia-cudnn-frontend is not installed", "cupy is not installed", "NVIDIA driver", "libcudnn", "CUDA_VISIBLE")
+        for words in (
+            "nvidia-cudnn-frontend is not installed",
+            "cupy is not installed",
+            "NVIDIA driver",
+            "libcudnn",
+            "CUDA_VISIBLE",
+        )
     )
 
 

@@ -1,12 +1,10 @@
 """The CuPy backend on machines without a GPU: its array operations on NumPy and on array_api_strict, its kernels on the host."""
 
-import functools
 import importlib.util
-import math
 
 import numpy as np
 import pytest
-from numconv_cupy.direct import Depthwise, Direct, FewChannels, redo
+from numconv_cupy.direct import Depthwise, Direct, FewChannels
 from numconv_cupy.fft import Fft, FftDouble
 from numconv_cupy.on_host import HostKernels, compiler
 from numconv_cupy.pooling import Pool
@@ -14,9 +12,9 @@ from numconv_cupy.products import Matmul, Pointwise
 from numconv_cupy.source import NULL
 from numconv_cupy.windows import Windows
 
-from numconv.plugin import Implementation, Verdict, parse
+from numconv.plugin import Implementation, Verdict
 from numconv.registry import default_registry
-from numconv.testing import CONV_PROBLEMS, POOL_PROBLEMS, WINDOW_PROBLEMS, BackendContract, check
+from numconv.testing import CONV_PROBLEMS, BackendContract
 
 HAS_STRICT = importlib.util.find_spec("array_api_strict") is not None
 needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C++ compiler: neither g++ nor clang++")
@@ -152,16 +150,3 @@ def test_asking_for_a_value_is_seen(monkeypatch):
     for ask in (lambda: bool(array[0] > 0), lambda: float(array[0]), lambda: np.asarray(array)):
         with pytest.raises(AssertionError, match="a value was asked for on the host"):
             ask()
-
-
-# --- kernels, compiled for the host --------------------------------------------------------------------------------------------
-
-KERNELS = HostKernels()
-BY_KERNELS = (Depthwise(KERNELS), FewChannels(KERNELS), Direct(KERNELS), Pool(KERNELS), Windows(KERNELS))
-NO_COMPILER = "" if compiler() else "no C++ compiler: neither g++ nor clang++"
-
-
-class TestCupyKernelsOnHost(BackendContract):
-    backend = StandIn("cupy-kernels", BY_KERNELS, NO_COMPILER)
-    levels = ("strict", "default")
-    forms = ("mixed", "non-contiguous")

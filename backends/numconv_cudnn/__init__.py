@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import glob
 import importlib.util
-import os
+import pathlib
 import sysconfig
 from collections.abc import Sequence
 
@@ -32,7 +31,8 @@ def _implementations() -> tuple[Implementation, ...]:
 @functools.cache
 def _has_library() -> bool:
     """Whether libcudnn is where the frontend looks for it: LD_LIBRARY_PATH, the wheel nvidia-cudnn-cu12, the system."""
-    if glob.glob(os.path.join(sysconfig.get_path("purelib"), "nvidia", "cudnn", "lib", "libcudnn.so.*[0-9]")):
+    wheel = pathlib.Path(sysconfig.get_path("purelib"), "nvidia", "cudnn", "lib")
+    if any(wheel.glob("libcudnn.so.*[0-9]")):
         return True
     try:
         ctypes.CDLL("libcudnn.so.9")

@@ -72,9 +72,7 @@ def _type(cudnn: Any, tensor: Tensor) -> Any:
 
 
 def _tensor(cudnn: Any, built: Any, tensor: Tensor) -> Any:
-    return built.tensor(
-        name=tensor.name, dim=list(tensor.dims), stride=list(tensor.strides), data_type=_type(cudnn, tensor)
-    )
+    return built.tensor(name=tensor.name, dim=list(tensor.dims), stride=list(tensor.strides), data_type=_type(cudnn, tensor))
 
 
 def _add(cudnn: Any, built: Any, node: Any, known: dict[str, Any]) -> Any:
@@ -112,7 +110,7 @@ class Driver:
         plan.graph.execute(pointers, workspace.data.ptr, handle=handle)
 
     def _handle(self, cudnn: Any, device: int, stream: int) -> int:
-        """This thread's handle of a device, set to a stream: handles are not for two threads at once."""
+        """The handle that belongs to this thread and a device, set to a stream: handles are not for two threads at once."""
         handles: dict[int, _Handle] = self._local.__dict__.setdefault("handles", {})
         if device not in handles:
             handles[device] = _Handle(cudnn)

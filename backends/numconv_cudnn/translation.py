@@ -131,7 +131,7 @@ def graph_of(problem: ConvProblem, strides: Sequence[Sequence[int]], out_strides
     )
     nodes, made = [convolution], [_tensor("sums", problem.output_shapes[0], out_strides, "float32", ndim)]
     if problem.op != "weight_grad" and problem.bias:
-        inputs.append(_channels("bias", *problem.bias_shape, problem.dtype, ndim))
+        inputs.append(_channels("bias", problem.bias_shape[0], problem.dtype, ndim))
         nodes.append(Node("add", (("a", made[-1].name), ("b", "bias")), "biased"))
         made.append(made[-1]._replace(name="biased"))
     if problem.activation:

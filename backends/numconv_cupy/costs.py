@@ -1,7 +1,7 @@
 """Estimated costs: a fixed order by class of problem, since nobody calibrated the GPU at hand.
 
-An estimate is the larger of operations over a share of a nominal peak and bytes over a nominal bandwidth, plus launches. The nominal
-rates are those of no card, and none of this was measured on one; only the order matters. The shares make the table in
+An estimate is the larger of operations over a share of a nominal peak and bytes over a nominal bandwidth, plus launches. The
+nominal rates are those of no card, and none of this was measured on one; only the order matters. The shares make the table in
 ``docs/cupy.md``.
 """
 
@@ -53,4 +53,5 @@ def seconds(problem: ConvProblem, operations: float, share: float, moved_bytes: 
 
 def moved(problem: Any, launches: int = 1) -> float:
     """Seconds for pooling and windows, which are bound by memory."""
-    return LAUNCH * launches + problem.bytes / _BANDWIDTH + problem.flops / 1e12
+    total: float = LAUNCH * launches + problem.bytes / _BANDWIDTH + problem.flops / 1e12
+    return total

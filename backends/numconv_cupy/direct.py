@@ -181,7 +181,7 @@ def _forward_or_input_grad(
     )  # fmt: skip
     pixels = problem.n * math.prod(count[:-1]) * -(-count[-1] // tile["PT"])
     threads = pixels * problem.groups * -(-channels // tile["KT"])
-    code = kernel(f"conv_{problem.op}", problem, **tile)
+    code = kernel(f"conv_{problem.op}", problem, tile)
     kernels.launch(code, threads, (record, source, w, bias[0] if bias else NULL, out, flags))
 
 

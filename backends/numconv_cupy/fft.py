@@ -31,6 +31,8 @@ __all__ = ["Fft", "FftDouble"]
 _LEAST_TERMS = {"float32": (16, 2), "complex64": (16, 2), "float64": (8, 8), "complex128": (8, 8)}
 """Sums shorter than the first number, or than the square root of the number of terms over the second, have an error that is not
 small beside them, since that of a transform is relative to a whole block. Double precision has more room below its bound."""
+Counts = np.ndarray[Any, np.dtype[np.int64]]
+
 _WIDER = {"float32": "float64", "complex64": "complex128"}
 
 
@@ -76,7 +78,7 @@ class Fft(Implementation):
         if problem.op == "weight_grad":
             redo = self.redo(problem.replace(bias=""))
             return on_namespace(functools.partial(correlate_weights, problem, layout, redo))
-        short = bands(problem) or [] if layout.dtype == problem.acc_dtype else []
+        short = bands(problem) or () if layout.dtype == problem.acc_dtype else ()
         return on_namespace(functools.partial(convolve, problem, layout, short, self.redo(problem)))
 
     def _layout(self, problem: ConvProblem) -> Layout:
@@ -112,17 +114,21 @@ def _suffices(problem: ConvProblem) -> bool:
     return least >= _needed(problem)
 
 
-def _terms_of_taps(problem: ConvProblem, axis: int) -> np.ndarray[Any, Any]:
+def _not_negative(counts: Counts) -> Counts:
+    return np.clip(counts, 0, None)
+
+
+def _terms_of_taps(problem: ConvProblem, axis: int) -> Counts:
     """Outputs for which each tap lies inside x, along one axis."""
     if problem.pad_mode != "zeros":
         return np.full(1, problem.output[axis])
     start = np.arange(problem.kernel[axis]) * problem.dilation[axis] - problem.padding[axis][0]
     stride = problem.stride[axis]
     stop = np.minimum(problem.output[axis], (problem.spatial[axis] - 1 - start) // stride + 1)
-    return np.maximum(0, stop - np.maximum(0, -(start // stride)))
+    return _not_negative(stop - _not_negative(-(start // stride)))
 
 
-def _terms_of_results(problem: ConvProblem, axis: int) -> np.ndarray[Any, Any]:
+def _terms_of_results(problem: ConvProblem, axis: int) -> Counts:
     """Taps that lie inside x for each output, or, for gradients of x, at least so many that reach each position."""
     low, _ = problem.padding[axis]
     taps, dilation, stride = problem.kernel[axis], problem.dilation[axis], problem.stride[axis]
@@ -131,11 +137,11 @@ def _terms_of_results(problem: ConvProblem, axis: int) -> np.ndarray[Any, Any]:
             return np.full(problem.output[axis], taps)
         start = np.arange(problem.output[axis]) * stride - low
         first, last = -(start // dilation), (problem.spatial[axis] - 1 - start) // dilation
-        return np.maximum(0, np.minimum(taps - 1, last) - np.maximum(0, first) + 1)
+        return _not_negative(np.minimum(taps - 1, last) - _not_negative(first) + 1)
     position = np.arange(problem.spatial[axis]) + low
     first, last = -((stride * (problem.output[axis] - 1) - position) // dilation), position // dilation
-    reaching = np.minimum(taps - 1, last) - np.maximum(0, first) + 1
-    return np.maximum(0, reaching) // (stride // math.gcd(stride, dilation))
+    reaching = np.minimum(taps - 1, last) - _not_negative(first) + 1
+    return _not_negative(reaching) // (stride // math.gcd(stride, dilation))
 
 
 @functools.lru_cache(maxsize=256)

@@ -21,7 +21,8 @@ class Redo(Protocol):
     There is one flag an image, for weight_grad one alone; they lie on the device, one byte each.
     """
 
-    def __call__(self, outs: Arrays, ins: Arrays, flags: Any = ..., box: Box | None = None) -> None: ...
+    def __call__(self, outs: Arrays, ins: Arrays, flags: Any = ..., box: Box | None = None) -> None:  # noqa: D102 - see above
+        ...
 
 
 def redo_nonfinite(redo: Redo, problem: ConvProblem, outs: Arrays, ins: Arrays, watched: Sequence[int]) -> None:

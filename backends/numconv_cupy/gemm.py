@@ -40,7 +40,7 @@ def batched_matmul(a: Any, b: Any, *, fast: bool = False) -> Any:
 
 
 class _Operand(NamedTuple):
-    """A batch of row-major matrices as cuBLAS takes it: column-major, so transposed, or not where the view is transposed already."""
+    """A batch of row-major matrices as cuBLAS takes it, which knows column-major ones: transposed where the view is."""
 
     array: Any
     transposed: bool

@@ -49,9 +49,7 @@ class Layout(NamedTuple):
     @property
     def steps(self) -> tuple[int, ...]:
         """Positions that a block gives: as many as do not wrap around, in whole strides."""
-        return tuple(
-            (length - e + 1) // s * s for length, e, s in zip(self.lengths, self.extents, self.every, strict=True)
-        )
+        return tuple((length - e + 1) // s * s for length, e, s in zip(self.lengths, self.extents, self.every, strict=True))
 
     @property
     def bytes(self) -> int:

@@ -1,8 +1,7 @@
 """Convolution as matrix products: pointwise without a copy, else of columns that are gathered a block at a time.
 
-Written against an array namespace. A block is some images, or some rows of one image (positions of the first spatial axis); its
-columns ``[G, C/G * taps, pixels]`` are put together from strided windows of a padded slab, so that no full matrix of columns is ever
-held. With padding zeros a factor that is not finite would meet terms that are none: where there is one, a flag that stays on the
+Written against an array namespace. A block is some images, or some rows of one image (positions of the first spatial axis). Its
+columns ``[G, C/G * taps, pixels]`` are put together from strided windows of a padded slab: no full matrix of columns is ever held. With padding zeros a factor that is not finite would meet terms that are none: where there is one, a flag that stays on the
 device makes a kernel of `direct` compute those results again.
 """
 
@@ -201,9 +200,7 @@ def watched(problem: ConvProblem, *meets_padding: int) -> tuple[int, ...]:
 def _weights_matrix(problem: ConvProblem, w: Any) -> Any:
     """``[G, K/G, C/G * taps]`` in the dtype of the sums."""
     xp = namespace(w)
-    return xp.reshape(
-        xp.astype(w, dtype_in(xp, problem.acc_dtype), copy=False), (problem.groups, problem.k // problem.groups, -1)
-    )
+    return xp.reshape(xp.astype(w, dtype_in(xp, problem.acc_dtype), copy=False), (problem.groups, problem.k // problem.groups, -1))
 
 
 def _forward(redo: Redo, problem: ConvProblem, outs: Arrays, ins: Arrays) -> None:
@@ -253,9 +250,8 @@ def _gradient_slab(problem: ConvProblem, weights: Any, grad_y: Any, rows: slice)
     stop = max(first, min(problem.output[0], (rows.stop - 1 + low) // stride + 1))
     begin = min(first * stride - low, rows.start)  # the position in x of the slab's first row
     lengths = [max((stop - 1) * stride + dilation * (problem.kernel[0] - 1) + 1 - low, rows.stop) - begin]
-    for size, (before, _), q, s, d, r in list(
-        zip(problem.spatial, problem.padding, problem.output, problem.stride, problem.dilation, problem.kernel, strict=True)
-    )[1:]:
+    axes = zip(problem.spatial, problem.padding, problem.output, problem.stride, problem.dilation, problem.kernel, strict=True)
+    for size, (before, _), q, s, d, r in list(axes)[1:]:
         lengths.append(max((q - 1) * s + d * (r - 1) + 1, size + before))
     count = grad_y.shape[0]
     slab = zeros_like(grad_y, (problem.c, count, *lengths), problem.acc_dtype)
@@ -266,10 +262,8 @@ def _gradient_slab(problem: ConvProblem, weights: Any, grad_y: Any, rows: slice)
         shift = (first * stride - low - begin, *(0,) * (problem.ndim - 1))
         for number, tap in enumerate(np.ndindex(*problem.kernel)):
             slab[(slice(None), slice(None), *_reads(problem, tap, outputs, shift))] += columns[:, number, ...]
-    crop = (slice(rows.start - begin, rows.stop - begin),) + tuple(
-        slice(before, before + size) for size, (before, _) in zip(problem.spatial[1:], problem.padding[1:], strict=True)
-    )
-    return slab[(slice(None), slice(None), *crop)]
+    rest = (slice(before, before + size) for size, (before, _) in zip(problem.spatial[1:], problem.padding[1:], strict=True))
+    return slab[(slice(None), slice(None), slice(rows.start - begin, rows.stop - begin), *rest)]
 
 
 def _reads(problem: ConvProblem, tap: tuple[int, ...], outputs: tuple[int, ...], shift: tuple[int, ...]) -> Iterator[slice]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import pathlib
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +19,8 @@ MAX_NDIM = 8
 
 NULL = np.uint64(0)
 """The null pointer as a kernel's argument."""
+
+NO_TILE: Mapping[str, int] = MappingProxyType({})
 
 _FOLDER = pathlib.Path(__file__).parent / "kernels"
 _FILES = {
@@ -54,23 +58,23 @@ class Kernel(NamedTuple):
         return tuple(f"-D{key}={value}" for key, value in self.macros)
 
 
-def kernel(name: str, problem: Problem, *, inputs: str = "", sums: str = "", outputs: str = "", **tile: int) -> Kernel:
+def kernel(name: str, problem: Problem, tile: Mapping[str, int] = NO_TILE, *, outputs: str = "") -> Kernel:
     """The kernel `name` for the dtypes and the number of dimensions of a problem.
 
     Parameters
     ----------
     name : str
     problem : ConvProblem, PoolProblem or WindowProblem
-    inputs, sums, outputs : str
-        Dtypes that differ from those of the problem.
-    **tile : int
+    tile : mapping
         KT, PT and SLIDE of the convolutions.
+    outputs : str
+        The dtype of the outputs, if it is not that of the problem.
     """
     ndim = len(problem.spatial)  # type: ignore[attr-defined]
     macros = {
         "NDIM": str(ndim),
-        "IN": _TYPES[inputs or problem.dtype],
-        "ACC": _TYPES[sums or problem.acc_dtype],
+        "IN": _TYPES[problem.dtype],
+        "ACC": _TYPES[problem.acc_dtype],
         "OUT": _TYPES[outputs or problem.out_dtype],
         "GEOMETRY_BYTES": str(_layout(ndim).itemsize),
         _guard(name): "1",
@@ -127,14 +131,14 @@ def geometry(problem: Problem, a: Strides = (), b: Strides = (), y: Strides = ()
 @functools.lru_cache(maxsize=1024)
 def _problem_fields(problem: ConvProblem | PoolProblem | WindowProblem) -> tuple[tuple[str, Any], ...]:
     ndim = len(problem.spatial)
-    conv = isinstance(problem, ConvProblem)
+    window = problem.kernel if isinstance(problem, ConvProblem) else problem.window
     lows, highs = zip(*problem.padding, strict=True)
     fields = {
-        "n": problem.n, "c": problem.c, "k": problem.k if conv else problem.c, "groups": problem.groups if conv else 1,
+        "n": problem.n, "c": problem.c, "k": getattr(problem, "k", problem.c), "groups": getattr(problem, "groups", 1),
         "pad_mode": _PAD_MODES.index(getattr(problem, "pad_mode", "zeros")),
         "flip": getattr(problem, "flip", False), "activation": _ACTIVATIONS.index(getattr(problem, "activation", None)),
         "parts": 1, "bias_step": 1, "count_padding": getattr(problem, "count_include_pad", True), "p": getattr(problem, "p", 0.0),
-        "spatial": problem.spatial, "window": problem.kernel if conv else problem.window, "output": problem.output,
+        "spatial": problem.spatial, "window": window, "output": problem.output,
         "stride": problem.stride, "low": lows, "high": highs, "dilation": problem.dilation,
         "first": (0,) * ndim, "count": problem.output,
     }  # fmt: skip

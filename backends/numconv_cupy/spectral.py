@@ -195,7 +195,7 @@ def _rounded(problem: ConvProblem, layout: Layout, sums: Any, *factors: Any) -> 
     if layout.dtype == problem.acc_dtype:
         return sums
     kind = dtype_in(xp, "float64")
-    anchor = 8.0 * max(1, problem.terms)
+    anchor: Any = 8.0 * max(1, problem.terms)
     for factor in factors:
         sizes = xp.astype(xp.abs(_finite(factor)), kind, copy=False)
         anchor = anchor * (xp.max(sizes) if sizes.size else 1.0)
