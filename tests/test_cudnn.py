@@ -66,6 +66,11 @@ class ReferenceDriver:
         with np.errstate(all="ignore"):
             return given["input"] / (1 + np.exp(-given["input"]))
 
+    def _gelu(self, given, parameters, graph):
+        from scipy.special import erfc
+
+        return 0.5 * given["input"] * erfc(given["input"] * -np.sqrt(0.5))
+
     def _reduction(self, given, parameters, graph):
         assert parameters == {"mode": "ADD"}
         axes = tuple(

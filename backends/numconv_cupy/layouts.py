@@ -11,7 +11,8 @@ from numconv.plugin import ConvProblem, np_dtype
 
 __all__ = ["Channels", "Layout", "layout_of"]
 
-_LAUNCHES = 1e5
+_LAUNCHES = 1e8
+"""Operations in the time that the launches of one block take."""
 
 
 class Channels(NamedTuple):
@@ -53,11 +54,11 @@ class Layout(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Source, weights and results, each once as values and twice as spectra, and as much again for the library."""
+        """Source, weights and results: their values, their spectra in two orders, and what a transform works in."""
         item = np_dtype(self.dtype).itemsize
         channels = self.groups_at_once * (self.inputs + self.outputs_at_once)
         weights = self.groups_at_once * self.inputs * self.outputs_at_once
-        return 4 * item * math.prod(self.lengths) * (self.images * channels + weights)
+        return 6 * item * math.prod(self.lengths) * (self.images * channels + weights)
 
     @property
     def blocks(self) -> int:
@@ -113,7 +114,8 @@ def layout_of(problem: ConvProblem, dtype: str) -> Layout:
     positions = problem.spatial if problem.op == "input_grad" else spread
     every = problem.stride if problem.op == "forward" else ones
     choices = [_lengths(e, p, s) for e, p, s in zip(extents, positions, every, strict=True)]
-    picks = [_cheapest(choice, e, p) for choice, e, p in zip(choices, extents, positions, strict=True)]
+    lines = problem.n * problem.groups * (inputs + outputs) * math.prod(positions)
+    picks = [_cheapest(choice, e, p, lines // p) for choice, e, p in zip(choices, extents, positions, strict=True)]
     while True:
         lengths = tuple(choice[pick] for choice, pick in zip(choices, picks, strict=True))
         layout = Layout(dtype, extents, positions, every, lengths, problem.groups, inputs, outputs, problem.n, 1,
@@ -137,12 +139,12 @@ def _lengths(extent: int, positions: int, step: int) -> list[int]:
     return sorted(set(found))
 
 
-def _cheapest(lengths: list[int], extent: int, positions: int) -> int:
-    """The position of the length with the fewest operations, where the launches of a block count as some."""
+def _cheapest(lengths: list[int], extent: int, positions: int, lines: int) -> int:
+    """The position of the length with the fewest operations for so many lines, where the launches of a block count as some."""
 
     def operations(position: int) -> float:
         length = lengths[position]
-        return -(-positions // (length - extent + 1)) * (length * math.log2(length + 1) + _LAUNCHES)
+        return -(-positions // (length - extent + 1)) * (lines * length * math.log2(length + 1) + _LAUNCHES)
 
     return min(range(len(lengths)), key=operations)
 

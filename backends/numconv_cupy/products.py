@@ -1,8 +1,9 @@
 """Convolution as matrix products: pointwise without a copy, else of columns that are gathered a block at a time.
 
 Written against an array namespace. A block is some images, or some rows of one image (positions of the first spatial axis). Its
-columns ``[G, C/G * taps, pixels]`` are put together from strided windows of a padded slab: no full matrix of columns is ever held. With padding zeros a factor that is not finite would meet terms that are none: where there is one, a flag that stays on the
-device makes a kernel of `direct` compute those results again.
+columns ``[G, C/G * taps, pixels]`` are put together from strided windows of a padded slab: no full matrix of columns is ever held.
+With padding zeros a factor that is not finite would meet terms that are none: where there is one, a flag that stays on the device
+makes a kernel of `direct` compute those results again.
 """
 
 from __future__ import annotations
@@ -143,22 +144,32 @@ class Matmul(_Product):
 
     def workspace(self, problem: ConvProblem) -> int:
         """A block's slab, columns and products; the partial sums of weights that are computed again."""
-        rows = _rows_of(problem)
-        again = parts_of(problem) * math.prod(problem.w_shape) * np_dtype(problem.acc_dtype).itemsize
-        return rows.bytes + again
+        item = np_dtype(problem.acc_dtype).itemsize
+        weights = math.prod(problem.w_shape) * item
+        if problem.op == "weight_grad":
+            return _rows_of(problem).bytes + max(2 * weights, parts_of(_again(problem)) * weights)
+        return _rows_of(problem).bytes + weights
 
     def run(self, problem: ConvProblem) -> Callable[[ConvProblem, Arrays, Arrays], None]:
         """The function of the operation."""
         run = {"forward": _forward, "input_grad": _input_grad, "weight_grad": _weight_grad}[problem.op]
-        return functools.partial(run, self.redo(problem.replace(bias="") if problem.op == "weight_grad" else problem))
+        return functools.partial(run, self.redo(_again(problem)))
+
+
+def _again(problem: ConvProblem) -> ConvProblem:
+    """The problem whose results are computed again; a gradient of weights without that of the bias, in a part of the memory."""
+    if problem.op != "weight_grad":
+        return problem
+    changed: ConvProblem = problem.replace(bias="", max_workspace=problem.max_workspace // 4)
+    return changed
 
 
 def _rows_of(problem: ConvProblem) -> Rows:
-    """Images and rows of a block, under half of what may be allocated: copies in other orders take the rest."""
+    """Images and rows of a block; a quarter of the memory is for weights."""
     item = np_dtype(problem.acc_dtype).itemsize
     taps = math.prod(problem.kernel)
     pixels = math.prod(problem.output[1:])
-    return Rows.of(problem, item * pixels * (problem.c * (taps + 3) + 2 * problem.k))
+    return Rows.of(problem, item * pixels * (problem.c * (taps + 3) + 2 * problem.k), problem.max_workspace // 4 * 3)
 
 
 def _blocks(problem: ConvProblem, rows: int) -> Iterator[tuple[slice, slice]]:
@@ -220,14 +231,21 @@ def _weight_grad(redo: Redo, problem: ConvProblem, outs: Arrays, ins: Arrays) ->
     xp = namespace(x)
     sums = zeros_like(x, (problem.groups, problem.k // problem.groups, math.prod(problem.w_shape[1:])), problem.acc_dtype)
     for images, rows in _blocks(problem, problem.output[0]):
-        columns = _columns(problem, x, images, rows)
-        columns = xp.conj(columns) if problem.dtype.startswith("complex") else columns
-        factor = _matrix_of_outputs(problem, grad_y[images, :, rows, ...])
-        sums += batched_matmul(factor, xp.permute_dims(columns, (0, 2, 1)), fast=_is_fast(problem))
+        sums += _weights_of_block(problem, grad_y[images, :, rows, ...], x, images, rows)
     store(problem, outs[0], xp.reshape(sums, problem.w_shape), ())
     if problem.bias:
         bias_sums(problem, outs[1], x if problem.bias == "x" else grad_y)
     redo_nonfinite(redo, problem, outs[:1], ins, watched(problem, 0))
+
+
+def _weights_of_block(problem: ConvProblem, grad_y: Any, x: Any, images: slice, rows: slice) -> Any:
+    """A block's part of the gradient; a function, so that its columns are gone before the next block's are gathered."""
+    xp = namespace(x)
+    columns = xp.permute_dims(_columns(problem, x, images, rows), (0, 2, 1))
+    factor = _matrix_of_outputs(problem, grad_y)
+    if problem.dtype.startswith("complex"):  # conj(conj(grad_y) x): the smaller factor is conjugated, and the result
+        return xp.conj(batched_matmul(xp.conj(factor), columns, fast=_is_fast(problem)))
+    return batched_matmul(factor, columns, fast=_is_fast(problem))
 
 
 def _input_grad(redo: Redo, problem: ConvProblem, outs: Arrays, ins: Arrays) -> None:

@@ -21,8 +21,8 @@ class Rows(NamedTuple):
     bytes: int
 
     @classmethod
-    def of(cls, problem: ConvProblem, row_bytes: int) -> Rows:
-        """The largest block of which the working memory stays under the problem's limit, at least one row.
+    def of(cls, problem: ConvProblem, row_bytes: int, limit: int) -> Rows:
+        """The largest block of which the working memory stays under a limit, at least one row.
 
         Rows are those of y; for gradients of x they are rows of x, which read at most ``1 + d(r - 1) // s`` rows of y more.
         """
@@ -31,9 +31,9 @@ class Rows(NamedTuple):
         if problem.op == "input_grad":
             rows = max(problem.spatial[0], problem.output[0])
             halo = 1 + problem.dilation[0] * (problem.kernel[0] - 1) // problem.stride[0]
-        allowed = max(1, problem.max_workspace // row_bytes - halo)
+        allowed = max(1, limit // row_bytes - halo)
         if allowed >= rows:
-            images = max(1, min(problem.n, problem.max_workspace // (row_bytes * (rows + halo))))
+            images = max(1, min(problem.n, limit // (row_bytes * (rows + halo))))
             return cls(images, rows, images * (rows + halo) * row_bytes)
         return cls(1, allowed, (allowed + halo) * row_bytes)
 

@@ -34,18 +34,27 @@ def convolve(problem: ConvProblem, layout: Layout, short: Sequence[Box], redo: R
     with np.errstate(all="ignore"):  # NumPy would warn of infinities; CuPy never does
         for channels in layout.channels():
             weights = _weight_spectra(problem, layout, w, channels)
+            largest = _largest(layout, problem, w)
             part = [each[channels.results] for each in bias]
             for images, block in _blocks(layout):
-                values = _source(problem, layout, source[images, channels.sources, ...], block)
-                sums = _back(layout, _multiplied(_spectra(layout, values, channels.groups), weights))
-                kept = (slice(0, b.stop - b.start, s) for b, s in zip(block, layout.every, strict=True))
-                sums = _rounded(problem, layout, sums[(..., *kept)], source, w)
+                sums = _block_of_results(problem, layout, source[images, channels.sources, ...], weights, largest, channels, block)
                 places = (slice(b.start // s, -(-b.stop // s)) for b, s in zip(block, layout.every, strict=True))
                 target = out[(images, channels.results, *places)]
                 store(problem, target, namespace(out).reshape(sums, target.shape), part)
         redo_nonfinite(redo, problem, outs, ins, (0, 1))
     for box in short:
         redo(outs, ins, NULL, box)
+
+
+def _block_of_results(
+    problem: ConvProblem, layout: Layout, source: Any, weights: Any, largest: Any, channels: Channels, block: Block
+) -> Any:
+    """``[n, groups, outputs, *kept positions]``."""
+    values = _source(problem, layout, source, block)
+    scale = _largest(layout, problem, values) * largest
+    sums = _back(layout, _multiplied(_spectra(layout, values, channels.groups), weights))
+    kept = (slice(0, b.stop - b.start, s) for b, s in zip(block, layout.every, strict=True))
+    return _rounded(problem, layout, sums[(..., *kept)], scale)
 
 
 def correlate_weights(problem: ConvProblem, layout: Layout, redo: Redo, outs: Arrays, ins: Arrays) -> None:
@@ -67,13 +76,12 @@ def _weight_gradient(problem: ConvProblem, layout: Layout, channels: Channels, g
     count = channels.results.stop - channels.results.start
     shape = (channels.groups, count // channels.groups, layout.inputs)
     sums: Any = None
+    scale: Any = 0.0
     for images, block in _blocks(layout):
-        firsts, extents = [b.start for b in block], [b.stop - b.start for b in block]
-        part = spread_part(grad_y[images, channels.results, ...], firsts, extents, problem.stride, layout.dtype)
-        left = _spectra(layout, _finite(part), channels.groups)
-        right = _spectra(layout, _source(problem, layout, x[images, channels.sources, ...], block), channels.groups)
-        product = _correlated(left, right)
+        part = grad_y[images, channels.results, ...], x[images, channels.sources, ...]
+        product, largest = _block_of_spectra(problem, layout, channels.groups, part, block)
         sums = product if sums is None else sums + product
+        scale = scale + largest
     if sums is None:
         return zeros_like(x, (*shape, *problem.kernel), layout.dtype)
     taps = (slice(0, e, d) for e, d in zip(layout.extents, problem.dilation, strict=True))
@@ -82,7 +90,17 @@ def _weight_gradient(problem: ConvProblem, layout: Layout, channels: Channels, g
         gradient = xp.conj(gradient)
     if problem.flip:
         gradient = xp.flip(gradient, axis=tuple(range(3, gradient.ndim)))
-    return _rounded(problem, layout, gradient, grad_y, x)
+    return _rounded(problem, layout, gradient, scale)
+
+
+def _block_of_spectra(problem: ConvProblem, layout: Layout, groups: int, part: tuple[Any, Any], block: Block) -> tuple[Any, Any]:
+    """A block's part of the sums of spectra, and a bound of what it holds divided by the number of its terms."""
+    grad_y, x = part
+    firsts, extents = [b.start for b in block], [b.stop - b.start for b in block]
+    left = _finite(spread_part(grad_y, firsts, extents, problem.stride, layout.dtype))
+    right = _source(problem, layout, x, block)
+    largest = _largest(layout, problem, left) * _largest(layout, problem, right)
+    return _correlated(_spectra(layout, left, groups), _spectra(layout, right, groups)), largest
 
 
 def _blocks(layout: Layout) -> Iterator[tuple[slice, Block]]:
@@ -189,16 +207,23 @@ def _correlated(left: Any, right: Any) -> Any:
     return _of_matrices(batched_matmul(conjugated, _matrices(right)), left.shape[1], left.shape[3:])
 
 
-def _rounded(problem: ConvProblem, layout: Layout, sums: Any, *factors: Any) -> Any:
-    """Sums of wider arithmetic, rounded to the last place that is certain: exact where all values are integers."""
+def _largest(layout: Layout, problem: ConvProblem, values: Any) -> Any:
+    """The largest finite absolute value, where `_rounded` needs it."""
+    xp = namespace(values)
+    if layout.dtype == problem.acc_dtype or not values.size:
+        return 1.0
+    return xp.astype(xp.max(xp.abs(_finite(values))), dtype_in(xp, "float64"), copy=False)
+
+
+def _rounded(problem: ConvProblem, layout: Layout, sums: Any, scale: Any) -> Any:
+    """Sums of wider arithmetic, rounded to the last place that is certain: exact where all values are integers.
+
+    `scale` times the number of terms bounds the sums, and so the error of the transforms.
+    """
     xp = namespace(sums)
     if layout.dtype == problem.acc_dtype:
         return sums
-    kind = dtype_in(xp, "float64")
-    anchor: Any = 8.0 * max(1, problem.terms)
-    for factor in factors:
-        sizes = xp.astype(xp.abs(_finite(factor)), kind, copy=False)
-        anchor = anchor * (xp.max(sizes) if sizes.size else 1.0)
+    anchor = scale * (8.0 * max(1, problem.terms))
     if layout.dtype.startswith("complex"):
         anchor = anchor * (1 + 1j)
     return xp.astype((sums + anchor) - anchor, dtype_in(xp, problem.acc_dtype), copy=False)
