@@ -1,0 +1,107 @@
+"""The only module that imports numba-cuda: what kernels are compiled with, and what the simulator needs in its place.
+
+numba-cuda is in maintenance, and its successor numba-cuda-mlir has the same names; a move to it happens here.
+
+In the simulator (``NUMBA_ENABLE_CUDASIM=1``) a kernel and the device functions that it calls run as plain Python.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from . import simulated
+
+if not hasattr(np, "row_stack"):  # numba-cuda up to 0.30 asks for the name that NumPy 2.5 has dropped
+    setattr(np, "row_stack", np.vstack)  # noqa: B010 - mypy's NumPy has the name
+
+import numba.cuda
+
+cuda: Any = numba.cuda  # untyped, as are its types
+types: Any = numba.cuda.types
+extending: Any = None if simulated() else importlib.import_module("numba.cuda.extending")
+
+__all__ = ["SIMULATED", "Kernel", "cuda", "device", "extending", "kernel", "ptx", "type_of", "types"]
+
+SIMULATED = simulated()
+_simulating = threading.Lock()
+"""The simulator runs one kernel at a time."""
+
+
+def device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that kernels call; it is inlined."""
+    if SIMULATED:
+        return function
+    compiled: Callable[..., Any] = cuda.jit(function, device=True)
+    return compiled
+
+
+class Kernel:
+    """A kernel: compiled for the types of its arguments when it is first launched with them.
+
+    Parameters
+    ----------
+    function : callable
+        Its source. It takes pointers (`numconv_cuda.launching.pointer`), named tuples of integers and NumPy scalars.
+    """
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function = function
+        self.name = function.__name__
+        self._dispatcher = self._compiled()
+
+    def _compiled(self) -> Any:
+        if SIMULATED:
+            return cuda.jit(self.function)
+        from .pointers import ARGUMENTS
+
+        return cuda.jit(self.function, extensions=[ARGUMENTS])
+
+    def __call__(self, blocks: int | tuple[int, ...], threads: int, stream: Any, *args: Any) -> None:
+        """Launch on a stream; nothing waits for the end."""
+        if SIMULATED:
+            with _simulating:
+                self._dispatcher[blocks, threads](*args)
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # numba-cuda's advice about small grids, which small problems have
+            configured = self._dispatcher[blocks, threads, stream]
+        configured(*args)
+
+
+@contextmanager
+def _compiling_for(capability: tuple[int, int]) -> Iterator[None]:
+    """Device functions compile for the current device; without one, for this compute capability."""
+    dispatcher: Any = importlib.import_module("numba.cuda.dispatcher")
+    found = dispatcher.get_current_device
+    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
+    try:
+        yield
+    finally:
+        dispatcher.get_current_device = found
+
+
+def ptx(kernel: Kernel, types: Sequence[Any], capability: tuple[int, int]) -> str:
+    """The PTX of a kernel for arguments of these types: needs the toolkit, but neither a device nor its driver."""
+    with _compiling_for(capability):
+        found: str = cuda.compile_ptx(kernel.function, tuple(types), cc=capability)[0]
+    return found
+
+
+def type_of(value: Any) -> Any:
+    """Numba's type of an argument."""
+    from numba.cuda.typing.typeof import typeof
+
+    return typeof(value)
+
+
+def kernel(function: Callable[..., Any]) -> Kernel:
+    """Decorate the source of a kernel."""
+    return Kernel(function)

@@ -1,0 +1,43 @@
+"""Pointers as arguments of kernels: an address and the dtype behind it, without the shape and strides of Numba's arrays.
+
+Numba passes an array as seven and more numbers and finds each out anew at every launch. Kernels here know the layout of their
+arrays from the problem, so that an address suffices.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .compiler import extending, type_of, types
+
+__all__ = ["ARGUMENTS", "Pointer", "storage_type"]
+
+
+class Pointer(NamedTuple):
+    """The address of an array's first element."""
+
+    address: int
+    dtype: str
+
+
+def storage_type(dtype: str) -> Any:
+    """Numba's type of an element in memory; a bfloat16 is stored as the 16 bits that it is."""
+    return types.uint16 if dtype == "bfloat16" else type_of(np.dtype(dtype).type(0))
+
+
+@extending.typeof_impl.register(Pointer)
+def _(value: Pointer, context: Any) -> Any:
+    return types.CPointer(storage_type(value.dtype))
+
+
+class _Arguments:
+    """numba-cuda's hook for arguments of new kinds."""
+
+    def prepare_args(self, ty: Any, val: Any, stream: Any, retr: Any) -> tuple[Any, Any]:
+        """A pointer is passed as an integer of its size."""
+        return (types.uint64, val.address) if isinstance(val, Pointer) else (ty, val)
+
+
+ARGUMENTS = _Arguments()

@@ -1,0 +1,190 @@
+"""What each kernel needs of a multiprocessor: compiled without a device, assembled by ptxas.
+
+``python -m numconv_cuda.resources`` writes the table beside this file. It needs numba-cuda with its toolkit
+(``python -m pip install 'numba-cuda[cu13]'``) and the program ptxas, but neither a GPU nor its driver.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numconv.plugin import accumulator, parse
+
+from . import depthwise, direct, gemm, pooling, windows
+from .compiler import Kernel, ptx, type_of, types
+from .geometry import Geometry, geometry
+
+__all__ = ["CAPABILITIES", "DTYPES", "TABLE", "Resources", "Variant", "assemble", "read_table", "toolkit_reason", "variants"]
+
+TABLE = Path(__file__).with_suffix(".csv")
+CAPABILITIES = (80, 90)
+"""Compute capabilities, times ten, for which the table is: those of the A100 and of the H100."""
+DTYPES = ("float32", "float64", "float16", "bfloat16", "complex64", "int32")
+"""Of the table; the other dtypes differ from one of these in the width of their loads."""
+
+
+class Variant(NamedTuple):
+    """A kernel and the types of its arguments."""
+
+    kernel: Kernel
+    dtype: str
+    ndim: int
+    types: tuple[Any, ...]
+
+
+class Resources(NamedTuple):
+    """A row of the table; all but registers in bytes."""
+
+    kernel: str
+    dtype: str
+    ndim: int
+    capability: int
+    registers: int
+    shared: int
+    stack: int
+    spilled: int
+
+
+def _geometry_type(ndim: int, *, conv: bool) -> Any:
+    """The type of the geometry of a problem of so many dimensions whose indices have 32 bits."""
+    sizes = "x".join(["9"] * ndim)
+    window = "x".join(["3"] * ndim)
+    text = (
+        f"conv forward f32 n1 c1 k1 g1 in{sizes} w{window} s1 p0 d1"
+        if conv
+        else f"pool lp_pool f32 n1 c1 in{sizes} w{window} s1 p0 d1"
+    )
+    strides = (1, 1, 1, (1,) * ndim)
+    found: Geometry = geometry(parse(text), [np.empty(1)], strides, strides, strides)
+    return type_of(found)
+
+
+def _pointer(dtype: str) -> Any:
+    from .pointers import storage_type
+
+    return types.CPointer(storage_type(dtype))
+
+
+def variants(dtype: str, ndim: int) -> Iterator[Variant]:
+    """Every kernel for arrays of a dtype and so many dimensions, as far as there is one."""
+    acc = accumulator(dtype)
+    of, sums, zero, number = _pointer(dtype), _pointer(acc), _numba(acc), types.int64
+    conv, pool = _geometry_type(ndim, conv=True), _geometry_type(ndim, conv=False)
+    ints, narrow, places = types.UniTuple(number, ndim), types.UniTuple(types.int32, ndim), _pointer("int64")
+    shape = types.Tuple((number, number, ints))
+    real, floating = acc in ("float32", "float64"), acc.startswith(("float", "complex"))
+    ordered = not acc.startswith("complex")
+    found: list[tuple[Kernel, Sequence[Any]]] = [
+        (direct.forward, (of, of, of, of, conv, number, zero)),
+        (direct.input_grad, (of, of, of, of, conv, number, zero)),
+        (direct.weight_grad, (of, of, sums, conv, number, number, zero)),
+        (direct.channel_sums, (of, sums, shape, shape, number, number, zero)),
+        (direct.add_parts, (sums, of, types.UniTuple(number, ndim + 2), types.UniTuple(number, ndim + 2), number, number, zero)),
+        (windows.gather, (of, of, pool, number, zero)),
+        (windows.scatter, (of, of, pool, number, zero)),
+        (windows.claim, (places, places, pool, number, number, number)),
+        (windows.unpool, (of, places, of, pool, number, number, number, zero)),
+        (windows.unpool_backward, (of, places, places, of, pool, number, number, number, zero)),
+        (pooling.clear, (places, number, number)),
+    ]
+    if ordered:
+        found += [
+            (pooling.max_pool, (of, of, places, pool, number, zero)),
+            (pooling.max_pool_backward, (of, of, of, pool, number, zero)),
+            (pooling.find_strays, (places, places, pool, number, number)),
+            (pooling.indexed_backward, (of, places, places, of, pool, number, number, zero)),
+        ]
+    if floating:
+        found += [(each, (of, of, pool, ints, ints, number, zero)) for each in (pooling.avg_pool, pooling.avg_pool_backward)]
+    if real:
+        found += [
+            (pooling.lp_pool, (of, of, pool, zero, number, zero)),
+            (pooling.lp_pool_backward, (of, of, of, pool, zero, number, zero)),
+        ]
+        found += _tiled(of, sums, conv, narrow, acc)
+    for kernel, arguments in found:
+        yield Variant(kernel, dtype, ndim, tuple(arguments))
+
+
+def _tiled(of: Any, sums: Any, conv: Any, narrow: Any, acc: str) -> Iterator[tuple[Kernel, Sequence[Any]]]:
+    number, zero = types.int64, _numba(acc)
+    for operation, out in ((gemm.FORWARD, of), (gemm.INPUT_GRAD, of), (gemm.WEIGHT_GRAD, sums)):
+        for tile in gemm.tiles_of(acc):
+            yield gemm.product_kernel(operation, tile, acc), (of, of, of, out, conv, number, number, number, number, zero)
+    for width in depthwise.WIDTHS:
+        yield depthwise.rows_kernel(width, acc), (of, of, of, of, conv, narrow, number, zero)
+        yield depthwise.taps_kernel(width, acc), (of, of, sums, conv, narrow, number, number, zero)
+
+
+def _numba(dtype: str) -> Any:
+    return getattr(types, dtype)
+
+
+def toolkit_reason() -> str:
+    """Why nothing can be compiled or assembled here; empty if it can."""
+    if shutil.which("ptxas") is None:
+        return "the program ptxas is not found: it comes with the CUDA toolkit"
+    try:
+        from cuda.pathfinder import load_nvidia_dynamic_lib
+
+        load_nvidia_dynamic_lib("nvvm")
+        load_nvidia_dynamic_lib("nvrtc")
+    except Exception as error:  # noqa: BLE001 - the finder has errors of its own for each of its ways
+        return f"numba-cuda finds no toolkit: {str(error).strip().splitlines()[0]}"
+    return ""
+
+
+def assemble(variant: Variant) -> list[Resources]:
+    """Compile a variant for the lowest capability, and assemble it for each."""
+    lowest = CAPABILITIES[0]
+    source = ptx(variant.kernel, variant.types, (lowest // 10, lowest % 10))
+    return [_assemble(variant, source, capability) for capability in CAPABILITIES]
+
+
+def _assemble(variant: Variant, source: str, capability: int) -> Resources:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.ptx"
+        path.write_text(source, encoding="utf-8")
+        command = ["ptxas", "-v", f"-arch=sm_{capability}", str(path), "-o", str(path.with_suffix(".cubin"))]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+
+    def number(pattern: str) -> int:
+        return sum(map(int, re.findall(pattern, said)))
+
+    spilled = number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads")
+    return Resources(
+        variant.kernel.name, variant.dtype, variant.ndim, capability, number(r"Used (\d+) registers"), number(r"(\d+) bytes smem"),
+        number(r"(\d+) bytes stack frame"), spilled,
+    )  # fmt: skip
+
+
+def read_table() -> list[Resources]:
+    """The rows of the table."""
+    with TABLE.open(newline="", encoding="utf-8") as file:
+        return [
+            Resources(row["kernel"], row["dtype"], *(int(row[name]) for name in Resources._fields[2:]))
+            for row in csv.DictReader(file)
+        ]
+
+
+def main() -> None:
+    """Write the table."""
+    rows = [row for dtype in DTYPES for variant in variants(dtype, 2) for row in assemble(variant)]
+    rows += [row for ndim in (1, 3) for variant in variants("float32", ndim) for row in assemble(variant)]
+    with TABLE.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Resources._fields)
+        writer.writerows(sorted(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,375 @@
+"""The CUDA backend where there is no GPU: why it is not available, what it chooses, how it launches, what its kernels need.
+
+What its kernels compute is tested by the contract suite, in the simulator and on devices; the tests marked `simulated` run there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import re
+import types
+
+import numconv_cuda
+import numpy as np
+import pytest
+
+import numconv as nc
+from numconv.plugin import CONV_OPS, np_dtype, parse
+from numconv.testing import check
+
+simulated = pytest.mark.skipif(not numconv_cuda.simulated(), reason="runs in the simulator: NUMBA_ENABLE_CUDASIM=1")
+installed = pytest.mark.skipif(importlib.util.find_spec("numba_cuda") is None, reason="the package numba-cuda is not installed")
+compiled = pytest.mark.skipif(numconv_cuda.simulated(), reason="the simulator compiles nothing")
+
+
+# --- availability
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """A backend that looks again, on a machine that has the packages and no simulator."""
+    monkeypatch.delenv("NUMBA_ENABLE_CUDASIM", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(numconv_cuda.importlib.util, "find_spec", lambda name: object())
+    numconv_cuda._devices.cache_clear()
+    yield numconv_cuda.CudaBackend()
+    numconv_cuda._devices.cache_clear()
+
+
+class Nvml:
+    """The driver's library, as far as it is asked."""
+
+    def __init__(self, init: int = 0, listing: int = 0, devices: int = 1):
+        self.init, self.listing, self.devices, self.ended = init, listing, devices, False
+        self.nvmlErrorString = lambda status: f"error {status}".encode()
+        self.nvmlInit_v2 = lambda: self.init
+
+    def nvmlDeviceGetCount_v2(self, count):
+        count._obj.value = self.devices
+        return self.listing
+
+    def nvmlShutdown(self):
+        self.ended = True
+
+
+def missing(name):
+    raise OSError(f"{name}: cannot open shared object file")
+
+
+def test_no_package(fresh, monkeypatch):
+    monkeypatch.setattr(numconv_cuda.importlib.util, "find_spec", lambda name: None if name == "numba_cuda" else object())
+    verdict = fresh.availability()
+    assert not verdict
+    assert verdict.reason == "the package numba-cuda is not installed: python -m pip install 'numconv-nd[cuda]'"
+
+
+@pytest.mark.parametrize(
+    ("library", "reason"),
+    [
+        (missing, "no NVIDIA driver is installed: the library .* is not found"),
+        (lambda name: Nvml(init=9), "the NVIDIA driver does not answer: error 9"),
+        (lambda name: Nvml(listing=3), "the NVIDIA driver does not list its devices: error 3"),
+        (lambda name: Nvml(devices=0), "the NVIDIA driver knows no device"),
+    ],
+)
+def test_no_driver_and_no_device(fresh, monkeypatch, library, reason):
+    monkeypatch.setattr(ctypes, "CDLL", library)
+    verdict = fresh.availability()
+    assert not verdict
+    assert re.fullmatch(reason, verdict.reason)
+
+
+def test_the_driver_is_let_go(fresh, monkeypatch):
+    nvml = Nvml(devices=2)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: nvml)
+    assert numconv_cuda._devices() == (2, "")
+    assert nvml.ended
+
+
+def test_hidden_devices_and_no_toolkit(fresh, monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Nvml(devices=2))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert fresh.availability().reason == "CUDA_VISIBLE_DEVICES hides the 2 devices of this machine: unset it"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setitem(numconv_cuda.sys.modules, "cuda.pathfinder", None)
+    assert "no CUDA toolkit is found" in fresh.availability().reason
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    assert "NUMBA_DISABLE_JIT is set" in fresh.availability().reason
+
+
+def test_the_simulator_is_on_demand(fresh, monkeypatch):
+    assert (fresh.device, fresh.automatic) == ("gpu", True)
+    monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", "1")
+    assert (fresh.device, fresh.automatic) == ("cpu", False)
+    assert fresh.availability().reason == "simulated on NumPy arrays, because NUMBA_ENABLE_CUDASIM is set"
+
+
+# --- what is chosen
+
+
+@installed
+@pytest.mark.parametrize(
+    ("text", "algorithm"),
+    [
+        ("conv {} f32 n8 c64 k64 g1 in56x56 w3x3 s1 p1 d1", "implicit_gemm"),
+        ("conv {} f64 n8 c64 k64 g1 in56x56 w3x3 s1 p1 d1", "implicit_gemm"),
+        ("conv {} bf16 n8 c64 k64 g1 in56x56 w3x3 s1 p1 d1", "implicit_gemm"),
+        ("conv {} f32 n8 c64 k64 g64 in56x56 w3x3 s1 p1 d1", "depthwise"),
+        ("conv {} f32 n1 c1 k1 g1 in512x512 w11x11 s1 p5 d1", "depthwise"),
+        ("conv {} i32 n8 c64 k64 g1 in56x56 w3x3 s1 p1 d1", "direct"),
+        ("conv {} c64 n8 c64 k64 g1 in56x56 w3x3 s1 p1 d1", "direct"),
+    ],
+)
+def test_the_order_by_class_of_problem(text, algorithm):
+    for op in CONV_OPS:
+        problem = parse(text.format(op))
+        able = [each for each in numconv_cuda.backend.implementations() if op in each.ops and each.supports(problem)]
+        assert min(able, key=lambda each: each.cost(problem)).name == algorithm
+
+
+@installed
+def test_the_split_of_a_sum_depends_on_the_problem_alone():
+    from numconv_cuda.implicit_gemm import parts_of
+
+    problem = parse("conv weight_grad f32 n64 c16 k16 g1 in56x56 w3x3 s1 p1 d1")
+    assert parts_of(problem) == parts_of(problem.replace(layout="channels_last")) > 1
+    assert parts_of(problem.replace(accuracy="strict")) == 1
+    assert parts_of(problem.replace(op="forward")) == 1
+
+
+@installed
+def test_working_memory_is_bounded():
+    """No buffer grows with batch, channels and volume."""
+    for op in CONV_OPS:
+        small = parse(f"conv {op} f32 n1 c64 k64 g1 in56x56 w3x3 s1 p1 d1 bias=y")
+        small = small if op == "weight_grad" else small.replace(bias="")
+        for each in numconv_cuda.backend.implementations():
+            if op in each.ops and each.supports(small):
+                assert each.workspace(small.replace(n=4096, spatial=(224, 224))) < 64 * 2**20
+
+
+# --- geometry and launches
+
+
+@installed
+def test_indices_are_as_wide_as_they_must_be():
+    from numconv_cuda.geometry import geometry
+
+    problem, strides = parse("pool avg_pool f32 n2 c3 in8x8 w2x2 s2 p0 d1"), (192, 64, 64, (8, 1))
+    assert type(geometry(problem, [np.empty((2, 3, 8, 8))], strides).n) is np.int32
+    assert type(geometry(problem.replace(n=2**25), [np.empty(1)], strides).n) is np.int64
+    far = np.lib.stride_tricks.as_strided(np.empty(1), (2, 3, 8, 8), (2**35, 8, 8, 8))
+    assert type(geometry(problem, [far], strides).n) is np.int64
+
+
+@installed
+def test_strides_between_elements():
+    from numconv_cuda.geometry import elements_of
+
+    records = np.zeros(4, [("a", np.complex128), ("b", np.float64)])["a"]
+    with pytest.raises(nc.ProblemError, match=r"strides .* no multiples of its 16 bytes"):
+        elements_of(records)
+    assert elements_of(np.zeros((3, 4))[:, ::-2]) == (4, -2)
+
+
+class Stream:
+    def __init__(self, log, handle):
+        self.log, self.handle = log, handle
+
+
+class Event:
+    def __init__(self, log):
+        self.log = log
+
+    def record(self, stream):
+        self.log.append(("record", stream.handle))
+
+    def wait(self, stream):
+        self.log.append(("wait", stream.handle))
+
+
+@installed
+@compiled
+def test_kernels_run_on_the_streams_of_their_arrays(monkeypatch):
+    from numconv_cuda import launching
+
+    log: list[tuple[str, int]] = []
+    fake = types.SimpleNamespace(
+        legacy_default_stream=lambda: Stream(log, 1), per_thread_default_stream=lambda: Stream(log, 2),
+        external_stream=lambda handle: Stream(log, handle), event=lambda timing: Event(log),
+    )  # fmt: skip
+    monkeypatch.setattr(launching, "cuda", fake)
+    launching._stream.cache_clear()
+    arrays = [types.SimpleNamespace(stream=handle) for handle in (77, 77, None, 1, 2)]
+    assert launching._stream_of(arrays[:2]).handle == 77
+    assert log == []  # one stream needs no event
+    assert launching._stream_of(arrays).handle == 77
+    assert log == [("record", 1), ("wait", 77), ("record", 2), ("wait", 77)]
+    launching._stream.cache_clear()
+
+
+@installed
+@compiled
+def test_pointers_are_passed_as_integers():
+    from numba.cuda import types as numba_types
+    from numba.cuda.typing.typeof import typeof
+    from numconv_cuda.pointers import ARGUMENTS, Pointer
+
+    pointer = Pointer(2**40, "bfloat16")
+    assert typeof(pointer) == numba_types.CPointer(numba_types.uint16)
+    assert ARGUMENTS.prepare_args(typeof(pointer), pointer, stream=0, retr=[]) == (numba_types.uint64, 2**40)
+    assert ARGUMENTS.prepare_args(numba_types.int64, 3, stream=0, retr=[]) == (numba_types.int64, 3)
+
+
+@installed
+@compiled
+@pytest.mark.parametrize(
+    "text",
+    [
+        "conv forward f32 n2 c16 k32 g1 in14x14 w3x3 s1 p1 d1 bias=y act=relu",
+        "conv weight_grad bf16 n2 c16 k32 g1 in14x14 w3x3 s1 p1 d1 bias=y",
+        "conv input_grad c64 n2 c3 k4 g1 in9 w3 s1 p1 d1",
+        "conv forward u8 n2 c3 k4 g1 in9 w3 s1 p1 d1",
+        "pool lp_pool f32 n2 c3 in11x13 w2x2 s2 p0 d1",
+        "window pad f16 n2 c3 in9x8 w1x1 s1 p1 d1",
+    ],
+)
+def test_arguments_arrive_as_kernels_expect_them(monkeypatch, text):
+    """What numba-cuda would pass to the driver for each launch, against the parameters of the compiled kernel, size by size."""
+    from numba.cuda.dispatcher import _Kernel
+    from numconv_cuda import compiler, launching
+    from numconv_cuda.pointers import ARGUMENTS
+    from numconv_cuda.resources import toolkit_reason
+
+    if reason := toolkit_reason():
+        pytest.skip(reason)
+    launches: list[tuple[compiler.Kernel, tuple[object, ...]]] = []
+    monkeypatch.setattr(compiler.Kernel, "__call__", lambda self, blocks, threads, stream, *args: launches.append((self, args)))
+    monkeypatch.setattr(launching, "_stream_of", lambda arrays: None)
+    monkeypatch.setattr(launching, "_address", lambda array: 2**40)
+    problem = parse(text)
+    ins = [np.zeros(shape, np_dtype(problem.dtype)) for shape in problem.input_shapes]
+    outs = [np.zeros(shape, np_dtype(problem.out_dtype)) for shape in problem.output_shapes]
+    for each in numconv_cuda.backend.implementations():
+        if problem.op in each.ops and each.supports(problem):
+            each.build(problem)(outs, ins)
+    assert launches
+    hook = types.SimpleNamespace(extensions=[ARGUMENTS])
+    hook._prepare_args = lambda *given: _Kernel._prepare_args(hook, *given)
+    for kernel, arguments in launches:
+        kinds = [kernel._dispatcher.typeof_pyval(value) for value in arguments]
+        passed: list[object] = []
+        for kind, value in zip(kinds, arguments, strict=True):
+            hook._prepare_args(kind, value, 0, [], passed)
+        sizes = [ctypes.sizeof(type(each)) if isinstance(each, ctypes._SimpleCData) else 8 for each in passed]
+        expected = [int(bits) // 8 for bits in re.findall(r"\.param \.[a-z](\d+) ", compiler.ptx(kernel, kinds, (8, 0)))]
+        assert sizes == expected, kernel.name
+
+
+@installed
+@compiled
+def test_the_compiler_and_the_simulator_know_the_same_elements():
+    from numconv_cuda import device_elements, elements, host_elements
+
+    assert device_elements.__all__ == host_elements.__all__
+    assert {name for name in dir(elements) if name in host_elements.__all__} == set(host_elements.__all__)
+
+
+# --- what the simulator shows beyond the contract
+
+
+@simulated
+@pytest.mark.parametrize("op", CONV_OPS)
+@pytest.mark.parametrize("algorithm", ["direct", "implicit_gemm", "depthwise"])
+@pytest.mark.parametrize(
+    "geometry", ["f32 n2 c4 k6 g2 in5x4 w3x2 s1 p1 d1", "f32 n1 c2 k2 g1 in6 w3 s1 p2 d1 flip=1", "f64 n2 c2 k2 g1 in5 w2 s1 p1 d2"]
+)
+def test_strict(op, algorithm, geometry, rng):
+    """The bits of the reference's chain of multiply-adds, from every implementation; float64 within its rounding."""
+    problem = parse(f"conv {op} {geometry} accuracy=strict")
+    check(problem, "cuda", algorithm, rng=rng, integer=False)
+    arrays = nc.testing.inputs(problem, rng, False)
+    found = [np.empty(s, problem.dtype) for s in problem.output_shapes]
+    able = {each.name: each for each in numconv_cuda.backend.implementations() if op in each.ops}
+    able[algorithm].build(problem)(found, arrays)
+    expected = [np.empty_like(out) for out in found]
+    able["direct"].build(problem)(expected, arrays)
+    for got, wanted in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+@simulated
+def test_indices_that_stray_from_their_windows(rng):
+    """`max_pool_backward` adds what is given at any index, as the reference does."""
+    grad, x = rng.integers(-4, 5, (2, 2, 3, 3)).astype(np.float32), np.zeros((2, 2, 6, 6), np.float32)
+    indices = rng.integers(0, 36, (2, 2, 3, 3))
+    expected = nc.max_pool_backward(grad, x, 2, indices=indices, backend="reference")
+    np.testing.assert_array_equal(nc.max_pool_backward(grad, x, 2, indices=indices, backend="cuda"), expected)
+    with pytest.raises(nc.ProblemError, match="indices range from"):
+        nc.max_pool_backward(grad, x, 2, indices=indices + 36, backend="cuda")
+
+
+@simulated
+def test_unpooling_some_channels_at_a_time(rng, monkeypatch):
+    from numconv_cuda import windows
+
+    monkeypatch.setattr(windows, "OWNERS", 50)
+    for text in (
+        "max_unpool f32 n3 c2 in5x4 w1x1 s1 p0 d1 target=3x2",
+        "max_unpool_backward f32 n3 c2 in5x4 w1x1 s1 p0 d1 target=3x2",
+    ):
+        check(parse(f"window {text}"), "cuda", rng=rng)
+
+
+@simulated
+def test_wide_indices_and_bound_weights(rng, monkeypatch):
+    from numconv_cuda import geometry
+
+    monkeypatch.setattr(geometry, "_NARROW", 0)
+    geometry._geometry.cache_clear()
+    check(parse("conv forward f32 n2 c3 k4 g1 in5x4 w3x3 s1 p1 d1"), "cuda", "implicit_gemm", rng=rng)
+    geometry._geometry.cache_clear()
+
+
+# --- what kernels need of a multiprocessor
+
+
+@installed
+@compiled
+def test_no_kernel_of_the_table_spills():
+    from numconv_cuda.resources import CAPABILITIES, read_table
+
+    rows = read_table()
+    assert {row.capability for row in rows} == set(CAPABILITIES)
+    assert [row for row in rows if row.spilled] == []
+    assert max(row.registers for row in rows) <= 255
+    assert max(row.shared for row in rows) <= 48 * 1024  # of a block, on every device
+
+
+@installed
+@compiled
+def test_the_table_names_every_kernel():
+    from numconv_cuda.resources import DTYPES, read_table, variants
+
+    expected = {(variant.kernel.name, dtype, ndim) for dtype, ndim in [*((d, 2) for d in DTYPES), ("float32", 1), ("float32", 3)]
+                for variant in variants(dtype, ndim)}  # fmt: skip
+    assert {(row.kernel, row.dtype, row.ndim) for row in read_table()} == expected
+
+
+@installed
+@compiled
+@pytest.mark.parametrize("part", range(4))
+def test_the_table_holds(part):
+    """A fourth of the kernels for float32 in two dimensions, compiled anew: no spills, and about the registers of the table."""
+    from numconv_cuda.resources import assemble, read_table, toolkit_reason, variants
+
+    if reason := toolkit_reason():
+        pytest.skip(reason)
+    known = {(row.kernel, row.dtype, row.ndim, row.capability): row for row in read_table()}
+    for variant in list(variants("float32", 2))[part::4]:
+        for row in assemble(variant):
+            told = known[row[:4]]
+            assert row.spilled == 0
+            assert row.shared == told.shared
+            assert row.registers <= told.registers + 16, "run python -m numconv_cuda.resources"  # toolkits differ a little
