@@ -36,6 +36,8 @@ PARTS = ("facts", "contract", "races", "torch", "timing")
 LIMITS = {"facts": 60, "contract": 200, "races": 60, "torch": 50, "timing": 90}
 """Seconds of a part; of each backend where a part runs once a backend."""
 TOTAL = 470
+DEVICE = "cuda"
+"""Where torch puts arrays."""
 KINDS = ("forward", "input_grad", "weight_grad", "pool and not window", "window")
 """What the names of the contract's tests hold, for a process each."""
 BATCHES = (32, 256)
@@ -104,9 +106,9 @@ def _rates() -> Records:
                               ("f64", torch.float64, False)):  # fmt: skip
         torch.backends.cuda.matmul.allow_tf32 = tf32
         size = 4096
-        a = torch.randn(size, size, device="cuda", dtype=dtype)
+        a = torch.randn(size, size, device=DEVICE, dtype=dtype)
         yield f"flops {name}", 2 * size**3 / seconds(lambda a=a: a @ a)
-    values = torch.empty(2**28, device="cuda", dtype=torch.float32)
+    values = torch.empty(2**28, device=DEVICE, dtype=torch.float32)
     target = torch.empty_like(values)
     yield "bytes", 2 * values.nbytes / seconds(lambda: target.copy_(values))
 
@@ -164,7 +166,7 @@ def torch_rows(_: str) -> Records:
 def _torch_call(torch: Any, problem: Any) -> Callable[[], Any]:
     """torch's own call for a problem: zero padding, equal on both sides, as all rows have it."""
     kinds = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16}
-    x, w, y = (torch.randn(shape, device="cuda", dtype=kinds[problem.dtype])
+    x, w, y = (torch.randn(shape, device=DEVICE, dtype=kinds[problem.dtype])
                for shape in (problem.x_shape, problem.w_shape, problem.y_shape))  # fmt: skip
     options = (list(problem.stride), [low for low, _ in problem.padding], list(problem.dilation))
     if problem.op == "forward":
@@ -235,7 +237,7 @@ def _torch() -> Any:
 
 
 def _on_device(array: Any) -> Any:
-    return _torch().from_numpy(array).cuda()
+    return _torch().from_numpy(array).to(DEVICE)
 
 
 def _outputs(problem: Any, fill: int = 0) -> list[Any]:
@@ -243,7 +245,7 @@ def _outputs(problem: Any, fill: int = 0) -> list[Any]:
     kinds = [getattr(torch, problem.out_dtype)] * len(problem.output_shapes)
     if problem.op == "max_pool" and problem.indices:
         kinds[1] = torch.int64
-    outs = [torch.empty(shape, dtype=kind, device="cuda") for shape, kind in zip(problem.output_shapes, kinds, strict=True)]
+    outs = [torch.empty(shape, dtype=kind, device=DEVICE) for shape, kind in zip(problem.output_shapes, kinds, strict=True)]
     for out in outs:
         out.view(torch.uint8).fill_((fill * 37 + 255) % 256)
     return outs

@@ -114,28 +114,44 @@ def test_the_simulator_is_on_demand(fresh, monkeypatch):
     [
         ("conv {} f32 n8 c64 k64 g1 in56x56 w3x3 s1 p1 d1", "implicit_gemm"),
         ("conv {} f64 n8 c64 k64 g1 in56x56 w3x3 s1 p1 d1", "implicit_gemm"),
-        ("conv {} bf16 n8 c64 k64 g1 in56x56 w3x3 s1 p1 d1", "implicit_gemm"),
+        ("conv {} bf16 n8 c64 k64 g1 in56x56 w3x3 s1 p1 d1", "tensor_cores"),
+        ("conv {} f16 n8 c64 k64 g1 in56x56 w3x3 s1 p1 d1 accuracy=high", "implicit_gemm"),
+        ("conv {} f16 n8 c64 k64 g1 in56x56 w3x3 s1 p1 d1 out=f32", "implicit_gemm"),
+        ("conv {} f32 n8 c64 k64 g1 in56x56 w3x3 s1 p1 d1 accuracy=fast", "tensor_cores"),
         ("conv {} f32 n8 c64 k64 g64 in56x56 w3x3 s1 p1 d1", "depthwise"),
         ("conv {} f32 n1 c1 k1 g1 in512x512 w11x11 s1 p5 d1", "depthwise"),
         ("conv {} i32 n8 c64 k64 g1 in56x56 w3x3 s1 p1 d1", "direct"),
         ("conv {} c64 n8 c64 k64 g1 in56x56 w3x3 s1 p1 d1", "direct"),
     ],
 )
-def test_the_order_by_class_of_problem(text, algorithm):
+def test_the_order_by_class_of_problem(text, algorithm, monkeypatch):
+    from numconv_cuda import tensor_cores
+
+    monkeypatch.setattr(tensor_cores, "capability", lambda: (9, 0))
     for op in CONV_OPS:
         problem = parse(text.format(op))
-        able = [each for each in numconv_cuda.backend.implementations() if op in each.ops and each.supports(problem)]
+        every = [each for each in numconv_cuda.backend.implementations() if op in each.ops and problem.level in each.levels]
+        able = [each for each in every if each.supports(problem)]
         assert min(able, key=lambda each: each.cost(problem)).name == algorithm
 
 
 @installed
+def test_devices_without_tensor_cores(monkeypatch):
+    from numconv_cuda import tensor_cores
+
+    monkeypatch.setattr(tensor_cores, "capability", lambda: (7, 5))
+    verdict = tensor_cores.TensorCores().supports(parse("conv forward f16 n8 c64 k64 g1 in56x56 w3x3 s1 p1 d1"))
+    assert verdict.reason == "needs compute capability 8.0, and the device has 7.5"
+
+
+@installed
 def test_the_split_of_a_sum_depends_on_the_problem_alone():
-    from numconv_cuda.implicit_gemm import parts_of
+    from numconv_cuda.implicit_gemm import parts_of, tile_of
 
     problem = parse("conv weight_grad f32 n64 c16 k16 g1 in56x56 w3x3 s1 p1 d1")
-    assert parts_of(problem) == parts_of(problem.replace(layout="channels_last")) > 1
-    assert parts_of(problem.replace(accuracy="strict")) == 1
-    assert parts_of(problem.replace(op="forward")) == 1
+    assert parts_of(problem, tile_of(problem)) == parts_of(problem.replace(layout="channels_last"), tile_of(problem)) > 1
+    assert parts_of(problem.replace(accuracy="strict"), tile_of(problem)) == 1
+    assert parts_of(problem.replace(op="forward"), tile_of(problem)) == 1
 
 
 @installed
@@ -297,6 +313,33 @@ def test_strict(op, algorithm, geometry, rng):
     able["direct"].build(problem)(expected, arrays)
     for got, wanted in zip(found, expected, strict=True):
         np.testing.assert_array_equal(got, wanted)
+
+
+@simulated
+@pytest.mark.parametrize("op", CONV_OPS)
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+def test_tensor_cores(op, dtype, rng):
+    problem = parse(f"conv {op} {dtype} n1 c5 k17 g1 in3 w4 s1 p2 d1 accuracy=fast")
+    check(problem, "cuda", "tensor_cores", rng=rng, integer=False)
+
+
+@simulated
+def test_tf32_and_halves_in_shared_memory():
+    """Rounded to nearest: TF32 ties away from zero, half types ties to even; what is not finite stays so."""
+    from numconv_cuda.elements import poke_tensor
+
+    values = np.array([1 + 2**-11, 1 + 2**-12, -1 - 2**-11, 3e38, np.inf, -0.0], np.float32)
+    found = np.empty(values.size, np.float32)
+    for place, value in enumerate(values):
+        poke_tensor(found, place, value)
+    np.testing.assert_array_equal(found[:3], np.array([1 + 2**-10, 1, -1 - 2**-10], np.float32))
+    assert found[4] == np.inf
+    assert np.signbit(found[5])
+    for kind, half in ((np.int16, np.float16), (np.uint16, np_dtype("bfloat16"))):
+        bits = np.empty(values.size, kind)
+        for place, value in enumerate(values[:3]):
+            poke_tensor(bits, place, value)
+        np.testing.assert_array_equal(bits[:3].view(half), values[:3].astype(half))
 
 
 @simulated

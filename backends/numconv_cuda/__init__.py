@@ -66,9 +66,10 @@ def _implementations() -> tuple[Implementation, ...]:
     from .direct import Direct
     from .implicit_gemm import ImplicitGemm
     from .pooling import Pool
+    from .tensor_cores import TensorCores
     from .windows import Windows
 
-    return (Depthwise(), ImplicitGemm(), Direct(), Pool(), Windows())
+    return (Depthwise(), TensorCores(), ImplicitGemm(), Direct(), Pool(), Windows())
 
 
 class CudaBackend:

@@ -7,22 +7,33 @@ In the simulator (``NUMBA_ENABLE_CUDASIM=1``) a kernel and the device functions 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+
+from numconv.plugin import BackendUnavailableError
 
 from . import simulated
 
 if not hasattr(np, "row_stack"):  # numba-cuda up to 0.30 asks for the name that NumPy 2.5 has dropped
     setattr(np, "row_stack", np.vstack)  # noqa: B010 - mypy's NumPy has the name
 
+with contextlib.suppress(ImportError):
+    # Puts numba-cuda in the place of numba's own cuda; a .pth file does it too, where the package is in a site directory.
+    importlib.import_module("_numba_cuda_redirector")
+
 import numba.cuda
+
+if not hasattr(numba.cuda, "types"):
+    raise BackendUnavailableError(
+        f"numba.cuda comes from {numba.cuda.__file__}, which is numba's own, not numba-cuda's: import numconv's backend before it"
+    )
 
 cuda: Any = numba.cuda  # untyped, as are its types
 types: Any = numba.cuda.types
@@ -76,7 +87,7 @@ class Kernel:
         configured(*args)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _compiling_for(capability: tuple[int, int]) -> Iterator[None]:
     """Device functions compile for the current device; without one, for this compute capability."""
     dispatcher: Any = importlib.import_module("numba.cuda.dispatcher")

@@ -18,7 +18,7 @@ LAUNCH = 1e-5
 FLOPS = {"float64": 1e12, "complex64": 1e13, "complex128": 1e12}
 BYTES = 1e12
 """A second."""
-SHARE = {"direct": 0.02, "implicit_gemm": 0.6, "tensor_cores": 3.0, "depthwise": 0.5}
+SHARE = {"direct": 0.02, "implicit_gemm": 0.6, "tensor_cores": 1.5, "depthwise": 0.5}
 """Of the arithmetic floor."""
 
 

@@ -22,7 +22,7 @@ from .direct import finish, forward_chain, gradient_chain, weight_chain
 from .elements import div, load, mod, muladd, outer, poke, quads, repeated, replaced, shifted, store, unpack
 from .geometry import coordinates, offset_of, source_index, tap_offset
 
-__all__ = ["FORWARD", "INPUT_GRAD", "TILES", "WEIGHT_GRAD", "Operation", "Tile", "product_kernel", "tiles_of"]
+__all__ = ["FORWARD", "INPUT_GRAD", "TILES", "WEIGHT_GRAD", "Operation", "Tile", "product_kernel", "readers", "tiles_of"]
 
 ALIGNMENT = None if SIMULATED else 16
 """Of shared memory, for loads of four numbers; the simulator knows none."""
@@ -197,6 +197,7 @@ def write_weight_grad(value, direct, y, x, bias, sums, g, group, row, column, fi
 class Operation(NamedTuple):
     """What distinguishes the three operations: device functions for places and elements, see above."""
 
+    name: str
     rows: Any
     first_term: Any
     columns: Any
@@ -238,16 +239,15 @@ def window_term(g, term):
     return window_start(g, 0, term)
 
 
-FORWARD = Operation(weight_row, weight_of_x, window_start, tap_of_x, from_x, write_forward, across=True)
-INPUT_GRAD = Operation(weight_column, weight_of_y, image_position, tap_of_y, from_y, write_input_grad, across=True)
-WEIGHT_GRAD = Operation(output_row, output_term, tap_column, window_term, from_x, write_weight_grad, across=False)
+FORWARD = Operation("forward", weight_row, weight_of_x, window_start, tap_of_x, from_x, write_forward, across=True)
+INPUT_GRAD = Operation("input_grad", weight_column, weight_of_y, image_position, tap_of_y, from_y, write_input_grad, across=True)
+WEIGHT_GRAD = Operation("weight_grad", output_row, output_term, tap_column, window_term, from_x, write_weight_grad, across=False)
 
 
-def _carriers(operation: Operation, tile: Tile) -> tuple[Any, Any, Any]:
-    """The device functions by which a thread carries its part of a slice: of the first factor, of the second, to shared memory."""
-    rows_of, first_term, columns_of, second_term, element, _, across = operation
-    height, width, depth, *_ = tile
-    threads = tile.threads
+def readers(operation: Operation, tile: Any) -> tuple[Any, Any, Any]:
+    """The device functions by which a thread takes its elements of a slice: their places, of the first factor, of the second."""
+    _, rows_of, first_term, columns_of, second_term, element, _, across = operation
+    height, width, depth, threads = tile.rows, tile.columns, tile.depth, tile.threads
     loads_a, loads_b = height * depth // threads, width * depth // threads
 
     @device
@@ -284,9 +284,16 @@ def _carriers(operation: Operation, tile: Tile) -> tuple[Any, Any, Any]:
             found = replaced(found, load_number, value)
         return found
 
+    return spread, read_a, read_b
+
+
+def _putter(operation: Operation, tile: Tile, spread: Any) -> Any:
+    """The device function that writes what a thread took of both slices to one of the two buffers."""
+    height, width, depth, threads, across = tile.rows, tile.columns, tile.depth, tile.threads, operation.across
+    loads_a, loads_b = height * depth // threads, width * depth // threads
+
     @device
     def put(slices_a, slices_b, next_a, next_b, buffer, thread):
-        """Write both to one of the two buffers."""
         for load_number in range(loads_a):
             line, inner = spread(thread + load_number * threads, height, False)
             poke(slices_a, (buffer * depth + inner) * (height + GAP) + line, next_a[load_number])
@@ -294,7 +301,7 @@ def _carriers(operation: Operation, tile: Tile) -> tuple[Any, Any, Any]:
             line, inner = spread(thread + load_number * threads, width, across)
             poke(slices_b, (buffer * depth + inner) * (width + GAP) + line, next_b[load_number])
 
-    return read_a, read_b, put
+    return put
 
 
 def _multiplier(tile: Tile) -> Any:
@@ -351,8 +358,8 @@ def product_kernel(operation: Operation, tile: Tile, dtype: str) -> Kernel:
     number = getattr(types, dtype)
     size_a, size_b = 2 * depth * (height + GAP), 2 * depth * (width + GAP)
     accumulators, lanes = thread_rows * thread_columns, width // thread_columns
-    read_a, read_b, put = _carriers(operation, tile)
-    multiply, write_tile = _multiplier(tile), _writer(operation, tile)
+    spread, read_a, read_b = readers(operation, tile)
+    put, multiply, write_tile = _putter(operation, tile, spread), _multiplier(tile), _writer(operation, tile)
 
     def product(a, b, bias, out, g, rows, columns, terms, length, zero):
         slices_a = cuda.shared.array(size_a, number, ALIGNMENT)
@@ -386,5 +393,5 @@ def product_kernel(operation: Operation, tile: Tile, dtype: str) -> Kernel:
         out = shifted(out, part * rows * columns * g.groups)
         write_tile(results, direct, a, b, bias, out, g, group, row + own_row, column + own_column, rows, columns, first, last, zero)
 
-    product.__name__ = product.__qualname__ = f"{operation.write.__name__.removeprefix('write_')}_{height}x{width}_{dtype}"
+    product.__name__ = product.__qualname__ = f"{operation.name}_{height}x{width}_{dtype}"
     return kernel(product)

@@ -13,9 +13,11 @@ from typing import Any, ClassVar
 
 from numconv.plugin import CONV_OPS, ConvProblem, Executor, Implementation, Verdict, np_dtype, scratch
 
+from .compiler import Kernel
 from .costs import cost_of
 from .direct import MEASURED_ERROR, add_up, bias_sums, bias_workspace, conv_geometry
 from .gemm import FORWARD, INPUT_GRAD, WEIGHT_GRAD, Operation, Tile, product_kernel, tiles_of
+from .geometry import Geometry
 from .launching import launch, pointer, zero
 
 __all__ = ["ImplicitGemm", "parts_of", "shape_of", "tile_of"]
@@ -39,7 +41,7 @@ def shape_of(problem: ConvProblem) -> tuple[int, int, int]:
     return per_k, per_c * taps, problem.n * math.prod(problem.output)
 
 
-def _blocks(tile: Tile, rows: int, columns: int, groups: int) -> int:
+def _blocks(tile: Any, rows: int, columns: int, groups: int) -> int:
     return -(-rows // tile.rows) * -(-columns // tile.columns) * groups
 
 
@@ -55,51 +57,13 @@ def tile_of(problem: ConvProblem) -> Tile:
     return min(tiles_of(problem.acc_dtype), key=rank)
 
 
-def parts_of(problem: ConvProblem) -> int:
+def parts_of(problem: ConvProblem, tile: Any) -> int:
     """Into how many parts the terms are split: a function of the problem alone."""
     if problem.op != "weight_grad" or problem.level == "strict":
         return 1
     rows, columns, terms = shape_of(problem)
-    wanted = -(-BLOCKS // _blocks(tile_of(problem), rows, columns, problem.groups))
+    wanted = -(-BLOCKS // _blocks(tile, rows, columns, problem.groups))
     return max(1, min(wanted, terms // LEAST, MOST_GROUPS // problem.groups))
-
-
-def _multiply(
-    problem: ConvProblem, operation: Operation, g: Any, arrays: Sequence[Any], pointers: Sequence[Any], parts: int
-) -> None:
-    rows, columns, terms = shape_of(problem)
-    tile = tile_of(problem)
-    if rows * columns == 0:
-        return
-    grid = (-(-columns // tile.columns), -(-rows // tile.rows), problem.groups * parts)
-    sizes = (rows, columns, terms, -(-terms // parts))
-    kernel = product_kernel(operation, tile, problem.acc_dtype)
-    launch(kernel, grid, tile.threads, arrays, *pointers, g, *sizes, zero(problem.acc_dtype))
-
-
-def _forward(problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
-    (x, w, *bias), y = ins, outs[0]
-    g = conv_geometry(problem, x, w, y, y, bias)
-    pointers = pointer(w), pointer(x), pointer(bias[0] if bias else w), pointer(y)
-    _multiply(problem, FORWARD, g, (y, *ins), pointers, 1)
-
-
-def _input_grad(problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
-    (y, w, *bias), x = ins, outs[0]
-    g = conv_geometry(problem, x, w, y, x, bias)
-    pointers = pointer(w), pointer(y), pointer(bias[0] if bias else w), pointer(x)
-    _multiply(problem, INPUT_GRAD, g, (x, *ins), pointers, 1)
-
-
-def _weight_grad(problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
-    (y, x), w = ins, outs[0]
-    g = conv_geometry(problem, x, w, y, w)
-    parts = parts_of(problem)
-    sums = scratch((parts, math.prod(problem.w_shape)), np_dtype(problem.acc_dtype), y)
-    _multiply(problem, WEIGHT_GRAD, g, (w, sums, *ins), (pointer(y), pointer(x), pointer(y), pointer(sums)), parts)
-    add_up(problem, sums, w, parts)
-    if problem.bias:
-        bias_sums(problem, outs[1], ins[0 if problem.bias == "y" else 1])
 
 
 class ImplicitGemm(Implementation):
@@ -118,14 +82,22 @@ class ImplicitGemm(Implementation):
         if problem.groups > MOST_GROUPS:
             return Verdict.no(f"{problem.groups} groups, and a grid has room for {MOST_GROUPS}")
         rows, columns, _ = shape_of(problem)
-        if -(-rows // tile_of(problem).rows) > MOST_GROUPS or columns >= 2**31:
+        if -(-rows // self.tile(problem).rows) > MOST_GROUPS or columns >= 2**31:
             return Verdict.no(f"a product of {rows} rows and {columns} columns does not fit a grid")
         return Verdict.yes()
+
+    def tile(self, problem: ConvProblem) -> Any:
+        """The tile of a block."""
+        return tile_of(problem)
+
+    def kernel(self, problem: ConvProblem, operation: Operation) -> Kernel:
+        """The kernel of an operation with that tile."""
+        return product_kernel(operation, tile_of(problem), problem.acc_dtype)
 
     def cost(self, problem: ConvProblem) -> float:
         """See `numconv_cuda.costs`: the part of the tiles that is not wasted, and of the terms that are not zero."""
         rows, columns, _ = shape_of(problem)
-        tile = tile_of(problem)
+        tile = self.tile(problem)
         waste = _blocks(tile, rows, columns, 1) * tile.rows * tile.columns / max(rows * columns, 1)
         zeros = math.prod(problem.stride) if problem.op == "input_grad" else 1
         return cost_of(problem, self.name, waste * zeros)
@@ -134,10 +106,51 @@ class ImplicitGemm(Implementation):
         """Parts of the sums of a weight gradient and of the bias."""
         if problem.op != "weight_grad":
             return 0
-        own = math.prod(problem.w_shape) * parts_of(problem) * np_dtype(problem.acc_dtype).itemsize
-        return own + bias_workspace(problem)
+        parts = parts_of(problem, self.tile(problem))
+        return math.prod(problem.w_shape) * parts * np_dtype(problem.acc_dtype).itemsize + bias_workspace(problem)
 
     def build(self, problem: ConvProblem) -> Executor:
         """``executor(outs, ins)`` of the operation."""
-        run = {"forward": _forward, "input_grad": _input_grad, "weight_grad": _weight_grad}[problem.op]
+        run = {"forward": self._forward, "input_grad": self._input_grad, "weight_grad": self._weight_grad}[problem.op]
         return functools.partial(run, problem)
+
+    def _forward(self, problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
+        (x, w, *bias), y = ins, outs[0]
+        g = conv_geometry(problem, x, w, y, y, bias)
+        pointers = pointer(w), pointer(x), pointer(bias[0] if bias else w), pointer(y)
+        self._multiply(problem, FORWARD, g, (y, *ins), pointers)
+
+    def _input_grad(self, problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
+        (y, w, *bias), x = ins, outs[0]
+        g = conv_geometry(problem, x, w, y, x, bias)
+        pointers = pointer(w), pointer(y), pointer(bias[0] if bias else w), pointer(x)
+        self._multiply(problem, INPUT_GRAD, g, (x, *ins), pointers)
+
+    def _weight_grad(self, problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
+        (y, x), w = ins, outs[0]
+        g = conv_geometry(problem, x, w, y, w)
+        parts = parts_of(problem, self.tile(problem))
+        sums = scratch((parts, math.prod(problem.w_shape)), np_dtype(problem.acc_dtype), y)
+        pointers = pointer(y), pointer(x), pointer(y), pointer(sums)
+        self._multiply(problem, WEIGHT_GRAD, g, (w, sums, *ins), pointers, parts)
+        add_up(problem, sums, w, parts)
+        if problem.bias:
+            bias_sums(problem, outs[1], ins[0 if problem.bias == "y" else 1])
+
+    def _multiply(
+        self,
+        problem: ConvProblem,
+        operation: Operation,
+        g: Geometry,
+        arrays: Sequence[Any],
+        pointers: Sequence[Any],
+        parts: int = 1,
+    ) -> None:
+        """Launch the product of every group and part."""
+        rows, columns, terms = shape_of(problem)
+        tile = self.tile(problem)
+        if rows * columns == 0:
+            return
+        grid = (-(-columns // tile.columns), -(-rows // tile.rows), problem.groups * parts)
+        sizes = (rows, columns, terms, -(-terms // parts))
+        launch(self.kernel(problem, operation), grid, tile.threads, arrays, *pointers, g, *sizes, zero(problem.acc_dtype))

@@ -17,7 +17,7 @@ from numconv.plugin import np_dtype
 
 from .compiler import SIMULATED, Kernel, cuda
 
-__all__ = ["MAX_BLOCKS", "THREADS", "HostPointer", "device_facts", "launch", "over", "pointer", "zero"]
+__all__ = ["MAX_BLOCKS", "THREADS", "HostPointer", "capability", "device_facts", "launch", "over", "pointer", "zero"]
 
 THREADS = 2 if SIMULATED else 256
 """Of a block of a kernel whose threads are independent; in the simulator they are Python's."""
@@ -121,6 +121,17 @@ def _stream(handle: int) -> Any:
     if handle == 1:
         return cuda.legacy_default_stream()
     return cuda.per_thread_default_stream() if handle == 2 else cuda.external_stream(handle)
+
+
+def capability() -> tuple[int, int]:
+    """The compute capability of the current device; (0, 0) without one."""
+    if SIMULATED:
+        return (9, 0)
+    try:
+        major, minor = cuda.get_current_device().compute_capability
+    except Exception:  # noqa: BLE001 - the driver's own errors, where there is none
+        return (0, 0)
+    return int(major), int(minor)
 
 
 def device_facts() -> Mapping[str, str]:

@@ -6,11 +6,13 @@ arrays from the problem, so that an address suffices.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .compiler import extending, type_of, types
+from .geometry import Geometry
 
 __all__ = ["ARGUMENTS", "Pointer", "storage_type"]
 
@@ -27,9 +29,26 @@ def storage_type(dtype: str) -> Any:
     return types.uint16 if dtype == "bfloat16" else type_of(np.dtype(dtype).type(0))
 
 
+@functools.cache
+def _pointer_type(dtype: str) -> Any:
+    return types.CPointer(storage_type(dtype))
+
+
 @extending.typeof_impl.register(Pointer)
 def _(value: Pointer, context: Any) -> Any:
-    return types.CPointer(storage_type(value.dtype))
+    return _pointer_type(value.dtype)
+
+
+_geometry_types: dict[tuple[Any, ...], Any] = {}
+
+
+@extending.typeof_impl.register(Geometry)
+def _(value: Geometry, context: Any) -> Any:
+    """The type of a named tuple, found once for each shape of it: a launch would look at each of some forty numbers."""
+    key = (type(value.n), len(value.size), len(value.x.spatial), type(value.w), len(value.w.spatial), len(value.y.spatial))
+    if key not in _geometry_types:
+        _geometry_types[key] = extending.typeof_impl.dispatch(tuple)(value, context)
+    return _geometry_types[key]
 
 
 class _Arguments:

@@ -19,7 +19,7 @@ import numpy as np
 
 from numconv.plugin import accumulator, parse
 
-from . import depthwise, direct, gemm, pooling, windows
+from . import depthwise, direct, gemm, pooling, tensor_cores, windows
 from .compiler import Kernel, ptx, type_of, types
 from .geometry import Geometry, geometry
 
@@ -111,6 +111,10 @@ def variants(dtype: str, ndim: int) -> Iterator[Variant]:
             (pooling.lp_pool_backward, (of, of, of, pool, zero, number, zero)),
         ]
         found += _tiled(of, sums, conv, narrow, acc)
+    if dtype in tensor_cores.FORMATS:
+        for operation, out in ((gemm.FORWARD, of), (gemm.INPUT_GRAD, of), (gemm.WEIGHT_GRAD, sums)):
+            kernel = tensor_cores.tensor_kernel(operation, tensor_cores.TENSOR_TILE, dtype)
+            found.append((kernel, (of, of, of, out, conv, number, number, number, number, zero)))
     for kernel, arguments in found:
         yield Variant(kernel, dtype, ndim, tuple(arguments))
 
