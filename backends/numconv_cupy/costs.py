@@ -25,6 +25,7 @@ _SHARES: dict[str, dict[str, float]] = {
     "few channels": {"few_channels": 0.1, "direct": 0.03, "matmul": 0.08},
     "dense": {"matmul": 0.3, "few_channels": 0.06, "direct": 0.02},
 }
+_BY_CUBLAS = ("pointwise", "matmul")
 _LAUNCHES = {"direct": 1, "few_channels": 1, "depthwise": 1, "pointwise": 3, "matmul": 8}
 
 
@@ -42,6 +43,8 @@ def estimate(problem: ConvProblem, algorithm: str) -> float:
     share = _SHARES[problem_class(problem)][algorithm]
     if algorithm == "direct" and problem.op == "weight_grad" and problem.level == "strict":
         share /= 50  # a chain an element leaves most of a GPU idle
+    if algorithm in _BY_CUBLAS and (problem.level == "fast" or problem.acc_dtype != problem.dtype or "complex" in problem.dtype):
+        share *= 2  # TF32; and complex products have more operations a byte
     return seconds(problem, problem.flops, share, problem.bytes, _LAUNCHES[algorithm])
 
 
