@@ -114,19 +114,24 @@ def _rates() -> Records:
 
 
 def contract(backend: str) -> Records:
-    """The contract suite, a process for each kind of operation."""
-    runs = {kind: _contract_process(backend, kind) for kind in KINDS}
-    for kind, process in runs.items():
-        output, _ = process.communicate()
-        lines = output.strip().splitlines()
-        failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-        yield kind, {"passed": process.returncode == 0, "summary": lines[-1] if lines else "", "failures": failed[:40]}
+    """The contract suite, a process for each kind of operation, told as each ends."""
+    with tempfile.TemporaryDirectory() as folder:
+        logs = {kind: Path(folder) / f"{number}.log" for number, kind in enumerate(KINDS)}
+        running = {kind: _contract_process(backend, kind, log) for kind, log in logs.items()}
+        while running:
+            time.sleep(0.2)
+            for kind in [kind for kind, process in running.items() if process.poll() is not None]:
+                lines = logs[kind].read_text(encoding="utf-8", errors="replace").strip().splitlines()
+                failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+                passed = running.pop(kind).returncode == 0
+                yield kind, {"passed": passed, "summary": lines[-1] if lines else "", "failures": failed[:40]}
 
 
-def _contract_process(backend: str, kind: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "--tb=line", "--backend", backend,
-               str(ROOT / "tests" / "test_contract.py"), "-k", kind]  # fmt: skip
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def _contract_process(backend: str, kind: str, log: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "-W", "default", "--tb=line",
+               "-rfE", "--backend", backend, str(ROOT / "tests" / "test_contract.py"), "-k", kind]  # fmt: skip
+    with log.open("wb") as file:
+        return subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
 
 
 def races(backend: str) -> Records:

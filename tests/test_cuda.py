@@ -301,15 +301,23 @@ def test_the_compiler_and_the_simulator_know_the_same_elements():
 @pytest.mark.parametrize("op", CONV_OPS)
 @pytest.mark.parametrize("algorithm", ["direct", "implicit_gemm", "depthwise"])
 @pytest.mark.parametrize(
-    "geometry", ["f32 n2 c4 k6 g2 in5x4 w3x2 s1 p1 d1", "f32 n1 c2 k2 g1 in6 w3 s1 p2 d1 flip=1", "f64 n2 c2 k2 g1 in5 w2 s1 p1 d2"]
+    "geometry",
+    [
+        "f32 n2 c4 k6 g2 in5x4 w3x2 s1 p1 d1",
+        "f32 n1 c2 k2 g1 in6 w3 s1 p2 d1 flip=1",
+        "f64 n2 c2 k2 g1 in5 w2 s1 p1 d2",
+        "f32 n2 c2 k2 g1 in7x4 w3x2 s2x3 p1:0x2 d1",
+    ],
 )
 def test_strict(op, algorithm, geometry, rng):
-    """The bits of the reference's chain of multiply-adds, from every implementation; float64 within its rounding."""
+    """The same bits from every implementation."""
     problem = parse(f"conv {op} {geometry} accuracy=strict")
+    able = {each.name: each for each in numconv_cuda.backend.implementations() if op in each.ops}
+    if not (verdict := able[algorithm].supports(problem)):
+        pytest.skip(verdict.reason)
     check(problem, "cuda", algorithm, rng=rng, integer=False)
     arrays = nc.testing.inputs(problem, rng, False)
     found = [np.empty(s, problem.dtype) for s in problem.output_shapes]
-    able = {each.name: each for each in numconv_cuda.backend.implementations() if op in each.ops}
     able[algorithm].build(problem)(found, arrays)
     expected = [np.empty_like(out) for out in found]
     able["direct"].build(problem)(expected, arrays)
@@ -404,15 +412,15 @@ def test_the_table_names_every_kernel():
 
 @installed
 @compiled
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", range(3))
 def test_the_table_holds(part):
-    """A fourth of the kernels for float32 in two dimensions, compiled anew: no spills, and about the registers of the table."""
+    """A sixth of the kernels for float32 in two dimensions, compiled anew: no spills, and about the registers of the table."""
     from numconv_cuda.resources import assemble, read_table, toolkit_reason, variants
 
     if reason := toolkit_reason():
         pytest.skip(reason)
     known = {(row.kernel, row.dtype, row.ndim, row.capability): row for row in read_table()}
-    for variant in list(variants("float32", 2))[part::4]:
+    for variant in list(variants("float32", 2))[part::6]:
         for row in assemble(variant):
             told = known[row[:4]]
             assert row.spilled == 0

@@ -102,6 +102,36 @@ def test_a_part_that_fails_keeps_its_records(tmp_path):
         assert any("torch" in line for line in found["log"])
 
 
+def test_each_kind_of_operation_is_told(monkeypatch):
+    """The contract's processes end on their own; one that fails is told with what failed."""
+
+    def process(backend, kind, log):
+        words = (
+            f"print('FAILED a test'); print('1 failed on {backend}'); raise SystemExit(1)"
+            if kind == "window"
+            else "print('3 passed')"
+        )
+        with log.open("wb") as file:
+            return subprocess.Popen([sys.executable, "-c", words], stdout=file)
+
+    monkeypatch.setattr(gpu_check, "_contract_process", process)
+    found = dict(gpu_check.contract("cuda"))
+    assert set(found) == set(gpu_check.KINDS)
+    assert found["forward"] == {"passed": True, "summary": "3 passed", "failures": []}
+    assert found["window"] == {"passed": False, "summary": "1 failed on cuda", "failures": ["FAILED a test"]}
+
+
+def test_the_contract_splits_into_its_kinds(tmp_path):
+    """Every test of the contract with a problem belongs to one of the kinds, and to no other."""
+    ids = {text for word in ("conv forward x", "conv input_grad x", "conv weight_grad x", "pool max_pool x", "window max_unpool x")
+           for text in [f"direct: {word}"]}  # fmt: skip
+    rules = {kind: [part.strip() for part in kind.split(" and ")] for kind in gpu_check.KINDS}
+    for text in ids:
+        kinds = [kind for kind, parts in rules.items()
+                 if all((part.removeprefix("not ") in text) != part.startswith("not ") for part in parts)]  # fmt: skip
+        assert len(kinds) == 1, text
+
+
 def test_a_part_that_takes_too_long_is_ended(tmp_path):
     found = gpu_check.run_part("facts", "", 0.05, tmp_path)
     assert found["ended"].startswith("stopped after")

@@ -7,9 +7,10 @@ gradient is split into parts.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 from numconv.plugin import CONV_OPS, ConvProblem, Executor, Implementation, Verdict, np_dtype, scratch
 
@@ -20,7 +21,7 @@ from .gemm import FORWARD, INPUT_GRAD, WEIGHT_GRAD, Operation, Tile, product_ker
 from .geometry import Geometry
 from .launching import launch, pointer, zero
 
-__all__ = ["ImplicitGemm", "parts_of", "shape_of", "tile_of"]
+__all__ = ["ImplicitGemm", "Phase", "has_phases", "parts_of", "phases", "shape_of", "tile_of"]
 
 BLOCKS = 264
 """Two for each multiprocessor of a large device: below this a smaller tile, or more parts, keep more of it busy."""
@@ -66,6 +67,50 @@ def parts_of(problem: ConvProblem, tile: Any) -> int:
     return max(1, min(wanted, terms // LEAST, MOST_GROUPS // problem.groups))
 
 
+class Phase(NamedTuple):
+    """The elements of x that lie alike to the stride, and the taps that reach them: a gradient of stride 1."""
+
+    geometry: Geometry
+    x_offset: int
+    w_offset: int
+
+
+def has_phases(problem: ConvProblem) -> bool:
+    """Whether a gradient of x is computed phase by phase."""
+    return max(problem.stride) > 1 and max(problem.dilation) == 1 and not problem.flip
+
+
+def phases(problem: ConvProblem, g: Geometry) -> Iterator[Phase]:
+    """The phases of a strided gradient of x, each element of which is in one.
+
+    On an axis a tap r of an output q reads i = q s + r - low, so the taps r = f, f + s, ... reach the elements whose i + low leaves
+    the rest f, and no others: i = i0 + s j with i0 = (f - low) mod s, and q = (i0 + low - f) / s + j - t for r = f + s t.
+    """
+    number = type(g.n)
+    for rests in itertools.product(*map(range, problem.stride)):
+        starts = [(rest - low) % s for rest, s, (low, _) in zip(rests, problem.stride, problem.padding, strict=True)]
+        size = [max(-(-(n - i) // s), 0) for n, i, s in zip(problem.spatial, starts, problem.stride, strict=True)]
+        window = [max(-(-(r - rest) // s), 0) for r, rest, s in zip(problem.kernel, rests, problem.stride, strict=True)]
+        low = [(i + p - rest) // s for i, rest, s, (p, _) in zip(starts, rests, problem.stride, problem.padding, strict=True)]
+        if math.prod(size):
+            geometry = g._replace(
+                size=tuple(map(number, size)), window=tuple(map(number, window)), low=tuple(map(number, low)),
+                stride=(number(1),) * problem.ndim, volume=number(math.prod(size)), taps=number(math.prod(window)),
+                x=g.x._replace(spatial=_stretched(g.x.spatial, problem.stride, size)),
+                w=g.w._replace(spatial=_stretched(g.w.spatial, problem.stride, window)),
+            )  # fmt: skip
+            yield Phase(geometry, _offset(starts, g.x.spatial), _offset(rests, g.w.spatial))
+
+
+def _stretched(steps: tuple[Any, ...], stride: tuple[int, ...], sizes: Sequence[int]) -> tuple[Any, ...]:
+    """The steps from one element of a phase to the next, 0 where there is no other."""
+    return tuple(type(step)(int(step) * s if size > 1 else 0) for step, s, size in zip(steps, stride, sizes, strict=True))
+
+
+def _offset(position: Sequence[int], steps: Sequence[Any]) -> int:
+    return sum(at * int(step) for at, step in zip(position, steps, strict=True))
+
+
 class ImplicitGemm(Implementation):
     """For floats, wherever the gradient of x needs no folding."""
 
@@ -99,7 +144,7 @@ class ImplicitGemm(Implementation):
         rows, columns, _ = shape_of(problem)
         tile = self.tile(problem)
         waste = _blocks(tile, rows, columns, 1) * tile.rows * tile.columns / max(rows * columns, 1)
-        zeros = math.prod(problem.stride) if problem.op == "input_grad" else 1
+        zeros = math.prod(problem.stride) if problem.op == "input_grad" and not has_phases(problem) else 1
         return cost_of(problem, self.name, waste * zeros)
 
     def workspace(self, problem: ConvProblem) -> int:
@@ -123,8 +168,14 @@ class ImplicitGemm(Implementation):
     def _input_grad(self, problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
         (y, w, *bias), x = ins, outs[0]
         g = conv_geometry(problem, x, w, y, x, bias)
-        pointers = pointer(w), pointer(y), pointer(bias[0] if bias else w), pointer(x)
-        self._multiply(problem, INPUT_GRAD, g, (x, *ins), pointers)
+        from_w, from_y, from_bias, to_x = pointer(w), pointer(y), pointer(bias[0] if bias else w), pointer(x)
+        if not has_phases(problem):
+            self._multiply(problem, INPUT_GRAD, g, (x, *ins), (from_w, from_y, from_bias, to_x))
+            return
+        for phase in phases(problem, g) if problem.n else ():
+            pointers = from_w.shifted(phase.w_offset), from_y, from_bias, to_x.shifted(phase.x_offset)
+            columns, terms = problem.n * int(phase.geometry.volume), int(g.per_k) * int(phase.geometry.taps)
+            self._launch(problem, INPUT_GRAD, phase.geometry, (x, *ins), pointers, (int(g.per_c), columns, terms))
 
     def _weight_grad(self, problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
         (y, x), w = ins, outs[0]
@@ -146,11 +197,24 @@ class ImplicitGemm(Implementation):
         pointers: Sequence[Any],
         parts: int = 1,
     ) -> None:
-        """Launch the product of every group and part."""
-        rows, columns, terms = shape_of(problem)
+        """Launch the product of every group and part, if there is anything to compute."""
+        shape = shape_of(problem)
+        if shape[0] * shape[1]:
+            self._launch(problem, operation, g, arrays, pointers, shape, parts)
+
+    def _launch(
+        self,
+        problem: ConvProblem,
+        operation: Operation,
+        g: Geometry,
+        arrays: Sequence[Any],
+        pointers: Sequence[Any],
+        shape: tuple[int, int, int],
+        parts: int = 1,
+    ) -> None:
+        """Launch a product of this shape."""
+        rows, columns, terms = shape
         tile = self.tile(problem)
-        if rows * columns == 0:
-            return
         grid = (-(-columns // tile.columns), -(-rows // tile.rows), problem.groups * parts)
         sizes = (rows, columns, terms, -(-terms // parts))
         launch(self.kernel(problem, operation), grid, tile.threads, arrays, *pointers, g, *sizes, zero(problem.acc_dtype))

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from numconv.plugin import np_dtype
+
 from .compiler import extending, type_of, types
 from .geometry import Geometry
 
@@ -22,6 +24,10 @@ class Pointer(NamedTuple):
 
     address: int
     dtype: str
+
+    def shifted(self, offset: int) -> Pointer:
+        """The pointer moved by so many elements."""
+        return Pointer(self.address + offset * np_dtype(self.dtype).itemsize, self.dtype)
 
 
 def storage_type(dtype: str) -> Any:

@@ -57,15 +57,16 @@ def _putter(operation: Operation, tile: TensorTile, pitch: int, spread: Any) -> 
     """The device function that rounds what a thread took of both slices and writes it to one of the two buffers."""
     height, width, depth, threads, across = tile.rows, tile.columns, tile.depth, tile.threads, operation.across
     loads_a, loads_b = height * depth // threads, width * depth // threads
+    buffer_a, buffer_b = height * pitch, width * pitch
 
     @device
     def put(slices_a, slices_b, next_a, next_b, buffer, thread):
         for load_number in range(loads_a):
             line, inner = spread(thread + load_number * threads, height, False)
-            poke_tensor(slices_a, (buffer * height + line) * pitch + inner, next_a[load_number])
+            poke_tensor(slices_a, buffer * buffer_a + line * pitch + inner, next_a[load_number])
         for load_number in range(loads_b):
             line, inner = spread(thread + load_number * threads, width, across)
-            poke_tensor(slices_b, (buffer * width + line) * pitch + inner, next_b[load_number])
+            poke_tensor(slices_b, buffer * buffer_b + line * pitch + inner, next_b[load_number])
 
     return put
 
@@ -94,7 +95,8 @@ def tensor_kernel(operation: Operation, tile: TensorTile, dtype: str) -> Kernel:
     high, wide = tile.blocks
     number = getattr(types, FORMATS[dtype])
     pitch, step = depth + GAP[dtype], 8 if dtype == "float32" else 16
-    size_a, size_b, accumulators = 2 * height * pitch, 2 * width * pitch, 4 * high * wide
+    buffer_a, buffer_b, accumulators = height * pitch, width * pitch, 4 * high * wide
+    size_a, size_b = 2 * buffer_a, 2 * buffer_b
     spread, read_a, read_b = readers(operation, tile)
     put, write_lane = _putter(operation, tile, pitch, spread), _writer(operation, tile)
 
@@ -121,7 +123,7 @@ def tensor_kernel(operation: Operation, tile: TensorTile, dtype: str) -> Kernel:
                 next_a, strange = read_a(a, g, group, row, rows, term + depth, last, thread, zero)
                 next_b = read_b(b, g, group, column, columns, term + depth, last, thread, zero)
                 odd = odd or strange
-            at_a, at_b = (buffer * height + own_row) * pitch, (buffer * width + own_column) * pitch
+            at_a, at_b = buffer * buffer_a + own_row * pitch, buffer * buffer_b + own_column * pitch
             for inner in range(0, depth, step):
                 acc = warp_product(acc, slices_a, slices_b, at_a + inner, at_b + inner, pitch, lane, blocks)
             buffer = 1 - buffer
