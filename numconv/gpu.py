@@ -9,7 +9,7 @@ import ctypes
 import functools
 import os
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 from .arrays import DeviceArray
 
@@ -58,6 +58,15 @@ def _devices() -> tuple[int, str]:
         nvml.nvmlShutdown()
 
 
+class _Stream(NamedTuple):
+    """A stream of another library, by the protocol that `cupy.cuda.Stream.from_external` reads."""
+
+    pointer: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.pointer
+
+
 def cupy_view(array: Any) -> Any:
     """An array of any library on a GPU as CuPy's on the same memory; what is no `DeviceArray` stays what it is.
 
@@ -69,7 +78,7 @@ def cupy_view(array: Any) -> Any:
 
     here = cupy.cuda.get_current_stream()
     if array.stream not in (None, here.ptr or 1):  # 1 is the interface's name of the null stream
-        here.wait_event(cupy.cuda.ExternalStream(array.stream).record())
+        here.wait_event(cupy.cuda.Stream.from_external(_Stream(array.stream)).record())
     steps = [step * (size - 1) for step, size in zip(array.strides, array.shape, strict=True) if size > 1]
     before = -sum(step for step in steps if step < 0)
     reach = before + sum(step for step in steps if step > 0) + array.itemsize
