@@ -223,6 +223,7 @@ def test_sums_at_the_border_that_are_short_are_boxes():
     assert last == ((127, 0), (3, 110))
     assert len(others) == 2
     assert bands(parse("conv forward f32 n1 c1 k1 g1 in100x80 w3x3 s1 p1 d1")) is None
+    assert bands(parse("conv input_grad f64 n1 c9 k2 g1 in17x5 w5x1 s2x1 p3 d2x1")) is None, "every second position has no terms"
 
 
 @pytest.mark.parametrize("mode", ["reflect", "symmetric", "replicate", "circular"])

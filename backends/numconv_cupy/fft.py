@@ -148,6 +148,8 @@ def _terms_of_results(problem: ConvProblem, axis: int) -> Counts:
 def bands(problem: ConvProblem) -> tuple[Box, ...] | None:
     """Boxes at the borders of a result that hold every sum of too few terms; None if that may be any."""
     channels = (problem.c if problem.op == "forward" else problem.k) // problem.groups
+    if problem.op == "input_grad" and any(math.gcd(s, d) > 1 for s, d in zip(problem.stride, problem.dilation, strict=True)):
+        return None  # positions between the others have no terms at all
     counts = [_terms_of_results(problem, axis) for axis in range(problem.ndim)]
     most = [int(count.max()) for count in counts]
     if channels * math.prod(most) < _needed(problem):
