@@ -234,6 +234,24 @@ def test_padded_positions_are_those_of_numpy(mode, size):
     assert padded_positions(np, np.arange(-13, size + 13), size, mode).tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("geometry", ["n1 c1 k1 g1 in30000 w1025 s1 p0 d1", "n1 c3 k2 g1 in60x60 w31x31 s1 p0 d1"])
+def test_errors_are_below_those_stated(geometry, dtype):
+    problem = parse(f"conv forward f32 {geometry}").replace(dtype=dtype, out_dtype=dtype)
+    arrays = inputs(problem, np.random.default_rng(10), integer=False)
+    windows = np.lib.stride_tricks.sliding_window_view(arrays[0], problem.kernel, axis=tuple(range(2, 2 + problem.ndim)))
+    taps = tuple(range(-problem.ndim, 0))
+    axes = ([1, *(windows.ndim + tap for tap in taps)], list(range(1, 2 + problem.ndim)))
+    wide = np.longdouble if dtype == "float64" else np.float64
+    exact = np.moveaxis(np.tensordot(windows.astype(wide), arrays[1].astype(wide), axes), -1, 1)
+    sizes = np.moveaxis(np.tensordot(np.abs(windows).astype(float), np.abs(arrays[1]).astype(float), axes), -1, 1)
+    for each in by_arrays(reference_redo):
+        if problem.level in each.levels and each.supports(problem):
+            out = np.empty(problem.y_shape, dtype)
+            each.build(problem)([out], arrays)
+            assert np.max(np.abs(out - exact) / sizes) <= each.measured_error[dtype], each.name
+
+
 # --- cuBLAS ---------------------------------------------------------------------------------------------------------------------
 
 

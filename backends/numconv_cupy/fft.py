@@ -42,7 +42,7 @@ class Fft(Implementation):
     name: ClassVar[str] = "fft"
     ops: ClassVar[frozenset[str]] = frozenset(CONV_OPS)
     levels: ClassVar[frozenset[str]] = frozenset({"default", "fast"})
-    measured_error: ClassVar[Mapping[str, float]] = {"float32": 3e-6, "float64": 2e-14}
+    measured_error: ClassVar[Mapping[str, float]] = {"float32": 4e-7, "float64": 2e-15}  # with NumPy's transforms
     double: ClassVar[bool] = False
 
     def __init__(self, redo: Callable[[ConvProblem], Redo]):
