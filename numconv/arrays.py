@@ -129,12 +129,12 @@ def _device_dtype(value: Any, interface: dict[str, Any], asked: str) -> np.dtype
 
 def _as_device_array(value: Any, op: str, name: str) -> Any:
     """What lives on a GPU, as CuPy's array or a `DeviceArray`; None for anything else."""
-    if isinstance(value, DeviceArray):
+    if isinstance(value, DeviceArray) or (_library(value) == "cupy" and hasattr(type(value), "__cuda_array_interface__")):
         return value
     asked = f"{op}: {name}"
     interface = _interface(value, asked)
-    if interface is None or _library(value) == "cupy":
-        return None if interface is None else value
+    if interface is None:
+        return None
     if interface.get("mask") is not None:
         raise ProblemError(f"{asked} has a mask, and a convolution has no way to leave values out; fill it first")
     dtype = _device_dtype(value, interface, asked)

@@ -211,6 +211,12 @@ def test_out_is_checked_by_its_addresses():
             check_out("conv", out, (10,), np.float64, [x])
 
 
+def test_an_empty_out():
+    """What is empty has no address."""
+    nothing = Board(np.empty((0, 3)), data=(0, False))
+    check_out("conv", nothing, (0, 3), np.float64, [as_array(nothing, "conv", "x")])
+
+
 def test_nobody_computes_there():
     if any(info.device == "gpu" and info.available for info in nc.backends()):
         pytest.skip("somebody does")
