@@ -28,6 +28,7 @@ from . import __version__
 from .arrays import DeviceArray, scratch
 from .context import current, environment
 from .errors import BackendUnavailableError, NumconvError, ProblemError, UnknownBackendError, UnsupportedProblemError
+from .gpu import cupy_view, nvidia_devices
 from .problem import (
     CONV_OPS,
     LEVELS,
@@ -42,10 +43,10 @@ from .problem import (
 )
 
 __all__ = [
-    "CONV_OPS", "LEVELS", "POOL_OPS", "WINDOW_OPS",
-    "Backend", "BackendUnavailableError", "ConvProblem", "DeviceArray", "Executor", "Implementation", "NumconvError",
-    "PoolProblem", "Problem", "ProblemError", "Rates", "UnknownBackendError", "UnsupportedProblemError", "Verdict", "WindowProblem",
-    "__version__", "accumulator", "activate", "cache_dir", "check_indices", "np_dtype", "parse", "requested_threads", "scratch",
+    "CONV_OPS", "LEVELS", "POOL_OPS", "WINDOW_OPS", "Backend", "BackendUnavailableError", "ConvProblem", "DeviceArray",
+    "Executor", "Implementation", "NumconvError", "PoolProblem", "Problem", "ProblemError", "Rates", "UnknownBackendError",
+    "UnsupportedProblemError", "Verdict", "WindowProblem", "__version__", "accumulator", "activate", "cache_dir", "check_indices",
+    "cupy_view", "np_dtype", "nvidia_devices", "parse", "repair_on", "requested_threads", "scratch",
 ]  # fmt: skip
 
 
@@ -105,6 +106,14 @@ class Implementation(ABC):
         """Upper bound of the bytes that a call allocates besides its outputs."""
         return 0
 
+    def repair(self, problem: Any, watched: Sequence[int]) -> Executor | None:
+        """An executor for after another algorithm, maybe another plugin's; None: this one offers none.
+
+        Where one of the inputs `watched` (by position) is not finite, it computes the results again that this touches; else it
+        leaves them. It neither waits for the device nor asks it for a value.
+        """
+        return None
+
 
 class Rates(NamedTuple):
     """What a machine does at most, measured: the limits that a benchmark compares a backend with.
@@ -144,6 +153,17 @@ class Backend(Protocol):
 
     def implementations(self) -> Sequence[Implementation]:
         """All of them, the general ones last."""
+
+
+def repair_on(device: str, problem: Any, watched: Sequence[int]) -> Executor | None:
+    """What an available backend of this device offers as `Implementation.repair`; None if none does."""
+    from .registry import default_registry
+
+    for backend in default_registry().available(device):
+        for each in backend.implementations():
+            if problem.op in each.ops and (found := each.repair(problem, watched)) is not None:
+                return found
+    return None
 
 
 def np_dtype(name: str) -> np.dtype[Any]:

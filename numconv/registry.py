@@ -107,6 +107,10 @@ class Registry:
             )
         return entry.backend
 
+    def available(self, device: str) -> list[Backend]:
+        """The backends that can run here on this device."""
+        return [e.backend for e in self._entries.values() if e.verdict and e.backend is not None and e.backend.device == device]
+
     def check_names(self, names: Sequence[str], asked: str) -> None:
         """Raise unless every name is known and no two are of one device."""
         self._check_installed()

@@ -551,8 +551,9 @@ class BackendContract:
 
     Attributes
     ----------
-    backend : str
-        The name of the entry point. A backend that is not available here skips its tests, with its reason.
+    backend : str or Backend
+        The name of the entry point, or an object that need not be installed. A backend that is not available here skips its tests,
+        with its reason.
     problems : tuple of str
         Text forms; each runs with each implementation that has its operation, and a refusal is a skip with the Verdict's reason.
     levels, forms : tuple of str
@@ -561,7 +562,7 @@ class BackendContract:
         Of the random inputs.
     """
 
-    backend: ClassVar[str]
+    backend: ClassVar[str | Backend]
     problems: ClassVar[tuple[str, ...]] = CONV_PROBLEMS + POOL_PROBLEMS + WINDOW_PROBLEMS
     levels: ClassVar[tuple[str, ...]] = LEVELS
     forms: ClassVar[tuple[str, ...]] = tuple(_FORMS)
@@ -572,10 +573,12 @@ class BackendContract:
         """Skip what is not available."""
         verdict = cls._availability()
         if not verdict:
-            _skip(f"{cls.backend}: {verdict.reason}")
+            _skip(f"{cls.backend if isinstance(cls.backend, str) else cls.backend.name}: {verdict.reason}")
 
     @classmethod
     def _availability(cls) -> Verdict:
+        if not isinstance(cls.backend, str):
+            return cls.backend.availability()
         default_registry().check_names((cls.backend,), "BackendContract")
         info = next(info for info in default_registry().infos() if info.name == cls.backend)
         return Verdict(info.available, info.reason)
@@ -589,10 +592,10 @@ class BackendContract:
         metafunc.parametrize(("text", "algorithm"), rows, ids=[f"{algorithm}: {text}" for text, algorithm in rows])
 
     def _implementations(self) -> Sequence[Implementation]:
-        return default_registry().backend(self.backend).implementations() if self._availability() else ()
+        return _registry_of(self.backend)[1].implementations() if self._availability() else ()
 
     def _device(self) -> str:
-        return default_registry().backend(self.backend).device
+        return _registry_of(self.backend)[1].device
 
     def _rng(self) -> np.random.Generator:
         return np.random.default_rng(self.seed)
@@ -610,7 +613,7 @@ class BackendContract:
 
     def test_declaration(self) -> None:
         """Names, operations and levels are known ones, and no two implementations of an operation share a name."""
-        backend = default_registry().backend(self.backend)
+        backend = _registry_of(self.backend)[1]
         assert backend.device in ("cpu", "gpu"), f"device {backend.device!r} is neither cpu nor gpu"
         seen = set()
         for each in backend.implementations():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import re
+import sys
 import types
 
 import numconv_cuda
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 import numconv as nc
+import numconv.gpu
 from numconv.plugin import CONV_OPS, np_dtype, parse
 from numconv.testing import check
 
@@ -32,9 +34,9 @@ def fresh(monkeypatch):
     monkeypatch.delenv("NUMBA_ENABLE_CUDASIM", raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(numconv_cuda.importlib.util, "find_spec", lambda name: object())
-    numconv_cuda._devices.cache_clear()
+    numconv.gpu._devices.cache_clear()
     yield numconv_cuda.CudaBackend()
-    numconv_cuda._devices.cache_clear()
+    numconv.gpu._devices.cache_clear()
 
 
 class Nvml:
@@ -83,7 +85,7 @@ def test_no_driver_and_no_device(fresh, monkeypatch, library, reason):
 def test_the_driver_is_let_go(fresh, monkeypatch):
     nvml = Nvml(devices=2)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: nvml)
-    assert numconv_cuda._devices() == (2, "")
+    assert numconv.gpu._devices() == (2, "")
     assert nvml.ended
 
 
@@ -92,7 +94,7 @@ def test_hidden_devices_and_no_toolkit(fresh, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     assert fresh.availability().reason == "CUDA_VISIBLE_DEVICES hides the 2 devices of this machine: unset it"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    monkeypatch.setitem(numconv_cuda.sys.modules, "cuda.pathfinder", None)
+    monkeypatch.setitem(sys.modules, "cuda.pathfinder", None)
     assert "no CUDA toolkit is found" in fresh.availability().reason
     monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
     assert "NUMBA_DISABLE_JIT is set" in fresh.availability().reason

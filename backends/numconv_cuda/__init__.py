@@ -6,44 +6,19 @@ NVML, which makes no CUDA context and so leaves a later fork intact.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import importlib.util
 import os
-import sys
 from collections.abc import Mapping, Sequence
 
-from numconv.plugin import Implementation, Verdict, __version__
+from numconv.plugin import Implementation, Verdict, __version__, nvidia_devices
 
 __all__ = ["CudaBackend", "backend", "simulated"]
-
-_NVML = "nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1"
 
 
 def simulated() -> bool:
     """Whether NUMBA_ENABLE_CUDASIM makes numba-cuda run kernels as Python threads on NumPy arrays."""
     return os.environ.get("NUMBA_ENABLE_CUDASIM", "0").strip() not in ("", "0")
-
-
-@functools.cache
-def _devices() -> tuple[int, str]:
-    """The number of devices that the driver knows, or 0 and the reason."""
-    try:
-        nvml = ctypes.CDLL(_NVML)
-    except OSError:
-        return 0, f"no NVIDIA driver is installed: the library {_NVML} is not found"
-    nvml.nvmlErrorString.restype = ctypes.c_char_p
-    status = nvml.nvmlInit_v2()
-    if status:
-        return 0, f"the NVIDIA driver does not answer: {nvml.nvmlErrorString(status).decode()}"
-    try:
-        count = ctypes.c_uint()
-        status = nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
-        if status:
-            return 0, f"the NVIDIA driver does not list its devices: {nvml.nvmlErrorString(status).decode()}"
-        return count.value, "" if count.value else "the NVIDIA driver knows no device"
-    finally:
-        nvml.nvmlShutdown()
 
 
 def _toolkit() -> Verdict:
@@ -99,11 +74,9 @@ class CudaBackend:
             return Verdict.no("NUMBA_DISABLE_JIT is set, and its kernels are machine code only: unset it")
         if simulated():
             return Verdict.yes("simulated on NumPy arrays, because NUMBA_ENABLE_CUDASIM is set")
-        count, reason = _devices()
+        count, reason = nvidia_devices()
         if not count:
             return Verdict.no(reason)
-        if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
-            return Verdict.no(f"CUDA_VISIBLE_DEVICES hides the {count} devices of this machine: unset it")
         return _toolkit()
 
     def implementations(self) -> Sequence[Implementation]:

@@ -1,0 +1,61 @@
+"""The CuPy backend of numconv: cuBLAS, cuFFT and own CUDA C++ kernels on arrays of a GPU.
+
+This module is light: CuPy and the kernels are imported when the first problem asks for them.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Sequence
+
+from numconv.plugin import Implementation, Verdict, __version__, nvidia_devices
+
+__all__ = ["CupyBackend", "backend"]
+
+
+@functools.cache
+def _implementations() -> tuple[Implementation, ...]:
+    from .direct import Depthwise, Direct, FewChannels, redo
+    from .fft import Fft, FftDouble
+    from .launching import CupyKernels
+    from .pooling import Pool
+    from .products import Matmul, Pointwise
+    from .windows import Windows
+
+    kernels = CupyKernels()
+    again = functools.partial(redo, kernels)
+    return (
+        Pointwise(again),
+        Matmul(again),
+        Fft(again),
+        FftDouble(again),
+        Depthwise(kernels),
+        FewChannels(kernels),
+        Direct(kernels),
+        Pool(kernels),
+        Windows(kernels),
+    )
+
+
+class CupyBackend:
+    """The plugin: needs CuPy and an NVIDIA driver."""
+
+    name = "cupy"
+    device = "gpu"
+    automatic = True
+    version = __version__
+
+    def availability(self) -> Verdict:
+        """Whether CuPy is installed and there is a GPU."""
+        if importlib.util.find_spec("cupy") is None:
+            return Verdict.no("the package cupy is not installed: python -m pip install 'numconv-nd[cupy]'")
+        count, reason = nvidia_devices()
+        return Verdict.yes() if count else Verdict.no(reason)
+
+    def implementations(self) -> Sequence[Implementation]:
+        """The special ones first, the general ones last."""
+        return _implementations()
+
+
+backend = CupyBackend()

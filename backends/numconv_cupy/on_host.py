@@ -1,0 +1,108 @@
+"""The kernels run on a host: the same source, compiled by a C++ compiler, with the grid as a loop.
+
+For tests and for debugging where there is no GPU: it checks index arithmetic, arithmetic and host code, but no speed. It works
+because no kernel shares anything between threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import pathlib
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from numconv.plugin import cache_dir
+
+from .launching import THREADS
+from .source import Kernel, source_of
+
+__all__ = ["HostKernels", "compiler"]
+
+# No header of the C++ library: they would take most of the time of a compilation.
+_BEFORE = """
+#define NUMCONV_HOST
+#define __global__
+#define __device__
+#define __forceinline__ inline
+extern "C" {
+float fmaf(float, float, float), expf(float), erfcf(float), sqrtf(float), powf(float, float), fabsf(float);
+double fma(double, double, double), exp(double), erfc(double), sqrt(double), pow(double, double), fabs(double);
+}
+template <class T> static inline T min(T a, T b) { return b < a ? b : a; }
+template <class T> static inline T max(T a, T b) { return a < b ? b : a; }
+struct Index { unsigned x; };
+static thread_local Index blockIdx, threadIdx, blockDim;
+"""
+
+_AFTER = """
+template <int... I> struct Places {};
+template <int N, int... I> struct Count : Count<N - 1, N - 1, I...> {};
+template <int... I> struct Count<0, I...> { typedef Places<I...> all; };
+template <class... A, int... I> static void call(void (*function)(A...), void **arguments, Places<I...>) {
+  function(*static_cast<A *>(arguments[I])...);
+}
+template <class... A> static void call(void (*function)(A...), void **arguments) {
+  call(function, arguments, typename Count<sizeof...(A)>::all());
+}
+extern "C" void run_grid(void **arguments, unsigned blocks, unsigned threads) {
+  blockDim.x = threads;
+  for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x)
+    for (threadIdx.x = 0; threadIdx.x < threads; ++threadIdx.x) call(KERNEL, arguments);
+}
+"""
+_OPTIONS = ("-std=c++17", "-O1", "-march=native", "-ffp-contract=off", "-fPIC", "-shared", "-w")
+
+
+def compiler() -> str | None:
+    """The path of a C++ compiler that knows 16-bit floats, if there is one."""
+    return shutil.which("g++") or shutil.which("clang++")
+
+
+class HostKernels:
+    """A `launching.Launcher` for NumPy arrays."""
+
+    def launch(self, kernel: Kernel, threads: int, arguments: Sequence[Any]) -> None:
+        """Run all threads, one after the other."""
+        if not threads:
+            return
+        held = [_held(each) for each in arguments]
+        pointers = (ctypes.c_void_p * len(held))(*(each.ctypes.data for each in held))
+        _compiled(kernel)(pointers, ctypes.c_uint(-(-threads // THREADS)), ctypes.c_uint(THREADS))
+
+
+def _held(argument: Any) -> np.ndarray[Any, Any]:
+    """An array that holds the bytes of a kernel's argument: for an array its address."""
+    if isinstance(argument, np.ndarray) and argument.dtype.names is None:
+        return np.array([argument.ctypes.data], np.uint64)
+    return np.atleast_1d(argument)
+
+
+@functools.lru_cache(maxsize=1024)
+def _compiled(kernel: Kernel) -> Any:
+    text = "\n".join((_BEFORE, source_of(kernel.name), _AFTER.replace("KERNEL", kernel.name)))
+    command = [str(compiler()), *_OPTIONS, *kernel.options]
+    key = hashlib.sha256("\n".join((text, *command)).encode()).hexdigest()[:24]
+    folder = cache_dir() / "cuda_on_host"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{kernel.name}-{key}.so"
+    if not path.exists():
+        _build(text, command, path)
+    return ctypes.CDLL(str(path)).run_grid
+
+
+def _build(text: str, command: list[str], path: pathlib.Path) -> None:
+    """Compile beside the target and move it there, so that another process never loads half a file."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        source, built = pathlib.Path(folder, "kernel.cpp"), pathlib.Path(folder, "kernel.so")
+        source.write_text(text, encoding="utf-8")
+        done = subprocess.run([*command, "-o", str(built), str(source)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"the kernel does not compile: {' '.join(command)}\n{done.stderr}")
+        built.replace(path)

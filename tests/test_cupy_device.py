@@ -1,0 +1,266 @@
+"""What is handed to CuPy and cuDNN, seen by imitations that only take notes: there is no GPU."""
+
+import ctypes
+import importlib.util
+import sys
+from types import SimpleNamespace
+
+import numconv_cudnn
+import numconv_cupy
+import numpy as np
+import pytest
+from numconv_cudnn.driver import Driver, build
+from numconv_cudnn.translation import graph_of
+from numconv_cupy import launching
+from numconv_cupy.direct import Direct
+from numconv_cupy.launching import CupyKernels
+from numconv_cupy.source import _layout
+
+import numconv.gpu
+from numconv.errors import UnsupportedProblemError
+from numconv.plugin import DeviceArray, cupy_view, parse
+
+# --- availability ---------------------------------------------------------------------------------------------------------------
+
+
+class Nvml:
+    """The driver's library with one device."""
+
+    nvmlErrorString = SimpleNamespace()
+
+    def nvmlInit_v2(self):
+        return 0
+
+    def nvmlDeviceGetCount_v2(self, count):
+        count._obj.value = 1
+        return 0
+
+    def nvmlShutdown(self):
+        return 0
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine of which a test says what it has."""
+    has = SimpleNamespace(packages={"cupy", "cudnn"}, libraries={numconv.gpu._LIBRARY, "libcudnn.so.9"})
+
+    def load(name):
+        if name not in has.libraries:
+            raise OSError(name)
+        return Nvml()
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name in has.packages else None)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    caches = (numconv.gpu._devices, numconv_cudnn._has_library)
+    for cache in caches:
+        cache.cache_clear()
+    yield has
+    for cache in caches:
+        cache.cache_clear()
+
+
+def test_all_is_there(machine):
+    assert numconv_cupy.backend.availability().ok
+    assert numconv_cudnn.backend.availability().ok
+
+
+@pytest.mark.parametrize("missing", ["cupy", "cudnn"])
+def test_a_missing_package_is_named_with_its_command(machine, missing):
+    machine.packages.remove(missing)
+    reason = numconv_cudnn.backend.availability().reason
+    package = {"cupy": "cupy", "cudnn": "nvidia-cudnn-frontend"}[missing]
+    assert reason == f"the package {package} is not installed: python -m pip install 'numconv-nd[cudnn]'"
+    if missing == "cupy":
+        assert "python -m pip install 'numconv-nd[cupy]'" in numconv_cupy.backend.availability().reason
+
+
+def test_a_missing_library_or_driver_is_named(machine, monkeypatch):
+    machine.libraries.remove("libcudnn.so.9")
+    monkeypatch.setattr(numconv_cudnn.sysconfig, "get_path", lambda name: "/nowhere")
+    assert numconv_cudnn.backend.availability().reason.startswith("the library libcudnn.so.9 is not found: python -m pip install")
+    assert numconv_cupy.backend.availability().ok
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "CUDA_VISIBLE_DEVICES hides the 1 devices" in numconv_cupy.backend.availability().reason
+
+
+# --- CuPy -----------------------------------------------------------------------------------------------------------------------
+
+
+class Stream:
+    """CuPy's current stream."""
+
+    ptr = 7
+
+    def __init__(self):
+        self.waited = []
+
+    def wait_event(self, event):
+        self.waited.append(event)
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    """CuPy as far as numconv asks it, without a device."""
+    stream, launches = Stream(), []
+
+    def raw_kernel(source, name, options):
+        return lambda grid, block, arguments: launches.append((name, options, grid, block, arguments))
+
+    cuda = SimpleNamespace(
+        get_current_stream=lambda: stream,
+        Stream=SimpleNamespace(from_external=lambda other: SimpleNamespace(record=other.__cuda_stream__)),
+        UnownedMemory=lambda pointer, size, owner: (pointer, size, owner),
+        MemoryPointer=lambda memory, offset: (memory, offset),
+        runtime=SimpleNamespace(getDevice=lambda: 0),
+    )
+    module = SimpleNamespace(
+        cuda=cuda, RawKernel=raw_kernel, uint8="uint8", launches=launches, stream=stream,
+        empty=lambda size, dtype: SimpleNamespace(data=SimpleNamespace(ptr=900), size=size),
+        ndarray=lambda shape, dtype, memory, strides: SimpleNamespace(shape=shape, dtype=dtype, memory=memory, strides=strides),
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    launching._compiled.cache_clear()
+    yield module
+    launching._compiled.cache_clear()
+
+
+def device_array(strides=(24, 4), stream=None):
+    return DeviceArray("owner", 1000, (5, 6), strides, np.dtype(np.float32), stream)
+
+
+def test_another_librarys_array_is_seen_on_its_own_memory(cupy):
+    view = cupy_view(device_array())
+    assert view.memory == ((1000, 120, "owner"), 0)
+    assert (view.shape, view.strides, view.dtype) == ((5, 6), (24, 4), np.float32)
+    backwards = cupy_view(device_array(strides=(-24, 4)))
+    assert backwards.memory == ((904, 120, "owner"), 96)
+    plain = np.zeros(3)
+    assert cupy_view(plain) is plain
+
+
+@pytest.mark.parametrize(("stream", "waited"), [(None, []), (7, []), (9, [(0, 9)]), (1, [(0, 1)])])
+def test_a_stream_waits_for_the_one_where_the_array_is_ready(cupy, stream, waited):
+    cupy_view(device_array(stream=stream))
+    assert cupy.stream.waited == waited
+
+
+def test_a_launch_passes_macros_the_geometry_by_value_and_null_pointers(cupy):
+    problem = parse("conv forward f32 n2 c3 k4 g1 in9x8 w3x3 s1 p1 d1")
+    x, w, y = (np.zeros(shape, np.float32) for shape in (*problem.input_shapes, problem.y_shape))
+    Direct(CupyKernels()).build(problem)([y], [x, w])
+    ((name, options, grid, block, arguments),) = cupy.launches
+    assert name == "conv_forward"
+    assert {"-DIN=float", "-DACC=float", "-DOUT=float", "-DNDIM=2", "-DKT=1", "-DCONV_FORWARD=1"} <= set(options)
+    assert (grid, block) == ((-(-2 * 4 * 72 // 128),), (128,))
+    record, *others = arguments
+    assert record.shape == (1,), "a record of one element is passed by value"
+    assert record.dtype == _layout(2)
+    assert f"-DGEOMETRY_BYTES={record.dtype.itemsize}" in options
+    assert record["spatial"].tolist() == [[9, 8]]
+    assert others[0] is x
+    assert others[2].dtype == others[4].dtype == np.uint64, "a null pointer takes eight bytes"
+
+
+def test_nothing_is_launched_for_a_batch_of_none(cupy):
+    problem = parse("conv forward f32 n0 c3 k4 g1 in9 w3 s1 p1 d1")
+    Direct(CupyKernels()).build(problem)(
+        [np.zeros((0, 4, 9), np.float32)], [np.zeros((0, 3, 9), np.float32), np.zeros((4, 3, 3), "f4")]
+    )
+    assert cupy.launches == []
+
+
+# --- cuDNN ----------------------------------------------------------------------------------------------------------------------
+
+
+class Pygraph:
+    """A graph that takes notes."""
+
+    def __init__(self, **options):
+        self.notes, self.executed = [options], []
+
+    def __getattr__(self, name):
+        def call(*args, **kwargs):
+            self.notes.append((name, args, kwargs))
+            return Tensor(kwargs.get("name", name))
+
+        return call
+
+    def check_support(self):
+        if Cudnn.refuses:
+            raise Cudnn.cudnnGraphNotSupportedError("no engine configs found")
+
+    def get_workspace_size(self):
+        return 64
+
+    def serialize(self):
+        return b"12345"
+
+    def execute(self, pointers, workspace, handle):
+        self.executed.append(({tensor.name: pointer for tensor, pointer in pointers.items()}, workspace, handle))
+
+
+class Tensor:
+    def __init__(self, name):
+        self.name = name
+
+    def set_dim(self, dims):
+        return self
+
+    set_stride = set_output = set_data_type = set_dim
+
+
+class Names:
+    """An enumeration that has every name."""
+
+    def __getattr__(self, name):
+        return name
+
+
+class Cudnn:
+    cudnnGraphNotSupportedError = type("cudnnGraphNotSupportedError", (Exception,), {})
+    data_type = heur_mode = numerical_note = build_plan_policy = reduction_mode = Names()
+    pygraph = Pygraph
+    refuses = False
+
+
+def example():
+    problem = parse("conv forward f16 n1 c8 k8 g1 in9x8 w3x3 s1 p1 d1 bias=y act=relu")
+    return graph_of(problem, [(576, 72, 8, 1), (72, 9, 3, 1)], (576, 72, 8, 1))
+
+
+def test_a_graph_is_built_with_its_accuracy_and_its_limit():
+    plan = build(Cudnn, 5, example())
+    notes = {name: (args, kwargs) for name, args, kwargs in plan.graph.notes[1:]}
+    assert plan.graph.notes[0]["handle"] == 5
+    assert notes["conv_fprop"][1]["pre_padding"] == [1, 1]
+    assert notes["relu"][1]["input"].name == "biased"
+    assert "DOWN_CONVERT_INPUTS" in notes["deselect_numeric_notes"][0][0]
+    assert notes["deselect_workspace_greater_than"][0] == (256 << 20,)
+    assert (plan.workspace, plan.size, len(plan.tensors)) == (64, 5, 4)
+
+
+def test_a_graph_without_an_engine_is_an_error_that_says_so(monkeypatch):
+    monkeypatch.setattr(Cudnn, "refuses", True)
+    with pytest.raises(
+        UnsupportedProblemError, match=r"no engine for conv_fprop \+ add \+ relu of image .*no engine configs found"
+    ):
+        build(Cudnn, 5, example())
+
+
+def test_execution_passes_pointers_in_the_order_of_the_arrays(cupy, monkeypatch):
+    cudnn = SimpleNamespace(
+        create_handle=lambda: 3, destroy_handle=lambda handle: None, set_stream=lambda handle, stream: None,
+        **{name: getattr(Cudnn, name) for name in ("cudnnGraphNotSupportedError", "data_type", "heur_mode", "numerical_note",
+                                                   "build_plan_policy", "reduction_mode", "pygraph")},
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "cudnn", cudnn)
+    driver = Driver()
+    arrays = [SimpleNamespace(data=SimpleNamespace(ptr=pointer)) for pointer in (10, 20, 30, 40)]
+    for _ in range(2):
+        driver.execute(example(), arrays)
+    (plan,) = driver._plans.values()
+    assert len(plan.graph.executed) == 2, "one plan, executed twice"
+    pointers, workspace, handle = plan.graph.executed[0]
+    assert pointers == {"image": 10, "weight": 20, "bias": 30, "activated": 40}
+    assert (workspace, handle) == (900, 3)
