@@ -9,7 +9,7 @@ Each part runs in a process of its own with a time limit, so that none hides ano
 facts     the device, the versions, what `numconv.backends()` says, and rates of multiply-adds and copies measured by torch
 contract  the contract suite on the device, every implementation by name, in one process a kind of operation
 races     the same bits from twenty runs on outputs filled with different bytes, on problems of many blocks
-torch     seconds of torch, and so of cuDNN, on the rows of `asv_bench/rows.json` and on larger batches, without and with TF32
+torch     seconds of torch, and so of cuDNN, on the rows of `numconv bench` and on larger batches, without and with TF32
 timing    seconds of every implementation on the same rows, at the default level and at "fast"
 
 The contract needs CuPy, the peers torch; a part whose library is missing says so.
@@ -219,7 +219,8 @@ def rows() -> Iterator[tuple[str, Any]]:
     """(name, problem) for the rows of the benchmarks, their gradients, and larger batches."""
     from numconv.plugin import CONV_OPS, parse
 
-    texts = json.loads((ROOT / "asv_bench" / "rows.json").read_text(encoding="utf-8"))
+    groups = json.loads((ROOT / "numconv" / "benchmarking" / "rows.json").read_text(encoding="utf-8"))
+    texts = {name: text for group in groups.values() for name, text in group.items()}
     for name, text in texts.items():
         problem = parse(text)
         for op in CONV_OPS:

@@ -77,7 +77,9 @@ def test_the_report_tells_times_failures_and_ends():
     assert text.startswith("device: Test 1\n")
     assert "FAILED races cuda direct: conv: {'passed': False, 'results': 2}" in text
     assert "timing cuda: the last words" in text
-    flops = parse(json.loads((PATH.parents[1] / "asv_bench" / "rows.json").read_text())["resnet50.56"]).flops
+    flops = parse(
+        json.loads((PATH.parents[1] / "numconv" / "benchmarking" / "rows.json").read_text())["dense"]["resnet50.56"]
+    ).flops
     line = next(line for line in text.splitlines() if "implicit_gemm" in line)
     assert line.startswith("> resnet50.56")
     assert f"0.50 of torch {flops / 1e12 / 1e-3:6.1%} of the roofline" in line

@@ -42,7 +42,7 @@ from .geometry import (
     span,
     weight_strides,
 )
-from .scalar import add, conj, is_null, load, muladd, pointer, store, wide_vectors, zero
+from .scalar import add, conj, is_null, load, muladd, one_by_one, pointer, store, wide_vectors, zero
 from .threads import MAX_THREADS, parallel_for, run
 
 __all__ = [
@@ -383,8 +383,13 @@ def input_grad(
 @helper
 def chain(total, y, x, count, y_step, x_step, xt, at):
     """total + the products of two rows, one after the other."""
-    for q in range(count):
-        total = muladd(load(y + q * y_step, xt, at), conj(load(x + q * x_step, xt, at)), total)
+    if y_step == itemsize(xt) and x_step == itemsize(xt):
+        for q in range(count):
+            total = muladd(load(y + q * itemsize(xt), xt, at), conj(load(x + q * itemsize(xt), xt, at)), total)
+    else:
+        for q in range(count):
+            one_by_one()
+            total = muladd(load(y + q * y_step, xt, at), conj(load(x + q * x_step, xt, at)), total)
     return total
 
 
@@ -447,6 +452,7 @@ def border_products(total, y, x, first, last, offset, g, xt, at):
     size, stride = g[part(g, SIZE) + axis], g[part(g, STRIDE) + axis]
     x_step, y_step = g[part(g, PARTS) + 3 + axis], g[part(g, PARTS + 2) + 3 + axis]
     for q in range(first, last):
+        one_by_one()
         source = x + source_index(q * stride + offset, size, g[MODE]) * x_step
         total = muladd(load(y + q * y_step, xt, at), conj(load(source, xt, at)), total)
     return total
