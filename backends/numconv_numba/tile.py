@@ -27,6 +27,7 @@ from .direct import MEASURED_ERROR, clear, finish_row, outer_offset
 from .elements import INT64, itemsize, keep, memory, numbers, same, scratch
 from .entries import PACK
 from .geometry import DIMS, OPTION, PARTS, PER_C, PER_K, WINDOW, part
+from .microkernels.emit import host
 from .microkernels.tiles import Tile, multiply_tile, tile_channels, tile_for, tile_pixels, write_vectors
 from .scalar import is_null, load, pointer, store, wide_vectors, zero
 from .slab import (
@@ -295,7 +296,7 @@ class RegisterTile(DenseImplementation):
         products = pieces * tiles * tile.channels * (-(-flat_pixels(block) // width) * width) * per_c * taps
         share = min(1, tile.vectors * tile.channels / 12)
         cycles = (
-            products / (2 * tile.lanes * share) * 1.15
+            products / (2 * tile.lanes * share) * 1.15 * host().pixel_cycles
             + pack_cycles(block, problem.c)
             + math.prod(problem.y_shape) * WRITE_CYCLES / 2
         )

@@ -35,6 +35,8 @@ class Host(NamedTuple):
         Shapes of tiles with the lanes over channels.
     sliding_tiles : tuple of (rows, vectors)
         Shapes of tiles that slide over the rows of one channel.
+    pixel_cycles : float
+        What tiles with the lanes over pixels take, against the cycles that are counted. Measured.
     """
 
     width: int
@@ -42,6 +44,7 @@ class Host(NamedTuple):
     pixel_tiles: tuple[tuple[int, int], ...]
     channel_tiles: tuple[tuple[int, int], ...]
     sliding_tiles: tuple[tuple[int, int], ...]
+    pixel_cycles: float = 1.0
 
 
 # Accumulators, the vectors of one operand and a broadcast fit the registers; and with the lanes over channels, the address of each
@@ -55,10 +58,10 @@ _FEW = Host(32, 16, ((3, 4), (5, 2), (8, 1)), ((1, 10), (2, 6), (3, 4)), ((4, 3)
 @functools.cache
 def host() -> Host:
     """Of the processor for which Numba compiles: AVX-512, AVX2, or 128 bits (SSE, NEON)."""
-    triple, _, features = cpu_target.target_context.codegen().magic_tuple()
+    triple, processor, features = cpu_target.target_context.codegen().magic_tuple()
     words = features.split(",")
     if "+avx512f" in words:
-        return _WIDE
+        return _WIDE._replace(pixel_cycles=2.4) if processor.startswith("znver") else _WIDE
     if "+avx2" in words:
         return _FEW
     return (_WIDE if triple.startswith(("aarch64", "arm64")) else _FEW)._replace(width=16)
