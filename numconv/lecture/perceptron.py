@@ -171,7 +171,7 @@ def compare_with_measurements(lesson: Lesson, costs: dict[str, tuple[Cost, Cost]
     lesson.check(
         "The memory of training is of the size computed",
         f"measured {min(ratios):.2f} to {max(ratios):.2f} times that, where it is more than a megabyte",
-        min(ratios) > 0.5 and max(ratios) < 2.5,
+        min(ratios) > 1 / 3 and max(ratios) < 3,
     )
 
 
