@@ -22,9 +22,9 @@ from numconv.plugin import ConvProblem, np_dtype
 from .compiler import Address, Tag, helper, invoke, kernel
 from .direct import clear
 from .elements import INT64, itemsize, same
-from .entries import SPLIT
+from .entries import LANES, SPLIT, TRANSPOSE
 from .geometry import BATCH, DIMS, LOW, MODE, OUTPUT, PARTS, SIZE, STRIDE, part, source_index, span
-from .scalar import load, pointer, store, zero
+from .scalar import address, load, pointer, store, zero
 
 __all__ = [
     "AXES",
@@ -287,11 +287,33 @@ def pack_places(slab, x, start, step, count, g, xt, at):
 
 
 @helper
-def pack_borders(slab, x, start, step, count, g, xt, at):
-    """The places of a row in the padding: place i has position start + i * step."""
-    low, high = span(0, count, step, start, g[part(g, SIZE) + g[DIMS] - 1])
-    pack_places(slab, x, start, step, low, g, xt, at)
-    pack_places(slab + high * itemsize(at), x, start + high * step, step, count - high, g, xt, at)
+def pack_borders(slab, x, start, step, count, rows, slab_row, x_row, g, xt, at):
+    """The places of so many rows in the padding: place i has position start + i * step."""
+    axis, item = g[DIMS] - 1, itemsize(at)
+    size, stride = g[part(g, SIZE) + axis], g[part(g, PARTS) + 3 + axis]
+    low, high = span(0, count, step, start, size)
+    for border in range(low + count - high):
+        i = border if border < low else border - low + high
+        index = source_index(start + i * step, size, g[MODE])
+        source, target = x + index * stride, slab + i * item
+        for row in range(rows):
+            store(target + row * slab_row, zero(at) if index < 0 else load(source + row * x_row, xt, at), at)
+
+
+@helper
+def pack_columns(slab, x, start, step, count, channels, slab_row, g, tools, xt, at):
+    """Rows of channels that are neighbours in memory, a square of places and channels at a time; see `pack_borders`."""
+    axis, size, square = g[DIMS] - 1, itemsize(at), tools[LANES]
+    stride = g[part(g, PARTS) + 3 + axis]
+    low, high = span(0, count, step, start, g[part(g, SIZE) + axis])
+    for i in range(low, high, square):
+        source, target = x + (start + i * step) * stride, slab + i * size
+        for c in range(0, channels, square):
+            place = target + c * slab_row
+            invoke(
+                tools[TRANSPOSE], source + c * size, step * stride, high - i, channels - c, address(0), 0, place, slab_row
+            )  # fmt: skip
+    pack_borders(slab, x, start, step, count, channels, slab_row, size, g, xt, at)
 
 
 @helper
@@ -311,17 +333,18 @@ def pack_rows(slab, x, block, combination, row, channels, g, b, tools, xt, at):
         invoke(tools[SPLIT], x + offset, start, size, slab, plane, length, channels, strides, channel)
         if g[MODE] == 0:
             return
-    for c in range(channels):
-        target, source = slab + c * channel, x + (c * strides + offset)
-        for phase in range(phases):
-            if not inside:
-                clear(target + phase * plane, length, at)
-            else:
-                first = slab_position(g, b, block, axis, phase, 0)
-                if even:
-                    pack_borders(target + phase * plane, source, first, step, length, g, xt, at)
+    for phase in range(phases):
+        target, first = slab + phase * plane, slab_position(g, b, block, axis, phase, 0)
+        if inside and even:
+            pack_borders(target, x + offset, first, step, length, channels, channel, strides, g, xt, at)
+        elif inside and same(xt, at) and strides == itemsize(xt):
+            pack_columns(target, x + offset, first, step, length, channels, channel, g, tools, xt, at)
+        else:
+            for c in range(channels):
+                if inside:
+                    pack_places(target + c * channel, x + (c * strides + offset), first, step, length, g, xt, at)
                 else:
-                    pack_places(target + phase * plane, source, first, step, length, g, xt, at)
+                    clear(target + c * channel, length, at)
 
 
 @kernel(no_cfunc_wrapper=False)

@@ -30,6 +30,7 @@ from .geometry import (
     part,
     source_index,
 )
+from .microkernels.activation import dress
 from .microkernels.copies import split_strip, spread
 from .microkernels.emit import lanes_of
 from .scalar import pointer
@@ -37,9 +38,9 @@ from .slab import pack_borders, pack_places
 
 __all__ = [
     "BAND", "BANDS", "CLASSES", "COLUMNS", "EXTRA", "FOLDED", "ITEMS", "KERNEL_ROWS", "LAG", "OUTER_OUTPUTS", "OUTER_TAPS",
-    "PACK", "PHASES", "PHASE_ROWS", "PITCH", "REACHED", "ROLLING", "ROWS", "SPLIT", "SPREAD", "STRIP", "TILE", "TOTAL", "UINT8",
-    "WIDTH", "Layout", "band_lines", "band_of", "column_places", "entry_table", "first_row_of", "layout_vector", "layout_with",
-    "line_bytes_of", "outer_place", "packing_cycles", "short_pixels", "slab_places", "slices_of", "strip_of",
+    "PACK", "PHASES", "PHASE_ROWS", "PITCH", "REACHED", "ROLLING", "ROWS", "SMOOTH", "SPLIT", "SPREAD", "STRIP", "TILE", "TOTAL",
+    "UINT8", "WIDTH", "Layout", "band_lines", "band_of", "column_places", "entry_table", "first_row_of", "layout_vector",
+    "layout_with", "line_bytes_of", "outer_place", "packing_cycles", "short_pixels", "slab_places", "slices_of", "strip_of",
 ]  # fmt: skip
 
 SLAB_BYTES = 32 * 1024
@@ -270,13 +271,13 @@ def pack_lines(slab, x, start, lines, x_row, g, b, split_at, xt, at):
         invoke(split_at, x, start, length, slab, phase_bytes, b[PITCH], lines, x_row, line_bytes)
     if even and g[MODE] == 0:
         return
-    for line in range(lines):
-        for phase in range(b[PHASES]):
-            target, source = slab + (line * line_bytes + phase * phase_bytes), x + line * x_row
-            if even:
-                pack_borders(target, source, start + phase, stride, b[PITCH], g, xt, at)
-            else:
-                pack_places(target, source, start + phase, stride, b[PITCH], g, xt, at)
+    for phase in range(b[PHASES]):
+        target, first = slab + phase * phase_bytes, start + phase
+        if even:
+            pack_borders(target, x, first, stride, b[PITCH], lines, line_bytes, x_row, g, xt, at)
+        else:
+            for line in range(lines):
+                pack_places(target + line * line_bytes, x + line * x_row, first, stride, b[PITCH], g, xt, at)
 
 
 @helper
@@ -350,7 +351,7 @@ def pack_strip(
     return count
 
 
-SPLIT, PACK, TILE, SPREAD = range(4)
+SPLIT, PACK, TILE, SPREAD, SMOOTH = range(5)
 """The functions that drivers call by address; the tile is that of the driver."""
 
 
@@ -363,5 +364,6 @@ def entry_table(problem: ConvProblem, tile: int) -> np.ndarray[Any, Any]:
         pack_strip.address(dtype, acc),
         tile,
         spread.address(lanes, acc),
+        dress.address(lanes, acc),
     )
     return np.array(found, np.int64)
