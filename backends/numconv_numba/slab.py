@@ -23,7 +23,7 @@ from .compiler import Address, Tag, helper, invoke, kernel
 from .direct import clear
 from .elements import INT64, itemsize, same
 from .entries import LANES, SPLIT, TRANSPOSE
-from .geometry import BATCH, DIMS, LOW, MODE, OUTPUT, PARTS, SIZE, STRIDE, part, source_index, span
+from .geometry import BATCH, DILATION, DIMS, LOW, MODE, OUTPUT, PARTS, SIZE, STRIDE, WINDOW, part, source_index, span
 from .scalar import address, load, pointer, store, zero
 
 __all__ = [
@@ -260,12 +260,11 @@ def slab_position(g, b, block, axis, phase, i):
 
 
 @helper
-def slab_row(g, b, block, combination, row):
-    """Whether a row of a slab lies inside x, and the byte offset of its channel's row in x."""
+def slab_row(g, b, block, combination, row, axes):
+    """Whether a row of a slab lies inside x along the first `axes` dimensions, and its byte offset there in a channel of x."""
     ndim, xs = g[DIMS], part(g, PARTS)
-    axis = ndim - 1
     inside, offset, left, phase = True, 0, row, combination
-    for other in range(axis - 1, -1, -1):
+    for other in range(axes - 1, -1, -1):
         pitch, phases = axis_entry(b, ndim, B_PITCH, other), axis_entry(b, ndim, B_PHASES, other)
         position = slab_position(g, b, block, other, phase % phases, left % pitch)
         index = source_index(position, g[part(g, SIZE) + other], g[MODE])
@@ -287,12 +286,21 @@ def pack_places(slab, x, start, step, count, g, xt, at):
 
 
 @helper
+def needed_places(g, start, step, count):
+    """How many places of a row, of which the first has the position `start`, some window reads."""
+    axis = g[DIMS] - 1
+    windows = (g[part(g, OUTPUT) + axis] - 1) * g[part(g, STRIDE) + axis] - g[part(g, LOW) + axis]
+    last = windows + (g[part(g, WINDOW) + axis] - 1) * g[part(g, DILATION) + axis]
+    return min(count, max(0, (last - start) // step + 1))
+
+
+@helper
 def pack_borders(slab, x, start, step, count, rows, slab_row, x_row, g, xt, at):
-    """The places of so many rows in the padding: place i has position start + i * step."""
+    """The places of so many rows in the padding, as far as windows read them: place i has position start + i * step."""
     axis, item = g[DIMS] - 1, itemsize(at)
-    size, stride = g[part(g, SIZE) + axis], g[part(g, PARTS) + 3 + axis]
-    low, high = span(0, count, step, start, size)
-    for border in range(low + count - high):
+    size, stride, needed = g[part(g, SIZE) + axis], g[part(g, PARTS) + 3 + axis], needed_places(g, start, step, count)
+    low, high = span(0, needed, step, start, size)
+    for border in range(low + needed - high):
         i = border if border < low else border - low + high
         index = source_index(start + i * step, size, g[MODE])
         source, target = x + index * stride, slab + i * item
@@ -304,47 +312,77 @@ def pack_borders(slab, x, start, step, count, rows, slab_row, x_row, g, xt, at):
 def pack_columns(slab, x, start, step, count, channels, slab_row, g, tools, xt, at):
     """Rows of channels that are neighbours in memory, a square of places and channels at a time; see `pack_borders`."""
     axis, size, square = g[DIMS] - 1, itemsize(at), tools[LANES]
-    stride = g[part(g, PARTS) + 3 + axis]
-    low, high = span(0, count, step, start, g[part(g, SIZE) + axis])
+    stride, needed = g[part(g, PARTS) + 3 + axis], needed_places(g, start, step, count)
+    low, high = span(0, needed, step, start, g[part(g, SIZE) + axis])
     for i in range(low, high, square):
         source, target = x + (start + i * step) * stride, slab + i * size
         for c in range(0, channels, square):
             place = target + c * slab_row
-            invoke(
-                tools[TRANSPOSE], source + c * size, step * stride, high - i, channels - c, address(0), 0, place, slab_row
-            )  # fmt: skip
+            invoke(tools[TRANSPOSE], source + c * size, step * stride, high - i, channels - c, address(0), 0, place, slab_row)
     pack_borders(slab, x, start, step, count, channels, slab_row, size, g, xt, at)
+    for c in range(channels if needed < count else 0):
+        clear(slab + (c * slab_row + needed * size), count - needed, at)
 
 
 @helper
-def pack_rows(slab, x, block, combination, row, channels, g, b, tools, xt, at):
-    """One row of a slab, in all phases of the last dimension, for so many channels; `combination`: of the other dimensions."""
-    ndim = g[DIMS]
-    axis, xs = ndim - 1, part(g, PARTS)
-    length, step = axis_entry(b, ndim, B_PITCH, axis), axis_entry(b, ndim, B_STEP, axis)
-    phases = axis_entry(b, ndim, B_PHASES, axis)
-    inside, offset = slab_row(g, b, block, combination, row)
-    plane, start = b[CHANNEL] // b[COMBINATIONS] * itemsize(at), slab_position(g, b, block, axis, 0, 0)
+def pack_lines(slab, x, lines, channels, block, g, b, tools, xt, at):
+    """Rows of a slab, all phases of the last dimension; `lines` and `channels`: how many, bytes between them in the slab, in x."""
+    axis = g[DIMS] - 1
+    size, length, step = g[part(g, SIZE) + axis], axis_entry(b, g[DIMS], B_PITCH, axis), axis_entry(b, g[DIMS], B_STEP, axis)
+    phases, plane = axis_entry(b, g[DIMS], B_PHASES, axis), b[CHANNEL] // b[COMBINATIONS] * itemsize(at)
     # neighbours in memory, in every phase there is
-    even = same(xt, at) & (g[xs + 3 + axis] == itemsize(xt)) & (phases == step) & (tools[SPLIT] != 0)
-    channel, strides = b[CHANNEL] * itemsize(at), g[xs + 2]
-    if inside and even:
+    even = same(xt, at) & (g[part(g, PARTS) + 3 + axis] == itemsize(xt)) & (phases == step) & (tools[SPLIT] != 0)
+    last = same(xt, at) & (channels[2] == itemsize(xt)) & (not even)
+    few, many = (lines, channels) if last or lines[0] < channels[0] else (channels, lines)
+    count, slab_row, x_row = many
+    for one in range(few[0]):
+        target, source = slab + one * few[1], x + one * few[2]
+        if even:
+            start = slab_position(g, b, block, axis, 0, 0)
+            invoke(tools[SPLIT], source, start, size, target, plane, length, count, x_row, slab_row)
+        for phase in range(0 if even and g[MODE] == 0 else phases):
+            place, first = target + phase * plane, slab_position(g, b, block, axis, phase, 0)
+            if even:
+                pack_borders(place, source, first, step, length, count, slab_row, x_row, g, xt, at)
+            elif last:
+                pack_columns(place, source, first, step, length, count, slab_row, g, tools, xt, at)
+            else:
+                for other in range(count):
+                    pack_places(place + other * slab_row, source + other * x_row, first, step, length, g, xt, at)
+
+
+@helper
+def clear_lines(slab, lines, channels, g, b, at):
+    """So many rows of zeros of a slab, in all phases of the last dimension."""
+    axis = g[DIMS] - 1
+    phases, plane = axis_entry(b, g[DIMS], B_PHASES, axis), b[CHANNEL] // b[COMBINATIONS] * itemsize(at)
+    for c in range(channels[0]):
+        for phase in range(phases):
+            clear(slab + (c * channels[1] + phase * plane), lines * axis_entry(b, g[DIMS], B_PITCH, axis), at)
+
+
+@helper
+def pack_plane(slab, x, channels, block, combination, g, b, tools, xt, at):
+    """The rows of a slab along the last two dimensions; `combination`: of the phases of all but the last one."""
+    ndim, axis = g[DIMS], g[DIMS] - 2
+    line = axis_entry(b, ndim, B_PITCH, ndim - 1) * itemsize(at)
+    rows, first, step, size, x_step = 1, 0, 1, 1, 0
+    if axis >= 0:
+        rows, step, x_step = axis_entry(b, ndim, B_PITCH, axis), axis_entry(b, ndim, B_STEP, axis), g[part(g, PARTS) + 3 + axis]
+        first = slab_position(g, b, block, axis, combination % axis_entry(b, ndim, B_PHASES, axis), 0)
         size = g[part(g, SIZE) + axis]
-        invoke(tools[SPLIT], x + offset, start, size, slab, plane, length, channels, strides, channel)
-        if g[MODE] == 0:
-            return
-    for phase in range(phases):
-        target, first = slab + phase * plane, slab_position(g, b, block, axis, phase, 0)
-        if inside and even:
-            pack_borders(target, x + offset, first, step, length, channels, channel, strides, g, xt, at)
-        elif inside and same(xt, at) and strides == itemsize(xt):
-            pack_columns(target, x + offset, first, step, length, channels, channel, g, tools, xt, at)
+    low, high = span(0, rows, step, first, size)
+    row = 0
+    while row < rows:
+        # those inside x together, those of a border one by one
+        count = high - low if low <= row < high else 1
+        index = source_index(first + row * step, size, g[MODE])
+        if index < 0:
+            clear_lines(slab + row * line, count, channels, g, b, at)
         else:
-            for c in range(channels):
-                if inside:
-                    pack_places(target + c * channel, x + (c * strides + offset), first, step, length, g, xt, at)
-                else:
-                    clear(target + c * channel, length, at)
+            lines = count, line, step * x_step
+            pack_lines(slab + row * line, x + index * x_step, lines, channels, block, g, b, tools, xt, at)
+        row += count
 
 
 @kernel(no_cfunc_wrapper=False)
@@ -358,17 +396,23 @@ def pack_slab(
     problem and of the block.
     """
     tools, g, b = pointer(table, INT64), pointer(sizes, INT64), pointer(cutting, INT64)
-    ndim, rows = g[DIMS], 1
-    length = axis_entry(b, ndim, B_PITCH, ndim - 1)
-    for other in range(ndim - 1):
-        rows *= axis_entry(b, ndim, B_PITCH, other)
-    phases = axis_entry(b, ndim, B_PHASES, ndim - 1)
+    ndim, outer, lines, row_phases = g[DIMS], 1, 1, 1
+    for axis in range(ndim - 2):
+        outer *= axis_entry(b, ndim, B_PITCH, axis)
+    if ndim > 1:
+        lines, row_phases = axis_entry(b, ndim, B_PITCH, ndim - 2), axis_entry(b, ndim, B_PHASES, ndim - 2)
+    plane, phases = lines * axis_entry(b, ndim, B_PITCH, ndim - 1) * itemsize(at), axis_entry(b, ndim, B_PHASES, ndim - 1)
+    each = channels, b[CHANNEL] * itemsize(at), g[part(g, PARTS) + 2]
     for image in range(images):
-        target, source = slab + image * channels * b[CHANNEL] * itemsize(at), x + image * g[part(g, PARTS)]
         for combination in range(b[COMBINATIONS] // phases):
-            for row in range(rows):
-                place = (combination * phases * rows + row) * length * itemsize(at)
-                pack_rows(target + place, source, block, combination, row, channels, g, b, tools, xt, at)
+            target = slab + (image * channels * each[1] + combination * phases * outer * plane)
+            source = x + image * g[part(g, PARTS)]
+            for row in range(outer):
+                inside, offset = slab_row(g, b, block, combination // row_phases, row, ndim - 2)
+                if inside:
+                    pack_plane(target + row * plane, source + offset, each, block, combination, g, b, tools, xt, at)
+                else:
+                    clear_lines(target + row * plane, lines, each, g, b, at)
 
 
 def pack_cycles(block: Block, channels: int) -> float:
