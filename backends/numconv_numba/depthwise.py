@@ -216,10 +216,12 @@ def multiply_rows(source, line_bytes, lines, slices, w, channel, y, y_row, count
     invoke(entries[TILE], areas[FIELDS])
     whole = last if short > 0 else count
     if finished and g[OPTION] > 1:
-        rows, row_bytes = (y, y_row) if inline else (areas[SUMS], b[WIDTH] * size)
-        invoke(entries[SMOOTH], rows, row_bytes, whole, pixels, address(0), 0, g[OPTION], rows, row_bytes)
-        rows = rows + whole * row_bytes
-        invoke(entries[SMOOTH], rows, row_bytes, count - whole, short, address(0), 0, g[OPTION], rows, row_bytes)
+        rows, step = (y, y_row) if inline else (areas[SUMS], b[WIDTH] * size)
+        # rows without a gap are one
+        lines, length = (1, whole * pixels) if step == pixels * size else (whole, pixels)
+        invoke(entries[SMOOTH], rows, step, lines, length, address(0), 0, g[OPTION], rows, step)
+        rows = rows + whole * step
+        invoke(entries[SMOOTH], rows, step, count - whole, short, address(0), 0, g[OPTION], rows, step)
     if finished and not inline:
         invoke(entries[SPREAD], areas[SUMS], b[WIDTH] * size, y, y_row, whole, pixels)
         invoke(
@@ -475,7 +477,7 @@ class Depthwise(DenseImplementation):
         """Tiles, packing, weights; pixels that are no neighbours in memory are packed and stored one by one."""
         layout = layout_for(problem)
         weights = problem.k * slices_of(problem) * layout.slice_weights * 1.5
-        scattered = math.prod(problem.x_shape) * SCATTERED_CYCLES if problem.layout == "channels_last" else 0.0
+        scattered = math.prod(problem.x_shape) * SCATTERED_CYCLES if problem.layout == "channels_last" and problem.c > 1 else 0.0
         return CALL_SECONDS + seconds(_cycles(problem, layout) + weights + scattered)
 
     def forward_workspace(self, problem: ConvProblem) -> int:

@@ -35,6 +35,7 @@ from .slab import (
     BLOCKS,
     CHANNEL,
     EXTRA,
+    WRITE_CYCLES,
     Block,
     block_image,
     block_images,
@@ -75,7 +76,7 @@ class _Layout(NamedTuple):
 def _in_place(problem: ConvProblem) -> bool:
     """Whether all windows stay inside x, and neighbouring outputs read neighbours."""
     inside = all(low <= 0 and high <= 0 for low, high in problem.padding)
-    return inside and problem.dtype == problem.acc_dtype and max(problem.stride) == 1
+    return inside and problem.dtype == problem.acc_dtype and max(problem.stride) == 1 and problem.layout == "channels_first"
 
 
 @functools.lru_cache(maxsize=256)
@@ -371,7 +372,8 @@ class ImplicitGemm(DenseImplementation):
         packed = 0 if in_place else pack_cycles(block, problem.c)
         # kernels are flipped in an input_grad, where the terms of an output channel do not follow each other
         weights = math.prod(problem.w_shape) * 2 if problem.flip and math.prod(problem.kernel) > 1 else 0
-        return CALL_SECONDS + 2e-6 + seconds(pieces * block.images * (products + gathered) + packed + weights)
+        written = math.prod(problem.y_shape) * WRITE_CYCLES if problem.layout == "channels_last" else 0
+        return CALL_SECONDS + 2e-6 + seconds(pieces * block.images * (products + gathered) + packed + weights + written)
 
     def forward_workspace(self, problem: ConvProblem) -> int:
         """For each thread a slab, a panel, sums and tables; w packed or in the accumulation dtype."""

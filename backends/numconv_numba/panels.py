@@ -206,9 +206,12 @@ def write_square(sums, width, rows, columns, bias, code, y, k_step, q_step, spar
 def write_squares(sums, width, count, columns, bias, code, y, k_step, q_step, spare, tools, at):
     """A run of pixels, square by square, for a code of at most 1; returns whether a sum is not finite."""
     bad, size, square = False, itemsize(at), tools[LANES]
-    for j in range(0, columns, square):
+    for column in range(0, columns, square):
+        # the last squares overlap those before them: whole ones are faster
+        j = min(column, max(0, columns - square))
         shift = bias if is_null(bias) else bias + j * size
-        for q in range(0, count, square):
+        for pixel in range(0, count, square):
+            q = min(pixel, max(0, count - square))
             source, target = sums + (q * width + j * size), y + (j * k_step + q * q_step)
             bad |= write_square(source, width, count - q, columns - j, shift, code, target, k_step, q_step, spare, tools, at)
     return bad

@@ -24,7 +24,7 @@ from .direct import clear
 from .elements import INT64, itemsize, same
 from .entries import LANES, SPLIT, TRANSPOSE
 from .geometry import BATCH, DILATION, DIMS, LOW, MODE, OUTPUT, PARTS, SIZE, STRIDE, WINDOW, part, source_index, span
-from .scalar import address, load, pointer, store, zero
+from .scalar import address, load, pointer, store, wide_vectors, zero
 
 __all__ = [
     "AXES",
@@ -43,6 +43,7 @@ __all__ = [
     "block_images",
     "block_start",
     "block_vector",
+    "copy_cells",
     "cut",
     "pack_borders",
     "pack_cycles",
@@ -304,8 +305,12 @@ def pack_borders(slab, x, start, step, count, rows, slab_row, x_row, g, xt, at):
         i = border if border < low else border - low + high
         index = source_index(start + i * step, size, g[MODE])
         source, target = x + index * stride, slab + i * item
-        for row in range(rows):
-            store(target + row * slab_row, zero(at) if index < 0 else load(source + row * x_row, xt, at), at)
+        if index < 0:
+            for row in range(rows):
+                store(target + row * slab_row, zero(at), at)
+        else:
+            for row in range(rows):
+                store(target + row * slab_row, load(source + row * x_row, xt, at), at)
 
 
 @helper
@@ -314,9 +319,12 @@ def pack_columns(slab, x, start, step, count, channels, slab_row, g, tools, xt, 
     axis, size, square = g[DIMS] - 1, itemsize(at), tools[LANES]
     stride, needed = g[part(g, PARTS) + 3 + axis], needed_places(g, start, step, count)
     low, high = span(0, needed, step, start, g[part(g, SIZE) + axis])
-    for i in range(low, high, square):
+    for begin in range(low, high, square):
+        # the last squares overlap those before them: whole ones are faster
+        i = min(begin, max(low, high - square))
         source, target = x + (start + i * step) * stride, slab + i * size
-        for c in range(0, channels, square):
+        for first in range(0, channels, square):
+            c = min(first, max(0, channels - square))
             place = target + c * slab_row
             invoke(tools[TRANSPOSE], source + c * size, step * stride, high - i, channels - c, address(0), 0, place, slab_row)
     pack_borders(slab, x, start, step, count, channels, slab_row, size, g, xt, at)
@@ -325,29 +333,29 @@ def pack_columns(slab, x, start, step, count, channels, slab_row, g, tools, xt, 
 
 
 @helper
-def pack_lines(slab, x, lines, channels, block, g, b, tools, xt, at):
-    """Rows of a slab, all phases of the last dimension; `lines` and `channels`: how many, bytes between them in the slab, in x."""
+def pack_lines(slab, x, count, slab_line, x_line, channels, block, g, b, tools, xt, at):
+    """Some rows of a slab, in all phases of the last dimension; `channels`: how many, bytes between them in the slab and in x."""
     axis = g[DIMS] - 1
     size, length, step = g[part(g, SIZE) + axis], axis_entry(b, g[DIMS], B_PITCH, axis), axis_entry(b, g[DIMS], B_STEP, axis)
     phases, plane = axis_entry(b, g[DIMS], B_PHASES, axis), b[CHANNEL] // b[COMBINATIONS] * itemsize(at)
     # neighbours in memory, in every phase there is
     even = same(xt, at) & (g[part(g, PARTS) + 3 + axis] == itemsize(xt)) & (phases == step) & (tools[SPLIT] != 0)
     last = same(xt, at) & (channels[2] == itemsize(xt)) & (not even)
-    few, many = (lines, channels) if last or lines[0] < channels[0] else (channels, lines)
-    count, slab_row, x_row = many
+    lines = count, slab_line, x_line
+    few, (many, slab_row, x_row) = (lines, channels) if last or count < channels[0] else (channels, lines)
     for one in range(few[0]):
         target, source = slab + one * few[1], x + one * few[2]
         if even:
             start = slab_position(g, b, block, axis, 0, 0)
-            invoke(tools[SPLIT], source, start, size, target, plane, length, count, x_row, slab_row)
+            invoke(tools[SPLIT], source, start, size, target, plane, length, many, x_row, slab_row)
         for phase in range(0 if even and g[MODE] == 0 else phases):
             place, first = target + phase * plane, slab_position(g, b, block, axis, phase, 0)
             if even:
-                pack_borders(place, source, first, step, length, count, slab_row, x_row, g, xt, at)
+                pack_borders(place, source, first, step, length, many, slab_row, x_row, g, xt, at)
             elif last:
-                pack_columns(place, source, first, step, length, count, slab_row, g, tools, xt, at)
+                pack_columns(place, source, first, step, length, many, slab_row, g, tools, xt, at)
             else:
-                for other in range(count):
+                for other in range(many):
                     pack_places(place + other * slab_row, source + other * x_row, first, step, length, g, xt, at)
 
 
@@ -362,6 +370,25 @@ def clear_lines(slab, lines, channels, g, b, at):
 
 
 @helper
+def copy_cells(target, source, count, at):
+    """So many neighbours."""
+    wide_vectors()
+    for i in range(count):
+        store(target + i * itemsize(at), load(source + i * itemsize(at), at), at)
+
+
+@helper
+def copy_line(slab, source, channels, g, b, at):
+    """A row of a slab from another one, in all phases of the last dimension."""
+    axis = g[DIMS] - 1
+    phases, plane = axis_entry(b, g[DIMS], B_PHASES, axis), b[CHANNEL] // b[COMBINATIONS] * itemsize(at)
+    for c in range(channels[0]):
+        for phase in range(phases):
+            place = c * channels[1] + phase * plane
+            copy_cells(slab + place, source + place, axis_entry(b, g[DIMS], B_PITCH, axis), at)
+
+
+@helper
 def pack_plane(slab, x, channels, block, combination, g, b, tools, xt, at):
     """The rows of a slab along the last two dimensions; `combination`: of the phases of all but the last one."""
     ndim, axis = g[DIMS], g[DIMS] - 2
@@ -372,17 +399,19 @@ def pack_plane(slab, x, channels, block, combination, g, b, tools, xt, at):
         first = slab_position(g, b, block, axis, combination % axis_entry(b, ndim, B_PHASES, axis), 0)
         size = g[part(g, SIZE) + axis]
     low, high = span(0, rows, step, first, size)
-    row = 0
-    while row < rows:
-        # those inside x together, those of a border one by one
-        count = high - low if low <= row < high else 1
+    if low < high:
+        source = x + (first + low * step) * x_step
+        pack_lines(slab + low * line, source, high - low, line, step * x_step, channels, block, g, b, tools, xt, at)
+    for outside in range(low + rows - high):
+        row = outside if outside < low else outside - low + high
         index = source_index(first + row * step, size, g[MODE])
+        target, other = slab + row * line, (index - first) // step
         if index < 0:
-            clear_lines(slab + row * line, count, channels, g, b, at)
+            clear_lines(target, 1, channels, g, b, at)
+        elif low <= other < high and first + other * step == index:
+            copy_line(target, slab + other * line, channels, g, b, at)
         else:
-            lines = count, line, step * x_step
-            pack_lines(slab + row * line, x + index * x_step, lines, channels, block, g, b, tools, xt, at)
-        row += count
+            pack_lines(target, x + index * x_step, 1, line, x_step, channels, block, g, b, tools, xt, at)
 
 
 @kernel(no_cfunc_wrapper=False)

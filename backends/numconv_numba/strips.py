@@ -34,7 +34,7 @@ from .microkernels.activation import dress
 from .microkernels.copies import split_strip, spread
 from .microkernels.emit import lanes_of
 from .scalar import pointer
-from .slab import pack_borders, pack_places
+from .slab import copy_cells, pack_borders, pack_places
 
 __all__ = [
     "BAND", "BANDS", "CLASSES", "COLUMNS", "EXTRA", "FOLDED", "ITEMS", "KERNEL_ROWS", "LAG", "OUTER_OUTPUTS", "OUTER_TAPS",
@@ -293,17 +293,23 @@ def pack_slice(slab, x, base, first, last, start, g, b, split_at, xt, at):
         clear(slab, (low - first) * b[PHASES] * b[PITCH], at)
         clear(slab + (high - first) * line_bytes, (last - high) * b[PHASES] * b[PITCH], at)
         slab = slab + (low - first) * line_bytes
-    line = low
-    while line < high:
-        # neighbouring rows of x together; those of a border one by one, where their map leads
-        count, row = 1, 0
-        if not b[FOLDED]:
-            inside, beyond = inside_lines(base, dilation, g[part(g, SIZE) + axis], 0)
-            row = source_index(base + line * dilation, g[part(g, SIZE) + axis], g[MODE])
-            count = min(high, beyond) - line if inside <= line < beyond else 1
-        target = slab + (line - low) * line_bytes
-        pack_lines(target, x + row * step, start, count, dilation * step, g, b, split_at, xt, at)
-        line += count
+    begin, end = low, high
+    if not b[FOLDED]:
+        inside, beyond = inside_lines(base, dilation, g[part(g, SIZE) + axis], 0)
+        begin = min(max(low, inside), high)
+        end = max(min(high, beyond), begin)
+    # neighbouring rows of x together; those of a border one by one, from where their map leads
+    if begin < end:
+        source = x + (base + begin * dilation) * step
+        pack_lines(slab + (begin - low) * line_bytes, source, start, end - begin, dilation * step, g, b, split_at, xt, at)
+    for outside in range(begin - low + high - end):
+        line = low + outside if outside < begin - low else outside - (begin - low) + end
+        row = source_index(base + line * dilation, g[part(g, SIZE) + axis], g[MODE])
+        target, other = slab + (line - low) * line_bytes, (row - base) // dilation
+        if begin <= other < end and base + other * dilation == row:
+            copy_cells(target, slab + (other - low) * line_bytes, b[PHASES] * b[PITCH], at)
+        else:
+            pack_lines(target, x + row * step, start, 1, step, g, b, split_at, xt, at)
 
 
 @helper

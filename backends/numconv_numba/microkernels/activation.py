@@ -30,12 +30,12 @@ class _Precision(NamedTuple):
     ----------
     mantissa, exponent : int
         Bits of the mantissa, and the bias of the exponent.
-    log2 : (float, float)
-        log(2), of which products with small integers are exact, and what it leaves.
+    log2 : tuple of float
+        log(2), and in double precision what its rounding leaves.
     exp : tuple of float
         Coefficients of exp between -log(2) / 2 and log(2) / 2, from the constant up.
     least, most : float
-        Arguments of exp beyond which it is 0 and infinite.
+        Arguments of exp beyond which the exponent of the result is that of 0 and of infinity.
     erfc : tuple of float
         Coefficients of (1 + 2z) exp(z^2) erfc(z) in t = (z - 3) / (z + 3), from the constant up: of powers in single precision, of
         Chebyshev polynomials in double.
@@ -45,7 +45,7 @@ class _Precision(NamedTuple):
 
     mantissa: int
     exponent: int
-    log2: tuple[float, float]
+    log2: tuple[float, ...]
     exp: tuple[float, ...]
     least: float
     most: float
@@ -57,12 +57,12 @@ class _Precision(NamedTuple):
 # interpolated in 40 digits. The first coefficient left out is 2e-18 in double and 2e-9 in single precision. exp is Taylor's series
 # in double precision, where the first term left out is 4e-18, and interpolates at Chebyshev's nodes in single: 1e-8.
 _SINGLE = _Precision(
-    23, 127, (0.693359375, -2.12194440e-4), (1.0, 1.0, 0.5, 0.16666577025597726, 0.04166655466200664, 0.008363173074545174,
-    0.0013926176124446912), -105.0, 89.5, (1.25300806, -0.135621069, -0.0475621569, 0.129644114, -0.119275275, 0.0683165678,
+    23, 127, (math.log(2),), (1.0, 1.0, 0.5, 0.16666577025597726, 0.04166655466200664, 0.008363173074545174,
+    0.0013926176124446912), -88.3, 89.0, (1.25300806, -0.135621069, -0.0475621569, 0.129644114, -0.119275275, 0.0683165678,
     -0.0237635764, 2.49911687e-3, 1.87507912e-3, -7.26453679e-4, -9.25451669e-5, 7.73102422e-5), 20.0,
 )  # fmt: skip
 _DOUBLE = _Precision(
-    52, 1023, (math.log(2), 2.3190468138462996e-17), tuple(1 / math.factorial(term) for term in range(14)), -746.0, 710.0, (
+    52, 1023, (math.log(2), 2.3190468138462996e-17), tuple(1 / math.factorial(term) for term in range(14)), -709.0, 710.0, (
     1.17756257419656, 0.005353904539615676, -0.09377550342284209, 0.05436652555744322, -0.018976596707845208,
     0.004453426061462712, -0.0006335531710553147, 1.7661719523171593e-05, 1.2841532864056681e-05, -2.0072285659059705e-06,
     -1.8075227904145446e-07, 7.549828343828702e-08, 1.8856685238796514e-09, -2.699519049754503e-09, -1.460079115500696e-11,
@@ -131,26 +131,19 @@ class Numbers:
         return self.fma(t, value, builder.fsub(self.constant(coefficients[0]), last))
 
     def exp(self, x: Any) -> Any:
-        """exp(x), by halves of the power of two, so that it over- and underflows like a product."""
+        """exp(x); 0 below the normal numbers."""
         builder, kind = self._builder, self.precision
-        # added to a small number, it rounds that to an integer, which then stands in the low bits
-        rounding = self.constant(1.5 * 2.0**kind.mantissa)
+        # added to a small number, it rounds that to an integer, which then stands in the low bits as an exponent
+        rounding = self.constant(1.5 * 2.0**kind.mantissa + kind.exponent)
         x = self.most(self.least(x, kind.most), kind.least)
         shifted = self.fma(x, 1 / math.log(2), rounding)
         power = builder.fsub(shifted, rounding)
         rest = x
         for part in kind.log2:
             rest = self.fma(power, -part, rest)
-        value = self.polynomial(kind.exp, rest)
-        whole = builder.sub(builder.bitcast(shifted, self._whole), builder.bitcast(rounding, self._whole))
-        half = builder.ashr(whole, self._integers(1))
-        for each in (half, builder.sub(whole, half)):
-            bits = builder.shl(builder.add(each, self._integers(kind.exponent)), self._integers(kind.mantissa))
-            value = builder.fmul(value, builder.bitcast(bits, self.kind))
-        return value
-
-    def _integers(self, number: int) -> Any:
-        return ir.Constant(self._whole, [number] * self._lanes if self._lanes else number)
+        places = ir.Constant(self._whole, [kind.mantissa] * self._lanes if self._lanes else kind.mantissa)
+        scale = builder.bitcast(builder.shl(builder.bitcast(shifted, self._whole), places), self.kind)
+        return builder.fmul(self.polynomial(kind.exp, rest), scale)
 
 
 def silu(builder: Any, x: Any) -> Any:
