@@ -58,12 +58,34 @@ class _Side(NamedTuple):
 
 
 class _Band(NamedTuple):
-    """Places in the padding: the problem that gives their gradient, from parts of y and w, and the first place per dimension."""
+    """Places in the padding.
 
+    Attributes
+    ----------
+    axes : tuple of int
+        The order of the dimensions in its problem: its own one is not the last, along which tiles are long.
+    problem : ConvProblem
+        That gives their gradient.
+    y, w : tuple of slice
+        The parts of y and w, with the dimensions as they are.
+    first : tuple of int
+        The first place per dimension.
+    """
+
+    axes: tuple[int, ...]
     problem: ConvProblem
     y: tuple[slice, ...]
     w: tuple[slice, ...]
     first: tuple[int, ...]
+
+    def view(self, array: Any, part: tuple[slice, ...]) -> Any:
+        """A part of y or w with the dimensions in the order of the problem."""
+        return array[(..., *part)].transpose(0, 1, *(2 + axis for axis in self.axes))
+
+    @property
+    def spatial(self) -> tuple[int, ...]:
+        """Places per dimension, with the dimensions as they are."""
+        return tuple(self.problem.spatial[self.axes.index(axis)] for axis in range(len(self.axes)))
 
 
 def _sides(problem: ConvProblem, axis: int) -> list[_Side]:
@@ -111,9 +133,17 @@ def _bands(problem: ConvProblem) -> tuple[_Band, ...]:
                 low, high = (max(0, pads) for pads in problem.padding[other])
                 spatial[other], first[other] = spatial[other] + low + high, -low
                 padding[other] = problem.padding[other][0] - low, problem.padding[other][1] - high
-            shapes = {"spatial": tuple(spatial), "kernel": tuple(kernel), "padding": tuple(padding)}
-            band = problem.replace(**shapes, pad_mode="zeros", bias="", activation=None)
-            found.append(_Band(band, tuple(y), tuple(w), tuple(first)))
+            axes = tuple(range(ndim)) if axis < ndim - 1 else (axis, *range(axis))
+            sizes = {
+                "spatial": spatial,
+                "kernel": kernel,
+                "padding": padding,
+                "stride": problem.stride,
+                "dilation": problem.dilation,
+            }
+            ordered = {name: tuple(values[other] for other in axes) for name, values in sizes.items()}
+            band = problem.replace(**ordered, pad_mode="zeros", bias="", activation=None)
+            found.append(_Band(axes, band, tuple(y), tuple(w), tuple(first)))
     return tuple(found)
 
 
@@ -128,9 +158,9 @@ def _cheapest(problem: ConvProblem) -> tuple[float, Implementation]:
 
 # --- kernel --------------------------------------------------------------------------------------------------------------------
 
-# What the kernel knows of a band: where it lies in the buffer and the bytes of one channel, then five entries a dimension. The
-# last two dimensions are called rows and columns; there may be one row.
-START, CHANNEL, HEAD = 0, 1, 2
+# What the kernel knows of a band: where it lies in the buffer, the bytes from image to image and from channel to channel, then five
+# entries a dimension. The last two dimensions are called rows and columns; there may be one row.
+START, IMAGE, CHANNEL, HEAD = 0, 1, 2, 3
 COUNT, FIRST, SIZE, X_STEP, STEP, ENTRIES = range(6)
 
 
@@ -191,10 +221,11 @@ def add_plane(x, band, row, v, mode, at):
 def _channels(begin, end, args):
     at, buffer, x, x_n, x_c, channels, ndim, mode, bands, vectors, length = args
     for item in range(begin, end):
-        target = x + (item // channels * x_n + item % channels * x_c)
+        n, c = item // channels, item % channels
+        target = x + (n * x_n + c * x_c)
         for band in range(bands):
             v = pointer(vectors + 8 * band * length, INT64)
-            source, outer = buffer + (v[START] + item * v[CHANNEL]), 1
+            source, outer = buffer + (v[START] + n * v[IMAGE] + c * v[CHANNEL]), 1
             for axis in range(ndim - 2):
                 outer *= entry(v, axis, COUNT)
             for place in range(outer):
@@ -245,9 +276,7 @@ class _Executor:
         problem = self._problem
         buffer = np.empty(self._elements, np_dtype(problem.acc_dtype))
         for band, executor, start in zip(self._bands, self._executors, self._starts, strict=True):
-            shape = band.problem.x_shape
-            part = buffer[start : start + math.prod(shape)].reshape(shape)
-            executor((part,), (y[(..., *band.y)], w[(..., *band.w)]))
+            executor((_part(buffer, start, band.problem),), (band.view(y, band.y), band.view(w, band.w)))
         table = self._table(x.strides)
         run(
             self._kernel, problem.n * problem.c, 8 * self._elements, buffer, x, x.strides[0], x.strides[1], problem.c,
@@ -258,25 +287,34 @@ class _Executor:
         """The vectors of all bands for an x of these strides."""
         found = self._tables.get(strides)
         if found is None:
-            item = np_dtype(self._problem.acc_dtype).itemsize
-            bands = zip(self._bands, self._starts, strict=True)
-            rows = [_vector(band, start, strides[2:], self._problem, item) for band, start in bands]
+            buffer, rows = np.empty(self._elements, np_dtype(self._problem.acc_dtype)), []
+            for band, start in zip(self._bands, self._starts, strict=True):
+                rows.append(_vector(band, _part(buffer, start, band.problem), start, strides[2:], self._problem))
             found = np.array(rows, np.int64)
             if len(self._tables) < KEPT:
                 self._tables[strides] = found
         return found
 
 
-def _vector(band: _Band, start: int, strides: tuple[int, ...], problem: ConvProblem, item: int) -> list[int]:
-    """What the kernel knows of a band."""
-    spatial = band.problem.spatial
+def _part(buffer: Any, start: int, problem: ConvProblem) -> Any:
+    """The results of a band, ``[N, C, *S]``, in a buffer for all of them; the channels are last where those of x are."""
+    shape = problem.x_shape
+    flat = buffer[start : start + math.prod(shape)]
+    if problem.layout == "channels_first":
+        return flat.reshape(shape)
+    return np.moveaxis(flat.reshape(shape[0], *shape[2:], shape[1]), -1, 1)
+
+
+def _vector(band: _Band, part: Any, start: int, strides: tuple[int, ...], problem: ConvProblem) -> list[int]:
+    """What the kernel knows of a band, of which `part` are the results, for an x of these strides."""
+    image, channel, *steps = part.strides
     entries = [
-        [count, first, size, x_step, item * math.prod(spatial[axis + 1 :])]
-        for axis, (count, first, size, x_step) in enumerate(zip(spatial, band.first, problem.spatial, strides, strict=True))
+        [band.spatial[axis], band.first[axis], problem.spatial[axis], strides[axis], steps[band.axes.index(axis)]]
+        for axis in range(problem.ndim)
     ]
     if len(entries) == 1:
         entries.insert(0, [1, 0, 1, 0, 0])
-    return [start * item, math.prod(spatial) * item, *(value for one in entries for value in one)]
+    return [start * part.itemsize, image, channel, *(value for one in entries for value in one)]
 
 
 class Borders(Implementation):

@@ -296,21 +296,28 @@ def needed_places(g, start, step, count):
 
 
 @helper
-def pack_borders(slab, x, start, step, count, rows, slab_row, x_row, g, xt, at):
-    """The places of so many rows in the padding, as far as windows read them: place i has position start + i * step."""
+def pack_borders(slab, x, start, step, count, outer, inner, g, xt, at):
+    """The places of rows in the padding, as far as windows read them: place i has position start + i * step.
+
+    `outer` and `inner`: how many rows, bytes between them in the slab and in x.
+    """
     axis, item = g[DIMS] - 1, itemsize(at)
-    size, stride, needed = g[part(g, SIZE) + axis], g[part(g, PARTS) + 3 + axis], needed_places(g, start, step, count)
+    size, stride = g[part(g, SIZE) + axis], g[part(g, PARTS) + 3 + axis]
+    if start >= 0 and start + (count - 1) * step < size:
+        return
+    needed = needed_places(g, start, step, count)
     low, high = span(0, needed, step, start, size)
     for border in range(low + needed - high):
         i = border if border < low else border - low + high
         index = source_index(start + i * step, size, g[MODE])
-        source, target = x + index * stride, slab + i * item
-        if index < 0:
-            for row in range(rows):
-                store(target + row * slab_row, zero(at), at)
-        else:
-            for row in range(rows):
-                store(target + row * slab_row, load(source + row * x_row, xt, at), at)
+        for one in range(outer[0]):
+            source, target = x + (index * stride + one * outer[2]), slab + (i * item + one * outer[1])
+            if index < 0:
+                for row in range(inner[0]):
+                    store(target + row * inner[1], zero(at), at)
+            else:
+                for row in range(inner[0]):
+                    store(target + row * inner[1], load(source + row * inner[2], xt, at), at)
 
 
 @helper
@@ -327,7 +334,7 @@ def pack_columns(slab, x, start, step, count, channels, slab_row, g, tools, xt, 
             c = min(first, max(0, channels - square))
             place = target + c * slab_row
             invoke(tools[TRANSPOSE], source + c * size, step * stride, high - i, channels - c, address(0), 0, place, slab_row)
-    pack_borders(slab, x, start, step, count, channels, slab_row, size, g, xt, at)
+    pack_borders(slab, x, start, step, count, (1, slab_row, size), (channels, slab_row, size), g, xt, at)
     for c in range(channels if needed < count else 0):
         clear(slab + (c * slab_row + needed * size), count - needed, at)
 
@@ -343,16 +350,16 @@ def pack_lines(slab, x, count, slab_line, x_line, channels, block, g, b, tools, 
     last = same(xt, at) & (channels[2] == itemsize(xt)) & (not even)
     lines = count, slab_line, x_line
     few, (many, slab_row, x_row) = (lines, channels) if last or count < channels[0] else (channels, lines)
-    for one in range(few[0]):
-        target, source = slab + one * few[1], x + one * few[2]
+    start = slab_position(g, b, block, axis, 0, 0)
+    for one in range(few[0] if even else 0):
+        invoke(tools[SPLIT], x + one * few[2], start, size, slab + one * few[1], plane, length, many, x_row, slab_row)
+    for phase in range(0 if even and g[MODE] == 0 else phases):
+        target, first = slab + phase * plane, slab_position(g, b, block, axis, phase, 0)
         if even:
-            start = slab_position(g, b, block, axis, 0, 0)
-            invoke(tools[SPLIT], source, start, size, target, plane, length, many, x_row, slab_row)
-        for phase in range(0 if even and g[MODE] == 0 else phases):
-            place, first = target + phase * plane, slab_position(g, b, block, axis, phase, 0)
-            if even:
-                pack_borders(place, source, first, step, length, many, slab_row, x_row, g, xt, at)
-            elif last:
+            pack_borders(target, x, first, step, length, few, (many, slab_row, x_row), g, xt, at)
+        for one in range(0 if even else few[0]):
+            place, source = target + one * few[1], x + one * few[2]
+            if last:
                 pack_columns(place, source, first, step, length, many, slab_row, g, tools, xt, at)
             else:
                 for other in range(many):

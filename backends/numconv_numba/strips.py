@@ -274,7 +274,7 @@ def pack_lines(slab, x, start, lines, x_row, g, b, split_at, xt, at):
     for phase in range(b[PHASES]):
         target, first = slab + phase * phase_bytes, start + phase
         if even:
-            pack_borders(target, x, first, stride, b[PITCH], lines, line_bytes, x_row, g, xt, at)
+            pack_borders(target, x, first, stride, b[PITCH], (1, 0, 0), (lines, line_bytes, x_row), g, xt, at)
         else:
             for line in range(lines):
                 pack_places(target + line * line_bytes, x + line * x_row, first, stride, b[PITCH], g, xt, at)
