@@ -19,6 +19,7 @@ __all__ = ["NumbaBackend", "backend"]
 @functools.cache
 def _implementations() -> tuple[Implementation, ...]:
     from .blocked import Blocked
+    from .borders import Borders
     from .channelwise import Channelwise
     from .depthwise import Depthwise
     from .depthwise_weights import DepthwiseWeights
@@ -48,6 +49,7 @@ def _implementations() -> tuple[Implementation, ...]:
         ImplicitGemm(),
         Blocked(),
         BlockedWeights(),
+        Borders(),
         Fft(),
         FftDouble(),
         FftWeights(),

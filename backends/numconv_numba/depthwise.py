@@ -46,6 +46,7 @@ from .strips import (
     REACHED,
     ROLLING,
     ROWS,
+    SMOOTH,
     SPLIT,
     SPREAD,
     STRIP,
@@ -197,11 +198,11 @@ def multiply_rows(source, line_bytes, lines, slices, w, channel, y, y_row, count
     g, b, entries, areas, bias = frame
     axis, size, job = g[DIMS] - 1, itemsize(at), pointer(areas[FIELDS], INT64)
     y_step, flipped, each = g[part(g, PARTS + 2) + 3 + axis], g[part(g, FLIPPED)] != 0, 2 if b[EXTRA] > 0 else 1
-    finished = same(yt, at) & (g[OPTION] <= 1) & ((y_step == size) | (y_step == 2 * size))
+    finished = same(yt, at) & ((y_step == size) | (y_step == 2 * size))
     inline = finished & (y_step == size)
     target, row_bytes, shift, relu = areas[SUMS], b[WIDTH] * size, address(0), 0
     if finished:
-        relu, shift = g[OPTION], bias if is_null(bias) else bias + channel * size
+        relu, shift = 1 if g[OPTION] == 1 else 0, bias if is_null(bias) else bias + channel * size
     if inline:
         target, row_bytes = y, y_row
     last = count - 1
@@ -213,8 +214,15 @@ def multiply_rows(source, line_bytes, lines, slices, w, channel, y, y_row, count
     job[job_of.USED_ROWS], job[job_of.USED], job[job_of.LEFT] = count, pixels, short
     job[job_of.SHORT] = -1 if short == 0 else 0 if flipped else last
     invoke(entries[TILE], areas[FIELDS])
+    whole = last if short > 0 else count
+    if finished and g[OPTION] > 1:
+        rows, step = (y, y_row) if inline else (areas[SUMS], b[WIDTH] * size)
+        # rows without a gap are one
+        lines, length = (1, whole * pixels) if step == pixels * size else (whole, pixels)
+        invoke(entries[SMOOTH], rows, step, lines, length, address(0), 0, g[OPTION], rows, step)
+        rows = rows + whole * step
+        invoke(entries[SMOOTH], rows, step, count - whole, short, address(0), 0, g[OPTION], rows, step)
     if finished and not inline:
-        whole = last if short > 0 else count
         invoke(entries[SPREAD], areas[SUMS], b[WIDTH] * size, y, y_row, whole, pixels)
         invoke(
             entries[SPREAD], areas[SUMS] + whole * b[WIDTH] * size, b[WIDTH] * size, y + whole * y_row, y_row, count - whole, short
@@ -469,7 +477,7 @@ class Depthwise(DenseImplementation):
         """Tiles, packing, weights; pixels that are no neighbours in memory are packed and stored one by one."""
         layout = layout_for(problem)
         weights = problem.k * slices_of(problem) * layout.slice_weights * 1.5
-        scattered = math.prod(problem.x_shape) * SCATTERED_CYCLES if problem.layout == "channels_last" else 0.0
+        scattered = math.prod(problem.x_shape) * SCATTERED_CYCLES if problem.layout == "channels_last" and problem.c > 1 else 0.0
         return CALL_SECONDS + seconds(_cycles(problem, layout) + weights + scattered)
 
     def forward_workspace(self, problem: ConvProblem) -> int:

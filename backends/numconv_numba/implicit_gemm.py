@@ -23,17 +23,19 @@ from numconv.plugin import ConvProblem, Verdict, np_dtype
 from .blocked import CALL_SECONDS, array_origin, most_workers, parts_for, seconds, window_steps
 from .compiler import Address, Tag, helper, invoke, kernel
 from .dense import DenseImplementation, ForwardExecutor, Weights, accumulated
-from .direct import MEASURED_ERROR, clear, finish_row
+from .direct import MEASURED_ERROR, clear
 from .elements import INT64, itemsize, same
 from .entries import LANES, MULTIPLY, PACK, PACK_WEIGHTS
 from .geometry import DIMS, OPTION, PARTS, PER_C, PER_K, part
 from .microkernels.tiles import Tile, tile_for
 from .panels import fill_places, fill_terms, lines_of, run_offset, runs_of
+from .results import write_rows
 from .scalar import is_null, pointer, store
 from .slab import (
     BLOCKS,
     CHANNEL,
     EXTRA,
+    WRITE_CYCLES,
     Block,
     block_image,
     block_images,
@@ -74,7 +76,7 @@ class _Layout(NamedTuple):
 def _in_place(problem: ConvProblem) -> bool:
     """Whether all windows stay inside x, and neighbouring outputs read neighbours."""
     inside = all(low <= 0 and high <= 0 for low, high in problem.padding)
-    return inside and problem.dtype == problem.acc_dtype and max(problem.stride) == 1
+    return inside and problem.dtype == problem.acc_dtype and max(problem.stride) == 1 and problem.layout == "channels_first"
 
 
 @functools.lru_cache(maxsize=256)
@@ -121,13 +123,6 @@ def fill_taps(terms, taps, channels, channel, count):
 
 
 @helper
-def finish_rows(sums, width, count, y, k_step, q_step, pixels, bias, code, yt, at):
-    """So many rows of sums to y, for any dtype, stride and activation."""
-    for k in range(count):
-        finish_row(sums + k * width, y + k * k_step, pixels, q_step, bias, k, code, yt, at)
-
-
-@helper
 def multiply_tiles(tiles, k, w, y, pixels, vectors, passed, resume, last, bias, areas, x, count, steps, g, b, tools, yt, at):
     """So many tiles of output channels from k on, with `passed` terms that begin at w; returns whether a sum is not finite.
 
@@ -145,7 +140,7 @@ def multiply_tiles(tiles, k, w, y, pixels, vectors, passed, resume, last, bias, 
     )  # fmt: skip
     if last and not plain:
         width = vectors * tools[LANES] * size
-        finish_rows(sums, width, tiles * b[CHANNELS], y + k * k_step, k_step, q_step, pixels, shift, g[OPTION], yt, at)
+        write_rows(sums, width, tiles * b[CHANNELS], pixels, shift, g[OPTION], y + k * k_step, k_step, q_step, tools, yt, at)
     return last and bad != 0
 
 
@@ -377,7 +372,8 @@ class ImplicitGemm(DenseImplementation):
         packed = 0 if in_place else pack_cycles(block, problem.c)
         # kernels are flipped in an input_grad, where the terms of an output channel do not follow each other
         weights = math.prod(problem.w_shape) * 2 if problem.flip and math.prod(problem.kernel) > 1 else 0
-        return CALL_SECONDS + 2e-6 + seconds(pieces * block.images * (products + gathered) + packed + weights)
+        written = math.prod(problem.y_shape) * WRITE_CYCLES if problem.layout == "channels_last" else 0
+        return CALL_SECONDS + 2e-6 + seconds(pieces * block.images * (products + gathered) + packed + weights + written)
 
     def forward_workspace(self, problem: ConvProblem) -> int:
         """For each thread a slab, a panel, sums and tables; w packed or in the accumulation dtype."""

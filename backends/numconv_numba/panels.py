@@ -11,7 +11,7 @@ from .activations import activate_run, rectified
 from .compiler import Address, Tag, helper, invoke, kernel
 from .direct import clear, outer_offset
 from .elements import INT64, itemsize, keep, memory, same, scratch
-from .entries import COPY, LANES, TRANSPOSE
+from .entries import COPY, DRESS, LANES, TRANSPOSE
 from .geometry import DILATION, DIMS, FLIPPED, PARTS, STRIDE, WINDOW, part
 from .scalar import add, address, is_null, load, pointer, store, wide_vectors, zero
 from .slab import B_STEP, B_UNIT, axis_entry, block_extent, block_image, block_images, block_start
@@ -31,6 +31,8 @@ __all__ = [
 ]
 
 
+SMOOTHED = 64
+"""Pixels that get their silu or gelu together."""
 UINT8 = Tag("uint8")
 
 # --- tables --------------------------------------------------------------------------------------------------------------------
@@ -201,18 +203,37 @@ def write_square(sums, width, rows, columns, bias, code, y, k_step, q_step, spar
 
 
 @helper
+def write_squares(sums, width, count, columns, bias, code, y, k_step, q_step, spare, tools, at):
+    """A run of pixels, square by square, for a code of at most 1; returns whether a sum is not finite."""
+    bad, size, square = False, itemsize(at), tools[LANES]
+    for column in range(0, columns, square):
+        # the last squares overlap those before them: whole ones are faster
+        j = min(column, max(0, columns - square))
+        shift = bias if is_null(bias) else bias + j * size
+        for pixel in range(0, count, square):
+            q = min(pixel, max(0, count - square))
+            source, target = sums + (q * width + j * size), y + (j * k_step + q * q_step)
+            bad |= write_square(source, width, count - q, columns - j, shift, code, target, k_step, q_step, spare, tools, at)
+    return bad
+
+
+@helper
 def write_run(sums, width, count, columns, bias, code, y, k_step, q_step, spare, tools, yt, at):
     """A run of pixels, evenly spaced in y, for `columns` channels; returns whether a sum is not finite."""
-    bad, size, square = False, itemsize(at), tools[LANES]
-    if same(yt, at) & (code <= 1) & (k_step != size):
-        for j in range(0, columns, square):
-            shift = bias if is_null(bias) else bias + j * size
-            for q in range(0, count, square):
-                source, target = sums + (q * width + j * size), y + (j * k_step + q * q_step)
-                bad |= write_square(source, width, count - q, columns - j, shift, code, target, k_step, q_step, spare, tools, at)
-    else:
-        for q in range(count):
-            bad |= finish_lanes(sums + q * width, y + q * q_step, columns, k_step, bias, code, yt, at)
+    bad, size = False, itemsize(at)
+    if same(yt, at) & (k_step == size) & ((columns > 1) | (q_step != size)):
+        return invoke(tools[DRESS], sums, width, count, columns, bias, 0, code, y, q_step) != 0
+    if same(yt, at) & (code <= 1):
+        return write_squares(sums, width, count, columns, bias, code, y, k_step, q_step, spare, tools, at)
+    if same(yt, at):
+        # some pixels at a time, which the activation leaves in the first-level cache
+        for q in range(0, count, SMOOTHED):
+            source, pixels = sums + q * width, min(SMOOTHED, count - q)
+            bad |= invoke(tools[DRESS], source, width, pixels, columns, bias, 0, code, source, width) != 0
+            write_squares(source, width, pixels, columns, address(0), 0, y + q * q_step, k_step, q_step, spare, tools, at)
+        return bad
+    for q in range(count):
+        bad |= finish_lanes(sums + q * width, y + q * q_step, columns, k_step, bias, code, yt, at)
     return bad
 
 

@@ -22,9 +22,9 @@ from numconv.plugin import ConvProblem, np_dtype
 from .compiler import Address, Tag, helper, invoke, kernel
 from .direct import clear
 from .elements import INT64, itemsize, same
-from .entries import SPLIT
-from .geometry import BATCH, DIMS, LOW, MODE, OUTPUT, PARTS, SIZE, STRIDE, part, source_index, span
-from .scalar import load, pointer, store, zero
+from .entries import LANES, SPLIT, TRANSPOSE
+from .geometry import BATCH, DILATION, DIMS, LOW, MODE, OUTPUT, PARTS, SIZE, STRIDE, WINDOW, part, source_index, span
+from .scalar import address, load, pointer, store, wide_vectors, zero
 
 __all__ = [
     "AXES",
@@ -43,6 +43,7 @@ __all__ = [
     "block_images",
     "block_start",
     "block_vector",
+    "copy_cells",
     "cut",
     "pack_borders",
     "pack_cycles",
@@ -260,12 +261,11 @@ def slab_position(g, b, block, axis, phase, i):
 
 
 @helper
-def slab_row(g, b, block, combination, row):
-    """Whether a row of a slab lies inside x, and the byte offset of its channel's row in x."""
+def slab_row(g, b, block, combination, row, axes):
+    """Whether a row of a slab lies inside x along the first `axes` dimensions, and its byte offset there in a channel of x."""
     ndim, xs = g[DIMS], part(g, PARTS)
-    axis = ndim - 1
     inside, offset, left, phase = True, 0, row, combination
-    for other in range(axis - 1, -1, -1):
+    for other in range(axes - 1, -1, -1):
         pitch, phases = axis_entry(b, ndim, B_PITCH, other), axis_entry(b, ndim, B_PHASES, other)
         position = slab_position(g, b, block, other, phase % phases, left % pitch)
         index = source_index(position, g[part(g, SIZE) + other], g[MODE])
@@ -287,41 +287,138 @@ def pack_places(slab, x, start, step, count, g, xt, at):
 
 
 @helper
-def pack_borders(slab, x, start, step, count, g, xt, at):
-    """The places of a row in the padding: place i has position start + i * step."""
-    low, high = span(0, count, step, start, g[part(g, SIZE) + g[DIMS] - 1])
-    pack_places(slab, x, start, step, low, g, xt, at)
-    pack_places(slab + high * itemsize(at), x, start + high * step, step, count - high, g, xt, at)
+def needed_places(g, start, step, count):
+    """How many places of a row, of which the first has the position `start`, some window reads."""
+    axis = g[DIMS] - 1
+    windows = (g[part(g, OUTPUT) + axis] - 1) * g[part(g, STRIDE) + axis] - g[part(g, LOW) + axis]
+    last = windows + (g[part(g, WINDOW) + axis] - 1) * g[part(g, DILATION) + axis]
+    return min(count, max(0, (last - start) // step + 1))
 
 
 @helper
-def pack_rows(slab, x, block, combination, row, channels, g, b, tools, xt, at):
-    """One row of a slab, in all phases of the last dimension, for so many channels; `combination`: of the other dimensions."""
-    ndim = g[DIMS]
-    axis, xs = ndim - 1, part(g, PARTS)
-    length, step = axis_entry(b, ndim, B_PITCH, axis), axis_entry(b, ndim, B_STEP, axis)
-    phases = axis_entry(b, ndim, B_PHASES, axis)
-    inside, offset = slab_row(g, b, block, combination, row)
-    plane, start = b[CHANNEL] // b[COMBINATIONS] * itemsize(at), slab_position(g, b, block, axis, 0, 0)
-    # neighbours in memory, in every phase there is
-    even = same(xt, at) & (g[xs + 3 + axis] == itemsize(xt)) & (phases == step) & (tools[SPLIT] != 0)
-    channel, strides = b[CHANNEL] * itemsize(at), g[xs + 2]
-    if inside and even:
-        size = g[part(g, SIZE) + axis]
-        invoke(tools[SPLIT], x + offset, start, size, slab, plane, length, channels, strides, channel)
-        if g[MODE] == 0:
-            return
-    for c in range(channels):
-        target, source = slab + c * channel, x + (c * strides + offset)
-        for phase in range(phases):
-            if not inside:
-                clear(target + phase * plane, length, at)
+def pack_borders(slab, x, start, step, count, outer, inner, g, xt, at):
+    """The places of rows in the padding, as far as windows read them: place i has position start + i * step.
+
+    `outer` and `inner`: how many rows, bytes between them in the slab and in x.
+    """
+    axis, item = g[DIMS] - 1, itemsize(at)
+    size, stride = g[part(g, SIZE) + axis], g[part(g, PARTS) + 3 + axis]
+    if start >= 0 and start + (count - 1) * step < size:
+        return
+    needed = needed_places(g, start, step, count)
+    low, high = span(0, needed, step, start, size)
+    for border in range(low + needed - high):
+        i = border if border < low else border - low + high
+        index = source_index(start + i * step, size, g[MODE])
+        for one in range(outer[0]):
+            source, target = x + (index * stride + one * outer[2]), slab + (i * item + one * outer[1])
+            if index < 0:
+                for row in range(inner[0]):
+                    store(target + row * inner[1], zero(at), at)
             else:
-                first = slab_position(g, b, block, axis, phase, 0)
-                if even:
-                    pack_borders(target + phase * plane, source, first, step, length, g, xt, at)
-                else:
-                    pack_places(target + phase * plane, source, first, step, length, g, xt, at)
+                for row in range(inner[0]):
+                    store(target + row * inner[1], load(source + row * inner[2], xt, at), at)
+
+
+@helper
+def pack_columns(slab, x, start, step, count, channels, slab_row, g, tools, xt, at):
+    """Rows of channels that are neighbours in memory, a square of places and channels at a time; see `pack_borders`."""
+    axis, size, square = g[DIMS] - 1, itemsize(at), tools[LANES]
+    stride, needed = g[part(g, PARTS) + 3 + axis], needed_places(g, start, step, count)
+    low, high = span(0, needed, step, start, g[part(g, SIZE) + axis])
+    for begin in range(low, high, square):
+        # the last squares overlap those before them: whole ones are faster
+        i = min(begin, max(low, high - square))
+        source, target = x + (start + i * step) * stride, slab + i * size
+        for first in range(0, channels, square):
+            c = min(first, max(0, channels - square))
+            place = target + c * slab_row
+            invoke(tools[TRANSPOSE], source + c * size, step * stride, high - i, channels - c, address(0), 0, place, slab_row)
+    pack_borders(slab, x, start, step, count, (1, slab_row, size), (channels, slab_row, size), g, xt, at)
+    for c in range(channels if needed < count else 0):
+        clear(slab + (c * slab_row + needed * size), count - needed, at)
+
+
+@helper
+def pack_lines(slab, x, count, slab_line, x_line, channels, block, g, b, tools, xt, at):
+    """Some rows of a slab, in all phases of the last dimension; `channels`: how many, bytes between them in the slab and in x."""
+    axis = g[DIMS] - 1
+    size, length, step = g[part(g, SIZE) + axis], axis_entry(b, g[DIMS], B_PITCH, axis), axis_entry(b, g[DIMS], B_STEP, axis)
+    phases, plane = axis_entry(b, g[DIMS], B_PHASES, axis), b[CHANNEL] // b[COMBINATIONS] * itemsize(at)
+    # neighbours in memory, in every phase there is
+    even = same(xt, at) & (g[part(g, PARTS) + 3 + axis] == itemsize(xt)) & (phases == step) & (tools[SPLIT] != 0)
+    last = same(xt, at) & (channels[2] == itemsize(xt)) & (not even)
+    lines = count, slab_line, x_line
+    few, (many, slab_row, x_row) = (lines, channels) if last or count < channels[0] else (channels, lines)
+    start = slab_position(g, b, block, axis, 0, 0)
+    for one in range(few[0] if even else 0):
+        invoke(tools[SPLIT], x + one * few[2], start, size, slab + one * few[1], plane, length, many, x_row, slab_row)
+    for phase in range(0 if even and g[MODE] == 0 else phases):
+        target, first = slab + phase * plane, slab_position(g, b, block, axis, phase, 0)
+        if even:
+            pack_borders(target, x, first, step, length, few, (many, slab_row, x_row), g, xt, at)
+        for one in range(0 if even else few[0]):
+            place, source = target + one * few[1], x + one * few[2]
+            if last:
+                pack_columns(place, source, first, step, length, many, slab_row, g, tools, xt, at)
+            else:
+                for other in range(many):
+                    pack_places(place + other * slab_row, source + other * x_row, first, step, length, g, xt, at)
+
+
+@helper
+def clear_lines(slab, lines, channels, g, b, at):
+    """So many rows of zeros of a slab, in all phases of the last dimension."""
+    axis = g[DIMS] - 1
+    phases, plane = axis_entry(b, g[DIMS], B_PHASES, axis), b[CHANNEL] // b[COMBINATIONS] * itemsize(at)
+    for c in range(channels[0]):
+        for phase in range(phases):
+            clear(slab + (c * channels[1] + phase * plane), lines * axis_entry(b, g[DIMS], B_PITCH, axis), at)
+
+
+@helper
+def copy_cells(target, source, count, at):
+    """So many neighbours."""
+    wide_vectors()
+    for i in range(count):
+        store(target + i * itemsize(at), load(source + i * itemsize(at), at), at)
+
+
+@helper
+def copy_line(slab, source, channels, g, b, at):
+    """A row of a slab from another one, in all phases of the last dimension."""
+    axis = g[DIMS] - 1
+    phases, plane = axis_entry(b, g[DIMS], B_PHASES, axis), b[CHANNEL] // b[COMBINATIONS] * itemsize(at)
+    for c in range(channels[0]):
+        for phase in range(phases):
+            place = c * channels[1] + phase * plane
+            copy_cells(slab + place, source + place, axis_entry(b, g[DIMS], B_PITCH, axis), at)
+
+
+@helper
+def pack_plane(slab, x, channels, block, combination, g, b, tools, xt, at):
+    """The rows of a slab along the last two dimensions; `combination`: of the phases of all but the last one."""
+    ndim, axis = g[DIMS], g[DIMS] - 2
+    line = axis_entry(b, ndim, B_PITCH, ndim - 1) * itemsize(at)
+    rows, first, step, size, x_step = 1, 0, 1, 1, 0
+    if axis >= 0:
+        rows, step, x_step = axis_entry(b, ndim, B_PITCH, axis), axis_entry(b, ndim, B_STEP, axis), g[part(g, PARTS) + 3 + axis]
+        first = slab_position(g, b, block, axis, combination % axis_entry(b, ndim, B_PHASES, axis), 0)
+        size = g[part(g, SIZE) + axis]
+    low, high = span(0, rows, step, first, size)
+    if low < high:
+        source = x + (first + low * step) * x_step
+        pack_lines(slab + low * line, source, high - low, line, step * x_step, channels, block, g, b, tools, xt, at)
+    for outside in range(low + rows - high):
+        row = outside if outside < low else outside - low + high
+        index = source_index(first + row * step, size, g[MODE])
+        target, other = slab + row * line, (index - first) // step
+        if index < 0:
+            clear_lines(target, 1, channels, g, b, at)
+        elif low <= other < high and first + other * step == index:
+            copy_line(target, slab + other * line, channels, g, b, at)
+        else:
+            pack_lines(target, x + index * x_step, 1, line, x_step, channels, block, g, b, tools, xt, at)
 
 
 @kernel(no_cfunc_wrapper=False)
@@ -335,17 +432,23 @@ def pack_slab(
     problem and of the block.
     """
     tools, g, b = pointer(table, INT64), pointer(sizes, INT64), pointer(cutting, INT64)
-    ndim, rows = g[DIMS], 1
-    length = axis_entry(b, ndim, B_PITCH, ndim - 1)
-    for other in range(ndim - 1):
-        rows *= axis_entry(b, ndim, B_PITCH, other)
-    phases = axis_entry(b, ndim, B_PHASES, ndim - 1)
+    ndim, outer, lines, row_phases = g[DIMS], 1, 1, 1
+    for axis in range(ndim - 2):
+        outer *= axis_entry(b, ndim, B_PITCH, axis)
+    if ndim > 1:
+        lines, row_phases = axis_entry(b, ndim, B_PITCH, ndim - 2), axis_entry(b, ndim, B_PHASES, ndim - 2)
+    plane, phases = lines * axis_entry(b, ndim, B_PITCH, ndim - 1) * itemsize(at), axis_entry(b, ndim, B_PHASES, ndim - 1)
+    each = channels, b[CHANNEL] * itemsize(at), g[part(g, PARTS) + 2]
     for image in range(images):
-        target, source = slab + image * channels * b[CHANNEL] * itemsize(at), x + image * g[part(g, PARTS)]
         for combination in range(b[COMBINATIONS] // phases):
-            for row in range(rows):
-                place = (combination * phases * rows + row) * length * itemsize(at)
-                pack_rows(target + place, source, block, combination, row, channels, g, b, tools, xt, at)
+            target = slab + (image * channels * each[1] + combination * phases * outer * plane)
+            source = x + image * g[part(g, PARTS)]
+            for row in range(outer):
+                inside, offset = slab_row(g, b, block, combination // row_phases, row, ndim - 2)
+                if inside:
+                    pack_plane(target + row * plane, source + offset, each, block, combination, g, b, tools, xt, at)
+                else:
+                    clear_lines(target + row * plane, lines, each, g, b, at)
 
 
 def pack_cycles(block: Block, channels: int) -> float:

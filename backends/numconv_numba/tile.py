@@ -23,12 +23,13 @@ from numconv.plugin import ConvProblem, Verdict, np_dtype
 from .blocked import CALL_SECONDS, seconds
 from .compiler import Address, Tag, helper, invoke, kernel
 from .dense import DenseImplementation, ForwardExecutor, Weights, accumulated
-from .direct import MEASURED_ERROR, clear, finish_row, outer_offset
-from .elements import INT64, itemsize, keep, memory, numbers, same, scratch
+from .direct import MEASURED_ERROR, clear, outer_offset
+from .elements import INT64, itemsize, keep, memory, numbers, scratch
 from .entries import PACK
 from .geometry import DIMS, OPTION, PARTS, PER_C, PER_K, WINDOW, part
 from .microkernels.emit import host
-from .microkernels.tiles import Tile, multiply_tile, tile_channels, tile_for, tile_pixels, write_vectors
+from .microkernels.tiles import Tile, multiply_tile, tile_channels, tile_for, tile_pixels
+from .results import write_rows
 from .scalar import is_null, load, pointer, store, wide_vectors, zero
 from .slab import (
     B_PITCH,
@@ -101,17 +102,6 @@ def is_finite_row(sums, count, at):
 
 
 @helper
-def write_rows(shape, sums, pixels, bias, y, channel, count, k_step, length, step, code, yt, at):
-    """A row of results of `count` channels, the first of which is `channel`."""
-    for k in range(count):
-        if same(yt, at) & (code <= 1) & (step == itemsize(yt)):
-            shift = -zero(at) if is_null(bias) else load(bias + (channel + k) * itemsize(at), at)
-            write_vectors(shape, at, sums + k * pixels * itemsize(at), y + k * k_step, length, shift, code)
-        else:
-            finish_row(sums + k * pixels * itemsize(at), y + k * k_step, length, step, bias, channel + k, code, yt, at)
-
-
-@helper
 def flat_extent(g, b, block):
     """Pixels from the first to the last output of this block."""
     ndim = g[DIMS]
@@ -132,14 +122,15 @@ def all_finite(sums, pixels, count, length, at):
 
 
 @helper
-def write_block(shape, sums, pixels, bias, y, group, k, count, block, g, b, yt, at):
+def write_block(sums, pixels, bias, y, group, k, count, block, g, b, tools, yt, at):
     """Results of a block for the channels k .. k + count."""
     ndim, ys = g[DIMS], part(g, PARTS + 2)
     axis, lines = ndim - 1, 1
     for other in range(axis):
         lines *= block_extent(g, b, block, other)
     start, extent = block_start(b, ndim, block, axis), block_extent(g, b, block, axis)
-    channel, k_step, q_step = group * g[PER_K] + k, g[ys + 2], g[ys + 3 + axis]
+    k_step, q_step, row = g[ys + 2], g[ys + 3 + axis], pixels * itemsize(at)
+    shift = bias if is_null(bias) else bias + (group * g[PER_K] + k) * itemsize(at)
     for line in range(lines):
         place, offset, left, step = 0, 0, line, axis_entry(b, ndim, B_PITCH, axis)
         for other in range(axis - 1, -1, -1):
@@ -149,7 +140,7 @@ def write_block(shape, sums, pixels, bias, y, group, k, count, block, g, b, yt, 
             left //= size
             step *= axis_entry(b, ndim, B_PITCH, other)
         source, target = sums + place * itemsize(at), y + (k * k_step + offset + start * q_step)
-        write_rows(shape, source, pixels, bias, target, channel, count, k_step, extent, q_step, g[OPTION], yt, at)
+        write_rows(source, row, count, extent, shift, g[OPTION], target, k_step, q_step, tools, yt, at)
 
 
 @helper
@@ -204,7 +195,7 @@ def _blocks(begin, end, args):
             new, y_n = sums + skip * pixels * itemsize(at), y + (n * g[ys] + group * g[ys + 1])
             if not all_finite(new, pixels, channels - skip, length, at):
                 store(status + n, np.uint8(1), UINT8)
-            write_block(shape, new, pixels, bias, y_n, group, k + skip, channels - skip, block, g, b, yt, at)
+            write_block(new, pixels, bias, y_n, group, k + skip, channels - skip, block, g, b, tools, yt, at)
     keep(packed)
     keep(results)
     keep(w_taps)

@@ -9,6 +9,7 @@ import numpy as np
 
 from . import entries
 from .microkernels import transforms
+from .microkernels.activation import dress
 from .microkernels.copies import split
 from .microkernels.gemm import multiply
 from .microkernels.product import product
@@ -46,10 +47,10 @@ def tools_for(
     table[entries.COPY] = split.address((1, lanes), acc)
     table[entries.SPLIT] = split.address((phases, lanes), acc) if phases <= MOST_PHASES else 0
     table[entries.PACK] = pack_slab.address(dtype, acc)
+    table[entries.TRANSPOSE] = transpose.address(lanes, acc)
+    table[entries.DRESS] = dress.address(lanes, acc)
     if product_shape:
         table[entries.PRODUCT] = product.address((*product_shape, lanes), acc)
-    if product_shape or packs:
-        table[entries.TRANSPOSE] = transpose.address(lanes, acc)
     if gemm_shape:
         table[entries.MULTIPLY] = multiply.address(gemm_shape, acc)
     if reads:

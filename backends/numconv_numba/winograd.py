@@ -29,6 +29,7 @@ from .dense import DenseImplementation, ForwardExecutor, Weights
 from .elements import INT64, itemsize, keep, memory, scratch
 from .entries import COPY, INPUT, LANES, OUTPUT, PACK, PACK_WEIGHTS, PRODUCT, WEIGHT, WRITE
 from .geometry import DIMS, FLIPPED, OPTION, PARTS, PER_C, PER_K, STRIDE, WINDOW, part
+from .microkernels.emit import lanes_of
 from .panels import fill_places, fill_terms, tiles_along
 from .scalar import is_null, pointer
 from .slab import (
@@ -65,6 +66,7 @@ __all__ = [
     "fill_elements",
     "inner_window",
     "lead_axes",
+    "packed_together",
     "phase_taps",
     "place_steps",
     "spread",
@@ -211,8 +213,16 @@ def _layout_with(problem: ConvProblem, tiles: Tiles, budget: int) -> _Layout:
     allowed = min(KEPT_BYTES, problem.max_workspace // MAX_THREADS - budget - RESULT_BYTES - PACKED_BYTES)
     kept = -(-per_k // shape.width) * per_c * each <= allowed and block.pieces * problem.groups > 1
     chunk = per_c if kept else min(per_c, max(1, WEIGHT_BYTES // each))
-    slab_channels = min(per_c, max(1, PACKED_BYTES // (block.channel * item)))
-    return _Layout(tiles, shape, block, chunk, kept, slab_channels)
+    return _Layout(tiles, shape, block, chunk, kept, packed_together(problem, block, per_c))
+
+
+def packed_together(problem: ConvProblem, block: Block, channels: int) -> int:
+    """Channels of a slab: as many as stay near the first-level cache; of channels that are last whole vectors."""
+    count = PACKED_BYTES // (block.channel * np_dtype(problem.acc_dtype).itemsize)
+    if problem.layout == "channels_last":
+        lanes = lanes_of(problem.acc_dtype)
+        count = max(lanes, count // lanes * lanes)
+    return min(channels, max(1, count))
 
 
 def _cost(problem: ConvProblem, layout: _Layout) -> float:

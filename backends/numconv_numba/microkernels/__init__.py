@@ -16,6 +16,8 @@
     Square blocks transposed in registers, and results written through them.
 ``copies``
     Rows packed: zeros around them, phases apart.
+``activation``
+    Rows with bias and relu, silu or gelu.
 ``transforms``
     Winograd's transforms of input, weights and results, and their adjoints.
 ``conjugate``

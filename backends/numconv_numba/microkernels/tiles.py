@@ -18,7 +18,7 @@ from numconv_numba.compiler import intrinsic
 
 from .emit import Emitter, check_kinds, host, lanes_of
 
-__all__ = ["Tile", "multiply_tile", "tile_channels", "tile_for", "tile_pixels", "write_vectors"]
+__all__ = ["Tile", "multiply_tile", "tile_channels", "tile_for", "tile_pixels"]
 
 
 class Tile(NamedTuple):
@@ -114,27 +114,3 @@ def multiply_tile(
         return context.get_dummy_value()
 
     return signature, codegen
-
-
-@intrinsic
-def write_vectors(typingctx: Any, shape: Any, dtype: Any, sums: Any, y: Any, count: Any, shift: Any, relu: Any) -> Any:
-    """y[i] = sums[i] + shift, or its positive part if `relu` is not 0, for i < count; a vector of `sums` may be read beyond.
-
-    Short rows are common and a loop's scalar remainder is slow, so the last vector is stored under a mask.
-    """
-    check_kinds((shape, dtype), (sums, y))
-    lanes = shape.value[2]
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _, _, sums, y, count, shift, relu = args
-        emit, i64 = Emitter(builder, dtype, lanes), ir.IntType(64)
-        shifts, positive = emit.spread(shift), emit.spread(builder.icmp_signed("!=", relu, i64(0)))
-        vectors = builder.sdiv(builder.add(count, i64(lanes - 1)), i64(lanes))
-        with cgutils.for_range(builder, vectors) as vector:
-            place = builder.mul(vector.index, i64(emit.width))
-            value = builder.fadd(emit.load(emit.at(sums, place)), shifts)
-            mask = emit.first(builder.sub(count, builder.mul(vector.index, i64(lanes))))
-            emit.store_masked(emit.positive(value, positive), emit.at(y, place), mask)
-        return context.get_dummy_value()
-
-    return types.void(shape, dtype, sums, y, types.int64, shift, types.int64), codegen

@@ -44,7 +44,8 @@ def _transpose(
         used, mask = emit.first(columns), emit.first(rows)
         absent = builder.icmp_unsigned("==", builder.ptrtoint(bias, _i64), _i64(0))
         # -0 changes no sum
-        loaded = emit.load_masked(bias, emit.both(used, builder.not_(absent)))
+        # a load of no lanes is slow where there is no memory
+        loaded = emit.load_masked(builder.select(absent, x, bias), emit.both(used, builder.not_(absent)))
         shift = builder.select(emit.spread(absent), emit.constant(-0.0), loaded)
         clip = emit.spread(builder.icmp_signed("!=", relu, _i64(0)))
         bad, vectors = None, []
