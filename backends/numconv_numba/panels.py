@@ -109,13 +109,9 @@ def weight_run(g, taps, size):
 
 
 @helper
-def pack_lanes(target, w, rows, columns, width, tools, w_k, size):
+def pack_lanes(target, w, rows, columns, width, tools, w_k):
     """target[j, lane] = w[lane, j] for j < columns: a run of neighbours of `rows` channels, a panel of `width` bytes wide."""
-    square = tools[LANES]
-    for first in range(0, rows, square):
-        for j in range(0, columns, square):
-            place = target + (first * size + j * width)
-            invoke(tools[TRANSPOSE], w + (first * w_k + j * size), w_k, rows - first, columns - j, address(0), 0, place, width)
+    invoke(tools[TRANSPOSE], w, w_k, rows, columns, address(0), 0, target, width)
 
 
 @kernel(no_cfunc_wrapper=False)
@@ -135,10 +131,10 @@ def pack_panel(
         return
     if same(xt, at) & (run != 1 or taps == 1):
         if run < 0 or (taps == 1 and w_c == size):
-            pack_lanes(target, w + first * w_c, rows, count * taps, width, tools, w_k, size)
+            pack_lanes(target, w + first * w_c, rows, count * taps, width, tools, w_k)
         else:
             for c in range(count):
-                pack_lanes(target + c * taps * width, w + (first + c) * w_c, rows, taps, width, tools, w_k, size)
+                pack_lanes(target + c * taps * width, w + (first + c) * w_c, rows, taps, width, tools, w_k)
         return
     axis = g[DIMS] - 1
     window, step = g[part(g, WINDOW) + axis], g[ws + 3 + axis]
@@ -188,31 +184,33 @@ def finish_lanes(sums, y, columns, step, bias, code, yt, at):
 
 
 @helper
-def write_square(sums, width, rows, columns, bias, code, y, k_step, q_step, spare, tools, at):
-    """At most as many pixels and channels as a vector has lanes; pixels with gaps in y go through a spare square."""
-    size, square = itemsize(at), tools[LANES]
-    if q_step == size:
-        return invoke(tools[TRANSPOSE], sums, width, rows, columns, bias, code, y, k_step) != 0
-    bad = invoke(tools[TRANSPOSE], sums, width, rows, columns, bias, code, spare, square * size) != 0
-    for j in range(min(columns, square)):
-        for q in range(min(rows, square)):
-            store(y + (j * k_step + q * q_step), load(spare + (j * square + q) * size, at), at)
-    return bad
+def write_apart(sums, width, count, columns, bias, code, y, k_step, q_step, spare, tools, at):
+    """What `write_run` does where pixels have gaps in y: through a spare square; returns whether a sum is not finite."""
+    bad, size, square = 0, itemsize(at), tools[LANES]
+    for j in range(0, columns, square):
+        shift = bias if is_null(bias) else bias + j * size
+        for q in range(0, count, square):
+            rows, lanes = min(count - q, square), min(columns - j, square)
+            bad |= invoke(
+                tools[TRANSPOSE], sums + (q * width + j * size), width, rows, lanes, shift, code, spare, square * size
+            )  # fmt: skip
+            for lane in range(lanes):
+                for one in range(rows):
+                    place = y + ((j + lane) * k_step + (q + one) * q_step)
+                    store(place, load(spare + (lane * square + one) * size, at), at)
+    return bad != 0
 
 
 @helper
 def write_run(sums, width, count, columns, bias, code, y, k_step, q_step, spare, tools, yt, at):
     """A run of pixels, evenly spaced in y, for `columns` channels; returns whether a sum is not finite."""
-    bad, size, square = False, itemsize(at), tools[LANES]
-    if same(yt, at) & (code <= 1) & (k_step != size):
-        for j in range(0, columns, square):
-            shift = bias if is_null(bias) else bias + j * size
-            for q in range(0, count, square):
-                source, target = sums + (q * width + j * size), y + (j * k_step + q * q_step)
-                bad |= write_square(source, width, count - q, columns - j, shift, code, target, k_step, q_step, spare, tools, at)
-    else:
-        for q in range(count):
-            bad |= finish_lanes(sums + q * width, y + q * q_step, columns, k_step, bias, code, yt, at)
+    if same(yt, at) & (code <= 1) & (k_step != itemsize(at)):
+        if q_step == itemsize(at):
+            return invoke(tools[TRANSPOSE], sums, width, count, columns, bias, code, y, k_step) != 0
+        return write_apart(sums, width, count, columns, bias, code, y, k_step, q_step, spare, tools, at)
+    bad = False
+    for q in range(count):
+        bad |= finish_lanes(sums + q * width, y + q * q_step, columns, k_step, bias, code, yt, at)
     return bad
 
 
@@ -277,8 +275,7 @@ def read_run(target, width, count, columns, y, k_step, q_step, tools, yt, at):
     """A run of pixels of y for `columns` channels: [pixel][lane]."""
     size = itemsize(at)
     if same(yt, at) & (q_step == size):
-        for q in range(0, count, tools[LANES]):
-            pack_lanes(target + q * width, y + q * size, columns, min(count - q, tools[LANES]), width, tools, k_step, size)
+        pack_lanes(target, y, columns, count, width, tools, k_step)
     elif same(yt, at) & (k_step == size):
         invoke(tools[COPY], y, 0, columns, target, 0, columns, count, q_step, width)
     else:
