@@ -374,12 +374,17 @@ def transform_weights(u, u_step, packed, w, count, first, channels, g, b, tools,
     for begin in range(0, channels, CHANNELS_AT_ONCE):
         several = min(CHANNELS_AT_ONCE, channels - begin)
         invoke(tools[PACK_WEIGHTS], tools, packed, w, count, first + begin, several, taps * inner, width, g)
-        for one in range(several * taps):
+        # of the phases, or else of the taps that are summed directly, there is one
+        run = several * taps if (taps == 1) | (phases == 1) else taps
+        for one in range(0, several * taps, run):
             for phase in range(phases):
                 start, row_step, column_step, rows, columns = phase_taps(phase, width, g)
                 source = packed + (one * inner * width + start)
                 target = u + (((begin + one // taps) * phases + phase) * taps + one % taps) * width
-                invoke(tools[WEIGHT], source, row_step, column_step, rows, columns, vectors, target, u_step)
+                invoke(
+                    tools[WEIGHT], source, row_step, column_step, rows, columns, vectors, target, u_step, run, inner * width,
+                    (phases if taps == 1 else 1) * width,
+                )  # fmt: skip
 
 
 @helper
