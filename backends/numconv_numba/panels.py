@@ -13,7 +13,7 @@ from .direct import clear, outer_offset
 from .elements import INT64, itemsize, keep, memory, same, scratch
 from .entries import COPY, LANES, TRANSPOSE
 from .geometry import DILATION, DIMS, FLIPPED, PARTS, STRIDE, WINDOW, part
-from .scalar import add, address, is_null, load, pointer, store, wide_vectors, zero
+from .scalar import add, address, is_null, load, pointer, prefetch, store, wide_vectors, zero
 from .slab import B_STEP, B_UNIT, axis_entry, block_extent, block_image, block_images, block_start
 
 __all__ = [
@@ -32,6 +32,8 @@ __all__ = [
 
 
 UINT8 = Tag("uint8")
+AHEAD = 4
+"""Input channels whose weights are fetched before they are packed: of a gradient they lie far apart, where no processor expects them."""
 
 # --- tables --------------------------------------------------------------------------------------------------------------------
 
@@ -109,6 +111,13 @@ def weight_run(g, taps, size):
 
 
 @helper
+def fetch_lines(start, size):
+    """Bring so many bytes into the caches; they may lie beyond an array."""
+    for line in range(0, size, 64):
+        prefetch(start + line)
+
+
+@helper
 def pack_lanes(target, w, rows, columns, width, tools, w_k):
     """target[j, lane] = w[lane, j] for j < columns: a run of neighbours of `rows` channels, a panel of `width` bytes wide."""
     invoke(tools[TRANSPOSE], w, w_k, rows, columns, address(0), 0, target, width)
@@ -134,6 +143,8 @@ def pack_panel(
             pack_lanes(target, w + first * w_c, rows, count * taps, width, tools, w_k)
         else:
             for c in range(count):
+                if w_k == taps * size:
+                    fetch_lines(w + (first + c + AHEAD) * w_c, rows * taps * size)
                 pack_lanes(target + c * taps * width, w + (first + c) * w_c, rows, taps, width, tools, w_k)
         return
     axis = g[DIMS] - 1
