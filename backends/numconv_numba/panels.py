@@ -136,7 +136,7 @@ def pack_panel(
         clear(target, count * taps * width // itemsize(at), at)
     run = weight_run(g, taps, size)
     if same(xt, at) & (w_k == size) & (taps == 1):
-        invoke(tools[COPY], w + first * w_c, 0, rows, target, 0, rows, count, w_c, width)
+        invoke(tools[COPY], w + first * w_c, 0, rows, target, 0, rows, count, w_c, width, 1, 0, 0)
         return
     if same(xt, at) & (run != 1 or taps == 1):
         if run < 0 or (taps == 1 and w_c == size):
@@ -288,7 +288,7 @@ def read_run(target, width, count, columns, y, k_step, q_step, tools, yt, at):
     if same(yt, at) & (q_step == size):
         pack_lanes(target, y, columns, count, width, tools, k_step)
     elif same(yt, at) & (k_step == size):
-        invoke(tools[COPY], y, 0, columns, target, 0, columns, count, q_step, width)
+        invoke(tools[COPY], y, 0, columns, target, 0, columns, count, q_step, width, 1, 0, 0)
     else:
         for q in range(count):
             for j in range(columns):

@@ -295,27 +295,54 @@ def pack_borders(slab, x, start, step, count, g, xt, at):
 
 
 @helper
-def pack_rows(slab, x, block, combination, row, channels, g, b, tools, xt, at):
-    """One row of a slab, in all phases of the last dimension, for so many channels; `combination`: of the other dimensions."""
+def is_even(g, b, tools, xt, at):
+    """Whether places of a slab's rows are neighbours in x, in every phase there is."""
+    axis = g[DIMS] - 1
+    step, phases = axis_entry(b, g[DIMS], B_STEP, axis), axis_entry(b, g[DIMS], B_PHASES, axis)
+    neighbours = g[part(g, PARTS) + 3 + axis] == itemsize(xt)
+    return same(xt, at) & neighbours & (phases == step) & (tools[SPLIT] != 0)
+
+
+@helper
+def rows_inside(g, b, block, combination, row):
+    """How many rows from this one on lie inside x along the last dimension but one; 1 where this one does not."""
+    axis = g[DIMS] - 2
+    if axis < 0:
+        return 1
+    pitch, size = axis_entry(b, g[DIMS], B_PITCH, axis), g[part(g, SIZE) + axis]
+    place = row % pitch
+    position = slab_position(g, b, block, axis, combination % axis_entry(b, g[DIMS], B_PHASES, axis), place)
+    if position < 0 or position >= size:
+        return 1
+    return min(pitch - place, (size - 1 - position) // axis_entry(b, g[DIMS], B_STEP, axis) + 1)
+
+
+@helper
+def pack_rows(slab, x, block, combination, row, several, channels, even, g, b, tools, xt, at):
+    """So many rows of a slab, in all phases of the last dimension, for so many channels; `combination`: of the other dimensions.
+
+    Several are packed together that `rows_inside` counts, of zero padding and where places are `even`.
+    """
     ndim = g[DIMS]
     axis, xs = ndim - 1, part(g, PARTS)
     length, step = axis_entry(b, ndim, B_PITCH, axis), axis_entry(b, ndim, B_STEP, axis)
     phases = axis_entry(b, ndim, B_PHASES, axis)
     inside, offset = slab_row(g, b, block, combination, row)
     plane, start = b[CHANNEL] // b[COMBINATIONS] * itemsize(at), slab_position(g, b, block, axis, 0, 0)
-    # neighbours in memory, in every phase there is
-    even = same(xt, at) & (g[xs + 3 + axis] == itemsize(xt)) & (phases == step) & (tools[SPLIT] != 0)
     channel, strides = b[CHANNEL] * itemsize(at), g[xs + 2]
     if inside and even:
-        size = g[part(g, SIZE) + axis]
-        invoke(tools[SPLIT], x + offset, start, size, slab, plane, length, channels, strides, channel)
+        line = g[xs + 3 + axis - 1] * axis_entry(b, ndim, B_STEP, axis - 1) if several > 1 else 0
+        invoke(
+            tools[SPLIT], x + offset, start, g[part(g, SIZE) + axis], slab, plane, length, several, line, length * itemsize(at),
+            channels, strides, channel,
+        )  # fmt: skip
         if g[MODE] == 0:
             return
     for c in range(channels):
         target, source = slab + c * channel, x + (c * strides + offset)
         for phase in range(phases):
             if not inside:
-                clear(target + phase * plane, length, at)
+                clear(target + phase * plane, several * length, at)
             else:
                 first = slab_position(g, b, block, axis, phase, 0)
                 if even:
@@ -339,13 +366,17 @@ def pack_slab(
     length = axis_entry(b, ndim, B_PITCH, ndim - 1)
     for other in range(ndim - 1):
         rows *= axis_entry(b, ndim, B_PITCH, other)
-    phases = axis_entry(b, ndim, B_PHASES, ndim - 1)
-    for image in range(images):
-        target, source = slab + image * channels * b[CHANNEL] * itemsize(at), x + image * g[part(g, PARTS)]
-        for combination in range(b[COMBINATIONS] // phases):
-            for row in range(rows):
-                place = (combination * phases * rows + row) * length * itemsize(at)
-                pack_rows(target + place, source, block, combination, row, channels, g, b, tools, xt, at)
+    phases, even = axis_entry(b, ndim, B_PHASES, ndim - 1), is_even(g, b, tools, xt, at)
+    together = even & (g[MODE] == 0)
+    for combination in range(b[COMBINATIONS] // phases):
+        row = 0
+        while row < rows:
+            several = rows_inside(g, b, block, combination, row) if together else 1
+            place = (combination * phases * rows + row) * length * itemsize(at)
+            for image in range(images):
+                target, source = slab + (image * channels * b[CHANNEL] * itemsize(at) + place), x + image * g[part(g, PARTS)]
+                pack_rows(target, source, block, combination, row, several, channels, even, g, b, tools, xt, at)
+            row += several
 
 
 def pack_cycles(block: Block, channels: int) -> float:

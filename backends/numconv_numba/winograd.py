@@ -390,11 +390,10 @@ def transform_weights(u, u_step, packed, w, count, first, channels, g, b, tools,
 @helper
 def copy_pixels(target, source, rows, columns, target_row, target_column, source_row, source_column, tools, at):
     """So many rows and columns of pixels, a panel of channels each."""
-    for i in range(rows):
-        for j in range(columns):
-            place, pixel = target + (i * target_row + j * target_column), source + (i * source_row + j * source_column)
-            count = min(target_column, source_column) // itemsize(at)
-            invoke(tools[COPY], pixel, 0, count, place, 0, count, 1, 0, 0)
+    count = min(target_column, source_column) // itemsize(at)
+    invoke(
+        tools[COPY], source, 0, count, target, 0, count, columns, source_column, target_column, rows, source_row, target_row
+    )  # fmt: skip
 
 
 @helper
