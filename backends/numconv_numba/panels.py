@@ -13,7 +13,7 @@ from .direct import clear, outer_offset
 from .elements import INT64, itemsize, keep, memory, same, scratch
 from .entries import COPY, DRESS, LANES, TRANSPOSE
 from .geometry import DILATION, DIMS, FLIPPED, PARTS, STRIDE, WINDOW, part
-from .scalar import add, address, is_null, load, pointer, store, wide_vectors, zero
+from .scalar import add, address, is_null, load, pointer, prefetch, store, wide_vectors, zero
 from .slab import B_STEP, B_UNIT, axis_entry, block_extent, block_image, block_images, block_start
 
 __all__ = [
@@ -34,6 +34,8 @@ __all__ = [
 SMOOTHED = 64
 """Pixels that get their silu or gelu together."""
 UINT8 = Tag("uint8")
+AHEAD = 4
+"""Input channels whose weights are fetched before they are packed: of a gradient they lie far apart, where no processor expects them."""
 
 # --- tables --------------------------------------------------------------------------------------------------------------------
 
@@ -111,13 +113,16 @@ def weight_run(g, taps, size):
 
 
 @helper
-def pack_lanes(target, w, rows, columns, width, tools, w_k, size):
+def fetch_lines(start, size):
+    """Bring so many bytes into the caches; they may lie beyond an array."""
+    for line in range(0, size, 64):
+        prefetch(start + line)
+
+
+@helper
+def pack_lanes(target, w, rows, columns, width, tools, w_k):
     """target[j, lane] = w[lane, j] for j < columns: a run of neighbours of `rows` channels, a panel of `width` bytes wide."""
-    square = tools[LANES]
-    for first in range(0, rows, square):
-        for j in range(0, columns, square):
-            place = target + (first * size + j * width)
-            invoke(tools[TRANSPOSE], w + (first * w_k + j * size), w_k, rows - first, columns - j, address(0), 0, place, width)
+    invoke(tools[TRANSPOSE], w, w_k, rows, columns, address(0), 0, target, width)
 
 
 @kernel(no_cfunc_wrapper=False)
@@ -133,14 +138,16 @@ def pack_panel(
         clear(target, count * taps * width // itemsize(at), at)
     run = weight_run(g, taps, size)
     if same(xt, at) & (w_k == size) & (taps == 1):
-        invoke(tools[COPY], w + first * w_c, 0, rows, target, 0, rows, count, w_c, width)
+        invoke(tools[COPY], w + first * w_c, 0, rows, target, 0, rows, count, w_c, width, 1, 0, 0)
         return
     if same(xt, at) & (run != 1 or taps == 1):
         if run < 0 or (taps == 1 and w_c == size):
-            pack_lanes(target, w + first * w_c, rows, count * taps, width, tools, w_k, size)
+            pack_lanes(target, w + first * w_c, rows, count * taps, width, tools, w_k)
         else:
             for c in range(count):
-                pack_lanes(target + c * taps * width, w + (first + c) * w_c, rows, taps, width, tools, w_k, size)
+                if w_k == taps * size:
+                    fetch_lines(w + (first + c + AHEAD) * w_c, rows * taps * size)
+                pack_lanes(target + c * taps * width, w + (first + c) * w_c, rows, taps, width, tools, w_k)
         return
     axis = g[DIMS] - 1
     window, step = g[part(g, WINDOW) + axis], g[ws + 3 + axis]
@@ -190,31 +197,29 @@ def finish_lanes(sums, y, columns, step, bias, code, yt, at):
 
 
 @helper
-def write_square(sums, width, rows, columns, bias, code, y, k_step, q_step, spare, tools, at):
-    """At most as many pixels and channels as a vector has lanes; pixels with gaps in y go through a spare square."""
-    size, square = itemsize(at), tools[LANES]
-    if q_step == size:
-        return invoke(tools[TRANSPOSE], sums, width, rows, columns, bias, code, y, k_step) != 0
-    bad = invoke(tools[TRANSPOSE], sums, width, rows, columns, bias, code, spare, square * size) != 0
-    for j in range(min(columns, square)):
-        for q in range(min(rows, square)):
-            store(y + (j * k_step + q * q_step), load(spare + (j * square + q) * size, at), at)
-    return bad
+def write_apart(sums, width, count, columns, bias, code, y, k_step, q_step, spare, tools, at):
+    """What `write_run` does where pixels have gaps in y: through a spare square; returns whether a sum is not finite."""
+    bad, size, square = 0, itemsize(at), tools[LANES]
+    for j in range(0, columns, square):
+        shift = bias if is_null(bias) else bias + j * size
+        for q in range(0, count, square):
+            rows, lanes = min(count - q, square), min(columns - j, square)
+            bad |= invoke(
+                tools[TRANSPOSE], sums + (q * width + j * size), width, rows, lanes, shift, code, spare, square * size
+            )  # fmt: skip
+            for lane in range(lanes):
+                for one in range(rows):
+                    place = y + ((j + lane) * k_step + (q + one) * q_step)
+                    store(place, load(spare + (lane * square + one) * size, at), at)
+    return bad != 0
 
 
 @helper
 def write_squares(sums, width, count, columns, bias, code, y, k_step, q_step, spare, tools, at):
     """A run of pixels, square by square, for a code of at most 1; returns whether a sum is not finite."""
-    bad, size, square = False, itemsize(at), tools[LANES]
-    for column in range(0, columns, square):
-        # the last squares overlap those before them: whole ones are faster
-        j = min(column, max(0, columns - square))
-        shift = bias if is_null(bias) else bias + j * size
-        for pixel in range(0, count, square):
-            q = min(pixel, max(0, count - square))
-            source, target = sums + (q * width + j * size), y + (j * k_step + q * q_step)
-            bad |= write_square(source, width, count - q, columns - j, shift, code, target, k_step, q_step, spare, tools, at)
-    return bad
+    if q_step == itemsize(at):
+        return invoke(tools[TRANSPOSE], sums, width, count, columns, bias, code, y, k_step) != 0
+    return write_apart(sums, width, count, columns, bias, code, y, k_step, q_step, spare, tools, at)
 
 
 @helper
@@ -298,10 +303,9 @@ def read_run(target, width, count, columns, y, k_step, q_step, tools, yt, at):
     """A run of pixels of y for `columns` channels: [pixel][lane]."""
     size = itemsize(at)
     if same(yt, at) & (q_step == size):
-        for q in range(0, count, tools[LANES]):
-            pack_lanes(target + q * width, y + q * size, columns, min(count - q, tools[LANES]), width, tools, k_step, size)
+        pack_lanes(target, y, columns, count, width, tools, k_step)
     elif same(yt, at) & (k_step == size):
-        invoke(tools[COPY], y, 0, columns, target, 0, columns, count, q_step, width)
+        invoke(tools[COPY], y, 0, columns, target, 0, columns, count, q_step, width, 1, 0, 0)
     else:
         for q in range(count):
             for j in range(columns):

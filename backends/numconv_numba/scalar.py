@@ -29,6 +29,7 @@ __all__ = [
     "muladd",
     "one_by_one",
     "pointer",
+    "prefetch",
     "store",
     "wide_vectors",
     "zero",
@@ -261,6 +262,19 @@ def wide_vectors(typingctx: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(), codegen
+
+
+@intrinsic
+def prefetch(typingctx: Any, place: Any) -> Any:
+    """Bring a line of memory into the caches; an address that is not mapped does no harm."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [args[0].type, _i32, _i32, _i32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [args[0], _i32(0), _i32(3), _i32(1)])
+        return context.get_dummy_value()
+
+    return types.void(address_type), codegen
 
 
 @intrinsic

@@ -323,17 +323,12 @@ def pack_borders(slab, x, start, step, count, outer, inner, g, xt, at):
 @helper
 def pack_columns(slab, x, start, step, count, channels, slab_row, g, tools, xt, at):
     """Rows of channels that are neighbours in memory, a square of places and channels at a time; see `pack_borders`."""
-    axis, size, square = g[DIMS] - 1, itemsize(at), tools[LANES]
+    axis, size = g[DIMS] - 1, itemsize(at)
     stride, needed = g[part(g, PARTS) + 3 + axis], needed_places(g, start, step, count)
     low, high = span(0, needed, step, start, g[part(g, SIZE) + axis])
-    for begin in range(low, high, square):
-        # the last squares overlap those before them: whole ones are faster
-        i = min(begin, max(low, high - square))
-        source, target = x + (start + i * step) * stride, slab + i * size
-        for first in range(0, channels, square):
-            c = min(first, max(0, channels - square))
-            place = target + c * slab_row
-            invoke(tools[TRANSPOSE], source + c * size, step * stride, high - i, channels - c, address(0), 0, place, slab_row)
+    if low < high:
+        source = x + (start + low * step) * stride
+        invoke(tools[TRANSPOSE], source, step * stride, high - low, channels, address(0), 0, slab + low * size, slab_row)
     pack_borders(slab, x, start, step, count, (1, slab_row, size), (channels, slab_row, size), g, xt, at)
     for c in range(channels if needed < count else 0):
         clear(slab + (c * slab_row + needed * size), count - needed, at)
@@ -351,8 +346,8 @@ def pack_lines(slab, x, count, slab_line, x_line, channels, block, g, b, tools, 
     lines = count, slab_line, x_line
     few, (many, slab_row, x_row) = (lines, channels) if last or count < channels[0] else (channels, lines)
     start = slab_position(g, b, block, axis, 0, 0)
-    for one in range(few[0] if even else 0):
-        invoke(tools[SPLIT], x + one * few[2], start, size, slab + one * few[1], plane, length, many, x_row, slab_row)
+    if even:
+        invoke(tools[SPLIT], x, start, size, slab, plane, length, many, x_row, slab_row, few[0], few[2], few[1])
     for phase in range(0 if even and g[MODE] == 0 else phases):
         target, first = slab + phase * plane, slab_position(g, b, block, axis, phase, 0)
         if even:

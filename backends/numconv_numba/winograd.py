@@ -384,22 +384,26 @@ def transform_weights(u, u_step, packed, w, count, first, channels, g, b, tools,
     for begin in range(0, channels, CHANNELS_AT_ONCE):
         several = min(CHANNELS_AT_ONCE, channels - begin)
         invoke(tools[PACK_WEIGHTS], tools, packed, w, count, first + begin, several, taps * inner, width, g)
-        for one in range(several * taps):
+        # of the phases, or else of the taps that are summed directly, there is one
+        run = several * taps if (taps == 1) | (phases == 1) else taps
+        for one in range(0, several * taps, run):
             for phase in range(phases):
                 start, row_step, column_step, rows, columns = phase_taps(phase, width, g)
                 source = packed + (one * inner * width + start)
                 target = u + (((begin + one // taps) * phases + phase) * taps + one % taps) * width
-                invoke(tools[WEIGHT], source, row_step, column_step, rows, columns, vectors, target, u_step)
+                invoke(
+                    tools[WEIGHT], source, row_step, column_step, rows, columns, vectors, target, u_step, run, inner * width,
+                    (phases if taps == 1 else 1) * width,
+                )  # fmt: skip
 
 
 @helper
 def copy_pixels(target, source, rows, columns, target_row, target_column, source_row, source_column, tools, at):
     """So many rows and columns of pixels, a panel of channels each."""
-    for i in range(rows):
-        for j in range(columns):
-            place, pixel = target + (i * target_row + j * target_column), source + (i * source_row + j * source_column)
-            count = min(target_column, source_column) // itemsize(at)
-            invoke(tools[COPY], pixel, 0, count, place, 0, count, 1, 0, 0)
+    count = min(target_column, source_column) // itemsize(at)
+    invoke(
+        tools[COPY], source, 0, count, target, 0, count, columns, source_column, target_column, rows, source_row, target_row
+    )  # fmt: skip
 
 
 @helper

@@ -42,6 +42,12 @@ def _phases(emit: Emitter, vectors: list[Any]) -> list[Any]:
 
 
 @intrinsic
+def lanes_of(typingctx: Any, shape: Any) -> Any:
+    """The lanes of a shape, as a constant."""
+    return types.int64(shape), lambda context, builder, sig, args: _i64(shape.value[1])
+
+
+@intrinsic
 def _split(typingctx: Any, shape: Any, dtype: Any, x: Any, start: Any, size: Any, y: Any, y_step: Any, count: Any) -> Any:
     check_kinds((shape, dtype), (x, y))
     each, lanes = shape.value
@@ -80,17 +86,51 @@ def _split(typingctx: Any, shape: Any, dtype: Any, x: Any, start: Any, size: Any
     return types.void(shape, dtype, x, *integers, y, *integers), codegen
 
 
+@intrinsic
+def _split_short(
+    typingctx: Any, shape: Any, dtype: Any, x: Any, start: Any, size: Any, y: Any, y_step: Any, count: Any, rows: Any, x_row: Any,
+    y_row: Any, planes: Any, x_plane: Any, y_plane: Any,
+) -> Any:  # fmt: skip
+    check_kinds((shape, dtype), (x, y))
+    each, lanes = shape.value
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _, _, x, start, size, y, y_step, count, rows, x_row, y_row, planes, x_plane, y_plane = args
+        emit = Emitter(builder, dtype, lanes)
+        starts = [builder.add(start, _i64(v * lanes)) for v in range(each)]
+        masks = [builder.and_(emit.first(builder.sub(size, s)), builder.not_(emit.first(builder.neg(s)))) for s in starts]
+        wanted, source = emit.first(count), emit.at(x, builder.mul(start, _i64(emit.width // lanes)))
+        with cgutils.for_range(builder, planes) as plane, cgutils.for_range(builder, rows) as row:
+            line, into = (
+                emit.at(emit.at(base, builder.mul(plane.index, far)), builder.mul(row.index, near))
+                for base, far, near in ((source, x_plane, x_row), (y, y_plane, y_row))
+            )
+            loaded = [emit.load_masked(emit.at(line, v * emit.width), mask) for v, mask in enumerate(masks)]
+            for p, part in enumerate(_phases(emit, loaded)):
+                emit.store_masked(part, emit.at(into, emit.times(y_step, p)), wanted)
+        return context.get_dummy_value()
+
+    integers = types.int64, types.int64
+    return types.void(shape, dtype, x, *integers, y, *integers, *integers, *integers, *integers), codegen
+
+
 @kernel(no_cfunc_wrapper=False)
 def split(
     shape: Tag, dtype: Tag, x: Address, start: int, size: int, y: Address, y_step: int, count: int, rows: int, x_row: int,
-    y_row: int,
+    y_row: int, planes: int, x_plane: int, y_plane: int,
 ) -> None:  # fmt: skip
-    """y[p][i] = x[start + phases * i + p] for i < count and each phase p, zero where that lies outside 0..size; for so many rows.
+    """y[p][i] = x[start + phases * i + p] for i < count and each phase p, zero where that lies outside 0..size.
 
-    The shape is (phases, lanes). Phases of y lie `y_step` bytes apart, rows of x and y `x_row` and `y_row`.
+    For so many rows of so many planes. The shape is (phases, lanes). Phases of y lie `y_step` bytes apart, rows of x and y `x_row`
+    and `y_row`, planes `x_plane` and `y_plane`.
     """
-    for row in range(rows):
-        _split(shape, dtype, x + row * x_row, start, size, y + row * y_row, y_step, count)
+    if count <= lanes_of(shape):  # masks are found once
+        _split_short(shape, dtype, x, start, size, y, y_step, count, rows, x_row, y_row, planes, x_plane, y_plane)
+    else:
+        for plane in range(planes):
+            for row in range(rows):
+                source, target = x + (plane * x_plane + row * x_row), y + (plane * y_plane + row * y_row)
+                _split(shape, dtype, source, start, size, target, y_step, count)
 
 
 def _clamp(builder: Any, number: Any, low: Any, high: Any) -> Any:

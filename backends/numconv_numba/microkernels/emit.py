@@ -195,6 +195,13 @@ class Emitter:
         difference = self._builder.fsub(vector, vector)
         return self._builder.fcmp_unordered("uno", difference, difference)
 
+    def any_not_finite(self, vectors: Sequence[Any]) -> Any:
+        """Whether a lane of some vectors holds NaN or an infinity, as an int64: either times zero is NaN, which stays in a sum."""
+        sums = [self.zero] * min(4, len(vectors))
+        for i, vector in enumerate(vectors):
+            sums[i % 4] = self.fma(vector, self.zero, sums[i % 4])
+        return self.any(functools.reduce(self._builder.or_, map(self.not_finite, sums)))
+
     def any(self, mask: Any) -> Any:
         """Whether a lane of a mask is on, as an int64."""
         bits = self._builder.bitcast(mask, ir.IntType(self.lanes))

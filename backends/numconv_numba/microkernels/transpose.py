@@ -6,8 +6,10 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 
 from numconv_numba.compiler import Address, Tag, intrinsic, kernel, value
+from numconv_numba.elements import itemsize
 from numconv_numba.scalar import is_null
 
 from .emit import Emitter, check_kinds
@@ -18,17 +20,29 @@ _i64 = ir.IntType(64)
 
 
 def _transposed(emit: Emitter, rows: list[Any]) -> list[Any]:
-    """The columns of a square of vectors: halves are exchanged between rows at growing distance."""
-    lanes, distance = emit.lanes, 1
+    """The columns of a square of vectors: elements change places within 16 bytes, then such blocks, which processors do fastest."""
+    lanes, block, distance = emit.lanes, 16 * emit.lanes // emit.width, 1
+    order = range(2 * lanes)
+    held = [(row, list(range(lanes))) for row in rows]  # vectors, and the column of each of their elements
     while distance < lanes:
-        low = [lane if not lane & distance else lanes + lane - distance for lane in range(lanes)]
-        high = [lane + distance if not lane & distance else lanes + lane for lane in range(lanes)]
         for i in range(lanes):
-            if not i & distance:
-                a, b = rows[i], rows[i + distance]
-                rows[i], rows[i + distance] = emit.shuffle(a, b, low), emit.shuffle(a, b, high)
+            if i & distance:
+                continue
+            (a, columns), (b, _) = held[i], held[i + distance]
+            if distance < block:
+                # [a0 b0 a1 b1 ...] of the lower half of each block, then of the upper
+                runs = [order[at : at + distance] for at in order[::distance]]
+                half, each = len(runs) // 2, block // distance
+                low = [k for first in range(0, half, each) for k in range(first, first + each // 2)]
+                picks = [
+                    [lane for k in some for lane in (*runs[k], *runs[half + k])] for some in (low, [k + each // 2 for k in low])
+                ]
+            else:
+                picks = [[lane for lane in order if lane // block % 2 == parity] for parity in range(2)]
+            for place, pick in zip((i, i + distance), picks, strict=True):
+                held[place] = emit.shuffle(a, b, pick), [(columns * 2)[lane] for lane in pick]
         distance *= 2
-    return rows
+    return [vector for vector, _ in sorted(held, key=lambda each: each[1][0])]
 
 
 @intrinsic
@@ -48,50 +62,68 @@ def _transpose(
         loaded = emit.load_masked(builder.select(absent, x, bias), emit.both(used, builder.not_(absent)))
         shift = builder.select(emit.spread(absent), emit.constant(-0.0), loaded)
         clip = emit.spread(builder.icmp_signed("!=", relu, _i64(0)))
-        bad, vectors = None, []
+        loaded = []
         for i in range(count):
             inside = emit.both(used, builder.icmp_signed("<", _i64(i), rows))
-            vector = emit.load_masked(emit.at(x, emit.times(x_step, i)), inside)
-            wrong = emit.not_finite(vector)
-            bad = wrong if bad is None else builder.or_(bad, wrong)
-            vectors.append(emit.positive(builder.fadd(vector, shift), clip))
+            loaded.append(emit.load_masked(emit.at(x, emit.times(x_step, i)), inside))
+        vectors = [emit.positive(builder.fadd(vector, shift), clip) for vector in loaded]
         for j, vector in enumerate(_transposed(emit, vectors)):
             with builder.if_then(builder.icmp_signed("<", _i64(j), columns)):
                 emit.store_masked(vector, emit.at(y, emit.times(y_step, j)), mask)
-        return emit.any(bad)
+        return emit.any_not_finite(loaded)
 
     integers = types.int64, types.int64, types.int64
     return types.int64(lanes, dtype, x, *integers, bias, types.int64, y, types.int64), codegen
 
 
 @intrinsic
-def _transpose_whole(typingctx: Any, lanes: Any, dtype: Any, x: Any, x_step: Any, y: Any, y_step: Any) -> Any:
+def _transpose_whole(typingctx: Any, lanes: Any, dtype: Any, x: Any, x_step: Any, columns: Any, y: Any, y_step: Any) -> Any:
     check_kinds((lanes, dtype), (x, y))
     count = lanes.value
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _, _, x, x_step, y, y_step = args
-        emit, bad, vectors = Emitter(builder, dtype, count), None, []
-        for i in range(count):
-            vectors.append(emit.load(emit.at(x, emit.times(x_step, i))))
-            wrong = emit.not_finite(vectors[i])
-            bad = wrong if bad is None else builder.or_(bad, wrong)
-        for j, vector in enumerate(_transposed(emit, vectors)):
-            emit.store(vector, emit.at(y, emit.times(y_step, j)))
-        return emit.any(bad)
+        _, _, x, x_step, columns, y, y_step = args
+        emit, result = Emitter(builder, dtype, count), cgutils.alloca_once_value(builder, _i64(0))
+        rows, places = ([emit.at(base, emit.times(step, i)) for i in range(count)] for base, step in ((x, x_step), (y, y_step)))
+        with builder.if_else(builder.icmp_signed(">=", columns, _i64(count))) as (square, narrow):
+            with square:
+                vectors = [emit.load(row) for row in rows]
+                for place, vector in zip(places, _transposed(emit, list(vectors)), strict=True):
+                    emit.store(vector, place)
+                builder.store(emit.any_not_finite(vectors), result)
+            with narrow:
+                used = emit.first(columns)
+                vectors = [emit.load_masked(row, used) for row in rows]
+                for j, vector in enumerate(_transposed(emit, list(vectors))[:-1]):
+                    with builder.if_then(builder.icmp_signed("<", _i64(j), columns)):
+                        emit.store(vector, places[j])
+                builder.store(emit.any_not_finite(vectors), result)
+        return builder.load(result)
 
-    return types.int64(lanes, dtype, x, types.int64, y, types.int64), codegen
+    return types.int64(lanes, dtype, x, types.int64, types.int64, y, types.int64), codegen
 
 
 @kernel(no_cfunc_wrapper=False)
 def transpose(
     lanes: Tag, dtype: Tag, x: Address, x_step: int, rows: int, columns: int, bias: Address, relu: int, y: Address, y_step: int
 ) -> int:
-    """y[j, i] = x[i, j] + bias[j], or its positive part if `relu` is 1, for i < rows and j < columns.
+    """y[j, i] = x[i, j] + bias[j], or its positive part if `relu` is 1, for i < rows and j < columns, a square at a time.
 
-    No more rows and columns than lanes are done. Elements of a row of x, and of y, are neighbours. `bias` may be 0. Returns 1 if
-    one of these x is NaN or an infinity, else 0.
+    Elements of a row of x, and of y, are neighbours. `bias` may be 0. Returns 1 if one of these x is NaN or an infinity, else 0.
     """
-    if (rows >= value(lanes)) & (columns >= value(lanes)) & is_null(bias) & (relu == 0):
-        return _transpose_whole(lanes, dtype, x, x_step, y, y_step)
-    return _transpose(lanes, dtype, x, x_step, rows, columns, bias, relu, y, y_step)
+    side, size, bad = value(lanes), itemsize(dtype), 0
+    down, across = -(-rows // side), -(-columns // side)
+    plain, tall = is_null(bias) & (relu == 0), down > across
+    # along the longer side: a square's rows lie far apart, and more of them would crowd the sets of the first-level cache
+    for outer in range(min(down, across)):
+        for inner in range(max(down, across)):
+            # the last squares overlap those before them: whole ones are faster
+            i = min((inner if tall else outer) * side, max(0, rows - side))
+            j = min((outer if tall else inner) * side, max(0, columns - side))
+            source, target = x + (i * x_step + j * size), y + (j * y_step + i * size)
+            if plain & (rows - i >= side):
+                bad |= _transpose_whole(lanes, dtype, source, x_step, columns - j, target, y_step)
+            else:
+                shift = bias if is_null(bias) else bias + j * size
+                bad |= _transpose(lanes, dtype, source, x_step, rows - i, columns - j, shift, relu, target, y_step)
+    return bad
