@@ -35,7 +35,7 @@ SMOOTHED = 64
 """Pixels that get their silu or gelu together."""
 UINT8 = Tag("uint8")
 AHEAD = 4
-"""Input channels whose weights are fetched before they are packed: of a gradient they lie far apart, where no processor expects them."""
+"""Input channels whose weights are fetched before they are packed: a gradient's lie far apart, where no processor expects it."""
 
 # --- tables --------------------------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from numconv.plugin import ConvProblem, np_dtype
 from .compiler import Address, Tag, helper, invoke, kernel
 from .direct import clear
 from .elements import INT64, itemsize, same
-from .entries import LANES, SPLIT, TRANSPOSE
+from .entries import SPLIT, TRANSPOSE
 from .geometry import BATCH, DILATION, DIMS, LOW, MODE, OUTPUT, PARTS, SIZE, STRIDE, WINDOW, part, source_index, span
 from .scalar import address, load, pointer, store, wide_vectors, zero
 
