@@ -25,6 +25,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .depthwise_weights import DepthwiseWeights
     from .direct import Direct
     from .fft import Fft, FftDouble, FftDoubleWeights, FftWeights
+    from .flat_unpooling import FlatUnpool
     from .implicit_gemm import ImplicitGemm
     from .pooling import Pool
     from .separable import Separable
@@ -60,6 +61,7 @@ def _implementations() -> tuple[Implementation, ...]:
         VectorScatter(),
         Pool(),
         VectorWindows(),
+        FlatUnpool(),
         Windows(),
     )
 
