@@ -25,6 +25,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .direct import Direct
     from .fft import Fft, FftDouble, FftDoubleWeights, FftWeights
     from .implicit_gemm import ImplicitGemm
+    from .planewise import Planewise
     from .pooling import Pool
     from .separable import Separable
     from .tile import RegisterTile
@@ -40,6 +41,7 @@ def _implementations() -> tuple[Implementation, ...]:
     return (
         Separable(),
         Channelwise(),
+        Planewise(),
         Depthwise(),
         DepthwiseWeights(),
         RegisterTile(),
