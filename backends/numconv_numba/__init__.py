@@ -25,6 +25,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .direct import Direct
     from .fft import Fft, FftDouble, FftDoubleWeights, FftWeights
     from .implicit_gemm import ImplicitGemm
+    from .plane_weights import PlanewiseWeights
     from .planewise import Planewise
     from .pooling import Pool
     from .separable import Separable
@@ -42,6 +43,7 @@ def _implementations() -> tuple[Implementation, ...]:
         Separable(),
         Channelwise(),
         Planewise(),
+        PlanewiseWeights(),
         Depthwise(),
         DepthwiseWeights(),
         RegisterTile(),

@@ -324,9 +324,32 @@ def _vectors(problem: ConvProblem) -> Vectors:
     return Vectors(problem.n, problem.groups, of_x, of_y, parts, "zeros", ACTIVATIONS[problem.activation], arrange)
 
 
-def _is_row(array: Any) -> bool:
+def has_rows(array: Any) -> bool:
     """Whether the pixels of a row are neighbours in memory."""
     return bool(array.strides[-1] == array.itemsize)
+
+
+def refusal(problem: ConvProblem, most_rows: int, most_columns: int) -> str:
+    """Why planes of a problem cannot be read where they lie, with kernels of up to so many rows and columns; or nothing."""
+    rows, step, dilation = (problem.kernel[-2], problem.stride[-2], problem.dilation[-2]) if problem.ndim > 1 else (1, 1, 1)
+    if problem.dtype != problem.acc_dtype or problem.out_dtype != problem.dtype:
+        return f"it loads and stores what it sums, and sums of {problem.dtype} are {problem.acc_dtype}"
+    if problem.dtype not in ("float32", "float64"):
+        return f"its tiles are for real floats, not {problem.dtype}"
+    if host().width < 32:
+        return "it masks vectors as it loads them, which this processor cannot"
+    if problem.layout != "channels_first":
+        return "its lanes are pixels, which must be neighbours in memory: layout channels_first"
+    if problem.pad_mode != "zeros" and any(low or high for low, high in problem.padding):
+        return f"it leaves padding out, which must be of zeros, not {problem.pad_mode}"
+    if rows > most_rows or problem.kernel[-1] > most_columns or problem.stride[-1] > 2 or step > 4:
+        return (
+            f"it takes kernels of up to {most_rows} rows and {most_columns} columns with strides of up to 4 and 2,"
+            f" and here are kernel {problem.kernel} and stride {problem.stride}"
+        )
+    if (rows > 1 and dilation > 1) or (problem.stride[-1] > 1 and problem.dilation[-1] > 1):
+        return f"rows of taps, and columns beside a stride, are neighbours, and here is a dilation of {problem.dilation}"
+    return ""
 
 
 class _Sweeps:
@@ -389,7 +412,7 @@ class _Executor:
         return Depthwise().forward(self._problem)
 
     def _run(self, outs: Any, ins: Any, w: Any) -> None:
-        if not (_is_row(ins[0]) and _is_row(outs[0])):
+        if not (has_rows(ins[0]) and has_rows(outs[0])):
             self._other(outs, ins)
         elif self._sweeps(ins[0], w, ins[2:], outs[0]) and max(max(pair) for pair in self._problem.padding) > 0:
             redo(self._problem, outs[0], ins, range(self._problem.n))
@@ -417,7 +440,7 @@ class _Adjoint(Adjoint):
         return Depthwise().build(self._problem)
 
     def _run(self, outs: Any, ins: Any, w: Any) -> None:
-        if not (_is_row(ins[0]) and _is_row(outs[0])) or self._sweeps(ins[0], w, ins[2:], outs[0]):
+        if not (has_rows(ins[0]) and has_rows(outs[0])) or self._sweeps(ins[0], w, ins[2:], outs[0]):
             self._other(outs, ins)
 
 
@@ -429,27 +452,14 @@ class Planewise(DenseImplementation):
 
     def accepts(self, problem: ConvProblem) -> Verdict:
         """Channels first, padding of zeros, kernels of few rows, a stride along the rows of up to 2."""
-        rows, row_step = (problem.kernel[-2], problem.stride[-2]) if problem.ndim > 1 else (1, 1)
-        if host().width < 32:
-            return Verdict.no("it masks vectors as it loads them, which this processor cannot")
-        if problem.dtype != problem.acc_dtype or problem.out_dtype != problem.dtype:
-            return Verdict.no(f"it loads and stores what it sums, and sums of {problem.dtype} are {problem.acc_dtype}")
-        if problem.layout != "channels_first":
-            return Verdict.no("its lanes are pixels, which must be neighbours in memory: layout channels_first")
-        if problem.pad_mode != "zeros" and any(low or high for low, high in problem.padding):
-            return Verdict.no(f"it leaves padding out, which must be of zeros, not {problem.pad_mode}")
-        if rows > MOST_ROWS or problem.kernel[-1] > MOST_COLUMNS or problem.stride[-1] > 2 or row_step > 4:
-            return Verdict.no(
-                f"it takes kernels of up to {MOST_ROWS} rows and {MOST_COLUMNS} columns with strides of up to 4 and 2,"
-                f" and here are kernel {problem.kernel} and stride {problem.stride}"
-            )
-        if (rows > 1 and problem.dilation[-2] > 1) or (problem.stride[-1] > 1 and problem.dilation[-1] > 1):
-            return Verdict.no(f"rows of taps, and columns beside a stride, are neighbours: dilation {problem.dilation}")
-        if problem.flip and (row_step > 1 or problem.stride[-1] > 1):
-            return Verdict.no("with a stride its kernels are not flipped")
-        if problem.level == "strict" and _slices(problem) > 1:
-            return Verdict.no(f"it adds up {_slices(problem)} slices of a window one after the other, and strict sums are one chain")
-        return Verdict.yes() if _shapes(problem) else Verdict.no(f"no tile for a kernel {problem.kernel} fits the registers")
+        reason = refusal(problem, MOST_ROWS, MOST_COLUMNS)
+        if not reason and problem.flip and max(problem.stride[-2:]) > 1:
+            reason = "with a stride its kernels are not flipped"
+        if not reason and problem.level == "strict" and _slices(problem) > 1:
+            reason = f"it adds up {_slices(problem)} slices of a window one after the other, and strict sums are one chain"
+        if not reason and not _shapes(problem):
+            reason = f"no tile for a kernel {problem.kernel} fits the registers"
+        return Verdict.no(reason) if reason else Verdict.yes()
 
     def supports(self, problem: ConvProblem) -> Verdict:
         """Real floats; an input_grad with a stride in up to two dimensions."""

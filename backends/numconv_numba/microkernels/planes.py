@@ -20,7 +20,7 @@ from numconv_numba.compiler import Address, Tag, intrinsic, kernel
 
 from .emit import Emitter, check_kinds
 
-__all__ = ["Sweep", "accumulators", "sweep"]
+__all__ = ["Sweep", "accumulators", "column_groups", "forward_turns", "load_columns", "sweep"]
 
 _i64 = ir.IntType(64)
 
@@ -81,21 +81,36 @@ def accumulators(shape: Sweep) -> int:
     return rows * shape.vectors * (shape.column_step if shape.adjoint else 1)
 
 
-def _turns(shape: Sweep) -> list[_Turn]:
-    """Of each row of x of a period."""
-    rows, step = shape.rows, shape.row_step
-    if shape.adjoint:
-        count = max(rows, step)
-        return [
-            _Turn([((step * line + count - 1 - row) % count, row) for row in range(rows)], [(step * line + i) % count for i in range(step)])
-            for line in range(count // math.gcd(count, step))
-        ]  # fmt: skip
+def forward_turns(rows: int, step: int) -> list[_Turn]:
+    """Of each row of x of a period, with a stride."""
     count, found = -(-rows // step), []
     for line in range(step * count):
         users = [((line - row) // step % count, row) for row in range(rows) if (line - row) % step == 0]
         done = line - (rows - 1)
         found.append(_Turn(users, [done // step % count] if done % step == 0 else []))
     return found
+
+
+def _adjoint_turns(rows: int, step: int) -> list[_Turn]:
+    """The same where results are spread with a stride."""
+    count = max(rows, step)
+    return [
+        _Turn([((step * line + count - 1 - row) % count, row) for row in range(rows)], [(step * line + i) % count for i in range(step)])
+        for line in range(count // math.gcd(count, step))
+    ]
+
+
+def load_columns(emit: Emitter, place: Any, masks: Sequence[Any], count: int) -> list[Any]:
+    """The pixels that `count` neighbouring columns of taps meet: one with one mask, up to two that every second pixel is of."""
+    loaded = [emit.load_masked(emit.at(place, part * emit.width), mask) for part, mask in enumerate(masks)]
+    if len(masks) == 1:
+        return loaded
+    return [emit.shuffle(*loaded, range(t, 2 * emit.lanes, 2)) for t in range(count)]
+
+
+def column_groups(columns: int, step: int) -> list[range]:
+    """Columns of taps whose pixels are loaded together."""
+    return [range(first, min(first + step, columns)) for first in range(0, columns, step)]
 
 
 class _Tile:
@@ -132,13 +147,9 @@ class _Tile:
         entry = builder.mul(column if not isinstance(column, int) else _i64(column), _i64(self.shape.vectors * each))
         found: list[list[Any]] = [[] for _ in range(count)]
         for v in range(self.shape.vectors):
-            loaded = []
-            for part in range(each):
-                flags = emit.flags(self.flags, builder.add(entry, _i64(v * each + part)))
-                loaded.append(emit.load_masked(emit.at(place, (v * each + part) * emit.width), flags))
-            for t in range(count):
-                lanes = range(t, 2 * emit.lanes, 2)
-                found[t].append(emit.shuffle(loaded[0], loaded[1], lanes) if each == 2 else loaded[0])
+            masks = [emit.flags(self.flags, builder.add(entry, _i64(v * each + part))) for part in range(each)]
+            for t, vector in enumerate(load_columns(emit, emit.at(place, v * each * emit.width), masks, count)):
+                found[t].append(vector)
         return found
 
     def add(self, users: list[tuple[int, int]], pixels: list[Any], phase: int, weight: Any) -> None:
@@ -158,9 +169,8 @@ class _Tile:
                 (pixels,) = self.pixels(x_line, column.index, 1)
                 self.add(users, pixels, 0, lambda row: emit.broadcast(emit.at(place, builder.mul(w_row, _i64(row)))))
             return
-        for first in range(0, shape.columns, self.per_load):
-            together = range(first, min(first + self.per_load, shape.columns))
-            for column, pixels in zip(together, self.pixels(x_line, first, len(together)), strict=True):
+        for together in column_groups(shape.columns, self.per_load):
+            for column, pixels in zip(together, self.pixels(x_line, together[0], len(together)), strict=True):
                 phase = (shape.first + column) % self.phases
                 self.add(users, pixels, phase, lambda row, t=column: self.weight(w, row, t, held))
 
@@ -212,7 +222,7 @@ class _Tile:
 
     def plane(self, x: Any, w: Any, bias: Any, y: Any) -> None:
         """All rows of a plane."""
-        builder, emit, field = self.builder, self.emit, self.field
+        builder, emit, field, shape = self.builder, self.emit, self.field, self.shape
         shift, held = self.shift(bias), self.hold(w)
         for slots in self.sums:
             self.clear(slots)
@@ -224,7 +234,7 @@ class _Tile:
         start, end = builder.append_basic_block("period"), builder.append_basic_block("end")
         builder.branch(start)
         builder.position_at_end(start)
-        for turn in _turns(self.shape):
+        for turn in (_adjoint_turns if shape.adjoint else forward_turns)(shape.rows, shape.row_step):
             now = builder.load(line)
             with builder.if_then(builder.icmp_unsigned("<", builder.sub(now, field[LOW]), field[SPAN]), likely=True):
                 self.add_line(turn.users, builder.load(source), w, held)
