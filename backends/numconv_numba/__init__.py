@@ -20,6 +20,7 @@ __all__ = ["NumbaBackend", "backend"]
 def _implementations() -> tuple[Implementation, ...]:
     from .blocked import Blocked
     from .channelwise import Channelwise
+    from .channelwise_weights import ChannelwiseWeights
     from .depthwise import Depthwise
     from .depthwise_weights import DepthwiseWeights
     from .direct import Direct
@@ -42,6 +43,7 @@ def _implementations() -> tuple[Implementation, ...]:
     return (
         Separable(),
         Channelwise(),
+        ChannelwiseWeights(),
         Planewise(),
         PlanewiseWeights(),
         Depthwise(),

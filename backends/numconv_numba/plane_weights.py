@@ -25,7 +25,7 @@ from .geometry import BATCH, DIMS, GROUPS, LOW, OUTPUT, PARTS, PER_C, PER_K, SIZ
 from .microkernels import plane_gradients as job_of
 from .microkernels.emit import flag_table, host, lanes_of
 from .microkernels.plane_gradients import Collect, collect, registers
-from .planewise import MOST_ROWS, are_finite, column_offsets, has_rows, refusal
+from .planewise import AHEAD_PLANE, MOST_ROWS, are_finite, column_offsets, has_rows, refusal
 from .scalar import address, as_integer, is_null, pointer, store
 from .strips import ITEMS, UINT8, outer_place
 from .threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
@@ -198,6 +198,9 @@ def _planes(begin, end, args):
     weights = g[PER_C] * b[OUTER_TAPS] * b[KERNEL_ROWS] * b[COLUMNS]
     job[job_of.COLUMNS], job[job_of.X_PLANE], job[job_of.G_PLANE] = as_integer(columns), g[xs + 1], g[ys + 1]
     job[job_of.SUMS_PLANE], job[job_of.SHIFT_PLANE] = weights * size, size
+    # of the next plane, or of large ones, which are walked a vector at a time, of the vector beside
+    job[job_of.X_AHEAD] = g[xs + 1] if abs(g[xs + 1]) <= AHEAD_PLANE else 64 * g[part(g, STRIDE) + axis + 1]
+    job[job_of.G_AHEAD] = g[ys + 1] if abs(g[ys + 1]) <= AHEAD_PLANE else 64
     together = (b[TILES] == 1) & (b[RUNS] == 1) & (b[OUTER_OUTPUTS] == 1) & (b[OUTER_TAPS] == 1) & (g[PER_C] == 1) & (g[PER_K] == 1)
     rows, units = g[part(g, OUTPUT) + axis] if axis >= 0 else 1, g[BATCH] * b[BANDS]
     first = begin

@@ -39,6 +39,8 @@ MOST_ROWS = 8
 MOST_COLUMNS = 31
 WIDTHS = (1, 2, 3, 4, 7)
 """Vectors of a tile: few, so that few are compiled."""
+AHEAD_PLANE = 64 * 1024
+"""A plane of x up to which the next one is fetched while it is read."""
 UNROLLED = 3
 """Columns of a kernel up to which a tile has the code of each."""
 
@@ -207,6 +209,8 @@ def fill_rows(job, x, y, first_row, end_row, g, b, at):
     job[job_of.X], job[job_of.X_ROW] = as_integer(x + base * x_row), -x_row if backwards else x_row
     job[job_of.Y] = as_integer(y + (end_row - 1 if backwards else first_row) * y_row)
     job[job_of.Y_ROW] = -y_row if backwards else y_row
+    # rows of the next plane, or of a large one those that follow
+    job[job_of.AHEAD] = job[job_of.X_PLANE] if abs(job[job_of.X_PLANE]) <= AHEAD_PLANE else 8 * job[job_of.X_ROW]
 
 
 @helper
@@ -220,6 +224,7 @@ def sweep_strips(job, fields, x, y, first_row, end_row, planes, alone, g, b, at)
             job[job_of.LINES], job[job_of.START], job[job_of.ROWS], job[job_of.LOW], job[job_of.SPAN] = count, 0, count, 0, count
             job[job_of.X], job[job_of.Y] = as_integer(source), as_integer(target)
             job[job_of.X_ROW], job[job_of.Y_ROW] = b[ROW_PIXELS] * size, b[ROW_RESULTS] * size
+            job[job_of.AHEAD] = 2048
         else:
             fill_rows(job, source, target, first_row, end_row, g, b, at)
         if alone:

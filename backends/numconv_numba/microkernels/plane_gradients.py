@@ -25,15 +25,15 @@ _i64 = ir.IntType(64)
 
 (
     X, G, SUMS, SHIFT, COLUMNS, FLAGS, X_ROW, G_ROW, X_PLANE, G_PLANE, SUMS_PLANE, SHIFT_PLANE, PLANES, VECTORS, LINES, LOW, SPAN, ROWS,
-    SKIP, JOB,
-) = range(20)  # fmt: skip
+    SKIP, X_AHEAD, G_AHEAD, JOB,
+) = range(22)  # fmt: skip
 """The fields of a job: addresses, steps and offsets in bytes.
 
 X: of the row and the place of x that the first tap of result 0 meets, G: of grad_y, SUMS: of what the sums of the taps are added to,
 SHIFT: to what that of grad_y is, or 0. The ..._ROW lead from a row to the next, the ..._PLANE from a plane to the next, of which
 there are PLANES. VECTORS: of results in a row, ROWS: of grad_y. LINES rows of x are walked, of which those from LOW on, SPAN of them,
 are there at all. COLUMNS: the offset of each column of taps in x; FLAGS: for each vector the lanes of x of each column that are there,
-then those of grad_y. SKIP: first taps that are not added.
+then those of grad_y. SKIP: first taps that are not added. ..._AHEAD: how far from what is read memory is prefetched.
 """
 
 
@@ -72,12 +72,16 @@ class _Tile:
         """Load a row of grad_y, or zeros below the last, and add it to the total."""
         builder, emit = self.builder, self.emit
         builder.store(emit.zero, slot)
+        emit.prefetch(emit.at(place, self.field[G_AHEAD]))
         with builder.if_then(builder.icmp_signed("<", row, self.field[ROWS]), likely=True):
             builder.store(emit.load_masked(place, mask), slot)
         builder.store(builder.fadd(builder.load(self.total), builder.load(slot)), self.total)
 
     def add_line(self, users: list[tuple[int, int]], x_line: Any, masks: list[list[Any]]) -> None:
         """The products of a row of x."""
+        ahead = self.emit.at(x_line, self.field[X_AHEAD])
+        for offset in range(0, self.shape.column_step * self.emit.width, 64):
+            self.emit.prefetch(self.emit.at(ahead, offset))
         for together in column_groups(self.shape.columns, self.shape.column_step):
             place = self.emit.at(x_line, self.offsets[together[0]])
             for column, pixels in zip(together, load_columns(self.emit, place, masks[together[0]], len(together)), strict=True):

@@ -26,15 +26,15 @@ _i64 = ir.IntType(64)
 
 (
     X, W, BIAS, Y, COLUMNS, FLAGS, X_ROW, Y_ROW, X_PLANE, W_PLANE, BIAS_PLANE, Y_PLANE, PLANES, LINES, LOW, SPAN, START, ROWS, USED,
-    COUNT, ADD, RELU, JOB,
-) = range(23)  # fmt: skip
+    COUNT, ADD, RELU, AHEAD, JOB,
+) = range(24)  # fmt: skip
 """The fields of a job: addresses, steps and offsets in bytes.
 
 X, Y: of the first row and the first result, W of the weights of a plane; BIAS: of one element, or 0. The ..._ROW lead from a row to
 the next, the ..._PLANE from a plane to the next, of which there are PLANES. LINES rows of x are walked, of which those from LOW on,
 SPAN of them, are there at all. START: the number of the row of results that is finished first; those from 0 to ROWS are stored,
 USED columns of each. COLUMNS: the offset in x of each of the COUNT columns of taps; FLAGS: of each of their vectors which lanes are
-there. ADD: whether results are added to what y holds. RELU: whether negative results become 0.
+there. ADD: whether results are added to what y holds. RELU: whether negative results become 0. AHEAD: how far from what is read memory is prefetched.
 """
 PRELOADED = 9
 """Weights that may stay in registers."""
@@ -162,6 +162,9 @@ class _Tile:
     def add_line(self, users: list[tuple[int, int]], x_line: Any, w: Any, held: dict[tuple[int, int], Any]) -> None:
         """All products of a row of x."""
         shape, emit, builder = self.shape, self.emit, self.builder
+        ahead = emit.at(x_line, self.field[AHEAD])
+        for offset in range(0, shape.vectors * self.per_load * emit.width, 64):
+            emit.prefetch(emit.at(ahead, offset))
         if not shape.columns:
             w_row = builder.mul(self.field[COUNT], _i64(self.item))
             with cgutils.for_range(builder, self.field[COUNT]) as column:
