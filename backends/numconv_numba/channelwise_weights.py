@@ -69,8 +69,8 @@ def plan_for(problem: ConvProblem) -> _Plan:
     return _Plan(shape, tiles, blocks, max(1, min(problem.n * math.prod(problem.output[:-1]), -(-ITEMS // blocks))))
 
 
-# What the kernel knows of a plan: the tile's address, tiles, their rows, blocks, shares, lanes, the results whose windows lie inside x
-# along a row; rows and columns of the kernel, the outer dimensions.
+# What the kernel knows of a plan: the tile's address, tiles, their rows, blocks, shares, lanes, the results whose windows lie
+# inside x along a row; rows and columns of the kernel, the outer dimensions.
 TILE, TILES, ROWS, BLOCKS, SHARES, LANES, FIRST, LAST, KERNEL_ROWS, COLUMNS, OUTER_TAPS, OUTPUT_ROWS, PLAN = range(13)
 FIELDS, UNUSED, AREAS = range(3)
 
@@ -211,7 +211,9 @@ class ChannelwiseWeights(Implementation):
         """Channels last, each convolved with one kernel, a vector of them at least; rows of few taps, padding of zeros."""
         lanes = lanes_of(problem.acc_dtype) if problem.dtype in ("float32", "float64") else 0
         if not lanes or problem.out_dtype != problem.dtype:
-            return Verdict.no(f"it loads and stores what it sums, real floats, and here are {problem.dtype} and {problem.out_dtype}")
+            return Verdict.no(
+                f"it loads and stores what it sums, real floats, and here are {problem.dtype} and {problem.out_dtype}"
+            )
         if problem.layout != "channels_last":
             return Verdict.no("its lanes are channels, which must be neighbours in memory: layout channels_last")
         if not problem.c == problem.k == problem.groups:

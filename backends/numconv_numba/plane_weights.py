@@ -1,8 +1,8 @@
 """Weight gradients of planes where they lie: small kernels, few channels a group, for real floats with neighbouring pixels.
 
 A work item is a plane of grad_y of every image, or of some of them or a band of their rows where there are few planes. A worker
-takes the planes of an image one behind the other, as memory has them, and then those of the next image. Which images and rows an item
-adds up, and so the order of every sum, depends on the problem alone.
+takes the planes of an image one behind the other, as memory has them, and then those of the next image. Which images and rows an
+item adds up, and so the order of every sum, depends on the problem alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .geometry import BATCH, DIMS, GROUPS, LOW, OUTPUT, PARTS, PER_C, PER_K, SIZ
 from .microkernels import plane_gradients as job_of
 from .microkernels.emit import flag_table, host, lanes_of
 from .microkernels.plane_gradients import Collect, collect, registers
-from .planewise import AHEAD_PLANE, MOST_ROWS, are_finite, column_offsets, has_rows, refusal
+from .planewise import AHEAD_PLANE, MOST_ROWS, WORK, are_finite, column_offsets, has_rows, refusal
 from .scalar import address, as_integer, is_null, pointer, store
 from .strips import ITEMS, UINT8, outer_place
 from .threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
@@ -83,13 +83,19 @@ def plan_for(problem: ConvProblem) -> _Plan:
 
 
 def _plane_cycles(problem: ConvProblem, plan: _Plan) -> float:
-    """Of a plane of grad_y with one slice of x."""
+    """Of a plane of grad_y with one slice of x, fitted to measurements."""
     shape, vectors = plan.shape, -(-problem.output[-1] // plan.shape.lanes)
     lines = (problem.output[-2] if problem.ndim > 1 else vectors) * shape.row_step
     columns = vectors if problem.ndim > 1 else 1
-    loads = 1.9 * (shape.columns * shape.column_step + 1 / shape.row_step)
-    line = max(shape.rows * shape.columns / shape.row_step, loads) / 2 + 3
-    return len(plan.tiles) * (columns * ((lines + plan.bands * shape.rows) * line + 15) + plan.bands * 60)
+    products = shape.rows * shape.columns / shape.row_step
+    line = 0.36 * products + 0.5 * (shape.columns * shape.column_step + 1 / shape.row_step) + 3
+    return len(plan.tiles) * plan.bands * (columns * (lines / plan.bands + shape.rows - 1) * line + 28)
+
+
+def _cycles(problem: ConvProblem, plan: _Plan) -> float:
+    """Of all walks."""
+    slices = problem.c // problem.groups * math.prod(problem.kernel[:-2])
+    return problem.n * problem.k * math.prod(problem.output[:-2]) * slices * _plane_cycles(problem, plan)
 
 
 class _Run(NamedTuple):
@@ -123,8 +129,9 @@ def _runs(problem: ConvProblem, shape: Collect) -> list[_Run]:
     return runs
 
 
-# What the kernel knows of a plan: the tile's address, tiles, runs, rows and columns of taps of a tile and of the kernel, the rows of a
-# band, bands, shares, the outer dimensions, results of a vector; then the first rows of the tiles, and the numbers of each run.
+# What the kernel knows of a plan: the tile's address, tiles, runs, rows and columns of taps of a tile and of the kernel, the rows
+# of a band, bands, shares, the outer dimensions, results of a vector; then the first rows of the tiles, and the numbers of each
+# run.
 TILE, TILES, RUNS, ROWS, COLUMNS, KERNEL_ROWS, BAND, BANDS, SHARES, OUTER_TAPS, OUTER_OUTPUTS, LANES, HEAD = range(13)
 RUN_RESULT, RUN_VECTORS, RUN_COUNT, RUN_FLAGS, RUN = range(5)
 
@@ -174,8 +181,7 @@ def collect_tiles(job, fields, x, y, first_row, count, sums, shift, planes, alon
 @helper
 def collect_slices(job, fields, x, y, first_row, count, sums, shift, g, b, at):
     """The sums of every slice over a band of rows; x is the address of the group in an image, y of the plane."""
-    ys, axes = part(g, PARTS + 2), g[DIMS] - 2
-    size = itemsize(at)
+    axes, size = g[DIMS] - 2, itemsize(at)
     step = b[KERNEL_ROWS] * b[COLUMNS] * size
     for output in range(b[OUTER_OUTPUTS]):
         target, where = y + outer_place(g, output), shift
@@ -256,14 +262,16 @@ class _Executor:
         starts = np.cumsum([0, *(table.nbytes for table in tables)])
         at = self._flags.ctypes.data
         head = [
-            collect.address(tuple(shape), dtype), len(plan.tiles), len(runs), shape.rows, shape.columns, _steps(problem)[0], plan.band,
-            plan.bands, plan.shares, math.prod(problem.kernel[:-2]), math.prod(problem.output[:-2]), shape.lanes, *plan.tiles,
+            collect.address(tuple(shape), dtype), len(plan.tiles), len(runs), shape.rows, shape.columns,
+            _steps(problem)[0], plan.band, plan.bands, plan.shares, math.prod(problem.kernel[:-2]),
+            math.prod(problem.output[:-2]), shape.lanes, *plan.tiles,
         ]  # fmt: skip
         rows = [(run.result, run.vectors, run.count, at + start) for run, start in zip(runs, starts, strict=False)]
         self._plan = np.array([*head, *(number for row in rows for number in row)], np.int64)
         self._columns = np.array(column_offsets(problem.replace(flip=False)), np.int64) * np_dtype(dtype).itemsize
         self._vectors = conv_vectors(problem, 0)
         self._areas = Areas(8 * job_of.JOB)
+        self._work = WORK * _cycles(problem, plan)
         self._kernel = plane_weights.specialise(dtype, dtype)
 
     def __call__(self, outs: Any, ins: Any) -> None:
@@ -277,8 +285,8 @@ class _Executor:
         shifts = np.zeros((self._shares, problem.k), problem.dtype) if own else 0
         if y.size:
             run_with(
-                self._areas, self._kernel, self._shares * problem.k, problem.flops / 2, self._vectors(x.strides, w.strides, y.strides),
-                self._plan, self._columns, y, x, partial, shifts, status,
+                self._areas, self._kernel, self._shares * problem.k, self._work,
+                self._vectors(x.strides, w.strides, y.strides), self._plan, self._columns, y, x, partial, shifts, status,
             )  # fmt: skip
         if status[0] and not (np.isfinite(y).all() and np.isfinite(x).all()):
             self._direct(outs, ins)  # zeros beside a row have met what is not finite
@@ -317,10 +325,8 @@ class PlanewiseWeights(Implementation):
     def cost(self, problem: ConvProblem) -> float:
         """Of all walks."""
         plan = plan_for(problem)
-        slices = problem.c // problem.groups * math.prod(problem.kernel[:-2])
-        planes = problem.n * problem.k * math.prod(problem.output[:-2])
         alone = 2 if problem.k * plan.shares == 1 else 1
-        return CALL_SECONDS + 3e-6 + seconds(alone * planes * slices * _plane_cycles(problem, plan))
+        return CALL_SECONDS + 3e-6 + seconds(alone * _cycles(problem, plan))
 
     def workspace(self, problem: ConvProblem) -> int:
         """A job for each thread and the sums of all shares; or what `DepthwiseWeights` needs for other orders."""

@@ -1,9 +1,9 @@
 """Depthwise convolution of planes where they lie: small kernels, few channels a group, for real floats with neighbouring pixels.
 
 A work item is a plane of results, or a band of its rows. The tile of `microkernels.planes` sweeps down a strip of columns and reads
-x itself, so that memory is read while products are computed; planes of one strip are done many at a call. With several slices
-(channels of a group, outer dimensions) each is a sweep of its own, which adds to the results. A strided input gradient is one sweep
-too, which puts the phases of the stride together in registers.
+x itself, so that memory is read while products are computed; planes of one strip are done many at a call. A strided input gradient
+is one sweep too, which puts the phases of the stride together in registers. Several slices of a window (channels of a group, outer
+dimensions) are added up row by row, which is not the order of the "strict" level.
 """
 
 from __future__ import annotations
@@ -20,11 +20,26 @@ from numconv.plugin import ConvProblem, Verdict, np_dtype
 from .activations import ACTIVATIONS, activate_run
 from .blocked import CALL_SECONDS, seconds
 from .compiler import Address, Tag, helper, invoke, kernel
-from .dense import Adjoint, DenseImplementation, accumulated, forward_parts, redo
+from .dense import Adjoint, DenseImplementation, redo
 from .depthwise import Depthwise
 from .direct import MEASURED_ERROR, outer_source
 from .elements import INT64, itemsize, same
-from .geometry import DIMS, FLIPPED, GROUPS, LOW, OPTION, OUTPUT, PARTS, PER_C, PER_K, SIZE, STRIDE, WINDOW, Vectors, channel_strides, part
+from .geometry import (
+    DIMS,
+    FLIPPED,
+    GROUPS,
+    LOW,
+    OPTION,
+    OUTPUT,
+    PARTS,
+    PER_C,
+    PER_K,
+    SIZE,
+    STRIDE,
+    Vectors,
+    channel_strides,
+    part,
+)
 from .microkernels import planes as job_of
 from .microkernels.emit import flag_table, host, lanes_of
 from .microkernels.planes import Sweep, accumulators, sweep
@@ -39,6 +54,8 @@ MOST_ROWS = 8
 MOST_COLUMNS = 31
 WIDTHS = (1, 2, 3, 4, 7)
 """Vectors of a tile: few, so that few are compiled."""
+WORK = 16
+"""Multiply-adds that would take a cycle: with small planes most of the time is not theirs."""
 AHEAD_PLANE = 64 * 1024
 """A plane of x up to which the next one is fetched while it is read."""
 UNROLLED = 3
@@ -85,8 +102,8 @@ def _shapes(problem: ConvProblem) -> list[Sweep]:
     rows, row_step = (problem.kernel[-2], problem.stride[-2]) if problem.ndim > 1 else (1, 1)
     step = problem.stride[-1]
     columns = taps if taps <= UNROLLED or step > 1 or adjoint else 0
-    first = problem.padding[-1][0] % step if adjoint else 0
-    shapes = [Sweep(vectors, rows, columns, row_step, step, adjoint, first, lanes_of(problem.dtype)) for vectors in WIDTHS]
+    first, sliced = problem.padding[-1][0] % step if adjoint else 0, _slices(problem) > 1
+    shapes = [Sweep(vectors, rows, columns, row_step, step, adjoint, first, sliced, lanes_of(problem.dtype)) for vectors in WIDTHS]
     return [each for each in shapes if accumulators(each) + each.vectors + 2 < host().registers]
 
 
@@ -113,22 +130,24 @@ def _slices(problem: ConvProblem) -> int:
 
 
 def _plane_cycles(problem: ConvProblem, plan: _Plan) -> float:
-    """Of one sweep over a plane."""
+    """Of a sweep over a plane, fitted to measurements."""
     shape, taps = plan.shape, problem.kernel[-1]
     rows = _target(problem)[-2] if problem.ndim > 1 else 1
     lines = (rows / shape.row_step if shape.adjoint else rows * shape.row_step) + plan.bands * (shape.rows - 1)
     users = shape.rows if shape.adjoint else shape.rows / shape.row_step
     loads = shape.vectors * (1 if shape.adjoint else shape.column_step)
-    column = max(users * shape.vectors, 2.9 * loads + users, 4) / 2 + (0 if shape.columns else 1)
-    stored = rows * shape.vectors * (1.5 + shape.adjoint)
-    return plan.strips * (lines * (taps * column + 4) + stored + plan.bands * 30)
+    column = 0.17 * users * shape.vectors + 0.86 * loads + (0.0 if shape.columns else 1.1)
+    stored = rows * shape.vectors * (2.9 + 2.9 * shape.adjoint)
+    return plan.strips * (_slices(problem) * lines * (taps * column + 1.8) + stored + plan.bands * 10)
 
 
 def column_offsets(problem: ConvProblem) -> list[int]:
     """Where each column of taps reads, against the first of a strip's."""
     taps, low, step = problem.kernel[-1], problem.padding[-1][0], problem.stride[-1]
     if _is_adjoint(problem):
-        return [((place - low) % step + low - place) // step for place in range(0, taps * problem.dilation[-1], problem.dilation[-1])]
+        return [
+            ((place - low) % step + low - place) // step for place in range(0, taps * problem.dilation[-1], problem.dilation[-1])
+        ]
     return [(taps - 1 - t if problem.flip else t) * problem.dilation[-1] - low for t in range(taps)]
 
 
@@ -162,8 +181,9 @@ def _runs(problem: ConvProblem, plan: _Plan) -> list[_Run]:
     return runs
 
 
-# What the kernel knows of a plan: the tile's address, strips and the numbers of each, rows and bands, the kernel's rows and columns,
-# whether it is an adjoint, slices, columns of results from a row to the next where strips are rows, and of x; outer dimensions.
+# What the kernel knows of a plan: the tile's address, strips and the numbers of each, rows and bands, the kernel's rows and
+# columns, whether it is an adjoint, slices, columns of results from a row to the next where strips are rows, and of x; outer
+# dimensions.
 TILE, RUNS, BAND, BANDS, KERNEL_ROWS, KERNEL_COLUMNS, ADJOINT, ROW_RESULTS, ROW_PIXELS, OUTER_TAPS, OUTER_OUTPUTS, HEAD = range(12)
 INT32, FLOAT64 = Tag("int32"), Tag("float64")
 EXPONENT32, EXPONENT64 = np.int32(0x7F800000), np.int64(0x7FF0000000000000)
@@ -214,8 +234,8 @@ def fill_rows(job, x, y, first_row, end_row, g, b, at):
 
 
 @helper
-def sweep_strips(job, fields, x, y, first_row, end_row, planes, alone, g, b, at):
-    """Every strip of a band; x and y are the addresses of the first plane. `alone`: nothing of x is there."""
+def sweep_strips(job, fields, x, y, first_row, end_row, planes, g, b, at):
+    """Every strip of a band; x and y are the addresses of the first plane."""
     size = itemsize(at)
     for i in range(b[RUNS]):
         run = HEAD + i * RUN
@@ -227,57 +247,45 @@ def sweep_strips(job, fields, x, y, first_row, end_row, planes, alone, g, b, at)
             job[job_of.AHEAD] = 2048
         else:
             fill_rows(job, source, target, first_row, end_row, g, b, at)
-        if alone:
-            job[job_of.SPAN] = 0
         job[job_of.FLAGS], job[job_of.USED], job[job_of.PLANES] = b[run + RUN_FLAGS], b[run + RUN_USED], planes
         invoke(b[TILE], fields)
 
 
 @helper
-def slices_inside(output, g, b):
-    """How many slices of the windows of an outer output lie inside x."""
-    count = 0
-    for tap in range(b[OUTER_TAPS]):
-        if outer_source(g, output, tap, g[DIMS] - 2)[0]:
-            count += g[PER_C]
-    return count
-
-
-@helper
-def sweep_slices(job, fields, output, first_row, end_row, x, w, bias, y, g, b, at):
-    """A band of rows of one plane, from every slice in turn; x is the address of the group in an image, w of the plane's weights."""
-    left, done, size = slices_inside(output, g, b), 0, itemsize(at)
-    # where there is none, results are those of no rows: the bias alone
-    alone = left == 0
-    for index in range(1 if alone else g[PER_C] * b[OUTER_TAPS]):
-        inside, offset = outer_source(g, output, index % b[OUTER_TAPS], g[DIMS] - 2)
-        if inside | alone:
-            left -= 1
-            job[job_of.W], job[job_of.ADD] = as_integer(w + index * b[KERNEL_ROWS] * b[KERNEL_COLUMNS] * size), done
-            job[job_of.BIAS], job[job_of.RELU] = (as_integer(bias), g[OPTION] == 1) if left <= 0 else (0, 0)
-            source = x + (index // b[OUTER_TAPS] * g[part(g, PARTS) + 2] + offset)
-            sweep_strips(job, fields, source, y, first_row, end_row, 1, alone, g, b, at)
-            done = 1
+def fill_slices(job, table, output, g, b, at):
+    """Where the slices of the windows of an outer output that lie inside x begin."""
+    count, weights = 0, b[KERNEL_ROWS] * b[KERNEL_COLUMNS] * itemsize(at)
+    for c in range(g[PER_C]):
+        for tap in range(b[OUTER_TAPS]):
+            inside, offset = outer_source(g, output, tap, g[DIMS] - 2)
+            if inside:
+                table[2 * count] = c * g[part(g, PARTS) + 2] + offset
+                table[2 * count + 1] = (c * b[OUTER_TAPS] + tap) * weights
+                count += 1
+    job[job_of.SLICES] = count
 
 
 @helper
 def _planes(begin, end, args):
     at, items, workers, scratch, areas, g, b, columns, x, w, bias, y, status = args
-    fields = worker_area(scratch, areas, 1, workers, items, begin)
+    own_area = worker_area(scratch, areas, 2, workers, items, begin)
+    fields, places = own_area, own_area + areas[1]
     job, size, axis = pointer(fields, INT64), itemsize(at), g[DIMS] - 2
     xs, ys, taps = part(g, PARTS), part(g, PARTS + 2), b[KERNEL_ROWS] * b[KERNEL_COLUMNS]
     channels, weights = g[GROUPS] * g[PER_K], g[PER_C] * b[OUTER_TAPS] * taps
     job[job_of.COLUMNS], job[job_of.COUNT] = as_integer(columns), b[KERNEL_COLUMNS]
+    job[job_of.PLACES], job[job_of.RELU] = as_integer(places), g[OPTION] == 1
     job[job_of.X_PLANE], job[job_of.W_PLANE], job[job_of.BIAS_PLANE], job[job_of.Y_PLANE] = g[xs + 1], taps * size, size, g[ys + 1]
     rows = g[part(g, OUTPUT) + axis] if axis >= 0 else 1
-    together = (b[BANDS] == 1) & (b[OUTER_OUTPUTS] == 1) & (b[OUTER_TAPS] == 1) & (g[PER_C] == 1) & (g[PER_K] == 1)
+    one_slice = (b[OUTER_TAPS] == 1) & (g[PER_C] == 1)
+    together = one_slice & (b[BANDS] == 1) & (b[OUTER_OUTPUTS] == 1) & (g[PER_K] == 1) & (b[RUNS] == 1)
     item = begin
     while item < end:
         band, plane = item % b[BANDS], item // b[BANDS]
         output, plane = plane % b[OUTER_OUTPUTS], plane // b[OUTER_OUTPUTS]
         k, n = plane % channels, plane // channels
         group = k // g[PER_K]
-        count = min(channels - k, end - item) if together & (b[RUNS] == 1) else 1
+        count = min(channels - k, end - item) if together else 1
         first_row, end_row = band * b[BAND], min(rows, (band + 1) * b[BAND])
         source = x + (n * g[xs] + group * g[xs + 1])
         target = y + (n * g[ys] + group * g[ys + 1] + k % g[PER_K] * g[ys + 2] + outer_place(g, output))
@@ -285,11 +293,9 @@ def _planes(begin, end, args):
         if not are_finite(own, count * weights, at):
             store(status, np.uint8(1), UINT8)
         shift = bias if is_null(bias) else bias + k * size
-        if together:
-            job[job_of.W], job[job_of.ADD], job[job_of.BIAS], job[job_of.RELU] = as_integer(own), 0, as_integer(shift), g[OPTION] == 1
-            sweep_strips(job, fields, source, target, first_row, end_row, count, False, g, b, at)
-        else:
-            sweep_slices(job, fields, output, first_row, end_row, source, own, shift, target, g, b, at)
+        job[job_of.W], job[job_of.BIAS] = as_integer(own), as_integer(shift)
+        fill_slices(job, pointer(places, INT64), output, g, b, at)
+        sweep_strips(job, fields, source, target, first_row, end_row, count, g, b, at)
         if g[OPTION] > 1:
             for each in range(count):
                 for row in range(first_row, end_row):
@@ -369,17 +375,17 @@ class _Sweeps:
         starts = np.cumsum([0, *(table.nbytes for table in tables)])
         outer = math.prod(problem.kernel[:-2]), math.prod(_target(problem)[:-2])
         head = [
-            sweep.address(tuple(shape), problem.dtype), len(runs), plan.band, plan.bands, shape.rows, problem.kernel[-1], shape.adjoint,
-            plan.width, plan.width // shape.column_step if shape.adjoint else plan.width * shape.column_step, *outer,
+            sweep.address(tuple(shape), problem.dtype), len(runs), plan.band, plan.bands, shape.rows, problem.kernel[-1],
+            shape.adjoint, plan.width, plan.width // shape.column_step if shape.adjoint else plan.width * shape.column_step, *outer,
         ]  # fmt: skip
         at = self._flags.ctypes.data
         rows = [(run.source, run.target, max(1, run.count), run.used, at + start) for run, start in zip(runs, starts, strict=False)]
         self._plan = np.array([*head, *(number for row in rows for number in row)], np.int64)
         self._columns = np.array(column_offsets(problem), np.int64) * size
         self._vectors = _vectors(problem)
-        self._areas = Areas(8 * job_of.JOB)
+        self._areas = Areas(8 * job_of.JOB, 16 * _slices(problem))
         planes = problem.n * (problem.c if shape.adjoint else problem.k)
-        self._items, self._work = planes * outer[1] * plan.bands, problem.flops / 2
+        self._items, self._work = planes * outer[1] * plan.bands, WORK * planes * outer[1] * _plane_cycles(problem, plan)
         if not math.prod(_target(problem)):
             self._items = 0
         self._kernel = planewise.specialise(problem.dtype, problem.dtype)
@@ -390,8 +396,8 @@ class _Sweeps:
             return False
         shift, status = np.ascontiguousarray(bias[0]) if bias else 0, np.zeros(1, np.uint8)
         run_with(
-            self._areas, self._kernel, self._items, self._work, self._vectors(x.strides, y.strides), self._plan, self._columns, x, w,
-            shift, y, status,
+            self._areas, self._kernel, self._items, self._work, self._vectors(x.strides, y.strides), self._plan, self._columns, x,
+            w, shift, y, status,
         )  # fmt: skip
         return bool(status[0])
 
@@ -461,7 +467,7 @@ class Planewise(DenseImplementation):
         if not reason and problem.flip and max(problem.stride[-2:]) > 1:
             reason = "with a stride its kernels are not flipped"
         if not reason and problem.level == "strict" and _slices(problem) > 1:
-            reason = f"it adds up {_slices(problem)} slices of a window one after the other, and strict sums are one chain"
+            reason = f"it adds up {_slices(problem)} slices of a window row by row, and strict sums go from slice to slice"
         if not reason and not _shapes(problem):
             reason = f"no tile for a kernel {problem.kernel} fits the registers"
         return Verdict.no(reason) if reason else Verdict.yes()
@@ -479,8 +485,7 @@ class Planewise(DenseImplementation):
         plan = plan_for(problem)
         planes = problem.n * (problem.c if plan.shape.adjoint else problem.k) * math.prod(_target(problem)[:-2])
         alone = 2 if planes * plan.bands == 1 else 1
-        moved = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) * np_dtype(problem.dtype).itemsize / 16
-        return CALL_SECONDS + seconds(alone * planes * _slices(problem) * _plane_cycles(problem, plan) + moved)
+        return CALL_SECONDS + seconds(alone * planes * _plane_cycles(problem, plan))
 
     def cost(self, problem: ConvProblem) -> float:
         """Of a forward problem, or of one sweep with a stride."""
@@ -493,7 +498,9 @@ class Planewise(DenseImplementation):
 
     def workspace(self, problem: ConvProblem) -> int:
         """The larger of both."""
-        return super().workspace(problem) if problem.op == "forward" or max(problem.stride) == 1 else self.forward_workspace(problem)
+        return (
+            super().workspace(problem) if problem.op == "forward" or max(problem.stride) == 1 else self.forward_workspace(problem)
+        )
 
     def forward(self, problem: ConvProblem) -> _Executor:
         """The executor."""

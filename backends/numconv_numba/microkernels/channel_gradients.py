@@ -24,7 +24,8 @@ _i64 = ir.IntType(64)
 """The fields of a job: addresses, steps and offsets in bytes.
 
 X: of the place that the first tap of result 0 meets, G: of result 0 of grad_y; SUMS: of a vector for each tap, SHIFT: of one for
-grad_y itself, to which is added. The ..._STEP lead from a position to the next, X_ROW from a row of taps to the next, of which those
+grad_y itself, to which is added. The ..._STEP lead from a position to the next, X_ROW from a row of taps to the next, of which
+those
 from LOW to HIGH are there. START: the position of X, of SIZE in a row. Results FIRST to LAST of COUNT meet x with all taps.
 """
 

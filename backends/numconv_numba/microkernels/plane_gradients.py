@@ -24,16 +24,17 @@ __all__ = ["Collect", "collect", "registers"]
 _i64 = ir.IntType(64)
 
 (
-    X, G, SUMS, SHIFT, COLUMNS, FLAGS, X_ROW, G_ROW, X_PLANE, G_PLANE, SUMS_PLANE, SHIFT_PLANE, PLANES, VECTORS, LINES, LOW, SPAN, ROWS,
-    SKIP, X_AHEAD, G_AHEAD, JOB,
+    X, G, SUMS, SHIFT, COLUMNS, FLAGS, X_ROW, G_ROW, X_PLANE, G_PLANE, SUMS_PLANE, SHIFT_PLANE, PLANES, VECTORS, LINES, LOW, SPAN,
+    ROWS, SKIP, X_AHEAD, G_AHEAD, JOB,
 ) = range(22)  # fmt: skip
 """The fields of a job: addresses, steps and offsets in bytes.
 
-X: of the row and the place of x that the first tap of result 0 meets, G: of grad_y, SUMS: of what the sums of the taps are added to,
-SHIFT: to what that of grad_y is, or 0. The ..._ROW lead from a row to the next, the ..._PLANE from a plane to the next, of which
-there are PLANES. VECTORS: of results in a row, ROWS: of grad_y. LINES rows of x are walked, of which those from LOW on, SPAN of them,
-are there at all. COLUMNS: the offset of each column of taps in x; FLAGS: for each vector the lanes of x of each column that are there,
-then those of grad_y. SKIP: first taps that are not added. ..._AHEAD: how far from what is read memory is prefetched.
+X: of the row and the place of x that the first tap of result 0 meets, G: of grad_y, SUMS: of what the sums of the taps are added
+to, SHIFT: to what that of grad_y is, or 0. The ..._ROW lead from a row to the next, the ..._PLANE from a plane to the next, of
+which there are PLANES. VECTORS: of results in a row, ROWS: of grad_y. LINES rows of x are walked, of which those from LOW on,
+SPAN of them, are there at all. COLUMNS: the offset of each column of taps in x; FLAGS: for each vector the lanes of x of each
+column that are there, then those of grad_y. SKIP: first taps that are not added. ..._AHEAD: how far from what is read memory is
+prefetched.
 """
 
 

@@ -1,9 +1,9 @@
 """Register tiles that sweep down the rows of planes where they lie in memory: depthwise convolution and its adjoint.
 
-The accumulators of the rows of results that a row of x reaches are in registers and take turns: each row of x is loaded once for all
-of them. Nothing is packed: what lies beside a row is masked off as it is loaded, rows of padding are left out, and the phases of a
-stride are parted, or put together again, in registers. One call serves any number of planes, so that small ones cost little more
-than their products.
+The accumulators of the rows of results that a row of x reaches are in registers and take turns: each row of x is loaded once for
+all of them. Nothing is packed: what lies beside a row is masked off as it is loaded, rows of padding are left out, and the phases
+of a stride are parted, or put together again, in registers. One call serves any number of planes, so that small ones cost little
+more than their products.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ __all__ = ["Sweep", "accumulators", "column_groups", "forward_turns", "load_colu
 _i64 = ir.IntType(64)
 
 (
-    X, W, BIAS, Y, COLUMNS, FLAGS, X_ROW, Y_ROW, X_PLANE, W_PLANE, BIAS_PLANE, Y_PLANE, PLANES, LINES, LOW, SPAN, START, ROWS, USED,
-    COUNT, ADD, RELU, AHEAD, JOB,
-) = range(24)  # fmt: skip
+    X, W, BIAS, Y, COLUMNS, FLAGS, PLACES, X_ROW, Y_ROW, X_PLANE, W_PLANE, BIAS_PLANE, Y_PLANE, PLANES, LINES, LOW, SPAN, START,
+    ROWS, USED, COUNT, SLICES, RELU, AHEAD, JOB,
+) = range(25)  # fmt: skip
 """The fields of a job: addresses, steps and offsets in bytes.
 
-X, Y: of the first row and the first result, W of the weights of a plane; BIAS: of one element, or 0. The ..._ROW lead from a row to
-the next, the ..._PLANE from a plane to the next, of which there are PLANES. LINES rows of x are walked, of which those from LOW on,
-SPAN of them, are there at all. START: the number of the row of results that is finished first; those from 0 to ROWS are stored,
-USED columns of each. COLUMNS: the offset in x of each of the COUNT columns of taps; FLAGS: of each of their vectors which lanes are
-there. ADD: whether results are added to what y holds. RELU: whether negative results become 0. AHEAD: how far from what is read memory is prefetched.
+X, Y: of the first row and the first result, W of the weights of a plane; BIAS: of one element, or 0. The ..._ROW lead from a row
+to the next, the ..._PLANE from a plane to the next, of which there are PLANES. LINES rows of x are walked, of which those from
+LOW on, SPAN of them, are there at all. START: the number of the row of results that is finished first; those from 0 to ROWS are
+stored, USED columns of each. COLUMNS: the offset in x of each of the COUNT columns of taps; FLAGS: of each of their vectors which
+lanes are there. PLACES: where each of the SLICES of a window begins in x and in w, a pair of offsets, if the tile has several.
+RELU: whether negative results become 0. AHEAD: how far from what is read memory is prefetched.
 """
 PRELOADED = 9
 """Weights that may stay in registers."""
@@ -55,6 +56,8 @@ class Sweep(NamedTuple):
         Whether the results are the gradient of x; rows are then walked from the last to the first.
     first : int
         Of an adjoint, the phase of the results that the first column of taps belongs to.
+    sliced : bool
+        Whether results are sums over several slices, channels or places of outer dimensions.
     lanes : int
     """
 
@@ -65,11 +68,12 @@ class Sweep(NamedTuple):
     column_step: int
     adjoint: bool
     first: int
+    sliced: bool
     lanes: int
 
 
 class _Turn(NamedTuple):
-    """What a row of x does: pairs (accumulator, row of the kernel), and the accumulators of the rows of results that it finishes."""
+    """What a row of x does: pairs (accumulator, row of the kernel), and the accumulators of the rows of results it finishes."""
 
     users: list[tuple[int, int]]
     finished: list[int]
@@ -95,7 +99,10 @@ def _adjoint_turns(rows: int, step: int) -> list[_Turn]:
     """The same where results are spread with a stride."""
     count = max(rows, step)
     return [
-        _Turn([((step * line + count - 1 - row) % count, row) for row in range(rows)], [(step * line + i) % count for i in range(step)])
+        _Turn(
+            [((step * line + count - 1 - row) % count, row) for row in range(rows)],
+            [(step * line + i) % count for i in range(step)],
+        )
         for line in range(count // math.gcd(count, step))
     ]
 
@@ -132,7 +139,7 @@ class _Tile:
             for v in range(shape.vectors)
         ]
         self.relu = emit.spread(builder.icmp_signed("!=", self.field[RELU], _i64(0)))
-        dressed = builder.or_(builder.or_(self.field[RELU], self.field[BIAS]), self.field[ADD])
+        dressed = builder.or_(self.field[RELU], self.field[BIAS])
         self.plain = builder.icmp_signed("==", dressed, _i64(0))
 
     def clear(self, slots: Sequence[Sequence[Any]]) -> None:
@@ -160,7 +167,7 @@ class _Tile:
                 self.builder.store(self.emit.fma(pixel, value, self.builder.load(slot)), slot)
 
     def add_line(self, users: list[tuple[int, int]], x_line: Any, w: Any, held: dict[tuple[int, int], Any]) -> None:
-        """All products of a row of x."""
+        """All products of a row of x of one slice."""
         shape, emit, builder = self.shape, self.emit, self.builder
         ahead = emit.at(x_line, self.field[AHEAD])
         for offset in range(0, shape.vectors * self.per_load * emit.width, 64):
@@ -177,6 +184,18 @@ class _Tile:
                 phase = (shape.first + column) % self.phases
                 self.add(users, pixels, phase, lambda row, t=column: self.weight(w, row, t, held))
 
+    def add_slices(self, users: list[tuple[int, int]], x_line: Any, w: Any, held: dict[tuple[int, int], Any]) -> None:
+        """All products of a row of x of every slice."""
+        if not self.shape.sliced:
+            self.add_line(users, x_line, w, held)
+            return
+        emit, builder = self.emit, self.builder
+        places = builder.inttoptr(self.field[PLACES], cgutils.voidptr_t)
+        with cgutils.for_range(builder, self.field[SLICES]) as each:
+            entry = builder.mul(each.index, _i64(2))
+            x_slice, w_slice = emit.offset(places, entry), emit.offset(places, builder.add(entry, _i64(1)))
+            self.add_line(users, emit.at(x_line, x_slice), emit.at(w, w_slice), {})
+
     def weight(self, w: Any, row: int, column: int, held: dict[tuple[int, int], Any]) -> Any:
         """A weight in all lanes."""
         if (row, column) in held:
@@ -186,7 +205,7 @@ class _Tile:
     def hold(self, w: Any) -> dict[tuple[int, int], Any]:
         """The weights that stay in registers: all or none."""
         shape = self.shape
-        if not 0 < shape.rows * shape.columns <= PRELOADED or accumulators(shape) + shape.rows * shape.columns > 24:
+        if shape.sliced or not 0 < shape.rows * shape.columns <= PRELOADED or accumulators(shape) + shape.rows * shape.columns > 24:
             return {}
         taps = [(row, column) for row in range(shape.rows) for column in range(shape.columns)]
         return {tap: self.weight(w, *tap, {}) for tap in taps}
@@ -208,12 +227,7 @@ class _Tile:
                         emit.store_masked(value, at, mask)
                 with dressed:
                     for value, at, mask in zip(values, places, masks, strict=True):
-                        slot = cgutils.alloca_once(builder, emit.vector)
-                        builder.store(value, slot)
-                        with builder.if_then(builder.icmp_signed("!=", self.field[ADD], _i64(0))):
-                            builder.store(builder.fadd(emit.load_masked(at, mask), value), slot)
-                        total = builder.fadd(builder.load(slot), shift)
-                        emit.store_masked(emit.positive(total, self.relu), at, mask)
+                        emit.store_masked(emit.positive(builder.fadd(value, shift), self.relu), at, mask)
 
     def shift(self, bias: Any) -> Any:
         """The bias in all lanes; -0, which changes no sum, if there is none."""
@@ -240,7 +254,7 @@ class _Tile:
         for turn in (_adjoint_turns if shape.adjoint else forward_turns)(shape.rows, shape.row_step):
             now = builder.load(line)
             with builder.if_then(builder.icmp_unsigned("<", builder.sub(now, field[LOW]), field[SPAN]), likely=True):
-                self.add_line(turn.users, builder.load(source), w, held)
+                self.add_slices(turn.users, builder.load(source), w, held)
             builder.store(emit.at(builder.load(source), field[X_ROW]), source)
             for accumulator in turn.finished:
                 with builder.if_then(builder.icmp_unsigned("<", builder.load(row), field[ROWS]), likely=True):
