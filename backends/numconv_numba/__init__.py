@@ -21,12 +21,15 @@ def _implementations() -> tuple[Implementation, ...]:
     from .blocked import Blocked
     from .borders import Borders
     from .channelwise import Channelwise
+    from .channelwise_weights import ChannelwiseWeights
     from .depthwise import Depthwise
     from .depthwise_weights import DepthwiseWeights
     from .direct import Direct
     from .fft import Fft, FftDouble, FftDoubleWeights, FftWeights
     from .flat_unpooling import FlatUnpool
     from .implicit_gemm import ImplicitGemm
+    from .plane_weights import PlanewiseWeights
+    from .planewise import Planewise
     from .pooling import Pool
     from .separable import Separable
     from .tile import RegisterTile
@@ -42,6 +45,9 @@ def _implementations() -> tuple[Implementation, ...]:
     return (
         Separable(),
         Channelwise(),
+        ChannelwiseWeights(),
+        Planewise(),
+        PlanewiseWeights(),
         Depthwise(),
         DepthwiseWeights(),
         RegisterTile(),

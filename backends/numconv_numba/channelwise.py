@@ -29,7 +29,7 @@ from .microkernels.emit import host, lanes_of
 from .scalar import as_integer, is_null, pointer
 from .threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
 
-__all__ = ["Channelwise"]
+__all__ = ["MOST_TAPS", "Channelwise", "channels_last", "inner_results_of"]
 
 MOST_TAPS = 11
 """Of a row: their weights stay in registers, or at least in the first-level cache."""
@@ -37,7 +37,7 @@ POINT_VECTORS = 4
 """Results at a border are short sums, of several vectors at a time, so that their chains overlap."""
 
 
-def _reach(problem: ConvProblem) -> tuple[int, int]:
+def inner_results_of(problem: ConvProblem) -> tuple[int, int]:
     """The first result of a row whose window lies inside x along the last dimension, and the one behind the last."""
     (low, _), stride, size = problem.padding[-1], problem.stride[-1], problem.spatial[-1]
     extent = problem.dilation[-1] * (problem.kernel[-1] - 1) + 1
@@ -47,7 +47,7 @@ def _reach(problem: ConvProblem) -> tuple[int, int]:
 
 def tile_results(problem: ConvProblem) -> int:
     """Results of a tile: as many as the registers hold beside a row of taps, in tiles of about one size."""
-    first, last = _reach(problem)
+    first, last = inner_results_of(problem)
     most = max(4, min(16, host().registers - problem.kernel[-1] - 2))
     inside = max(1, last - first)
     return -(-inside // -(-inside // most))
@@ -165,7 +165,7 @@ def channelwise(
 # --- the implementation --------------------------------------------------------------------------------------------------------
 
 
-def _is_last(array: Any) -> bool:
+def channels_last(array: Any) -> bool:
     """Whether the channels of ``[N, C, *S]`` are neighbours in memory."""
     return bool(array.strides[1] == array.itemsize)
 
@@ -186,7 +186,7 @@ class _Executor:
 
     def __init__(self, problem: ConvProblem):
         self._problem, dtype, lanes = problem, problem.dtype, lanes_of(problem.dtype)
-        results, (first, last) = tile_results(problem), _reach(problem)
+        results, (first, last) = tile_results(problem), inner_results_of(problem)
         if last - first < results:
             first, last = problem.output[-1], problem.output[-1]
         shape = Along(results, problem.kernel[-1], problem.stride[-1], problem.dilation[-1], problem.flip, lanes)
@@ -200,7 +200,7 @@ class _Executor:
 
     def __call__(self, outs: Any, ins: Any) -> None:
         """Compute."""
-        if _is_last(ins[0]) and _is_last(outs[0]):
+        if channels_last(ins[0]) and channels_last(outs[0]):
             self._run(outs[0], ins[0], _packed(ins[1]), ins[2:])
         else:
             self._other(outs, ins)
@@ -210,7 +210,7 @@ class _Executor:
         packed, other = _packed(w.copy()), self._other.bind(w)
 
         def run(outs: Any, ins: Any) -> None:
-            if _is_last(ins[0]) and _is_last(outs[0]):
+            if channels_last(ins[0]) and channels_last(outs[0]):
                 self._run(outs[0], ins[0], packed, ins[1:])
             else:
                 other(outs, ins)
@@ -249,7 +249,7 @@ class Channelwise(DenseImplementation):
 
     def forward_cost(self, problem: ConvProblem) -> float:
         """Loads and multiply-adds of tiles and of points, two a cycle, and the packing of weights."""
-        first, last = _reach(problem)
+        first, last = inner_results_of(problem)
         results, taps = tile_results(problem), problem.kernel[-1]
         tiles = -(-(last - first) // results) if last - first >= results else 0
         points = problem.output[-1] - (last - first if tiles else 0)

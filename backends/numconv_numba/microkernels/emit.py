@@ -15,7 +15,7 @@ from numba.core.registry import cpu_target
 from numconv_numba.compiler import AddressType, TagType
 from numconv_numba.scalar import value_type
 
-__all__ = ["Emitter", "Host", "check_kinds", "host", "lanes_of"]
+__all__ = ["Emitter", "Host", "check_kinds", "flag_table", "host", "lanes_of"]
 
 _i1, _i32, _i64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 
@@ -70,6 +70,14 @@ def host() -> Host:
 def lanes_of(dtype: str) -> int:
     """Elements of a vector."""
     return host().width // np.dtype(dtype).itemsize
+
+
+def flag_table(lanes: Any, dtype: str) -> Any:
+    """Masks as `Emitter.flags` reads them, from booleans of which the last axis has the lanes of a vector."""
+    found = np.asarray(lanes, bool).reshape(-1, lanes_of(dtype))
+    if host().width == 64:
+        return np.packbits(found, axis=1, bitorder="little")
+    return -found.astype(f"int{8 * np.dtype(dtype).itemsize}")
 
 
 def check_kinds(tags: tuple[Any, ...], addresses: tuple[Any, ...]) -> None:
@@ -160,6 +168,18 @@ class Emitter:
         least = builder.trunc(builder.select(builder.icmp_signed(">", few, _i64(0)), few, _i64(0)), _i32)
         numbers = ir.Constant(ir.VectorType(_i32, self.lanes), list(range(self.lanes)))
         return builder.icmp_signed("<", numbers, self.spread(least))
+
+    def flags(self, table: Any, index: Any) -> Any:
+        """The mask at an index of a table of `flag_table`."""
+        builder = self._builder
+        if host().width == 64:
+            kind = ir.IntType(self.lanes)
+            place = builder.gep(builder.bitcast(table, kind.as_pointer()), [index])
+            return builder.bitcast(builder.load(place), ir.VectorType(_i1, self.lanes))
+        kind = ir.VectorType(ir.IntType(8 * self._align), self.lanes)
+        loaded = builder.load(builder.gep(builder.bitcast(table, kind.as_pointer()), [index]))
+        loaded.align = self._align
+        return builder.icmp_signed("<", loaded, ir.Constant(kind, None))
 
     def both(self, mask: Any, flag: Any) -> Any:
         """The mask, or none of it where a flag is off."""
