@@ -31,6 +31,7 @@ MOST_GROUPS = 65535
 """The limit of a grid's third dimension, on every device."""
 
 
+@functools.lru_cache(maxsize=1024)
 def shape_of(problem: ConvProblem) -> tuple[int, int, int]:
     """(rows, columns, terms) of the matrix product of a group."""
     taps = math.prod(problem.kernel)
@@ -46,6 +47,7 @@ def _blocks(tile: Any, rows: int, columns: int, groups: int) -> int:
     return -(-rows // tile.rows) * -(-columns // tile.columns) * groups
 
 
+@functools.lru_cache(maxsize=1024)
 def tile_of(problem: ConvProblem) -> Tile:
     """The tile that wastes least, and among those the largest that still gives every multiprocessor work."""
     rows, columns, _ = shape_of(problem)
