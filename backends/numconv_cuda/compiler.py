@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -42,8 +41,6 @@ extending: Any = None if simulated() else importlib.import_module("numba.cuda.ex
 __all__ = ["SIMULATED", "Kernel", "cuda", "device", "extending", "kernel", "ptx", "type_of", "types"]
 
 SIMULATED = simulated()
-_simulating = threading.Lock()
-"""The simulator runs one kernel at a time."""
 
 
 def device(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -81,7 +78,9 @@ class Kernel:
     def __call__(self, blocks: int | tuple[int, ...], threads: int, stream: Any, *args: Any) -> None:
         """Launch on a stream; nothing waits for the end."""
         if SIMULATED:
-            with _simulating:
+            from .simulating import simulation
+
+            with simulation():
                 self._dispatcher[blocks, threads](*args)
             return
         grid = (blocks, 1, 1) if isinstance(blocks, int) else (*blocks, 1, 1)[:3]
