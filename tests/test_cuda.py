@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 import re
+import subprocess
 import sys
 import types
 
@@ -232,12 +234,19 @@ def test_kernels_run_on_the_streams_of_their_arrays(monkeypatch):
 def test_pointers_are_passed_as_integers():
     from numba.cuda import types as numba_types
     from numba.cuda.typing.typeof import typeof
-    from numconv_cuda.pointers import ARGUMENTS, Pointer
+    from numconv_cuda.pointers import Pointer, kind, pass_cheaply
 
     pointer = Pointer(2**40, "bfloat16")
     assert typeof(pointer) == numba_types.CPointer(numba_types.uint16)
-    assert ARGUMENTS.prepare_args(typeof(pointer), pointer, stream=0, retr=[]) == (numba_types.uint64, 2**40)
-    assert ARGUMENTS.prepare_args(numba_types.int64, 3, stream=0, retr=[]) == (numba_types.int64, 3)
+    log: list[object] = []
+    compiled = types.SimpleNamespace(_prepare_args=lambda ty, value, stream, retr, passed: log.append((ty, value)))
+    pass_cheaply(compiled)
+    passed: list[ctypes.c_uint64] = []
+    compiled._prepare_args(typeof(pointer), pointer, 0, [], passed)
+    compiled._prepare_args(numba_types.int64, 3, 0, [], passed)
+    assert [each.value for each in passed] == [2**40]
+    assert log == [(numba_types.int64, 3)]
+    assert kind((pointer, 3, np.float32(0))) == ("bfloat16", int, np.float32)
 
 
 @installed
@@ -257,7 +266,7 @@ def test_arguments_arrive_as_kernels_expect_them(monkeypatch, text):
     """What numba-cuda would pass to the driver for each launch, against the parameters of the compiled kernel, size by size."""
     from numba.cuda.dispatcher import _Kernel
     from numconv_cuda import compiler, launching
-    from numconv_cuda.pointers import ARGUMENTS
+    from numconv_cuda.pointers import pass_cheaply
     from numconv_cuda.resources import toolkit_reason
 
     if reason := toolkit_reason():
@@ -273,8 +282,9 @@ def test_arguments_arrive_as_kernels_expect_them(monkeypatch, text):
         if problem.op in each.ops and each.supports(problem):
             each.build(problem)(outs, ins)
     assert launches
-    hook = types.SimpleNamespace(extensions=[ARGUMENTS])
+    hook = types.SimpleNamespace(extensions=[])
     hook._prepare_args = lambda *given: _Kernel._prepare_args(hook, *given)
+    pass_cheaply(hook)
     for kernel, arguments in launches:
         kinds = [kernel._dispatcher.typeof_pyval(value) for value in arguments]
         passed: list[object] = []
@@ -283,6 +293,51 @@ def test_arguments_arrive_as_kernels_expect_them(monkeypatch, text):
         sizes = [ctypes.sizeof(type(each)) if isinstance(each, ctypes._SimpleCData) else 8 for each in passed]
         expected = [int(bits) // 8 for bits in re.findall(r"\.param \.[a-z](\d+) ", compiler.ptx(kernel, kinds, (8, 0)))]
         assert sizes == expected, kernel.name
+
+
+CHILD = """
+from numba.cuda import codegen, dispatcher
+from numconv_cuda import cache, compiler, launching, resources
+import types
+launching.capability = lambda: (9, 0)
+codegen.CUDACodeLibrary._ensure_cc = lambda self, cc: cc or (9, 0, "a")
+variant = next(v for v in resources.variants("float32", 2) if v.kernel.name == "forward_32x128_float32")
+store = variant.kernel._dispatcher._cache
+found = store.load_overload(variant.types, None)
+if found is None:
+    with compiler._compiling_for((9, 0)):
+        kernel = dispatcher._Kernel(variant.kernel.function, variant.types, **variant.kernel._dispatcher.targetoptions)
+    kernel._codelibrary._cubin_cache[9, 0, "a"] = b"machine code"
+    store.save_overload(variant.types, kernel)
+    print("compiled", kernel.entry_name, len(kernel._codelibrary.get_asm_str()), cache.FILES.info().files)
+else:
+    assert found.argument_types == variant.types
+    assert found._codelibrary.get_cubin() == b"machine code"
+    print("loaded", found.entry_name, len(found._codelibrary.get_asm_str()), cache.FILES.info().files)
+"""
+
+
+@installed
+@compiled
+def test_another_process_finds_compiled_kernels_on_disk(tmp_path):
+    from numconv_cuda.resources import toolkit_reason
+
+    if reason := toolkit_reason():
+        pytest.skip(reason)
+
+    def child():
+        environment = os.environ | {"NUMCONV_CACHE_DIR": str(tmp_path)}
+        done = subprocess.run([sys.executable, "-c", CHILD], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    first, second = child(), child()
+    assert (first[0], second[0]) == ("compiled", "loaded")
+    assert first[1:] == second[1:]
+    (file,) = tmp_path.rglob("*.kernel")
+    file.write_bytes(file.read_bytes()[:1000])
+    assert child()[0] == "compiled", "a damaged file is written anew"
+    assert child()[0] == "loaded"
 
 
 @installed

@@ -139,13 +139,13 @@ VARIANTS = [(name, tile) for name in _FILES for tile in TILES.get(name, ({},))]
 @pytest.fixture(scope="module")
 def nvrtc():
     if importlib.util.find_spec("cupy") is None:
-        pytest.skip("the package cupy is not installed: pip install 'numconv-nd[cupy]' nvidia-cuda-nvrtc-cu12")
+        pytest.skip("the package cupy is not installed: pip install 'numconv-nd[cupy]' nvidia-cuda-nvrtc")
     from cupy.cuda import nvrtc
 
     try:
         nvrtc.getVersion()
     except (ImportError, RuntimeError) as error:
-        pytest.skip(f"no NVRTC is found: {error}; pip install nvidia-cuda-nvrtc-cu12")
+        pytest.skip(f"no NVRTC is found: {error}; pip install nvidia-cuda-nvrtc")
     return nvrtc
 
 

@@ -22,10 +22,12 @@ __all__ = [
     "div",
     "is_nan",
     "load",
+    "load_wide",
     "magnitude",
     "mod",
     "muladd",
     "outer",
+    "outer_second",
     "poke",
     "poke_tensor",
     "power",
@@ -102,6 +104,25 @@ def load(typingctx: Any, pointer: Any, index: Any, like: Any) -> Any:
 
 
 @intrinsic
+def load_wide(typingctx: Any, pointer: Any, index: Any, like: Any) -> Any:
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        stored = sig.args[0].dtype
+        first = _element(context, builder, args[0], args[1], sig.args[1])
+        element = first.type.pointee
+        vector = ir.PointerType(ir.VectorType(element, like.count), _GLOBAL)
+        loaded = builder.load(builder.bitcast(first, vector))
+        loaded.align = min(_QUAD, like.count * stored.bitwidth // 8)
+        loaded.set_metadata("invariant.load", builder.module.add_metadata([]))
+        result = ir.Constant(context.get_value_type(like), ir.Undefined)
+        for place in range(like.count):
+            value = _widen(context, builder, builder.extract_element(loaded, _i32(place)), stored, like.dtype)
+            result = builder.insert_value(result, value, place)
+        return result
+
+    return like(pointer, index, like), codegen
+
+
+@intrinsic
 def store(typingctx: Any, pointer: Any, index: Any, value: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         narrow = _narrow(context, builder, args[2], sig.args[2], sig.args[0].dtype)
@@ -129,18 +150,23 @@ def shifted(typingctx: Any, pointer: Any, offset: Any) -> Any:
     return pointer(pointer, offset), codegen
 
 
+def _multiply_add(context: Any, builder: Any, kind: Any, a: Any, b: Any, acc: Any) -> Any:
+    """The instructions of a * b + acc."""
+    if kind in types.integer_domain:
+        return builder.add(builder.mul(a, b), acc)
+    if kind in types.real_domain:
+        return builder.fma(a, b, acc)
+    x, y, z = (context.make_complex(builder, kind, each) for each in (a, b, acc))
+    real = builder.fma(_negative(builder, x.imag), y.imag, builder.fma(x.real, y.real, z.real))
+    z.imag = builder.fma(x.imag, y.real, builder.fma(x.real, y.imag, z.imag))
+    z.real = real
+    return z._getvalue()
+
+
 @intrinsic
 def muladd(typingctx: Any, a: Any, b: Any, acc: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        if acc in types.integer_domain:
-            return builder.add(builder.mul(args[0], args[1]), args[2])
-        if acc in types.real_domain:
-            return builder.fma(*args)
-        x, y, z = (context.make_complex(builder, acc, arg) for arg in args)
-        real = builder.fma(_negative(builder, x.imag), y.imag, builder.fma(x.real, y.real, z.real))
-        z.imag = builder.fma(x.imag, y.real, builder.fma(x.real, y.imag, z.imag))
-        z.real = real
-        return z._getvalue()
+        return _multiply_add(context, builder, acc, *args)
 
     return acc(acc, acc, acc), codegen
 
@@ -259,10 +285,17 @@ def quads(typingctx: Any, array: Any, index: Any, step: Any, like: Any) -> Any:
         result = ir.Constant(context.get_value_type(sig.return_type), ir.Undefined)
         for block in range(like.count // 4):
             place = builder.add(first, builder.mul(stride, ir.IntType(64)(block)))
+            if like.dtype in types.complex_domain:
+                for lane in range(4):
+                    element = _shared_element(
+                        context, builder, sig.args[0], args[0], builder.add(place, ir.IntType(64)(lane)), types.int64
+                    )
+                    result = builder.insert_value(result, builder.load(element), block * 4 + lane)
+                continue
             element = _shared_element(context, builder, sig.args[0], args[0], place, types.int64)
             vector = ir.VectorType(element.type.pointee, 4)
             loaded = builder.load(builder.bitcast(element, ir.PointerType(vector, _SHARED)))
-            loaded.align = _QUAD
+            loaded.align = min(_QUAD, 4 * like.dtype.bitwidth // 8)
             for lane in range(4):
                 result = builder.insert_value(result, builder.extract_element(loaded, _i32(lane)), block * 4 + lane)
         return result
@@ -295,19 +328,29 @@ def unpack(typingctx: Any, array: Any, values: Any) -> Any:
     return types.void(array, values), codegen
 
 
-@intrinsic
-def outer(typingctx: Any, acc: Any, a: Any, b: Any) -> Any:
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        result = args[0]
-        rows = [builder.extract_value(args[1], row) for row in range(a.count)]
-        columns = [builder.extract_value(args[2], column) for column in range(b.count)]
-        for row, x in enumerate(rows):
-            for column, y in enumerate(columns):
-                place = row * b.count + column
-                result = builder.insert_value(result, builder.fma(x, y, builder.extract_value(args[0], place)), place)
-        return result
+def _outer(*, second_leads: bool) -> Any:
+    """A product of each element of `a` and each of `b`; which of both comes first matters to complex numbers alone."""
 
-    return acc(acc, a, b), codegen
+    @intrinsic
+    def product(typingctx: Any, acc: Any, a: Any, b: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            result = args[0]
+            rows = [builder.extract_value(args[1], row) for row in range(a.count)]
+            columns = [builder.extract_value(args[2], column) for column in range(b.count)]
+            for row, x in enumerate(rows):
+                for column, y in enumerate(columns):
+                    place = row * b.count + column
+                    pair = (y, x) if second_leads else (x, y)
+                    value = _multiply_add(context, builder, acc.dtype, *pair, builder.extract_value(args[0], place))
+                    result = builder.insert_value(result, value, place)
+            return result
+
+        return acc(acc, a, b), codegen
+
+    return product
+
+
+outer, outer_second = _outer(second_leads=False), _outer(second_leads=True)
 
 
 @intrinsic

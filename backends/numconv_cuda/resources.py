@@ -1,12 +1,13 @@
 """What each kernel needs of a multiprocessor: compiled without a device, assembled by ptxas.
 
 ``python -m numconv_cuda.resources`` writes the table beside this file. It needs numba-cuda with its toolkit
-(``python -m pip install 'numba-cuda[cu13]'``) and the program ptxas, but neither a GPU nor its driver.
+(``python -m pip install 'numba-cuda[cu13]' nvidia-cuda-nvcc``) and the program ptxas, but neither a GPU nor its driver.
 """
 
 from __future__ import annotations
 
 import csv
+import functools
 import re
 import shutil
 import subprocess
@@ -133,10 +134,21 @@ def _numba(dtype: str) -> Any:
     return getattr(types, dtype)
 
 
+@functools.cache
+def ptxas() -> str | None:
+    """The path of the assembler: of the wheel nvidia-cuda-nvcc, or of a toolkit."""
+    try:
+        from cuda.pathfinder import find_nvidia_binary_utility
+    except ImportError:
+        return shutil.which("ptxas")
+    found: str | None = find_nvidia_binary_utility("ptxas")
+    return found
+
+
 def toolkit_reason() -> str:
     """Why nothing can be compiled or assembled here; empty if it can."""
-    if shutil.which("ptxas") is None:
-        return "the program ptxas is not found: it comes with the CUDA toolkit"
+    if ptxas() is None:
+        return "the program ptxas is not found: python -m pip install nvidia-cuda-nvcc"
     try:
         from cuda.pathfinder import load_nvidia_dynamic_lib
 
@@ -158,7 +170,7 @@ def _assemble(variant: Variant, source: str, capability: int) -> Resources:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.ptx"
         path.write_text(source, encoding="utf-8")
-        command = ["ptxas", "-v", f"-arch=sm_{capability}", str(path), "-o", str(path.with_suffix(".cubin"))]
+        command = [str(ptxas()), "-v", f"-arch=sm_{capability}", str(path), "-o", str(path.with_suffix(".cubin"))]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
 
     def number(pattern: str) -> int:

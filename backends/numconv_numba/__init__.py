@@ -94,16 +94,14 @@ class NumbaBackend:
 
     def information(self) -> Mapping[str, str]:
         """What `numconv info` shows of this backend."""
-        from .cache import cache_info
+        from .cache import FILES
         from .threads import layer, quota, threads
 
-        info = cache_info()
-        where = f"{info.path} ({info.files} files, {info.bytes} bytes)" if info.path else "memory only"
         return {
             "threads": str(threads()),
             "threading layer": layer(),
             "CPU quota": "none" if math.isinf(quota()) else f"{quota():g}",
-            "cache": where + (f": {info.reason}" if info.reason else ""),
+            "cache": str(FILES.info()),
         }
 
     def measurements(self) -> Mapping[str, str]:
