@@ -21,7 +21,7 @@ import numpy as np
 from numconv.plugin import ConvProblem, Verdict, np_dtype
 
 from .compiler import Address, Tag, helper, invoke, kernel
-from .dense import DenseImplementation, ForwardExecutor, Weights, accumulated
+from .dense import DenseImplementation, ForwardExecutor, Weights
 from .direct import MEASURED_ERROR
 from .elements import INT64, itemsize
 from .entries import PACK, PACK_WEIGHTS, PRODUCT, WRITE
@@ -267,7 +267,7 @@ def _panels(begin, end, args):
 def pack_weights(
     at: Tag, region: int, workers: int, items: int, tools: Address, w: Address, target: Address, g: Address, b: Address
 ) -> None:
-    """All panels of w, for `blocked`: an item is a panel of a group. w is in the accumulation dtype."""
+    """All panels of w, for `blocked`: an item is a panel of a group."""
     parallel_for(region, workers, items, _panels, (at, pointer(tools, INT64), w, target, pointer(g, INT64), pointer(b, INT64)))
 
 
@@ -323,13 +323,11 @@ class _Executor(ForwardExecutor):
 
     def packed(self, w: Any) -> Weights:
         """w in panels."""
-        wide, problem = accumulated(w, self._acc), self._problem
+        problem = self._problem
         rows = problem.groups * self._panels
         packed = np.empty(rows * self._width * (problem.c // problem.groups) * self._taps, self._acc)
-        vector = self._vectors((0,) * wide.ndim, wide.strides, (0,) * wide.ndim)
-        acc, shape = problem.acc_dtype, layout_for(problem).shape
-        tools = tools_for(acc, acc, shape.lanes, product_shape=shape[:2])
-        run(pack_weights.specialise(acc), rows, packed.size, tools, wide, packed, vector, self._block)
+        vector = self._vectors((0,) * w.ndim, w.strides, (0,) * w.ndim)
+        run(pack_weights.specialise(problem.acc_dtype), rows, packed.size, self._tools, w, packed, vector, self._block)
         return Weights(packed, w.strides, True)
 
     def launch(self, x: Any, w: Weights, shift: Any, y: Any, status: Any, vector: Any) -> None:

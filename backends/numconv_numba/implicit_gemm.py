@@ -22,7 +22,7 @@ from numconv.plugin import ConvProblem, Verdict, np_dtype
 
 from .blocked import CALL_SECONDS, array_origin, most_workers, parts_for, seconds, window_steps
 from .compiler import Address, Tag, helper, invoke, kernel
-from .dense import DenseImplementation, ForwardExecutor, Weights, accumulated
+from .dense import DenseImplementation, ForwardExecutor, Weights
 from .direct import MEASURED_ERROR, clear, finish_row
 from .elements import INT64, itemsize, same
 from .entries import LANES, MULTIPLY, PACK, PACK_WEIGHTS
@@ -267,7 +267,7 @@ def _tiles(begin, end, args):
 def pack_tiles(
     at: Tag, region: int, workers: int, items: int, tools: Address, w: Address, target: Address, g: Address, b: Address
 ) -> None:
-    """All tiles of w, ``[tile][c][tap][channel]``: an item is a tile of a group. w is in the accumulation dtype."""
+    """All tiles of w, ``[tile][c][tap][channel]``: an item is a tile of a group."""
     parallel_for(region, workers, items, _tiles, (at, pointer(tools, INT64), w, target, pointer(g, INT64), pointer(b, INT64)))
 
 
@@ -320,19 +320,17 @@ class _Executor(ForwardExecutor):
         self._kernel = implicit_gemm.specialise(problem.out_dtype, problem.acc_dtype)
 
     def unpacked(self, w: Any) -> Weights:
-        """w in the accumulation dtype, as it lies where its terms are evenly spaced."""
-        wide = w if w.dtype is self._acc else np.asarray(w, self._acc)
-        return self.packed(wide) if term_step(wide) is None else Weights(wide, wide.strides)
+        """w as it lies, where it has the accumulation dtype and its terms are evenly spaced."""
+        return Weights(w, w.strides) if w.dtype is self._acc and term_step(w) is not None else self.packed(w)
 
     def packed(self, w: Any) -> Weights:
         """w in tiles."""
-        wide, rows = accumulated(w, self._acc) if w.dtype is not self._acc else w, self._problem.groups * self._tiles
+        problem, rows = self._problem, self._problem.groups * self._tiles
         packed = np.empty(rows * self._tile.channels * self._terms, self._acc)
-        acc = self._problem.acc_dtype
-        tools = tools_for(acc, acc, self._tile.lanes, packs=True)
-        vector = self._vectors((0,) * w.ndim, wide.strides, (0,) * w.ndim)
-        run(pack_tiles.specialise(acc), rows, packed.size, tools, wide, packed, vector, self._block)
-        return Weights(packed, wide.strides, True)
+        tools = tools_for(problem.dtype, problem.acc_dtype, self._tile.lanes, packs=True)
+        vector = self._vectors((0,) * w.ndim, w.strides, (0,) * w.ndim)
+        run(pack_tiles.specialise(problem.acc_dtype), rows, packed.size, tools, w, packed, vector, self._block)
+        return Weights(packed, w.strides, True)
 
     def _steps(self, w: Weights) -> tuple[int, int, int, int, int]:
         """From term to term, from channel to channel, from tile to tile, from group to group, and to the last tile."""

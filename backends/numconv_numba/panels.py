@@ -10,8 +10,8 @@ from __future__ import annotations
 from .activations import activate_run, rectified
 from .compiler import Address, Tag, helper, invoke, kernel
 from .direct import clear, outer_offset
-from .elements import INT64, itemsize, keep, memory, same, scratch
-from .entries import COPY, LANES, TRANSPOSE
+from .elements import INT64, itemsize, keep, memory, scratch
+from .entries import LANES, READ_ROWS, READ_SQUARE, WRITE_SQUARE
 from .geometry import DILATION, DIMS, FLIPPED, PARTS, STRIDE, WINDOW, part
 from .scalar import add, address, is_null, load, pointer, store, wide_vectors, zero
 from .slab import B_STEP, B_UNIT, axis_entry, block_extent, block_image, block_images, block_start
@@ -109,13 +109,13 @@ def weight_run(g, taps, size):
 
 
 @helper
-def pack_lanes(target, w, rows, columns, width, tools, w_k, size):
+def pack_lanes(target, w, rows, columns, width, tools, w_k, xt, at):
     """target[j, lane] = w[lane, j] for j < columns: a run of neighbours of `rows` channels, a panel of `width` bytes wide."""
     square = tools[LANES]
     for first in range(0, rows, square):
         for j in range(0, columns, square):
-            place = target + (first * size + j * width)
-            invoke(tools[TRANSPOSE], w + (first * w_k + j * size), w_k, rows - first, columns - j, address(0), 0, place, width)
+            source, place = w + (first * w_k + j * itemsize(xt)), target + (first * itemsize(at) + j * width)
+            invoke(tools[READ_SQUARE], source, w_k, rows - first, columns - j, address(0), 0, place, width)
 
 
 @kernel(no_cfunc_wrapper=False)
@@ -130,15 +130,15 @@ def pack_panel(
     if rows * itemsize(at) < width:
         clear(target, count * taps * width // itemsize(at), at)
     run = weight_run(g, taps, size)
-    if same(xt, at) & (w_k == size) & (taps == 1):
-        invoke(tools[COPY], w + first * w_c, 0, rows, target, 0, rows, count, w_c, width)
+    if (w_k == size) & (taps == 1):
+        invoke(tools[READ_ROWS], w + first * w_c, 0, rows, target, 0, rows, count, w_c, width)
         return
-    if same(xt, at) & (run != 1 or taps == 1):
+    if run != 1 or taps == 1:
         if run < 0 or (taps == 1 and w_c == size):
-            pack_lanes(target, w + first * w_c, rows, count * taps, width, tools, w_k, size)
+            pack_lanes(target, w + first * w_c, rows, count * taps, width, tools, w_k, xt, at)
         else:
             for c in range(count):
-                pack_lanes(target + c * taps * width, w + (first + c) * w_c, rows, taps, width, tools, w_k, size)
+                pack_lanes(target + c * taps * width, w + (first + c) * w_c, rows, taps, width, tools, w_k, xt, at)
         return
     axis = g[DIMS] - 1
     window, step = g[part(g, WINDOW) + axis], g[ws + 3 + axis]
@@ -188,15 +188,15 @@ def finish_lanes(sums, y, columns, step, bias, code, yt, at):
 
 
 @helper
-def write_square(sums, width, rows, columns, bias, code, y, k_step, q_step, spare, tools, at):
+def write_square(sums, width, rows, columns, bias, code, y, k_step, q_step, spare, tools, yt, at):
     """At most as many pixels and channels as a vector has lanes; pixels with gaps in y go through a spare square."""
-    size, square = itemsize(at), tools[LANES]
+    size, square = itemsize(yt), tools[LANES]
     if q_step == size:
-        return invoke(tools[TRANSPOSE], sums, width, rows, columns, bias, code, y, k_step) != 0
-    bad = invoke(tools[TRANSPOSE], sums, width, rows, columns, bias, code, spare, square * size) != 0
+        return invoke(tools[WRITE_SQUARE], sums, width, rows, columns, bias, code, y, k_step) != 0
+    bad = invoke(tools[WRITE_SQUARE], sums, width, rows, columns, bias, code, spare, square * size) != 0
     for j in range(min(columns, square)):
         for q in range(min(rows, square)):
-            store(y + (j * k_step + q * q_step), load(spare + (j * square + q) * size, at), at)
+            store(y + (j * k_step + q * q_step), load(spare + (j * square + q) * size, yt, at), yt)
     return bad
 
 
@@ -204,12 +204,14 @@ def write_square(sums, width, rows, columns, bias, code, y, k_step, q_step, spar
 def write_run(sums, width, count, columns, bias, code, y, k_step, q_step, spare, tools, yt, at):
     """A run of pixels, evenly spaced in y, for `columns` channels; returns whether a sum is not finite."""
     bad, size, square = False, itemsize(at), tools[LANES]
-    if same(yt, at) & (code <= 1) & (k_step != size):
+    if (code <= 1) & (k_step != itemsize(yt)):
         for j in range(0, columns, square):
             shift = bias if is_null(bias) else bias + j * size
             for q in range(0, count, square):
                 source, target = sums + (q * width + j * size), y + (j * k_step + q * q_step)
-                bad |= write_square(source, width, count - q, columns - j, shift, code, target, k_step, q_step, spare, tools, at)
+                bad |= write_square(
+                    source, width, count - q, columns - j, shift, code, target, k_step, q_step, spare, tools, yt, at
+                )
     else:
         for q in range(count):
             bad |= finish_lanes(sums + q * width, y + q * q_step, columns, k_step, bias, code, yt, at)
@@ -275,16 +277,16 @@ def write_panel(
 @helper
 def read_run(target, width, count, columns, y, k_step, q_step, tools, yt, at):
     """A run of pixels of y for `columns` channels: [pixel][lane]."""
-    size = itemsize(at)
-    if same(yt, at) & (q_step == size):
+    size = itemsize(yt)
+    if q_step == size:
         for q in range(0, count, tools[LANES]):
-            pack_lanes(target + q * width, y + q * size, columns, min(count - q, tools[LANES]), width, tools, k_step, size)
-    elif same(yt, at) & (k_step == size):
-        invoke(tools[COPY], y, 0, columns, target, 0, columns, count, q_step, width)
+            pack_lanes(target + q * width, y + q * size, columns, min(count - q, tools[LANES]), width, tools, k_step, yt, at)
+    elif k_step == size:
+        invoke(tools[READ_ROWS], y, 0, columns, target, 0, columns, count, q_step, width)
     else:
         for q in range(count):
             for j in range(columns):
-                store(target + (q * width + j * size), load(y + (q * q_step + j * k_step), yt, at), at)
+                store(target + (q * width + j * itemsize(at)), load(y + (q * q_step + j * k_step), yt, at), at)
 
 
 @kernel(no_cfunc_wrapper=False)

@@ -21,7 +21,7 @@ from numconv.plugin import ConvProblem, np_dtype
 
 from .compiler import Address, Tag, helper, invoke, kernel
 from .direct import clear
-from .elements import INT64, itemsize, same
+from .elements import INT64, itemsize
 from .entries import SPLIT
 from .geometry import BATCH, DIMS, LOW, MODE, OUTPUT, PARTS, SIZE, STRIDE, part, source_index, span
 from .scalar import load, pointer, store, zero
@@ -304,7 +304,7 @@ def pack_rows(slab, x, block, combination, row, channels, g, b, tools, xt, at):
     inside, offset = slab_row(g, b, block, combination, row)
     plane, start = b[CHANNEL] // b[COMBINATIONS] * itemsize(at), slab_position(g, b, block, axis, 0, 0)
     # neighbours in memory, in every phase there is
-    even = same(xt, at) & (g[xs + 3 + axis] == itemsize(xt)) & (phases == step) & (tools[SPLIT] != 0)
+    even = (g[xs + 3 + axis] == itemsize(xt)) & (phases == step) & (tools[SPLIT] != 0)
     channel, strides = b[CHANNEL] * itemsize(at), g[xs + 2]
     if inside and even:
         size = g[part(g, SIZE) + axis]

@@ -43,13 +43,15 @@ def tools_for(
     """
     table = np.zeros(entries.COUNT, np.int64)
     table[entries.LANES] = lanes
-    table[entries.COPY] = split.address((1, lanes), acc)
-    table[entries.SPLIT] = split.address((phases, lanes), acc) if phases <= MOST_PHASES else 0
+    table[entries.COPY] = split.address((1, lanes), (acc, acc))
+    table[entries.SPLIT] = split.address((phases, lanes), (dtype, acc)) if phases <= MOST_PHASES else 0
     table[entries.PACK] = pack_slab.address(dtype, acc)
     if product_shape:
         table[entries.PRODUCT] = product.address((*product_shape, lanes), acc)
     if product_shape or packs:
-        table[entries.TRANSPOSE] = transpose.address(lanes, acc)
+        table[entries.READ_ROWS] = split.address((1, lanes), (dtype, acc))
+        table[entries.READ_SQUARE] = transpose.address(lanes, (dtype, acc))
+        table[entries.WRITE_SQUARE] = transpose.address(lanes, (acc, out)) if out else 0
     if gemm_shape:
         table[entries.MULTIPLY] = multiply.address(gemm_shape, acc)
     if reads:

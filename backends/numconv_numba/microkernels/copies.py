@@ -1,4 +1,4 @@
-"""Rows of x packed: their phases apart, zeros around them, by vector loads and shuffles."""
+"""Rows of x packed: their phases apart, zeros around them, in the dtype of sums, by vector loads and shuffles."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from numba.core import cgutils
 from numconv_numba.compiler import Address, Tag, intrinsic, kernel
 
 from .emit import Emitter, check_kinds
+from .memory import Memory
 
 __all__ = ["split", "split_strip", "spread"]
 
@@ -48,13 +49,15 @@ def _split(typingctx: Any, shape: Any, dtype: Any, x: Any, start: Any, size: Any
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         _, _, x, start, size, y, y_step, count = args
-        emit = Emitter(builder, dtype, lanes)
-        item = _i64(emit.width // emit.lanes)
+        stored, computed = dtype.value
+        emit = Emitter(builder, computed, lanes)
+        memory = Memory(context, builder, emit, stored)
         vectors = builder.sdiv(builder.add(count, _i64(emit.lanes - 1)), _i64(emit.lanes))
         with cgutils.for_range(builder, vectors) as vector:
             position = builder.add(start, builder.mul(vector.index, _i64(each * emit.lanes)))
             left = builder.sub(count, builder.mul(vector.index, _i64(emit.lanes)))
-            source, target = emit.at(x, builder.mul(position, item)), emit.at(y, builder.mul(vector.index, _i64(emit.width)))
+            source = emit.at(x, builder.mul(position, _i64(memory.item)))
+            target = emit.at(y, builder.mul(vector.index, _i64(emit.width)))
             inside = builder.and_(
                 builder.icmp_signed(">=", position, _i64(0)),
                 builder.icmp_signed("<=", builder.add(position, _i64(each * emit.lanes)), size),
@@ -62,7 +65,7 @@ def _split(typingctx: Any, shape: Any, dtype: Any, x: Any, start: Any, size: Any
             whole = builder.and_(inside, builder.icmp_signed(">=", left, _i64(emit.lanes)))
             with builder.if_else(whole) as (fast, careful):
                 with fast:
-                    loaded = [emit.load(emit.at(source, v * emit.width)) for v in range(each)]
+                    loaded = [memory.load(emit.at(source, v * memory.width)) for v in range(each)]
                     for p, part in enumerate(_phases(emit, loaded)):
                         emit.store(part, emit.at(target, emit.times(y_step, p)))
                 with careful:
@@ -70,7 +73,7 @@ def _split(typingctx: Any, shape: Any, dtype: Any, x: Any, start: Any, size: Any
                     for v in range(each):
                         first = builder.add(position, _i64(v * emit.lanes))
                         mask = builder.and_(emit.first(builder.sub(size, first)), builder.not_(emit.first(builder.neg(first))))
-                        loaded.append(emit.load_masked(emit.at(source, v * emit.width), mask))
+                        loaded.append(memory.load_masked(emit.at(source, v * memory.width), mask))
                     wanted = emit.first(left)
                     for p, part in enumerate(_phases(emit, loaded)):
                         emit.store_masked(part, emit.at(target, emit.times(y_step, p)), wanted)
@@ -87,7 +90,8 @@ def split(
 ) -> None:  # fmt: skip
     """y[p][i] = x[start + phases * i + p] for i < count and each phase p, zero where that lies outside 0..size; for so many rows.
 
-    The shape is (phases, lanes). Phases of y lie `y_step` bytes apart, rows of x and y `x_row` and `y_row`.
+    The shape is (phases, lanes), `dtype` a pair: of x, and of y. Phases of y lie `y_step` bytes apart, rows of x and y `x_row` and
+    `y_row`.
     """
     for row in range(rows):
         _split(shape, dtype, x + row * x_row, start, size, y + row * y_row, y_step, count)
@@ -108,8 +112,10 @@ def _split_strip(
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         _, _, x, start, size, y, y_step, count, rows, x_row, y_row = args
-        emit = Emitter(builder, dtype, lanes)
-        item, none, one, width = _i64(emit.width // emit.lanes), _i64(0), _i64(1), each * emit.lanes
+        stored, computed = dtype.value
+        emit = Emitter(builder, computed, lanes)
+        memory = Memory(context, builder, emit, stored)
+        item, none, one, width = _i64(memory.item), _i64(0), _i64(1), each * emit.lanes
         shift, most = _i64(width.bit_length() - 1), _i64(width - 1)
         vectors = builder.sdiv(builder.add(count, _i64(emit.lanes - 1)), _i64(emit.lanes))
         before, after = builder.neg(start), builder.sub(size, start)
@@ -129,8 +135,8 @@ def _split_strip(
 
         def copy(line: Any, into: Any, vector: Any, wanted: list[Any] | None) -> None:
             place = emit.at(line, builder.mul(builder.add(start, builder.shl(vector, shift)), item))
-            places = [emit.at(place, v * emit.width) for v in range(each)]
-            loaded = list(map(emit.load_masked, places, wanted)) if wanted else list(map(emit.load, places))
+            places = [emit.at(place, v * memory.width) for v in range(each)]
+            loaded = list(map(memory.load_masked, places, wanted)) if wanted else list(map(memory.load, places))
             fill(into, vector, _phases(emit, loaded))
 
         def fill(into: Any, vector: Any, parts: list[Any]) -> None:

@@ -84,13 +84,13 @@ class Emitter:
     Parameters
     ----------
     builder : llvmlite.ir.IRBuilder
-    dtype : TagType
+    dtype : TagType or str
         Of the elements: float32 or float64.
     lanes : int
     """
 
     def __init__(self, builder: Any, dtype: Any, lanes: int):
-        double = value_type(dtype) == types.float64
+        double = value_type(TagType(dtype) if isinstance(dtype, str) else dtype) == types.float64
         self._builder = builder
         self._element = ir.DoubleType() if double else ir.FloatType()
         self._letters = "64" if double else "32"

@@ -11,6 +11,7 @@ from numconv_numba.compiler import Address, Tag, intrinsic, kernel, value
 from numconv_numba.scalar import is_null
 
 from .emit import Emitter, check_kinds
+from .memory import Memory
 
 __all__ = ["transpose"]
 
@@ -31,6 +32,13 @@ def _transposed(emit: Emitter, rows: list[Any]) -> list[Any]:
     return rows
 
 
+def _between(context: Any, builder: Any, dtypes: tuple[str, str], lanes: int) -> tuple[Emitter, Memory, Memory]:
+    """Vectors of the wider of two dtypes, and the memory of each."""
+    wide = "float64" if "float64" in dtypes else "float32"
+    emit = Emitter(builder, wide, lanes)
+    return emit, Memory(context, builder, emit, dtypes[0]), Memory(context, builder, emit, dtypes[1])
+
+
 @intrinsic
 def _transpose(
     typingctx: Any, lanes: Any, dtype: Any, x: Any, x_step: Any, rows: Any, columns: Any, bias: Any, relu: Any, y: Any, y_step: Any
@@ -40,7 +48,7 @@ def _transpose(
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         _, _, x, x_step, rows, columns, bias, relu, y, y_step = args
-        emit = Emitter(builder, dtype, count)
+        emit, source, target = _between(context, builder, dtype.value, count)
         used, mask = emit.first(columns), emit.first(rows)
         absent = builder.icmp_unsigned("==", builder.ptrtoint(bias, _i64), _i64(0))
         # -0 changes no sum
@@ -50,13 +58,13 @@ def _transpose(
         bad, vectors = None, []
         for i in range(count):
             inside = emit.both(used, builder.icmp_signed("<", _i64(i), rows))
-            vector = emit.load_masked(emit.at(x, emit.times(x_step, i)), inside)
+            vector = source.load_masked(emit.at(x, emit.times(x_step, i)), inside)
             wrong = emit.not_finite(vector)
             bad = wrong if bad is None else builder.or_(bad, wrong)
             vectors.append(emit.positive(builder.fadd(vector, shift), clip))
         for j, vector in enumerate(_transposed(emit, vectors)):
             with builder.if_then(builder.icmp_signed("<", _i64(j), columns)):
-                emit.store_masked(vector, emit.at(y, emit.times(y_step, j)), mask)
+                target.store_masked(vector, emit.at(y, emit.times(y_step, j)), mask)
         return emit.any(bad)
 
     integers = types.int64, types.int64, types.int64
@@ -70,13 +78,14 @@ def _transpose_whole(typingctx: Any, lanes: Any, dtype: Any, x: Any, x_step: Any
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         _, _, x, x_step, y, y_step = args
-        emit, bad, vectors = Emitter(builder, dtype, count), None, []
+        emit, source, target = _between(context, builder, dtype.value, count)
+        bad, vectors = None, []
         for i in range(count):
-            vectors.append(emit.load(emit.at(x, emit.times(x_step, i))))
+            vectors.append(source.load(emit.at(x, emit.times(x_step, i))))
             wrong = emit.not_finite(vectors[i])
             bad = wrong if bad is None else builder.or_(bad, wrong)
         for j, vector in enumerate(_transposed(emit, vectors)):
-            emit.store(vector, emit.at(y, emit.times(y_step, j)))
+            target.store(vector, emit.at(y, emit.times(y_step, j)))
         return emit.any(bad)
 
     return types.int64(lanes, dtype, x, types.int64, y, types.int64), codegen
@@ -88,8 +97,8 @@ def transpose(
 ) -> int:
     """y[j, i] = x[i, j] + bias[j], or its positive part if `relu` is 1, for i < rows and j < columns.
 
-    No more rows and columns than lanes are done. Elements of a row of x, and of y, are neighbours. `bias` may be 0. Returns 1 if
-    one of these x is NaN or an infinity, else 0.
+    `dtype` is a pair: of x, and of y; the bias has the wider one. No more rows and columns than lanes are done. Elements of a row
+    of x, and of y, are neighbours. `bias` may be 0. Returns 1 if one of these x is NaN or an infinity, else 0.
     """
     if (rows >= value(lanes)) & (columns >= value(lanes)) & is_null(bias) & (relu == 0):
         return _transpose_whole(lanes, dtype, x, x_step, y, y_step)
