@@ -25,6 +25,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .direct import Direct
     from .fft import Fft, FftDouble, FftDoubleWeights, FftWeights
     from .implicit_gemm import ImplicitGemm
+    from .paired import PairedBlocked, PairedGemm
     from .pooling import Pool
     from .separable import Separable
     from .tile import RegisterTile
@@ -45,7 +46,9 @@ def _implementations() -> tuple[Implementation, ...]:
         RegisterTile(),
         Winograd(),
         WinogradWeights(),
+        PairedGemm(),
         ImplicitGemm(),
+        PairedBlocked(),
         Blocked(),
         BlockedWeights(),
         Fft(),

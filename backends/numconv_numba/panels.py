@@ -7,12 +7,14 @@ its window starts in what the tile reads.
 
 from __future__ import annotations
 
+import numpy as np
+
 from .activations import activate_run, rectified
 from .compiler import Address, Tag, helper, invoke, kernel
 from .direct import clear, outer_offset
-from .elements import INT64, itemsize, keep, memory, scratch
+from .elements import INT64, arithmetic, held, itemsize, keep, memory, scratch
 from .entries import LANES, READ_ROWS, READ_SQUARE, WRITE_SQUARE
-from .geometry import DILATION, DIMS, FLIPPED, PARTS, STRIDE, WINDOW, part
+from .geometry import DILATION, DIMS, FLIPPED, PARTS, PER_C, STRIDE, WINDOW, part
 from .scalar import add, address, is_null, load, pointer, store, wide_vectors, zero
 from .slab import B_STEP, B_UNIT, axis_entry, block_extent, block_image, block_images, block_start
 
@@ -31,7 +33,9 @@ __all__ = [
 ]
 
 
-UINT8 = Tag("uint8")
+UINT8, UINT32 = Tag("uint8"), Tag("uint32")
+PAIRED_TAPS = 16
+"""Taps up to which as many pairs of channels are packed together as make whole squares of vectors."""
 
 # --- tables --------------------------------------------------------------------------------------------------------------------
 
@@ -118,17 +122,11 @@ def pack_lanes(target, w, rows, columns, width, tools, w_k, xt, at):
             invoke(tools[READ_SQUARE], source, w_k, rows - first, columns - j, address(0), 0, place, width)
 
 
-@kernel(no_cfunc_wrapper=False)
-def pack_panel(
-    xt: Tag, at: Tag, table: Address, target: Address, w: Address, rows: int, first: int, count: int, taps: int, width: int,
-    sizes: Address,
-) -> None:  # fmt: skip
-    """The input channels first .. first + count of a panel of `rows` output channels, at `w`; `width`: bytes of its rows."""
-    tools, g = pointer(table, INT64), pointer(sizes, INT64)
+@helper
+def pack_terms(target, w, rows, first, count, taps, width, tools, g, xt, at):
+    """The input channels first .. first + count of a panel of `rows` output channels, in the dtype of sums."""
     ws, size = part(g, PARTS + 1), itemsize(xt)
     w_k, w_c = g[ws + 1], g[ws + 2]
-    if rows * itemsize(at) < width:
-        clear(target, count * taps * width // itemsize(at), at)
     run = weight_run(g, taps, size)
     if (w_k == size) & (taps == 1):
         invoke(tools[READ_ROWS], w + first * w_c, 0, rows, target, 0, rows, count, w_c, width)
@@ -148,6 +146,52 @@ def pack_panel(
             place = target + (c * taps + tap) * width
             for k in range(rows):
                 store(place + k * itemsize(at), load(source + k * w_k, xt, at), at)
+
+
+@helper
+def join_words(target, first, second, count):
+    """The upper halves of two rows of float32 numbers, which are bfloat16 numbers, as pairs."""
+    wide_vectors()
+    for i in range(count):
+        low, high = load(first + 4 * i, UINT32), load(second + 4 * i, UINT32)
+        store(target + 4 * i, np.uint32(low >> np.uint32(16)) | np.uint32(high & np.uint32(0xFFFF0000)), UINT32)
+
+
+@helper
+def pack_pairs(target, w, rows, first, count, taps, width, tools, g, xt, at):
+    """So many pairs of input channels from the pair `first` on; a channel that is not there is zero."""
+    several = tools[LANES] // 2 if taps <= PAIRED_TAPS else 1
+    row = taps * width
+    words = scratch(2 * several * row)
+    place = memory(words)
+    clear(place, 2 * several * row // itemsize(at), at)
+    for begin in range(first, first + count, several):
+        pairs = min(several, first + count - begin)
+        channels = min(2 * pairs, g[PER_C] - 2 * begin)
+        if channels < 2 * pairs:
+            clear(place + channels * row, row // itemsize(at), at)
+        pack_terms(place, w, rows, 2 * begin, channels, taps, width, tools, g, xt, at)
+        for pair in range(pairs):
+            join_words(target + (begin - first + pair) * row, place + 2 * pair * row, place + (2 * pair + 1) * row, row // 4)
+    keep(words)
+
+
+@kernel(no_cfunc_wrapper=False)
+def pack_panel(
+    xt: Tag, at: Tag, table: Address, target: Address, w: Address, rows: int, first: int, count: int, taps: int, width: int,
+    sizes: Address,
+) -> None:  # fmt: skip
+    """The input channels first .. first + count of a panel of `rows` output channels, at `w`; `width`: bytes of its rows.
+
+    Channels are counted in pairs where the factors, of dtype `at`, are pairs.
+    """
+    tools, g = pointer(table, INT64), pointer(sizes, INT64)
+    if rows * itemsize(at) < width:
+        clear(target, count * taps * width // itemsize(at), at)
+    if held(at) == 2:
+        pack_pairs(target, w, rows, first, count, taps, width, tools, g, xt, arithmetic(at))
+    else:
+        pack_terms(target, w, rows, first, count, taps, width, tools, g, xt, arithmetic(at))
 
 
 # --- results -------------------------------------------------------------------------------------------------------------------

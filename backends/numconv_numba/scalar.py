@@ -1,7 +1,8 @@
 """Typed loads, stores and arithmetic for kernels, each a single step with the rounding that numconv promises.
 
 Everything here is used inside jitted code. Where a dtype is asked for, give a `compiler.Tag` with its name. Values have the
-dtype's Numba type, except float16 and bfloat16, which are their bits in a uint16 until they are widened.
+dtype's Numba type, except float16 and bfloat16, which are their bits in a uint16 until they are widened, and `PAIRS`, which are
+moved only.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from .compiler import AddressType, TagType, address_type, intrinsic
 from .halves import HALVES, narrow_half, widen_half
 
 __all__ = [
+    "PAIRS",
     "add",
     "address",
     "as_integer",
@@ -35,7 +37,10 @@ __all__ = [
     "zero",
 ]
 
+PAIRS = "bfloat16x2"
+"""Two bfloat16 numbers that are multiplied together, of neighbouring channels, the first in the lower half."""
 _DTYPES = {
+    PAIRS: types.uint32,
     **dict.fromkeys(HALVES, types.uint16),
     **{name: getattr(types, name) for name in ("float32", "float64", "complex64", "complex128")},
     **{f"{sign}int{bits}": getattr(types, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)},

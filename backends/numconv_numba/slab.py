@@ -1,10 +1,13 @@
 """Slabs: the part of x that a block of outputs reads, packed for one work item.
 
 A block is a range of images and a box of outputs of one group. Its slab holds, for each image and channel, the positions that its
-windows reach, in the accumulation dtype: padding is in place, rows follow each other at one pitch, and where the kernel wants it
+windows reach, in the dtype of the factors: padding is in place, rows follow each other at one pitch, and where the kernel wants it
 the positions are split into phases (every second position, every fourth, ...), each of which lies together. There every output
 is an offset and every tap another, whatever the number of dimensions. A slab is sized for the second-level cache, so that all
 output channels pass over it there.
+
+Factors have the dtype in which their products are summed; or they are pairs of bfloat16 numbers, of two channels each, of which the
+last one may lack its second.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from numconv.plugin import ConvProblem, np_dtype
 
 from .compiler import Address, Tag, helper, invoke, kernel
 from .direct import clear
-from .elements import INT64, itemsize
+from .elements import INT64, arithmetic, element, held, itemsize
 from .entries import SPLIT
 from .geometry import BATCH, DIMS, LOW, MODE, OUTPUT, PARTS, SIZE, STRIDE, part, source_index, span
 from .scalar import load, pointer, store, zero
@@ -283,7 +286,8 @@ def pack_places(slab, x, start, step, count, g, xt, at):
     size, stride = g[part(g, SIZE) + axis], g[part(g, PARTS) + 3 + axis]
     for i in range(count):
         index = source_index(start + i * step, size, g[MODE])
-        store(slab + i * itemsize(at), zero(at) if index < 0 else load(x + index * stride, xt, at), at)
+        value = zero(arithmetic(at)) if index < 0 else load(x + index * stride, xt, arithmetic(at))
+        store(slab + i * itemsize(at), value, element(at))
 
 
 @helper
@@ -312,11 +316,13 @@ def pack_rows(slab, x, block, combination, row, channels, g, b, tools, xt, at):
         if g[MODE] == 0:
             return
     for c in range(channels):
-        target, source = slab + c * channel, x + (c * strides + offset)
+        target, source = slab + (c // held(at) * channel + c % held(at) * itemsize(element(at))), x + (c * strides + offset)
+        # what a pair lacks is zero
+        alone = (held(at) == 2) & (c % 2 == 0) & (c + 1 == channels)
         for phase in range(phases):
-            if not inside:
+            if c % held(at) == 0 and (not inside or (alone and not even)):
                 clear(target + phase * plane, length, at)
-            else:
+            if inside:
                 first = slab_position(g, b, block, axis, phase, 0)
                 if even:
                     pack_borders(target + phase * plane, source, first, step, length, g, xt, at)
@@ -329,7 +335,7 @@ def pack_slab(
     xt: Tag, at: Tag, table: Address, slab: Address, x: Address, block: int, images: int, channels: int, sizes: Address,
     cutting: Address,
 ) -> None:  # fmt: skip
-    """The slab of so many images and channels of a block: [image][channel][phase][position].
+    """The slab of so many images and channels of a block: [image][channel or pair][phase][position].
 
     `table`: see `tools`. `x` is the address of the first channel in the first image; `sizes` and `cutting` are the vectors of the
     problem and of the block.
@@ -341,7 +347,8 @@ def pack_slab(
         rows *= axis_entry(b, ndim, B_PITCH, other)
     phases = axis_entry(b, ndim, B_PHASES, ndim - 1)
     for image in range(images):
-        target, source = slab + image * channels * b[CHANNEL] * itemsize(at), x + image * g[part(g, PARTS)]
+        target = slab + image * -(-channels // held(at)) * b[CHANNEL] * itemsize(at)
+        source = x + image * g[part(g, PARTS)]
         for combination in range(b[COMBINATIONS] // phases):
             for row in range(rows):
                 place = (combination * phases * rows + row) * length * itemsize(at)
@@ -358,6 +365,6 @@ WRITE_CYCLES = 1.6
 """Of transposing and storing one result."""
 
 
-def slab_bytes(problem: ConvProblem, block: Block) -> int:
-    """Of the slab of a block."""
-    return block.images * (problem.c // problem.groups) * block.channel * np_dtype(problem.acc_dtype).itemsize
+def slab_bytes(problem: ConvProblem, block: Block, depth: int = 0) -> int:
+    """Of the slab of a block, for so many channels, or pairs of them; for all of a group by default."""
+    return block.images * (depth or problem.c // problem.groups) * block.channel * np_dtype(problem.acc_dtype).itemsize

@@ -9,9 +9,10 @@ from numba import types
 from numba.core import cgutils
 
 from numconv_numba.compiler import Address, Tag, intrinsic, kernel
+from numconv_numba.scalar import PAIRS
 
-from .emit import Emitter, check_kinds
-from .memory import Memory
+from .emit import Emitter, check_kinds, emitter_of
+from .memory import Memory, PairMemory
 
 __all__ = ["split", "split_strip", "spread"]
 
@@ -43,15 +44,27 @@ def _phases(emit: Emitter, vectors: list[Any]) -> list[Any]:
 
 
 @intrinsic
-def _split(typingctx: Any, shape: Any, dtype: Any, x: Any, start: Any, size: Any, y: Any, y_step: Any, count: Any) -> Any:
+def _rows_at_once(typingctx: Any, dtype: Any) -> Any:
+    """Rows of x that make one of y, as a constant."""
+    return types.int64(dtype), lambda context, *_: context.get_constant(types.int64, 2 if dtype.value[1] == PAIRS else 1)
+
+
+@intrinsic
+def _split(
+    typingctx: Any, shape: Any, dtype: Any, x: Any, start: Any, size: Any, y: Any, y_step: Any, count: Any, x_row: Any,
+    complete: Any,
+) -> Any:  # fmt: skip
     check_kinds((shape, dtype), (x, y))
     each, lanes = shape.value
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _, _, x, start, size, y, y_step, count = args
-        stored, computed = dtype.value
-        emit = Emitter(builder, computed, lanes)
-        memory = Memory(context, builder, emit, stored)
+        _, _, x, start, size, y, y_step, count, x_row, complete = args
+        stored, factor = dtype.value
+        emit = emitter_of(builder, factor, lanes)
+        if factor == PAIRS:
+            memory: Memory = PairMemory(context, builder, emit, x_row, complete)
+        else:
+            memory = Memory(context, builder, emit, stored)
         vectors = builder.sdiv(builder.add(count, _i64(emit.lanes - 1)), _i64(emit.lanes))
         with cgutils.for_range(builder, vectors) as vector:
             position = builder.add(start, builder.mul(vector.index, _i64(each * emit.lanes)))
@@ -62,7 +75,7 @@ def _split(typingctx: Any, shape: Any, dtype: Any, x: Any, start: Any, size: Any
                 builder.icmp_signed(">=", position, _i64(0)),
                 builder.icmp_signed("<=", builder.add(position, _i64(each * emit.lanes)), size),
             )
-            whole = builder.and_(inside, builder.icmp_signed(">=", left, _i64(emit.lanes)))
+            whole = builder.and_(builder.and_(inside, complete), builder.icmp_signed(">=", left, _i64(emit.lanes)))
             with builder.if_else(whole) as (fast, careful):
                 with fast:
                     loaded = [memory.load(emit.at(source, v * memory.width)) for v in range(each)]
@@ -80,7 +93,7 @@ def _split(typingctx: Any, shape: Any, dtype: Any, x: Any, start: Any, size: Any
         return context.get_dummy_value()
 
     integers = types.int64, types.int64
-    return types.void(shape, dtype, x, *integers, y, *integers), codegen
+    return types.void(shape, dtype, x, *integers, y, *integers, types.int64, types.boolean), codegen
 
 
 @kernel(no_cfunc_wrapper=False)
@@ -91,10 +104,12 @@ def split(
     """y[p][i] = x[start + phases * i + p] for i < count and each phase p, zero where that lies outside 0..size; for so many rows.
 
     The shape is (phases, lanes), `dtype` a pair: of x, and of y. Phases of y lie `y_step` bytes apart, rows of x and y `x_row` and
-    `y_row`.
+    `y_row`. Where y has pairs, each of its rows is made of two of x, of which the last may be missing.
     """
-    for row in range(rows):
-        _split(shape, dtype, x + row * x_row, start, size, y + row * y_row, y_step, count)
+    several = _rows_at_once(dtype)
+    for row in range(0, rows, several):
+        place = y + row // several * y_row
+        _split(shape, dtype, x + row * x_row, start, size, place, y_step, count, x_row, row + several <= rows)
 
 
 def _clamp(builder: Any, number: Any, low: Any, high: Any) -> Any:

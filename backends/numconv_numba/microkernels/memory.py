@@ -12,7 +12,7 @@ from numconv_numba.halves import HALVES, narrow_half, widen_half
 
 from .emit import Emitter
 
-__all__ = ["Memory"]
+__all__ = ["Memory", "PairMemory"]
 
 _i16, _i32 = ir.IntType(16), ir.IntType(32)
 _ELEMENTS = {**dict.fromkeys(HALVES, _i16), "float32": ir.FloatType(), "float64": ir.DoubleType()}
@@ -90,3 +90,35 @@ class Memory:
         if self._dtype in HALVES:
             return narrow_half(self._context, self._builder, vector, self._dtype)
         return vector
+
+
+class PairMemory(Memory):
+    """Loads pairs: an element of one row of bfloat16 numbers, and the one below it.
+
+    Parameters
+    ----------
+    context, builder, emit
+        As `Memory` has them.
+    row : int64
+        Bytes to the row below.
+    complete : bool
+        Whether there is one; else its numbers are zero.
+    """
+
+    def __init__(self, context: Any, builder: Any, emit: Emitter, row: Any, complete: Any):
+        super().__init__(context, builder, emit, "bfloat16")
+        self._row, self._complete = row, complete
+
+    def load(self, address: Any) -> Any:
+        """A vector of pairs that are complete."""
+        return self._joined(self.bits(address), self.bits(self._emit.at(address, self._row)))
+
+    def load_masked(self, address: Any, mask: Any) -> Any:
+        """A vector of pairs, zeros where the mask is off and in the row that is not there."""
+        below = self.bits_masked(self._emit.at(address, self._row), self._emit.both(mask, self._complete))
+        return self._joined(self.bits_masked(address, mask), below)
+
+    def _joined(self, first: Any, second: Any) -> Any:
+        builder, words = self._builder, ir.VectorType(_i32, self._emit.lanes)
+        upper = builder.shl(builder.zext(second, words), ir.Constant(words, [16] * self._emit.lanes))
+        return builder.bitcast(builder.or_(builder.zext(first, words), upper), self._emit.vector)
