@@ -25,7 +25,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .direct import Direct
     from .fft import Fft, FftDouble, FftDoubleWeights, FftWeights
     from .implicit_gemm import ImplicitGemm
-    from .paired import PairedBlocked, PairedGemm
+    from .paired import PairedBlocked, PairedGemm, PairedWeights
     from .pooling import Pool
     from .separable import Separable
     from .tile import RegisterTile
@@ -50,6 +50,7 @@ def _implementations() -> tuple[Implementation, ...]:
         ImplicitGemm(),
         PairedBlocked(),
         Blocked(),
+        PairedWeights(),
         BlockedWeights(),
         Fft(),
         FftDouble(),

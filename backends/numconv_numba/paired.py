@@ -16,8 +16,9 @@ from numconv.plugin import ConvProblem, Verdict
 from .blocked import Blocked
 from .implicit_gemm import ImplicitGemm
 from .microkernels.emit import host
+from .weights import BlockedWeights
 
-__all__ = ["PairedBlocked", "PairedGemm"]
+__all__ = ["PairedBlocked", "PairedGemm", "PairedWeights"]
 
 LEVELS = frozenset(("default", "fast"))
 MEASURED_ERROR: Mapping[str, float] = {"float32": 4e-6}
@@ -54,5 +55,18 @@ class PairedGemm(ImplicitGemm):
     paired = True
 
     def accepts(self, problem: ConvProblem) -> Verdict:
+        """See `supported`."""
+        return supported(problem)
+
+
+class PairedWeights(BlockedWeights):
+    """Weight gradients of bfloat16 in pairs of neighbouring pixels, with the lanes over output channels."""
+
+    name = "blocked_bf16"
+    levels = LEVELS
+    measured_error: ClassVar[Mapping[str, float]] = MEASURED_ERROR
+    paired = True
+
+    def supports(self, problem: ConvProblem) -> Verdict:
         """See `supported`."""
         return supported(problem)

@@ -12,7 +12,7 @@ import numpy as np
 from .activations import activate_run, rectified
 from .compiler import Address, Tag, helper, invoke, kernel
 from .direct import clear, outer_offset
-from .elements import INT64, arithmetic, held, itemsize, keep, memory, scratch
+from .elements import INT64, arithmetic, held, in_rows, itemsize, keep, memory, scratch
 from .entries import LANES, READ_ROWS, READ_SQUARE, WRITE_SQUARE
 from .geometry import DILATION, DIMS, FLIPPED, PARTS, PER_C, STRIDE, WINDOW, part
 from .scalar import add, address, is_null, load, pointer, store, wide_vectors, zero
@@ -333,20 +333,42 @@ def read_run(target, width, count, columns, y, k_step, q_step, tools, yt, at):
                 store(target + (q * width + j * itemsize(at)), load(y + (q * q_step + j * k_step), yt, at), at)
 
 
+@helper
+def read_pairs(target, words, width, count, columns, y, k_step, q_step, tools, yt, at):
+    """A run of pixels of y as pairs of neighbours, [pair][lane]; what the last one lacks is zero."""
+    read_run(words, width, count, columns, y, k_step, q_step, tools, yt, at)
+    clear(words + count * width, count % 2 * width // itemsize(at), at)
+    for pair in range((count + 1) // 2):
+        join_words(target + pair * width, words + 2 * pair * width, words + (2 * pair + 1) * width, width // 4)
+
+
 @kernel(no_cfunc_wrapper=False)
 def read_panel(
     yt: Tag, at: Tag, table: Address, target: Address, width: int, columns: int, y: Address, block: int, sizes: Address,
     cutting: Address,
 ) -> None:  # fmt: skip
-    """The pixels of a block for the channels of a panel, [pixel][lane]: the reverse of `write_panel`."""
+    """The pixels of a block for the channels of a panel, [pixel][lane]: the reverse of `write_panel`.
+
+    Where the factors, of dtype `at`, are pairs of neighbours, they are [row][pair][lane].
+    """
     tools, g, b = pointer(table, INT64), pointer(sizes, INT64), pointer(cutting, INT64)
     ndim, ys = g[DIMS], part(g, PARTS + 2)
     k_step, q_step, n = g[ys + 2], g[ys + 3 + ndim - 1], block_image(b, ndim, block)
     inner, run = runs_of(g, b, block, PARTS + 2)
+    if in_rows(at):
+        inner, run = ndim - 1, block_extent(g, b, block, ndim - 1)
     lines = lines_of(inner, g, b, block)
+    words = scratch((run + 1) * width if in_rows(at) else 0)
+    if in_rows(at) and columns * itemsize(at) < width:
+        clear(memory(words), (run + 1) * width // itemsize(at), at)
     for line in range(block_images(g, b, block) * lines):
         place = y + ((n + line // lines) * g[ys] + run_offset(line % lines, inner, g, b, block))
-        read_run(target + line * run * width, width, run, columns, place, k_step, q_step, tools, yt, at)
+        if in_rows(at):
+            into = target + line * ((run + 1) // 2) * width
+            read_pairs(into, memory(words), width, run, columns, place, k_step, q_step, tools, yt, arithmetic(at))
+        else:
+            read_run(target + line * run * width, width, run, columns, place, k_step, q_step, tools, yt, arithmetic(at))
+    keep(words)
 
 
 @kernel(no_cfunc_wrapper=False)

@@ -1,8 +1,8 @@
 """Typed loads, stores and arithmetic for kernels, each a single step with the rounding that numconv promises.
 
 Everything here is used inside jitted code. Where a dtype is asked for, give a `compiler.Tag` with its name. Values have the
-dtype's Numba type, except float16 and bfloat16, which are their bits in a uint16 until they are widened, and `PAIRS`, which are
-moved only.
+dtype's Numba type, except float16 and bfloat16, which are their bits in a uint16 until they are widened, and pairs of
+bfloat16, which are moved only.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from .halves import HALVES, narrow_half, widen_half
 
 __all__ = [
     "PAIRS",
+    "ROW_PAIRS",
     "add",
     "address",
     "as_integer",
@@ -39,8 +40,10 @@ __all__ = [
 
 PAIRS = "bfloat16x2"
 """Two bfloat16 numbers that are multiplied together, of neighbouring channels, the first in the lower half."""
+ROW_PAIRS = "bfloat16x2 in rows"
+"""The same of neighbouring results of a row, which read places of x that lie a stride apart."""
 _DTYPES = {
-    PAIRS: types.uint32,
+    **dict.fromkeys((PAIRS, ROW_PAIRS), types.uint32),
     **dict.fromkeys(HALVES, types.uint16),
     **{name: getattr(types, name) for name in ("float32", "float64", "complex64", "complex128")},
     **{f"{sign}int{bits}": getattr(types, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)},

@@ -7,7 +7,7 @@ is an offset and every tap another, whatever the number of dimensions. A slab is
 output channels pass over it there.
 
 Factors have the dtype in which their products are summed; or they are pairs of bfloat16 numbers, of two channels each, of which the
-last one may lack its second.
+last one may lack its second; or pairs of what two neighbouring results of a row read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from numconv.plugin import ConvProblem, np_dtype
 
 from .compiler import Address, Tag, helper, invoke, kernel
 from .direct import clear
-from .elements import INT64, arithmetic, element, held, itemsize
+from .elements import INT64, arithmetic, element, held, in_rows, itemsize
 from .entries import SPLIT
 from .geometry import BATCH, DIMS, LOW, MODE, OUTPUT, PARTS, SIZE, STRIDE, part, source_index, span
 from .scalar import load, pointer, store, zero
@@ -311,8 +311,8 @@ def pack_rows(slab, x, block, combination, row, channels, g, b, tools, xt, at):
     even = (g[xs + 3 + axis] == itemsize(xt)) & (phases == step) & (tools[SPLIT] != 0)
     channel, strides = b[CHANNEL] * itemsize(at), g[xs + 2]
     if inside and even:
-        size = g[part(g, SIZE) + axis]
-        invoke(tools[SPLIT], x + offset, start, size, slab, plane, length, channels, strides, channel)
+        size, distance = g[part(g, SIZE) + axis], g[part(g, STRIDE) + axis] if in_rows(at) else plane
+        invoke(tools[SPLIT], x + offset, start, size, slab, distance, length, channels, strides, channel)
         if g[MODE] == 0:
             return
     for c in range(channels):
@@ -324,10 +324,13 @@ def pack_rows(slab, x, block, combination, row, channels, g, b, tools, xt, at):
                 clear(target + phase * plane, length, at)
             if inside:
                 first = slab_position(g, b, block, axis, phase, 0)
-                if even:
-                    pack_borders(target + phase * plane, source, first, step, length, g, xt, at)
-                else:
-                    pack_places(target + phase * plane, source, first, step, length, g, xt, at)
+                for half in range(2 if in_rows(at) else 1):
+                    place = target + (phase * plane + half * itemsize(element(at)))
+                    position = first + half * g[part(g, STRIDE) + axis]
+                    if even:
+                        pack_borders(place, source, position, step, length, g, xt, at)
+                    else:
+                        pack_places(place, source, position, step, length, g, xt, at)
 
 
 @kernel(no_cfunc_wrapper=False)

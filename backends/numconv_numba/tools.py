@@ -9,11 +9,12 @@ import numpy as np
 
 from . import entries
 from .microkernels import transforms
-from .microkernels.copies import split
+from .microkernels.copies import join_neighbours, split
 from .microkernels.gemm import multiply
 from .microkernels.product import product
 from .microkernels.transpose import transpose
 from .panels import pack_panel, read_panel, write_panel, write_weights
+from .scalar import ROW_PAIRS
 from .slab import pack_slab
 
 __all__ = ["tools_for"]
@@ -47,7 +48,10 @@ def tools_for(
     table = np.zeros(entries.COUNT, np.int64)
     table[entries.LANES] = lanes
     table[entries.COPY] = split.address((1, lanes), (acc, acc))
-    table[entries.SPLIT] = split.address((phases, lanes), (dtype, factor)) if phases <= MOST_PHASES else 0
+    if factor == ROW_PAIRS:
+        table[entries.SPLIT] = join_neighbours.address(lanes, dtype)
+    else:
+        table[entries.SPLIT] = split.address((phases, lanes), (dtype, factor)) if phases <= MOST_PHASES else 0
     table[entries.PACK] = pack_slab.address(dtype, factor)
     if product_shape:
         table[entries.PRODUCT] = product.address((*product_shape, lanes), factor)
@@ -58,7 +62,7 @@ def tools_for(
     if gemm_shape:
         table[entries.MULTIPLY] = multiply.address(gemm_shape, (factor, out))
     if reads:
-        table[entries.READ] = read_panel.address(dtype, acc)
+        table[entries.READ] = read_panel.address(dtype, factor)
         table[entries.WRITE_WEIGHTS] = write_weights.address(out, acc)
     elif product_shape or packs:
         table[entries.PACK_WEIGHTS] = pack_panel.address(dtype, factor)

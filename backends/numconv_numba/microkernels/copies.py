@@ -14,7 +14,7 @@ from numconv_numba.scalar import PAIRS
 from .emit import Emitter, check_kinds, emitter_of
 from .memory import Memory, PairMemory
 
-__all__ = ["split", "split_strip", "spread"]
+__all__ = ["join_neighbours", "split", "split_strip", "spread"]
 
 _i64 = ir.IntType(64)
 
@@ -110,6 +110,54 @@ def split(
     for row in range(0, rows, several):
         place = y + row // several * y_row
         _split(shape, dtype, x + row * x_row, start, size, place, y_step, count, x_row, row + several <= rows)
+
+
+@intrinsic
+def _join_neighbours(
+    typingctx: Any, lanes: Any, dtype: Any, x: Any, start: Any, size: Any, y: Any, distance: Any, count: Any
+) -> Any:
+    check_kinds((lanes, dtype), (x, y))
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _, _, x, start, size, y, distance, count = args
+        emit = emitter_of(builder, PAIRS, lanes.value)
+        whole = ir.Constant(ir.IntType(1), 1)
+        memory = PairMemory(context, builder, emit, builder.mul(distance, _i64(2)), whole)
+        vectors = builder.sdiv(builder.add(count, _i64(emit.lanes - 1)), _i64(emit.lanes))
+
+        def inside(first: Any) -> Any:
+            return builder.and_(emit.first(builder.sub(size, first)), builder.not_(emit.first(builder.neg(first))))
+
+        with cgutils.for_range(builder, vectors) as vector:
+            done = builder.mul(vector.index, _i64(emit.lanes))
+            position, left = builder.add(start, done), builder.sub(count, done)
+            second = builder.add(position, distance)
+            source, target = emit.at(x, builder.mul(position, _i64(2))), emit.at(y, builder.mul(done, _i64(4)))
+            ends = builder.icmp_signed("<=", builder.add(second, _i64(emit.lanes)), size)
+            simple = builder.and_(builder.icmp_signed(">=", position, _i64(0)), ends)
+            simple = builder.and_(simple, builder.icmp_signed(">=", left, _i64(emit.lanes)))
+            with builder.if_else(simple) as (fast, careful):
+                with fast:
+                    emit.store(memory.load(source), target)
+                with careful:
+                    emit.store_masked(memory.load_both(source, inside(position), inside(second)), target, emit.first(left))
+        return context.get_dummy_value()
+
+    integers = types.int64, types.int64
+    return types.void(lanes, dtype, x, *integers, y, *integers), codegen
+
+
+@kernel(no_cfunc_wrapper=False)
+def join_neighbours(
+    lanes: Tag, dtype: Tag, x: Address, start: int, size: int, y: Address, distance: int, count: int, rows: int, x_row: int,
+    y_row: int,
+) -> None:  # fmt: skip
+    """y[i] = the pair x[start + i], x[start + i + distance] for i < count, zero where that lies outside 0..size; in so many rows.
+
+    `dtype`: of x, bfloat16.
+    """
+    for row in range(rows):
+        _join_neighbours(lanes, dtype, x + row * x_row, start, size, y + row * y_row, distance, count)
 
 
 def _clamp(builder: Any, number: Any, low: Any, high: Any) -> Any:

@@ -13,7 +13,7 @@ from numba.core import cgutils
 from numba.core.registry import cpu_target
 
 from numconv_numba.compiler import AddressType, TagType
-from numconv_numba.scalar import PAIRS, value_type
+from numconv_numba.scalar import PAIRS, ROW_PAIRS, value_type
 
 __all__ = ["Emitter", "Host", "check_kinds", "emitter_of", "host", "lanes_of"]
 
@@ -237,4 +237,4 @@ class _PairEmitter(Emitter):
 
 def emitter_of(builder: Any, factor: str, lanes: int) -> Emitter:
     """The emitter for factors of a dtype, or for pairs."""
-    return _PairEmitter(builder, "float32", lanes) if factor == PAIRS else Emitter(builder, factor, lanes)
+    return _PairEmitter(builder, "float32", lanes) if factor in (PAIRS, ROW_PAIRS) else Emitter(builder, factor, lanes)

@@ -115,8 +115,12 @@ class PairMemory(Memory):
 
     def load_masked(self, address: Any, mask: Any) -> Any:
         """A vector of pairs, zeros where the mask is off and in the row that is not there."""
-        below = self.bits_masked(self._emit.at(address, self._row), self._emit.both(mask, self._complete))
-        return self._joined(self.bits_masked(address, mask), below)
+        return self.load_both(address, mask, self._emit.both(mask, self._complete))
+
+    def load_both(self, address: Any, mask: Any, below: Any) -> Any:
+        """A vector of pairs, zeros where the mask of their first or their second numbers is off."""
+        second = self.bits_masked(self._emit.at(address, self._row), below)
+        return self._joined(self.bits_masked(address, mask), second)
 
     def _joined(self, first: Any, second: Any) -> Any:
         builder, words = self._builder, ir.VectorType(_i32, self._emit.lanes)
