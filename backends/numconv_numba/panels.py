@@ -15,7 +15,7 @@ from .direct import clear, outer_offset
 from .elements import INT64, arithmetic, held, in_rows, itemsize, keep, memory, scratch
 from .entries import LANES, READ_ROWS, READ_SQUARE, WRITE_SQUARE
 from .geometry import DILATION, DIMS, FLIPPED, PARTS, PER_C, STRIDE, WINDOW, part
-from .scalar import add, address, is_null, load, pointer, store, wide_vectors, zero
+from .scalar import add, address, is_null, load, move, pointer, store, wide_vectors, zero
 from .slab import B_STEP, B_UNIT, axis_entry, block_extent, block_image, block_images, block_start
 
 __all__ = [
@@ -119,7 +119,7 @@ def pack_lanes(target, w, rows, columns, width, tools, w_k, xt, at):
     for first in range(0, rows, square):
         for j in range(0, columns, square):
             source, place = w + (first * w_k + j * itemsize(xt)), target + (first * itemsize(at) + j * width)
-            invoke(tools[READ_SQUARE], source, w_k, rows - first, columns - j, address(0), 0, place, width)
+            invoke(tools[READ_SQUARE], source, w_k, rows - first, columns - j, place, width)
 
 
 @helper
@@ -232,7 +232,7 @@ def finish_lanes(sums, y, columns, step, bias, code, yt, at):
 
 
 @helper
-def write_square(sums, width, rows, columns, bias, code, y, k_step, q_step, spare, tools, yt, at):
+def write_square(sums, width, rows, columns, bias, code, y, k_step, q_step, spare, tools, yt):
     """At most as many pixels and channels as a vector has lanes; pixels with gaps in y go through a spare square."""
     size, square = itemsize(yt), tools[LANES]
     if q_step == size:
@@ -240,7 +240,7 @@ def write_square(sums, width, rows, columns, bias, code, y, k_step, q_step, spar
     bad = invoke(tools[WRITE_SQUARE], sums, width, rows, columns, bias, code, spare, square * size) != 0
     for j in range(min(columns, square)):
         for q in range(min(rows, square)):
-            store(y + (j * k_step + q * q_step), load(spare + (j * square + q) * size, yt, at), yt)
+            move(y + (j * k_step + q * q_step), spare + (j * square + q) * size, yt)
     return bad
 
 
@@ -253,9 +253,7 @@ def write_run(sums, width, count, columns, bias, code, y, k_step, q_step, spare,
             shift = bias if is_null(bias) else bias + j * size
             for q in range(0, count, square):
                 source, target = sums + (q * width + j * size), y + (j * k_step + q * q_step)
-                bad |= write_square(
-                    source, width, count - q, columns - j, shift, code, target, k_step, q_step, spare, tools, yt, at
-                )
+                bad |= write_square(source, width, count - q, columns - j, shift, code, target, k_step, q_step, spare, tools, yt)
     else:
         for q in range(count):
             bad |= finish_lanes(sums + q * width, y + q * q_step, columns, k_step, bias, code, yt, at)

@@ -30,6 +30,7 @@ __all__ = [
     "conj",
     "is_null",
     "load",
+    "move",
     "muladd",
     "one_by_one",
     "pointer",
@@ -174,6 +175,23 @@ def store(typingctx: Any, where: Any, number: Any, dtype: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(where, number, dtype), codegen
+
+
+@intrinsic
+def move(typingctx: Any, target: Any, source: Any, dtype: Any) -> Any:
+    """Copy an element as it is stored."""
+    _check_address(target)
+    _check_address(source)
+    stored = storage_type(dtype)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = context.get_data_type(stored).as_pointer()
+        loaded = builder.load(builder.bitcast(args[1], kind))
+        loaded.align = _alignment(stored)
+        builder.store(loaded, builder.bitcast(args[0], kind)).align = _alignment(stored)
+        return context.get_dummy_value()
+
+    return types.void(target, source, dtype), codegen
 
 
 @intrinsic

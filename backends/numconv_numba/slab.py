@@ -299,11 +299,29 @@ def pack_borders(slab, x, start, step, count, g, xt, at):
 
 
 @helper
-def pack_rows(slab, x, block, combination, row, channels, g, b, tools, xt, at):
-    """One row of a slab, in all phases of the last dimension, for so many channels; `combination`: of the other dimensions."""
+def seamless_rows(g, b, block, size):
+    """How many rows of a slab follow each other in x as they do in the slab, so that they make one: nothing of them is padding."""
+    ndim = g[DIMS]
+    axis, xs, rows = ndim - 1, part(g, PARTS), 1
+    length = axis_entry(b, ndim, B_PITCH, axis)
+    if (ndim == 1) | (g[MODE] != 0) | (axis_entry(b, ndim, B_STEP, axis) != 1) | (g[xs + 3 + axis] != size):
+        return 1
+    if (length != g[part(g, SIZE) + axis]) | (g[xs + 2 + axis] != length * size) | (slab_position(g, b, block, axis, 0, 0) != 0):
+        return 1
+    rows, first = axis_entry(b, ndim, B_PITCH, axis - 1), slab_position(g, b, block, axis - 1, 0, 0)
+    inside = (first >= 0) & (first + rows <= g[part(g, SIZE) + axis - 1])
+    return rows if inside & (axis_entry(b, ndim, B_STEP, axis - 1) == 1) else 1
+
+
+@helper
+def pack_rows(slab, x, block, combination, row, seamless, channels, g, b, tools, xt, at):
+    """One row of a slab, or some that are `seamless`, in all phases of the last dimension, for so many channels.
+
+    `combination`: the phases of the other dimensions.
+    """
     ndim = g[DIMS]
     axis, xs = ndim - 1, part(g, PARTS)
-    length, step = axis_entry(b, ndim, B_PITCH, axis), axis_entry(b, ndim, B_STEP, axis)
+    length, step = axis_entry(b, ndim, B_PITCH, axis) * seamless, axis_entry(b, ndim, B_STEP, axis)
     phases = axis_entry(b, ndim, B_PHASES, axis)
     inside, offset = slab_row(g, b, block, combination, row)
     plane, start = b[CHANNEL] // b[COMBINATIONS] * itemsize(at), slab_position(g, b, block, axis, 0, 0)
@@ -311,7 +329,7 @@ def pack_rows(slab, x, block, combination, row, channels, g, b, tools, xt, at):
     even = (g[xs + 3 + axis] == itemsize(xt)) & (phases == step) & (tools[SPLIT] != 0)
     channel, strides = b[CHANNEL] * itemsize(at), g[xs + 2]
     if inside and even:
-        size, distance = g[part(g, SIZE) + axis], g[part(g, STRIDE) + axis] if in_rows(at) else plane
+        size, distance = g[part(g, SIZE) + axis] * seamless, g[part(g, STRIDE) + axis] if in_rows(at) else plane
         invoke(tools[SPLIT], x + offset, start, size, slab, distance, length, channels, strides, channel)
         if g[MODE] == 0:
             return
@@ -348,14 +366,14 @@ def pack_slab(
     length = axis_entry(b, ndim, B_PITCH, ndim - 1)
     for other in range(ndim - 1):
         rows *= axis_entry(b, ndim, B_PITCH, other)
-    phases = axis_entry(b, ndim, B_PHASES, ndim - 1)
+    phases, seamless = axis_entry(b, ndim, B_PHASES, ndim - 1), seamless_rows(g, b, block, itemsize(xt))
     for image in range(images):
         target = slab + image * -(-channels // held(at)) * b[CHANNEL] * itemsize(at)
         source = x + image * g[part(g, PARTS)]
         for combination in range(b[COMBINATIONS] // phases):
-            for row in range(rows):
+            for row in range(0, rows, seamless):
                 place = (combination * phases * rows + row) * length * itemsize(at)
-                pack_rows(target + place, source, block, combination, row, channels, g, b, tools, xt, at)
+                pack_rows(target + place, source, block, combination, row, seamless, channels, g, b, tools, xt, at)
 
 
 def pack_cycles(block: Block, channels: int) -> float:

@@ -12,7 +12,7 @@ from .microkernels import transforms
 from .microkernels.copies import join_neighbours, split
 from .microkernels.gemm import multiply
 from .microkernels.product import product
-from .microkernels.transpose import transpose
+from .microkernels.transpose import read_square, transpose
 from .panels import pack_panel, read_panel, write_panel, write_weights
 from .scalar import ROW_PAIRS
 from .slab import pack_slab
@@ -57,7 +57,7 @@ def tools_for(
         table[entries.PRODUCT] = product.address((*product_shape, lanes), factor)
     if product_shape or packs:
         table[entries.READ_ROWS] = split.address((1, lanes), (dtype, acc))
-        table[entries.READ_SQUARE] = transpose.address(lanes, (dtype, acc))
+        table[entries.READ_SQUARE] = read_square.address(lanes, (dtype, acc))
         table[entries.WRITE_SQUARE] = transpose.address(lanes, (acc, out)) if out else 0
     if gemm_shape:
         table[entries.MULTIPLY] = multiply.address(gemm_shape, (factor, out))

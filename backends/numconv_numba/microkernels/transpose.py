@@ -13,7 +13,7 @@ from numconv_numba.scalar import is_null
 from .emit import Emitter, check_kinds
 from .memory import Memory
 
-__all__ = ["transpose"]
+__all__ = ["read_square", "transpose"]
 
 _i64 = ir.IntType(64)
 
@@ -103,3 +103,41 @@ def transpose(
     if (rows >= value(lanes)) & (columns >= value(lanes)) & is_null(bias) & (relu == 0):
         return _transpose_whole(lanes, dtype, x, x_step, y, y_step)
     return _transpose(lanes, dtype, x, x_step, rows, columns, bias, relu, y, y_step)
+
+
+@intrinsic
+def _read_square(typingctx: Any, lanes: Any, dtype: Any, x: Any, x_step: Any, rows: Any, columns: Any, y: Any, y_step: Any) -> Any:
+    check_kinds((lanes, dtype), (x, y))
+    count = lanes.value
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _, _, x, x_step, rows, columns, y, y_step = args
+        emit, source, target = _between(context, builder, dtype.value, count)
+        enough = [builder.icmp_signed(">=", number, _i64(count)) for number in (rows, columns)]
+        places = [emit.at(x, emit.times(x_step, i)) for i in range(count)]
+        with builder.if_else(builder.and_(*enough)) as (whole, partial):
+            with whole:
+                for j, vector in enumerate(_transposed(emit, [source.load(place) for place in places])):
+                    target.store(vector, emit.at(y, emit.times(y_step, j)))
+            with partial:
+                used, mask = emit.first(columns), emit.first(rows)
+                flags = [builder.icmp_signed("<", _i64(i), rows) for i in range(count)]
+                vectors = [source.load_masked(place, emit.both(used, flag)) for place, flag in zip(places, flags, strict=True)]
+                end = builder.append_basic_block("columns.end")
+                for j, vector in enumerate(_transposed(emit, vectors)):
+                    target.store_masked(vector, emit.at(y, emit.times(y_step, j)), mask)
+                    following = builder.append_basic_block("column")
+                    builder.cbranch(builder.icmp_signed("<", _i64(j + 1), columns), following, end)
+                    builder.position_at_end(following)
+                builder.branch(end)
+                builder.position_at_end(end)
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(lanes, dtype, x, i64, i64, i64, y, i64), codegen
+
+
+@kernel(no_cfunc_wrapper=False)
+def read_square(lanes: Tag, dtype: Tag, x: Address, x_step: int, rows: int, columns: int, y: Address, y_step: int) -> None:
+    """y[j, i] = x[i, j] for i < rows and j < columns, one of each at least: what `transpose` does, without its additions."""
+    _read_square(lanes, dtype, x, x_step, rows, columns, y, y_step)
