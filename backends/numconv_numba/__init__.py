@@ -28,6 +28,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .fft import Fft, FftDouble, FftDoubleWeights, FftWeights
     from .flat_unpooling import FlatUnpool
     from .implicit_gemm import ImplicitGemm
+    from .paired import PairedBlocked, PairedGemm, PairedWeights
     from .plane_weights import PlanewiseWeights
     from .planewise import Planewise
     from .pooling import Pool
@@ -53,8 +54,11 @@ def _implementations() -> tuple[Implementation, ...]:
         RegisterTile(),
         Winograd(),
         WinogradWeights(),
+        PairedGemm(),
         ImplicitGemm(),
+        PairedBlocked(),
         Blocked(),
+        PairedWeights(),
         BlockedWeights(),
         Borders(),
         Fft(),

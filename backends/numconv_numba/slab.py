@@ -1,10 +1,13 @@
 """Slabs: the part of x that a block of outputs reads, packed for one work item.
 
 A block is a range of images and a box of outputs of one group. Its slab holds, for each image and channel, the positions that its
-windows reach, in the accumulation dtype: padding is in place, rows follow each other at one pitch, and where the kernel wants it
+windows reach, in the dtype of the factors: padding is in place, rows follow each other at one pitch, and where the kernel wants it
 the positions are split into phases (every second position, every fourth, ...), each of which lies together. There every output
 is an offset and every tap another, whatever the number of dimensions. A slab is sized for the second-level cache, so that all
 output channels pass over it there.
+
+Factors have the dtype in which their products are summed; or they are pairs of bfloat16 numbers, of two channels each, of which the
+last one may lack its second; or pairs of what two neighbouring results of a row read.
 """
 
 from __future__ import annotations
@@ -21,10 +24,10 @@ from numconv.plugin import ConvProblem, np_dtype
 
 from .compiler import Address, Tag, helper, invoke, kernel
 from .direct import clear
-from .elements import INT64, itemsize, same
-from .entries import SPLIT, TRANSPOSE
+from .elements import INT64, arithmetic, element, held, in_rows, itemsize
+from .entries import READ_SQUARES, SPLIT
 from .geometry import BATCH, DILATION, DIMS, LOW, MODE, OUTPUT, PARTS, SIZE, STRIDE, WINDOW, part, source_index, span
-from .scalar import address, load, pointer, store, wide_vectors, zero
+from .scalar import address, load, move, pointer, store, wide_vectors, zero
 
 __all__ = [
     "AXES",
@@ -283,7 +286,8 @@ def pack_places(slab, x, start, step, count, g, xt, at):
     size, stride = g[part(g, SIZE) + axis], g[part(g, PARTS) + 3 + axis]
     for i in range(count):
         index = source_index(start + i * step, size, g[MODE])
-        store(slab + i * itemsize(at), zero(at) if index < 0 else load(x + index * stride, xt, at), at)
+        value = zero(arithmetic(at)) if index < 0 else load(x + index * stride, xt, arithmetic(at))
+        store(slab + i * itemsize(at), value, element(at))
 
 
 @helper
@@ -314,10 +318,10 @@ def pack_borders(slab, x, start, step, count, outer, inner, g, xt, at):
             source, target = x + (index * stride + one * outer[2]), slab + (i * item + one * outer[1])
             if index < 0:
                 for row in range(inner[0]):
-                    store(target + row * inner[1], zero(at), at)
+                    store(target + row * inner[1], zero(arithmetic(at)), element(at))
             else:
                 for row in range(inner[0]):
-                    store(target + row * inner[1], load(source + row * inner[2], xt, at), at)
+                    store(target + row * inner[1], load(source + row * inner[2], xt, arithmetic(at)), element(at))
 
 
 @helper
@@ -328,28 +332,44 @@ def pack_columns(slab, x, start, step, count, channels, slab_row, g, tools, xt, 
     low, high = span(0, needed, step, start, g[part(g, SIZE) + axis])
     if low < high:
         source = x + (start + low * step) * stride
-        invoke(tools[TRANSPOSE], source, step * stride, high - low, channels, address(0), 0, slab + low * size, slab_row)
-    pack_borders(slab, x, start, step, count, (1, slab_row, size), (channels, slab_row, size), g, xt, at)
+        invoke(tools[READ_SQUARES], source, step * stride, high - low, channels, address(0), 0, slab + low * size, slab_row)
+    pack_borders(slab, x, start, step, count, (1, slab_row, size), (channels, slab_row, itemsize(xt)), g, xt, at)
     for c in range(channels if needed < count else 0):
         clear(slab + (c * slab_row + needed * size), count - needed, at)
 
 
 @helper
-def pack_lines(slab, x, count, slab_line, x_line, channels, block, g, b, tools, xt, at):
-    """Some rows of a slab, in all phases of the last dimension; `channels`: how many, bytes between them in the slab and in x."""
+def is_even(g, b, tools, xt):
+    """Whether the places of a slab's rows are neighbours in x, in every phase there is."""
     axis = g[DIMS] - 1
-    size, length, step = g[part(g, SIZE) + axis], axis_entry(b, g[DIMS], B_PITCH, axis), axis_entry(b, g[DIMS], B_STEP, axis)
-    phases, plane = axis_entry(b, g[DIMS], B_PHASES, axis), b[CHANNEL] // b[COMBINATIONS] * itemsize(at)
-    # neighbours in memory, in every phase there is
-    even = same(xt, at) & (g[part(g, PARTS) + 3 + axis] == itemsize(xt)) & (phases == step) & (tools[SPLIT] != 0)
-    last = same(xt, at) & (channels[2] == itemsize(xt)) & (not even)
-    lines = count, slab_line, x_line
-    few, (many, slab_row, x_row) = (lines, channels) if last or count < channels[0] else (channels, lines)
-    start = slab_position(g, b, block, axis, 0, 0)
-    if even:
-        invoke(tools[SPLIT], x, start, size, slab, plane, length, many, x_row, slab_row, few[0], few[2], few[1])
-    for phase in range(0 if even and g[MODE] == 0 else phases):
-        target, first = slab + phase * plane, slab_position(g, b, block, axis, phase, 0)
+    phases, step = axis_entry(b, g[DIMS], B_PHASES, axis), axis_entry(b, g[DIMS], B_STEP, axis)
+    return (g[part(g, PARTS) + 3 + axis] == itemsize(xt)) & (phases == step) & (tools[SPLIT] != 0)
+
+
+@helper
+def pack_even(slab, x, lines, channels, block, g, b, tools, xt, at):
+    """Rows whose places are `is_even`, zeros where they lie outside x; see `pack_lines`."""
+    axis = g[DIMS] - 1
+    size, length, start = g[part(g, SIZE) + axis], axis_entry(b, g[DIMS], B_PITCH, axis), slab_position(g, b, block, axis, 0, 0)
+    step = g[part(g, STRIDE) + axis] if in_rows(at) else b[CHANNEL] // b[COMBINATIONS] * itemsize(at)
+    follows = (lines[1] == length * itemsize(at)) & (lines[2] == length * itemsize(xt)) & (not in_rows(at))
+    if follows & (length == size) & (start == 0) & (axis_entry(b, g[DIMS], B_PHASES, axis) == 1):
+        # rows that follow each other in x as they do in the slab are one
+        size, length, lines = size * lines[0], length * lines[0], (1, lines[1], lines[2])
+    few, many = (lines, channels) if held(at) == 2 or lines[0] < channels[0] else (channels, lines)
+    invoke(tools[SPLIT], x, start, size, slab, step, length, many[0], many[2], many[1], few[0], few[2], few[1])
+
+
+@helper
+def pack_stream(slab, x, shift, lines, channels, even, block, g, b, tools, xt, at):
+    """What `pack_even` does not do of some rows, or of every second element of them; positions are `shift` further in x."""
+    axis = g[DIMS] - 1
+    length, step = axis_entry(b, g[DIMS], B_PITCH, axis), axis_entry(b, g[DIMS], B_STEP, axis)
+    plane = b[CHANNEL] // b[COMBINATIONS] * itemsize(at)
+    last = (channels[2] == itemsize(xt)) & (not even) & (held(at) == 1) & (not in_rows(at))
+    few, (many, slab_row, x_row) = (lines, channels) if last or lines[0] < channels[0] else (channels, lines)
+    for phase in range(axis_entry(b, g[DIMS], B_PHASES, axis)):
+        target, first = slab + phase * plane, slab_position(g, b, block, axis, phase, 0) + shift
         if even:
             pack_borders(target, x, first, step, length, few, (many, slab_row, x_row), g, xt, at)
         for one in range(0 if even else few[0]):
@@ -362,11 +382,32 @@ def pack_lines(slab, x, count, slab_line, x_line, channels, block, g, b, tools, 
 
 
 @helper
+def pack_lines(slab, x, lines, channels, block, g, b, tools, xt, at):
+    """Some rows of a slab, in all phases of the last dimension.
+
+    `lines` and `channels`: how many, bytes between them in the slab and in x. Two channels of a pair have one place in the slab.
+    """
+    even = is_even(g, b, tools, xt)
+    if even:
+        pack_even(slab, x, lines, channels, block, g, b, tools, xt, at)
+        if g[MODE] == 0:
+            return
+    count, slab_row, x_row = channels
+    if (held(at) == 2) & (count % 2 == 1) & (not even):  # what a pair lacks is zero
+        clear_lines(slab + count // 2 * slab_row, lines[0], (1, slab_row, x_row), g, b, at)
+    for half in range(2 if in_rows(at) else held(at)):
+        shift, skipped = (half * g[part(g, STRIDE) + g[DIMS] - 1], 0) if in_rows(at) else (0, half)
+        own = (count - skipped + held(at) - 1) // held(at), slab_row, held(at) * x_row
+        place = slab + half * itemsize(element(at))
+        pack_stream(place, x + skipped * x_row, shift, lines, own, even, block, g, b, tools, xt, at)
+
+
+@helper
 def clear_lines(slab, lines, channels, g, b, at):
     """So many rows of zeros of a slab, in all phases of the last dimension."""
     axis = g[DIMS] - 1
     phases, plane = axis_entry(b, g[DIMS], B_PHASES, axis), b[CHANNEL] // b[COMBINATIONS] * itemsize(at)
-    for c in range(channels[0]):
+    for c in range(-(-channels[0] // held(at))):
         for phase in range(phases):
             clear(slab + (c * channels[1] + phase * plane), lines * axis_entry(b, g[DIMS], B_PITCH, axis), at)
 
@@ -376,7 +417,7 @@ def copy_cells(target, source, count, at):
     """So many neighbours."""
     wide_vectors()
     for i in range(count):
-        store(target + i * itemsize(at), load(source + i * itemsize(at), at), at)
+        move(target + i * itemsize(at), source + i * itemsize(at), at)
 
 
 @helper
@@ -384,7 +425,7 @@ def copy_line(slab, source, channels, g, b, at):
     """A row of a slab from another one, in all phases of the last dimension."""
     axis = g[DIMS] - 1
     phases, plane = axis_entry(b, g[DIMS], B_PHASES, axis), b[CHANNEL] // b[COMBINATIONS] * itemsize(at)
-    for c in range(channels[0]):
+    for c in range(-(-channels[0] // held(at))):
         for phase in range(phases):
             place = c * channels[1] + phase * plane
             copy_cells(slab + place, source + place, axis_entry(b, g[DIMS], B_PITCH, axis), at)
@@ -403,7 +444,7 @@ def pack_plane(slab, x, channels, block, combination, g, b, tools, xt, at):
     low, high = span(0, rows, step, first, size)
     if low < high:
         source = x + (first + low * step) * x_step
-        pack_lines(slab + low * line, source, high - low, line, step * x_step, channels, block, g, b, tools, xt, at)
+        pack_lines(slab + low * line, source, (high - low, line, step * x_step), channels, block, g, b, tools, xt, at)
     for outside in range(low + rows - high):
         row = outside if outside < low else outside - low + high
         index = source_index(first + row * step, size, g[MODE])
@@ -413,7 +454,7 @@ def pack_plane(slab, x, channels, block, combination, g, b, tools, xt, at):
         elif low <= other < high and first + other * step == index:
             copy_line(target, slab + other * line, channels, g, b, at)
         else:
-            pack_lines(target, x + index * x_step, 1, line, x_step, channels, block, g, b, tools, xt, at)
+            pack_lines(target, x + index * x_step, (1, line, x_step), channels, block, g, b, tools, xt, at)
 
 
 @kernel(no_cfunc_wrapper=False)
@@ -421,7 +462,7 @@ def pack_slab(
     xt: Tag, at: Tag, table: Address, slab: Address, x: Address, block: int, images: int, channels: int, sizes: Address,
     cutting: Address,
 ) -> None:  # fmt: skip
-    """The slab of so many images and channels of a block: [image][channel][phase][position].
+    """The slab of so many images and channels of a block: [image][channel or pair][phase][position].
 
     `table`: see `tools`. `x` is the address of the first channel in the first image; `sizes` and `cutting` are the vectors of the
     problem and of the block.
@@ -436,7 +477,7 @@ def pack_slab(
     each = channels, b[CHANNEL] * itemsize(at), g[part(g, PARTS) + 2]
     for image in range(images):
         for combination in range(b[COMBINATIONS] // phases):
-            target = slab + (image * channels * each[1] + combination * phases * outer * plane)
+            target = slab + (image * -(-channels // held(at)) * each[1] + combination * phases * outer * plane)
             source = x + image * g[part(g, PARTS)]
             for row in range(outer):
                 inside, offset = slab_row(g, b, block, combination // row_phases, row, ndim - 2)
@@ -456,6 +497,6 @@ WRITE_CYCLES = 1.6
 """Of transposing and storing one result."""
 
 
-def slab_bytes(problem: ConvProblem, block: Block) -> int:
-    """Of the slab of a block."""
-    return block.images * (problem.c // problem.groups) * block.channel * np_dtype(problem.acc_dtype).itemsize
+def slab_bytes(problem: ConvProblem, block: Block, depth: int = 0) -> int:
+    """Of the slab of a block, for so many channels, or pairs of them; for all of a group by default."""
+    return block.images * (depth or problem.c // problem.groups) * block.channel * np_dtype(problem.acc_dtype).itemsize

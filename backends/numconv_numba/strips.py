@@ -16,7 +16,7 @@ from numconv.plugin import ConvProblem, np_dtype
 
 from .compiler import Address, Tag, helper, invoke, kernel
 from .direct import clear, outer_source
-from .elements import INT64, itemsize, same
+from .elements import INT64, itemsize
 from .geometry import (
     DILATION,
     DIMS,
@@ -266,7 +266,7 @@ def pack_lines(slab, x, start, lines, x_row, g, b, split_at, xt, at):
     step, length, stride = g[part(g, PARTS) + 3 + axis], g[part(g, SIZE) + axis], g[part(g, STRIDE) + axis]
     phase_bytes = b[PITCH] * size
     line_bytes = b[PHASES] * phase_bytes
-    even = same(xt, at) & (step == itemsize(xt)) & (split_at != 0)
+    even = (step == itemsize(xt)) & (split_at != 0)
     if even:
         invoke(split_at, x, start, length, slab, phase_bytes, b[PITCH], lines, x_row, line_bytes)
     if even and g[MODE] == 0:
@@ -366,7 +366,7 @@ def entry_table(problem: ConvProblem, tile: int) -> np.ndarray[Any, Any]:
     dtype, acc, phases = problem.dtype, problem.acc_dtype, problem.stride[-1]
     lanes = lanes_of(acc)
     found = (
-        split_strip.address((phases, lanes), acc) if phases in (1, 2, 4) else 0,
+        split_strip.address((phases, lanes), (dtype, acc)) if phases in (1, 2, 4) else 0,
         pack_strip.address(dtype, acc),
         tile,
         spread.address(lanes, acc),

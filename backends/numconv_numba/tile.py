@@ -246,7 +246,7 @@ class _Executor(ForwardExecutor):
         self._work = problem.flops / 2
         taps = tap_offsets(problem, block)
         self._block = block_vector(block, flat_pixels(block), len(taps), chunk_for(problem, tile))
-        self._tools = tools_for(problem.dtype, problem.acc_dtype, tile.lanes, phases=block.step[-1])
+        self._tools = tools_for(problem.dtype, problem.acc_dtype, tile.lanes, phases=block.step[-1], out=problem.out_dtype)
         self._taps = np.array(taps, np.int64) * self._acc.itemsize
         self._kernel = tiled.specialise(tuple(tile), problem.out_dtype, problem.acc_dtype)
 

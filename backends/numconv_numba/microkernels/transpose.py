@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
 from numconv_numba.compiler import Address, Tag, intrinsic, kernel, value
-from numconv_numba.elements import itemsize
+from numconv_numba.halves import HALVES
 from numconv_numba.scalar import is_null
 
 from .emit import Emitter, check_kinds
+from .memory import Memory
 
 __all__ = ["transpose"]
 
@@ -45,6 +47,25 @@ def _transposed(emit: Emitter, rows: list[Any]) -> list[Any]:
     return [vector for vector, _ in sorted(held, key=lambda each: each[1][0])]
 
 
+def _between(context: Any, builder: Any, dtypes: tuple[str, str], lanes: int) -> tuple[Emitter, Memory, Memory]:
+    """Vectors of the wider of two dtypes, and the memory of each."""
+    wide = "float64" if "float64" in dtypes else "float32"
+    emit = Emitter(builder, wide, lanes)
+    return emit, Memory(context, builder, emit, dtypes[0]), Memory(context, builder, emit, dtypes[1])
+
+
+@intrinsic
+def _sizes(typingctx: Any, dtype: Any) -> Any:
+    """Bytes of an element of x, of y, and of the wider of them, as constants."""
+    result = types.UniTuple(types.int64, 3)
+    narrow, other = (2 if name in HALVES else np.dtype(name).itemsize for name in dtype.value)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return context.make_tuple(builder, result, [_i64(narrow), _i64(other), _i64(max(4, narrow, other))])
+
+    return result(dtype), codegen
+
+
 @intrinsic
 def _transpose(
     typingctx: Any, lanes: Any, dtype: Any, x: Any, x_step: Any, rows: Any, columns: Any, bias: Any, relu: Any, y: Any, y_step: Any
@@ -54,22 +75,22 @@ def _transpose(
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         _, _, x, x_step, rows, columns, bias, relu, y, y_step = args
-        emit = Emitter(builder, dtype, count)
+        emit, source, target = _between(context, builder, dtype.value, count)
         used, mask = emit.first(columns), emit.first(rows)
         absent = builder.icmp_unsigned("==", builder.ptrtoint(bias, _i64), _i64(0))
         # -0 changes no sum
         # a load of no lanes is slow where there is no memory
-        loaded = emit.load_masked(builder.select(absent, x, bias), emit.both(used, builder.not_(absent)))
-        shift = builder.select(emit.spread(absent), emit.constant(-0.0), loaded)
+        given = emit.load_masked(builder.select(absent, x, bias), emit.both(used, builder.not_(absent)))
+        shift = builder.select(emit.spread(absent), emit.constant(-0.0), given)
         clip = emit.spread(builder.icmp_signed("!=", relu, _i64(0)))
         loaded = []
         for i in range(count):
             inside = emit.both(used, builder.icmp_signed("<", _i64(i), rows))
-            loaded.append(emit.load_masked(emit.at(x, emit.times(x_step, i)), inside))
+            loaded.append(source.load_masked(emit.at(x, emit.times(x_step, i)), inside))
         vectors = [emit.positive(builder.fadd(vector, shift), clip) for vector in loaded]
         for j, vector in enumerate(_transposed(emit, vectors)):
             with builder.if_then(builder.icmp_signed("<", _i64(j), columns)):
-                emit.store_masked(vector, emit.at(y, emit.times(y_step, j)), mask)
+                target.store_masked(vector, emit.at(y, emit.times(y_step, j)), mask)
         return emit.any_not_finite(loaded)
 
     integers = types.int64, types.int64, types.int64
@@ -83,20 +104,21 @@ def _transpose_whole(typingctx: Any, lanes: Any, dtype: Any, x: Any, x_step: Any
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         _, _, x, x_step, columns, y, y_step = args
-        emit, result = Emitter(builder, dtype, count), cgutils.alloca_once_value(builder, _i64(0))
+        emit, source, target = _between(context, builder, dtype.value, count)
+        result = cgutils.alloca_once_value(builder, _i64(0))
         rows, places = ([emit.at(base, emit.times(step, i)) for i in range(count)] for base, step in ((x, x_step), (y, y_step)))
         with builder.if_else(builder.icmp_signed(">=", columns, _i64(count))) as (square, narrow):
             with square:
-                vectors = [emit.load(row) for row in rows]
+                vectors = [source.load(row) for row in rows]
                 for place, vector in zip(places, _transposed(emit, list(vectors)), strict=True):
-                    emit.store(vector, place)
+                    target.store(vector, place)
                 builder.store(emit.any_not_finite(vectors), result)
             with narrow:
                 used = emit.first(columns)
-                vectors = [emit.load_masked(row, used) for row in rows]
+                vectors = [source.load_masked(row, used) for row in rows]
                 for j, vector in enumerate(_transposed(emit, list(vectors))[:-1]):
                     with builder.if_then(builder.icmp_signed("<", _i64(j), columns)):
-                        emit.store(vector, places[j])
+                        target.store(vector, places[j])
                 builder.store(emit.any_not_finite(vectors), result)
         return builder.load(result)
 
@@ -109,9 +131,11 @@ def transpose(
 ) -> int:
     """y[j, i] = x[i, j] + bias[j], or its positive part if `relu` is 1, for i < rows and j < columns, a square at a time.
 
-    Elements of a row of x, and of y, are neighbours. `bias` may be 0. Returns 1 if one of these x is NaN or an infinity, else 0.
+    `dtype` is a pair: of x, and of y; the bias has the wider one. Elements of a row of x, and of y, are neighbours. `bias` may be
+    0. Returns 1 if one of these x is NaN or an infinity, else 0.
     """
-    side, size, bad = value(lanes), itemsize(dtype), 0
+    side, bad = value(lanes), 0
+    x_item, y_item, bias_item = _sizes(dtype)
     down, across = -(-rows // side), -(-columns // side)
     plain, tall = is_null(bias) & (relu == 0), down > across
     # along the longer side: a square's rows lie far apart, and more of them would crowd the sets of the first-level cache
@@ -120,10 +144,10 @@ def transpose(
             # the last squares overlap those before them: whole ones are faster
             i = min((inner if tall else outer) * side, max(0, rows - side))
             j = min((outer if tall else inner) * side, max(0, columns - side))
-            source, target = x + (i * x_step + j * size), y + (j * y_step + i * size)
+            source, target = x + (i * x_step + j * x_item), y + (j * y_step + i * y_item)
             if plain & (rows - i >= side):
                 bad |= _transpose_whole(lanes, dtype, source, x_step, columns - j, target, y_step)
             else:
-                shift = bias if is_null(bias) else bias + j * size
+                shift = bias if is_null(bias) else bias + j * bias_item
                 bad |= _transpose(lanes, dtype, source, x_step, rows - i, columns - j, shift, relu, target, y_step)
     return bad
