@@ -33,7 +33,7 @@ __all__ = [
 
 UINT8 = Tag("uint8")
 AHEAD = 4
-"""Input channels whose weights are fetched before they are packed: of a gradient they lie far apart, where no processor expects them."""
+"""Input channels whose weights are fetched before they are packed: those of an input_grad lie far apart."""
 
 # --- tables --------------------------------------------------------------------------------------------------------------------
 
