@@ -50,7 +50,7 @@ from .threads import MAX_THREADS, SERIAL_WORK, Areas, parallel_for, run, run_wit
 from .tools import tools_for
 
 __all__ = [
-    "Blocked", "Layout", "Shape", "array_origin", "most_workers", "panel_shape", "parts_for",
+    "Blocked", "Layout", "Shape", "array_origin", "most_workers", "pack_weight_cycles", "panel_shape", "parts_for",
     "reads_in_place", "seconds", "tile_cycles", "window_steps",
 ]  # fmt: skip
 
@@ -91,6 +91,11 @@ def seconds(cycles: float) -> float:
 def tile_cycles(vectors: int, positions: int) -> float:
     """Of a term of a tile: two multiply-adds a cycle, less where the loads of few vectors for many positions get in the way."""
     return vectors * positions / 2 * (1, 1.6, 1.06, 1.04, 1.04)[vectors]
+
+
+def pack_weight_cycles(problem: ConvProblem, pairs: int) -> float:
+    """Of packing the kernels of so many pairs of channels: those of an input_grad lie in short runs, far apart."""
+    return pairs * math.prod(problem.kernel) * (0.8 if problem.flip and math.prod(problem.kernel) > 1 else 0.45)
 
 
 @functools.lru_cache(maxsize=256)
@@ -373,7 +378,7 @@ class Blocked(DenseImplementation):
         cycles = tiles * depth * taps * tile_cycles(shape.vectors, shape.positions) * (host().pair_cycles if self.paired else 1)
         packed = 0 if in_place else pack_cycles(block, depth * problem.groups)
         cycles *= 1.12 if in_place else 1  # channels of x lie pages apart
-        weights = problem.k * problem.c // problem.groups * taps * (1 if block.pieces == 1 else 2) * 0.6
+        weights = pack_weight_cycles(problem, math.prod(problem.w_shape)) * (1 if block.pieces == 1 else 2)
         written = math.prod(problem.y_shape) * (PAIRED_WRITE_CYCLES if self.paired else WRITE_CYCLES)
         return CALL_SECONDS + 2e-6 + seconds(cycles + packed + weights + written)
 

@@ -155,7 +155,7 @@ class ForwardExecutor:
         shift = accumulated(bias[0], self._acc) if bias else 0
         status = np.zeros(self._problem.n, np.uint8)
         self.launch(x, w, shift, y, status, self._vectors(x.strides, w.strides, y.strides))
-        if b"\1" in status.tobytes():
+        if status.item(0) if self._problem.n == 1 else b"\1" in status.tobytes():
             self.again(y, ins, np.flatnonzero(status))
 
     def again(self, y: Any, ins: Any, images: Any) -> None:

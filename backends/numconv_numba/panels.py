@@ -37,7 +37,7 @@ UINT8, UINT32 = Tag("uint8"), Tag("uint32")
 SMOOTHED = 64
 """Pixels that get their silu or gelu together."""
 AHEAD = 4
-"""Input channels whose weights are fetched before they are packed: a gradient's lie far apart, where no processor expects it."""
+"""Input channels whose weights are fetched before they are packed: those of an input_grad lie far apart."""
 PAIRED_TAPS = 16
 """Taps up to which as many pairs of channels are packed together as make whole squares of vectors."""
 

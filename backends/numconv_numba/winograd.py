@@ -23,7 +23,18 @@ import numpy as np
 
 from numconv.plugin import ConvProblem, Verdict, np_dtype
 
-from .blocked import CALL_SECONDS, Blocked, Shape, forget, most_workers, panel_shape, parts_for, seconds, tile_cycles
+from .blocked import (
+    CALL_SECONDS,
+    Blocked,
+    Shape,
+    forget,
+    most_workers,
+    pack_weight_cycles,
+    panel_shape,
+    parts_for,
+    seconds,
+    tile_cycles,
+)
 from .compiler import Address, Tag, helper, invoke, kernel
 from .dense import DenseImplementation, ForwardExecutor, Weights
 from .elements import INT64, itemsize, keep, memory, scratch
@@ -239,9 +250,10 @@ def _cost(problem: ConvProblem, layout: _Layout) -> float:
     inputs = shared * (pack_cycles(block, problem.c) * 1.5 + vectors * tiles.elements * 7)
     outputs = pieces * panels * shape.vectors * block.tiles * (tiles.elements * 4 + math.prod(tiles.outputs) * 6)
     times = 2 * problem.groups if layout.kept else pieces
-    weights = times * panels * shape.vectors * terms * tiles.elements * 5.5
+    transformed = panels * shape.vectors * terms * tiles.elements * 3
+    weights = times * (pack_weight_cycles(problem, panels * shape.width * per_c) + transformed)
     results = math.prod(problem.y_shape) * WRITE_CYCLES
-    return CALL_SECONDS + 3e-6 + seconds(products * 1.1 + inputs + outputs + weights * 2 + results)
+    return CALL_SECONDS + 3e-6 + seconds(products * 1.1 + inputs + outputs + weights + results)
 
 
 @functools.lru_cache(maxsize=256)

@@ -21,29 +21,27 @@ __all__ = ["transpose"]
 _i64 = ir.IntType(64)
 
 
+def _halves(lanes: int, block: int, run: int) -> list[list[int]]:
+    """Which elements of two vectors make the first, and the second: runs of both in turn, or every second of their blocks."""
+    both = range(2 * lanes)
+    if run >= block:
+        return [[lane for lane in both if lane // block % 2 == half] for half in range(2)]
+    starts = [[at for at in range(0, lanes, run) if at % block // run // (block // run // 2) == half] for half in range(2)]
+    return [[lane for at in some for lane in (*both[at:][:run], *both[lanes + at :][:run])] for some in starts]
+
+
 def _transposed(emit: Emitter, rows: list[Any]) -> list[Any]:
     """The columns of a square of vectors: elements change places within 16 bytes, then such blocks, which processors do fastest."""
-    lanes, block, distance = emit.lanes, 16 * emit.lanes // emit.width, 1
-    order = range(2 * lanes)
+    lanes, run = emit.lanes, 1
     held = [(row, list(range(lanes))) for row in rows]  # vectors, and the column of each of their elements
-    while distance < lanes:
+    while run < lanes:
         for i in range(lanes):
-            if i & distance:
+            if i & run:
                 continue
-            (a, columns), (b, _) = held[i], held[i + distance]
-            if distance < block:
-                # [a0 b0 a1 b1 ...] of the lower half of each block, then of the upper
-                runs = [order[at : at + distance] for at in order[::distance]]
-                half, each = len(runs) // 2, block // distance
-                low = [k for first in range(0, half, each) for k in range(first, first + each // 2)]
-                picks = [
-                    [lane for k in some for lane in (*runs[k], *runs[half + k])] for some in (low, [k + each // 2 for k in low])
-                ]
-            else:
-                picks = [[lane for lane in order if lane // block % 2 == parity] for parity in range(2)]
-            for place, pick in zip((i, i + distance), picks, strict=True):
-                held[place] = emit.shuffle(a, b, pick), [(columns * 2)[lane] for lane in pick]
-        distance *= 2
+            (a, columns), (b, _) = held[i], held[i + run]
+            for place, picked in zip((i, i + run), _halves(lanes, 16 * lanes // emit.width, run), strict=True):
+                held[place] = emit.shuffle(a, b, picked), [(columns * 2)[lane] for lane in picked]
+        run *= 2
     return [vector for vector, _ in sorted(held, key=lambda each: each[1][0])]
 
 
