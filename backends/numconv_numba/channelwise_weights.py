@@ -177,7 +177,7 @@ class _Executor:
             )  # fmt: skip
         rows = problem.kernel[-2] if problem.ndim > 1 else 1
         found = self._joined(partial.sum(axis=0)[:, :, :rows]).reshape(w.shape)
-        w[...] = np.flip(found, range(2, found.ndim)) if problem.flip else found
+        w[...] = np.flip(found, tuple(range(2, found.ndim))) if problem.flip else found
         if bias and problem.bias == "y":
             bias[0][...] = self._joined(shifts.sum(axis=0))
         elif bias:

@@ -25,7 +25,7 @@ from .geometry import BATCH, DIMS, GROUPS, LOW, OUTPUT, PARTS, PER_C, PER_K, SIZ
 from .microkernels import plane_gradients as job_of
 from .microkernels.emit import flag_table, host, lanes_of
 from .microkernels.plane_gradients import Collect, collect, registers
-from .planewise import AHEAD_PLANE, MOST_ROWS, WORK, are_finite, column_offsets, has_rows, refusal
+from .planewise import AHEAD_PLANE, MOST_ROWS, WORK, are_finite, column_offsets, has_rows, inside_strips, refusal
 from .scalar import address, as_integer, is_null, pointer, store
 from .strips import ITEMS, UINT8, outer_place
 from .threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
@@ -33,6 +33,8 @@ from .threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
 __all__ = ["PlanewiseWeights"]
 
 MOST_COLUMNS = 12
+SLICED, LARGE = 1.35, 1.3
+"""What several slices, and planes beyond the first-level cache, cost against what is counted."""
 
 
 class _Plan(NamedTuple):
@@ -103,30 +105,26 @@ class _Run(NamedTuple):
 
     result: int
     vectors: int
-    count: int
+    lines: int
     flags: Any
 
 
 def _runs(problem: ConvProblem, shape: Collect) -> list[_Run]:
     """All vectors of a row of results."""
     size, end, step, lanes = problem.spatial[-1], problem.output[-1], shape.column_step, shape.lanes
-    offsets = np.array(column_offsets(problem.replace(flip=False)))[:, None, None]
-    parts = np.arange(step * lanes).reshape(step, lanes)
-    tables = []
-    for result in range(0, end, lanes):
-        used = result + np.arange(lanes) < end
-        places = result * step + offsets + parts
-        inside = (places >= 0) & (places < size)
-        tables.append(np.concatenate([inside.reshape(-1, lanes), used[None]]))
+    offsets, parts = column_offsets(problem.replace(flip=False)), np.arange(step * lanes).reshape(step, lanes)
+    vectors = range(-(-end // lanes))
+    inside = inside_strips(offsets, step * lanes, step * lanes, size) if problem.ndim == 1 else range(0)
+    whole = range(max(0, inside.start), min(inside.stop, end // lanes))
+    found = []
+    for vector in [*vectors[: whole.start], *whole[:1], *vectors[max(whole.start, whole.stop) :]]:
+        places = vector * step * lanes + np.array(offsets)[:, None, None] + parts
+        used = (vector * lanes + np.arange(lanes) < end)[None]
+        flags = np.concatenate([((places >= 0) & (places < size)).reshape(-1, lanes), used])
+        found.append(_Run(vector * lanes, 1, len(whole) if vector in whole else 1, flags))
     if problem.ndim > 1:
-        return [_Run(0, len(tables), 1, np.array(tables))]
-    runs: list[_Run] = []
-    for i, table in enumerate(tables):
-        if runs and table.all() and runs[-1].flags.all():
-            runs[-1] = runs[-1]._replace(count=runs[-1].count + 1)
-        else:
-            runs.append(_Run(i * lanes, 1, 1, table))
-    return runs
+        return [_Run(0, len(vectors), 1, np.array([run.flags for run in found]))]
+    return found
 
 
 # What the kernel knows of a plan: the tile's address, tiles, runs, rows and columns of taps of a tile and of the kernel, the rows
@@ -266,7 +264,7 @@ class _Executor:
             _steps(problem)[0], plan.band, plan.bands, plan.shares, math.prod(problem.kernel[:-2]),
             math.prod(problem.output[:-2]), shape.lanes, *plan.tiles,
         ]  # fmt: skip
-        rows = [(run.result, run.vectors, run.count, at + start) for run, start in zip(runs, starts, strict=False)]
+        rows = [(run.result, run.vectors, run.lines, at + start) for run, start in zip(runs, starts, strict=False)]
         self._plan = np.array([*head, *(number for row in rows for number in row)], np.int64)
         self._columns = np.array(column_offsets(problem.replace(flip=False)), np.int64) * np_dtype(dtype).itemsize
         self._vectors = conv_vectors(problem, 0)
@@ -282,7 +280,7 @@ class _Executor:
             return
         own = bias and problem.bias == "y"
         partial, status = np.zeros((self._shares, *problem.w_shape), problem.dtype), np.zeros(1, np.uint8)
-        shifts = np.zeros((self._shares, problem.k), problem.dtype) if own else 0
+        shifts: Any = np.zeros((self._shares, problem.k), problem.dtype) if own else 0
         if y.size:
             run_with(
                 self._areas, self._kernel, self._shares * problem.k, self._work,
@@ -292,7 +290,7 @@ class _Executor:
             self._direct(outs, ins)  # zeros beside a row have met what is not finite
             return
         found = partial[0] if self._shares == 1 else partial.sum(axis=0)
-        w[...] = np.flip(found, range(2, found.ndim)) if problem.flip else found
+        w[...] = np.flip(found, tuple(range(2, found.ndim))) if problem.flip else found
         if own:
             bias[0][...] = shifts.sum(axis=0)
         elif bias:
@@ -325,8 +323,12 @@ class PlanewiseWeights(Implementation):
     def cost(self, problem: ConvProblem) -> float:
         """Of all walks."""
         plan = plan_for(problem)
-        alone = 2 if problem.k * plan.shares == 1 else 1
-        return CALL_SECONDS + 3e-6 + seconds(alone * _cycles(problem, plan))
+        factor = 2.0 if problem.k * plan.shares == 1 else 1.0
+        if problem.c > problem.groups or problem.ndim > 2:
+            factor *= SLICED
+        if math.prod(problem.spatial[-2:]) * np_dtype(problem.dtype).itemsize > AHEAD_PLANE and problem.ndim > 1:
+            factor *= LARGE
+        return CALL_SECONDS + 3e-6 + seconds(factor * _cycles(problem, plan))
 
     def workspace(self, problem: ConvProblem) -> int:
         """A job for each thread and the sums of all shares; or what `DepthwiseWeights` needs for other orders."""

@@ -54,6 +54,8 @@ MOST_ROWS = 8
 MOST_COLUMNS = 31
 WIDTHS = (1, 2, 3, 4, 7)
 """Vectors of a tile: few, so that few are compiled."""
+SLICED = 1.6
+"""What sums over several slices cost against what is counted, on the scale of other tiles."""
 WORK = 16
 """Multiply-adds that would take a cycle: with small planes most of the time is not theirs."""
 AHEAD_PLANE = 64 * 1024
@@ -152,32 +154,34 @@ def column_offsets(problem: ConvProblem) -> list[int]:
 
 
 class _Run(NamedTuple):
-    """A strip, or in one dimension strips that have all their lanes: columns of what is read and of results, how many, its mask."""
+    """A strip, or in one dimension those that have all their lanes: columns of what is read and of results, how many, masks."""
 
     source: int
     target: int
-    count: int
+    strips: int
     used: int
     flags: Any
+
+
+def inside_strips(offsets: Sequence[int], step: int, reach: int, size: int) -> range:
+    """Of strips whose sources lie `step` apart and that read `reach` places from each offset, those that read x alone."""
+    return range(-(min(offsets) // step), (size - reach - max(offsets)) // step + 1)
 
 
 def _runs(problem: ConvProblem, plan: _Plan) -> list[_Run]:
     """All strips."""
     shape, size, end = plan.shape, _source(problem)[-1], _target(problem)[-1]
-    each = 1 if shape.adjoint else shape.column_step
-    lanes = np.arange(shape.vectors * each * shape.lanes)
-    offsets = np.array(column_offsets(problem))[:, None]
-    runs: list[_Run] = []
-    for target in range(0, end, plan.width):
-        source = target // shape.column_step if shape.adjoint else target * shape.column_step
-        used = min(plan.width, end - target)
-        places = source + offsets + lanes
-        flags = (places >= 0) & (places < size)
-        whole = problem.ndim == 1 and used == plan.width and flags.all()
-        if whole and runs and runs[-1].count:
-            runs[-1] = runs[-1]._replace(count=runs[-1].count + 1)
-        else:
-            runs.append(_Run(source, target, int(whole), used, flags))
+    lanes = np.arange(shape.vectors * (1 if shape.adjoint else shape.column_step) * shape.lanes)
+    step = plan.width // shape.column_step if shape.adjoint else plan.width * shape.column_step
+    offsets = column_offsets(problem)
+    inside = inside_strips(offsets, step, lanes.size, size) if problem.ndim == 1 else range(0)
+    whole = range(max(0, inside.start), min(inside.stop, end // plan.width))
+    runs = []
+    for strip in [*range(plan.strips)[: whole.start], *whole[:1], *range(plan.strips)[max(whole.start, whole.stop) :]]:
+        places = strip * step + np.array(offsets)[:, None] + lanes
+        used = min(plan.width, end - strip * plan.width)
+        count = len(whole) if strip in whole else 1
+        runs.append(_Run(strip * step, strip * plan.width, count, used, (places >= 0) & (places < size)))
     return runs
 
 
@@ -229,8 +233,8 @@ def fill_rows(job, x, y, first_row, end_row, g, b, at):
     job[job_of.X], job[job_of.X_ROW] = as_integer(x + base * x_row), -x_row if backwards else x_row
     job[job_of.Y] = as_integer(y + (end_row - 1 if backwards else first_row) * y_row)
     job[job_of.Y_ROW] = -y_row if backwards else y_row
-    # rows of the next plane, or of a large one those that follow
-    job[job_of.AHEAD] = job[job_of.X_PLANE] if abs(job[job_of.X_PLANE]) <= AHEAD_PLANE else 8 * job[job_of.X_ROW]
+    # of the next plane, or of a large one the rows that follow: few, since they may all meet the same places of the cache
+    job[job_of.AHEAD] = job[job_of.X_PLANE] if abs(job[job_of.X_PLANE]) <= AHEAD_PLANE else 3 * job[job_of.X_ROW]
 
 
 @helper
@@ -379,7 +383,7 @@ class _Sweeps:
             shape.adjoint, plan.width, plan.width // shape.column_step if shape.adjoint else plan.width * shape.column_step, *outer,
         ]  # fmt: skip
         at = self._flags.ctypes.data
-        rows = [(run.source, run.target, max(1, run.count), run.used, at + start) for run, start in zip(runs, starts, strict=False)]
+        rows = [(run.source, run.target, run.strips, run.used, at + start) for run, start in zip(runs, starts, strict=False)]
         self._plan = np.array([*head, *(number for row in rows for number in row)], np.int64)
         self._columns = np.array(column_offsets(problem), np.int64) * size
         self._vectors = _vectors(problem)
@@ -484,8 +488,8 @@ class Planewise(DenseImplementation):
         """Of all sweeps."""
         plan = plan_for(problem)
         planes = problem.n * (problem.c if plan.shape.adjoint else problem.k) * math.prod(_target(problem)[:-2])
-        alone = 2 if planes * plan.bands == 1 else 1
-        return CALL_SECONDS + seconds(alone * planes * _plane_cycles(problem, plan))
+        factor = (2.0 if planes * plan.bands == 1 else 1.0) * (SLICED if plan.shape.sliced else 1.0)
+        return CALL_SECONDS + seconds(factor * planes * _plane_cycles(problem, plan))
 
     def cost(self, problem: ConvProblem) -> float:
         """Of a forward problem, or of one sweep with a stride."""

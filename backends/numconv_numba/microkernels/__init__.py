@@ -12,6 +12,10 @@
     Register tiles over several rows of results of one channel: tile by tile, and down a strip.
 ``correlation``
     Register tiles over the taps of a weight gradient, the lanes over pixels.
+``planes``, ``plane_gradients``
+    Register tiles that sweep over planes where they lie, and those of their weight gradients.
+``channelwise``, ``channel_gradients``
+    Register tiles with the lanes over channels that are neighbours in memory, and those of their weight gradients.
 ``transpose``
     Square blocks transposed in registers, and results written through them.
 ``copies``
