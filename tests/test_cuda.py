@@ -124,8 +124,8 @@ def test_the_simulator_is_on_demand(fresh, monkeypatch):
         ("conv {} f32 n8 c64 k64 g1 in56x56 w3x3 s1 p1 d1 accuracy=fast", "tensor_cores"),
         ("conv {} f32 n8 c64 k64 g64 in56x56 w3x3 s1 p1 d1", "depthwise"),
         ("conv {} f32 n1 c1 k1 g1 in512x512 w11x11 s1 p5 d1", "depthwise"),
-        ("conv {} i32 n8 c64 k64 g1 in56x56 w3x3 s1 p1 d1", "direct"),
-        ("conv {} c64 n8 c64 k64 g1 in56x56 w3x3 s1 p1 d1", "direct"),
+        ("conv {} i32 n8 c64 k64 g1 in56x56 w3x3 s1 p1 d1", "implicit_gemm"),
+        ("conv {} c64 n8 c64 k64 g1 in56x56 w3x3 s1 p1 d1", "implicit_gemm"),
     ],
 )
 def test_the_order_by_class_of_problem(text, algorithm, monkeypatch):
@@ -428,6 +428,35 @@ def test_unpooling_some_channels_at_a_time(rng, monkeypatch):
         "max_unpool_backward f32 n3 c2 in5x4 w1x1 s1 p0 d1 target=3x2",
     ):
         check(parse(f"window {text}"), "cuda", rng=rng)
+
+
+@simulated
+@pytest.mark.parametrize("algorithm", ["implicit_gemm", "tensor_cores"])
+@pytest.mark.parametrize(
+    ("text", "ways"),
+    [
+        ("conv forward f32 n1 c8 k5 g1 in2x4 w1x1 s1 p0 d1", ["4 x4", "4 4"]),
+        ("conv forward f32 n2 c4 k6 g2 in3x4 w2x2 s1 p0 d1", ["4 x1", "1 x1"]),
+        ("conv input_grad f32 n1 c4 k8 g1 in2x4 w1x1 s1 p0 d1", ["x4 x4", "x4 4"]),
+        ("conv weight_grad f32 n2 c4 k4 g1 in2x4 w1x1 s1 p0 d1", ["4 4", "x4 x4"]),
+        ("conv weight_grad f32 n2 c3 k4 g1 in3x5 w2x2 s1 p0 d1", ["4 1", "x4 1"]),
+    ],
+)
+def test_wide_loads(text, ways, algorithm, rng, monkeypatch):
+    """Where neighbours are aligned they are read at once: with channels first, and with channels last."""
+    from numconv_cuda import implicit_gemm
+
+    known, found = implicit_gemm.ways_of, set()
+
+    def noted(*given):
+        found.add(" ".join(map(str, known(*given))))
+        return known(*given)
+
+    monkeypatch.setattr(implicit_gemm, "ways_of", noted)
+    level = "fast" if algorithm == "tensor_cores" else "default"
+    for layout in ("channels_first", "channels_last"):
+        check(parse(f"{text} accuracy={level}").replace(layout=layout), "cuda", algorithm, rng=rng)
+    assert found >= set(ways)
 
 
 @simulated

@@ -49,6 +49,11 @@ _GLOBAL = 1
 """LLVM's number of the address space of device memory."""
 
 
+# Not fpext and fptrunc: NVVM would make vectors of neighbouring halves, which it then calls unsupported.
+_WIDEN_HALF = ir.InlineAsm(ir.FunctionType(_f32, [_i16]), "cvt.f32.f16 $0, $1;", "=f,h")
+_NARROW_HALF = ir.InlineAsm(ir.FunctionType(_i16, [_f32]), "cvt.rn.f16.f32 $0, $1;", "=h,f")
+
+
 def _as_global(builder: Any, pointer: Any) -> Any:
     return builder.addrspacecast(pointer, ir.PointerType(pointer.type.pointee, _GLOBAL))
 
@@ -64,8 +69,7 @@ def _widen(context: Any, builder: Any, value: Any, stored: Any, result: Any) -> 
         bits = builder.shl(builder.zext(value, _i32), _i32(16))
         return context.cast(builder, builder.bitcast(bits, _f32), types.float32, result)
     if stored == types.float16:
-        single = builder.fpext(builder.bitcast(value, ir.HalfType()), _f32)
-        return context.cast(builder, single, types.float32, result)
+        return context.cast(builder, builder.call(_WIDEN_HALF, [value]), types.float32, result)
     return context.cast(builder, value, stored, result)
 
 
@@ -74,7 +78,7 @@ def _narrow(context: Any, builder: Any, value: Any, number: Any, stored: Any) ->
         return _to_bfloat(builder, context.cast(builder, value, number, types.float32))
     if stored == types.float16:
         single = context.cast(builder, value, number, types.float32)
-        return builder.bitcast(builder.fptrunc(single, ir.HalfType()), _i16)
+        return builder.call(_NARROW_HALF, [single])
     return context.cast(builder, value, number, stored)
 
 
@@ -108,15 +112,18 @@ def load_wide(typingctx: Any, pointer: Any, index: Any, like: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         stored = sig.args[0].dtype
         first = _element(context, builder, args[0], args[1], sig.args[1])
-        element = first.type.pointee
-        vector = ir.PointerType(ir.VectorType(element, like.count), _GLOBAL)
-        loaded = builder.load(builder.bitcast(first, vector))
-        loaded.align = min(_QUAD, like.count * stored.bitwidth // 8)
+        element, size = first.type.pointee, stored.bitwidth
+        packed = max(32 // size, 1)  # NVVM has no vectors of eight: small elements are loaded as words that hold some each
+        lanes = ir.VectorType(_i32 if packed > 1 else element, like.count // packed)
+        loaded = builder.load(builder.bitcast(first, ir.PointerType(lanes, _GLOBAL)))
+        loaded.align = min(_QUAD, like.count * size // 8)
         loaded.set_metadata("invariant.load", builder.module.add_metadata([]))
         result = ir.Constant(context.get_value_type(like), ir.Undefined)
         for place in range(like.count):
-            value = _widen(context, builder, builder.extract_element(loaded, _i32(place)), stored, like.dtype)
-            result = builder.insert_value(result, value, place)
+            value = builder.extract_element(loaded, _i32(place // packed))
+            if packed > 1:
+                value = builder.trunc(builder.lshr(value, _i32(place % packed * size)), element)
+            result = builder.insert_value(result, _widen(context, builder, value, stored, like.dtype), place)
         return result
 
     return like(pointer, index, like), codegen
@@ -398,7 +405,7 @@ def poke_tensor(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
             rounding = ir.InlineAsm(ir.FunctionType(_i32, [_f32]), "cvt.rna.tf32.f32 $0, $1;", "=r,f")
             stored = builder.bitcast(builder.call(rounding, [number]), _f32)
         elif array.dtype == types.int16:
-            stored = builder.bitcast(builder.fptrunc(number, ir.HalfType()), _i16)
+            stored = builder.call(_NARROW_HALF, [number])
         else:
             stored = _to_bfloat(builder, number)
         builder.store(stored, _shared_element(context, builder, sig.args[0], args[0], args[1], sig.args[1]))

@@ -7,7 +7,7 @@ needs every such run to be whole, aligned, and free of padding: the steps betwee
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from numconv.plugin import np_dtype
@@ -17,10 +17,12 @@ from .gathering import Way
 from .gemm import FORWARD, INPUT_GRAD, Operation
 from .geometry import Geometry
 
-__all__ = ["ways_of"]
+__all__ = ["ways_of", "widest"]
 
 BYTES = 16
 """Of the widest load."""
+WORD = 4
+"""Bytes of the least."""
 
 
 def ways_of(operation: Operation, tile: Any, g: Geometry, pointers: Sequence[Any]) -> tuple[Way, Way]:
@@ -41,14 +43,35 @@ def ways_of(operation: Operation, tile: Any, g: Geometry, pointers: Sequence[Any
     return tuple(plain if way is None else way for plain, way in zip(operation.ways, found, strict=True))  # type: ignore[return-value]
 
 
+def widest(operation: Operation, tile: Any, dtype: str) -> Iterator[tuple[Way, Way]]:
+    """The pairs of ways with the widest loads there are: for arrays with channels first, and with channels last."""
+    lines = (tile.rows, tile.columns)
+    wide = [_wide(dtype, count * tile.depth // tile.threads) for count in lines]
+    along, across = ([Way(side, each) for each in wide] for side in (False, True))
+    if operation.name == FORWARD.name:
+        yield along[0], across[1]
+        yield along[0], along[1]
+    elif operation.name == INPUT_GRAD.name:
+        yield across[0], across[1]
+        yield across[0], along[1]
+    else:
+        yield along[0], along[1]
+        yield across[0], across[1]
+        yield along[0], operation.ways[1]
+
+
+def _wide(dtype: str, loads: int) -> int:
+    """The elements of the widest load of a thread that takes so many of a slice; less than 4 bytes are not worth one."""
+    known = np_dtype(dtype)
+    found = 1 if known.kind == "c" else math.gcd(BYTES // known.itemsize, loads)
+    return found if found * known.itemsize >= WORD else 1
+
+
 def _most(pointer: Any, loads: int) -> int:
     """The elements of a load of a thread that takes so many of a slice; 1 where the first element is not aligned."""
     if SIMULATED:
         return min(4, loads)  # a pointer there has no address, and a load says when it is not aligned
-    dtype = np_dtype(pointer.dtype)
-    if dtype.kind == "c" or pointer.address % BYTES:
-        return 1
-    return math.gcd(max(BYTES // dtype.itemsize, 1), loads)
+    return 1 if pointer.address % BYTES else _wide(pointer.dtype, loads)
 
 
 def _whole(wide: int, *steps: Any) -> bool:

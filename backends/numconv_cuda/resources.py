@@ -23,6 +23,7 @@ from numconv.plugin import accumulator, parse
 from . import depthwise, direct, gemm, pooling, tensor_cores, windows
 from .compiler import Kernel, ptx, type_of, types
 from .geometry import Geometry, geometry
+from .neighbours import widest
 
 __all__ = ["CAPABILITIES", "DTYPES", "TABLE", "Resources", "Variant", "assemble", "read_table", "toolkit_reason", "variants"]
 
@@ -111,23 +112,24 @@ def variants(dtype: str, ndim: int) -> Iterator[Variant]:
             (pooling.lp_pool, (of, of, pool, zero, number, zero)),
             (pooling.lp_pool_backward, (of, of, of, pool, zero, number, zero)),
         ]
-        found += _tiled(of, sums, conv, narrow, acc)
-    if dtype in tensor_cores.FORMATS:
-        for operation, out in ((gemm.FORWARD, of), (gemm.INPUT_GRAD, of), (gemm.WEIGHT_GRAD, sums)):
-            kernel = tensor_cores.tensor_kernel(operation, tensor_cores.TENSOR_TILE, dtype)
-            found.append((kernel, (of, of, of, out, conv, number, number, number, number, zero)))
+        for width in depthwise.WIDTHS:
+            found.append((depthwise.rows_kernel(width, acc), (of, of, of, of, conv, narrow, number, zero)))
+            found.append((depthwise.taps_kernel(width, acc), (of, of, sums, conv, narrow, number, number, zero)))
+    for product, out in _products(dtype, acc, of, sums):
+        found.append((product, (of, of, of, out, conv, number, number, number, number, zero)))
     for kernel, arguments in found:
         yield Variant(kernel, dtype, ndim, tuple(arguments))
 
 
-def _tiled(of: Any, sums: Any, conv: Any, narrow: Any, acc: str) -> Iterator[tuple[Kernel, Sequence[Any]]]:
-    number, zero = types.int64, _numba(acc)
+def _products(dtype: str, acc: str, of: Any, sums: Any) -> Iterator[tuple[Kernel, Any]]:
+    """The kernels of matrix products and the types of their results: every tile, and every wide load on the largest."""
     for operation, out in ((gemm.FORWARD, of), (gemm.INPUT_GRAD, of), (gemm.WEIGHT_GRAD, sums)):
-        for tile in gemm.tiles_of(acc):
-            yield gemm.product_kernel(operation, tile, acc), (of, of, of, out, conv, number, number, number, number, zero)
-    for width in depthwise.WIDTHS:
-        yield depthwise.rows_kernel(width, acc), (of, of, of, of, conv, narrow, number, zero)
-        yield depthwise.taps_kernel(width, acc), (of, of, sums, conv, narrow, number, number, zero)
+        for number, tile in enumerate(gemm.tiles_of(acc)):
+            for ways in dict.fromkeys([operation.ways, *(widest(operation, tile, dtype) if number == 0 else ())]):
+                yield gemm.product_kernel(operation, tile, acc, ways), out
+        if dtype in tensor_cores.FORMATS:
+            for ways in (operation.ways, *widest(operation, tensor_cores.TENSOR_TILE, dtype)):
+                yield tensor_cores.tensor_kernel(operation, tensor_cores.TENSOR_TILE, dtype, ways), out
 
 
 def _numba(dtype: str) -> Any:
