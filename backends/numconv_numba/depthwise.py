@@ -50,6 +50,7 @@ from .strips import (
     SPLIT,
     SPREAD,
     STRIP,
+    SUMS_TILE,
     TILE,
     UINT8,
     WIDTH,
@@ -198,8 +199,9 @@ def multiply_rows(source, line_bytes, lines, slices, w, channel, y, y_row, count
     g, b, entries, areas, bias = frame
     axis, size, job = g[DIMS] - 1, itemsize(at), pointer(areas[FIELDS], INT64)
     y_step, flipped, each = g[part(g, PARTS + 2) + 3 + axis], g[part(g, FLIPPED)] != 0, 2 if b[EXTRA] > 0 else 1
-    finished = same(yt, at) & ((y_step == size) | (y_step == 2 * size))
-    inline = finished & (y_step == size)
+    # the tile writes results of any dtype itself, but only sums that are spread out afterwards
+    inline = (y_step == itemsize(yt)) & ((g[OPTION] <= 1) | same(yt, at))
+    finished = inline | (same(yt, at) & (y_step == 2 * size))
     target, row_bytes, shift, relu = areas[SUMS], b[WIDTH] * size, address(0), 0
     if finished:
         relu, shift = 1 if g[OPTION] == 1 else 0, bias if is_null(bias) else bias + channel * size
@@ -213,7 +215,7 @@ def multiply_rows(source, line_bytes, lines, slices, w, channel, y, y_row, count
     job[job_of.BIAS], job[job_of.RELU], job[job_of.Y], job[job_of.Y_ROW] = as_integer(shift), relu, as_integer(target), row_bytes
     job[job_of.USED_ROWS], job[job_of.USED], job[job_of.LEFT] = count, pixels, short
     job[job_of.SHORT] = -1 if short == 0 else 0 if flipped else last
-    invoke(entries[TILE], areas[FIELDS])
+    invoke(entries[TILE if inline else SUMS_TILE], areas[FIELDS])
     whole = last if short > 0 else count
     if finished and g[OPTION] > 1:
         rows, step = (y, y_row) if inline else (areas[SUMS], b[WIDTH] * size)
@@ -349,12 +351,12 @@ class _Part:
         self._vectors = conv_vectors(problem, ACTIVATIONS[problem.activation])
         places = [phase * layout.pitch + place for phase, place in column_places(problem, layout.columns)]
         rows = _schedule(layout.rows, layout.lag, layout.kernel_rows, layout.columns, layout.extra)
+        tile, shape = slide, [layout.rows, layout.vectors, layout.lanes]
         if layout.rolling:
-            tile = roll.address((layout.vectors, layout.kernel_rows, layout.lag, layout.lanes), problem.acc_dtype)
-        else:
-            tile = slide.address((layout.rows, layout.vectors, layout.lanes), problem.acc_dtype)
+            tile, shape = roll, [layout.vectors, layout.kernel_rows, layout.lag, layout.lanes]
+        tiles = [tile.address(tuple(shape), (problem.acc_dtype, dtype)) for dtype in (problem.out_dtype, problem.acc_dtype)]
         self._tables = [
-            layout_vector(problem, layout), entry_table(problem, tile), np.array(places, np.int64) * item,
+            layout_vector(problem, layout), entry_table(problem, *tiles), np.array(places, np.int64) * item,
             np.array(rows, np.int64) * np.array([1, 1, 1, item, 1, 1]),
         ]  # fmt: skip
         self._fixed = [table.ctypes.data for table in self._tables]

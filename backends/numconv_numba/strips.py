@@ -38,8 +38,8 @@ from .slab import copy_cells, pack_borders, pack_places
 
 __all__ = [
     "BAND", "BANDS", "CLASSES", "COLUMNS", "EXTRA", "FOLDED", "ITEMS", "KERNEL_ROWS", "LAG", "OUTER_OUTPUTS", "OUTER_TAPS",
-    "PACK", "PHASES", "PHASE_ROWS", "PITCH", "REACHED", "ROLLING", "ROWS", "SMOOTH", "SPLIT", "SPREAD", "STRIP", "TILE", "TOTAL",
-    "UINT8", "WIDTH", "Layout", "band_lines", "band_of", "column_places", "entry_table", "first_row_of", "layout_vector",
+    "PACK", "PHASES", "PHASE_ROWS", "PITCH", "REACHED", "ROLLING", "ROWS", "SMOOTH", "SPLIT", "SPREAD", "STRIP", "SUMS_TILE",
+    "TILE", "TOTAL", "UINT8", "WIDTH", "Layout", "band_lines", "band_of", "column_places", "entry_table", "first_row_of", "layout_vector",
     "layout_with", "line_bytes_of", "outer_place", "packing_cycles", "short_pixels", "slab_places", "slices_of", "strip_of",
 ]  # fmt: skip
 
@@ -357,11 +357,11 @@ def pack_strip(
     return count
 
 
-SPLIT, PACK, TILE, SPREAD, SMOOTH = range(5)
-"""The functions that drivers call by address; the tile is that of the driver."""
+SPLIT, PACK, TILE, SPREAD, SUMS_TILE, SMOOTH = range(6)
+"""The functions that drivers call by address; the tiles are those of the driver: one writes results, the other sums."""
 
 
-def entry_table(problem: ConvProblem, tile: int) -> np.ndarray[Any, Any]:
+def entry_table(problem: ConvProblem, tile: int, sums_tile: int = 0) -> np.ndarray[Any, Any]:
     """Their addresses; 0 for a stride whose phases are packed an element at a time."""
     dtype, acc, phases = problem.dtype, problem.acc_dtype, problem.stride[-1]
     lanes = lanes_of(acc)
@@ -370,6 +370,7 @@ def entry_table(problem: ConvProblem, tile: int) -> np.ndarray[Any, Any]:
         pack_strip.address(dtype, acc),
         tile,
         spread.address(lanes, acc),
+        sums_tile,
         dress.address(lanes, acc),
     )
     return np.array(found, np.int64)

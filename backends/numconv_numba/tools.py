@@ -12,10 +12,11 @@ from .microkernels import transforms
 from .microkernels.activation import dress
 from .microkernels.copies import join_neighbours, split
 from .microkernels.gemm import multiply
+from .microkernels.memory import FLUSHED
 from .microkernels.product import product
 from .microkernels.transpose import transpose
 from .panels import pack_panel, read_panel, write_panel, write_weights
-from .scalar import ROW_PAIRS
+from .scalar import PAIRS, ROW_PAIRS
 from .slab import pack_slab
 
 __all__ = ["tools_for"]
@@ -46,6 +47,8 @@ def tools_for(
     What is not asked for has the address 0.
     """
     factor = factor or acc
+    # products of pairs are flushed already
+    stored = FLUSHED if factor in (PAIRS, ROW_PAIRS) and out == "bfloat16" else out
     table = np.zeros(entries.COUNT, np.int64)
     table[entries.LANES] = lanes
     table[entries.COPY] = split.address((1, lanes), (acc, acc))
@@ -56,12 +59,12 @@ def tools_for(
     table[entries.PACK] = pack_slab.address(dtype, factor)
     table[entries.READ_ROWS] = split.address((1, lanes), (dtype, acc))
     table[entries.READ_SQUARES] = transpose.address(lanes, (dtype, acc))
-    table[entries.WRITE_SQUARES] = transpose.address(lanes, (acc, out or acc))
+    table[entries.WRITE_SQUARES] = transpose.address(lanes, (acc, stored or acc))
     table[entries.DRESS] = dress.address(lanes, acc)
     if product_shape:
         table[entries.PRODUCT] = product.address((*product_shape, lanes), factor)
     if gemm_shape:
-        table[entries.MULTIPLY] = multiply.address(gemm_shape, (factor, out))
+        table[entries.MULTIPLY] = multiply.address(gemm_shape, (factor, stored))
     if reads:
         table[entries.READ] = read_panel.address(dtype, factor)
         table[entries.WRITE_WEIGHTS] = write_weights.address(out, acc)

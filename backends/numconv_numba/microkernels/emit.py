@@ -15,7 +15,7 @@ from numba.core.registry import cpu_target
 from numconv_numba.compiler import AddressType, TagType
 from numconv_numba.scalar import PAIRS, ROW_PAIRS, value_type
 
-__all__ = ["Emitter", "Host", "check_kinds", "emitter_of", "flag_table", "host", "lanes_of"]
+__all__ = ["BFloat", "Emitter", "Host", "check_kinds", "emitter_of", "flag_table", "host", "lanes_of"]
 
 _i1, _i32, _i64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 
@@ -235,17 +235,17 @@ class Emitter:
         return self._builder.zext(self._builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0)), _i64)
 
 
-class _BFloat(ir.Type):  # type: ignore[misc]
+class BFloat(ir.Type):  # type: ignore[misc]
     """LLVM's bfloat, which llvmlite does not have."""
 
     def _to_string(self) -> str:
         return "bfloat"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _BFloat)
+        return isinstance(other, BFloat)
 
     def __hash__(self) -> int:
-        return hash(_BFloat)
+        return hash(BFloat)
 
 
 class _PairEmitter(Emitter):
@@ -256,7 +256,7 @@ class _PairEmitter(Emitter):
 
     def fma(self, a: Any, b: Any, c: Any) -> Any:
         """c plus both products of each pair."""
-        pairs = ir.VectorType(_BFloat(), 2 * self.lanes)
+        pairs = ir.VectorType(BFloat(), 2 * self.lanes)
         kind = ir.FunctionType(self.vector, [self.vector, pairs, pairs])
         function = cgutils.get_or_insert_function(self._builder.module, kind, "llvm.x86.avx512bf16.dpbf16ps.512")
         return self._builder.call(function, [c, self._builder.bitcast(a, pairs), self._builder.bitcast(b, pairs)])

@@ -10,13 +10,20 @@ from numba.core import cgutils
 
 from numconv_numba.halves import HALVES, narrow_half, widen_half
 
-from .emit import Emitter
+from .emit import BFloat, Emitter
 
-__all__ = ["Memory", "PairMemory"]
+__all__ = ["FLUSHED", "Memory", "PairMemory", "stored_bytes"]
 
 _i16, _i32 = ir.IntType(16), ir.IntType(32)
-_ELEMENTS = {**dict.fromkeys(HALVES, _i16), "float32": ir.FloatType(), "float64": ir.DoubleType()}
-_LETTERS = {"float16": "i16", "bfloat16": "i16", "float32": "f32", "float64": "f64"}
+FLUSHED = "bfloat16, flushed"
+"""bfloat16 as AVX512-BF16 rounds it, 16 numbers at a time: to nearest even, but to zero what is smaller than 2**-126."""
+_ELEMENTS = {**dict.fromkeys((*HALVES, FLUSHED), _i16), "float32": ir.FloatType(), "float64": ir.DoubleType()}
+_LETTERS = {"float16": "i16", "bfloat16": "i16", FLUSHED: "i16", "float32": "f32", "float64": "f64"}
+
+
+def stored_bytes(dtype: str) -> int:
+    """Of an element in memory."""
+    return 2 if _LETTERS[dtype] == "i16" else np.dtype(dtype).itemsize
 
 
 class Memory:
@@ -29,7 +36,7 @@ class Memory:
     emit : Emitter
         Of the arithmetic.
     dtype : str
-        As which elements lie in memory: no wider than the arithmetic.
+        As which elements lie in memory: no wider than the arithmetic; `FLUSHED` for stores only.
 
     Attributes
     ----------
@@ -39,7 +46,7 @@ class Memory:
 
     def __init__(self, context: Any, builder: Any, emit: Emitter, dtype: str):
         self._context, self._builder, self._emit, self._dtype = context, builder, emit, dtype
-        self.item = 2 if dtype in HALVES else np.dtype(dtype).itemsize
+        self.item = stored_bytes(dtype)
         self.width = emit.lanes * self.item
         self._stored = ir.VectorType(_ELEMENTS[dtype], emit.lanes)
 
@@ -89,7 +96,13 @@ class Memory:
     def _narrowed(self, vector: Any) -> Any:
         if self._dtype in HALVES:
             return narrow_half(self._context, self._builder, vector, self._dtype)
-        return vector
+        return self._flushed(vector) if self._dtype == FLUSHED else vector
+
+    def _flushed(self, vector: Any) -> Any:
+        result = ir.VectorType(BFloat(), self._emit.lanes)
+        kind = ir.FunctionType(result, [vector.type])
+        function = cgutils.get_or_insert_function(self._builder.module, kind, "llvm.x86.avx512bf16.cvtneps2bf16.512")
+        return self._builder.bitcast(self._builder.call(function, [vector]), self._stored)
 
 
 class PairMemory(Memory):

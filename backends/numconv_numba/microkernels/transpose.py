@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
 from numconv_numba.compiler import Address, Tag, intrinsic, kernel, value
-from numconv_numba.halves import HALVES
 from numconv_numba.scalar import is_null
 
 from .emit import Emitter, check_kinds
-from .memory import Memory
+from .memory import Memory, stored_bytes
 
 __all__ = ["transpose"]
 
@@ -56,10 +54,10 @@ def _between(context: Any, builder: Any, dtypes: tuple[str, str], lanes: int) ->
 def _sizes(typingctx: Any, dtype: Any) -> Any:
     """Bytes of an element of x, of y, and of the wider of them, as constants."""
     result = types.UniTuple(types.int64, 3)
-    narrow, other = (2 if name in HALVES else np.dtype(name).itemsize for name in dtype.value)
+    one, other = map(stored_bytes, dtype.value)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return context.make_tuple(builder, result, [_i64(narrow), _i64(other), _i64(max(4, narrow, other))])
+        return context.make_tuple(builder, result, [_i64(size) for size in (one, other, max(4, one, other))])
 
     return result(dtype), codegen
 
