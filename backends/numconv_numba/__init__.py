@@ -19,7 +19,7 @@ __all__ = ["NumbaBackend", "backend"]
 @functools.cache
 def _implementations() -> tuple[Implementation, ...]:
     from .blocked import Blocked
-    from .borders import Borders
+    from .borders import Borders, PlainBorders
     from .channelwise import Channelwise
     from .depthwise import Depthwise
     from .depthwise_weights import DepthwiseWeights
@@ -50,6 +50,7 @@ def _implementations() -> tuple[Implementation, ...]:
         Blocked(),
         BlockedWeights(),
         Borders(),
+        PlainBorders(),
         Fft(),
         FftDouble(),
         FftWeights(),

@@ -21,7 +21,7 @@ from numconv.plugin import ConvProblem, np_dtype
 
 from .compiler import Address, Tag, helper, invoke, kernel
 from .direct import clear
-from .elements import INT64, itemsize, same
+from .elements import INT64, itemsize, keep, memory, same, scratch
 from .entries import LANES, SPLIT, TRANSPOSE
 from .geometry import BATCH, DILATION, DIMS, LOW, MODE, OUTPUT, PARTS, SIZE, STRIDE, WINDOW, part, source_index, span
 from .scalar import address, load, pointer, store, wide_vectors, zero
@@ -340,20 +340,44 @@ def pack_columns(slab, x, start, step, count, channels, slab_row, g, tools, xt, 
 
 
 @helper
-def pack_lines(slab, x, count, slab_line, x_line, channels, block, g, b, tools, xt, at):
+def turn_columns(slab, x, start, channels, slab_row, block, g, b, spare, tools, xt, at):
+    """What `pack_columns` does for all phases of the last dimension, by way of some rows of channels without phases."""
+    axis, size, square = g[DIMS] - 1, itemsize(at), tools[LANES]
+    length, step, stride = axis_entry(b, g[DIMS], B_PITCH, axis), axis_entry(b, g[DIMS], B_STEP, axis), g[part(g, PARTS) + 3 + axis]
+    plane, low, high = b[CHANNEL] // b[COMBINATIONS] * size, max(0, start), min(g[part(g, SIZE) + axis], start + length * step)
+    row = (high - low) * size
+    for c in range(0, channels, square):
+        for begin in range(low, high, square):
+            i = min(begin, max(low, high - square))
+            source, target = x + (i * stride + c * size), spare + (i - low) * size
+            invoke(tools[TRANSPOSE], source, stride, high - i, channels - c, address(0), 0, target, row)
+        count, target = min(square, channels - c), slab + c * slab_row
+        invoke(tools[SPLIT], spare - low * size, start, high, target, plane, length, count, row, slab_row)
+    for phase in range(step if g[MODE] else 0):
+        rows = channels, slab_row, size
+        pack_borders(slab + phase * plane, x, start + phase, step, length, (1, slab_row, size), rows, g, xt, at)
+
+
+@helper
+def pack_lines(slab, x, count, slab_line, x_line, channels, block, g, b, spare, tools, xt, at):
     """Some rows of a slab, in all phases of the last dimension; `channels`: how many, bytes between them in the slab and in x."""
     axis = g[DIMS] - 1
     size, length, step = g[part(g, SIZE) + axis], axis_entry(b, g[DIMS], B_PITCH, axis), axis_entry(b, g[DIMS], B_STEP, axis)
     phases, plane = axis_entry(b, g[DIMS], B_PHASES, axis), b[CHANNEL] // b[COMBINATIONS] * itemsize(at)
     # neighbours in memory, in every phase there is
-    even = same(xt, at) & (g[part(g, PARTS) + 3 + axis] == itemsize(xt)) & (phases == step) & (tools[SPLIT] != 0)
+    complete = same(xt, at) & (phases == step) & (tools[SPLIT] != 0)
+    even = complete & (g[part(g, PARTS) + 3 + axis] == itemsize(xt))
     last = same(xt, at) & (channels[2] == itemsize(xt)) & (not even)
+    turned = last & complete & (step > 1)
     lines = count, slab_line, x_line
     few, (many, slab_row, x_row) = (lines, channels) if last or count < channels[0] else (channels, lines)
     start = slab_position(g, b, block, axis, 0, 0)
     for one in range(few[0] if even else 0):
         invoke(tools[SPLIT], x + one * few[2], start, size, slab + one * few[1], plane, length, many, x_row, slab_row)
-    for phase in range(0 if even and g[MODE] == 0 else phases):
+    for one in range(few[0] if turned else 0):
+        place = slab + one * few[1]
+        turn_columns(place, x + one * few[2], start, many, slab_row, block, g, b, spare, tools, xt, at)
+    for phase in range(0 if turned or (even and g[MODE] == 0) else phases):
         target, first = slab + phase * plane, slab_position(g, b, block, axis, phase, 0)
         if even:
             pack_borders(target, x, first, step, length, few, (many, slab_row, x_row), g, xt, at)
@@ -396,7 +420,7 @@ def copy_line(slab, source, channels, g, b, at):
 
 
 @helper
-def pack_plane(slab, x, channels, block, combination, g, b, tools, xt, at):
+def pack_plane(slab, x, channels, block, combination, g, b, spare, tools, xt, at):
     """The rows of a slab along the last two dimensions; `combination`: of the phases of all but the last one."""
     ndim, axis = g[DIMS], g[DIMS] - 2
     line = axis_entry(b, ndim, B_PITCH, ndim - 1) * itemsize(at)
@@ -408,7 +432,7 @@ def pack_plane(slab, x, channels, block, combination, g, b, tools, xt, at):
     low, high = span(0, rows, step, first, size)
     if low < high:
         source = x + (first + low * step) * x_step
-        pack_lines(slab + low * line, source, high - low, line, step * x_step, channels, block, g, b, tools, xt, at)
+        pack_lines(slab + low * line, source, high - low, line, step * x_step, channels, block, g, b, spare, tools, xt, at)
     for outside in range(low + rows - high):
         row = outside if outside < low else outside - low + high
         index = source_index(first + row * step, size, g[MODE])
@@ -418,7 +442,7 @@ def pack_plane(slab, x, channels, block, combination, g, b, tools, xt, at):
         elif low <= other < high and first + other * step == index:
             copy_line(target, slab + other * line, channels, g, b, at)
         else:
-            pack_lines(target, x + index * x_step, 1, line, x_step, channels, block, g, b, tools, xt, at)
+            pack_lines(target, x + index * x_step, 1, line, x_step, channels, block, g, b, spare, tools, xt, at)
 
 
 @kernel(no_cfunc_wrapper=False)
@@ -439,16 +463,22 @@ def pack_slab(
         lines, row_phases = axis_entry(b, ndim, B_PITCH, ndim - 2), axis_entry(b, ndim, B_PHASES, ndim - 2)
     plane, phases = lines * axis_entry(b, ndim, B_PITCH, ndim - 1) * itemsize(at), axis_entry(b, ndim, B_PHASES, ndim - 1)
     each = channels, b[CHANNEL] * itemsize(at), g[part(g, PARTS) + 2]
+    # a row of as many channels as a vector takes, for channels that are neighbours in memory
+    row = axis_entry(b, ndim, B_PITCH, ndim - 1) * axis_entry(b, ndim, B_STEP, ndim - 1) * itemsize(at)
+    spare = scratch(tools[LANES] * row if each[2] == itemsize(at) else 0)
     for image in range(images):
         for combination in range(b[COMBINATIONS] // phases):
             target = slab + (image * channels * each[1] + combination * phases * outer * plane)
             source = x + image * g[part(g, PARTS)]
-            for row in range(outer):
-                inside, offset = slab_row(g, b, block, combination // row_phases, row, ndim - 2)
+            for place in range(outer):
+                inside, offset = slab_row(g, b, block, combination // row_phases, place, ndim - 2)
                 if inside:
-                    pack_plane(target + row * plane, source + offset, each, block, combination, g, b, tools, xt, at)
+                    pack_plane(
+                        target + place * plane, source + offset, each, block, combination, g, b, memory(spare), tools, xt, at
+                    )
                 else:
-                    clear_lines(target + row * plane, lines, each, g, b, at)
+                    clear_lines(target + place * plane, lines, each, g, b, at)
+    keep(spare)
 
 
 def pack_cycles(block: Block, channels: int) -> float:
