@@ -19,7 +19,7 @@ __all__ = ["NumbaBackend", "backend"]
 @functools.cache
 def _implementations() -> tuple[Implementation, ...]:
     from .blocked import Blocked
-    from .borders import Borders
+    from .borders import Borders, PlainBorders
     from .channelwise import Channelwise
     from .channelwise_weights import ChannelwiseWeights
     from .depthwise import Depthwise
@@ -61,6 +61,7 @@ def _implementations() -> tuple[Implementation, ...]:
         PairedWeights(),
         BlockedWeights(),
         Borders(),
+        PlainBorders(),
         Fft(),
         FftDouble(),
         FftWeights(),

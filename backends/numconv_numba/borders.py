@@ -2,8 +2,9 @@
 
 What windows read in the padding are places of x again, so their gradients are added there: the adjoint of padding. The gradient of
 the places inside x is an input_grad with padding of zeros, written where it belongs, by the cheapest of the others. That of the
-padding falls into bands, two for each dimension, each an input_grad of the few taps and outputs that reach it. No padded copy of
-x is held: bands alone are computed apart, and added by one kernel.
+padding falls into bands, two for each dimension, each an input_grad of the few taps and outputs that reach it. Where planes are so
+small that this would be most of the work, the gradient of the padded x is computed instead, some images at a time. Either way one
+kernel adds what the borders give back.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from .blocked import CALL_SECONDS, Blocked, seconds
 from .channelwise import Channelwise
 from .compiler import Address, Tag, helper, kernel
 from .depthwise import Depthwise
-from .direct import Direct
+from .direct import MEASURED_ERROR, Direct
 from .elements import INT64, itemsize
 from .fft import Fft, FftDouble
 from .geometry import MODES, source_index, span
@@ -31,9 +32,13 @@ from .threads import parallel_for, run
 from .tile import RegisterTile
 from .winograd import Winograd
 
-__all__ = ["Borders"]
+__all__ = ["Borders", "PlainBorders"]
 
 _OTHERS = Channelwise(), Depthwise(), RegisterTile(), Winograd(), ImplicitGemm(), Blocked(), Fft(), FftDouble(), Direct()
+PADDED_BYTES = 2 * 1024 * 1024
+"""Gradients of padded images that are held at a time, where that is cheaper than bands."""
+BAND_SECONDS = 8e-6
+"""Of a call for a band beside the kernel."""
 KEPT = 64
 """Combinations of strides whose tables an executor keeps."""
 
@@ -81,6 +86,10 @@ class _Band(NamedTuple):
     def view(self, array: Any, part: tuple[slice, ...]) -> Any:
         """A part of y or w with the dimensions in the order of the problem."""
         return array[(..., *part)].transpose(0, 1, *(2 + axis for axis in self.axes))
+
+    def as_it_is(self, array: Any) -> Any:
+        """The results of the problem with the dimensions as they are."""
+        return array.transpose(0, 1, *(2 + self.axes.index(axis) for axis in range(len(self.axes))))
 
     @property
     def spatial(self) -> tuple[int, ...]:
@@ -134,7 +143,7 @@ def _bands(problem: ConvProblem) -> tuple[_Band, ...]:
                 spatial[other], first[other] = spatial[other] + low + high, -low
                 padding[other] = problem.padding[other][0] - low, problem.padding[other][1] - high
             axes = tuple(range(ndim)) if axis < ndim - 1 else (axis, *range(axis))
-            sizes = {
+            sizes: dict[str, Any] = {
                 "spatial": spatial,
                 "kernel": kernel,
                 "padding": padding,
@@ -145,6 +154,32 @@ def _bands(problem: ConvProblem) -> tuple[_Band, ...]:
             band = problem.replace(**ordered, pad_mode="zeros", bias="", activation=None)
             found.append(_Band(axes, band, tuple(y), tuple(w), tuple(first)))
     return tuple(found)
+
+
+def _padded(problem: ConvProblem, images: int) -> ConvProblem:
+    """The gradient of so many images of the padded x."""
+    pads = [(max(0, low), max(0, high)) for low, high in problem.padding]
+    spatial = tuple(size + low + high for size, (low, high) in zip(problem.spatial, pads, strict=True))
+    left = tuple((low - a, high - b) for (low, high), (a, b) in zip(problem.padding, pads, strict=True))
+    return problem.replace(n=images, spatial=spatial, padding=left, pad_mode="zeros", bias="")
+
+
+def _images(problem: ConvProblem) -> int:
+    """Images whose padded gradients are held at a time."""
+    each = math.prod(_padded(problem, 1).x_shape) * np_dtype(problem.acc_dtype).itemsize
+    return max(1, min(problem.n, PADDED_BYTES // each))
+
+
+def _costs(problem: ConvProblem) -> tuple[float, float]:
+    """Of computing bands, and of computing the gradient of the padded x."""
+    bands = _bands(problem)
+    added = sum(math.prod(band.problem.x_shape) for band in bands)
+    apart = _cheapest(_inside(problem))[0] + sum(_cheapest(band.problem)[0] + BAND_SECONDS for band in bands)
+    images = _images(problem)
+    padded = _padded(problem, images)
+    # written and read once more
+    whole = -(-problem.n // images) * (_cheapest(padded)[0] + BAND_SECONDS + seconds(math.prod(padded.x_shape) * 1.5))
+    return apart + seconds(added * 2), math.inf if problem.bias else whole
 
 
 @functools.lru_cache(maxsize=256)
@@ -158,9 +193,9 @@ def _cheapest(problem: ConvProblem) -> tuple[float, Implementation]:
 
 # --- kernel --------------------------------------------------------------------------------------------------------------------
 
-# What the kernel knows of a band: where it lies in the buffer, the bytes from image to image and from channel to channel, then five
-# entries a dimension. The last two dimensions are called rows and columns; there may be one row.
-START, IMAGE, CHANNEL, HEAD = 0, 1, 2, 3
+# What the kernel knows of a region: where it lies in the buffer, whether it is stored, the bytes from image to image and from
+# channel to channel, then five entries a dimension. The last two dimensions are called rows and columns; there may be one row.
+START, STORED, IMAGE, CHANNEL, HEAD = 0, 1, 2, 3, 4
 COUNT, FIRST, SIZE, X_STEP, STEP, ENTRIES = range(6)
 
 
@@ -177,11 +212,17 @@ def place_of(v, axis, i, mode):
 
 
 @helper
-def add_cells(x, band, count, x_step, step, at):
-    """x += band, for so many cells that lie evenly spaced."""
+def add_cells(x, band, count, x_step, step, stored, at):
+    """x += band, or = if it is stored, for so many cells that lie evenly spaced."""
     wide_vectors()
     size = itemsize(at)
-    if (x_step == size) & (step == size):
+    if stored & (x_step == size) & (step == size):
+        for i in range(count):
+            store(x + i * size, load(band + i * size, at), at)
+    elif stored:
+        for i in range(count):
+            store(x + i * x_step, load(band + i * step, at), at)
+    elif (x_step == size) & (step == size):
         for i in range(count):
             store(x + i * size, add(load(x + i * size, at), load(band + i * size, at)), at)
     else:
@@ -195,10 +236,10 @@ def add_column(x, band, row, rows, v, mode, at):
     step, count = entry(v, row, STEP), entry(v, row, COUNT)
     low, high = rows
     if low < high:
-        add_cells(x + place_of(v, row, low, mode), band + low * step, high - low, entry(v, row, X_STEP), step, at)
+        add_cells(x + place_of(v, row, low, mode), band + low * step, high - low, entry(v, row, X_STEP), step, False, at)
     for outside in range(low + count - high):
         i = outside if outside < low else outside - low + high
-        add_cells(x + place_of(v, row, i, mode), band + i * step, 1, 0, 0, at)
+        add_cells(x + place_of(v, row, i, mode), band + i * step, 1, 0, 0, False, at)
 
 
 @helper
@@ -211,7 +252,7 @@ def add_plane(x, band, row, v, mode, at):
     for i in range(entry(v, row, COUNT) if low < high else 0):
         source = band + (i * entry(v, row, STEP) + low * step)
         target = x + (place_of(v, row, i, mode) + place_of(v, column, low, mode))
-        add_cells(target, source, high - low, entry(v, column, X_STEP), step, at)
+        add_cells(target, source, high - low, entry(v, column, X_STEP), step, v[STORED] != 0, at)
     for outside in range(low + count - high):
         j = outside if outside < low else outside - low + high
         add_column(x + place_of(v, column, j, mode), band + j * step, row, rows, v, mode, at)
@@ -239,11 +280,11 @@ def _channels(begin, end, args):
 
 
 @kernel
-def add_bands(
+def add_regions(
     at: Tag, region: int, workers: int, items: int, buffer: Address, x: Address, x_n: int, x_c: int, channels: int, ndim: int,
     mode: int, bands: int, vectors: Address, length: int,
 ) -> None:  # fmt: skip
-    """x += the bands, each place where the padding has it from, one band after the other: an item is a channel of an image."""
+    """x += the regions, each place where the padding has it from, one after the other: an item is a channel of an image."""
     args = at, buffer, x, x_n, x_c, channels, ndim, mode, bands, vectors, length
     parallel_for(region, workers, items, _channels, args)
 
@@ -251,70 +292,125 @@ def add_bands(
 # --- the implementation --------------------------------------------------------------------------------------------------------
 
 
-class _Executor:
-    """One input gradient."""
+class _Region(NamedTuple):
+    """What is added to x, or stored there first: where it lies in a buffer, its images and channels, and its places.
 
-    def __init__(self, problem: ConvProblem):
-        self._problem, self._bands = problem, _bands(problem)
-        inside = _inside(problem)
-        self._inside = _cheapest(inside)[1].build(inside)
-        self._executors = [_cheapest(band.problem)[1].build(band.problem) for band in self._bands]
-        sizes = [math.prod(band.problem.x_shape) for band in self._bands]
-        self._starts = [sum(sizes[:i]) for i in range(len(sizes))]
-        self._elements = sum(sizes)
-        self._kernel = add_bands.specialise(problem.acc_dtype)
+    Attributes
+    ----------
+    part : ndarray
+        ``[N, C, *places]`` in the buffer.
+    first : tuple of int
+        The first place per dimension.
+    stored : bool
+    """
+
+    part: Any
+    first: tuple[int, ...]
+    stored: bool = False
+
+
+class _Adder:
+    """Adds regions of a buffer to x: where the regions lie is fixed, the strides of x come with a call."""
+
+    def __init__(self, problem: ConvProblem, buffer: Any, regions: list[_Region]):
+        self._problem, self._elements = problem, buffer.size
+        self._kernel = add_regions.specialise(problem.acc_dtype)
+        start = buffer.ctypes.data
+        self._rows = [
+            ([each.part.ctypes.data - start, int(each.stored), *each.part.strides[:2]], each.part.shape[2:], each.first,
+             each.part.strides[2:]) for each in regions
+        ]  # fmt: skip
         self._tables: dict[tuple[int, ...], np.ndarray[Any, Any]] = {}
 
-    def __call__(self, outs: Any, ins: Any) -> None:
-        """Compute; a bias is added to what lies inside."""
-        (x,), (y, w) = outs, ins[:2]
-        self._inside(outs, ins)
-        if self._elements:
-            self._add(x, y, w)
-
-    def _add(self, x: Any, y: Any, w: Any) -> None:
-        problem = self._problem
-        buffer = np.empty(self._elements, np_dtype(problem.acc_dtype))
-        for band, executor, start in zip(self._bands, self._executors, self._starts, strict=True):
-            executor((_part(buffer, start, band.problem),), (band.view(y, band.y), band.view(w, band.w)))
-        table = self._table(x.strides)
+    def __call__(self, buffer: Any, x: Any) -> None:
+        """Add them to the images of x."""
+        table, (n, c, *steps) = self._table(x.strides), x.strides
         run(
-            self._kernel, problem.n * problem.c, 8 * self._elements, buffer, x, x.strides[0], x.strides[1], problem.c,
-            max(2, problem.ndim), MODES[problem.pad_mode], len(self._bands), table, table.shape[1],
+            self._kernel, len(x) * self._problem.c, 8 * self._elements, buffer, x, n, c, self._problem.c, max(2, len(steps)),
+            MODES[self._problem.pad_mode], len(table), table, table.shape[1],
         )  # fmt: skip
 
     def _table(self, strides: tuple[int, ...]) -> np.ndarray[Any, Any]:
-        """The vectors of all bands for an x of these strides."""
+        """The vectors of all regions for an x of these strides."""
         found = self._tables.get(strides)
         if found is None:
-            buffer, rows = np.empty(self._elements, np_dtype(self._problem.acc_dtype)), []
-            for band, start in zip(self._bands, self._starts, strict=True):
-                rows.append(_vector(band, _part(buffer, start, band.problem), start, strides[2:], self._problem))
+            spatial, rows = self._problem.spatial, []
+            for head, counts, first, steps in self._rows:
+                entries = list(map(list, zip(counts, first, spatial, strides[2:], steps, strict=True)))
+                if len(entries) == 1:
+                    entries.insert(0, [1, 0, 1, 0, 0])
+                rows.append([*head, *(value for one in entries for value in one)])
             found = np.array(rows, np.int64)
             if len(self._tables) < KEPT:
                 self._tables[strides] = found
         return found
 
 
-def _part(buffer: Any, start: int, problem: ConvProblem) -> Any:
-    """The results of a band, ``[N, C, *S]``, in a buffer for all of them; the channels are last where those of x are."""
-    shape = problem.x_shape
-    flat = buffer[start : start + math.prod(shape)]
+def _array(flat: Any, problem: ConvProblem) -> Any:
+    """``[N, C, *S]`` on flat elements; the channels are last where those of x are."""
+    n, c, *spatial = problem.x_shape
     if problem.layout == "channels_first":
-        return flat.reshape(shape)
-    return np.moveaxis(flat.reshape(shape[0], *shape[2:], shape[1]), -1, 1)
+        return flat.reshape(n, c, *spatial)
+    return np.moveaxis(flat.reshape(n, *spatial, c), -1, 1)
 
 
-def _vector(band: _Band, part: Any, start: int, strides: tuple[int, ...], problem: ConvProblem) -> list[int]:
-    """What the kernel knows of a band, of which `part` are the results, for an x of these strides."""
-    image, channel, *steps = part.strides
-    entries = [
-        [band.spatial[axis], band.first[axis], problem.spatial[axis], strides[axis], steps[band.axes.index(axis)]]
-        for axis in range(problem.ndim)
-    ]
-    if len(entries) == 1:
-        entries.insert(0, [1, 0, 1, 0, 0])
-    return [start * part.itemsize, image, channel, *(value for one in entries for value in one)]
+class _Apart:
+    """An input gradient by bands."""
+
+    def __init__(self, problem: ConvProblem):
+        bands, inside = _bands(problem), _inside(problem)
+        self._inside = _cheapest(inside)[1].build(inside)
+        self._bands = [(band, _cheapest(band.problem)[1].build(band.problem)) for band in bands]
+        self._ends = np.cumsum([0, *(math.prod(band.problem.x_shape) for band in bands)]).tolist()
+        self._dtype = np_dtype(problem.acc_dtype)
+        buffer = np.empty(self._ends[-1], self._dtype)
+        parts = zip(self._parts(buffer), bands, strict=True)
+        self._add = _Adder(problem, buffer, [_Region(band.as_it_is(part), band.first) for part, band in parts])
+
+    def _parts(self, buffer: Any) -> list[Any]:
+        """The results of the bands."""
+        bounds = zip(self._ends, self._ends[1:], strict=False)
+        return [_array(buffer[a:b], band.problem) for (a, b), (band, _) in zip(bounds, self._bands, strict=True)]
+
+    def __call__(self, outs: Any, ins: Any) -> None:
+        """Compute; a bias is added to what lies inside."""
+        y, w = ins[:2]
+        self._inside(outs, ins)
+        if self._bands:
+            buffer = np.empty(self._ends[-1], self._dtype)
+            for part, (band, executor) in zip(self._parts(buffer), self._bands, strict=True):
+                executor((part,), (band.view(y, band.y), band.view(w, band.w)))
+            self._add(buffer, outs[0])
+
+
+class _Whole:
+    """An input gradient by that of the padded x, some images at a time."""
+
+    def __init__(self, problem: ConvProblem):
+        self._images, self._dtype = _images(problem), np_dtype(problem.acc_dtype)
+        self._problems = {count: _padded(problem, count) for count in {self._images, problem.n % self._images or self._images}}
+        self._executors = {count: _cheapest(each)[1].build(each) for count, each in self._problems.items()}
+        self._adders = {count: self._adder(problem, each) for count, each in self._problems.items()}
+
+    def _adder(self, problem: ConvProblem, padded: ConvProblem) -> _Adder:
+        buffer = np.empty(math.prod(padded.x_shape), self._dtype)
+        array, lows = _array(buffer, padded), [max(0, low) for low, _ in problem.padding]
+        places = [((0,) * problem.ndim, problem.spatial), *((band.first, band.spatial) for band in _bands(problem))]
+        regions = []
+        for number, (first, counts) in enumerate(places):
+            part = tuple(slice(low + f, low + f + count) for low, f, count in zip(lows, first, counts, strict=True))
+            regions.append(_Region(array[(..., *part)], first, number == 0))
+        return _Adder(problem, buffer, regions)
+
+    def __call__(self, outs: Any, ins: Any) -> None:
+        """Compute."""
+        (x,), (y, w) = outs, ins
+        for start in range(0, len(x), self._images):
+            images = slice(start, start + self._images)
+            count = len(x[images])
+            buffer = np.empty(math.prod(self._problems[count].x_shape), self._dtype)
+            self._executors[count]((_array(buffer, self._problems[count]),), (y[images], w))
+            self._adders[count](buffer, x[images])
 
 
 class Borders(Implementation):
@@ -322,7 +418,7 @@ class Borders(Implementation):
 
     name = "borders"
     ops = frozenset(("input_grad",))
-    levels = frozenset(("high", "default", "fast"))
+    levels = frozenset(("default", "fast"))
     measured_error: ClassVar[Mapping[str, float]] = Winograd.measured_error
 
     def supports(self, problem: ConvProblem) -> Verdict:
@@ -337,17 +433,25 @@ class Borders(Implementation):
 
     def cost(self, problem: ConvProblem) -> float:
         """Of all parts, and of adding them."""
-        parts = (_inside(problem), *(band.problem for band in _bands(problem)))
-        added = sum(math.prod(band.problem.x_shape) for band in _bands(problem))
-        return CALL_SECONDS + sum(_cheapest(part)[0] for part in parts) + seconds(added * 2)
+        return CALL_SECONDS + min(_costs(problem))
 
     def workspace(self, problem: ConvProblem) -> int:
-        """The bands, and of the part that needs most."""
-        parts = [_inside(problem), *(band.problem for band in _bands(problem))]
-        elements = sum(math.prod(part.x_shape) for part in parts[1:])
-        most = max(_cheapest(part)[1].workspace(part) for part in parts)
-        return elements * np_dtype(problem.acc_dtype).itemsize + most
+        """The bands or some padded images, and of the part that needs most."""
+        apart, whole = _costs(problem)
+        held = [band.problem for band in _bands(problem)] if apart <= whole else [_padded(problem, _images(problem))]
+        parts = [_inside(problem), *held] if apart <= whole else held
+        elements = sum(math.prod(part.x_shape) for part in held)
+        return elements * np_dtype(problem.acc_dtype).itemsize + max(_cheapest(part)[1].workspace(part) for part in parts)
 
-    def build(self, problem: ConvProblem) -> _Executor:
+    def build(self, problem: ConvProblem) -> Any:
         """The executor."""
-        return _Executor(problem)
+        apart, whole = _costs(problem)
+        return (_Apart if apart <= whole else _Whole)(problem)
+
+
+class PlainBorders(Borders):
+    """The same by plain sums."""
+
+    name = "plain_borders"
+    levels = frozenset(("high",))
+    measured_error: ClassVar[Mapping[str, float]] = MEASURED_ERROR

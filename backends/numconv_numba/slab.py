@@ -24,8 +24,8 @@ from numconv.plugin import ConvProblem, np_dtype
 
 from .compiler import Address, Tag, helper, invoke, kernel
 from .direct import clear
-from .elements import INT64, arithmetic, element, held, in_rows, itemsize
-from .entries import READ_SQUARES, SPLIT
+from .elements import INT64, arithmetic, element, held, in_rows, itemsize, keep, memory, same, scratch
+from .entries import LANES, READ_SQUARES, SPLIT
 from .geometry import BATCH, DILATION, DIMS, LOW, MODE, OUTPUT, PARTS, SIZE, STRIDE, WINDOW, part, source_index, span
 from .scalar import address, load, move, pointer, store, wide_vectors, zero
 
@@ -361,6 +361,22 @@ def pack_even(slab, x, lines, channels, block, g, b, tools, xt, at):
 
 
 @helper
+def turn_columns(slab, x, start, channels, slab_row, g, b, spare, tools, xt, at):
+    """What `pack_columns` does for all phases of the last dimension, by way of some rows of channels without phases."""
+    axis, size, square = g[DIMS] - 1, itemsize(at), tools[LANES]
+    length, step, stride = axis_entry(b, g[DIMS], B_PITCH, axis), axis_entry(b, g[DIMS], B_STEP, axis), g[part(g, PARTS) + 3 + axis]
+    plane, low, high = b[CHANNEL] // b[COMBINATIONS] * size, max(0, start), min(g[part(g, SIZE) + axis], start + length * step)
+    row = (high - low) * size
+    for c in range(0, channels, square):
+        count, target = min(square, channels - c), slab + c * slab_row
+        invoke(tools[READ_SQUARES], x + (low * stride + c * size), stride, high - low, count, address(0), 0, spare, row)
+        invoke(tools[SPLIT], spare - low * size, start, high, target, plane, length, count, row, slab_row, 1, 0, 0)
+    for phase in range(step if g[MODE] else 0):
+        rows = channels, slab_row, size
+        pack_borders(slab + phase * plane, x, start + phase, step, length, (1, slab_row, size), rows, g, xt, at)
+
+
+@helper
 def pack_stream(slab, x, shift, lines, channels, even, block, g, b, tools, xt, at):
     """What `pack_even` does not do of some rows, or of every second element of them; positions are `shift` further in x."""
     axis = g[DIMS] - 1
@@ -382,7 +398,7 @@ def pack_stream(slab, x, shift, lines, channels, even, block, g, b, tools, xt, a
 
 
 @helper
-def pack_lines(slab, x, lines, channels, block, g, b, tools, xt, at):
+def pack_lines(slab, x, lines, channels, block, g, b, spare, tools, xt, at):
     """Some rows of a slab, in all phases of the last dimension.
 
     `lines` and `channels`: how many, bytes between them in the slab and in x. Two channels of a pair have one place in the slab.
@@ -393,6 +409,13 @@ def pack_lines(slab, x, lines, channels, block, g, b, tools, xt, at):
         if g[MODE] == 0:
             return
     count, slab_row, x_row = channels
+    start, step = slab_position(g, b, block, g[DIMS] - 1, 0, 0), axis_entry(b, g[DIMS], B_STEP, g[DIMS] - 1)
+    phases = axis_entry(b, g[DIMS], B_PHASES, g[DIMS] - 1)
+    if same(xt, at) & (not even) & (x_row == itemsize(xt)) & (step > 1) & (phases == step) & (tools[SPLIT] != 0):
+        for line in range(lines[0]):
+            place, source = slab + line * lines[1], x + line * lines[2]
+            turn_columns(place, source, start, count, slab_row, g, b, spare, tools, xt, at)
+        return
     if (held(at) == 2) & (count % 2 == 1) & (not even):  # what a pair lacks is zero
         clear_lines(slab + count // 2 * slab_row, lines[0], (1, slab_row, x_row), g, b, at)
     for half in range(2 if in_rows(at) else held(at)):
@@ -432,7 +455,7 @@ def copy_line(slab, source, channels, g, b, at):
 
 
 @helper
-def pack_plane(slab, x, channels, block, combination, g, b, tools, xt, at):
+def pack_plane(slab, x, channels, block, combination, g, b, spare, tools, xt, at):
     """The rows of a slab along the last two dimensions; `combination`: of the phases of all but the last one."""
     ndim, axis = g[DIMS], g[DIMS] - 2
     line = axis_entry(b, ndim, B_PITCH, ndim - 1) * itemsize(at)
@@ -444,7 +467,7 @@ def pack_plane(slab, x, channels, block, combination, g, b, tools, xt, at):
     low, high = span(0, rows, step, first, size)
     if low < high:
         source = x + (first + low * step) * x_step
-        pack_lines(slab + low * line, source, (high - low, line, step * x_step), channels, block, g, b, tools, xt, at)
+        pack_lines(slab + low * line, source, (high - low, line, step * x_step), channels, block, g, b, spare, tools, xt, at)
     for outside in range(low + rows - high):
         row = outside if outside < low else outside - low + high
         index = source_index(first + row * step, size, g[MODE])
@@ -454,7 +477,7 @@ def pack_plane(slab, x, channels, block, combination, g, b, tools, xt, at):
         elif low <= other < high and first + other * step == index:
             copy_line(target, slab + other * line, channels, g, b, at)
         else:
-            pack_lines(target, x + index * x_step, (1, line, x_step), channels, block, g, b, tools, xt, at)
+            pack_lines(target, x + index * x_step, (1, line, x_step), channels, block, g, b, spare, tools, xt, at)
 
 
 @kernel(no_cfunc_wrapper=False)
@@ -475,16 +498,22 @@ def pack_slab(
         lines, row_phases = axis_entry(b, ndim, B_PITCH, ndim - 2), axis_entry(b, ndim, B_PHASES, ndim - 2)
     plane, phases = lines * axis_entry(b, ndim, B_PITCH, ndim - 1) * itemsize(at), axis_entry(b, ndim, B_PHASES, ndim - 1)
     each = channels, b[CHANNEL] * itemsize(at), g[part(g, PARTS) + 2]
+    # a row of as many channels as a vector takes, for channels that are neighbours in memory
+    row = axis_entry(b, ndim, B_PITCH, ndim - 1) * axis_entry(b, ndim, B_STEP, ndim - 1) * itemsize(at)
+    spare = scratch(tools[LANES] * row if each[2] == itemsize(at) else 0)
     for image in range(images):
         for combination in range(b[COMBINATIONS] // phases):
             target = slab + (image * -(-channels // held(at)) * each[1] + combination * phases * outer * plane)
             source = x + image * g[part(g, PARTS)]
-            for row in range(outer):
-                inside, offset = slab_row(g, b, block, combination // row_phases, row, ndim - 2)
+            for place in range(outer):
+                inside, offset = slab_row(g, b, block, combination // row_phases, place, ndim - 2)
                 if inside:
-                    pack_plane(target + row * plane, source + offset, each, block, combination, g, b, tools, xt, at)
+                    pack_plane(
+                        target + place * plane, source + offset, each, block, combination, g, b, memory(spare), tools, xt, at
+                    )
                 else:
-                    clear_lines(target + row * plane, lines, each, g, b, at)
+                    clear_lines(target + place * plane, lines, each, g, b, at)
+    keep(spare)
 
 
 def pack_cycles(block: Block, channels: int) -> float:
