@@ -34,12 +34,14 @@ from .slab import (
     BLOCKS,
     CHANNEL,
     EXTRA,
+    SHARES,
     Block,
     block_image,
     block_images,
     block_vector,
     cut,
     pack_cycles,
+    shareable,
     slab_bytes,
     tap_offsets,
     tap_positions,
@@ -84,7 +86,8 @@ def _layout(problem: ConvProblem) -> _Layout:
     tile = tile_for(problem.acc_dtype, problem.k // problem.groups)
 
     def fits(block: Block) -> bool:
-        return slab_bytes(problem, block) <= SLAB_BYTES
+        few = block.pixels < 2 * SHARES * tile.vectors * tile.lanes
+        return slab_bytes(problem, block) <= SLAB_BYTES and (few or shareable(problem, block))
 
     block = cut(problem, problem.stride, tap_positions(problem), (1,) * problem.ndim, fits, problem.n)
     chunk = min(per_c, max(1, PANEL_BYTES // (taps * tile.vectors * tile.lanes * item)))

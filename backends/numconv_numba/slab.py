@@ -25,6 +25,7 @@ from .elements import INT64, itemsize, same
 from .entries import SPLIT
 from .geometry import BATCH, DIMS, LOW, MODE, OUTPUT, PARTS, SIZE, STRIDE, part, source_index, span
 from .scalar import load, pointer, store, zero
+from .threads import SERIAL_WORK
 
 __all__ = [
     "AXES",
@@ -35,6 +36,7 @@ __all__ = [
     "COMBINATIONS",
     "IMAGES",
     "IMAGE_BLOCKS",
+    "SHARES",
     "WRITE_CYCLES",
     "Block",
     "axis_entry",
@@ -48,11 +50,16 @@ __all__ = [
     "pack_cycles",
     "pack_places",
     "pack_slab",
+    "shareable",
     "slab_bytes",
     "steps",
     "tap_offsets",
     "tap_positions",
 ]
+
+
+SHARES = 4
+"""Blocks that a problem is cut into at least, where it has work for several threads: what they share need not be packed by each."""
 
 
 class Block(NamedTuple):
@@ -172,6 +179,11 @@ def cut(
             small = functools.partial(_fits_with, size, axis, block, fits)
             size[axis] = _length(size[axis], unit, _parts(size[axis], unit, small))
     return block(size)
+
+
+def shareable(problem: ConvProblem, block: Block) -> bool:
+    """Whether threads can share the blocks evenly, or there is little to share."""
+    return block.pieces * problem.groups >= SHARES or problem.flops / 2 < SHARES * SERIAL_WORK
 
 
 def _fits_with(

@@ -23,7 +23,7 @@ import numpy as np
 
 from numconv.plugin import ConvProblem, Verdict, np_dtype
 
-from .blocked import CALL_SECONDS, Blocked, Shape, forget, most_workers, panel_shape, parts_for, seconds, tile_cycles
+from .blocked import CALL_SECONDS, Blocked, Shape, divided, forget, most_workers, panel_shape, parts_for, seconds, tile_cycles
 from .compiler import Address, Tag, helper, invoke, kernel
 from .dense import DenseImplementation, ForwardExecutor, Weights
 from .elements import INT64, itemsize, keep, memory, scratch
@@ -203,7 +203,7 @@ def _layout_with(problem: ConvProblem, tiles: Tiles, budget: int) -> _Layout:
     def fits(block: Block) -> bool:
         wide = math.prod(block.pitch[:-2]) * tile_rows(tiles, block, 1)
         transformed = tiles.elements * (block.images * per_c * phases * wide * item + block.tiles * width)
-        return transformed <= budget and block.pixels * width <= RESULT_BYTES
+        return transformed <= budget and block.pixels * width <= RESULT_BYTES and divided(problem, block, width)
 
     block = cut_tiles(problem, tiles, fits)
     shape = panel_shape(problem.acc_dtype, per_k, block.tiles)
