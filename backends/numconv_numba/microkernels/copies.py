@@ -41,6 +41,11 @@ def _phases(emit: Emitter, vectors: list[Any]) -> list[Any]:
     return [part for both in zip(_phases(emit, even), _phases(emit, odd), strict=True) for part in both]
 
 
+def _clamp(builder: Any, number: Any, low: Any, high: Any) -> Any:
+    raised = builder.select(builder.icmp_signed("<", number, low), low, number)
+    return builder.select(builder.icmp_signed(">", raised, high), high, raised)
+
+
 @intrinsic
 def _split(typingctx: Any, shape: Any, dtype: Any, x: Any, start: Any, size: Any, y: Any, y_step: Any, count: Any) -> Any:
     check_kinds((shape, dtype), (x, y))
@@ -80,6 +85,31 @@ def _split(typingctx: Any, shape: Any, dtype: Any, x: Any, start: Any, size: Any
     return types.void(shape, dtype, x, *integers, y, *integers), codegen
 
 
+AHEAD = 8
+"""Rows that are fetched before they are copied: about as many as are copied in the time that the third-level cache takes."""
+
+
+@intrinsic
+def _fetch(typingctx: Any, shape: Any, dtype: Any, x: Any, start: Any, size: Any, count: Any) -> Any:
+    """Bring the part of a row that `_split` reads into the first-level cache."""
+    check_kinds((shape, dtype), (x,))
+    each, lanes = shape.value
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _, _, x, start, size, count = args
+        emit = Emitter(builder, dtype, lanes)
+        item, line = _i64(emit.width // emit.lanes), _i64(64)
+        first = _clamp(builder, start, _i64(0), size)
+        last = _clamp(builder, builder.add(start, builder.mul(count, _i64(each))), first, size)
+        length = builder.mul(builder.sub(last, first), item)
+        source = emit.at(x, builder.mul(first, item))
+        with cgutils.for_range_slice(builder, _i64(0), length, line) as (offset, _):
+            emit.prefetch(emit.at(source, offset), write=False)
+        return context.get_dummy_value()
+
+    return types.void(shape, dtype, x, types.int64, types.int64, types.int64), codegen
+
+
 @kernel(no_cfunc_wrapper=False)
 def split(
     shape: Tag, dtype: Tag, x: Address, start: int, size: int, y: Address, y_step: int, count: int, rows: int, x_row: int,
@@ -90,12 +120,9 @@ def split(
     The shape is (phases, lanes). Phases of y lie `y_step` bytes apart, rows of x and y `x_row` and `y_row`.
     """
     for row in range(rows):
+        if row + AHEAD < rows:
+            _fetch(shape, dtype, x + (row + AHEAD) * x_row, start, size, count)
         _split(shape, dtype, x + row * x_row, start, size, y + row * y_row, y_step, count)
-
-
-def _clamp(builder: Any, number: Any, low: Any, high: Any) -> Any:
-    raised = builder.select(builder.icmp_signed("<", number, low), low, number)
-    return builder.select(builder.icmp_signed(">", raised, high), high, raised)
 
 
 @intrinsic
