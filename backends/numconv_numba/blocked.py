@@ -43,6 +43,7 @@ from .slab import (
     block_vector,
     cut,
     pack_cycles,
+    shareable,
     slab_bytes,
     tap_positions,
 )  # fmt: skip
@@ -50,7 +51,7 @@ from .threads import MAX_THREADS, SERIAL_WORK, Areas, parallel_for, run, run_wit
 from .tools import tools_for
 
 __all__ = [
-    "Blocked", "Layout", "Shape", "array_origin", "most_workers", "pack_weight_cycles", "panel_shape", "parts_for",
+    "Blocked", "Layout", "Shape", "array_origin", "divided", "most_workers", "pack_weight_cycles", "panel_shape", "parts_for",
     "reads_in_place", "seconds", "tile_cycles", "window_steps",
 ]  # fmt: skip
 
@@ -126,6 +127,13 @@ def depth_of(problem: ConvProblem, paired: bool) -> int:
     return -(-(problem.c // problem.groups) // (2 if paired else 1))
 
 
+def divided(problem: ConvProblem, block: Block, width: int) -> bool:
+    """Whether threads share the blocks evenly, or panels of `width` bytes, where more of w than of x would be packed twice."""
+    per_k = problem.k // problem.groups
+    panels = per_k * np_dtype(problem.acc_dtype).itemsize > width
+    return (panels and block.images * block.channel <= per_k * math.prod(problem.kernel)) or shareable(problem, block)
+
+
 @functools.lru_cache(maxsize=256)
 def layout_for(problem: ConvProblem, paired: bool = False) -> Layout:
     """The layout of a forward problem, which its cost, its workspace and its executor ask for one after the other."""
@@ -134,7 +142,8 @@ def layout_for(problem: ConvProblem, paired: bool = False) -> Layout:
     width = panel_shape(problem.acc_dtype, per_k, 1 << 20).width * item
 
     def fits(block: Block) -> bool:
-        return slab_bytes(problem, block, depth) <= SLAB_BYTES and block.pixels * width <= RESULT_BYTES
+        small = slab_bytes(problem, block, depth) <= SLAB_BYTES and block.pixels * width <= RESULT_BYTES
+        return small and divided(problem, block, width)
 
     units = (1,) * problem.ndim
     block = cut(problem, units, tap_positions(problem), units, fits, problem.n)

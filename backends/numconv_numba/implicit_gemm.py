@@ -36,6 +36,7 @@ from .slab import (
     BLOCKS,
     CHANNEL,
     EXTRA,
+    SHARES,
     WRITE_CYCLES,
     Block,
     block_image,
@@ -43,6 +44,7 @@ from .slab import (
     block_vector,
     cut,
     pack_cycles,
+    shareable,
     slab_bytes,
     tap_offsets,
     tap_positions,
@@ -88,7 +90,8 @@ def _layout(problem: ConvProblem, paired: bool) -> _Layout:
     tile = tile_for(problem.acc_dtype, problem.k // problem.groups)
 
     def fits(block: Block) -> bool:
-        return slab_bytes(problem, block, depth) <= SLAB_BYTES
+        few = block.pixels < 2 * SHARES * tile.vectors * tile.lanes
+        return slab_bytes(problem, block, depth) <= SLAB_BYTES and (few or shareable(problem, block))
 
     block = cut(problem, problem.stride, tap_positions(problem), (1,) * problem.ndim, fits, problem.n)
     chunk = min(depth, max(1, PANEL_BYTES // (taps * tile.vectors * tile.lanes * item)))

@@ -28,6 +28,7 @@ from .elements import INT64, arithmetic, element, held, in_rows, itemsize, keep,
 from .entries import LANES, READ_SQUARES, SPLIT
 from .geometry import BATCH, DILATION, DIMS, LOW, MODE, OUTPUT, PARTS, SIZE, STRIDE, WINDOW, part, source_index, span
 from .scalar import address, load, move, pointer, store, wide_vectors, zero
+from .threads import SERIAL_WORK
 
 __all__ = [
     "AXES",
@@ -38,6 +39,7 @@ __all__ = [
     "COMBINATIONS",
     "IMAGES",
     "IMAGE_BLOCKS",
+    "SHARES",
     "WRITE_CYCLES",
     "Block",
     "axis_entry",
@@ -52,11 +54,16 @@ __all__ = [
     "pack_cycles",
     "pack_places",
     "pack_slab",
+    "shareable",
     "slab_bytes",
     "steps",
     "tap_offsets",
     "tap_positions",
 ]
+
+
+SHARES = 4
+"""Blocks that a problem is cut into at least, where it has work for several threads: what they share need not be packed by each."""
 
 
 class Block(NamedTuple):
@@ -176,6 +183,11 @@ def cut(
             small = functools.partial(_fits_with, size, axis, block, fits)
             size[axis] = _length(size[axis], unit, _parts(size[axis], unit, small))
     return block(size)
+
+
+def shareable(problem: ConvProblem, block: Block) -> bool:
+    """Whether threads can share the blocks evenly, or there is little to share."""
+    return block.pieces * problem.groups >= SHARES or problem.flops / 2 < SHARES * SERIAL_WORK
 
 
 def _fits_with(

@@ -27,8 +27,7 @@ from .direct import MEASURED_ERROR, clear, outer_offset
 from .elements import INT64, itemsize, keep, memory, numbers, scratch
 from .entries import PACK
 from .geometry import DIMS, OPTION, PARTS, PER_C, PER_K, WINDOW, part
-from .microkernels.emit import host
-from .microkernels.tiles import Tile, multiply_tile, tile_channels, tile_for, tile_pixels
+from .microkernels.tiles import Tile, multiply_tile, tile_channels, tile_for, tile_pixels, tile_share
 from .results import write_rows
 from .scalar import is_null, load, pointer, store, wide_vectors, zero
 from .slab import (
@@ -36,6 +35,7 @@ from .slab import (
     BLOCKS,
     CHANNEL,
     EXTRA,
+    SHARES,
     WRITE_CYCLES,
     Block,
     axis_entry,
@@ -45,6 +45,7 @@ from .slab import (
     block_vector,
     cut,
     pack_cycles,
+    shareable,
     steps,
     tap_offsets,
     tap_positions,
@@ -72,8 +73,9 @@ def block_for(problem: ConvProblem, tile: Tile) -> Block:
     per_c, item = problem.c // problem.groups, np_dtype(problem.acc_dtype).itemsize
 
     def fits(block: Block) -> bool:
-        slab = per_c * block.channel * item
-        return slab <= SLAB_BYTES and tile.channels * flat_pixels(block) * item <= RESULT_BYTES
+        slab, pixels = per_c * block.channel * item, flat_pixels(block)
+        few = pixels < 2 * SHARES * tile.vectors * tile.lanes
+        return slab <= SLAB_BYTES and tile.channels * pixels * item <= RESULT_BYTES and (few or shareable(problem, block))
 
     return cut(problem, problem.stride, tap_positions(problem), (1,) * problem.ndim, fits, min(problem.n, 1))
 
@@ -278,16 +280,15 @@ class RegisterTile(DenseImplementation):
         return Verdict.yes()
 
     def forward_cost(self, problem: ConvProblem) -> float:
-        """Products, those between rows included, at a share of the peak that the tile's shape allows; packing; start-up."""
+        """Products, those between rows included, at the rate that the tile's shape allows; packing; start-up."""
         tile, block = _layout(problem)
         per_k, taps = problem.k // problem.groups, math.prod(problem.kernel)
         tiles, width = -(-per_k // tile.channels), tile.vectors * tile.lanes
         pieces = block.pieces * problem.groups
         per_c = problem.c // problem.groups
         products = pieces * tiles * tile.channels * (-(-flat_pixels(block) // width) * width) * per_c * taps
-        share = min(1, tile.vectors * tile.channels / 12)
         cycles = (
-            products / (2 * tile.lanes * share) * 1.15 * host().pixel_cycles
+            products / (2 * tile.lanes) * tile_share(tile.vectors, tile.channels) * 1.15
             + pack_cycles(block, problem.c)
             + math.prod(problem.y_shape) * WRITE_CYCLES / 2
         )

@@ -27,6 +27,7 @@ from .blocked import (
     CALL_SECONDS,
     Blocked,
     Shape,
+    divided,
     forget,
     most_workers,
     pack_weight_cycles,
@@ -216,7 +217,7 @@ def _layout_with(problem: ConvProblem, tiles: Tiles, budget: int) -> _Layout:
     def fits(block: Block) -> bool:
         wide = math.prod(block.pitch[:-2]) * tile_rows(tiles, block, 1)
         transformed = tiles.elements * (block.images * per_c * phases * wide * item + block.tiles * width)
-        return transformed <= budget and block.pixels * width <= RESULT_BYTES
+        return transformed <= budget and block.pixels * width <= RESULT_BYTES and divided(problem, block, width)
 
     block = cut_tiles(problem, tiles, fits)
     shape = panel_shape(problem.acc_dtype, per_k, block.tiles)

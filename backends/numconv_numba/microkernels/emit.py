@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +17,7 @@ from numba.core.registry import cpu_target
 from numconv_numba.compiler import AddressType, TagType
 from numconv_numba.scalar import PAIRS, ROW_PAIRS, value_type
 
-__all__ = ["BFloat", "Emitter", "Host", "check_kinds", "emitter_of", "flag_table", "host", "lanes_of"]
+__all__ = ["BFloat", "Emitter", "Host", "check_kinds", "emitter_of", "flag_table", "host", "lanes_of", "rolled"]
 
 _i1, _i32, _i64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 
@@ -35,8 +37,6 @@ class Host(NamedTuple):
         Shapes of tiles with the lanes over channels.
     sliding_tiles : tuple of (rows, vectors)
         Shapes of tiles that slide over the rows of one channel.
-    pixel_cycles : float
-        What tiles with the lanes over pixels take, against the cycles that are counted. Measured.
     pairs : bool
         Whether there are products of pairs of bfloat16 numbers, two multiply-adds a lane (AVX512-BF16).
     pair_cycles : float
@@ -48,7 +48,6 @@ class Host(NamedTuple):
     pixel_tiles: tuple[tuple[int, int], ...]
     channel_tiles: tuple[tuple[int, int], ...]
     sliding_tiles: tuple[tuple[int, int], ...]
-    pixel_cycles: float = 1.0
     pairs: bool = False
     pair_cycles: float = 2.0
 
@@ -56,9 +55,9 @@ class Host(NamedTuple):
 # Accumulators, the vectors of one operand and a broadcast fit the registers; and with the lanes over channels, the address of each
 # position fits the general ones.
 _WIDE = Host(
-    64, 32, ((3, 8), (6, 4), (8, 2), (8, 1)), ((4, 6), (3, 8), (2, 10), (2, 8), (1, 12)), ((6, 4), (8, 3), (10, 2), (10, 1))
+    64, 32, ((3, 8), (6, 4), (7, 3), (8, 2), (8, 1)), ((4, 6), (3, 8), (2, 10), (2, 8), (1, 12)), ((6, 4), (8, 3), (10, 2), (10, 1))
 )
-_FEW = Host(32, 16, ((3, 4), (5, 2), (8, 1)), ((1, 10), (2, 6), (3, 4)), ((4, 3), (6, 2), (10, 1)))
+_FEW = Host(32, 16, ((3, 4), (3, 3), (5, 2), (8, 1)), ((1, 10), (2, 6), (3, 4)), ((4, 3), (6, 2), (10, 1)))
 
 
 @functools.cache
@@ -67,8 +66,7 @@ def host() -> Host:
     triple, processor, features = cpu_target.target_context.codegen().magic_tuple()
     words = features.split(",")
     if "+avx512f" in words:
-        wide = _WIDE._replace(pixel_cycles=2.4) if processor.startswith("znver") else _WIDE
-        return wide._replace(pairs="+avx512bf16" in words, pair_cycles=1.0 if processor == "znver5" else 2.0)
+        return _WIDE._replace(pairs="+avx512bf16" in words, pair_cycles=1.0 if processor == "znver5" else 2.0)
     if "+avx2" in words:
         return _FEW
     return (_WIDE if triple.startswith(("aarch64", "arm64")) else _FEW)._replace(width=16)
@@ -91,6 +89,19 @@ def check_kinds(tags: tuple[Any, ...], addresses: tuple[Any, ...]) -> None:
     """Assert that an intrinsic was called with tags and addresses where it needs them."""
     assert all(isinstance(tag, TagType) for tag in tags), tags
     assert all(isinstance(each, AddressType) for each in addresses), addresses
+
+
+@contextlib.contextmanager
+def rolled(builder: Any, count: Any) -> Iterator[Any]:
+    """A loop of `count` turns, and its index, that LLVM does not unroll: it would load the operands of several turns, and spill."""
+    module = builder.module
+    option = module.add_metadata([ir.MetaDataString(module, "llvm.loop.unroll.disable")])
+    with cgutils.for_range(builder, count) as loop:
+        yield loop.index
+        last = builder.block
+    name = module.add_metadata([option, ir.Constant(_i64, len(module.metadata))])
+    name.operands = (name, option)  # a loop's name refers to itself
+    last.terminator.set_metadata("llvm.loop", name)
 
 
 class Emitter:
@@ -148,11 +159,11 @@ class Emitter:
         """Write a vector."""
         self._builder.store(vector, self._builder.bitcast(address, self.vector.as_pointer())).align = self._align
 
-    def prefetch(self, address: Any) -> None:
-        """Bring a line of memory into the first-level cache; an address that is not mapped does no harm."""
+    def prefetch(self, address: Any, write: bool = True) -> None:
+        """Bring a line of memory into the first-level cache, to `write` it or not; an address that is not mapped does no harm."""
         kind = ir.FunctionType(ir.VoidType(), [address.type, _i32, _i32, _i32])
         function = cgutils.get_or_insert_function(self._builder.module, kind, "llvm.prefetch.p0")
-        self._builder.call(function, [address, _i32(1), _i32(3), _i32(1)])
+        self._builder.call(function, [address, _i32(int(write)), _i32(3), _i32(1)])
 
     def constant(self, number: float) -> Any:
         """A number in all lanes."""
@@ -214,8 +225,8 @@ class Emitter:
 
     def positive(self, vector: Any, relu: Any) -> Any:
         """The positive part where the mask `relu` is on; NaN stays NaN."""
-        negative = self._builder.fcmp_ordered("<", vector, self.zero)
-        return self._builder.select(self._builder.and_(negative, relu), self.zero, vector)
+        least = self._builder.select(relu, self.zero, self.constant(-math.inf))
+        return self._builder.select(self._builder.fcmp_ordered("<", vector, least), least, vector)
 
     def not_finite(self, vector: Any) -> Any:
         """The mask of the lanes that hold NaN or an infinity."""

@@ -134,10 +134,12 @@ class _Tiles:
     def store(self, sums: Any, y: Any, bias: Any) -> Any:
         """To y with bias and activation, or the bare sums; returns the mask of lanes in which a sum is not finite."""
         emit, builder = self.emit, self.builder
-        bad = ir.Constant(self.masks[0].type, None)
+        checks = [emit.zero] * self.vectors  # zero times what is not finite is NaN
         for _, v, slot in self.each():
-            wrong = builder.and_(emit.not_finite(builder.load(slot)), self.masks[v])
-            bad = builder.or_(bad, wrong)
+            checks[v] = emit.fma(builder.load(slot), emit.zero, checks[v])
+        bad = ir.Constant(self.masks[0].type, None)
+        for check, mask in zip(checks, self.masks, strict=True):
+            bad = builder.or_(bad, builder.and_(emit.not_finite(check), mask))
         absent = builder.icmp_unsigned("==", builder.ptrtoint(bias, _i64), _i64(0))
         clip = emit.spread(builder.icmp_signed("!=", self.relu, _i64(0)))
         with builder.if_else(builder.icmp_signed("!=", self.finish, _i64(0))) as (finished, kept):
