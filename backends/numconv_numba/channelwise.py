@@ -29,7 +29,7 @@ from .microkernels.emit import host, lanes_of
 from .scalar import as_integer, is_null, pointer
 from .threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
 
-__all__ = ["MOST_TAPS", "Channelwise", "channels_last", "inner_results_of"]
+__all__ = ["MOST_TAPS", "Channelwise", "channels_last", "inner_results_of", "refusal"]
 
 MOST_TAPS = 11
 """Of a row: their weights stay in registers, or at least in the first-level cache."""
@@ -224,6 +224,23 @@ class _Executor:
             run_with(self._areas, self._kernel, self._items, self._work, vector, self._tiles, x, w, shift, y)
 
 
+def refusal(problem: ConvProblem) -> str:
+    """Why channels of a problem cannot be the lanes, or nothing."""
+    if problem.layout != "channels_last":
+        return "its lanes are channels, which must be neighbours in memory: layout channels_last"
+    if not problem.c == problem.k == problem.groups:
+        return f"each channel has one kernel, and here {problem.c} channels in {problem.groups} groups have {problem.k}"
+    if problem.dtype != problem.acc_dtype or problem.out_dtype != problem.dtype:
+        return f"it loads and stores what it sums, and sums of {problem.dtype} are {problem.acc_dtype}"
+    if problem.dtype not in ("float32", "float64"):
+        return f"its tiles are for real floats, not {problem.dtype}"
+    if problem.c < lanes_of(problem.dtype):
+        return f"a vector takes {lanes_of(problem.dtype)} channels, and there are {problem.c}"
+    if problem.kernel[-1] > MOST_TAPS:
+        return f"a tile holds a row of {MOST_TAPS} taps at most, and the kernel is {problem.kernel}"
+    return ""
+
+
 class Channelwise(DenseImplementation):
     """Depthwise convolution of real floats, channels last."""
 
@@ -232,20 +249,8 @@ class Channelwise(DenseImplementation):
 
     def accepts(self, problem: ConvProblem) -> Verdict:
         """Channels last, each convolved with one kernel, a vector of them at least; rows of few taps."""
-        lanes = lanes_of(problem.acc_dtype)
-        if problem.layout != "channels_last":
-            return Verdict.no("its lanes are channels, which must be neighbours in memory: layout channels_last")
-        if not problem.c == problem.k == problem.groups:
-            return Verdict.no(
-                f"each channel has one kernel, and here {problem.c} channels in {problem.groups} groups have {problem.k}"
-            )
-        if problem.c < lanes:
-            return Verdict.no(f"a vector takes {lanes} channels, and there are {problem.c}")
-        if problem.kernel[-1] > MOST_TAPS:
-            return Verdict.no(f"a tile holds a row of {MOST_TAPS} taps at most, and the kernel is {problem.kernel}")
-        if problem.dtype != problem.acc_dtype or problem.out_dtype != problem.dtype:
-            return Verdict.no(f"it loads and stores what it sums, and sums of {problem.dtype} are {problem.acc_dtype}")
-        return Verdict.yes()
+        reason = refusal(problem)
+        return Verdict.no(reason) if reason else Verdict.yes()
 
     def forward_cost(self, problem: ConvProblem) -> float:
         """Loads and multiply-adds of tiles and of points, two a cycle, and the packing of weights."""

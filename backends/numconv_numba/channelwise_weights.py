@@ -16,7 +16,7 @@ import numpy as np
 from numconv.plugin import ConvProblem, Implementation, Verdict, np_dtype
 
 from .blocked import CALL_SECONDS, seconds
-from .channelwise import MOST_TAPS, channels_last, inner_results_of
+from .channelwise import channels_last, inner_results_of, refusal
 from .compiler import Address, Tag, helper, invoke, kernel
 from .depthwise_weights import DepthwiseWeights
 from .direct import MEASURED_ERROR, Direct, conv_vectors, outer_source
@@ -209,24 +209,10 @@ class ChannelwiseWeights(Implementation):
 
     def supports(self, problem: ConvProblem) -> Verdict:
         """Channels last, each convolved with one kernel, a vector of them at least; rows of few taps, padding of zeros."""
-        lanes = lanes_of(problem.acc_dtype) if problem.dtype in ("float32", "float64") else 0
-        if not lanes or problem.out_dtype != problem.dtype:
-            return Verdict.no(
-                f"it loads and stores what it sums, real floats, and here are {problem.dtype} and {problem.out_dtype}"
-            )
-        if problem.layout != "channels_last":
-            return Verdict.no("its lanes are channels, which must be neighbours in memory: layout channels_last")
-        if not problem.c == problem.k == problem.groups:
-            return Verdict.no(
-                f"each channel has one kernel, and here {problem.c} channels in {problem.groups} groups have {problem.k}"
-            )
-        if problem.c < lanes:
-            return Verdict.no(f"a vector takes {lanes} channels, and there are {problem.c}")
-        if problem.kernel[-1] > MOST_TAPS:
-            return Verdict.no(f"a tile holds a row of {MOST_TAPS} taps at most, and the kernel is {problem.kernel}")
-        if problem.pad_mode != "zeros" and any(low or high for low, high in problem.padding):
-            return Verdict.no(f"it leaves padding out, which must be of zeros, not {problem.pad_mode}")
-        return Verdict.yes()
+        reason = refusal(problem)
+        if not reason and problem.pad_mode != "zeros" and any(low or high for low, high in problem.padding):
+            reason = f"it leaves padding out, which must be of zeros, not {problem.pad_mode}"
+        return Verdict.no(reason) if reason else Verdict.yes()
 
     def cost(self, problem: ConvProblem) -> float:
         """Loads and multiply-adds of tiles, two a cycle; results at a border tap by tap."""

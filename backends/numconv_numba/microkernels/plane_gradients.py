@@ -17,7 +17,7 @@ from numconv_numba.compiler import Address, Tag, intrinsic, kernel
 
 from .correlation import lane_sums
 from .emit import Emitter, check_kinds
-from .planes import column_groups, forward_turns, load_columns
+from .planes import column_groups, each_plane, forward_turns, load_columns, walk
 
 __all__ = ["Collect", "collect", "registers"]
 
@@ -64,7 +64,6 @@ class _Tile:
         self.flags = builder.inttoptr(self.field[FLAGS], cgutils.voidptr_t)
         table = builder.inttoptr(self.field[COLUMNS], cgutils.voidptr_t)
         self.offsets = [emit.offset(table, t) for t in range(shape.columns)]
-        self.turns = forward_turns(shape.rows, shape.row_step)
         self.sums = [[emit.accumulator() for _ in range(shape.columns)] for _ in range(shape.rows)]
         self.total = emit.accumulator()
         self.held = [emit.accumulator() for _ in range(-(-shape.rows // shape.row_step))]
@@ -91,34 +90,25 @@ class _Tile:
                     total = self.emit.fma(pixels, self.builder.load(self.held[held]), self.builder.load(slot))
                     self.builder.store(total, slot)
 
-    def walk(self, x: Any, g: Any, masks: list[list[Any]], mask: Any) -> None:
+    def column(self, x: Any, g: Any, masks: list[list[Any]], mask: Any) -> None:
         """Down the rows of one vector of results."""
         builder, emit, field = self.builder, self.emit, self.field
         for slot in self.held:
             builder.store(emit.zero, slot)
-        line, row = (cgutils.alloca_once(builder, _i64) for _ in range(2))
+        row = cgutils.alloca_once(builder, _i64)
         source, target = (cgutils.alloca_once(builder, cgutils.voidptr_t) for _ in range(2))
-        for slot, value in ((line, _i64(0)), (row, _i64(0)), (source, x), (target, g)):
+        for slot, value in ((row, _i64(0)), (source, x), (target, g)):
             builder.store(value, slot)
-        start, end = builder.append_basic_block("period"), builder.append_basic_block("end")
-        builder.branch(start)
-        builder.position_at_end(start)
-        for index, turn in enumerate(self.turns):
+        turns = forward_turns(self.shape.rows, self.shape.row_step)
+        for index, (turn, now) in enumerate(walk(builder, turns, field[LINES])):
             if index % self.shape.row_step == 0:
                 held = self.held[index // self.shape.row_step]
                 self.hold(held, builder.load(row), builder.load(target), mask)
                 builder.store(builder.add(builder.load(row), _i64(1)), row)
                 builder.store(emit.at(builder.load(target), field[G_ROW]), target)
-            now = builder.load(line)
             with builder.if_then(builder.icmp_unsigned("<", builder.sub(now, field[LOW]), field[SPAN]), likely=True):
                 self.add_line(turn.users, builder.load(source), masks)
             builder.store(emit.at(builder.load(source), field[X_ROW]), source)
-            following = builder.append_basic_block("line")
-            builder.store(builder.add(now, _i64(1)), line)
-            builder.cbranch(builder.icmp_signed("<", builder.add(now, _i64(1)), field[LINES]), following, end)
-            builder.position_at_end(following)
-        builder.branch(start)
-        builder.position_at_end(end)
 
     def plane(self, x: Any, g: Any, sums: Any, shift: Any) -> None:
         """All rows and columns of a plane."""
@@ -131,7 +121,7 @@ class _Tile:
             entry, offset = builder.mul(vector.index, _i64(each)), builder.mul(vector.index, _i64(emit.width))
             flags = [emit.flags(self.flags, builder.add(entry, _i64(i))) for i in range(each)]
             masks = [flags[t * step : (t + 1) * step] for t in range(self.shape.columns)]
-            self.walk(emit.at(x, emit.times(offset, step)), emit.at(g, offset), masks, flags[-1])
+            self.column(emit.at(x, emit.times(offset, step)), emit.at(g, offset), masks, flags[-1])
         self.write(slots, sums, shift)
 
     def write(self, slots: list[Any], sums: Any, shift: Any) -> None:
@@ -159,10 +149,8 @@ def _collect(typingctx: Any, tag: Any, dtype: Any, job: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         tile = _Tile(builder, Collect(*tag.value), dtype, args[2])
-        with cgutils.for_range(builder, tile.field[PLANES]) as plane:
-            steps = ((X, X_PLANE), (G, G_PLANE), (SUMS, SUMS_PLANE), (SHIFT, SHIFT_PLANE))
-            places = [builder.add(tile.field[i], builder.mul(plane.index, tile.field[step])) for i, step in steps]
-            tile.plane(*(builder.inttoptr(place, cgutils.voidptr_t) for place in places))
+        steps = ((X, X_PLANE), (G, G_PLANE), (SUMS, SUMS_PLANE), (SHIFT, SHIFT_PLANE))
+        each_plane(builder, tile.field[PLANES], [(tile.field[i], tile.field[step]) for i, step in steps], tile.plane)
         return context.get_dummy_value()
 
     return types.void(tag, dtype, job), codegen

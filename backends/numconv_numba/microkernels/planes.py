@@ -9,7 +9,7 @@ more than their products.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from llvmlite import ir
@@ -20,7 +20,7 @@ from numconv_numba.compiler import Address, Tag, intrinsic, kernel
 
 from .emit import Emitter, check_kinds
 
-__all__ = ["Sweep", "accumulators", "column_groups", "forward_turns", "load_columns", "sweep"]
+__all__ = ["Sweep", "accumulators", "column_groups", "each_plane", "forward_turns", "load_columns", "sweep", "walk"]
 
 _i64 = ir.IntType(64)
 
@@ -118,6 +118,31 @@ def load_columns(emit: Emitter, place: Any, masks: Sequence[Any], count: int) ->
 def column_groups(columns: int, step: int) -> list[range]:
     """Columns of taps whose pixels are loaded together."""
     return [range(first, min(first + step, columns)) for first in range(0, columns, step)]
+
+
+def walk(builder: Any, turns: Sequence[_Turn], lines: Any) -> Iterator[tuple[_Turn, Any]]:
+    """Emit a loop over rows of x, of which each iteration is a period: its turns, with the number of the row."""
+    line = cgutils.alloca_once(builder, _i64)
+    builder.store(_i64(0), line)
+    start, end = builder.append_basic_block("period"), builder.append_basic_block("end")
+    builder.branch(start)
+    builder.position_at_end(start)
+    for turn in turns:
+        now = builder.load(line)
+        yield turn, now
+        after, following = builder.add(now, _i64(1)), builder.append_basic_block("line")
+        builder.store(after, line)
+        builder.cbranch(builder.icmp_signed("<", after, lines), following, end)
+        builder.position_at_end(following)
+    builder.branch(start)
+    builder.position_at_end(end)
+
+
+def each_plane(builder: Any, count: Any, places: Sequence[tuple[Any, Any]], body: Callable[..., None]) -> None:
+    """Emit a loop over planes: `body` with the addresses of one, from pairs (that of the first, bytes to the next)."""
+    with cgutils.for_range(builder, count) as plane:
+        here = [builder.add(first, builder.mul(plane.index, step)) for first, step in places]
+        body(*(builder.inttoptr(place, cgutils.voidptr_t) for place in here))
 
 
 class _Tile:
@@ -243,16 +268,13 @@ class _Tile:
         shift, held = self.shift(bias), self.hold(w)
         for slots in self.sums:
             self.clear(slots)
-        line, row = (cgutils.alloca_once(builder, _i64) for _ in range(2))
+        row = cgutils.alloca_once(builder, _i64)
         source, target = (cgutils.alloca_once(builder, cgutils.voidptr_t) for _ in range(2))
         first = emit.at(y, builder.mul(field[START], field[Y_ROW]))
-        for slot, value in ((line, _i64(0)), (row, field[START]), (source, x), (target, first)):
+        for slot, value in ((row, field[START]), (source, x), (target, first)):
             builder.store(value, slot)
-        start, end = builder.append_basic_block("period"), builder.append_basic_block("end")
-        builder.branch(start)
-        builder.position_at_end(start)
-        for turn in (_adjoint_turns if shape.adjoint else forward_turns)(shape.rows, shape.row_step):
-            now = builder.load(line)
+        turns = (_adjoint_turns if shape.adjoint else forward_turns)(shape.rows, shape.row_step)
+        for turn, now in walk(builder, turns, field[LINES]):
             with builder.if_then(builder.icmp_unsigned("<", builder.sub(now, field[LOW]), field[SPAN]), likely=True):
                 self.add_slices(turn.users, builder.load(source), w, held)
             builder.store(emit.at(builder.load(source), field[X_ROW]), source)
@@ -262,12 +284,6 @@ class _Tile:
                 self.clear(self.sums[accumulator])
                 builder.store(builder.add(builder.load(row), _i64(1)), row)
                 builder.store(emit.at(builder.load(target), field[Y_ROW]), target)
-            following = builder.append_basic_block("line")
-            builder.store(builder.add(now, _i64(1)), line)
-            builder.cbranch(builder.icmp_signed("<", builder.add(now, _i64(1)), field[LINES]), following, end)
-            builder.position_at_end(following)
-        builder.branch(start)
-        builder.position_at_end(end)
 
 
 @intrinsic
@@ -276,10 +292,8 @@ def _sweep(typingctx: Any, tag: Any, dtype: Any, job: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         tile = _Tile(builder, Sweep(*tag.value), dtype, args[2])
-        with cgutils.for_range(builder, tile.field[PLANES]) as plane:
-            steps = ((X, X_PLANE), (W, W_PLANE), (BIAS, BIAS_PLANE), (Y, Y_PLANE))
-            places = [builder.add(tile.field[i], builder.mul(plane.index, tile.field[step])) for i, step in steps]
-            tile.plane(*(builder.inttoptr(place, cgutils.voidptr_t) for place in places))
+        steps = ((X, X_PLANE), (W, W_PLANE), (BIAS, BIAS_PLANE), (Y, Y_PLANE))
+        each_plane(builder, tile.field[PLANES], [(tile.field[i], tile.field[step]) for i, step in steps], tile.plane)
         return context.get_dummy_value()
 
     return types.void(tag, dtype, job), codegen
