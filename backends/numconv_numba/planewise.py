@@ -104,7 +104,9 @@ def _shapes(problem: ConvProblem) -> list[Sweep]:
     rows, row_step = (problem.kernel[-2], problem.stride[-2]) if problem.ndim > 1 else (1, 1)
     step = problem.stride[-1]
     columns = taps if taps <= UNROLLED or step > 1 or adjoint else 0
-    first, sliced = problem.padding[-1][0] % step if adjoint else 0, _slices(problem) > 1
+    first = problem.padding[-1][0] % step if adjoint else 0
+    # where a slice begins depends on the outer dimensions of the output
+    sliced = _slices(problem) > 1 or problem.ndim > 2
     shapes = [Sweep(vectors, rows, columns, row_step, step, adjoint, first, sliced, lanes_of(problem.dtype)) for vectors in WIDTHS]
     return [each for each in shapes if accumulators(each) + each.vectors + 2 < host().registers]
 
