@@ -37,8 +37,8 @@ __all__ = ["Borders", "PlainBorders"]
 _OTHERS = Channelwise(), Depthwise(), RegisterTile(), Winograd(), ImplicitGemm(), Blocked(), Fft(), FftDouble(), Direct()
 PADDED_BYTES = 2 * 1024 * 1024
 """Gradients of padded images that are held at a time, where that is cheaper than bands."""
-BAND_SECONDS = 8e-6
-"""Of a call for a band beside the kernel."""
+BAND_SECONDS, SHORT_ROWS = 15e-6, 2.0
+"""Of a call for a band beside the kernel; and what bands take against estimates that were made for whole planes. Measured."""
 KEPT = 64
 """Combinations of strides whose tables an executor keeps."""
 
@@ -174,11 +174,11 @@ def _costs(problem: ConvProblem) -> tuple[float, float]:
     """Of computing bands, and of computing the gradient of the padded x."""
     bands = _bands(problem)
     added = sum(math.prod(band.problem.x_shape) for band in bands)
-    apart = _cheapest(_inside(problem))[0] + sum(_cheapest(band.problem)[0] + BAND_SECONDS for band in bands)
+    apart = _cheapest(_inside(problem))[0] + sum(_cheapest(band.problem)[0] * SHORT_ROWS + BAND_SECONDS for band in bands)
     images = _images(problem)
     padded = _padded(problem, images)
     # written and read once more
-    whole = -(-problem.n // images) * (_cheapest(padded)[0] + BAND_SECONDS + seconds(math.prod(padded.x_shape) * 1.5))
+    whole = -(-problem.n // images) * (_cheapest(padded)[0] + BAND_SECONDS + seconds(math.prod(padded.x_shape) * 0.5))
     return apart + seconds(added * 2), math.inf if problem.bias else whole
 
 

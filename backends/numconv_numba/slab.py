@@ -296,7 +296,12 @@ def pack_places(slab, x, start, step, count, g, xt, at):
     """Places of a row one by one, place i from position start + i * step."""
     axis = g[DIMS] - 1
     size, stride = g[part(g, SIZE) + axis], g[part(g, PARTS) + 3 + axis]
-    for i in range(count):
+    low, high = span(0, count, step, start, size)
+    source = x + start * stride
+    for i in range(low, high):
+        store(slab + i * itemsize(at), load(source + i * (step * stride), xt, at), at)
+    for border in range(low + count - high):
+        i = border if border < low else border - low + high
         index = source_index(start + i * step, size, g[MODE])
         value = zero(arithmetic(at)) if index < 0 else load(x + index * stride, xt, arithmetic(at))
         store(slab + i * itemsize(at), value, element(at))
