@@ -217,3 +217,50 @@ def test_narrower_processors(tmp_path, name, features, width):
     done = subprocess.run([sys.executable, "-c", HOSTS, *texts], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == width
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("biased", [False, True])
+def test_rectangles_are_transposed_and_what_is_not_finite_is_told(dtype, biased, rng):
+    from numconv_numba.microkernels.emit import lanes_of
+    from numconv_numba.microkernels.transpose import transpose
+
+    lanes = lanes_of(dtype)
+    run, most = transpose.specialise(lanes, dtype), 3 * lanes
+    for _ in range(200):
+        rows, columns = (int(n) for n in rng.integers(1, most, 2))
+        x, bias = rng.standard_normal((most, most)).astype(dtype), rng.standard_normal(most).astype(dtype)
+        bad = rng.choice([0, np.nan, np.inf, -np.inf])
+        x[rng.integers(rows), rng.integers(columns)] += bad
+        x[rows:], x[:, columns:] = np.nan, np.nan  # which nothing reads
+        y = np.full((most, most), -7, dtype)
+        expected = y.copy()
+        expected[:columns, :rows] = (x[:rows, :columns] + (bias[:columns] if biased else 0)).T
+        found = run(x, x.strides[0], rows, columns, bias if biased else 0, 0, y, y.strides[0])
+        np.testing.assert_array_equal(y, expected)
+        assert found == (bad != 0)
+
+
+@pytest.mark.parametrize("phases", [1, 2, 3])
+def test_planes_of_rows_are_split_and_nothing_beside_them_is_written(phases, rng):
+    from numconv_numba.microkernels.copies import split
+    from numconv_numba.microkernels.emit import lanes_of
+
+    lanes = lanes_of("float32")
+    run = split.specialise((phases, lanes), "float32")
+    for _ in range(200):
+        size, start, count = (int(rng.integers(low, high)) for low, high in ((1, 90), (-40, 40), (1, 3 * lanes)))
+        x = rng.standard_normal((2, 3, size), dtype="float32")
+        y = np.full((2, 3, phases, count + 5), -7, np.float32)
+        run(x, start, size, y, y.strides[2], count, 3, x.strides[1], y.strides[1], 2, x.strides[0], y.strides[0])
+        places = start + np.arange(count) * phases + np.arange(phases)[:, None]
+        expected = np.where((places >= 0) & (places < size), x[..., places.clip(0, size - 1)], 0)
+        np.testing.assert_array_equal(y[..., :count], expected)
+        assert (y[..., count:] == -7).all()
+
+
+def test_a_batch_of_small_images_has_work_for_several_threads():
+    from numconv_numba.blocked import layout_for
+
+    assert layout_for(parse("conv forward f32 n64 c32 k64 g1 in4x4 w3x3 s1 p1 d1")).block.pieces >= 8
+    assert layout_for(parse("conv forward f32 n3 c32 k64 g1 in4x4 w3x3 s1 p1 d1")).block.pieces == 3

@@ -61,6 +61,8 @@ RESULT_BYTES = 256 * 1024
 """The sums of a block for a panel: they share that cache with the slab."""
 PASS_BYTES = 32 * 1024
 """The weights of a panel that are multiplied in one pass over the block: they stay in the first-level cache."""
+LEAST_ITEMS = 8
+"""Blocks and panels into which images are cut, so that small ones occupy several threads."""
 KEPT_BYTES = 2 * 1024 * 1024
 """Packed weights that a worker keeps from block to block."""
 PAIRED_WRITE_CYCLES = 0.6
@@ -91,7 +93,7 @@ def seconds(cycles: float) -> float:
 
 def tile_cycles(vectors: int, positions: int) -> float:
     """Of a term of a tile: two multiply-adds a cycle, less where the loads of few vectors for many positions get in the way."""
-    return vectors * positions / 2 * (1, 1.6, 1.06, 1.04, 1.04)[vectors]
+    return vectors * positions / 2 * (1, 1.35, 1.06, 1.04, 1.04)[vectors]
 
 
 def pack_weight_cycles(problem: ConvProblem, pairs: int) -> float:
@@ -147,6 +149,9 @@ def layout_for(problem: ConvProblem, paired: bool = False) -> Layout:
 
     units = (1,) * problem.ndim
     block = cut(problem, units, tap_positions(problem), units, fits, problem.n)
+    items = block.pieces * problem.groups * -(-per_k * item // width)
+    if 0 < items < LEAST_ITEMS and block.images > 1:
+        block = cut(problem, units, tap_positions(problem), units, fits, max(1, block.images * items // LEAST_ITEMS))
     shape = panel_shape(problem.acc_dtype, per_k, block.pixels)
     chunk = min(depth, max(1, PASS_BYTES // (taps * shape.width * item)))
     packed = -(-per_k // shape.width) * shape.width * depth * taps * item

@@ -55,7 +55,7 @@ class Host(NamedTuple):
 # Accumulators, the vectors of one operand and a broadcast fit the registers; and with the lanes over channels, the address of each
 # position fits the general ones.
 _WIDE = Host(
-    64, 32, ((3, 8), (6, 4), (7, 3), (8, 2), (8, 1)), ((4, 6), (3, 8), (2, 10), (2, 8), (1, 12)), ((6, 4), (8, 3), (10, 2), (10, 1))
+    64, 32, ((3, 8), (6, 4), (7, 3), (8, 2), (8, 1)), ((4, 6), (3, 8), (2, 10), (2, 8), (1, 10)), ((6, 4), (8, 3), (10, 2), (10, 1))
 )
 _FEW = Host(32, 16, ((3, 4), (3, 3), (5, 2), (8, 1)), ((1, 10), (2, 6), (3, 4)), ((4, 3), (6, 2), (10, 1)))
 
