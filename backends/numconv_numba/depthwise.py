@@ -466,6 +466,7 @@ class Depthwise(DenseImplementation):
     """Convolution of real floats in groups of few channels."""
 
     name = "depthwise"
+    apart_seconds: ClassVar[float] = 2e-10
     measured_error: ClassVar[Mapping[str, float]] = MEASURED_ERROR
 
     def accepts(self, problem: ConvProblem) -> Verdict:

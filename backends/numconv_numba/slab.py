@@ -39,6 +39,7 @@ __all__ = [
     "COMBINATIONS",
     "IMAGES",
     "IMAGE_BLOCKS",
+    "MOST_PHASES",
     "SHARES",
     "WRITE_CYCLES",
     "Block",
@@ -64,6 +65,10 @@ __all__ = [
 
 SHARES = 4
 """Blocks that a problem is cut into at least, where it has work for several threads: what they share need not be packed by each."""
+
+
+MOST_PHASES = 12
+"""Phases of a row that are split in registers; a larger stride is packed an element at a time."""
 
 
 class Block(NamedTuple):
@@ -534,12 +539,13 @@ def pack_slab(
 
 
 def pack_cycles(block: Block, channels: int) -> float:
-    """Of packing so many channels of every block: elements, and rows, of which each costs some branches."""
+    """Of packing so many channels of every block: elements, and rows, of which each has two ends under masks."""
     rows = math.prod(block.pitch[:-1]) * math.prod(map(len, block.phases[:-1]))
-    return block.pieces * block.images * channels * (block.channel * 0.6 + rows * 15)
+    each = 0.35 if len(block.phases[-1]) <= MOST_PHASES else 2.5
+    return block.pieces * block.images * channels * (block.channel * each + rows * 25)
 
 
-WRITE_CYCLES = 1.6
+WRITE_CYCLES = 0.8
 """Of transposing and storing one result."""
 
 

@@ -17,12 +17,9 @@ from .microkernels.product import product
 from .microkernels.transpose import transpose
 from .panels import pack_panel, read_panel, write_panel, write_weights
 from .scalar import PAIRS, ROW_PAIRS
-from .slab import pack_slab
+from .slab import MOST_PHASES, pack_slab
 
 __all__ = ["tools_for"]
-
-MOST_PHASES = 12
-"""Phases of a row that are split in registers; a larger stride is packed an element at a time."""
 
 
 @functools.cache

@@ -301,7 +301,7 @@ class BlockedWeights(Implementation):
         if problem.k // problem.groups < shape.lanes // 4:
             products *= 1.7  # rows of `direct` are better than lanes that stay empty
         packed = 0 if reads_in_place(problem) else panels / problem.groups * pack_cycles(block, problem.c)
-        read = panels * block.pieces * block.pixels * shape.width * 1.0
+        read = panels * block.pieces * block.pixels * shape.width * 1.4
         return CALL_SECONDS + 2e-6 + seconds(products + packed + read + math.prod(problem.w_shape) * WRITE_CYCLES)
 
     def workspace(self, problem: ConvProblem) -> int:

@@ -248,8 +248,8 @@ def _cost(problem: ConvProblem, layout: _Layout) -> float:
     # shared, both of two threads transform its input; weights that are kept, each thread transforms for itself.
     shared = 2 if pieces == 1 else 1
     vectors = pieces * block.images * per_c * math.prod(tiles.phases) * layout.plane / shape.lanes
-    inputs = shared * (pack_cycles(block, problem.c) * 1.5 + vectors * tiles.elements * 7)
-    outputs = pieces * panels * shape.vectors * block.tiles * (tiles.elements * 4 + math.prod(tiles.outputs) * 6)
+    inputs = shared * (pack_cycles(block, problem.c) * 2 + vectors * tiles.elements * 5)
+    outputs = pieces * panels * shape.vectors * block.tiles * (tiles.elements * 2.5 + math.prod(tiles.outputs) * 3)
     times = 2 * problem.groups if layout.kept else pieces
     transformed = panels * shape.vectors * terms * tiles.elements * 3
     weights = times * (pack_weight_cycles(problem, panels * shape.width * per_c) + transformed)
