@@ -377,9 +377,13 @@ def pack_slab(
 
 
 def pack_cycles(block: Block, channels: int) -> float:
-    """Of packing so many channels of every block: elements, and rows, of which each costs some branches."""
+    """Of packing so many channels of every block: elements, and rows, of which each costs some branches.
+
+    Where some phases of a row are not wanted, the others are packed an element at a time.
+    """
     rows = math.prod(block.pitch[:-1]) * math.prod(map(len, block.phases[:-1]))
-    return block.pieces * block.images * channels * (block.channel * 0.6 + rows * 15)
+    each = 0.6 if len(block.phases[-1]) == block.step[-1] else 4.0
+    return block.pieces * block.images * channels * (block.channel * each + rows * 15)
 
 
 WRITE_CYCLES = 1.6

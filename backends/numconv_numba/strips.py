@@ -38,8 +38,9 @@ from .slab import pack_borders, pack_places
 __all__ = [
     "BAND", "BANDS", "CLASSES", "COLUMNS", "EXTRA", "FOLDED", "ITEMS", "KERNEL_ROWS", "LAG", "OUTER_OUTPUTS", "OUTER_TAPS",
     "PACK", "PHASES", "PHASE_ROWS", "PITCH", "REACHED", "ROLLING", "ROWS", "SPLIT", "SPREAD", "STRIP", "SUMS_TILE", "TILE",
-    "TOTAL", "UINT8", "WIDTH", "Layout", "band_lines", "band_of", "column_places", "entry_table", "first_row_of", "layout_vector", "layout_with",
-    "line_bytes_of", "outer_place", "packing_cycles", "short_pixels", "slab_places", "slices_of", "strip_of",
+    "TOTAL", "UINT8", "WIDTH", "Layout", "band_lines", "band_of", "column_places", "entry_table", "first_row_of",
+    "layout_vector", "layout_with", "line_bytes_of", "outer_place", "packing_cycles", "short_pixels", "slab_places", "slices_of",
+    "strip_of",
 ]  # fmt: skip
 
 SLAB_BYTES = 32 * 1024
