@@ -366,8 +366,8 @@ def read_panel(
         # no pair reaches into the next row
         inner, run = ndim - 1, block_extent(g, b, block, ndim - 1)
     lines = lines_of(inner, g, b, block)
-    words = scratch(2 * width)
-    clear(memory(words), 2 * width // itemsize(at), at)
+    words = scratch(2 * width if in_rows(at) else 0)
+    clear(memory(words), 2 * width // itemsize(at) if in_rows(at) else 0, at)
     for line in range(block_images(g, b, block) * lines):
         place = y + ((n + line // lines) * g[ys] + run_offset(line % lines, inner, g, b, block))
         if in_rows(at):
