@@ -116,7 +116,7 @@ def test_rows_are_split_into_phases_between_zeros(phases, rng):
     from numconv_numba.microkernels.emit import lanes_of
 
     lanes = lanes_of("float32")
-    run = split_strip.specialise((phases, lanes), "float32")
+    run = split_strip.specialise((phases, lanes), ("float32", "float32"))
     for _ in range(200):
         size, start, vectors = (int(rng.integers(low, high)) for low, high in ((1, 150), (-150, 150), (1, 7)))
         x, y = rng.standard_normal((3, size), dtype="float32"), np.full((3, phases, vectors * lanes), np.nan, "float32")
