@@ -374,7 +374,7 @@ class ImplicitGemm(DenseImplementation):
         tile, block, _, in_place, depth = _layout(problem, self.paired)
         per_k, terms, rate = problem.k // problem.groups, depth * math.prod(problem.kernel), 1.0
         if self.paired:
-            rate = host().pair_cycles
+            rate = host().pair_cycles * 1.1  # more loads beside each product
         pieces, tiles = block.pieces * problem.groups, -(-per_k // tile.channels)
         pixels = math.prod(block.size)
         panels, vectors = -(-pixels // (tile.vectors * tile.lanes)), -(-pixels // tile.lanes)

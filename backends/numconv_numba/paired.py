@@ -3,7 +3,7 @@
 `blocked` and `implicit_gemm` with other factors: two neighbouring input channels make an element of the slab and of the packed
 weights, of the size of a float32, and one instruction multiplies and adds both. Products of bfloat16 numbers are exact in float32,
 so that sums are rounded as elsewhere; but the order within a pair is the processor's, and the instruction takes and gives zero for
-what is smaller than 2**-126. So the levels "strict" and "high" leave it out.
+what is smaller than 2**-126 in magnitude. So the levels "strict" and "high" leave it out.
 """
 
 from __future__ import annotations
@@ -33,34 +33,32 @@ def supported(problem: ConvProblem) -> Verdict:
     return Verdict.yes()
 
 
-class PairedBlocked(Blocked):
+class _Pairs:
+    """What the forward convolutions share."""
+
+    levels = LEVELS
+    measured_error: ClassVar[Mapping[str, float]] = MEASURED_ERROR
+    paired = True
+
+    def accepts(self, problem: ConvProblem) -> Verdict:
+        """See `supported`."""
+        return supported(problem)
+
+
+class PairedBlocked(_Pairs, Blocked):
     """Direct convolution of bfloat16 in pairs, with the lanes over output channels."""
 
     name = "blocked_bf16"
-    levels = LEVELS
-    measured_error: ClassVar[Mapping[str, float]] = MEASURED_ERROR
-    paired = True
-
-    def accepts(self, problem: ConvProblem) -> Verdict:
-        """See `supported`."""
-        return supported(problem)
 
 
-class PairedGemm(ImplicitGemm):
+class PairedGemm(_Pairs, ImplicitGemm):
     """Direct convolution of bfloat16 as a matrix product in pairs, with the lanes over pixels."""
 
     name = "implicit_gemm_bf16"
-    levels = LEVELS
-    measured_error: ClassVar[Mapping[str, float]] = MEASURED_ERROR
-    paired = True
-
-    def accepts(self, problem: ConvProblem) -> Verdict:
-        """See `supported`."""
-        return supported(problem)
 
 
 class PairedWeights(BlockedWeights):
-    """Weight gradients of bfloat16 in pairs of neighbouring pixels, with the lanes over output channels."""
+    """Weight gradients of bfloat16 in pairs of neighbouring results, with the lanes over output channels."""
 
     name = "blocked_bf16"
     levels = LEVELS

@@ -13,7 +13,7 @@ from .activations import activate_run, rectified
 from .compiler import Address, Tag, helper, invoke, kernel
 from .direct import clear, outer_offset
 from .elements import INT64, arithmetic, held, in_rows, itemsize, keep, memory, same, scratch
-from .entries import DRESS, LANES, READ_ROWS, READ_SQUARES, WRITE_SQUARES
+from .entries import DRESS, LANES, READ_ROWS, READ_SQUARES, READ_WORDS, WRITE_SQUARES
 from .geometry import DILATION, DIMS, FLIPPED, PARTS, PER_C, STRIDE, WINDOW, part
 from .scalar import add, address, is_null, load, move, pointer, prefetch, store, wide_vectors, zero
 from .slab import B_STEP, B_UNIT, axis_entry, block_extent, block_image, block_images, block_start
@@ -357,10 +357,16 @@ def read_run(target, width, count, columns, y, k_step, q_step, tools, yt, at):
 @helper
 def read_pairs(target, words, width, count, columns, y, k_step, q_step, tools, yt, at):
     """A run of pixels of y as pairs of neighbours, [pair][lane]; what the last one lacks is zero."""
-    read_run(words, width, count, columns, y, k_step, q_step, tools, yt, at)
-    clear(words + count * width, count % 2 * width // itemsize(at), at)
-    for pair in range((count + 1) // 2):
-        join_words(target + pair * width, words + 2 * pair * width, words + (2 * pair + 1) * width, width // 4)
+    whole = 0
+    if q_step == itemsize(yt):
+        # neighbours in memory are pairs already
+        whole = count // 2
+        invoke(tools[READ_WORDS], y, k_step, columns, whole, address(0), 0, target, width)
+    for pair in range(whole, (count + 1) // 2):
+        both = min(2, count - 2 * pair)
+        read_run(words, width, both, columns, y + 2 * pair * q_step, k_step, q_step, tools, yt, at)
+        clear(words + both * width, (2 - both) * width // itemsize(at), at)
+        join_words(target + pair * width, words, words + width, width // 4)
 
 
 @kernel(no_cfunc_wrapper=False)
@@ -376,12 +382,12 @@ def read_panel(
     ndim, ys = g[DIMS], part(g, PARTS + 2)
     k_step, q_step, n = g[ys + 2], g[ys + 3 + ndim - 1], block_image(b, ndim, block)
     inner, run = runs_of(g, b, block, PARTS + 2)
-    if in_rows(at):
+    if in_rows(at) and block_extent(g, b, block, ndim - 1) % 2:
+        # no pair reaches into the next row
         inner, run = ndim - 1, block_extent(g, b, block, ndim - 1)
     lines = lines_of(inner, g, b, block)
-    words = scratch((run + 1) * width if in_rows(at) else 0)
-    if in_rows(at) and columns * itemsize(at) < width:
-        clear(memory(words), (run + 1) * width // itemsize(at), at)
+    words = scratch(2 * width if in_rows(at) else 0)
+    clear(memory(words), 2 * width // itemsize(at) if in_rows(at) else 0, at)
     for line in range(block_images(g, b, block) * lines):
         place = y + ((n + line // lines) * g[ys] + run_offset(line % lines, inner, g, b, block))
         if in_rows(at):

@@ -539,9 +539,12 @@ def pack_slab(
 
 
 def pack_cycles(block: Block, channels: int) -> float:
-    """Of packing so many channels of every block: elements, and rows, of which each has two ends under masks."""
-    rows = math.prod(block.pitch[:-1]) * math.prod(map(len, block.phases[:-1]))
-    each = 0.35 if len(block.phases[-1]) <= MOST_PHASES else 2.5
+    """Of packing so many channels of every block: elements, and rows, of which each has two ends under masks.
+
+    Where some phases of a row are not wanted, the others are packed an element at a time.
+    """
+    rows, phases = math.prod(block.pitch[:-1]) * math.prod(map(len, block.phases[:-1])), len(block.phases[-1])
+    each = 0.35 if phases == block.step[-1] and phases <= MOST_PHASES else 2.5
     return block.pieces * block.images * channels * (block.channel * each + rows * 25)
 
 

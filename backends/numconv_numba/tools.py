@@ -51,6 +51,7 @@ def tools_for(
     table[entries.COPY] = split.address((1, lanes), (acc, acc))
     if factor == ROW_PAIRS:
         table[entries.SPLIT] = join_neighbours.address(lanes, dtype)
+        table[entries.READ_WORDS] = transpose.address(lanes, (acc, acc))
     else:
         table[entries.SPLIT] = split.address((phases, lanes), (dtype, factor)) if phases <= MOST_PHASES else 0
     table[entries.PACK] = pack_slab.address(dtype, factor)

@@ -2,6 +2,8 @@
 
 ``emit``
     Vectors of the host's width: loads, stores, masks; which register tiles fit the host.
+``memory``
+    Vectors of another dtype in memory than in arithmetic.
 ``tiles``
     Register tiles with the lanes over pixels, inlined into the kernel that uses them.
 ``product``

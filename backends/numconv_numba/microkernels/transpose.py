@@ -74,16 +74,16 @@ def _transpose(
         emit, source, target = _between(context, builder, dtype.value, count)
         used, mask = emit.first(columns), emit.first(rows)
         absent = builder.icmp_unsigned("==", builder.ptrtoint(bias, _i64), _i64(0))
-        # -0 changes no sum
         # a load of no lanes is slow where there is no memory
-        given = emit.load_masked(builder.select(absent, x, bias), emit.both(used, builder.not_(absent)))
-        shift = builder.select(emit.spread(absent), emit.constant(-0.0), given)
+        shift = emit.load_masked(builder.select(absent, x, bias), emit.both(used, builder.not_(absent)))
         clip = emit.spread(builder.icmp_signed("!=", relu, _i64(0)))
         loaded = []
         for i in range(count):
             inside = emit.both(used, builder.icmp_signed("<", _i64(i), rows))
             loaded.append(source.load_masked(emit.at(x, emit.times(x_step, i)), inside))
-        vectors = [emit.positive(builder.fadd(vector, shift), clip) for vector in loaded]
+        # no sum without a bias: words of other numbers would not stay what they are
+        moved = [builder.select(emit.spread(absent), vector, builder.fadd(vector, shift)) for vector in loaded]
+        vectors = [emit.positive(vector, clip) for vector in moved]
         for j, vector in enumerate(_transposed(emit, vectors)):
             with builder.if_then(builder.icmp_signed("<", _i64(j), columns)):
                 target.store_masked(vector, emit.at(y, emit.times(y_step, j)), mask)
