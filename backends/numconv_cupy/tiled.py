@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import numpy as np
+
 from numconv.plugin import ConvProblem, Executor, Verdict, np_dtype
 
 from .direct import Direct, limits
@@ -78,6 +80,6 @@ def _run(kernels: Launcher, problem: ConvProblem, outs: Arrays, ins: Arrays) -> 
 
 def _weights_in_order(problem: ConvProblem, w: Any) -> bool:
     """Whether the terms of each row of w are neighbours, and every four of them aligned together."""
-    address = w.data.ptr if hasattr(w.data, "ptr") else w.ctypes.data
+    address = w.ctypes.data if isinstance(w, np.ndarray) else w.data.ptr
     lined_up = _terms(problem) % WIDE == 0 and address % (WIDE * w.dtype.itemsize) == 0 and address % 16 == 0
     return bool(lined_up and w.flags.c_contiguous)

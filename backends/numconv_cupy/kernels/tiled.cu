@@ -207,21 +207,18 @@ extern "C" __global__ void conv_tiled(Geometry g, const IN *x, const IN *w, cons
     __syncthreads();
   }
 
+  // One body for all results, which lie in memory of the thread's own for it: a copy for each would take many seconds to compile.
   bool again = __syncthreads_or(odd) != 0;
+  ACC results[RM * RN];
 #pragma unroll
-  for (int j = 0; j < RN; ++j) {
-    i64 at_column = column0 + j / 4 * (4 * TN / RN) + own_column + j % 4;
-    if (at_column >= columns) continue;
-    int where[NDIM];
-    i64 n = unravel(at_column, POSITIONS, where);
-#pragma unroll
-    for (int i = 0; i < RM; ++i) {
-      i64 row = row0 + i / 4 * (4 * TM / RM) + own_row + i % 4;
-      if (row >= rows) continue;
-      ACC sum = sums[i][j];
-      if (again) sum = chain(g, x + n * g.a[0], w + row * ROW_STEP, where, terms);
-      i64 channel = group * rows + row;
-      finish(g, sum, bias, (int)channel, y + at(g.y, n, channel, where));
-    }
+  for (int result = 0; result < RM * RN; ++result) results[result] = sums[result % RM][result / RM];
+#pragma unroll 1
+  for (int result = 0; result < RM * RN; ++result) {
+    int i = result % RM, j = result / RM, where[NDIM];
+    i64 row = row0 + i / 4 * (4 * TM / RM) + own_row + i % 4, at_column = column0 + j / 4 * (4 * TN / RN) + own_column + j % 4;
+    if (row >= rows || at_column >= columns) continue;
+    i64 n = unravel(at_column, POSITIONS, where), channel = group * rows + row;
+    ACC sum = again ? chain(g, x + n * g.a[0], w + row * ROW_STEP, where, terms) : results[result];
+    finish(g, sum, bias, (int)channel, y + at(g.y, n, channel, where));
   }
 }
