@@ -34,13 +34,16 @@ def _implementations() -> tuple[Implementation, ...]:
     from .vector_windows import VectorWindows
     from .weights import BlockedWeights
     from .wide_pooling import WidePool
+    from .wide_scatter import WideScatter
     from .windows import Windows
     from .winograd import Winograd
     from .winograd_weights import WinogradWeights
+    from .woven import Woven
 
     return (
         Separable(),
         Channelwise(),
+        Woven(),
         Depthwise(),
         DepthwiseWeights(),
         RegisterTile(),
@@ -57,6 +60,7 @@ def _implementations() -> tuple[Implementation, ...]:
         VectorPool(),
         WidePool(),
         VectorScatter(),
+        WideScatter(),
         Pool(),
         VectorWindows(),
         FlatUnpool(),
