@@ -13,12 +13,12 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from numconv.plugin import ConvProblem, PoolProblem, WindowProblem
+from numconv.plugin import ConvProblem, PoolProblem, Verdict, WindowProblem
 
 from .compiler import Address, Tag, helper, invoke, kernel
 from .elements import INT64, keep, memory, scratch
 from .microkernels.emit import lanes_of
-from .microkernels.windows import JOB, windows
+from .microkernels.windows import JOB, MAX_STRIDE, windows
 from .scalar import is_null, load, pointer, store
 from .threads import parallel_for
 
@@ -41,6 +41,7 @@ __all__ = [
     "Rows",
     "X",
     "Y",
+    "gathered_in_vectors",
     "list_bytes",
     "list_rows",
     "outer_axis",
@@ -215,6 +216,23 @@ KEPT = 64
 """Vectors of a problem that are kept for arrays of the same strides."""
 UNROLLED = 12
 """Taps along a row that the microkernel has unrolled."""
+
+
+MAX_TABLE = 1 << 16
+"""Entries of the table of an axis."""
+
+
+def gathered_in_vectors(problem: ConvProblem | WindowProblem) -> Verdict:
+    """Whether what the elements of x gave can be gathered by rows along the last axis."""
+    window = _window(problem)
+    if problem.ndim > OUTER_AXES + 1 or problem.stride[-1] > MAX_STRIDE:
+        return Verdict.no(
+            f"{problem.ndim} dimensions, stride {problem.stride[-1]}: it takes {OUTER_AXES + 1}, at most {MAX_STRIDE}"
+        )
+    entries = max(size * taps for size, taps in zip(problem.spatial, window, strict=True))
+    if max(entries, problem.spatial[-2:][0] * math.prod(window[:-1])) > MAX_TABLE:
+        return Verdict.no(f"a table of {entries} rows: it takes at most {MAX_TABLE}")
+    return Verdict.yes()
 
 
 class Rows:

@@ -20,14 +20,12 @@ from numconv.plugin import ConvProblem, Implementation, Verdict, activate, np_dt
 
 from .direct import MEASURED_ERROR, Direct
 from .microkernels.emit import lanes_of
-from .microkernels.windows import HEAD, MAX_STRIDE, ROW_ENTRY
-from .sliding import ADVANCE, OUTER_AXES, Rows, slide
+from .microkernels.windows import HEAD, ROW_ENTRY
+from .sliding import ADVANCE, Rows, gathered_in_vectors, slide
 from .threads import MAX_THREADS, run
 
 __all__ = ["Woven"]
 
-MAX_TABLE = 1 << 16
-"""Entries of the table of an outer axis."""
 TERM_SECONDS = 3e-10
 """Of a vector of one tap, on two threads."""
 ROW_SECONDS = 8e-9
@@ -90,14 +88,9 @@ class Woven(Implementation):
             return Verdict.no(f"{problem.c} and {problem.k} channels in {problem.groups} groups: it takes one a group")
         if problem.layout == "channels_last" or problem.pad_mode != "zeros" or problem.flip:
             return Verdict.no(f"layout {problem.layout}, mode {problem.pad_mode}, flip {problem.flip}: it takes none of these")
-        if not 1 < problem.stride[-1] <= MAX_STRIDE or problem.ndim > OUTER_AXES + 1:
-            return Verdict.no(
-                f"stride {problem.stride[-1]} in {problem.ndim} dimensions: 2 to {MAX_STRIDE}, {OUTER_AXES + 1} at most"
-            )
-        entries = max(size * taps for size, taps in zip(problem.spatial, problem.kernel, strict=True))
-        if max(entries, problem.spatial[-2:][0] * math.prod(problem.kernel[:-1])) > MAX_TABLE:
-            return Verdict.no(f"a table of {entries} rows: it takes at most {MAX_TABLE}")
-        return Verdict.yes()
+        if problem.stride[-1] == 1:
+            return Verdict.no("stride 1 along the rows: there are no phases to weave")
+        return gathered_in_vectors(problem)
 
     def cost(self, problem: ConvProblem) -> float:
         """The time to move the arrays, to begin the rows, and for each vector of terms."""
