@@ -148,7 +148,9 @@ class _Windows(_Row):
         builder, given, lanes = self.builder, self.given, self.emit.lanes
         end = builder.sdiv(builder.add(given["last"], _i64(self.phases - 1)), _i64(self.phases))
         vectors = builder.sdiv(builder.add(builder.sub(end, given["first"]), _i64(lanes - 1)), _i64(lanes))
-        with builder.if_else(builder.icmp_signed("<=", vectors, _i64(SHORT))) as (short, long):
+        few = builder.icmp_signed("<=", vectors, _i64(SHORT))
+        masked = builder.not_(self.whole(given["first"], SHORT))
+        with builder.if_else(builder.and_(few, masked)) as (short, long):
             with short, cgutils.for_range(builder, vectors) as loop:
                 at = builder.add(given["first"], builder.mul(loop.index, _i64(lanes)))
                 with self.each_row():
