@@ -39,9 +39,11 @@ def _implementations() -> tuple[Implementation, ...]:
     from .vector_windows import VectorWindows
     from .weights import BlockedWeights
     from .wide_pooling import WidePool
+    from .wide_scatter import WideScatter
     from .windows import Windows
     from .winograd import Winograd
     from .winograd_weights import WinogradWeights
+    from .woven import Woven
 
     return (
         Separable(),
@@ -49,6 +51,7 @@ def _implementations() -> tuple[Implementation, ...]:
         ChannelwiseWeights(),
         Planewise(),
         PlanewiseWeights(),
+        Woven(),
         Depthwise(),
         DepthwiseWeights(),
         RegisterTile(),
@@ -70,6 +73,7 @@ def _implementations() -> tuple[Implementation, ...]:
         VectorPool(),
         WidePool(),
         VectorScatter(),
+        WideScatter(),
         Pool(),
         VectorWindows(),
         FlatUnpool(),

@@ -130,7 +130,7 @@ class _Lines(NamedTuple):
 def _padded_places(problem: WindowProblem, axis: int) -> np.ndarray[Any, Any]:
     """The index that each padded position of an axis reads, in a mode other than zeros."""
     mode = NUMPY_MODES[problem.pad_mode]
-    return np.pad(np.arange(problem.spatial[axis]), problem.padding[axis], mode)  # type: ignore[call-overload, no-any-return]
+    return np.pad(np.arange(problem.spatial[axis]), problem.padding[axis], mode)  # type: ignore[call-overload]
 
 
 def _readers(problem: WindowProblem, axis: int) -> np.ndarray[Any, Any]:

@@ -11,16 +11,13 @@ from typing import Any
 
 from numconv.plugin import Implementation, Verdict, WindowProblem, np_dtype
 
-from .microkernels.windows import MAX_STRIDE, ROW_ENTRY
+from .microkernels.windows import ROW_ENTRY
 from .moved_rows import MAX_OFFSETS, MovedRows, moved_rows_count
-from .sliding import OUTER_AXES, Rows, slide
+from .sliding import Rows, gathered_in_vectors, slide
 from .threads import MAX_THREADS, run
 from .windows import Windows, row_major
 
 __all__ = ["VectorWindows"]
-
-MAX_TABLE = 1 << 16
-"""Entries of the table of an outer axis."""
 
 
 class _Fold:
@@ -80,14 +77,7 @@ class VectorWindows(Implementation):
     def _adds(problem: WindowProblem) -> Verdict:
         if problem.dtype not in ("float32", "float64"):
             return Verdict.no(f"{problem.dtype}: it adds float32 or float64")
-        if problem.ndim > OUTER_AXES + 1 or problem.stride[-1] > MAX_STRIDE:
-            return Verdict.no(
-                f"{problem.ndim} dimensions, stride {problem.stride[-1]}: it takes {OUTER_AXES + 1}, at most {MAX_STRIDE}"
-            )
-        entries = max(size * window for size, window in zip(problem.spatial, problem.window, strict=True))
-        if max(entries, problem.spatial[-2:][0] * math.prod(problem.window[:-1])) > MAX_TABLE:
-            return Verdict.no(f"a table of {entries} rows: it takes at most {MAX_TABLE}")
-        return Verdict.yes()
+        return gathered_in_vectors(problem)
 
     @staticmethod
     def _moves(problem: WindowProblem) -> Verdict:

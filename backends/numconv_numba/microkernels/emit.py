@@ -203,13 +203,13 @@ class Emitter:
         """The mask, or none of it where a flag is off."""
         return self._builder.and_(mask, self.spread(flag))
 
-    def load_masked(self, address: Any, mask: Any) -> Any:
-        """A vector with zeros where the mask is off; nothing is read there."""
+    def load_masked(self, address: Any, mask: Any, other: Any = None) -> Any:
+        """A vector with zeros, or the lanes of another one, where the mask is off; nothing is read there."""
         pointer = self._builder.bitcast(address, self.vector.as_pointer())
         kind = ir.FunctionType(self.vector, [pointer.type, _i32, mask.type, self.vector])
         name = f"llvm.masked.load.v{self.lanes}f{self._letters}.p0"
         function = cgutils.get_or_insert_function(self._builder.module, kind, name)
-        return self._builder.call(function, [pointer, _i32(self._align), mask, self.zero])
+        return self._builder.call(function, [pointer, _i32(self._align), mask, self.zero if other is None else other])
 
     def store_masked(self, vector: Any, address: Any, mask: Any) -> None:
         """Write the lanes of a mask."""
