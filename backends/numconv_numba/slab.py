@@ -304,7 +304,7 @@ def pack_places(slab, x, start, step, count, g, xt, at):
     low, high = span(0, count, step, start, size)
     source = x + start * stride
     for i in range(low, high):
-        store(slab + i * itemsize(at), load(source + i * (step * stride), xt, at), at)
+        store(slab + i * itemsize(at), load(source + i * (step * stride), xt, arithmetic(at)), element(at))
     for border in range(low + count - high):
         i = border if border < low else border - low + high
         index = source_index(start + i * step, size, g[MODE])
