@@ -267,7 +267,7 @@ def test_rectangles_are_transposed_and_what_is_not_finite_is_told(dtype, biased,
     from numconv_numba.microkernels.transpose import transpose
 
     lanes = lanes_of(dtype)
-    run, most = transpose.specialise(lanes, dtype), 3 * lanes
+    run, most = transpose.specialise(lanes, (dtype, dtype)), 3 * lanes
     for _ in range(200):
         rows, columns = (int(n) for n in rng.integers(1, most, 2))
         x, bias = rng.standard_normal((most, most)).astype(dtype), rng.standard_normal(most).astype(dtype)
@@ -288,7 +288,7 @@ def test_planes_of_rows_are_split_and_nothing_beside_them_is_written(phases, rng
     from numconv_numba.microkernels.emit import lanes_of
 
     lanes = lanes_of("float32")
-    run = split.specialise((phases, lanes), "float32")
+    run = split.specialise((phases, lanes), ("float32", "float32"))
     for _ in range(200):
         size, start, count = (int(rng.integers(low, high)) for low, high in ((1, 90), (-40, 40), (1, 3 * lanes)))
         x = rng.standard_normal((2, 3, size), dtype="float32")
