@@ -382,13 +382,13 @@ def prepare(
     except ProblemError:
         _check_kinds(op, _names(op, options), ins)
         raise
+    kind = type(first)
     for array, known in zip(ins, plan._ins, strict=True):
-        if array.shape != known.shape or array.dtype is not known.dtype or type(array) is not type(first):
-            if array.shape != known.shape or array.dtype != known.dtype:
-                _check_kinds(op, _names(op, options), ins)
-                plan._refuse(array, known)
-            if type(array) is not type(first):
-                _check_kinds(op, _names(op, options), ins)
+        if array.shape == known.shape and array.dtype is known.dtype and type(array) is kind:
+            continue
+        _check_kinds(op, _names(op, options), ins)
+        if array.shape != known.shape or array.dtype != known.dtype:
+            plan._refuse(array, known)
     return plan, ins
 
 

@@ -15,8 +15,6 @@ as they are, the promises of the documentation hold, several threads may call it
 from __future__ import annotations
 
 import math
-import os
-import pathlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +27,7 @@ from .arrays import DeviceArray, scratch
 from .context import current, environment
 from .errors import BackendUnavailableError, NumconvError, ProblemError, UnknownBackendError, UnsupportedProblemError
 from .gpu import cupy_view, nvidia_devices
+from .kernel_files import KernelFiles, cache_dir
 from .problem import (
     CONV_OPS,
     LEVELS,
@@ -44,9 +43,9 @@ from .problem import (
 
 __all__ = [
     "CONV_OPS", "LEVELS", "POOL_OPS", "WINDOW_OPS", "Backend", "BackendUnavailableError", "ConvProblem", "DeviceArray",
-    "Executor", "Implementation", "NumconvError", "PoolProblem", "Problem", "ProblemError", "Rates", "UnknownBackendError",
-    "UnsupportedProblemError", "Verdict", "WindowProblem", "__version__", "accumulator", "activate", "cache_dir", "check_indices",
-    "cupy_view", "np_dtype", "nvidia_devices", "parse", "repair_on", "requested_threads", "scratch",
+    "Executor", "Implementation", "KernelFiles", "NumconvError", "PoolProblem", "Problem", "ProblemError", "Rates",
+    "UnknownBackendError", "UnsupportedProblemError", "Verdict", "WindowProblem", "__version__", "accumulator", "activate",
+    "cache_dir", "check_indices", "cupy_view", "np_dtype", "nvidia_devices", "parse", "repair_on", "requested_threads", "scratch",
 ]  # fmt: skip
 
 
@@ -221,13 +220,3 @@ def check_indices(op: str, indices: np.ndarray[Any, Any], volume: int) -> None:
 def requested_threads() -> int | None:
     """The number of threads that the caller asked for, by `using(threads=)` or NUMCONV_NUM_THREADS; None: the backend decides."""
     return current().threads or environment().threads
-
-
-def cache_dir() -> pathlib.Path:
-    """The folder for compiled kernels and tuning results: NUMCONV_CACHE_DIR, else the user's cache folder."""
-    given = os.environ.get("NUMCONV_CACHE_DIR")
-    if given:
-        return pathlib.Path(given)
-    from numba.misc.appdirs import user_cache_dir
-
-    return pathlib.Path(user_cache_dir("numconv"))  # type: ignore[no-untyped-call]

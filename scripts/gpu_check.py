@@ -2,17 +2,20 @@
 """Every check that needs a GPU, in one call of less than eight minutes, on a machine where nothing of numconv is installed.
 
     python scripts/gpu_check.py                      # all backends that compute on a GPU here
-    python scripts/gpu_check.py --backend cuda --parts facts,timing --output check.json
+    python scripts/gpu_check.py --backend cuda --parts facts,timing --minutes 4 --output check.json
 
-Each part runs in a process of its own with a time limit, so that none hides another, and the file is rewritten after each.
+Each part runs in a process of its own with a time limit, so that none hides another. The file is rewritten every few seconds with
+what is known by then, so that a run that is stopped from outside leaves its records too.
 
-facts     the device, the versions, what `numconv.backends()` says, and rates of multiply-adds and copies measured by torch
-contract  the contract suite on the device, every implementation by name, in one process a kind of operation
+facts     the device, its clocks, the versions, what `numconv.backends()` says, and rates of products and copies measured by torch
+contract  the contract suite on the device: a process for every implementation and operation of every backend
 races     the same bits from twenty runs on outputs filled with different bytes, on problems of many blocks
-torch     seconds of torch, and so of cuDNN, on the rows of `numconv bench` and on larger batches, without and with TF32
-timing    seconds of every implementation on the same rows, at the default level and at "fast"
+torch     seconds of torch, and so of cuDNN, on larger batches and on the rows of `numconv bench`, without and with TF32
+timing    seconds of the chosen implementation on the same rows, then of all others, at the default level and at "fast"
 
-The contract needs CuPy, the peers torch; a part whose library is missing says so.
+Seconds are those between two events on the device, around calls that nobody waits for; `host` is what a call takes to return.
+The contract needs CuPy and pytest, the peers torch; a part whose library is missing says so. What is compiled is kept in a folder
+that is removed at the end.
 """
 
 from __future__ import annotations
@@ -22,6 +25,10 @@ import contextlib
 import functools
 import json
 import os
+import re
+import shutil
+import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -33,21 +40,34 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("facts", "contract", "races", "torch", "timing")
-LIMITS = {"facts": 60, "contract": 200, "races": 60, "torch": 50, "timing": 90}
+LIMITS = {"facts": 45, "contract": 200, "races": 45, "torch": 60, "timing": 110}
 """Seconds of a part; of each backend where a part runs once a backend."""
-TOTAL = 470
+MINUTES = 7.8
+SHARED = ("facts", "contract", "torch")
+"""Parts that run once for all backends."""
+GRACE = 6
+"""Seconds before its limit when a part ends its own processes, to tell what is known."""
 DEVICE = "cuda"
 """Where torch puts arrays."""
-KINDS = ("forward", "input_grad", "weight_grad", "pool and not window", "window")
-"""What the names of the contract's tests hold, for a process each."""
+SIZES = {"product": 8192, "copy": 2**28}
+"""Of the matrices and the array on which the rates are measured, in elements."""
+PACKAGES = ("numba", "numba-cuda", "cuda-core", "numpy", "torch", "cupy-cuda12x", "cupy-cuda13x", "nvidia-cudnn-frontend", "pytest")
+MUCH = 0.5
+"""Estimated seconds beyond which an implementation that nobody would choose is not timed."""
 BATCHES = (32, 256)
 BATCHED = ("resnet50.conv1", "resnet50.56", "resnet50.28s2", "pointwise.256to64", "depthwise3.144")
+HALVES = ("float16", "bfloat16")
+"""Of the larger batches besides their own dtype."""
 RACES = (
     "conv forward f32 n8 c48 k80 g1 in29x31 w3x3 s1 p1 d1",
     "conv input_grad f32 n8 c48 k80 g1 in29x31 w3x3 s2 p1 d1",
     "conv weight_grad f32 n8 c48 k80 g1 in29x31 w3x3 s1 p1 d1",
     "conv weight_grad f32 n8 c48 k48 g48 in29x31 w3x3 s1 p1 d1 bias=y",
     "conv forward f16 n8 c48 k80 g1 in29x31 w3x3 s1 p1 d1",
+    "conv weight_grad bf16 n8 c48 k80 g1 in29x31 w3x3 s1 p1 d1",
+    "conv forward i32 n8 c48 k80 g1 in29x31 w3x3 s1 p1 d1",
+    "conv forward f32 n8 c48 k80 g1 in28x32 w1x1 s1 p0 d1",
+    "conv forward f32 n8 c48 k80 g1 in29x31 w3x3 s1 p1 d1 accuracy=fast",
     "pool max_pool_backward f32 n8 c48 in29x31 w3x3 s2 p1 d1",
     "window max_unpool f32 n8 c48 in32x32 w1x1 s1 p0 d1 target=16x16",
     "window fold f32 n8 c16 in29x31 w3x3 s1 p1 d1",
@@ -68,7 +88,19 @@ def environment(folder: Path) -> dict[str, str]:
     ]
     (info / "entry_points.txt").write_text("\n".join(lines), encoding="utf-8")
     paths = [str(folder), str(ROOT), str(ROOT / "backends"), os.environ.get("PYTHONPATH", "")]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "NUMCONV_CACHE_DIR": str(folder / "cache")}
+    own = {
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1",
+        "NUMCONV_CACHE_DIR": str(folder / "cache"), "CUPY_CACHE_DIR": str(folder / "cupy"),
+    }  # fmt: skip
+    return toolkit() | dict(os.environ) | own
+
+
+def toolkit() -> dict[str, str]:
+    """Where the CUDA toolkit is, for libraries that would look for it in their own folders only."""
+    compiler = shutil.which("nvcc")
+    places = [Path(compiler).resolve().parents[1]] if compiler else []
+    found = next((place for place in [*places, Path("/usr/local/cuda")] if (place / "nvvm").is_dir()), None)
+    return {"CUDA_HOME": str(found), "CUDA_PATH": str(found)} if found else {}
 
 
 def gpu_backends(asked: Sequence[str]) -> list[str]:
@@ -83,19 +115,30 @@ def gpu_backends(asked: Sequence[str]) -> list[str]:
 Records = Iterator[tuple[str, Any]]
 
 
-def facts(_: str) -> Records:
+def facts(_: Sequence[str], __: float) -> Records:
     """Versions, backends, the device, its rates."""
     from importlib import metadata
 
-    names = ("numba", "numba-cuda", "numpy", "torch", "cupy-cuda12x", "cupy-cuda13x", "nvidia-cudnn-frontend")
-    for name in names:
+    yield "python", sys.version
+    for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             yield f"version {name}", metadata.version(name)
     import numconv
 
     for info in numconv.backends():
         yield f"backend {info.name}", {"available": info.available, "device": info.device, "reason": info.reason}
+    yield "clocks", clocks()
     yield from _rates()
+
+
+def clocks() -> str:
+    """What the driver's own program says of the device at this moment."""
+    asked = "name,driver_version,clocks.sm,clocks.mem,power.draw,temperature.gpu,clocks_throttle_reasons.active"
+    try:
+        command = ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"unknown: {error}"
 
 
 def _rates() -> Records:
@@ -105,36 +148,89 @@ def _rates() -> Records:
     for name, dtype, tf32 in (("f32", torch.float32, False), ("tf32", torch.float32, True), ("f16", torch.float16, False),
                               ("f64", torch.float64, False)):  # fmt: skip
         torch.backends.cuda.matmul.allow_tf32 = tf32
-        size = 4096
+        size = SIZES["product"]
         a = torch.randn(size, size, device=DEVICE, dtype=dtype)
-        yield f"flops {name}", 2 * size**3 / seconds(lambda a=a: a @ a)
-    values = torch.empty(2**28, device=DEVICE, dtype=torch.float32)
+        yield f"flops {name}", 2 * size**3 / seconds(functools.partial(torch.matmul, a, a))["seconds"]
+    values = torch.empty(SIZES["copy"], device=DEVICE, dtype=torch.float32)
     target = torch.empty_like(values)
-    yield "bytes", 2 * values.nbytes / seconds(lambda: target.copy_(values))
+    yield "bytes", 2 * values.nbytes / seconds(lambda: target.copy_(values))["seconds"]
 
 
-def contract(backend: str) -> Records:
-    """The contract suite, a process for each kind of operation, told as each ends."""
+def contract(backends: Sequence[str], limit: float) -> Records:
+    """The contract suite, a process for each implementation and operation, as many at a time as there are cores; told as each ends.
+
+    What has not ended in time is stopped, and told as far as it came.
+    """
+    end = time.monotonic() + limit - GRACE
+    waiting = shards(backends)
+    running: dict[tuple[str, str, str], tuple[subprocess.Popen[bytes], Path]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        logs = {kind: Path(folder) / f"{number}.log" for number, kind in enumerate(KINDS)}
-        running = {kind: _contract_process(backend, kind, log) for kind, log in logs.items()}
-        while running:
+        while waiting or running:
+            while waiting and len(running) < max(1, (os.cpu_count() or 2) - 1):
+                shard = waiting.pop(0)
+                log = Path(folder) / ("-".join(shard) + ".log")
+                running[shard] = (_contract_process(*shard, log), log)
+            late = time.monotonic() > end
+            for shard, (process, log) in list(running.items()):
+                if late and process.poll() is None:
+                    process.kill()
+                    process.wait()
+                if process.poll() is not None:
+                    del running[shard]
+                    yield " ".join(shard), outcome(log.read_text(encoding="utf-8", errors="replace"), process.returncode, late=late)
+            if late:
+                for shard in waiting:
+                    yield " ".join(shard), {"passed": None, "summary": "not begun in time", "failures": []}
+                return
             time.sleep(0.2)
-            for kind in [kind for kind, process in running.items() if process.poll() is not None]:
-                lines = logs[kind].read_text(encoding="utf-8", errors="replace").strip().splitlines()
-                failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-                passed = running.pop(kind).returncode == 0
-                yield kind, {"passed": passed, "summary": lines[-1] if lines else "", "failures": failed[:40]}
 
 
-def _contract_process(backend: str, kind: str, log: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "-W", "default", "--tb=line",
-               "-rfE", "--backend", backend, str(ROOT / "tests" / "test_contract.py"), "-k", kind]  # fmt: skip
+def shards(backends: Sequence[str]) -> list[tuple[str, str, str]]:
+    """(backend, implementation, operation) for the processes of the contract, those with the most problems first."""
+    from numconv.plugin import CONV_OPS
+    from numconv.registry import default_registry
+
+    found = []
+    for name in backends:
+        for each in default_registry().backend(name).implementations():
+            found += [(name, each.name, op) for op in sorted(each.ops) if op in CONV_OPS]
+            if not each.ops & set(CONV_OPS):
+                found.append((name, each.name, ""))
+        found.append((name, "", "general"))
+    return sorted(found, key=lambda shard: ("forward", "input_grad", "weight_grad", "", "general").index(shard[2]))
+
+
+def _contract_process(backend: str, algorithm: str, op: str, log: Path) -> subprocess.Popen[bytes]:
+    wanted = ["-k", chosen_by(backend, algorithm, op), "--backend", backend, str(ROOT / "tests" / "test_contract.py")]
+    how = ["-v", "--no-header", "-p", "no:cacheprovider", "-W", "default", "--tb=short", "--maxfail=40"]
     with log.open("wb") as file:
-        return subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+        return subprocess.Popen([sys.executable, "-m", "pytest", *how, *wanted], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
 
 
-def races(backend: str) -> Records:
+def chosen_by(backend: str, algorithm: str, op: str) -> str:
+    """pytest's expression for the tests of a shard, whose names begin with the implementation and hold the operation."""
+    if op == "general":
+        return "not (forward or input_grad or weight_grad or pool or window)"
+    from numconv.registry import default_registry
+
+    names = {each.name for each in default_registry().backend(backend).implementations()}
+    others = sorted(name for name in names if algorithm in name and name != algorithm)  # fft is a part of fft64
+    return " and ".join(filter(None, [algorithm, op, *(f"not {name}" for name in others)]))
+
+
+def outcome(text: str, status: int, *, late: bool = False) -> dict[str, Any]:
+    """What a run of pytest told: how many tests passed, which failed, and the words of the first failure."""
+    lines = text.strip().splitlines()
+    failed = [line.split(" - ")[0].strip() for line in lines if re.match(r".+ (FAILED|ERROR)( |$)", line)]
+    passed = sum(" PASSED" in line for line in lines)
+    start = next((number for number, line in enumerate(lines) if re.match(r"_{3,} .* _{3,}$", line)), None)
+    words = lines[start : start + 40] if start is not None else lines[-5:] if failed or status not in (0, 5) else []
+    summary = f"stopped after {passed} passed" if late else lines[-1] if lines else ""
+    verdict = False if failed or (status not in (0, 5) and not late) else None if late else True  # 5: no test of this name
+    return {"passed": verdict, "tests": passed, "summary": summary, "failures": failed, "words": words}
+
+
+def races(backends: Sequence[str], _: float) -> Records:
     """Whether twenty runs on differently filled outputs give the same bits."""
     import numpy as np
 
@@ -144,19 +240,30 @@ def races(backend: str) -> Records:
     for text in RACES:
         problem = parse(text)
         arrays = [_on_device(a) for a in inputs(problem, np.random.default_rng(3), False)]
-        for row in candidates(problem, backend):
-            if not row.verdict or row.implementation is None:
-                continue
-            found = set()
-            executor = row.implementation.build(problem)
-            for run in range(20):
-                outs = _outputs(problem, fill=run)
-                executor(_forms(outs), _forms(arrays))
-                found.add(b"".join(_bytes(out) for out in outs))
-            yield f"{row.algorithm}: {text}", {"passed": len(found) == 1, "results": len(found)}
+        for row in candidates(problem, backends[0]):
+            if row.verdict and row.implementation is not None:
+                yield f"{row.algorithm}: {text}", told(_runs, row.implementation, problem, arrays)
 
 
-def torch_rows(_: str) -> Records:
+def _runs(implementation: Any, problem: Any, arrays: Sequence[Any]) -> dict[str, Any]:
+    found = set()
+    executor = implementation.build(problem)
+    for run in range(20):
+        outs = _outputs(problem, fill=run)
+        executor(_forms(outs), _forms(arrays))
+        found.add(b"".join(_bytes(out) for out in outs))
+    return {"passed": len(found) == 1, "results": len(found)}
+
+
+def told(function: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:
+    """What a function gives; if it fails, its words, so that the next one has its turn."""
+    try:
+        return function(*given)
+    except Exception as error:  # noqa: BLE001 - whatever a library raises is a record
+        return {"passed": False, "error": f"{type(error).__name__}: {error}"[:500]}
+
+
+def torch_rows(_: Sequence[str], __: float) -> Records:
     """Seconds of torch on each row, by precision."""
     torch = _torch()
     torch.backends.cudnn.benchmark = True
@@ -165,14 +272,17 @@ def torch_rows(_: str) -> Records:
             if tf32 and problem.dtype != "float32":
                 continue
             torch.backends.cudnn.allow_tf32 = tf32
-            yield f"{name} {problem.op} {precision}", {"seconds": seconds(_torch_call(torch, problem))}
+            yield f"{name} {problem.op} {precision}", told(_torch_seconds, torch, problem)
+    yield "clocks", clocks()
+
+
+def _torch_seconds(torch: Any, problem: Any) -> dict[str, Any]:
+    return seconds(_torch_call(torch, problem))
 
 
 def _torch_call(torch: Any, problem: Any) -> Callable[[], Any]:
     """torch's own call for a problem: zero padding, equal on both sides, as all rows have it."""
-    kinds = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16}
-    x, w, y = (torch.randn(shape, device=DEVICE, dtype=kinds[problem.dtype])
-               for shape in (problem.x_shape, problem.w_shape, problem.y_shape))  # fmt: skip
+    x, w, y = (_random(shape, problem.dtype) for shape in (problem.x_shape, problem.w_shape, problem.y_shape))
     options = (list(problem.stride), [low for low, _ in problem.padding], list(problem.dilation))
     if problem.op == "forward":
         function = getattr(torch.nn.functional, f"conv{problem.ndim}d")
@@ -182,53 +292,58 @@ def _torch_call(torch: Any, problem: Any) -> Callable[[], Any]:
     return lambda: torch.ops.aten.convolution_backward(y, x, w, None, *options, False, none, problem.groups, wanted)
 
 
-def timing(backend: str) -> Records:
-    """Seconds of each implementation on each row."""
-    import numpy as np
+def timing(backends: Sequence[str], _: float) -> Records:
+    """Seconds of the chosen implementation on each row, and then of the others."""
+    for chosen in (True, False):
+        for name, problem in rows():
+            arrays = [_random(shape, problem.dtype) for shape in problem.input_shapes]
+            outs = _outputs(problem)
+            for level, algorithm, implementation in timed(problem, backends[0], chosen=chosen):
+                key = f"{name} {problem.op} {level} {algorithm}"
+                asked = problem.replace(accuracy=level)
+                yield key, {"chosen": chosen} | told(_seconds_of, implementation, asked, outs, arrays)
+    yield "clocks", clocks()
 
+
+def timed(problem: Any, backend: str, *, chosen: bool) -> Iterator[tuple[str, str, Any]]:
+    """(level, algorithm, implementation) to time on a row: the chosen one of each level, or all others but those of no use."""
     from numconv.testing import candidates
 
-    for name, problem in rows():
-        arrays = [_on_device(np.random.default_rng(0).standard_normal(s).astype(problem.dtype)) for s in problem.input_shapes]
-        outs = _outputs(problem)
-        for level in ("default", "fast"):
-            asked = problem if level == "default" else problem.replace(accuracy="fast")
-            for place, row in enumerate(candidates(asked, backend)):
-                if (
-                    row.verdict
-                    and row.implementation is not None
-                    and (level == "default" or row.algorithm not in _plain(backend, problem))
-                ):
-                    executor = row.implementation.build(asked)
-                    took = seconds(functools.partial(_execute, executor, outs, arrays))
-                    yield f"{name} {problem.op} {level} {row.algorithm}", {"seconds": took, "chosen": place == 0}
+    for level in ("default", "fast"):
+        able = [row for row in candidates(problem.replace(accuracy=level), backend) if row.verdict]
+        plain = [row.algorithm for row in candidates(problem, backend) if row.verdict] if level == "fast" else []
+        for place, row in enumerate(able):
+            same = place > 0 and row.algorithm in plain  # computes what it does at the default level
+            if (place == 0) is chosen and not same and row.cost < MUCH:
+                yield level, row.algorithm, row.implementation
+
+
+def _seconds_of(implementation: Any, problem: Any, outs: Sequence[Any], arrays: Sequence[Any]) -> dict[str, Any]:
+    return seconds(functools.partial(_execute, implementation.build(problem), outs, arrays))
 
 
 def _execute(executor: Any, outs: Sequence[Any], arrays: Sequence[Any]) -> None:
     executor(_forms(outs), _forms(arrays))
 
 
-def _plain(backend: str, problem: Any) -> set[str]:
-    """The implementations that compute the same at the default level, and are not timed again."""
-    from numconv.testing import candidates
-
-    return {row.algorithm for row in candidates(problem, backend) if row.verdict}
-
-
 def rows() -> Iterator[tuple[str, Any]]:
-    """(name, problem) for the rows of the benchmarks, their gradients, and larger batches."""
+    """(name, problem) for larger batches, then the rows of the benchmarks, and all their gradients."""
     from numconv.plugin import CONV_OPS, parse
 
     groups = json.loads((ROOT / "numconv" / "benchmarking" / "rows.json").read_text(encoding="utf-8"))
     texts = {name: text for group in groups.values() for name, text in group.items()}
-    for name, text in texts.items():
-        problem = parse(text)
-        for op in CONV_OPS:
-            yield name, problem.replace(op=op)
     for batch in BATCHES:
         for name in BATCHED:
             for op in CONV_OPS:
                 yield f"{name}.n{batch}", parse(texts[name]).replace(op=op, n=batch)
+    for name, text in texts.items():
+        for op in CONV_OPS:
+            yield name, parse(text).replace(op=op)
+    for name in BATCHED:
+        for dtype in HALVES:
+            for op in CONV_OPS:
+                problem = parse(texts[name]).replace(op=op, n=BATCHES[0], dtype=dtype, out_dtype=dtype)
+                yield f"{name}.n{BATCHES[0]}.{dtype}", problem
 
 
 # --- arrays on the device, and time ----------------------------------------------------------------------------------------------
@@ -243,7 +358,16 @@ def _torch() -> Any:
 
 
 def _on_device(array: Any) -> Any:
-    return _torch().from_numpy(array).to(DEVICE)
+    """A NumPy array on the device; torch knows NumPy's bfloat16 by its bits."""
+    torch = _torch()
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view("int16")).view(torch.bfloat16).to(DEVICE)
+    return torch.from_numpy(array).to(DEVICE)
+
+
+def _random(shape: Sequence[int], dtype: str) -> Any:
+    torch = _torch()
+    return torch.randn(tuple(shape), device=DEVICE, dtype=getattr(torch, dtype))
 
 
 def _outputs(problem: Any, fill: int = 0) -> list[Any]:
@@ -264,33 +388,42 @@ def _forms(arrays: Sequence[Any]) -> list[Any]:
 
 
 def _bytes(array: Any) -> bytes:
-    found: bytes = array.cpu().numpy().tobytes()
+    torch = _torch()
+    found: bytes = array.contiguous().view(torch.uint8).cpu().numpy().tobytes()
     return found
 
 
-def seconds(call: Callable[[], Any]) -> float:
-    """The least seconds a call of several groups of calls, without waiting inside a group; one warms up and compiles."""
+def seconds(call: Callable[[], Any]) -> dict[str, float]:
+    """Seconds of a call: the median of several groups of calls between events on the device, and what a call takes to return.
+
+    Two calls warm up and compile, so that no group waits for them.
+    """
     torch = _torch()
-    call()
+    for _ in range(2):
+        call()
     torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    torch.cuda.synchronize()
-    once = time.perf_counter() - start
+    once = _group(torch, call, 1)[0]
     count = max(1, min(100, int(0.01 / max(once, 1e-6))))
-    best = once
-    for _ in range(5 if once < 0.05 else 2):
-        start = time.perf_counter()
-        for _ in range(count):
-            call()
-        torch.cuda.synchronize()
-        best = min(best, (time.perf_counter() - start) / count)
-    return best
+    groups = [_group(torch, call, count) for _ in range(5 if once < 0.05 else 1)]
+    return {"seconds": statistics.median(group[0] for group in groups), "host": statistics.median(group[1] for group in groups)}
+
+
+def _group(torch: Any, call: Callable[[], Any], count: int) -> tuple[float, float]:
+    """Seconds of each of some calls, on the device and on the host."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start = time.perf_counter()
+    begin.record()
+    for _ in range(count):
+        call()
+    end.record()
+    host = time.perf_counter() - start
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) / 1e3 / count, host / count
 
 
 # --- the parent ------------------------------------------------------------------------------------------------------------------
 
-RUN: dict[str, Callable[[str], Records]] = {
+RUN: dict[str, Callable[[Sequence[str], float], Records]] = {
     "facts": facts,
     "contract": contract,
     "races": races,
@@ -299,10 +432,10 @@ RUN: dict[str, Callable[[str], Records]] = {
 }
 
 
-def child(part: str, backend: str, path: Path) -> int:
+def child(part: str, backends: Sequence[str], path: Path, limit: float) -> int:
     """Run one part, and write each record as soon as it is there."""
     with path.open("a", encoding="utf-8") as file:
-        for key, value in RUN[part](backend):
+        for key, value in RUN[part](backends, limit):
             file.write(json.dumps([key, value]) + "\n")
             file.flush()
     return 0
@@ -318,29 +451,45 @@ def read_records(path: Path) -> dict[str, Any]:
     return found
 
 
-def run_part(part: str, backend: str, limit: float, folder: Path) -> dict[str, Any]:
-    """Run one part in a process, end it at the limit, and give its records and how it ended."""
-    path, log = folder / f"{part}-{backend or 'all'}.jsonl", folder / f"{part}-{backend or 'all'}.log"
-    command = [sys.executable, __file__, "--child", part, "--backend", backend, "--records", str(path)]
+def run_part(part: str, backends: Sequence[str], limit: float, folder: Path, tell: Callable[[Any], None]) -> dict[str, Any]:
+    """Run one part in a process, end it at the limit, and give its records and how it ended; `tell` hears of them meanwhile."""
+    name = f"{part}-{'-'.join(backends) or 'all'}"
+    path, log = folder / f"{name}.jsonl", folder / f"{name}.log"
+    command = [sys.executable, __file__, "--child", part, "--records", str(path), "--limit", str(limit)]
+    command += [word for backend in backends for word in ("--backend", backend)]
     start = time.monotonic()
+
+    def known(ended: str) -> dict[str, Any]:
+        tail = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-15:]
+        return {"ended": ended, "seconds": round(time.monotonic() - start, 1), "records": read_records(path), "log": tail}
+
     with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(command, env=environment(folder), stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
         try:
-            ended = "done" if process.wait(timeout=limit) == 0 else f"failed with status {process.returncode}"
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)  # its own session: the processes of the contract too
+            while (left := start + limit - time.monotonic()) > 0:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    status = process.wait(timeout=min(left, 3))
+                    return known("done" if status == 0 else f"failed with status {status}")
+                tell(known("running"))
+            return known(f"stopped after {limit:.0f} s")
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # its own session: the processes of the contract too
             process.wait()
-            ended = f"stopped after {limit:.0f} s"
-    tail = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-15:]
-    return {"ended": ended, "seconds": round(time.monotonic() - start, 1), "records": read_records(path), "log": tail}
 
 
 def fraction(problem: Any, took: float, rates: dict[str, Any], level: str) -> float | None:
     """The share of the roofline: the larger of the floors of arithmetic and of memory over the seconds it took."""
-    kind = {"float32": "tf32" if level == "fast" else "f32", "float64": "f64", "float16": "f16"}.get(problem.dtype, "f32")
+    kinds = {"float32": "tf32" if level == "fast" else "f32", "float64": "f64", "float16": "f16", "bfloat16": "f16"}
+    kind = kinds[problem.dtype]
     if f"flops {kind}" not in rates or "bytes" not in rates or took <= 0:
         return None
     return float(max(problem.flops / rates[f"flops {kind}"], problem.bytes / rates["bytes"]) / took)
+
+
+def bad(part: dict[str, Any]) -> dict[str, Any]:
+    """The records of a part that tell of a failure (False), or of what was not finished (None)."""
+    return {k: v for k, v in part["records"].items() if isinstance(v, dict) and v.get("passed", True) is not True}
 
 
 def report(results: dict[str, Any]) -> str:
@@ -349,14 +498,17 @@ def report(results: dict[str, Any]) -> str:
     lines = [f"device: {rates.get('device', 'unknown')}"]
     lines += [f"{name:20s}{part['ended']}, {part['seconds']} s" for name, part in results.items()]
     for name, part in results.items():
-        bad = {k: v for k, v in part["records"].items() if isinstance(v, dict) and v.get("passed") is False}
-        lines += [f"FAILED {name} {key}: {value}" for key, value in bad.items()]
+        lines += [
+            f"{'FAILED' if value['passed'] is False else 'UNKNOWN'} {name} {key}: {value}" for key, value in bad(part).items()
+        ]
         if part["ended"] != "done":
             lines += [f"  {name}: {line}" for line in part["log"][-5:]]
     problems = {(name, problem.op): problem for name, problem in rows()}
     peers = results.get("torch", {}).get("records", {})
     for name, part in results.items():
         for key, value in part["records"].items() if name.startswith("timing") else ():
+            if key == "clocks" or "seconds" not in value:
+                continue
             row, op, level, algorithm = key.rsplit(" ", 3)
             share = fraction(problems[row, op], value["seconds"], rates, level)
             peer = peers.get(f"{row} {op} {level}", {}).get("seconds")
@@ -369,6 +521,11 @@ def report(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def save_with(results: dict[str, Any], label: str, path: Path, so_far: dict[str, Any]) -> None:
+    """Replace the file while a part runs."""
+    save(results | {label: so_far}, path)
+
+
 def save(results: dict[str, Any], path: Path) -> None:
     """Replace the file in one step."""
     scratch = path.with_suffix(".part")
@@ -376,9 +533,13 @@ def save(results: dict[str, Any], path: Path) -> None:
     scratch.replace(path)
 
 
-def plan_of(parts: Sequence[str], backends: Sequence[str]) -> list[tuple[str, str]]:
-    """(part, backend) in the order in which they run; facts and torch are of no backend."""
-    return [(part, name) for part in PARTS if part in parts for name in ([""] if part in ("facts", "torch") else backends)]
+def plan_of(parts: Sequence[str], backends: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """(part, backends) in the order in which they run: one process for all backends, or one for each."""
+    found: list[tuple[str, list[str]]] = []
+    for part in PARTS:
+        if part in parts:
+            found += [(part, list(backends))] if part in SHARED else [(part, [name]) for name in backends]
+    return found
 
 
 def limit_of(ahead: Sequence[str], left: float) -> float:
@@ -392,9 +553,11 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", action="append", default=[], help="check this backend only; may be repeated")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"of {','.join(PARTS)}")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help=f"for all of it ({MINUTES})")
     parser.add_argument("--output", type=Path, default=Path("gpu_check.json"), help="where the results go (gpu_check.json)")
     parser.add_argument("--child", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--records", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--limit", type=float, default=0.0, help=argparse.SUPPRESS)
     found = parser.parse_args(given)
     found.parts = [part.strip() for part in found.parts.split(",") if part.strip()]
     unknown = sorted(set(found.parts) - set(PARTS))
@@ -407,30 +570,29 @@ def main(given: Sequence[str] | None = None) -> int:
     """Run the parts; the status is 0 if every one ran to its end and nothing failed."""
     asked = arguments(given)
     if asked.child:
-        return child(asked.child, (asked.backend or [""])[0], asked.records)
+        return child(asked.child, asked.backend, asked.records, asked.limit)
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        environ = environment(folder)
-        sys.path[:0] = environ["PYTHONPATH"].split(os.pathsep)
+        os.environ.update(environment(folder))
+        sys.path[:0] = os.environ["PYTHONPATH"].split(os.pathsep)
         backends = gpu_backends(asked.backend)
-        if not backends:
-            import numconv
-
-            print(f"No backend computes on a GPU here:\n{numconv.backends()}")
-            return 2
         results: dict[str, Any] = {}
-        jobs = plan_of(asked.parts, backends)
-        for number, (part, backend) in enumerate(jobs):
-            label = f"{part} {backend}".strip()
-            print(f"{label} ...", flush=True)
-            limit = limit_of([name for name, _ in jobs[number:]], TOTAL - (time.monotonic() - start))
-            results[label] = run_part(part, backend, limit, folder)
+        jobs = plan_of(asked.parts if backends else ["facts"], backends)
+        for number, (part, names) in enumerate(jobs):
+            label = part if part in SHARED else f"{part} {names[0]}"
+            print(f"{label} ... ({time.monotonic() - start:.0f} s)", flush=True)
+            limit = limit_of([name for name, _ in jobs[number:]], 60 * asked.minutes - (time.monotonic() - start))
+            results[label] = run_part(part, names, limit, folder, functools.partial(save_with, results, label, asked.output))
             save(results, asked.output)
         print(report(results))
     print(f"written: {asked.output}")
-    failed = any(v.get("passed") is False for part in results.values() for v in part["records"].values() if isinstance(v, dict))
-    return int(failed or any(part["ended"] != "done" for part in results.values()))
+    if not backends:
+        import numconv
+
+        print(f"No backend computes on a GPU here:\n{numconv.backends()}")
+        return 2
+    return int(any(bad(part) or part["ended"] != "done" for part in results.values()))
 
 
 if __name__ == "__main__":

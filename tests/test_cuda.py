@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 import re
+import subprocess
 import sys
 import types
 
@@ -122,8 +124,8 @@ def test_the_simulator_is_on_demand(fresh, monkeypatch):
         ("conv {} f32 n8 c64 k64 g1 in56x56 w3x3 s1 p1 d1 accuracy=fast", "tensor_cores"),
         ("conv {} f32 n8 c64 k64 g64 in56x56 w3x3 s1 p1 d1", "depthwise"),
         ("conv {} f32 n1 c1 k1 g1 in512x512 w11x11 s1 p5 d1", "depthwise"),
-        ("conv {} i32 n8 c64 k64 g1 in56x56 w3x3 s1 p1 d1", "direct"),
-        ("conv {} c64 n8 c64 k64 g1 in56x56 w3x3 s1 p1 d1", "direct"),
+        ("conv {} i32 n8 c64 k64 g1 in56x56 w3x3 s1 p1 d1", "implicit_gemm"),
+        ("conv {} c64 n8 c64 k64 g1 in56x56 w3x3 s1 p1 d1", "implicit_gemm"),
     ],
 )
 def test_the_order_by_class_of_problem(text, algorithm, monkeypatch):
@@ -232,12 +234,19 @@ def test_kernels_run_on_the_streams_of_their_arrays(monkeypatch):
 def test_pointers_are_passed_as_integers():
     from numba.cuda import types as numba_types
     from numba.cuda.typing.typeof import typeof
-    from numconv_cuda.pointers import ARGUMENTS, Pointer
+    from numconv_cuda.pointers import Pointer, kind, pass_cheaply
 
     pointer = Pointer(2**40, "bfloat16")
     assert typeof(pointer) == numba_types.CPointer(numba_types.uint16)
-    assert ARGUMENTS.prepare_args(typeof(pointer), pointer, stream=0, retr=[]) == (numba_types.uint64, 2**40)
-    assert ARGUMENTS.prepare_args(numba_types.int64, 3, stream=0, retr=[]) == (numba_types.int64, 3)
+    log: list[object] = []
+    compiled = types.SimpleNamespace(_prepare_args=lambda ty, value, stream, retr, passed: log.append((ty, value)))
+    pass_cheaply(compiled)
+    passed: list[ctypes.c_uint64] = []
+    compiled._prepare_args(typeof(pointer), pointer, 0, [], passed)
+    compiled._prepare_args(numba_types.int64, 3, 0, [], passed)
+    assert [each.value for each in passed] == [2**40]
+    assert log == [(numba_types.int64, 3)]
+    assert kind((pointer, 3, np.float32(0))) == ("bfloat16", int, np.float32)
 
 
 @installed
@@ -257,7 +266,7 @@ def test_arguments_arrive_as_kernels_expect_them(monkeypatch, text):
     """What numba-cuda would pass to the driver for each launch, against the parameters of the compiled kernel, size by size."""
     from numba.cuda.dispatcher import _Kernel
     from numconv_cuda import compiler, launching
-    from numconv_cuda.pointers import ARGUMENTS
+    from numconv_cuda.pointers import pass_cheaply
     from numconv_cuda.resources import toolkit_reason
 
     if reason := toolkit_reason():
@@ -273,8 +282,9 @@ def test_arguments_arrive_as_kernels_expect_them(monkeypatch, text):
         if problem.op in each.ops and each.supports(problem):
             each.build(problem)(outs, ins)
     assert launches
-    hook = types.SimpleNamespace(extensions=[ARGUMENTS])
+    hook = types.SimpleNamespace(extensions=[])
     hook._prepare_args = lambda *given: _Kernel._prepare_args(hook, *given)
+    pass_cheaply(hook)
     for kernel, arguments in launches:
         kinds = [kernel._dispatcher.typeof_pyval(value) for value in arguments]
         passed: list[object] = []
@@ -283,6 +293,51 @@ def test_arguments_arrive_as_kernels_expect_them(monkeypatch, text):
         sizes = [ctypes.sizeof(type(each)) if isinstance(each, ctypes._SimpleCData) else 8 for each in passed]
         expected = [int(bits) // 8 for bits in re.findall(r"\.param \.[a-z](\d+) ", compiler.ptx(kernel, kinds, (8, 0)))]
         assert sizes == expected, kernel.name
+
+
+CHILD = """
+from numba.cuda import codegen, dispatcher
+from numconv_cuda import cache, compiler, launching, resources
+import types
+launching.capability = lambda: (9, 0)
+codegen.CUDACodeLibrary._ensure_cc = lambda self, cc: cc or (9, 0, "a")
+variant = next(v for v in resources.variants("float32", 2) if v.kernel.name == "forward_32x128_float32_1_x1")
+store = variant.kernel._dispatcher._cache
+found = store.load_overload(variant.types, None)
+if found is None:
+    with compiler._compiling_for((9, 0)):
+        kernel = dispatcher._Kernel(variant.kernel.function, variant.types, **variant.kernel._dispatcher.targetoptions)
+    kernel._codelibrary._cubin_cache[9, 0, "a"] = b"machine code"
+    store.save_overload(variant.types, kernel)
+    print("compiled", kernel.entry_name, len(kernel._codelibrary.get_asm_str()), cache.FILES.info().files)
+else:
+    assert found.argument_types == variant.types
+    assert found._codelibrary.get_cubin() == b"machine code"
+    print("loaded", found.entry_name, len(found._codelibrary.get_asm_str()), cache.FILES.info().files)
+"""
+
+
+@installed
+@compiled
+def test_another_process_finds_compiled_kernels_on_disk(tmp_path):
+    from numconv_cuda.resources import toolkit_reason
+
+    if reason := toolkit_reason():
+        pytest.skip(reason)
+
+    def child():
+        environment = os.environ | {"NUMCONV_CACHE_DIR": str(tmp_path)}
+        done = subprocess.run([sys.executable, "-c", CHILD], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    first, second = child(), child()
+    assert (first[0], second[0]) == ("compiled", "loaded")
+    assert first[1:] == second[1:]
+    (file,) = tmp_path.rglob("*.kernel")
+    file.write_bytes(file.read_bytes()[:1000])
+    assert child()[0] == "compiled", "a damaged file is written anew"
+    assert child()[0] == "loaded"
 
 
 @installed
@@ -373,6 +428,35 @@ def test_unpooling_some_channels_at_a_time(rng, monkeypatch):
         "max_unpool_backward f32 n3 c2 in5x4 w1x1 s1 p0 d1 target=3x2",
     ):
         check(parse(f"window {text}"), "cuda", rng=rng)
+
+
+@simulated
+@pytest.mark.parametrize("algorithm", ["implicit_gemm", "tensor_cores"])
+@pytest.mark.parametrize(
+    ("text", "ways"),
+    [
+        ("conv forward f32 n1 c8 k5 g1 in2x4 w1x1 s1 p0 d1", ["4 x4", "4 4"]),
+        ("conv forward f32 n2 c4 k6 g2 in3x4 w2x2 s1 p0 d1", ["4 x1", "1 x1"]),
+        ("conv input_grad f32 n1 c4 k8 g1 in2x4 w1x1 s1 p0 d1", ["x4 x4", "x4 4"]),
+        ("conv weight_grad f32 n2 c4 k4 g1 in2x4 w1x1 s1 p0 d1", ["4 4", "x4 x4"]),
+        ("conv weight_grad f32 n2 c3 k4 g1 in3x5 w2x2 s1 p0 d1", ["4 1", "x4 1"]),
+    ],
+)
+def test_wide_loads(text, ways, algorithm, rng, monkeypatch):
+    """Where neighbours are aligned they are read at once: with channels first, and with channels last."""
+    from numconv_cuda import implicit_gemm
+
+    known, found = implicit_gemm.ways_of, set()
+
+    def noted(*given):
+        found.add(" ".join(map(str, known(*given))))
+        return known(*given)
+
+    monkeypatch.setattr(implicit_gemm, "ways_of", noted)
+    level = "fast" if algorithm == "tensor_cores" else "default"
+    for layout in ("channels_first", "channels_last"):
+        check(parse(f"{text} accuracy={level}").replace(layout=layout), "cuda", algorithm, rng=rng)
+    assert found >= set(ways)
 
 
 @simulated

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -41,7 +42,7 @@ def test_parts_that_are_none(parts, capsys):
 
 def test_order_and_limits():
     jobs = gpu_check.plan_of(["timing", "facts", "torch"], ["cuda", "cupy"])
-    assert jobs == [("facts", ""), ("torch", ""), ("timing", "cuda"), ("timing", "cupy")]
+    assert jobs == [("facts", ["cuda", "cupy"]), ("torch", ["cuda", "cupy"]), ("timing", ["cuda"]), ("timing", ["cupy"])]
     assert gpu_check.limit_of(["facts", "torch"], 1000) == gpu_check.LIMITS["facts"]
     wanted = gpu_check.LIMITS["timing"]
     assert gpu_check.limit_of(["timing"] * 3, wanted) == pytest.approx(wanted / 3)
@@ -49,7 +50,7 @@ def test_order_and_limits():
 
 
 def test_one_backend_fits_the_time():
-    assert sum(gpu_check.LIMITS.values()) <= gpu_check.TOTAL < 8 * 60
+    assert sum(gpu_check.LIMITS.values()) <= 60 * gpu_check.MINUTES < 8 * 60
 
 
 def test_records_that_were_cut_off(tmp_path):
@@ -96,47 +97,102 @@ def test_the_rows_and_the_problems_of_races_parse():
 
 def test_a_part_that_fails_keeps_its_records(tmp_path):
     """Without torch or a device `facts` ends early; what it had found until then is there, and so is the reason."""
-    found = gpu_check.run_part("facts", "", 120, tmp_path)
+    heard = []
+    found = gpu_check.run_part("facts", [], 120, tmp_path, heard.append)
     assert "backend reference" in found["records"]
     assert found["records"]["backend reference"]["available"]
     if "device" not in found["records"]:
         assert found["ended"] == "failed with status 1"
         assert any("torch" in line for line in found["log"])
+    assert all(each["ended"] == "running" for each in heard)
 
 
-def test_each_kind_of_operation_is_told(monkeypatch):
-    """The contract's processes end on their own; one that fails is told with what failed."""
+def test_each_shard_of_the_contract_is_told(monkeypatch):
+    """The contract's processes end on their own; one that fails is told with what failed, one that is late with how far it came."""
 
-    def process(backend, kind, log):
-        words = (
-            f"print('FAILED a test'); print('1 failed on {backend}'); raise SystemExit(1)"
-            if kind == "window"
-            else "print('3 passed')"
-        )
+    def process(backend, algorithm, op, log):
+        words = {
+            "windows": "print('t[a b] FAILED [ 1%]\\n___ t[a b] ___\\nE   7 is not 8\\n1 failed'); raise SystemExit(1)",
+            "pool": "import time; print('t[c] PASSED [ 2%]', flush=True); time.sleep(60)",
+        }.get(algorithm, "print('t[d] PASSED [ 3%]\\n1 passed')")
         with log.open("wb") as file:
             return subprocess.Popen([sys.executable, "-c", words], stdout=file)
 
     monkeypatch.setattr(gpu_check, "_contract_process", process)
-    found = dict(gpu_check.contract("cuda"))
-    assert set(found) == set(gpu_check.KINDS)
-    assert found["forward"] == {"passed": True, "summary": "3 passed", "failures": []}
-    assert found["window"] == {"passed": False, "summary": "1 failed on cuda", "failures": ["FAILED a test"]}
+    monkeypatch.setattr(gpu_check.os, "cpu_count", lambda: 9)
+    found = dict(gpu_check.contract(["reference"], gpu_check.GRACE + 4))
+    assert set(found) == {"reference " + " ".join(s[1:]) for s in gpu_check.shards(["reference"])}
+    assert found["reference direct forward"] == {"passed": True, "tests": 1, "summary": "1 passed", "failures": [], "words": []}
+    failed = found["reference windows "]
+    assert (failed["passed"], failed["failures"]) == (False, ["t[a b] FAILED [ 1%]"])
+    assert failed["words"] == ["___ t[a b] ___", "E   7 is not 8", "1 failed"]
+    late = found["reference pool "]
+    assert (late["passed"], late["tests"], late["summary"]) == (None, 1, "stopped after 1 passed")
+    assert set(gpu_check.bad(part(**found))) == {"reference windows ", "reference pool "}
 
 
-def test_the_contract_splits_into_its_kinds(tmp_path):
-    """Every test of the contract with a problem belongs to one of the kinds, and to no other."""
-    ids = {text for word in ("conv forward x", "conv input_grad x", "conv weight_grad x", "pool max_pool x", "window max_unpool x")
-           for text in [f"direct: {word}"]}  # fmt: skip
-    rules = {kind: [part.strip() for part in kind.split(" and ")] for kind in gpu_check.KINDS}
-    for text in ids:
-        kinds = [kind for kind, parts in rules.items()
-                 if all((part.removeprefix("not ") in text) != part.startswith("not ") for part in parts)]  # fmt: skip
-        assert len(kinds) == 1, text
+def test_a_shard_takes_the_tests_of_its_implementation():
+    assert gpu_check.chosen_by("reference", "direct", "forward") == "direct and forward"
+    assert "not (forward or" in gpu_check.chosen_by("reference", "", "general")
 
 
 def test_a_part_that_takes_too_long_is_ended(tmp_path):
-    found = gpu_check.run_part("facts", "", 0.05, tmp_path)
+    found = gpu_check.run_part("facts", [], 0.05, tmp_path, lambda so_far: None)
     assert found["ended"].startswith("stopped after")
+
+
+TORCH = '''
+"""As much of torch as gpu_check asks for, on NumPy arrays."""
+import time
+from types import SimpleNamespace
+import numpy as np
+import ml_dtypes
+float16, float32, float64, int16, int32, int64, uint8 = (np.dtype(n) for n in "f2 f4 f8 i2 i4 i8 u1".split())
+bfloat16 = np.dtype(ml_dtypes.bfloat16)
+class Tensor(np.ndarray):
+    __module__ = "numpy"
+    to = lambda self, device: self
+    cpu = contiguous = lambda self: self
+    numpy = lambda self: np.asarray(self)
+    fill_ = lambda self, value: self.fill(value)
+    copy_ = lambda self, other: np.copyto(self, other)
+def from_numpy(array): return array.view(Tensor)
+def empty(shape, dtype, device): return np.empty(np.minimum(shape, 999) if isinstance(shape, int) else shape, dtype).view(Tensor)
+def randn(*shape, device, dtype):
+    shape = shape[0] if isinstance(shape[0], tuple) else (64, 64)
+    return np.zeros(shape, dtype).view(Tensor)
+empty_like, matmul = np.empty_like, np.matmul
+class Event:
+    def __init__(self, enable_timing): pass
+    def record(self): self.at = time.perf_counter()
+    def elapsed_time(self, other): return 1e3 * (other.at - self.at)
+cuda = SimpleNamespace(is_available=lambda: True, synchronize=lambda: None, get_device_name=lambda: "a stand-in", Event=Event)
+backends = SimpleNamespace(cudnn=SimpleNamespace(version=lambda: 9), cuda=SimpleNamespace(matmul=SimpleNamespace()))
+def conv(x, w, *options):
+    if x.shape[0] > 32: raise RuntimeError("out of memory")
+nn = SimpleNamespace(functional=SimpleNamespace(conv1d=conv, conv2d=conv, conv3d=conv))
+ops = SimpleNamespace(aten=SimpleNamespace(convolution_backward=lambda *given: None))
+'''
+
+
+def test_a_rehearsal_without_a_device(tmp_path):
+    """The whole script with a stand-in for torch, and the backend `numba` in the place of one on a GPU."""
+    (tmp_path / "torch.py").write_text(TORCH)
+    output = tmp_path / "check.json"
+    command = [sys.executable, str(PATH), "--backend", "numba", "--parts", "facts,races,torch,timing", "--minutes", "0.3",
+               "--output", str(output)]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert "device: a stand-in" in done.stdout, done.stdout + done.stderr
+    found = json.loads(output.read_text())
+    assert list(found) == ["facts", "races numba", "torch", "timing numba"]
+    assert found["facts"]["ended"] == "done"
+    assert found["facts"]["records"]["bytes"] > 0
+    assert all(record["passed"] for record in found["races numba"]["records"].values())
+    peers = found["torch"]["records"]
+    assert peers["resnet50.56.n32 forward default"]["seconds"] >= 0
+    assert peers["resnet50.56.n256 forward fast"] == {"passed": False, "error": "RuntimeError: out of memory"}
+    assert all(each["chosen"] and each["seconds"] > 0 for key, each in found["timing numba"]["records"].items() if key != "clocks")
 
 
 def test_without_a_gpu(tmp_path):
@@ -150,7 +206,7 @@ sys.exit(gpu_check.main(["--output", {str(tmp_path / "x.json")!r}]))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert "No backend computes on a GPU here" in done.stdout
-    assert not (tmp_path / "x.json").exists()
+    assert list(json.loads((tmp_path / "x.json").read_text())) == ["facts"], "the reasons are on record"
 
 
 def test_results_are_replaced_in_one_step(tmp_path):

@@ -13,13 +13,16 @@ import pytest
 import scipy.special
 
 import numconv as nc
-from numconv import functional, nn
+from numconv import functional, nn, training
+from numconv.training import placing
 
 FUNCTIONS = (
     "arange", "asarray", "bincount", "concatenate", "einsum", "exp", "full", "log", "maximum", "multiply", "sqrt", "tanh", "where",
     "zeros_like",
 )  # fmt: skip
 """What `numconv.nn` may call; all of it is in CuPy."""
+OF_TRAINING = ("empty_like", "pad")
+"""What `numconv.training` calls besides."""
 
 READS: list[str] = []
 
@@ -125,7 +128,7 @@ Board.__hash__ = None  # type: ignore[assignment]
 def library(monkeypatch):
     """The library "board", and numconv's functions on it, by the reference backend."""
     module: Any = types.ModuleType("board")
-    for name in FUNCTIONS:
+    for name in FUNCTIONS + OF_TRAINING:
         setattr(module, name, board(getattr(np, name)))
     module.asarray = lambda host: Board(np.array(host))  # the way to the device
     module.nan = np.nan
@@ -203,6 +206,32 @@ def test_a_training_goes_on_on_its_device(tmp_path, rng):
     assert type(nn.load(tmp_path / "b", like=x).parameters["0.w"]) is Board
     assert type(model.to("float64").parameters["0.w"]) is np.ndarray
     assert type(model.to(like=x).parameters["0.w"]) is Board
+
+
+def test_a_task_on_the_host_is_learned_on_a_device(rng):
+    """Batches are copied to where the model is, and moved about there."""
+    x = rng.random((40, 1, 8, 8)).astype("float32") / 2
+    labels = np.arange(40) % 2
+    x[labels == 1, :, 2:5, 2:5] += 0.5
+    task = training.split_task("bright spots", "image", ("without", "with"), x, labels, held_out=0.25, seed=0)
+    settings = training.Settings(epochs=1, shift=0.125)
+    on_board = training.train(task, settings, like=Board(x[:0]))
+    assert all(type(array) is Board for array in on_board.model.parameters.values())
+    assert READS.count("get") == 1, "the confusion"
+    on_host = training.train(task, settings)
+    assert on_board.history.loss == pytest.approx(on_host.history.loss, rel=1e-4)
+    np.testing.assert_array_equal(on_board.confusion, on_host.confusion)
+
+
+def test_a_backend_of_the_host_moves_nothing(monkeypatch):
+    assert training.array_for(None) is training.array_for("reference") is None
+    fake = types.SimpleNamespace(backend=lambda name: types.SimpleNamespace(device="gpu"))
+    monkeypatch.setattr(placing, "default_registry", lambda: fake)
+    monkeypatch.setitem(sys.modules, "cupy", types.SimpleNamespace(empty=lambda size, dtype: Board(np.empty(size, dtype))))
+    assert type(training.array_for("cupy")) is Board
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(nc.ProblemError, match=r"'cupy' computes on a GPU.*pip install 'numconv-nd\[cupy\]'"):
+        training.array_for("cupy")
 
 
 def test_device_and_host_agree(rng):

@@ -7,6 +7,7 @@ import pytest
 
 import numconv as nc
 from numconv.plugin import parse
+from numconv.registry import default_registry
 from numconv.testing import check
 
 GEOMETRIES = [
@@ -19,8 +20,11 @@ GEOMETRIES = [
 MODES = ["reflect", "symmetric", "replicate", "circular"]
 
 
-@pytest.mark.parametrize("op", ["forward", "input_grad"])
-@pytest.mark.parametrize("geometry", GEOMETRIES)
+OPS = ("forward", "input_grad", "weight_grad")
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("geometry", [*GEOMETRIES, "f32 n1 c40 k40 g40 in9x13 w7x7 s1 p3 d2x1"])
 def test_results(op, geometry, rng):
     problem = parse(f"conv {op} {geometry} layout=channels_last")
     for integer in (True, False):
@@ -39,10 +43,32 @@ def test_borders(mode, geometry, rng):
     check(parse(f"conv forward {geometry} pad={mode} layout=channels_last"), "numba", "channelwise", rng=rng, integer=True)
 
 
+@pytest.mark.parametrize("op", ["forward", "weight_grad"])
 @pytest.mark.parametrize("position", [0, 1])
-def test_not_finite_values_reach_the_right_results(position, rng):
-    problem = parse(f"conv forward {GEOMETRIES[0]} layout=channels_last")
+def test_not_finite_values_reach_the_right_results(op, position, rng):
+    problem = parse(f"conv {op} {GEOMETRIES[0]} layout=channels_last")
     check(problem, "numba", "channelwise", rng=rng, nonfinite=(position,))
+
+
+@pytest.mark.parametrize("bias", ["x", "y"])
+@pytest.mark.parametrize("geometry", [GEOMETRIES[0], "f32 n2 c16 k16 g16 in3x4x5 w2x3x3 s1 p2x1x1 d1"])
+def test_weight_gradients_with_a_bias(geometry, bias, rng):
+    check(parse(f"conv weight_grad {geometry} bias={bias} layout=channels_last"), "numba", "channelwise", rng=rng, integer=False)
+
+
+def test_threads_change_no_bit(rng):
+    problem = parse("conv weight_grad f32 n3 c40 k40 g40 in30x31 w5x5 s2 p2 d1 layout=channels_last")
+    implementations = default_registry().backend("numba").implementations()
+    executor = next(each for each in implementations if each.name == "channelwise" and problem.op in each.ops).build(problem)
+    shapes = ((3, 15, 16, 40), (3, 30, 31, 40))
+    arrays = [np.moveaxis(rng.standard_normal(shape, dtype="float32"), -1, 1) for shape in shapes]
+    found = set()
+    for threads in (1, 2, 3):
+        out = np.full(problem.w_shape, np.nan, "float32")
+        with nc.using(threads=threads):
+            executor((out,), arrays)
+        found.add(out.tobytes())
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES[:2])
@@ -58,4 +84,6 @@ def test_strict_results_have_the_bits_of_direct(geometry, rng):
 def test_it_is_chosen_for_channels_that_are_last():
     options = {"dtype": "float32", "padding": 1, "groups": 144, "backend": "numba"}
     assert nc.plan("conv", (1, 56, 56, 144), (144, 1, 3, 3), layout="channels_last", **options).algorithm == "channelwise"
+    gradient = nc.plan("conv_weight_grad", (1, 56, 56, 144), (144, 1, 3, 3), layout="channels_last", **options)
+    assert gradient.algorithm == "channelwise"
     assert nc.plan("conv", (1, 144, 56, 56), (144, 1, 3, 3), **options).algorithm != "channelwise"

@@ -10,6 +10,8 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from numconv_numba import patches
+from numconv_numba.blocked import layout_for
 
 import numconv as nc
 from numconv.plugin import parse
@@ -70,6 +72,45 @@ def test_threads_change_no_bit(op, geometry, rng):
             with nc.using(threads=threads):
                 found.add(computed(each, problem, arrays)[0].tobytes())
         assert len(found) == 1, each.name
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        "n3 c3 k8 g1 in37x45 w4x4 s4 p0 d1",
+        "n5 c3 k6 g1 in33x33 w3x4 s5 p2 d1",
+        "n2 c4 k6 g2 in40 w3 s10 p4 d4",
+        "n1 c2 k5 g1 in9x17x21 w1x2x3 s2x3x4 p1 d1",
+        "n1 c2 k3 g1 in5x6 w1x1 s4 p2 d1",
+        "n0 c3 k8 g1 in37x45 w4x4 s4 p0 d1",
+    ],
+)
+@pytest.mark.parametrize("bytes_at_once", [1, 1 << 22])
+def test_gradients_of_windows_that_lie_apart(geometry, flip, bytes_at_once, rng, monkeypatch):
+    """Borders, gaps, groups, dilation, bias and activation, one image at a time or several: the values of `direct`."""
+    monkeypatch.setattr(patches, "MOST_BYTES", bytes_at_once)
+    patches.patch_products.cache_clear()
+    problem = parse(f"conv input_grad f32 {geometry}").replace(flip=flip, bias="x", activation="relu")
+    assert patches.is_patchwise(problem)
+    y, w, bias = integers(problem, rng)
+    rows = {each.name: each for each in rows_of(problem)}
+    expected = computed(rows["direct"], problem, [y, w, bias])[0]
+    for name in ("tile", "blocked", "implicit_gemm"):
+        np.testing.assert_array_equal(computed(rows[name], problem, [y, w, bias])[0], expected, err_msg=name)
+        bound = np.full_like(expected, np.nan)
+        rows[name].build(problem).bind(w)((bound,), (y, bias))
+        np.testing.assert_array_equal(bound, expected, err_msg=name)
+    patches.patch_products.cache_clear()
+
+
+@pytest.mark.parametrize("count", [4, 64])
+def test_problems_are_cut_for_several_threads(count):
+    """What has work for threads and one panel of channels has as many blocks, which none of them packs for another."""
+    problem = parse(f"conv forward f32 n{count // 4} c24 k48 g1 in90x90 w5x5 s3 p2 d1")
+    assert layout_for(problem).block.pieces >= 4
+    small = parse("conv forward f32 n1 c4 k48 g1 in20x20 w3x3 s1 p1 d1")
+    assert layout_for(small).block.pieces == 1
 
 
 @pytest.mark.parametrize("algorithm", ["tile", "blocked", "winograd", "implicit_gemm"])
@@ -217,3 +258,50 @@ def test_narrower_processors(tmp_path, name, features, width):
     done = subprocess.run([sys.executable, "-c", HOSTS, *texts], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == width
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("biased", [False, True])
+def test_rectangles_are_transposed_and_what_is_not_finite_is_told(dtype, biased, rng):
+    from numconv_numba.microkernels.emit import lanes_of
+    from numconv_numba.microkernels.transpose import transpose
+
+    lanes = lanes_of(dtype)
+    run, most = transpose.specialise(lanes, (dtype, dtype)), 3 * lanes
+    for _ in range(200):
+        rows, columns = (int(n) for n in rng.integers(1, most, 2))
+        x, bias = rng.standard_normal((most, most)).astype(dtype), rng.standard_normal(most).astype(dtype)
+        bad = rng.choice([0, np.nan, np.inf, -np.inf])
+        x[rng.integers(rows), rng.integers(columns)] += bad
+        x[rows:], x[:, columns:] = np.nan, np.nan  # which nothing reads
+        y = np.full((most, most), -7, dtype)
+        expected = y.copy()
+        expected[:columns, :rows] = (x[:rows, :columns] + (bias[:columns] if biased else 0)).T
+        found = run(x, x.strides[0], rows, columns, bias if biased else 0, 0, y, y.strides[0])
+        np.testing.assert_array_equal(y, expected)
+        assert found == (bad != 0)
+
+
+@pytest.mark.parametrize("phases", [1, 2, 3])
+def test_planes_of_rows_are_split_and_nothing_beside_them_is_written(phases, rng):
+    from numconv_numba.microkernels.copies import split
+    from numconv_numba.microkernels.emit import lanes_of
+
+    lanes = lanes_of("float32")
+    run = split.specialise((phases, lanes), ("float32", "float32"))
+    for _ in range(200):
+        size, start, count = (int(rng.integers(low, high)) for low, high in ((1, 90), (-40, 40), (1, 3 * lanes)))
+        x = rng.standard_normal((2, 3, size), dtype="float32")
+        y = np.full((2, 3, phases, count + 5), -7, np.float32)
+        run(x, start, size, y, y.strides[2], count, 3, x.strides[1], y.strides[1], 2, x.strides[0], y.strides[0])
+        places = start + np.arange(count) * phases + np.arange(phases)[:, None]
+        expected = np.where((places >= 0) & (places < size), x[..., places.clip(0, size - 1)], 0)
+        np.testing.assert_array_equal(y[..., :count], expected)
+        assert (y[..., count:] == -7).all()
+
+
+def test_a_batch_of_small_images_has_work_for_several_threads():
+    from numconv_numba.blocked import layout_for
+
+    assert layout_for(parse("conv forward f32 n64 c32 k64 g1 in4x4 w3x3 s1 p1 d1")).block.pieces >= 8
+    assert layout_for(parse("conv forward f32 n3 c32 k64 g1 in4x4 w3x3 s1 p1 d1")).block.pieces == 3

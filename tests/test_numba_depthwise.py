@@ -103,7 +103,7 @@ def test_it_is_chosen_for_few_channels_only():
     def chosen(x, w, **options):
         return nc.explain("conv", x, w, backend="numba", **options).chosen.algorithm
 
-    assert chosen((1, 96, 56, 56), (96, 1, 7, 7), padding=3, groups=96) == "depthwise"
+    assert chosen((1, 96, 56, 56), (96, 1, 9, 9), padding=4, groups=96) == "depthwise"
     assert chosen((1, 1, 512, 512), (1, 1, 11, 11), padding=5, accuracy="high") == "depthwise"
     assert chosen((1, 1, 100_000), (1, 1, 129), padding=64) == "depthwise"
     assert chosen((1, 64, 28, 28), (64, 64, 3, 3), padding=1) != "depthwise"
@@ -116,7 +116,7 @@ def test_rows_are_split_into_phases_between_zeros(phases, rng):
     from numconv_numba.microkernels.emit import lanes_of
 
     lanes = lanes_of("float32")
-    run = split_strip.specialise((phases, lanes), "float32")
+    run = split_strip.specialise((phases, lanes), ("float32", "float32"))
     for _ in range(200):
         size, start, vectors = (int(rng.integers(low, high)) for low, high in ((1, 150), (-150, 150), (1, 7)))
         x, y = rng.standard_normal((3, size), dtype="float32"), np.full((3, phases, vectors * lanes), np.nan, "float32")

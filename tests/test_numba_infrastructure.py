@@ -31,6 +31,7 @@ from numconv_numba.scalar import add, conj, is_null, load, muladd, store, wide_v
 from numconv_numba.threads import parallel_for, run
 
 import numconv.context
+from numconv import kernel_files
 from numconv.plugin import np_dtype
 
 HERE = pathlib.Path(__file__).resolve()
@@ -132,9 +133,9 @@ def check_axpy(items_work=LARGE, columns=37, dtype="float32"):
 def _own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NUMCONV_CACHE_DIR", str(tmp_path_factory.mktemp("kernels")))
-        cache._folders.cache_clear()
+        cache.FILES.look_again()
         yield
-    cache._folders.cache_clear()
+    cache.FILES.look_again()
 
 
 def python(*arguments, **environment):
@@ -339,7 +340,7 @@ def test_wrong_types_are_refused():
 def child_cached():
     check_axpy(0)
     check_axpy(LARGE)
-    info = cache.cache_info()
+    info = cache.FILES.info()
     kernels = list(compiler.statistics().values())
     files = sorted(path.name for path in info.path.iterdir()) if info.path else []
     report(
@@ -373,9 +374,9 @@ def test_unwritable_folder_falls_back(tmp_path):
 def fresh_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("NUMCONV_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    cache._folders.cache_clear()
+    cache.FILES.look_again()
     yield tmp_path
-    cache._folders.cache_clear()
+    cache.FILES.look_again()
 
 
 def recompiled():
@@ -392,10 +393,10 @@ def test_kernels_in_a_folder_that_became_read_only_are_used(monkeypatch):
     def refuse(folder):
         raise PermissionError(f"{folder} is read-only")
 
-    monkeypatch.setattr(cache, "_check_writable", refuse)
-    cache._folders.cache_clear()
+    monkeypatch.setattr(kernel_files, "check_writable", refuse)
+    cache.FILES.look_again()
     assert recompiled() == (1, 0)
-    info = cache.cache_info()
+    info = cache.FILES.info()
     assert info.path is None
     assert "read-only" in info.reason
     assert info.files == 0
@@ -403,7 +404,7 @@ def test_kernels_in_a_folder_that_became_read_only_are_used(monkeypatch):
 
 def test_damaged_files_are_replaced(fresh_folders):
     assert recompiled() == (0, 1)
-    (file,) = cache.cache_info().path.glob("*.kernel")
+    (file,) = cache.FILES.info().path.glob("*.kernel")
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     assert recompiled() == (0, 1)
@@ -416,23 +417,23 @@ def test_full_disk_is_no_error(fresh_folders, monkeypatch):
 
     monkeypatch.setattr(pathlib.Path, "write_bytes", refuse)
     assert recompiled() == (0, 1)
-    assert list(cache.cache_info().path.iterdir()) == []
+    assert list(cache.FILES.info().path.iterdir()) == []
 
 
 def test_foreign_temporary_folder_is_refused(fresh_folders):
     (fresh_folders / f"numconv-{os.getuid()}").mkdir()
     (fresh_folders / f"numconv-{os.getuid()}").chmod(0o777)
     with pytest.raises(PermissionError, match="another user"):
-        cache._temporary_root()
+        kernel_files.temporary_root()
 
 
 def test_folder_follows_the_sources(tmp_path):
     copy = tmp_path / "package"
     shutil.copytree(ROOT / "backends" / "numconv_numba", copy, ignore=shutil.ignore_patterns("__pycache__"))
-    assert cache.source_hash(copy) == cache.source_hash()
+    assert kernel_files.source_hash(copy) == kernel_files.source_hash(cache.FILES.package)
     with (copy / "scalar.py").open("a") as stream:
         stream.write("\n")
-    assert cache.source_hash(copy) != cache.source_hash()
+    assert kernel_files.source_hash(copy) != kernel_files.source_hash(cache.FILES.package)
 
 
 def test_old_versions_are_removed_when_unused(fresh_folders):

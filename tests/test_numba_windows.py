@@ -7,12 +7,17 @@ import pytest
 
 pytest.importorskip("numba")
 
+from numconv_numba.direct import Direct
+from numconv_numba.flat_unpooling import FlatUnpool
 from numconv_numba.pooling import Pool
 from numconv_numba.sliding import CHUNK
 from numconv_numba.vector_pooling import VectorPool
 from numconv_numba.vector_scatter import VectorScatter
 from numconv_numba.vector_windows import VectorWindows
 from numconv_numba.wide_pooling import PART, WidePool, merged
+from numconv_numba.wide_scatter import WideScatter
+from numconv_numba.windows import Windows
+from numconv_numba.woven import Woven
 
 import numconv
 from numconv.plugin import parse
@@ -110,6 +115,10 @@ def test_winners_from_elsewhere_are_taken_where_they_are(rng):
         (VectorScatter, "pool max_pool_backward f32 n2 c5 in61x67 w3x3 s2x1 p1 d1"),
         (VectorWindows, "window unfold f32 n2 c5 in60x67 w3x3 s1 p1 d1"),
         (VectorWindows, "window fold f32 n2 c5 in60x67 w3x3 s1 p1 d1"),
+        (VectorWindows, "window pad f32 n2 c5 in60x67 w1x1 s1 p3 d1 pad=reflect"),
+        (VectorWindows, "window pad_backward f32 n2 c5 in60x67 w1x1 s1 p3 d1 pad=circular"),
+        (WideScatter, "pool max_pool_backward f32 n2 c5 in61x367 w3x40 s2x39 p1x3 d1"),
+        (Woven, "conv input_grad f32 n2 c5 k5 g5 in120x131 w4x4 s2 p1 d1"),
     ],
 )
 def test_threads_change_no_bit(implementation, text, rng):
@@ -128,6 +137,9 @@ def test_threads_change_no_bit(implementation, text, rng):
         (VectorScatter, "pool max_pool_backward f32 n2 c3 in8x9 w3x3 s2 p1 d1"),
         (VectorWindows, "window unfold f32 n2 c3 in8x9 w3x3 s2 p1 d1"),
         (VectorWindows, "window fold f32 n2 c3 in8x9 w3x3 s2 p1 d1"),
+        (VectorWindows, "window pad f32 n2 c3 in8x9 w1x1 s1 p2 d1 pad=symmetric"),
+        (VectorWindows, "window pad_backward f32 n2 c3 in8x9 w1x1 s1 p2 d1 pad=symmetric"),
+        (Woven, "conv input_grad f32 n2 c3 k3 g3 in8x9 w3x3 s2 p1 d1"),
     ],
 )
 def test_arrays_of_any_strides(implementation, text, rng):
@@ -153,3 +165,69 @@ def test_strict_averages_are_divided():
     assert not VectorPool().supports(problem)
     assert "reciprocal" in VectorPool().supports(problem).reason
     assert Pool().supports(problem)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "symmetric", "replicate", "circular"])
+@pytest.mark.parametrize("sizes", ["in5x40 w1x1 s1 p2:3x1:19 d1", "in3x2x7 w1x1x1 s1 p0:1x5x9 d1", "in37 w1 s1 p80:1 d1"])
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+def test_padding_and_its_adjoint_have_the_bits_of_the_general_implementation(mode, sizes, layout, rng):
+    for op in ("pad", "pad_backward"):
+        problem = parse(f"window {op} f32 n2 c6 {sizes} pad={mode} layout={layout}")
+        arrays = inputs(problem, rng, False)
+        expected = run(Windows, problem, arrays)
+        outs = [np.full(problem.output_shapes[0], 7, np.float32)]
+        if layout == "channels_last":
+            arrays, outs = [_last(each) for each in arrays], [_last(each) for each in outs]
+        VectorWindows().build(problem)(outs, arrays)
+        assert np.ascontiguousarray(outs[0]).tobytes() == expected[0].tobytes()
+
+
+@pytest.mark.parametrize("flipped", [1, 2])
+def test_rows_in_any_order(flipped, rng):
+    problem = parse("window unfold f32 n2 c3 in8x9 w3x3 s1 p1 d1")
+    (x,) = inputs(problem, rng)
+    expected = run(Windows, problem, [np.flip(x, flipped).copy()])
+    assert bits(run(VectorWindows, problem, [np.flip(x, flipped)])) == bits(expected)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64", "f16", "i8"])
+def test_of_several_values_for_a_place_the_last_stays(dtype, rng):
+    for op in ("max_unpool", "max_unpool_backward"):
+        problem = parse(f"window {op} {dtype} n2 c5 in9x11 w1x1 s1 p0 d1 target=4x6")
+        values = inputs(problem, rng)[0]
+        for places in (
+            rng.integers(0, 99, problem.y_shape),
+            rng.permuted(np.tile(np.arange(24).reshape(4, 6), (2, 5, 1, 1)), axis=3),
+        ):
+            assert bits(run(FlatUnpool, problem, [values, places])) == bits(run(Windows, problem, [values, places]))
+
+
+def test_winners_are_found_some_images_at_a_time(rng, monkeypatch):
+    monkeypatch.setattr("numconv_numba.wide_scatter.TOGETHER", 20)
+    check(parse("pool max_pool_backward f32 n7 c5 in6x50 w3x40 s2x5 p1x3 d1"), "numba", "wide_scatter", rng=rng)
+
+
+WOVEN = [
+    "n2 c3 k3 g3 in18x14 w4x4 s2 p1 d1",
+    "n1 c5 k5 g5 in57x100 w3x3 s2 p1 d1 bias=x",
+    "n2 c2 k2 g2 in163 w16 s4 p1 d1 bias=x act=relu",
+    "n1 c4 k4 g4 in12x10x70 w3x3x3 s2 p1 d1 act=silu",
+    "n2 c3 k3 g3 in33x40 w3x2 s1x3 p2x0 d2 act=gelu",
+    "n1 c2 k2 g2 in9x8 w2x2 s3x4 p0 d1",
+]
+
+
+@pytest.mark.parametrize("text", WOVEN)
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_upsampling_row_by_row(text, dtype, rng):
+    check(parse(f"conv input_grad {dtype} {text}"), "numba", "woven", rng=rng)
+
+
+@pytest.mark.parametrize("text", [each for each in WOVEN if "act" not in each])
+def test_upsampling_keeps_the_strict_order_and_what_is_not_finite(text, rng):
+    problem = parse(f"conv input_grad f32 {text} accuracy=strict")
+    y, w, *bias = inputs(problem, rng, False)
+    assert bits(run(Woven, problem, [y, w, *bias])) == bits(run(Direct, problem, [y, w, *bias]))
+    w[0, 0].flat[0], w[1, 0].flat[-1], y.flat[5] = np.inf, np.nan, -np.inf
+    woven, direct = (run(each, problem, [y, w, *bias])[0] for each in (Woven, Direct))
+    np.testing.assert_array_equal(woven, direct)

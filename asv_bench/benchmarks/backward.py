@@ -29,7 +29,10 @@ class InputGradForced:
 
     params = (
         CONTESTED,
-        [f"numba {name}" for name in ("tile", "depthwise", "separable", "winograd", "implicit_gemm", "blocked", "fft", "direct")],
+        [
+            f"numba {name}"
+            for name in ("tile", "depthwise", "planewise", "separable", "winograd", "implicit_gemm", "blocked", "fft", "direct")
+        ],
     )
     param_names = ("problem", "implementation")
     timeout = 120
@@ -45,7 +48,7 @@ class InputGradForced:
 class WeightGradForced(InputGradForced):
     """The same for the gradient of w."""
 
-    params = (CONTESTED, [f"numba {name}" for name in ("depthwise", "winograd", "blocked", "fft", "direct")])
+    params = (CONTESTED, [f"numba {name}" for name in ("depthwise", "planewise", "winograd", "blocked", "fft", "direct")])
     op = "conv_weight_grad"
 
 

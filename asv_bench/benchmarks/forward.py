@@ -22,7 +22,10 @@ class ForwardForced(Forward):
 
     params = (
         CONTESTED,
-        [f"numba {name}" for name in ("tile", "depthwise", "separable", "winograd", "implicit_gemm", "blocked", "fft", "direct")],
+        [
+            f"numba {name}"
+            for name in ("tile", "depthwise", "planewise", "separable", "winograd", "implicit_gemm", "blocked", "fft", "direct")
+        ],
     )
 
 

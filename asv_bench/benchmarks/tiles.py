@@ -52,7 +52,7 @@ class Multiply(Product):
         lanes, tiles, item = lanes_of(dtype), 4, np.dtype(dtype).itemsize
         panel, w = np.ones((TERMS, vectors * lanes), dtype), np.ones((tiles * channels, TERMS), dtype)
         y, none = np.empty((tiles * channels, vectors * lanes), dtype), np.zeros(1, np.int64)
-        compiled = multiply.specialise((vectors, channels, lanes), dtype)
+        compiled = multiply.specialise((vectors, channels, lanes), (dtype, dtype))
         k, pixels = TERMS * item, vectors * lanes
         weights, sums, target = (w, item, k, channels * k, tiles), (y, 0, 1), (y, pixels * item, pixels, 0, 0)
         self.call = functools.partial(compiled, vectors, panel, TERMS, *weights, *sums, *target, panel, none, none, 0)

@@ -87,7 +87,11 @@ class CudaBackend:
         """What `numconv info` shows of this backend."""
         from .launching import device_facts
 
-        return device_facts()
+        if simulated():
+            return device_facts()
+        from .cache import FILES
+
+        return {**device_facts(), "cache": str(FILES.info())}
 
 
 backend = CudaBackend()

@@ -8,9 +8,8 @@ In the simulator (``NUMBA_ENABLE_CUDASIM=1``) a kernel and the device functions 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
-import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -42,8 +41,6 @@ extending: Any = None if simulated() else importlib.import_module("numba.cuda.ex
 __all__ = ["SIMULATED", "Kernel", "cuda", "device", "extending", "kernel", "ptx", "type_of", "types"]
 
 SIMULATED = simulated()
-_simulating = threading.Lock()
-"""The simulator runs one kernel at a time."""
 
 
 def device(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -66,25 +63,46 @@ class Kernel:
     def __init__(self, function: Callable[..., Any]):
         self.function = function
         self.name = function.__name__
-        self._dispatcher = self._compiled()
+        self._dispatcher = self._uncompiled()
+        self._compiled: dict[Any, Any] = {}
 
-    def _compiled(self) -> Any:
+    def _uncompiled(self) -> Any:
         if SIMULATED:
             return cuda.jit(self.function)
-        from .pointers import ARGUMENTS
+        from .cache import KernelCache
 
-        return cuda.jit(self.function, extensions=[ARGUMENTS])
+        dispatcher = cuda.jit(self.function)
+        dispatcher._cache = KernelCache(self.name)
+        return dispatcher
 
     def __call__(self, blocks: int | tuple[int, ...], threads: int, stream: Any, *args: Any) -> None:
         """Launch on a stream; nothing waits for the end."""
         if SIMULATED:
-            with _simulating:
+            from .simulating import simulation
+
+            with simulation():
                 self._dispatcher[blocks, threads](*args)
             return
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # numba-cuda's advice about small grids, which small problems have
-            configured = self._dispatcher[blocks, threads, stream]
-        configured(*args)
+        grid = (blocks, 1, 1) if isinstance(blocks, int) else (*blocks, 1, 1)[:3]
+        self.compiled(args).launch(args, grid, (threads, 1, 1), _core_stream(stream))
+
+    def compiled(self, args: Sequence[Any]) -> Any:
+        """numba-cuda's kernel for the types of these arguments."""
+        from .pointers import kind, pass_cheaply
+
+        key = kind(tuple(args))
+        found = self._compiled.get(key)
+        if found is None:
+            found = self._dispatcher.compile(tuple(map(type_of, args)))
+            pass_cheaply(found)
+            self._compiled[key] = found
+        return found
+
+
+@functools.lru_cache(maxsize=64)
+def _core_stream(stream: Any) -> Any:
+    """numba-cuda's stream as the launch takes it."""
+    return importlib.import_module("numba.cuda.cudadrv.driver")._to_core_stream(stream)
 
 
 @contextlib.contextmanager

@@ -22,10 +22,12 @@ __all__ = [
     "div",
     "is_nan",
     "load",
+    "load_wide",
     "magnitude",
     "mod",
     "muladd",
     "outer",
+    "outer_second",
     "poke",
     "poke_tensor",
     "power",
@@ -47,6 +49,11 @@ _GLOBAL = 1
 """LLVM's number of the address space of device memory."""
 
 
+# Not fpext and fptrunc: NVVM would make vectors of neighbouring halves, which it then calls unsupported.
+_WIDEN_HALF = ir.InlineAsm(ir.FunctionType(_f32, [_i16]), "cvt.f32.f16 $0, $1;", "=f,h")
+_NARROW_HALF = ir.InlineAsm(ir.FunctionType(_i16, [_f32]), "cvt.rn.f16.f32 $0, $1;", "=h,f")
+
+
 def _as_global(builder: Any, pointer: Any) -> Any:
     return builder.addrspacecast(pointer, ir.PointerType(pointer.type.pointee, _GLOBAL))
 
@@ -62,8 +69,7 @@ def _widen(context: Any, builder: Any, value: Any, stored: Any, result: Any) -> 
         bits = builder.shl(builder.zext(value, _i32), _i32(16))
         return context.cast(builder, builder.bitcast(bits, _f32), types.float32, result)
     if stored == types.float16:
-        single = builder.fpext(builder.bitcast(value, ir.HalfType()), _f32)
-        return context.cast(builder, single, types.float32, result)
+        return context.cast(builder, builder.call(_WIDEN_HALF, [value]), types.float32, result)
     return context.cast(builder, value, stored, result)
 
 
@@ -72,7 +78,7 @@ def _narrow(context: Any, builder: Any, value: Any, number: Any, stored: Any) ->
         return _to_bfloat(builder, context.cast(builder, value, number, types.float32))
     if stored == types.float16:
         single = context.cast(builder, value, number, types.float32)
-        return builder.bitcast(builder.fptrunc(single, ir.HalfType()), _i16)
+        return builder.call(_NARROW_HALF, [single])
     return context.cast(builder, value, number, stored)
 
 
@@ -97,6 +103,28 @@ def load(typingctx: Any, pointer: Any, index: Any, like: Any) -> Any:
         value = builder.load(_element(context, builder, args[0], args[1], sig.args[1]))
         value.set_metadata("invariant.load", builder.module.add_metadata([]))
         return _widen(context, builder, value, stored, sig.return_type)
+
+    return like(pointer, index, like), codegen
+
+
+@intrinsic
+def load_wide(typingctx: Any, pointer: Any, index: Any, like: Any) -> Any:
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        stored = sig.args[0].dtype
+        first = _element(context, builder, args[0], args[1], sig.args[1])
+        element, size = first.type.pointee, stored.bitwidth
+        packed = max(32 // size, 1)  # NVVM has no vectors of eight: small elements are loaded as words that hold some each
+        lanes = ir.VectorType(_i32 if packed > 1 else element, like.count // packed)
+        loaded = builder.load(builder.bitcast(first, ir.PointerType(lanes, _GLOBAL)))
+        loaded.align = min(_QUAD, like.count * size // 8)
+        loaded.set_metadata("invariant.load", builder.module.add_metadata([]))
+        result = ir.Constant(context.get_value_type(like), ir.Undefined)
+        for place in range(like.count):
+            value = builder.extract_element(loaded, _i32(place // packed))
+            if packed > 1:
+                value = builder.trunc(builder.lshr(value, _i32(place % packed * size)), element)
+            result = builder.insert_value(result, _widen(context, builder, value, stored, like.dtype), place)
+        return result
 
     return like(pointer, index, like), codegen
 
@@ -129,18 +157,23 @@ def shifted(typingctx: Any, pointer: Any, offset: Any) -> Any:
     return pointer(pointer, offset), codegen
 
 
+def _multiply_add(context: Any, builder: Any, kind: Any, a: Any, b: Any, acc: Any) -> Any:
+    """The instructions of a * b + acc."""
+    if kind in types.integer_domain:
+        return builder.add(builder.mul(a, b), acc)
+    if kind in types.real_domain:
+        return builder.fma(a, b, acc)
+    x, y, z = (context.make_complex(builder, kind, each) for each in (a, b, acc))
+    real = builder.fma(_negative(builder, x.imag), y.imag, builder.fma(x.real, y.real, z.real))
+    z.imag = builder.fma(x.imag, y.real, builder.fma(x.real, y.imag, z.imag))
+    z.real = real
+    return z._getvalue()
+
+
 @intrinsic
 def muladd(typingctx: Any, a: Any, b: Any, acc: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        if acc in types.integer_domain:
-            return builder.add(builder.mul(args[0], args[1]), args[2])
-        if acc in types.real_domain:
-            return builder.fma(*args)
-        x, y, z = (context.make_complex(builder, acc, arg) for arg in args)
-        real = builder.fma(_negative(builder, x.imag), y.imag, builder.fma(x.real, y.real, z.real))
-        z.imag = builder.fma(x.imag, y.real, builder.fma(x.real, y.imag, z.imag))
-        z.real = real
-        return z._getvalue()
+        return _multiply_add(context, builder, acc, *args)
 
     return acc(acc, acc, acc), codegen
 
@@ -259,10 +292,17 @@ def quads(typingctx: Any, array: Any, index: Any, step: Any, like: Any) -> Any:
         result = ir.Constant(context.get_value_type(sig.return_type), ir.Undefined)
         for block in range(like.count // 4):
             place = builder.add(first, builder.mul(stride, ir.IntType(64)(block)))
+            if like.dtype in types.complex_domain:
+                for lane in range(4):
+                    element = _shared_element(
+                        context, builder, sig.args[0], args[0], builder.add(place, ir.IntType(64)(lane)), types.int64
+                    )
+                    result = builder.insert_value(result, builder.load(element), block * 4 + lane)
+                continue
             element = _shared_element(context, builder, sig.args[0], args[0], place, types.int64)
             vector = ir.VectorType(element.type.pointee, 4)
             loaded = builder.load(builder.bitcast(element, ir.PointerType(vector, _SHARED)))
-            loaded.align = _QUAD
+            loaded.align = min(_QUAD, 4 * like.dtype.bitwidth // 8)
             for lane in range(4):
                 result = builder.insert_value(result, builder.extract_element(loaded, _i32(lane)), block * 4 + lane)
         return result
@@ -295,19 +335,29 @@ def unpack(typingctx: Any, array: Any, values: Any) -> Any:
     return types.void(array, values), codegen
 
 
-@intrinsic
-def outer(typingctx: Any, acc: Any, a: Any, b: Any) -> Any:
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        result = args[0]
-        rows = [builder.extract_value(args[1], row) for row in range(a.count)]
-        columns = [builder.extract_value(args[2], column) for column in range(b.count)]
-        for row, x in enumerate(rows):
-            for column, y in enumerate(columns):
-                place = row * b.count + column
-                result = builder.insert_value(result, builder.fma(x, y, builder.extract_value(args[0], place)), place)
-        return result
+def _outer(*, second_leads: bool) -> Any:
+    """A product of each element of `a` and each of `b`; which of both comes first matters to complex numbers alone."""
 
-    return acc(acc, a, b), codegen
+    @intrinsic
+    def product(typingctx: Any, acc: Any, a: Any, b: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            result = args[0]
+            rows = [builder.extract_value(args[1], row) for row in range(a.count)]
+            columns = [builder.extract_value(args[2], column) for column in range(b.count)]
+            for row, x in enumerate(rows):
+                for column, y in enumerate(columns):
+                    place = row * b.count + column
+                    pair = (y, x) if second_leads else (x, y)
+                    value = _multiply_add(context, builder, acc.dtype, *pair, builder.extract_value(args[0], place))
+                    result = builder.insert_value(result, value, place)
+            return result
+
+        return acc(acc, a, b), codegen
+
+    return product
+
+
+outer, outer_second = _outer(second_leads=False), _outer(second_leads=True)
 
 
 @intrinsic
@@ -355,7 +405,7 @@ def poke_tensor(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
             rounding = ir.InlineAsm(ir.FunctionType(_i32, [_f32]), "cvt.rna.tf32.f32 $0, $1;", "=r,f")
             stored = builder.bitcast(builder.call(rounding, [number]), _f32)
         elif array.dtype == types.int16:
-            stored = builder.bitcast(builder.fptrunc(number, ir.HalfType()), _i16)
+            stored = builder.call(_NARROW_HALF, [number])
         else:
             stored = _to_bfloat(builder, number)
         builder.store(stored, _shared_element(context, builder, sig.args[0], args[0], args[1], sig.args[1]))

@@ -17,12 +17,16 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
+from numconv.plugin import np_dtype
+
 from .compiler import SIMULATED, Kernel, cuda, device, kernel, types
 from .direct import finish, forward_chain, gradient_chain, weight_chain
-from .elements import div, load, mod, muladd, outer, poke, quads, repeated, replaced, shifted, store, unpack
+from .elements import div, mod, outer, outer_second, poke, quads, repeated, replaced, shifted, store, unpack
+from .gathering import Factor, Way, following, jump, reader, spread_of, strange, term_at
 from .geometry import coordinates, offset_of, source_index, tap_offset
 
-__all__ = ["FORWARD", "INPUT_GRAD", "TILES", "WEIGHT_GRAD", "Operation", "Tile", "product_kernel", "readers", "tiles_of"]
+__all__ = ["FORWARD", "INPUT_GRAD", "TILES", "WEIGHT_GRAD", "Operation", "Tile", "product_kernel", "slices_of", "tiles_of",
+           "writer"]  # fmt: skip
 
 ALIGNMENT = None if SIMULATED else 16
 """Of shared memory, for loads of four numbers; the simulator knows none."""
@@ -47,272 +51,348 @@ class Tile(NamedTuple):
 
 TILES: tuple[Tile, ...]
 if SIMULATED:  # a thread of the simulator is one of Python's
-    TILES = (Tile(8, 8, 4, 4, 8), Tile(4, 8, 4, 4, 4))
+    TILES = (Tile(32, 4, 4, 8, 4), Tile(16, 4, 4, 4, 4))
 else:
     TILES = (Tile(128, 128, 8, 8, 8), Tile(64, 128, 8, 8, 8), Tile(64, 64, 8, 4, 4), Tile(32, 128, 8, 4, 4))
-"""The largest first."""
-WIDE = 64
-"""Numbers of a thread's tile in float32; two registers hold a float64, so that only tiles below this leave room for the rest."""
+"""The largest first. A block has a thread for each column at least."""
+REGISTERS = 64
+"""Registers for a thread's tile, which leave room for the rest; the largest tile has as many numbers of 32 bits."""
 
 
 def tiles_of(dtype: str) -> tuple[Tile, ...]:
-    """The tiles of numbers of an accumulation dtype."""
-    return TILES if dtype == "float32" else tuple(tile for tile in TILES if tile.thread_rows * tile.thread_columns < WIDE)
+    """The tiles of numbers of an accumulation dtype, the largest first."""
+    each = np_dtype(dtype).itemsize // 4
+    return tuple(tile for tile in TILES if tile.thread_rows * tile.thread_columns * each <= REGISTERS)
 
 
-# --- places: an offset and a position, of a column or of the inner dimension -----------------------------------------------------
+# --- the factors: where their lines and elements are --------------------------------------------------------------------------
 
 
 @device
-def window_start(g, group, column):
-    """Of an output: the offset of its image and group in x, and where its window starts."""
-    n, output = div(column, g.outputs), coordinates(mod(column, g.outputs), g.output)
+def taps_of(g):
+    """The volume of the kernel, which the inner dimension of a convolution or a gradient of x goes through for each channel."""
+    return g.taps
+
+
+@device
+def outputs_of(g):
+    """The volume of an output image, which the inner dimension of a gradient of w goes through for each."""
+    return g.outputs
+
+
+@device
+def window_sizes(g):
+    """The sizes of the kernel."""
+    return g.window
+
+
+@device
+def output_sizes(g):
+    """The sizes of an output image."""
+    return g.output
+
+
+@device
+def weight_row(g, group, line, step):
+    """Of an output channel: its offset in w, and the step."""
+    return group * g.w.group + line * g.w.k, step * g.w.k
+
+
+@device
+def weight_column(g, group, line, step):
+    """Of an input channel: its offset in w, and the step."""
+    return group * g.w.group + line * g.w.c, step * g.w.c
+
+
+@device
+def output_row(g, group, line, step):
+    """Of an output channel: its offset in y, and the step."""
+    return group * g.y.group + line * g.y.channel, step * g.y.channel
+
+
+@device
+def next_row(g, place):
+    """The offset of another line."""
+    return place[0] + place[1], place[1]
+
+
+@device
+def weight_of_x(g, place, channel, tap):
+    """The element of w for an input channel and a tap."""
+    return True, place[0] + channel * g.w.c + offset_of(tap, g.w.spatial)
+
+
+@device
+def weight_of_y(g, place, channel, tap):
+    """The element of w for an output channel and a tap."""
+    return True, place[0] + channel * g.w.k + offset_of(tap, g.w.spatial)
+
+
+@device
+def output_of(g, place, image, output):
+    """The element of y for an image and an output."""
+    return True, place[0] + image * g.y.n + offset_of(output, g.y.spatial)
+
+
+@device
+def window_start(g, group, line, step):
+    """Of an output: the offset of its image and group in x, where its window starts, and what `next_window` needs."""
+    return window_at(g, group * g.x.group, term_at(line, step, g.outputs, g.output))
+
+
+@device
+def next_window(g, place):
+    """The same of another output."""
+    return window_at(g, place[2], following(place[3], g.output))
+
+
+@device
+def window_at(g, offset, cursor):
+    """The same of an output given by a cursor."""
     position = g.size
     for axis in range(len(g.size)):
-        position = replaced(position, axis, output[axis] * g.stride[axis] - g.low[axis])
-    return n * g.x.n + group * g.x.group, position
+        position = replaced(position, axis, cursor.position[axis] * g.stride[axis] - g.low[axis])
+    return cursor.volumes * g.x.n + offset, position, offset, cursor
 
 
 @device
-def tap_of_x(g, term):
-    """Of an input channel and a tap: the offset of the channel in x, and where the tap lies in a window."""
-    c, tap = div(term, g.taps), coordinates(mod(term, g.taps), g.window)
-    return c * g.x.channel, tap_position(g, tap)
-
-
-@device
-def tap_of_y(g, term):
-    """Of an output channel and a tap: the offset of the channel in y, and where the tap lies in a window."""
-    k, tap = div(term, g.taps), coordinates(mod(term, g.taps), g.window)
-    return k * g.y.channel, tap_position(g, tap)
-
-
-@device
-def tap_position(g, tap):
-    """Where a tap lies relative to the first position of its window."""
-    position = g.size
+def under_tap(g, place, channel, tap):
+    """The element of x for an input channel under a tap of a window."""
+    offset, inside = place[0] + channel * g.x.channel, True
     for axis in range(len(g.size)):
-        position = replaced(position, axis, tap_offset(g, axis, tap[axis]))
-    return position
-
-
-@device
-def image_position(g, group, column):
-    """Of an element of x: the offset of its image and group in y, and its position counted from the low padding."""
-    n, index = div(column, g.volume), coordinates(mod(column, g.volume), g.size)
-    position = g.size
-    for axis in range(len(g.size)):
-        position = replaced(position, axis, index[axis] + g.low[axis])
-    return n * g.y.n + group * g.y.group, position
-
-
-@device
-def from_x(x, g, first, second, zero):
-    """The element of x at the sum of two places, zero on padding."""
-    offset = first[0] + second[0]
-    inside = True
-    for axis in range(len(g.size)):
-        index = source_index(first[1][axis] + second[1][axis], g.size[axis], g.mode)
+        index = source_index(place[1][axis] + tap_offset(g, axis, tap[axis]), g.size[axis], g.mode)
         inside = inside and index >= 0
         offset += index * g.x.spatial[axis]
-    value = zero
-    if inside:
-        value = load(x, offset, zero)
-    return value
+    return inside, offset
 
 
 @device
-def from_y(y, g, first, second, zero):
-    """The element of y whose window has the tap `second` on the element of x `first`, zero where there is none."""
-    offset = first[0] + second[0]
-    inside = True
+def image_position(g, group, line, step):
+    """Of an element of x: the offset of its image and group in y, its position counted from the low padding, and what follows."""
+    return position_at(g, group * g.y.group, term_at(line, step, g.volume, g.size))
+
+
+@device
+def next_position(g, place):
+    """The same of another element."""
+    return position_at(g, place[2], following(place[3], g.size))
+
+
+@device
+def position_at(g, offset, cursor):
+    """The same of an element given by a cursor."""
+    position = g.size
     for axis in range(len(g.size)):
-        distance = first[1][axis] - second[1][axis]
-        output = div(max(distance, 0), g.stride[axis])
-        inside = inside and distance >= 0 and output * g.stride[axis] == distance and output < g.output[axis]
+        position = replaced(position, axis, cursor.position[axis] + g.low[axis])
+    return cursor.volumes * g.y.n + offset, position, offset, cursor
+
+
+@device
+def above_tap(g, place, channel, tap):
+    """The element of y for an output channel whose window has a tap on a position of x."""
+    offset, inside = place[0] + channel * g.y.channel, True
+    for axis in range(len(g.size)):
+        distance = place[1][axis] - tap_offset(g, axis, tap[axis])
+        output = distance
+        if g.stride[axis] > 1:
+            output = div(max(distance, 0), g.stride[axis])
+            inside = inside and output * g.stride[axis] == distance
+        inside = inside and distance >= 0 and output < g.output[axis]
         offset += output * g.y.spatial[axis]
-    value = zero
-    if inside:
-        value = load(y, offset, zero)
+    return inside, offset
+
+
+@device
+def tap_column(g, group, line, step):
+    """Of an input channel and a tap: the offset of the group in x, and both as a cursor."""
+    return group * g.x.group, term_at(line, step, g.taps, g.window)
+
+
+@device
+def next_column(g, place):
+    """Another input channel and tap."""
+    return place[0], following(place[1], g.window)
+
+
+@device
+def under_column(g, place, image, output):
+    """The element of x that an output has under the tap of a column."""
+    offset, inside = place[0] + image * g.x.n + place[1].volumes * g.x.channel, True
+    for axis in range(len(g.size)):
+        position = output[axis] * g.stride[axis] - g.low[axis] + tap_offset(g, axis, place[1].position[axis])
+        index = source_index(position, g.size[axis], g.mode)
+        inside = inside and index >= 0
+        offset += index * g.x.spatial[axis]
+    return inside, offset
+
+
+# --- results: where a column is written, and how a result is computed anew, term by term ----------------------------------------
+
+
+@device
+def output_column(g, group, column):
+    """The offset in y of an output of the first channel of a group, and the step to the next channel."""
+    n, output = div(column, g.outputs), coordinates(mod(column, g.outputs), g.output)
+    return n * g.y.n + group * g.y.group + offset_of(output, g.y.spatial), g.y.channel
+
+
+@device
+def image_column(g, group, column):
+    """The same of an element of x."""
+    n, index = div(column, g.volume), coordinates(mod(column, g.volume), g.size)
+    return n * g.x.n + group * g.x.group + offset_of(index, g.x.spatial), g.x.channel
+
+
+@device
+def sums_column(g, group, column):
+    """Of an input channel and a tap: the offset in sums[part, k, c, tap] for the first output channel of a group, and the step."""
+    width = g.per_c * g.taps
+    return group * g.per_k * width + column, width
+
+
+@device
+def finished_y(value, bias, g, group, row):
+    """A result of a convolution with its bias and activation."""
+    return finish(value, bias, group * g.per_k + row, g)
+
+
+@device
+def finished_x(value, bias, g, group, row):
+    """A gradient of x, or a result of a transposed convolution, with its bias and activation."""
+    return finish(value, bias, group * g.per_c + row, g)
+
+
+@device
+def part_of_sum(value, bias, g, group, row):
+    """A part of a gradient of w as it is."""
     return value
 
 
-# --- the first factor ------------------------------------------------------------------------------------------------------------
-
-
 @device
-def weight_of_x(g, term):
-    """The offset in w of an input channel and a tap."""
-    return div(term, g.taps) * g.w.c + offset_of(coordinates(mod(term, g.taps), g.window), g.w.spatial)
-
-
-@device
-def weight_of_y(g, term):
-    """The offset in w of an output channel and a tap."""
-    return div(term, g.taps) * g.w.k + offset_of(coordinates(mod(term, g.taps), g.window), g.w.spatial)
-
-
-@device
-def output_term(g, term):
-    """The offset in y of an output, counted through the batch."""
-    return div(term, g.outputs) * g.y.n + offset_of(coordinates(mod(term, g.outputs), g.output), g.y.spatial)
-
-
-# --- results: written from the tile, or computed directly where a first factor is not finite --------------------------------------
-
-
-@device
-def write_forward(value, direct, w, x, bias, y, g, group, row, column, first, last, zero):
+def forward_again(w, x, g, group, row, column, first, last, zero):
     """A result of a convolution."""
     n, output = div(column, g.outputs), coordinates(mod(column, g.outputs), g.output)
-    if direct:
-        value = forward_chain(x, w, g, output, n * g.x.n + group * g.x.group, group * g.w.group + row * g.w.k, zero)
-    target = n * g.y.n + group * g.y.group + row * g.y.channel + offset_of(output, g.y.spatial)
-    store(y, target, finish(value, bias, group * g.per_k + row, g))
+    return forward_chain(x, w, g, output, n * g.x.n + group * g.x.group, group * g.w.group + row * g.w.k, zero)
 
 
 @device
-def write_input_grad(value, direct, w, y, bias, x, g, group, row, column, first, last, zero):
-    """A gradient of x, or a result of a transposed convolution."""
+def input_grad_again(w, y, g, group, row, column, first, last, zero):
+    """A gradient of x."""
     n, index = div(column, g.volume), coordinates(mod(column, g.volume), g.size)
-    if direct:
-        value = gradient_chain(y, w, g, index, n * g.y.n + group * g.y.group, group * g.w.group + row * g.w.c, zero)
-    target = n * g.x.n + group * g.x.group + row * g.x.channel + offset_of(index, g.x.spatial)
-    store(x, target, finish(value, bias, group * g.per_c + row, g))
+    return gradient_chain(y, w, g, index, n * g.y.n + group * g.y.group, group * g.w.group + row * g.w.c, zero)
 
 
 @device
-def write_weight_grad(value, direct, y, x, bias, sums, g, group, row, column, first, last, zero):
-    """A part of a gradient of w: sums[part, k, c, tap]."""
+def weight_grad_again(y, x, g, group, row, column, first, last, zero):
+    """A part of a gradient of w."""
     c, tap = div(column, g.taps), mod(column, g.taps)
-    if direct:
-        from_y, from_x = group * g.y.group + row * g.y.channel, group * g.x.group + c * g.x.channel
-        value = weight_chain(y, x, g, coordinates(tap, g.window), from_y, from_x, first, last, zero)
-    store(sums, (group * g.per_k + row) * (g.per_c * g.taps) + column, value)
+    from_y, from_x = group * g.y.group + row * g.y.channel, group * g.x.group + c * g.x.channel
+    return weight_chain(y, x, g, coordinates(tap, g.window), from_y, from_x, first, last, zero)
+
+
+class Operation(NamedTuple):
+    """What distinguishes the three operations: the factors, the inner dimension, and device functions for results."""
+
+    name: str
+    first: Factor
+    second: Factor
+    volume: Any
+    """The volume of the inner dimension, and its sizes."""
+    sizes: Any
+    target: Any
+    finish: Any
+    again: Any
+    ways: tuple[Way, Way]
+    """How the factors are read where nothing is known of their memory."""
+    second_leads: bool
+    """Whether a complex product is that of the second factor by the first, which rounds otherwise than the contrary."""
+
+
+FORWARD = Operation(
+    "forward", Factor(weight_row, next_row, weight_of_x, conjugate=False),
+    Factor(window_start, next_window, under_tap, conjugate=False), taps_of, window_sizes, output_column, finished_y,
+    forward_again, (Way(across=False), Way(across=True)), second_leads=True,
+)  # fmt: skip
+INPUT_GRAD = Operation(
+    "input_grad", Factor(weight_column, next_row, weight_of_y, conjugate=True),
+    Factor(image_position, next_position, above_tap, conjugate=False), taps_of, window_sizes, image_column, finished_x,
+    input_grad_again, (Way(across=False), Way(across=True)), second_leads=True,
+)  # fmt: skip
+WEIGHT_GRAD = Operation(
+    "weight_grad", Factor(output_row, next_row, output_of, conjugate=False),
+    Factor(tap_column, next_column, under_column, conjugate=True), outputs_of, output_sizes, sums_column, part_of_sum,
+    weight_grad_again, (Way(across=False), Way(across=False)), second_leads=False,
+)  # fmt: skip
 
 
 # --- the kernels -----------------------------------------------------------------------------------------------------------------
 
 
-class Operation(NamedTuple):
-    """What distinguishes the three operations: device functions for places and elements, see above."""
+class Slices(NamedTuple):
+    """The device functions by which a thread takes its elements of both factors."""
 
-    name: str
-    rows: Any
-    first_term: Any
-    columns: Any
-    second_term: Any
-    element: Any
-    write: Any
-    across: bool
-    """Whether neighbouring threads gather the second factor along the columns, else along the inner dimension."""
-
-
-@device
-def weight_row(g, group, row):
-    """The offset in w of an output channel."""
-    return group * g.w.group + row * g.w.k
+    begin: Any
+    """(g, group, row, column, term, thread) -> the places of its first lines, and its cursors."""
+    first: Any
+    second: Any
+    """See `reader`."""
+    spread_first: Any
+    spread_second: Any
+    """See `spread_of`."""
 
 
-@device
-def weight_column(g, group, row):
-    """The offset in w of an input channel."""
-    return group * g.w.group + row * g.w.c
+def slices_of(operation: Operation, tile: Any, ways: tuple[Way, Way]) -> Slices:
+    """How the threads of a block with such a tile take slices."""
+    factors, lines = (operation.first, operation.second), (tile.rows, tile.columns)
+    depth, threads = tile.depth, tile.threads
+    start_a, start_b = (factor.start for factor in factors)
+    jump_a, jump_b = (jump(way, count, depth, threads) for way, count in zip(ways, lines, strict=True))
+    spread_a, spread_b = (spread_of(way, count, depth, threads) for way, count in zip(ways, lines, strict=True))
+    step_a, step_b = (threads * way.wide // depth for way in ways)
+    volume, sizes = operation.volume, operation.sizes
+
+    @device
+    def begin(g, group, row, column, term, thread):
+        line_a, inner_a = spread_a(thread, 0)
+        line_b, inner_b = spread_b(thread, 0)
+        place_a, place_b = start_a(g, group, row + line_a, step_a), start_b(g, group, column + line_b, step_b)
+        cursor_a = term_at(term + inner_a, jump_a, volume(g), sizes(g))
+        return place_a, cursor_a, place_b, term_at(term + inner_b, jump_b, volume(g), sizes(g))
+
+    read_a, read_b = (
+        reader(factor, way, sizes, count, depth, threads) for factor, way, count in zip(factors, ways, lines, strict=True)
+    )
+    return Slices(begin, read_a, read_b, spread_a, spread_b)
 
 
-@device
-def output_row(g, group, row):
-    """The offset in y of an output channel."""
-    return group * g.y.group + row * g.y.channel
-
-
-@device
-def tap_column(g, group, column):
-    """`tap_of_x` of a group."""
-    offset, position = tap_of_x(g, column)
-    return offset + group * g.x.group, position
-
-
-@device
-def window_term(g, term):
-    """`window_start` without a group."""
-    return window_start(g, 0, term)
-
-
-FORWARD = Operation("forward", weight_row, weight_of_x, window_start, tap_of_x, from_x, write_forward, across=True)
-INPUT_GRAD = Operation("input_grad", weight_column, weight_of_y, image_position, tap_of_y, from_y, write_input_grad, across=True)
-WEIGHT_GRAD = Operation("weight_grad", output_row, output_term, tap_column, window_term, from_x, write_weight_grad, across=False)
-
-
-def readers(operation: Operation, tile: Any) -> tuple[Any, Any, Any]:
-    """The device functions by which a thread takes its elements of a slice: their places, of the first factor, of the second."""
-    _, rows_of, first_term, columns_of, second_term, element, _, across = operation
+def _putter(tile: Tile, slices: Slices) -> Any:
+    """The device function that writes what a thread took of both slices to one of the two buffers."""
     height, width, depth, threads = tile.rows, tile.columns, tile.depth, tile.threads
     loads_a, loads_b = height * depth // threads, width * depth // threads
-
-    @device
-    def spread(place, lines, along):
-        """(line, depth) of the place-th element of a slice."""
-        if along:
-            return mod(place, lines), div(place, lines)
-        return div(place, depth), mod(place, depth)
-
-    @device
-    def read_a(a, g, group, row, rows, term, last, thread, zero):
-        """The elements of the first factor, and whether one of them is not finite."""
-        found = repeated(zero, loads_a)
-        odd = False
-        for load_number in range(loads_a):
-            line, inner = spread(thread + load_number * threads, height, False)
-            value = zero
-            if row + line < rows and term + inner < last:
-                value = load(a, rows_of(g, group, row + line) + first_term(g, term + inner), zero)
-            odd = odd or muladd(value, zero, zero) != zero
-            found = replaced(found, load_number, value)
-        return found, odd
-
-    @device
-    def read_b(b, g, group, column, columns, term, last, thread, zero):
-        """The elements of the second factor."""
-        found = repeated(zero, loads_b)
-        for load_number in range(loads_b):
-            line, inner = spread(thread + load_number * threads, width, across)
-            place = columns_of(g, group, min(column + line, columns - 1))
-            value = zero
-            if column + line < columns and term + inner < last:
-                value = element(b, g, place, second_term(g, term + inner), zero)
-            found = replaced(found, load_number, value)
-        return found
-
-    return spread, read_a, read_b
-
-
-def _putter(operation: Operation, tile: Tile, spread: Any) -> Any:
-    """The device function that writes what a thread took of both slices to one of the two buffers."""
-    height, width, depth, threads, across = tile.rows, tile.columns, tile.depth, tile.threads, operation.across
-    loads_a, loads_b = height * depth // threads, width * depth // threads
+    spread_a, spread_b = slices.spread_first, slices.spread_second
 
     @device
     def put(slices_a, slices_b, next_a, next_b, buffer, thread):
-        for load_number in range(loads_a):
-            line, inner = spread(thread + load_number * threads, height, False)
-            poke(slices_a, (buffer * depth + inner) * (height + GAP) + line, next_a[load_number])
-        for load_number in range(loads_b):
-            line, inner = spread(thread + load_number * threads, width, across)
-            poke(slices_b, (buffer * depth + inner) * (width + GAP) + line, next_b[load_number])
+        for number in range(loads_a):
+            line, inner = spread_a(thread, number)
+            poke(slices_a, (buffer * depth + inner) * (height + GAP) + line, next_a[number])
+        for number in range(loads_b):
+            line, inner = spread_b(thread, number)
+            poke(slices_b, (buffer * depth + inner) * (width + GAP) + line, next_b[number])
 
     return put
 
 
-def _multiplier(tile: Tile) -> Any:
+def _multiplier(operation: Operation, tile: Tile) -> Any:
     """The device function that adds the products of a buffer's slices to a thread's tile."""
     height, width, depth, thread_rows, thread_columns = tile
     row_step, column_step = 4 * (height // thread_rows), 4 * (width // thread_columns)
     pitch_a, pitch_b = height + GAP, width + GAP
+    product = outer_second if operation.second_leads else outer
 
     @device
     def step(acc, slices_a, slices_b, at_a, at_b, like_a, like_b):
-        return outer(acc, quads(slices_a, at_a, row_step, like_a), quads(slices_b, at_b, column_step, like_b))
+        return product(acc, quads(slices_a, at_a, row_step, like_a), quads(slices_b, at_b, column_step, like_b))
 
     @device
     def multiply(acc, slices_a, slices_b, buffer, own_row, own_column, zero):
@@ -329,26 +409,52 @@ def _multiplier(tile: Tile) -> Any:
     return multiply
 
 
-def _writer(operation: Operation, tile: Tile) -> Any:
-    """The device function that writes a thread's tile, whose numbers are in memory of its own."""
-    height, width, _, thread_rows, thread_columns = tile
-    row_step, column_step = 4 * (height // thread_rows), 4 * (width // thread_columns)
-    write = operation.write
+def writer(operation: Operation, count_rows: int, count_columns: int, row_of: Any, column_of: Any, place_of: Any) -> Any:
+    """The device function that writes the results of a thread, which are in memory of its own.
+
+    `row_of` and `column_of` give how far the i-th row and the j-th column of a thread lie from its first ones, `place_of` where
+    the result of both is.
+    """
+    target, finished, again = operation.target, operation.finish, operation.again
 
     @device
-    def write_tile(results, direct, a, b, bias, out, g, group, row, column, rows, columns, first, last, zero):
-        for i in range(thread_rows):
-            at = row + div(i, 4) * row_step + mod(i, 4)
-            for j in range(thread_columns):
-                beside = column + div(j, 4) * column_step + mod(j, 4)
-                if at < rows and beside < columns:
-                    write(results[i * thread_columns + j], direct, a, b, bias, out, g, group, at, beside, first, last, zero)
+    def write(results, direct, a, b, bias, out, g, group, row, column, rows, columns, first, last, zero):
+        for j in range(count_columns):
+            beside = column + column_of(j)
+            if beside < columns:
+                offset, step = target(g, group, beside)
+                for i in range(count_rows):
+                    at = row + row_of(i)
+                    if at < rows:
+                        value = results[place_of(i, j)]
+                        if direct:
+                            value = again(a, b, g, group, at, beside, first, last, zero)
+                        store(out, offset + at * step, finished(value, bias, g, group, at))
 
-    return write_tile
+    return write
+
+
+def _writer(operation: Operation, tile: Tile) -> Any:
+    height, width, _, thread_rows, thread_columns = tile
+    row_step, column_step = 4 * (height // thread_rows), 4 * (width // thread_columns)
+
+    @device
+    def row_of(i):
+        return div(i, 4) * row_step + mod(i, 4)
+
+    @device
+    def column_of(j):
+        return div(j, 4) * column_step + mod(j, 4)
+
+    @device
+    def place_of(i, j):
+        return i * thread_columns + j
+
+    return writer(operation, thread_rows, thread_columns, row_of, column_of, place_of)
 
 
 @functools.cache
-def product_kernel(operation: Operation, tile: Tile, dtype: str) -> Kernel:
+def product_kernel(operation: Operation, tile: Tile, dtype: str, ways: tuple[Way, Way]) -> Kernel:
     """The kernel of an operation with a tile of numbers of an accumulation dtype.
 
     It takes (a, b, bias, out, g, rows, columns, terms, length, zero) on a grid of column tiles, row tiles, and groups times parts,
@@ -357,9 +463,10 @@ def product_kernel(operation: Operation, tile: Tile, dtype: str) -> Kernel:
     height, width, depth, thread_rows, thread_columns = tile
     number = getattr(types, dtype)
     size_a, size_b = 2 * depth * (height + GAP), 2 * depth * (width + GAP)
-    accumulators, lanes = thread_rows * thread_columns, width // thread_columns
-    spread, read_a, read_b = readers(operation, tile)
-    put, multiply, write_tile = _putter(operation, tile, spread), _multiplier(tile), _writer(operation, tile)
+    accumulators, lanes, count_a = thread_rows * thread_columns, width // thread_columns, height * depth // tile.threads
+    slices = slices_of(operation, tile, ways)
+    begin, read_a, read_b, put = slices.begin, slices.first, slices.second, _putter(tile, slices)
+    multiply, write = _multiplier(operation, tile), _writer(operation, tile)
 
     def product(a, b, bias, out, g, rows, columns, terms, length, zero):
         slices_a = cuda.shared.array(size_a, number, ALIGNMENT)
@@ -372,26 +479,28 @@ def product_kernel(operation: Operation, tile: Tile, dtype: str) -> Kernel:
         last = min(first + length, terms)
         own_row, own_column = div(thread, lanes) * 4, mod(thread, lanes) * 4
         acc = repeated(zero, accumulators)
-        next_a, odd = read_a(a, g, group, row, rows, first, last, thread, zero)
-        next_b = read_b(b, g, group, column, columns, first, last, thread, zero)
+        place_a, cursor_a, place_b, cursor_b = begin(g, group, row, column, first, thread)
+        next_a, cursor_a = read_a(a, g, place_a, cursor_a, row, rows, first, last, thread, zero)
+        next_b, cursor_b = read_b(b, g, place_b, cursor_b, column, columns, first, last, thread, zero)
+        odd = strange(next_a, count_a, zero)
         put(slices_a, slices_b, next_a, next_b, 0, thread)
         cuda.syncthreads()
         buffer = 0
         for term in range(first, last, depth):
             more = term + depth < last
             if more:
-                next_a, strange = read_a(a, g, group, row, rows, term + depth, last, thread, zero)
-                next_b = read_b(b, g, group, column, columns, term + depth, last, thread, zero)
-                odd = odd or strange
+                next_a, cursor_a = read_a(a, g, place_a, cursor_a, row, rows, term + depth, last, thread, zero)
+                next_b, cursor_b = read_b(b, g, place_b, cursor_b, column, columns, term + depth, last, thread, zero)
             acc = multiply(acc, slices_a, slices_b, buffer, own_row, own_column, zero)
             buffer = 1 - buffer
             if more:
+                odd = odd or strange(next_a, count_a, zero)
                 put(slices_a, slices_b, next_a, next_b, buffer, thread)
             cuda.syncthreads()
         direct = cuda.syncthreads_or(1 if odd else 0) != 0
         unpack(results, acc)
         out = shifted(out, part * rows * columns * g.groups)
-        write_tile(results, direct, a, b, bias, out, g, group, row + own_row, column + own_column, rows, columns, first, last, zero)
+        write(results, direct, a, b, bias, out, g, group, row + own_row, column + own_column, rows, columns, first, last, zero)
 
-    product.__name__ = product.__qualname__ = f"{operation.name}_{height}x{width}_{dtype}"
+    product.__name__ = product.__qualname__ = f"{operation.name}_{height}x{width}_{dtype}_{ways[0]}_{ways[1]}"
     return kernel(product)

@@ -82,13 +82,18 @@ _NARROW = 2**31 - 2**24
 
 def elements_of(array: Any) -> tuple[int, ...]:
     """The strides of an array in elements."""
-    size = array.dtype.itemsize
-    if any(step % size for step in array.strides):
+    return _elements(array.strides, array.dtype, array.shape)
+
+
+@functools.lru_cache(maxsize=1024)
+def _elements(strides: tuple[int, ...], dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[int, ...]:
+    size = dtype.itemsize
+    if any(step % size for step in strides):
         raise ProblemError(
-            f"an array of shape {tuple(array.shape)} and dtype {array.dtype} has the strides {tuple(array.strides)}, which are no "
+            f"an array of shape {tuple(shape)} and dtype {dtype} has the strides {tuple(strides)}, which are no "
             f"multiples of its {size} bytes an element; copy it"
         )
-    return tuple(step // size for step in array.strides)
+    return tuple(step // size for step in strides)
 
 
 def strides_of(array: Any, per_group: int) -> tuple[Any, ...]:

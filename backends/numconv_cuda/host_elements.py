@@ -17,10 +17,12 @@ __all__ = [
     "div",
     "is_nan",
     "load",
+    "load_wide",
     "magnitude",
     "mod",
     "muladd",
     "outer",
+    "outer_second",
     "poke",
     "poke_tensor",
     "power",
@@ -40,6 +42,13 @@ __all__ = [
 def load(pointer: Any, index: Any, like: Any) -> Any:
     """The element at an index that no thread of this kernel writes, in the dtype of `like`."""
     return type(like)(pointer[index])
+
+
+def load_wide(pointer: Any, index: Any, like: tuple[Any, ...]) -> tuple[Any, ...]:
+    """As many elements as `like` has from an index on, `load` of each, at once: they must be aligned to their size together."""
+    if index % len(like):
+        raise IndexError(f"{len(like)} elements are loaded at once from the index {index}")
+    return tuple(load(pointer, index + place, each) for place, each in enumerate(like))
 
 
 def store(pointer: Any, index: Any, value: Any) -> None:
@@ -167,6 +176,11 @@ def quads(array: Any, index: Any, step: Any, like: Any) -> tuple[Any, ...]:
 def outer(acc: tuple[Any, ...], a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:
     """acc[i, j] + a[i] * b[j], row-major, each one multiply-add: the register tile of a matrix product."""
     return tuple(muladd(x, y, acc[row * len(b) + column]) for row, x in enumerate(a) for column, y in enumerate(b))
+
+
+def outer_second(acc: tuple[Any, ...], a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:
+    """acc[i, j] + b[j] * a[i]: `outer` with the factors of each product exchanged, which complex numbers tell apart."""
+    return tuple(muladd(y, x, acc[row * len(b) + column]) for row, x in enumerate(a) for column, y in enumerate(b))
 
 
 def repeated(value: Any, count: int) -> tuple[Any, ...]:

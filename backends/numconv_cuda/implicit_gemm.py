@@ -17,9 +17,11 @@ from numconv.plugin import CONV_OPS, ConvProblem, Executor, Implementation, Verd
 from .compiler import Kernel
 from .costs import cost_of
 from .direct import MEASURED_ERROR, add_up, bias_sums, bias_workspace, conv_geometry
+from .gathering import Way
 from .gemm import FORWARD, INPUT_GRAD, WEIGHT_GRAD, Operation, Tile, product_kernel, tiles_of
 from .geometry import Geometry
 from .launching import launch, pointer, zero
+from .neighbours import ways_of
 
 __all__ = ["ImplicitGemm", "Phase", "has_phases", "parts_of", "phases", "shape_of", "tile_of"]
 
@@ -31,6 +33,7 @@ MOST_GROUPS = 65535
 """The limit of a grid's third dimension, on every device."""
 
 
+@functools.lru_cache(maxsize=1024)
 def shape_of(problem: ConvProblem) -> tuple[int, int, int]:
     """(rows, columns, terms) of the matrix product of a group."""
     taps = math.prod(problem.kernel)
@@ -46,6 +49,7 @@ def _blocks(tile: Any, rows: int, columns: int, groups: int) -> int:
     return -(-rows // tile.rows) * -(-columns // tile.columns) * groups
 
 
+@functools.lru_cache(maxsize=1024)
 def tile_of(problem: ConvProblem) -> Tile:
     """The tile that wastes least, and among those the largest that still gives every multiprocessor work."""
     rows, columns, _ = shape_of(problem)
@@ -71,6 +75,8 @@ class Phase(NamedTuple):
     """The elements of x that lie alike to the stride, and the taps that reach them: a gradient of stride 1."""
 
     geometry: Geometry
+    taps: int
+    """0 where no tap does; the geometry then has one, of which nothing is summed."""
     x_offset: int
     w_offset: int
 
@@ -94,12 +100,13 @@ def phases(problem: ConvProblem, g: Geometry) -> Iterator[Phase]:
         low = [(i + p - rest) // s for i, rest, s, (p, _) in zip(starts, rests, problem.stride, problem.padding, strict=True)]
         if math.prod(size):
             geometry = g._replace(
-                size=tuple(map(number, size)), window=tuple(map(number, window)), low=tuple(map(number, low)),
-                stride=(number(1),) * problem.ndim, volume=number(math.prod(size)), taps=number(math.prod(window)),
+                size=tuple(map(number, size)), window=tuple(number(max(r, 1)) for r in window), low=tuple(map(number, low)),
+                stride=(number(1),) * problem.ndim, volume=number(math.prod(size)),
+                taps=number(math.prod(max(r, 1) for r in window)),
                 x=g.x._replace(spatial=_stretched(g.x.spatial, problem.stride, size)),
                 w=g.w._replace(spatial=_stretched(g.w.spatial, problem.stride, window)),
             )  # fmt: skip
-            yield Phase(geometry, _offset(starts, g.x.spatial), _offset(rests, g.w.spatial))
+            yield Phase(geometry, math.prod(window), _offset(starts, g.x.spatial), _offset(rests, g.w.spatial))
 
 
 def _stretched(steps: tuple[Any, ...], stride: tuple[int, ...], sizes: Sequence[int]) -> tuple[Any, ...]:
@@ -112,16 +119,14 @@ def _offset(position: Sequence[int], steps: Sequence[Any]) -> int:
 
 
 class ImplicitGemm(Implementation):
-    """For floats, wherever the gradient of x needs no folding."""
+    """For every dtype, wherever the gradient of x needs no folding."""
 
     name = "implicit_gemm"
     ops = frozenset(CONV_OPS)
-    measured_error: ClassVar[Mapping[str, float]] = {key: MEASURED_ERROR[key] for key in ("float32", "float64")}
+    measured_error: ClassVar[Mapping[str, float]] = MEASURED_ERROR
 
     def supports(self, problem: ConvProblem) -> Verdict:
-        """Real floats; gradients of x where padding holds zeros."""
-        if problem.acc_dtype not in ("float32", "float64"):
-            return Verdict.no(f"computes in float32 and float64, not in {problem.acc_dtype}")
+        """Gradients of x only where padding holds zeros."""
         if problem.op == "input_grad" and problem.pad_mode != "zeros":
             return Verdict.no(f"input_grad with pad_mode {problem.pad_mode!r} folds the padding back, which it does not")
         if problem.groups > MOST_GROUPS:
@@ -135,9 +140,9 @@ class ImplicitGemm(Implementation):
         """The tile of a block."""
         return tile_of(problem)
 
-    def kernel(self, problem: ConvProblem, operation: Operation) -> Kernel:
+    def kernel(self, problem: ConvProblem, operation: Operation, ways: tuple[Way, Way]) -> Kernel:
         """The kernel of an operation with that tile."""
-        return product_kernel(operation, tile_of(problem), problem.acc_dtype)
+        return product_kernel(operation, tile_of(problem), problem.acc_dtype, ways)
 
     def cost(self, problem: ConvProblem) -> float:
         """See `numconv_cuda.costs`: the part of the tiles that is not wasted, and of the terms that are not zero."""
@@ -174,8 +179,9 @@ class ImplicitGemm(Implementation):
             return
         for phase in phases(problem, g) if problem.n else ():
             pointers = from_w.shifted(phase.w_offset), from_y, from_bias, to_x.shifted(phase.x_offset)
-            columns, terms = problem.n * int(phase.geometry.volume), int(g.per_k) * int(phase.geometry.taps)
-            self._launch(problem, INPUT_GRAD, phase.geometry, (x, *ins), pointers, (int(g.per_c), columns, terms))
+            columns, terms = problem.n * int(phase.geometry.volume), int(g.per_k) * phase.taps
+            shape = (int(g.per_c), columns, terms)
+            self._launch(problem, INPUT_GRAD, INPUT_GRAD.ways, phase.geometry, (x, *ins), pointers, shape)
 
     def _weight_grad(self, problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
         (y, x), w = ins, outs[0]
@@ -200,12 +206,14 @@ class ImplicitGemm(Implementation):
         """Launch the product of every group and part, if there is anything to compute."""
         shape = shape_of(problem)
         if shape[0] * shape[1]:
-            self._launch(problem, operation, g, arrays, pointers, shape, parts)
+            ways = ways_of(operation, self.tile(problem), g, pointers)
+            self._launch(problem, operation, ways, g, arrays, pointers, shape, parts)
 
     def _launch(
         self,
         problem: ConvProblem,
         operation: Operation,
+        ways: tuple[Way, Way],
         g: Geometry,
         arrays: Sequence[Any],
         pointers: Sequence[Any],
@@ -216,5 +224,6 @@ class ImplicitGemm(Implementation):
         rows, columns, terms = shape
         tile = self.tile(problem)
         grid = (-(-columns // tile.columns), -(-rows // tile.rows), problem.groups * parts)
-        sizes = (rows, columns, terms, -(-terms // parts))
-        launch(self.kernel(problem, operation), grid, tile.threads, arrays, *pointers, g, *sizes, zero(problem.acc_dtype))
+        length = -(-terms // (parts * tile.depth)) * tile.depth  # parts begin where a thread's loads are aligned
+        sizes = (rows, columns, terms, length)
+        launch(self.kernel(problem, operation, ways), grid, tile.threads, arrays, *pointers, g, *sizes, zero(problem.acc_dtype))

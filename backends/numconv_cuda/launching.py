@@ -68,7 +68,13 @@ def pointer(array: Any) -> Any:
         return HostPointer.to(array)
     from .pointers import Pointer
 
-    return Pointer(_address(array), array.dtype.name)
+    return Pointer(_address(array), _name(array.dtype))
+
+
+@functools.cache
+def _name(dtype: np.dtype[Any]) -> str:
+    """The name, which NumPy puts together anew each time."""
+    return dtype.name
 
 
 def _address(array: Any) -> int:

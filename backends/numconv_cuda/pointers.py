@@ -1,11 +1,12 @@
 """Pointers as arguments of kernels: an address and the dtype behind it, without the shape and strides of Numba's arrays.
 
 Numba passes an array as seven and more numbers and finds each out anew at every launch. Kernels here know the layout of their
-arrays from the problem, so that an address suffices.
+arrays from the problem, so that an address suffices. A launch finds the compiled kernel by `kind`.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from numconv.plugin import np_dtype
 from .compiler import extending, type_of, types
 from .geometry import Geometry
 
-__all__ = ["ARGUMENTS", "Pointer", "storage_type"]
+__all__ = ["Pointer", "kind", "pass_cheaply", "storage_type"]
 
 
 class Pointer(NamedTuple):
@@ -45,24 +46,38 @@ def _(value: Pointer, context: Any) -> Any:
     return _pointer_type(value.dtype)
 
 
-_geometry_types: dict[tuple[Any, ...], Any] = {}
+def kind(value: Any) -> Any:
+    """What tells arguments of different types apart, in less time than it takes to find the types."""
+    if isinstance(value, Pointer):
+        return value.dtype
+    if isinstance(value, Geometry):
+        return type(value.n), len(value.size), type(value.w), len(value.x.spatial), len(value.w.spatial), len(value.y.spatial)
+    return tuple(map(kind, value)) if isinstance(value, tuple) else type(value)
 
 
-@extending.typeof_impl.register(Geometry)
-def _(value: Geometry, context: Any) -> Any:
-    """The type of a named tuple, found once for each shape of it: a launch would look at each of some forty numbers."""
-    key = (type(value.n), len(value.size), len(value.x.spatial), type(value.w), len(value.w.spatial), len(value.y.spatial))
-    if key not in _geometry_types:
-        _geometry_types[key] = extending.typeof_impl.dispatch(tuple)(value, context)
-    return _geometry_types[key]
+def pass_cheaply(compiled: Any) -> None:
+    """Make a compiled kernel of numba-cuda pass pointers as integers, and the numbers of a geometry as they were found once.
+
+    What numba-cuda does with every launch is to convert each of a geometry's forty numbers.
+    """
+    otherwise = compiled._prepare_args
+
+    def prepare(ty: Any, value: Any, stream: Any, retr: Any, passed: list[Any]) -> None:
+        if isinstance(value, Pointer):
+            passed.append(ctypes.c_uint64(value.address))
+        elif isinstance(value, Geometry):
+            passed.extend(_numbers(value, narrow=type(value.n) is np.int32))
+        else:
+            otherwise(ty, value, stream, retr, passed)
+
+    compiled._prepare_args = prepare
 
 
-class _Arguments:
-    """numba-cuda's hook for arguments of new kinds."""
-
-    def prepare_args(self, ty: Any, val: Any, stream: Any, retr: Any) -> tuple[Any, Any]:
-        """A pointer is passed as an integer of its size."""
-        return (types.uint64, val.address) if isinstance(val, Pointer) else (ty, val)
-
-
-ARGUMENTS = _Arguments()
+@functools.lru_cache(maxsize=1024)
+def _numbers(values: tuple[Any, ...], *, narrow: bool) -> tuple[Any, ...]:
+    """The integers of nested tuples, in order, as the driver takes them: narrow ones have 32 bits, the others 64."""
+    integer = ctypes.c_int32 if narrow else ctypes.c_int64
+    found: list[Any] = []
+    for value in values:
+        found.extend(_numbers(value, narrow=narrow) if isinstance(value, tuple) else (integer(int(value)),))
+    return tuple(found)

@@ -1,12 +1,13 @@
 """What each kernel needs of a multiprocessor: compiled without a device, assembled by ptxas.
 
 ``python -m numconv_cuda.resources`` writes the table beside this file. It needs numba-cuda with its toolkit
-(``python -m pip install 'numba-cuda[cu13]'``) and the program ptxas, but neither a GPU nor its driver.
+(``python -m pip install 'numba-cuda[cu13]' nvidia-cuda-nvcc``) and the program ptxas, but neither a GPU nor its driver.
 """
 
 from __future__ import annotations
 
 import csv
+import functools
 import re
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ from numconv.plugin import accumulator, parse
 from . import depthwise, direct, gemm, pooling, tensor_cores, windows
 from .compiler import Kernel, ptx, type_of, types
 from .geometry import Geometry, geometry
+from .neighbours import widest
 
 __all__ = ["CAPABILITIES", "DTYPES", "TABLE", "Resources", "Variant", "assemble", "read_table", "toolkit_reason", "variants"]
 
@@ -110,33 +112,45 @@ def variants(dtype: str, ndim: int) -> Iterator[Variant]:
             (pooling.lp_pool, (of, of, pool, zero, number, zero)),
             (pooling.lp_pool_backward, (of, of, of, pool, zero, number, zero)),
         ]
-        found += _tiled(of, sums, conv, narrow, acc)
-    if dtype in tensor_cores.FORMATS:
-        for operation, out in ((gemm.FORWARD, of), (gemm.INPUT_GRAD, of), (gemm.WEIGHT_GRAD, sums)):
-            kernel = tensor_cores.tensor_kernel(operation, tensor_cores.TENSOR_TILE, dtype)
-            found.append((kernel, (of, of, of, out, conv, number, number, number, number, zero)))
+        for width in depthwise.WIDTHS:
+            found.append((depthwise.rows_kernel(width, acc), (of, of, of, of, conv, narrow, number, zero)))
+            found.append((depthwise.taps_kernel(width, acc), (of, of, sums, conv, narrow, number, number, zero)))
+    for product, out in _products(dtype, acc, of, sums):
+        found.append((product, (of, of, of, out, conv, number, number, number, number, zero)))
     for kernel, arguments in found:
         yield Variant(kernel, dtype, ndim, tuple(arguments))
 
 
-def _tiled(of: Any, sums: Any, conv: Any, narrow: Any, acc: str) -> Iterator[tuple[Kernel, Sequence[Any]]]:
-    number, zero = types.int64, _numba(acc)
+def _products(dtype: str, acc: str, of: Any, sums: Any) -> Iterator[tuple[Kernel, Any]]:
+    """The kernels of matrix products and the types of their results: every tile, and every wide load on the largest."""
     for operation, out in ((gemm.FORWARD, of), (gemm.INPUT_GRAD, of), (gemm.WEIGHT_GRAD, sums)):
-        for tile in gemm.tiles_of(acc):
-            yield gemm.product_kernel(operation, tile, acc), (of, of, of, out, conv, number, number, number, number, zero)
-    for width in depthwise.WIDTHS:
-        yield depthwise.rows_kernel(width, acc), (of, of, of, of, conv, narrow, number, zero)
-        yield depthwise.taps_kernel(width, acc), (of, of, sums, conv, narrow, number, number, zero)
+        for number, tile in enumerate(gemm.tiles_of(acc)):
+            for ways in dict.fromkeys([operation.ways, *(widest(operation, tile, dtype) if number == 0 else ())]):
+                yield gemm.product_kernel(operation, tile, acc, ways), out
+        if dtype in tensor_cores.FORMATS:
+            for ways in (operation.ways, *widest(operation, tensor_cores.TENSOR_TILE, dtype)):
+                yield tensor_cores.tensor_kernel(operation, tensor_cores.TENSOR_TILE, dtype, ways), out
 
 
 def _numba(dtype: str) -> Any:
     return getattr(types, dtype)
 
 
+@functools.cache
+def ptxas() -> str | None:
+    """The path of the assembler: of the wheel nvidia-cuda-nvcc, or of a toolkit."""
+    try:
+        from cuda.pathfinder import find_nvidia_binary_utility
+    except ImportError:
+        return shutil.which("ptxas")
+    found: str | None = find_nvidia_binary_utility("ptxas")
+    return found
+
+
 def toolkit_reason() -> str:
     """Why nothing can be compiled or assembled here; empty if it can."""
-    if shutil.which("ptxas") is None:
-        return "the program ptxas is not found: it comes with the CUDA toolkit"
+    if ptxas() is None:
+        return "the program ptxas is not found: python -m pip install nvidia-cuda-nvcc"
     try:
         from cuda.pathfinder import load_nvidia_dynamic_lib
 
@@ -158,7 +172,7 @@ def _assemble(variant: Variant, source: str, capability: int) -> Resources:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.ptx"
         path.write_text(source, encoding="utf-8")
-        command = ["ptxas", "-v", f"-arch=sm_{capability}", str(path), "-o", str(path.with_suffix(".cubin"))]
+        command = [str(ptxas()), "-v", f"-arch=sm_{capability}", str(path), "-o", str(path.with_suffix(".cubin"))]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
 
     def number(pattern: str) -> int:

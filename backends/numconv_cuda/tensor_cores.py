@@ -16,7 +16,8 @@ from numconv.plugin import ConvProblem, Verdict
 
 from .compiler import SIMULATED, Kernel, cuda, device, kernel, types
 from .elements import div, mod, poke_tensor, repeated, shifted, unpack, warp_product
-from .gemm import ALIGNMENT, Operation, readers
+from .gathering import Way, strange
+from .gemm import ALIGNMENT, Operation, Slices, slices_of, writer
 from .implicit_gemm import ImplicitGemm
 from .launching import capability
 
@@ -53,43 +54,46 @@ class TensorTile(NamedTuple):
 TENSOR_TILE = TensorTile(16, 8, 16, 1, 1) if SIMULATED else TensorTile(128, 128, 16, 2, 4)
 
 
-def _putter(operation: Operation, tile: TensorTile, pitch: int, spread: Any) -> Any:
+def _putter(tile: TensorTile, pitch: int, slices: Slices) -> Any:
     """The device function that rounds what a thread took of both slices and writes it to one of the two buffers."""
-    height, width, depth, threads, across = tile.rows, tile.columns, tile.depth, tile.threads, operation.across
+    height, width, depth, threads = tile.rows, tile.columns, tile.depth, tile.threads
+    spread_a, spread_b = slices.spread_first, slices.spread_second
     loads_a, loads_b = height * depth // threads, width * depth // threads
     buffer_a, buffer_b = height * pitch, width * pitch
 
     @device
     def put(slices_a, slices_b, next_a, next_b, buffer, thread):
-        for load_number in range(loads_a):
-            line, inner = spread(thread + load_number * threads, height, False)
-            poke_tensor(slices_a, buffer * buffer_a + line * pitch + inner, next_a[load_number])
-        for load_number in range(loads_b):
-            line, inner = spread(thread + load_number * threads, width, across)
-            poke_tensor(slices_b, buffer * buffer_b + line * pitch + inner, next_b[load_number])
+        for number in range(loads_a):
+            line, inner = spread_a(thread, number)
+            poke_tensor(slices_a, buffer * buffer_a + line * pitch + inner, next_a[number])
+        for number in range(loads_b):
+            line, inner = spread_b(thread, number)
+            poke_tensor(slices_b, buffer * buffer_b + line * pitch + inner, next_b[number])
 
     return put
 
 
 def _writer(operation: Operation, tile: TensorTile) -> Any:
-    """The device function that writes a lane's numbers; `row` and `column` are those of its first."""
+    """See `numconv_cuda.gemm.writer`: a lane has two rows and two columns of each tile of 16 by 8."""
     high, wide = tile.blocks
-    accumulators, write = 4 * high * wide, operation.write
 
     @device
-    def write_lane(results, direct, a, b, bias, out, g, group, row, column, rows, columns, first, last, zero):
-        for place in range(accumulators):
-            block, part = div(place, 4), mod(place, 4)
-            at = row + div(block, wide) * 16 + div(part, 2) * 8
-            beside = column + mod(block, wide) * 8 + mod(part, 2)
-            if at < rows and beside < columns:
-                write(results[place], direct, a, b, bias, out, g, group, at, beside, first, last, zero)
+    def row_of(i):
+        return i * 8
 
-    return write_lane
+    @device
+    def column_of(j):
+        return div(j, 2) * 8 + mod(j, 2)
+
+    @device
+    def place_of(i, j):
+        return (div(i, 2) * wide + div(j, 2)) * 4 + mod(i, 2) * 2 + mod(j, 2)
+
+    return writer(operation, 2 * high, 2 * wide, row_of, column_of, place_of)
 
 
 @functools.cache
-def tensor_kernel(operation: Operation, tile: TensorTile, dtype: str) -> Kernel:
+def tensor_kernel(operation: Operation, tile: TensorTile, dtype: str, ways: tuple[Way, Way]) -> Kernel:
     """The kernel of an operation for arrays of a dtype, with the arguments and the grid of `numconv_cuda.gemm.product_kernel`."""
     height, width, depth, _, warp_columns = tile
     high, wide = tile.blocks
@@ -97,8 +101,9 @@ def tensor_kernel(operation: Operation, tile: TensorTile, dtype: str) -> Kernel:
     pitch, step = depth + GAP[dtype], 8 if dtype == "float32" else 16
     buffer_a, buffer_b, accumulators = height * pitch, width * pitch, 4 * high * wide
     size_a, size_b = 2 * buffer_a, 2 * buffer_b
-    spread, read_a, read_b = readers(operation, tile)
-    put, write_lane = _putter(operation, tile, pitch, spread), _writer(operation, tile)
+    slices, count_a = slices_of(operation, tile, ways), height * depth // tile.threads
+    begin, read_a, read_b, put = slices.begin, slices.first, slices.second, _putter(tile, pitch, slices)
+    write = _writer(operation, tile)
 
     def product(a, b, bias, out, g, rows, columns, terms, length, zero):
         slices_a = cuda.shared.array(size_a, number, ALIGNMENT)
@@ -112,31 +117,33 @@ def tensor_kernel(operation: Operation, tile: TensorTile, dtype: str) -> Kernel:
         lane, warp = mod(thread, 32), div(thread, 32)
         own_row, own_column = div(warp, warp_columns) * (high * 16), mod(warp, warp_columns) * (wide * 8)
         acc, blocks = repeated(zero, accumulators), repeated(0, high)
-        next_a, odd = read_a(a, g, group, row, rows, first, last, thread, zero)
-        next_b = read_b(b, g, group, column, columns, first, last, thread, zero)
+        place_a, cursor_a, place_b, cursor_b = begin(g, group, row, column, first, thread)
+        next_a, cursor_a = read_a(a, g, place_a, cursor_a, row, rows, first, last, thread, zero)
+        next_b, cursor_b = read_b(b, g, place_b, cursor_b, column, columns, first, last, thread, zero)
+        odd = strange(next_a, count_a, zero)
         put(slices_a, slices_b, next_a, next_b, 0, thread)
         cuda.syncthreads()
         buffer = 0
         for term in range(first, last, depth):
             more = term + depth < last
             if more:
-                next_a, strange = read_a(a, g, group, row, rows, term + depth, last, thread, zero)
-                next_b = read_b(b, g, group, column, columns, term + depth, last, thread, zero)
-                odd = odd or strange
+                next_a, cursor_a = read_a(a, g, place_a, cursor_a, row, rows, term + depth, last, thread, zero)
+                next_b, cursor_b = read_b(b, g, place_b, cursor_b, column, columns, term + depth, last, thread, zero)
             at_a, at_b = buffer * buffer_a + own_row * pitch, buffer * buffer_b + own_column * pitch
             for inner in range(0, depth, step):
                 acc = warp_product(acc, slices_a, slices_b, at_a + inner, at_b + inner, pitch, lane, blocks)
             buffer = 1 - buffer
             if more:
+                odd = odd or strange(next_a, count_a, zero)
                 put(slices_a, slices_b, next_a, next_b, buffer, thread)
             cuda.syncthreads()
         direct = cuda.syncthreads_or(1 if odd else 0) != 0
         unpack(results, acc)
         out = shifted(out, part * rows * columns * g.groups)
         own_row, own_column = row + own_row + div(lane, 4), column + own_column + mod(lane, 4) * 2
-        write_lane(results, direct, a, b, bias, out, g, group, own_row, own_column, rows, columns, first, last, zero)
+        write(results, direct, a, b, bias, out, g, group, own_row, own_column, rows, columns, first, last, zero)
 
-    product.__name__ = product.__qualname__ = f"{operation.name}_tensor_{dtype}"
+    product.__name__ = product.__qualname__ = f"{operation.name}_tensor_{dtype}_{ways[0]}_{ways[1]}"
     return kernel(product)
 
 
@@ -162,6 +169,6 @@ class TensorCores(ImplicitGemm):
         """One for every problem."""
         return TENSOR_TILE
 
-    def kernel(self, problem: ConvProblem, operation: Operation) -> Kernel:
+    def kernel(self, problem: ConvProblem, operation: Operation, ways: tuple[Way, Way]) -> Kernel:
         """See `tensor_kernel`."""
-        return tensor_kernel(operation, TENSOR_TILE, problem.dtype)
+        return tensor_kernel(operation, TENSOR_TILE, problem.dtype, ways)

@@ -30,7 +30,7 @@ def _implementations() -> tuple[Implementation, ...]:
 
 @functools.cache
 def _has_library() -> bool:
-    """Whether libcudnn is where the frontend looks for it: LD_LIBRARY_PATH, the wheel nvidia-cudnn-cu12, the system."""
+    """Whether libcudnn is where the frontend looks for it: LD_LIBRARY_PATH, the wheel nvidia-cudnn-cu13, the system."""
     wheel = pathlib.Path(sysconfig.get_path("purelib"), "nvidia", "cudnn", "lib")
     if any(wheel.glob("libcudnn.so.*[0-9]")):
         return True

@@ -21,6 +21,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .launching import CupyKernels
     from .pooling import Pool
     from .products import Matmul, Pointwise
+    from .tiled import Tiled
     from .windows import Windows
 
     kernels = CupyKernels()
@@ -32,6 +33,7 @@ def _implementations() -> tuple[Implementation, ...]:
         FftDouble(again),
         Depthwise(kernels),
         FewChannels(kernels),
+        Tiled(kernels),
         Direct(kernels),
         Pool(kernels),
         Windows(kernels),

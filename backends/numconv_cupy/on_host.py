@@ -1,7 +1,7 @@
 """The kernels run on a host: the same source, compiled by a C++ compiler, with the grid as a loop.
 
-For tests and for debugging where there is no GPU: it checks index arithmetic, arithmetic and host code, but no speed. It works
-because no kernel shares anything between threads.
+For tests and for debugging where there is no GPU: it checks index arithmetic, arithmetic, barriers and host code, but no speed.
+Threads that share nothing are run one after the other; those that meet at barriers take turns.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ template <class T> static inline T min(T a, T b) { return b < a ? b : a; }
 template <class T> static inline T max(T a, T b) { return a < b ? b : a; }
 struct Index { unsigned x; };
 static thread_local Index blockIdx, threadIdx, blockDim;
+#define __shared__ static thread_local
+static void __syncthreads();
+static int __syncthreads_or(int);
 """
 
 _AFTER = """
@@ -51,11 +54,61 @@ template <class... A, int... I> static void call(void (*function)(A...), void **
 template <class... A> static void call(void (*function)(A...), void **arguments) {
   call(function, arguments, typename Count<sizeof...(A)>::all());
 }
+#ifndef NUMCONV_BARRIERS
 extern "C" void run_grid(void **arguments, unsigned blocks, unsigned threads) {
   blockDim.x = threads;
   for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x)
     for (threadIdx.x = 0; threadIdx.x < threads; ++threadIdx.x) call(KERNEL, arguments);
 }
+#else
+// A thread of a block is a context of its own, which goes on where it was when all the others have come to the same barrier.
+#include <stdlib.h>
+#include <ucontext.h>
+enum { STACK = 1 << 16 };
+static thread_local ucontext_t *contexts, scheduler;
+static thread_local void **given;
+static thread_local bool *done;
+static thread_local int any;
+static void __syncthreads() { swapcontext(&contexts[threadIdx.x], &scheduler); }
+static int __syncthreads_or(int value) {
+  any |= value;
+  __syncthreads();
+  return any;
+}
+static void body() {
+  call(KERNEL, given);
+  done[threadIdx.x] = true;
+}
+extern "C" void run_grid(void **arguments, unsigned blocks, unsigned threads) {
+  given = arguments;
+  blockDim.x = threads;
+  contexts = (ucontext_t *)calloc(threads, sizeof(ucontext_t));
+  done = (bool *)calloc(threads, 1);
+  char *stacks = (char *)malloc((size_t)STACK * threads);
+  for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x) {
+    any = 0;
+    for (unsigned thread = 0; thread < threads; ++thread) {
+      getcontext(&contexts[thread]);
+      contexts[thread].uc_stack.ss_sp = stacks + (size_t)STACK * thread;
+      contexts[thread].uc_stack.ss_size = STACK;
+      contexts[thread].uc_link = &scheduler;
+      makecontext(&contexts[thread], body, 0);
+      done[thread] = false;
+    }
+    for (bool more = true; more;) {
+      more = false;
+      for (threadIdx.x = 0; threadIdx.x < threads; ++threadIdx.x)
+        if (!done[threadIdx.x]) {
+          swapcontext(&scheduler, &contexts[threadIdx.x]);
+          more = more || !done[threadIdx.x];
+        }
+    }
+  }
+  free(stacks);
+  free(done);
+  free(contexts);
+}
+#endif
 """
 _OPTIONS = ("-std=c++17", "-O1", "-march=native", "-ffp-contract=off", "-fPIC", "-shared", "-w")
 

@@ -25,7 +25,7 @@ NO_TILE: Mapping[str, int] = MappingProxyType({})
 _FOLDER = pathlib.Path(__file__).parent / "kernels"
 _FILES = {
     "conv_forward": "convolution.cu", "conv_input_grad": "convolution.cu", "conv_weight_grad": "convolution.cu",
-    "channel_sums": "convolution.cu", "store_sums": "convolution.cu",
+    "conv_tiled": "tiled.cu", "channel_sums": "convolution.cu", "store_sums": "convolution.cu",
     "max_pool": "pooling.cu", "add_at_winners": "pooling.cu", "avg_pool": "pooling.cu", "avg_pool_backward": "pooling.cu",
     "lp_pool": "pooling.cu", "lp_pool_backward": "pooling.cu",
     "gather": "windows.cu", "add_back": "windows.cu", "owners": "windows.cu", "place": "windows.cu", "pick": "windows.cu",
@@ -90,7 +90,8 @@ def _guard(name: str) -> str:
 @functools.cache
 def source_of(name: str) -> str:
     """The source that holds a kernel, with what it includes."""
-    return "\n".join((_FOLDER / file).read_text(encoding="utf-8") for file in ("common.cuh", _FILES[name]))
+    files = ("common.cuh", *(["epilogue.cuh"] if name.startswith("conv") else []), _FILES[name])
+    return "\n".join((_FOLDER / file).read_text(encoding="utf-8") for file in files)
 
 
 @functools.cache

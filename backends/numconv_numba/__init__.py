@@ -19,12 +19,18 @@ __all__ = ["NumbaBackend", "backend"]
 @functools.cache
 def _implementations() -> tuple[Implementation, ...]:
     from .blocked import Blocked
+    from .borders import Borders, PlainBorders
     from .channelwise import Channelwise
+    from .channelwise_weights import ChannelwiseWeights
     from .depthwise import Depthwise
     from .depthwise_weights import DepthwiseWeights
     from .direct import Direct
     from .fft import Fft, FftDouble, FftDoubleWeights, FftWeights
+    from .flat_unpooling import FlatUnpool
     from .implicit_gemm import ImplicitGemm
+    from .paired import PairedBlocked, PairedGemm, PairedWeights
+    from .plane_weights import PlanewiseWeights
+    from .planewise import Planewise
     from .pooling import Pool
     from .separable import Separable
     from .tile import RegisterTile
@@ -33,21 +39,32 @@ def _implementations() -> tuple[Implementation, ...]:
     from .vector_windows import VectorWindows
     from .weights import BlockedWeights
     from .wide_pooling import WidePool
+    from .wide_scatter import WideScatter
     from .windows import Windows
     from .winograd import Winograd
     from .winograd_weights import WinogradWeights
+    from .woven import Woven
 
     return (
         Separable(),
         Channelwise(),
+        ChannelwiseWeights(),
+        Planewise(),
+        PlanewiseWeights(),
+        Woven(),
         Depthwise(),
         DepthwiseWeights(),
         RegisterTile(),
         Winograd(),
         WinogradWeights(),
+        PairedGemm(),
         ImplicitGemm(),
+        PairedBlocked(),
         Blocked(),
+        PairedWeights(),
         BlockedWeights(),
+        Borders(),
+        PlainBorders(),
         Fft(),
         FftDouble(),
         FftWeights(),
@@ -56,8 +73,10 @@ def _implementations() -> tuple[Implementation, ...]:
         VectorPool(),
         WidePool(),
         VectorScatter(),
+        WideScatter(),
         Pool(),
         VectorWindows(),
+        FlatUnpool(),
         Windows(),
     )
 
@@ -84,16 +103,14 @@ class NumbaBackend:
 
     def information(self) -> Mapping[str, str]:
         """What `numconv info` shows of this backend."""
-        from .cache import cache_info
+        from .cache import FILES
         from .threads import layer, quota, threads
 
-        info = cache_info()
-        where = f"{info.path} ({info.files} files, {info.bytes} bytes)" if info.path else "memory only"
         return {
             "threads": str(threads()),
             "threading layer": layer(),
             "CPU quota": "none" if math.isinf(quota()) else f"{quota():g}",
-            "cache": where + (f": {info.reason}" if info.reason else ""),
+            "cache": str(FILES.info()),
         }
 
     def measurements(self) -> Mapping[str, str]:

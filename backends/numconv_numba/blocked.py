@@ -21,14 +21,14 @@ import numpy as np
 from numconv.plugin import ConvProblem, Verdict, np_dtype
 
 from .compiler import Address, Tag, helper, invoke, kernel
-from .dense import DenseImplementation, ForwardExecutor, Weights, accumulated
+from .dense import DenseImplementation, ForwardExecutor, Weights
 from .direct import MEASURED_ERROR
 from .elements import INT64, itemsize
 from .entries import PACK, PACK_WEIGHTS, PRODUCT, WRITE
 from .geometry import DIMS, LOW, OPTION, PARTS, PER_C, PER_K, STRIDE, part
 from .microkernels.emit import host, lanes_of
 from .panels import fill_places, fill_terms
-from .scalar import is_null, pointer
+from .scalar import PAIRS, is_null, pointer
 from .slab import (
     B_PITCH,
     BLOCKS,
@@ -43,6 +43,7 @@ from .slab import (
     block_vector,
     cut,
     pack_cycles,
+    shareable,
     slab_bytes,
     tap_positions,
 )  # fmt: skip
@@ -50,7 +51,7 @@ from .threads import MAX_THREADS, SERIAL_WORK, Areas, parallel_for, run, run_wit
 from .tools import tools_for
 
 __all__ = [
-    "Blocked", "Layout", "Shape", "array_origin", "most_workers", "panel_shape", "parts_for",
+    "Blocked", "Layout", "Shape", "array_origin", "divided", "most_workers", "pack_weight_cycles", "panel_shape", "parts_for",
     "reads_in_place", "seconds", "tile_cycles", "window_steps",
 ]  # fmt: skip
 
@@ -60,8 +61,12 @@ RESULT_BYTES = 256 * 1024
 """The sums of a block for a panel: they share that cache with the slab."""
 PASS_BYTES = 32 * 1024
 """The weights of a panel that are multiplied in one pass over the block: they stay in the first-level cache."""
+LEAST_ITEMS = 8
+"""Blocks and panels into which images are cut, so that small ones occupy several threads."""
 KEPT_BYTES = 2 * 1024 * 1024
 """Packed weights that a worker keeps from block to block."""
+PAIRED_WRITE_CYCLES = 0.6
+"""As `slab.WRITE_CYCLES`, of results of half the size."""
 
 
 class Shape(NamedTuple):
@@ -88,7 +93,12 @@ def seconds(cycles: float) -> float:
 
 def tile_cycles(vectors: int, positions: int) -> float:
     """Of a term of a tile: two multiply-adds a cycle, less where the loads of few vectors for many positions get in the way."""
-    return vectors * positions / 2 * (1, 1.6, 1.06, 1.04, 1.04)[vectors]
+    return vectors * positions / 2 * (1, 1.35, 1.06, 1.04, 1.04)[vectors]
+
+
+def pack_weight_cycles(problem: ConvProblem, pairs: int) -> float:
+    """Of packing the kernels of so many pairs of channels: those of an input_grad lie in short runs, far apart."""
+    return pairs * math.prod(problem.kernel) * (0.8 if problem.flip and math.prod(problem.kernel) > 1 else 0.45)
 
 
 @functools.lru_cache(maxsize=256)
@@ -111,25 +121,42 @@ class Layout(NamedTuple):
     chunk: int
     kept: bool
     in_place: bool
+    depth: int
+
+
+def depth_of(problem: ConvProblem, paired: bool) -> int:
+    """Input channels of a group, or pairs of them."""
+    return -(-(problem.c // problem.groups) // (2 if paired else 1))
+
+
+def divided(problem: ConvProblem, block: Block, width: int) -> bool:
+    """Whether threads share the blocks evenly, or panels of `width` bytes, where more of w than of x would be packed twice."""
+    per_k = problem.k // problem.groups
+    panels = per_k * np_dtype(problem.acc_dtype).itemsize > width
+    return (panels and block.images * block.channel <= per_k * math.prod(problem.kernel)) or shareable(problem, block)
 
 
 @functools.lru_cache(maxsize=256)
-def layout_for(problem: ConvProblem) -> Layout:
+def layout_for(problem: ConvProblem, paired: bool = False) -> Layout:
     """The layout of a forward problem, which its cost, its workspace and its executor ask for one after the other."""
-    item, per_c, per_k = np_dtype(problem.acc_dtype).itemsize, problem.c // problem.groups, problem.k // problem.groups
+    item, per_k, depth = np_dtype(problem.acc_dtype).itemsize, problem.k // problem.groups, depth_of(problem, paired)
     taps = math.prod(problem.kernel)
     width = panel_shape(problem.acc_dtype, per_k, 1 << 20).width * item
 
     def fits(block: Block) -> bool:
-        return slab_bytes(problem, block) <= SLAB_BYTES and block.pixels * width <= RESULT_BYTES
+        small = slab_bytes(problem, block, depth) <= SLAB_BYTES and block.pixels * width <= RESULT_BYTES
+        return small and divided(problem, block, width)
 
     units = (1,) * problem.ndim
     block = cut(problem, units, tap_positions(problem), units, fits, problem.n)
+    items = block.pieces * problem.groups * -(-per_k * item // width)
+    if 0 < items < LEAST_ITEMS and block.images > 1:
+        block = cut(problem, units, tap_positions(problem), units, fits, max(1, block.images * items // LEAST_ITEMS))
     shape = panel_shape(problem.acc_dtype, per_k, block.pixels)
-    chunk = min(per_c, max(1, PASS_BYTES // (taps * shape.width * item)))
-    packed = -(-per_k // shape.width) * shape.width * per_c * taps * item
+    chunk = min(depth, max(1, PASS_BYTES // (taps * shape.width * item)))
+    packed = -(-per_k // shape.width) * shape.width * depth * taps * item
     kept = packed <= KEPT_BYTES and block.pieces * problem.groups > 1
-    return Layout(shape, block, chunk, kept, reads_in_place(problem))
+    return Layout(shape, block, chunk, kept, reads_in_place(problem), depth)
 
 
 def reads_in_place(problem: ConvProblem) -> bool:
@@ -139,9 +166,9 @@ def reads_in_place(problem: ConvProblem) -> bool:
     return inside and problem.dtype == problem.acc_dtype and 256 <= plane % 4096 <= 3840
 
 
-# A block's own numbers: channels of a panel, pixels of a tile, input channels of a pass, whether packed weights are kept from block
-# to block, pixels rounded up to tiles, taps.
-PANEL, GROUP, CHUNK, KEPT, PLACES, TAPS = range(EXTRA, EXTRA + 6)
+# A block's own numbers: channels of a panel, pixels of a tile, input channels (or pairs of them) of a pass, whether packed weights
+# are kept from block to block, pixels rounded up to tiles, taps, input channels (or pairs) of a group.
+PANEL, GROUP, CHUNK, KEPT, PLACES, TAPS, DEPTH = range(EXTRA, EXTRA + 7)
 UINT8 = Tag("uint8")
 
 
@@ -181,7 +208,7 @@ TABLES, SLAB, RESULTS, WEIGHTS, READY, AREAS = range(6)
 @helper
 def _blocks(begin, end, args):
     at, items, workers, scratch, areas, tools, splits, packed, in_place, x, w, bias, y, status, g, b = args
-    ndim, per_c, per_k, width = g[DIMS], g[PER_C], g[PER_K], b[PANEL] * itemsize(at)
+    ndim, depth, per_k, width = g[DIMS], b[DEPTH], g[PER_K], b[PANEL] * itemsize(at)
     xs, ws, ys, size = part(g, PARTS), part(g, PARTS + 1), part(g, PARTS + 2), itemsize(at)
     own = worker_area(scratch, areas, AREAS, workers, items, begin)
     tables, slab, results = own + areas[TABLES], own + areas[SLAB], own + areas[RESULTS]
@@ -190,8 +217,8 @@ def _blocks(begin, end, args):
     terms = tables + 8 * b[PLACES]
     axis_steps = pointer(terms + 8 * b[CHUNK] * taps, INT64)
     window_steps(axis_steps, in_place, g, b, size)
-    each = (per_c if b[KEPT] else b[CHUNK]) * taps * width
-    channel, image = (g[xs + 2], g[xs]) if in_place else (b[CHANNEL] * size, per_c * b[CHANNEL] * size)
+    each = (depth if b[KEPT] else b[CHUNK]) * taps * width
+    channel, image = (g[xs + 2], g[xs]) if in_place else (b[CHANNEL] * size, depth * b[CHANNEL] * size)
     fill_terms(pointer(terms, INT64), b[CHUNK], channel, ndim, axis_steps, g)
     where, of_group, source, pixels = -1, -1, x, 0
     for item in range(begin, end):
@@ -203,7 +230,7 @@ def _blocks(begin, end, args):
             if in_place:
                 source = source + array_origin(g, b, block)
             else:
-                invoke(tools[PACK], tools, slab, source, block, block_images(g, b, block), per_c, g, b)
+                invoke(tools[PACK], tools, slab, source, block, block_images(g, b, block), g[PER_C], g, b)
                 source = slab
         if group != of_group:
             of_group = group
@@ -214,10 +241,10 @@ def _blocks(begin, end, args):
             w_k = w + (group * g[ws] + k * g[ws + 1])
             shift = bias if is_null(bias) else bias + (group * per_k + k) * size
             target = y + (group * g[ys + 1] + k * g[ys + 2])
-            for first in range(0, per_c, b[CHUNK]):
-                passed = min(b[CHUNK], per_c - first)
+            for first in range(0, depth, b[CHUNK]):
+                passed = min(b[CHUNK], depth - first)
                 if packed:
-                    a = w + ((group * panels + panel) * per_c + first) * taps * width
+                    a = w + ((group * panels + panel) * depth + first) * taps * width
                 else:
                     a = weights + (panel * each + first * taps * width if b[KEPT] else 0)
                     if not (b[KEPT] and ready[panel]):
@@ -255,19 +282,19 @@ def blocked(
 @helper
 def _panels(begin, end, args):
     at, tools, w, target, g, b = args
-    ws, per_c, per_k, width, panels = part(g, PARTS + 1), g[PER_C], g[PER_K], b[PANEL] * itemsize(at), -(-g[PER_K] // b[PANEL])
+    ws, depth, per_k, width, panels = part(g, PARTS + 1), b[DEPTH], g[PER_K], b[PANEL] * itemsize(at), -(-g[PER_K] // b[PANEL])
     for item in range(begin, end):
         group, k = item // panels, item % panels * b[PANEL]
-        place = target + item * per_c * b[TAPS] * width
+        place = target + item * depth * b[TAPS] * width
         source = w + (group * g[ws] + k * g[ws + 1])
-        invoke(tools[PACK_WEIGHTS], tools, place, source, min(per_k - k, b[PANEL]), 0, per_c, b[TAPS], width, g)
+        invoke(tools[PACK_WEIGHTS], tools, place, source, min(per_k - k, b[PANEL]), 0, depth, b[TAPS], width, g)
 
 
 @kernel
 def pack_weights(
     at: Tag, region: int, workers: int, items: int, tools: Address, w: Address, target: Address, g: Address, b: Address
 ) -> None:
-    """All panels of w, for `blocked`: an item is a panel of a group. w is in the accumulation dtype."""
+    """All panels of w, for `blocked`: an item is a panel of a group."""
     parallel_for(region, workers, items, _panels, (at, pointer(tools, INT64), w, target, pointer(g, INT64), pointer(b, INT64)))
 
 
@@ -290,12 +317,12 @@ def _places(layout: Layout) -> int:
 
 def _areas(problem: ConvProblem, layout: Layout) -> Areas:
     """A worker's scratch memory."""
-    shape, block, chunk, kept, in_place = layout
-    item, taps, per_c = np_dtype(problem.acc_dtype).itemsize, math.prod(problem.kernel), problem.c // problem.groups
+    shape, block, chunk, kept, in_place, depth = layout
+    item, taps = np_dtype(problem.acc_dtype).itemsize, math.prod(problem.kernel)
     panels, places = -(-(problem.k // problem.groups) // shape.width), _places(layout)
-    weights = (panels * per_c if kept else chunk) * taps * shape.width * item
+    weights = (panels * depth if kept else chunk) * taps * shape.width * item
     tables = 8 * (places + chunk * taps + problem.ndim)
-    return Areas(tables, 0 if in_place else slab_bytes(problem, block), places * shape.width * item, weights, panels)
+    return Areas(tables, 0 if in_place else slab_bytes(problem, block, depth), places * shape.width * item, weights, panels)
 
 
 def most_workers(problem: ConvProblem, block: Block, width: int) -> int:
@@ -305,31 +332,34 @@ def most_workers(problem: ConvProblem, block: Block, width: int) -> int:
 
 
 class _Executor(ForwardExecutor):
-    """One blocked convolution."""
+    """One blocked convolution; `paired`: of pairs of bfloat16 numbers."""
 
-    def __init__(self, problem: ConvProblem):
-        layout = layout_for(problem)
+    def __init__(self, problem: ConvProblem, paired: bool):
+        layout = layout_for(problem, paired)
         shape, block = layout.shape, layout.block
         super().__init__(problem, block.pieces * problem.groups)
         self._panels = -(-(problem.k // problem.groups) // shape.width)
         self._work = problem.flops / 2
         self._taps = math.prod(problem.kernel)
-        self._block = block_vector(block, shape.width, shape.positions, layout.chunk, layout.kept, _places(layout), self._taps)
+        self._depth = layout.depth
+        numbers = layout.chunk, layout.kept, _places(layout), self._taps, layout.depth
+        self._block = block_vector(block, shape.width, shape.positions, *numbers)
         self._areas = _areas(problem, layout)
         self._in_place = int(layout.in_place)
         self._width = shape.width
-        self._tools = tools_for(problem.dtype, problem.acc_dtype, shape.lanes, out=problem.out_dtype, product_shape=shape[:2])
+        self._tools = tools_for(
+            problem.dtype, problem.acc_dtype, shape.lanes, factor=PAIRS if paired else "", out=problem.out_dtype,
+            product_shape=shape[:2],
+        )  # fmt: skip
         self._kernel = blocked.specialise(problem.acc_dtype)
 
     def packed(self, w: Any) -> Weights:
         """w in panels."""
-        wide, problem = accumulated(w, self._acc), self._problem
+        problem = self._problem
         rows = problem.groups * self._panels
-        packed = np.empty(rows * self._width * (problem.c // problem.groups) * self._taps, self._acc)
-        vector = self._vectors((0,) * wide.ndim, wide.strides, (0,) * wide.ndim)
-        acc, shape = problem.acc_dtype, layout_for(problem).shape
-        tools = tools_for(acc, acc, shape.lanes, product_shape=shape[:2])
-        run(pack_weights.specialise(acc), rows, packed.size, tools, wide, packed, vector, self._block)
+        packed = np.empty(rows * self._width * self._depth * self._taps, self._acc)
+        vector = self._vectors((0,) * w.ndim, w.strides, (0,) * w.ndim)
+        run(pack_weights.specialise(problem.acc_dtype), rows, packed.size, self._tools, w, packed, vector, self._block)
         return Weights(packed, w.strides, True)
 
     def launch(self, x: Any, w: Weights, shift: Any, y: Any, status: Any, vector: Any) -> None:
@@ -345,7 +375,10 @@ class Blocked(DenseImplementation):
     """Direct convolution of real floats with the lanes over output channels."""
 
     name = "blocked"
+    apart_seconds: ClassVar[float] = 8e-10
     measured_error: ClassVar[Mapping[str, float]] = MEASURED_ERROR
+    paired = False
+    """Whether the factors are pairs of bfloat16 numbers."""
 
     def accepts(self, problem: ConvProblem) -> Verdict:
         """All of them."""
@@ -353,22 +386,22 @@ class Blocked(DenseImplementation):
 
     def forward_cost(self, problem: ConvProblem) -> float:
         """Products, those of unused lanes included; packing; transposing the results; start-up."""
-        shape, block, *_ = layout_for(problem)
-        per_c, per_k, taps = problem.c // problem.groups, problem.k // problem.groups, math.prod(problem.kernel)
+        shape, block, _, _, in_place, depth = layout_for(problem, self.paired)
+        per_k, taps = problem.k // problem.groups, math.prod(problem.kernel)
         panels, pieces = -(-per_k // shape.width), block.pieces * problem.groups
         tiles = pieces * panels * -(-block.pixels // shape.positions)
-        cycles = tiles * per_c * taps * tile_cycles(shape.vectors, shape.positions)
-        in_place = layout_for(problem).in_place
-        packed = 0 if in_place else pack_cycles(block, problem.c)
+        cycles = tiles * depth * taps * tile_cycles(shape.vectors, shape.positions) * (host().pair_cycles if self.paired else 1)
+        packed = 0 if in_place else pack_cycles(block, depth * problem.groups)
         cycles *= 1.12 if in_place else 1  # channels of x lie pages apart
-        weights = problem.k * per_c * taps * (1 if block.pieces == 1 else 2) * 0.6
-        return CALL_SECONDS + 2e-6 + seconds(cycles + packed + weights + math.prod(problem.y_shape) * WRITE_CYCLES)
+        weights = pack_weight_cycles(problem, math.prod(problem.w_shape)) * (1 if block.pieces == 1 else 2)
+        written = math.prod(problem.y_shape) * (PAIRED_WRITE_CYCLES if self.paired else WRITE_CYCLES)
+        return CALL_SECONDS + 2e-6 + seconds(cycles + packed + weights + written)
 
     def forward_workspace(self, problem: ConvProblem) -> int:
         """For each thread a slab, the results of a block, weights and tables."""
-        layout = layout_for(problem)
+        layout = layout_for(problem, self.paired)
         return most_workers(problem, layout.block, layout.shape.width) * _areas(problem, layout).bytes
 
     def forward(self, problem: ConvProblem) -> _Executor:
         """The executor."""
-        return _Executor(problem)
+        return _Executor(problem, self.paired)

@@ -29,7 +29,7 @@ from .microkernels.emit import host, lanes_of
 from .scalar import as_integer, is_null, pointer
 from .threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
 
-__all__ = ["Channelwise"]
+__all__ = ["MOST_TAPS", "Channelwise", "channels_last", "inner_results_of", "refusal"]
 
 MOST_TAPS = 11
 """Of a row: their weights stay in registers, or at least in the first-level cache."""
@@ -37,7 +37,7 @@ POINT_VECTORS = 4
 """Results at a border are short sums, of several vectors at a time, so that their chains overlap."""
 
 
-def _reach(problem: ConvProblem) -> tuple[int, int]:
+def inner_results_of(problem: ConvProblem) -> tuple[int, int]:
     """The first result of a row whose window lies inside x along the last dimension, and the one behind the last."""
     (low, _), stride, size = problem.padding[-1], problem.stride[-1], problem.spatial[-1]
     extent = problem.dilation[-1] * (problem.kernel[-1] - 1) + 1
@@ -47,7 +47,7 @@ def _reach(problem: ConvProblem) -> tuple[int, int]:
 
 def tile_results(problem: ConvProblem) -> int:
     """Results of a tile: as many as the registers hold beside a row of taps, in tiles of about one size."""
-    first, last = _reach(problem)
+    first, last = inner_results_of(problem)
     most = max(4, min(16, host().registers - problem.kernel[-1] - 2))
     inside = max(1, last - first)
     return -(-inside // -(-inside // most))
@@ -165,7 +165,7 @@ def channelwise(
 # --- the implementation --------------------------------------------------------------------------------------------------------
 
 
-def _is_last(array: Any) -> bool:
+def channels_last(array: Any) -> bool:
     """Whether the channels of ``[N, C, *S]`` are neighbours in memory."""
     return bool(array.strides[1] == array.itemsize)
 
@@ -186,7 +186,7 @@ class _Executor:
 
     def __init__(self, problem: ConvProblem):
         self._problem, dtype, lanes = problem, problem.dtype, lanes_of(problem.dtype)
-        results, (first, last) = tile_results(problem), _reach(problem)
+        results, (first, last) = tile_results(problem), inner_results_of(problem)
         if last - first < results:
             first, last = problem.output[-1], problem.output[-1]
         shape = Along(results, problem.kernel[-1], problem.stride[-1], problem.dilation[-1], problem.flip, lanes)
@@ -200,7 +200,7 @@ class _Executor:
 
     def __call__(self, outs: Any, ins: Any) -> None:
         """Compute."""
-        if _is_last(ins[0]) and _is_last(outs[0]):
+        if channels_last(ins[0]) and channels_last(outs[0]):
             self._run(outs[0], ins[0], _packed(ins[1]), ins[2:])
         else:
             self._other(outs, ins)
@@ -210,7 +210,7 @@ class _Executor:
         packed, other = _packed(w.copy()), self._other.bind(w)
 
         def run(outs: Any, ins: Any) -> None:
-            if _is_last(ins[0]) and _is_last(outs[0]):
+            if channels_last(ins[0]) and channels_last(outs[0]):
                 self._run(outs[0], ins[0], packed, ins[1:])
             else:
                 other(outs, ins)
@@ -224,6 +224,23 @@ class _Executor:
             run_with(self._areas, self._kernel, self._items, self._work, vector, self._tiles, x, w, shift, y)
 
 
+def refusal(problem: ConvProblem) -> str:
+    """Why channels of a problem cannot be the lanes, or nothing."""
+    if problem.layout != "channels_last":
+        return "its lanes are channels, which must be neighbours in memory: layout channels_last"
+    if not problem.c == problem.k == problem.groups:
+        return f"each channel has one kernel, and here {problem.c} channels in {problem.groups} groups have {problem.k}"
+    if problem.dtype != problem.acc_dtype or problem.out_dtype != problem.dtype:
+        return f"it loads and stores what it sums, and sums of {problem.dtype} are {problem.acc_dtype}"
+    if problem.dtype not in ("float32", "float64"):
+        return f"its tiles are for real floats, not {problem.dtype}"
+    if problem.c < lanes_of(problem.dtype):
+        return f"a vector takes {lanes_of(problem.dtype)} channels, and there are {problem.c}"
+    if problem.kernel[-1] > MOST_TAPS:
+        return f"a tile holds a row of {MOST_TAPS} taps at most, and the kernel is {problem.kernel}"
+    return ""
+
+
 class Channelwise(DenseImplementation):
     """Depthwise convolution of real floats, channels last."""
 
@@ -232,24 +249,12 @@ class Channelwise(DenseImplementation):
 
     def accepts(self, problem: ConvProblem) -> Verdict:
         """Channels last, each convolved with one kernel, a vector of them at least; rows of few taps."""
-        lanes = lanes_of(problem.acc_dtype)
-        if problem.layout != "channels_last":
-            return Verdict.no("its lanes are channels, which must be neighbours in memory: layout channels_last")
-        if not problem.c == problem.k == problem.groups:
-            return Verdict.no(
-                f"each channel has one kernel, and here {problem.c} channels in {problem.groups} groups have {problem.k}"
-            )
-        if problem.c < lanes:
-            return Verdict.no(f"a vector takes {lanes} channels, and there are {problem.c}")
-        if problem.kernel[-1] > MOST_TAPS:
-            return Verdict.no(f"a tile holds a row of {MOST_TAPS} taps at most, and the kernel is {problem.kernel}")
-        if problem.dtype != problem.acc_dtype or problem.out_dtype != problem.dtype:
-            return Verdict.no(f"it loads and stores what it sums, and sums of {problem.dtype} are {problem.acc_dtype}")
-        return Verdict.yes()
+        reason = refusal(problem)
+        return Verdict.no(reason) if reason else Verdict.yes()
 
     def forward_cost(self, problem: ConvProblem) -> float:
         """Loads and multiply-adds of tiles and of points, two a cycle, and the packing of weights."""
-        first, last = _reach(problem)
+        first, last = inner_results_of(problem)
         results, taps = tile_results(problem), problem.kernel[-1]
         tiles = -(-(last - first) // results) if last - first >= results else 0
         points = problem.output[-1] - (last - first if tiles else 0)

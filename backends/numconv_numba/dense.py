@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from numconv.plugin import ConvProblem, Implementation, Verdict, activate, np_dt
 
 from .activations import ACTIVATIONS
 from .direct import Direct, conv_vectors
+from .patches import MOVED_SECONDS, PATCH_SECONDS, Moves, is_patchwise, patch_products
 
 __all__ = [
     "Adjoint",
@@ -155,7 +156,7 @@ class ForwardExecutor:
         shift = accumulated(bias[0], self._acc) if bias else 0
         status = np.zeros(self._problem.n, np.uint8)
         self.launch(x, w, shift, y, status, self._vectors(x.strides, w.strides, y.strides))
-        if b"\1" in status.tobytes():
+        if status.item(0) if self._problem.n == 1 else b"\1" in status.tobytes():
             self.again(y, ins, np.flatnonzero(status))
 
     def again(self, y: Any, ins: Any, images: Any) -> None:
@@ -234,10 +235,54 @@ class Adjoint:
         activate(view, self._problem.activation)
 
 
+class Patches(Adjoint):
+    """An input_grad whose windows share no position: see `patches`. `forward` makes the executor of a forward problem."""
+
+    def __init__(self, problem: ConvProblem, forward: Callable[[ConvProblem], Any]):
+        super().__init__(problem, [], [])
+        self._images = patch_products(problem).n
+        counts = {min(self._images, problem.n - first) for first in range(0, problem.n, max(self._images, 1))}
+        self._forward = {count: forward(patch_products(problem).replace(n=count)) for count in counts}
+        self._moves = Moves(problem)
+
+    def __call__(self, outs: Any, ins: Any) -> None:
+        """Compute, some images at a time."""
+        w = self.columns(ins[1])
+        self._run(
+            outs[0], ins[0], ins[2:], {n: lambda o, i, each=each: each(o, (i[0], w, *i[1:])) for n, each in self._forward.items()}
+        )
+
+    def bind(self, w: Any) -> Any:
+        """The executor with its own copy of w."""
+        columns = self.columns(w)
+        bound = {count: each.bind(columns) for count, each in self._forward.items()}
+        return lambda outs, ins: self._run(outs[0], ins[0], ins[1:], bound)
+
+    def columns(self, w: Any) -> Any:
+        """w as that of `patch_products`: an output channel for each input channel and tap."""
+        problem = self._problem
+        moved = np.moveaxis(self.swapped(w), 1, -1)
+        if problem.flip:
+            moved = np.flip(moved, tuple(range(1, 1 + problem.ndim)))
+        return moved.reshape(-1, problem.k // problem.groups, *[1] * problem.ndim)
+
+    def _run(self, x: Any, y: Any, bias: Sequence[Any], executors: Mapping[int, Any]) -> None:
+        shift = [np.repeat(each, math.prod(self._problem.kernel)) for each in bias]
+        if self._moves.gaps:
+            self.fill(x, bias)
+        for first in range(0, self._problem.n, max(self._images, 1)):
+            some = slice(first, min(first + self._images, self._problem.n))
+            products = np.empty(patch_products(self._problem).replace(n=some.stop - first).y_shape, x.dtype)
+            executors[some.stop - first]((products,), (y[some], *shift))
+            self._moves(x[some], products)
+
+
 class DenseImplementation(Implementation):
     """An implementation of forward convolutions that serves input_grad through `forward_parts`."""
 
     ops = frozenset(("forward", "input_grad"))
+    apart_seconds: ClassVar[float] = 6e-10
+    """Of a result that is no neighbour of the next one in memory, as in an input_grad with a stride, beyond that of another."""
 
     def accepts(self, problem: ConvProblem) -> Verdict:
         """Whether a forward problem is supported."""
@@ -263,6 +308,8 @@ class DenseImplementation(Implementation):
             return self.accepts(problem)
         if problem.pad_mode != "zeros":
             return Verdict.no(f"an input_grad with pad_mode {problem.pad_mode} folds back: it is no dense convolution")
+        if is_patchwise(problem):
+            return self.accepts(patch_products(problem))
         verdicts = [self.accepts(part) for part in forward_problems(problem)]
         return next((verdict for verdict in verdicts if not verdict), Verdict.yes())
 
@@ -270,7 +317,11 @@ class DenseImplementation(Implementation):
         """The sum over the parts; those with a stride write every line of grad_x several times."""
         if problem.op == "forward":
             return self.forward_cost(problem)
-        strided = math.prod(problem.x_shape) * 2e-10 if max(problem.stride) > 1 else 0.0
+        if is_patchwise(problem):
+            products = patch_products(problem)
+            runs = -(-problem.n // max(products.n, 1))
+            return runs * self.forward_cost(products) + math.prod(problem.x_shape) * MOVED_SECONDS + PATCH_SECONDS
+        strided = math.prod(problem.x_shape) * self.apart_seconds if max(problem.stride) > 1 else 0.0
         return strided + sum(map(self.forward_cost, forward_problems(problem)))
 
     def workspace(self, problem: ConvProblem) -> int:
@@ -278,12 +329,20 @@ class DenseImplementation(Implementation):
         if problem.op == "forward":
             return self.forward_workspace(problem)
         swapped = 0 if problem.groups == 1 else math.prod(problem.w_shape) * np_dtype(problem.dtype).itemsize
+        if is_patchwise(problem):
+            products = patch_products(problem)
+            moved = math.prod(products.y_shape) * np_dtype(problem.out_dtype).itemsize
+            return (
+                swapped + math.prod(problem.w_shape) * np_dtype(problem.dtype).itemsize + moved + self.forward_workspace(products)
+            )
         return swapped + max(map(self.forward_workspace, forward_problems(problem)), default=0)
 
     def build(self, problem: ConvProblem) -> Any:
         """The executor."""
         if problem.op == "forward":
             return self.forward(problem)
+        if is_patchwise(problem):
+            return Patches(problem, self.forward)
         parts = forward_parts(problem)
         return self.adjoint(problem, parts, [None if part.problem is None else self.forward(part.problem) for part in parts])
 

@@ -46,9 +46,11 @@ from .strips import (
     REACHED,
     ROLLING,
     ROWS,
+    SMOOTH,
     SPLIT,
     SPREAD,
     STRIP,
+    SUMS_TILE,
     TILE,
     UINT8,
     WIDTH,
@@ -197,11 +199,12 @@ def multiply_rows(source, line_bytes, lines, slices, w, channel, y, y_row, count
     g, b, entries, areas, bias = frame
     axis, size, job = g[DIMS] - 1, itemsize(at), pointer(areas[FIELDS], INT64)
     y_step, flipped, each = g[part(g, PARTS + 2) + 3 + axis], g[part(g, FLIPPED)] != 0, 2 if b[EXTRA] > 0 else 1
-    finished = same(yt, at) & (g[OPTION] <= 1) & ((y_step == size) | (y_step == 2 * size))
-    inline = finished & (y_step == size)
+    # the tile writes results of any dtype itself, but only sums that are spread out afterwards
+    inline = (y_step == itemsize(yt)) & ((g[OPTION] <= 1) | same(yt, at))
+    finished = inline | (same(yt, at) & (y_step == 2 * size))
     target, row_bytes, shift, relu = areas[SUMS], b[WIDTH] * size, address(0), 0
     if finished:
-        relu, shift = g[OPTION], bias if is_null(bias) else bias + channel * size
+        relu, shift = 1 if g[OPTION] == 1 else 0, bias if is_null(bias) else bias + channel * size
     if inline:
         target, row_bytes = y, y_row
     last = count - 1
@@ -212,9 +215,16 @@ def multiply_rows(source, line_bytes, lines, slices, w, channel, y, y_row, count
     job[job_of.BIAS], job[job_of.RELU], job[job_of.Y], job[job_of.Y_ROW] = as_integer(shift), relu, as_integer(target), row_bytes
     job[job_of.USED_ROWS], job[job_of.USED], job[job_of.LEFT] = count, pixels, short
     job[job_of.SHORT] = -1 if short == 0 else 0 if flipped else last
-    invoke(entries[TILE], areas[FIELDS])
+    invoke(entries[TILE if inline else SUMS_TILE], areas[FIELDS])
+    whole = last if short > 0 else count
+    if finished and g[OPTION] > 1:
+        rows, step = (y, y_row) if inline else (areas[SUMS], b[WIDTH] * size)
+        # rows without a gap are one
+        lines, length = (1, whole * pixels) if step == pixels * size else (whole, pixels)
+        invoke(entries[SMOOTH], rows, step, lines, length, address(0), 0, g[OPTION], rows, step)
+        rows = rows + whole * step
+        invoke(entries[SMOOTH], rows, step, count - whole, short, address(0), 0, g[OPTION], rows, step)
     if finished and not inline:
-        whole = last if short > 0 else count
         invoke(entries[SPREAD], areas[SUMS], b[WIDTH] * size, y, y_row, whole, pixels)
         invoke(
             entries[SPREAD], areas[SUMS] + whole * b[WIDTH] * size, b[WIDTH] * size, y + whole * y_row, y_row, count - whole, short
@@ -341,12 +351,12 @@ class _Part:
         self._vectors = conv_vectors(problem, ACTIVATIONS[problem.activation])
         places = [phase * layout.pitch + place for phase, place in column_places(problem, layout.columns)]
         rows = _schedule(layout.rows, layout.lag, layout.kernel_rows, layout.columns, layout.extra)
+        tile, shape = slide, [layout.rows, layout.vectors, layout.lanes]
         if layout.rolling:
-            tile = roll.address((layout.vectors, layout.kernel_rows, layout.lag, layout.lanes), problem.acc_dtype)
-        else:
-            tile = slide.address((layout.rows, layout.vectors, layout.lanes), problem.acc_dtype)
+            tile, shape = roll, [layout.vectors, layout.kernel_rows, layout.lag, layout.lanes]
+        tiles = [tile.address(tuple(shape), (problem.acc_dtype, dtype)) for dtype in (problem.out_dtype, problem.acc_dtype)]
         self._tables = [
-            layout_vector(problem, layout), entry_table(problem, tile), np.array(places, np.int64) * item,
+            layout_vector(problem, layout), entry_table(problem, *tiles), np.array(places, np.int64) * item,
             np.array(rows, np.int64) * np.array([1, 1, 1, item, 1, 1]),
         ]  # fmt: skip
         self._fixed = [table.ctypes.data for table in self._tables]
@@ -456,6 +466,7 @@ class Depthwise(DenseImplementation):
     """Convolution of real floats in groups of few channels."""
 
     name = "depthwise"
+    apart_seconds: ClassVar[float] = 2e-10
     measured_error: ClassVar[Mapping[str, float]] = MEASURED_ERROR
 
     def accepts(self, problem: ConvProblem) -> Verdict:
@@ -469,7 +480,7 @@ class Depthwise(DenseImplementation):
         """Tiles, packing, weights; pixels that are no neighbours in memory are packed and stored one by one."""
         layout = layout_for(problem)
         weights = problem.k * slices_of(problem) * layout.slice_weights * 1.5
-        scattered = math.prod(problem.x_shape) * SCATTERED_CYCLES if problem.layout == "channels_last" else 0.0
+        scattered = math.prod(problem.x_shape) * SCATTERED_CYCLES if problem.layout == "channels_last" and problem.c > 1 else 0.0
         return CALL_SECONDS + seconds(_cycles(problem, layout) + weights + scattered)
 
     def forward_workspace(self, problem: ConvProblem) -> int:

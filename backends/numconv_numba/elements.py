@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from .compiler import Tag, helper, intrinsic
-from .scalar import address, pointer, storage_type
+from .compiler import Tag, TagType, helper, intrinsic
+from .scalar import PAIRS, ROW_PAIRS, address, pointer, storage_type
 
-__all__ = ["INT64", "itemsize", "keep", "memory", "numbers", "same", "scratch"]
+__all__ = ["INT64", "arithmetic", "element", "held", "in_rows", "itemsize", "keep", "memory", "numbers", "same", "scratch"]
 
 INT64 = Tag("int64")
 
@@ -35,6 +35,42 @@ def same(typingctx: Any, one: Any, other: Any) -> Any:
         return context.get_constant(types.boolean, one.value == other.value)
 
     return types.boolean(one, other), codegen
+
+
+@intrinsic
+def held(typingctx: Any, factor: Any) -> Any:
+    """How many channels an element of factors holds, as a constant: 2 for pairs, else 1."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return context.get_constant(types.int64, 2 if factor.value == PAIRS else 1)
+
+    return types.int64(factor), codegen
+
+
+@intrinsic
+def in_rows(typingctx: Any, factor: Any) -> Any:
+    """Whether factors are pairs of neighbouring results, as a constant."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return context.get_constant(types.boolean, factor.value == ROW_PAIRS)
+
+    return types.boolean(factor), codegen
+
+
+@intrinsic
+def element(typingctx: Any, factor: Any) -> Any:
+    """The tag of the dtype in which factors lie in memory, one by one: bfloat16 for pairs, else their own."""
+    return TagType("bfloat16" if factor.value in (PAIRS, ROW_PAIRS) else factor.value)(factor), _no_value
+
+
+@intrinsic
+def arithmetic(typingctx: Any, factor: Any) -> Any:
+    """The tag of the dtype in which products of factors are summed: float32 for pairs, else their own."""
+    return TagType("float32" if factor.value in (PAIRS, ROW_PAIRS) else factor.value)(factor), _no_value
+
+
+def _no_value(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    return context.get_dummy_value()
 
 
 @helper

@@ -1,6 +1,6 @@
 """Places in the table of tools: compiled functions that drivers call by address, and the lanes of a vector; see `tools`."""
 
 (
-    LANES, COPY, SPLIT, PACK, TRANSPOSE, PRODUCT, MULTIPLY, PACK_WEIGHTS, WRITE, READ, WRITE_WEIGHTS,
-    INPUT, WEIGHT, OUTPUT, GRADIENT, KERNEL, COUNT,
-) = range(17)  # fmt: skip
+    LANES, COPY, SPLIT, PACK, READ_ROWS, READ_SQUARES, READ_WORDS, WRITE_SQUARES, DRESS, PRODUCT, MULTIPLY, PACK_WEIGHTS,
+    WRITE, READ, WRITE_WEIGHTS, INPUT, WEIGHT, OUTPUT, GRADIENT, KERNEL, COUNT,
+) = range(21)  # fmt: skip

@@ -20,26 +20,31 @@ import numpy as np
 
 from numconv.plugin import ConvProblem, Verdict, np_dtype
 
-from .blocked import CALL_SECONDS, array_origin, most_workers, parts_for, seconds, window_steps
+from .blocked import CALL_SECONDS, array_origin, depth_of, most_workers, parts_for, seconds, window_steps
 from .compiler import Address, Tag, helper, invoke, kernel
-from .dense import DenseImplementation, ForwardExecutor, Weights, accumulated
-from .direct import MEASURED_ERROR, clear, finish_row
-from .elements import INT64, itemsize, same
+from .dense import DenseImplementation, ForwardExecutor, Weights
+from .direct import MEASURED_ERROR, clear
+from .elements import INT64, itemsize
 from .entries import LANES, MULTIPLY, PACK, PACK_WEIGHTS
 from .geometry import DIMS, OPTION, PARTS, PER_C, PER_K, part
+from .microkernels.emit import host
 from .microkernels.tiles import Tile, tile_for
 from .panels import fill_places, fill_terms, lines_of, run_offset, runs_of
-from .scalar import is_null, pointer, store
+from .results import write_rows
+from .scalar import PAIRS, is_null, pointer, store
 from .slab import (
     BLOCKS,
     CHANNEL,
     EXTRA,
+    SHARES,
+    WRITE_CYCLES,
     Block,
     block_image,
     block_images,
     block_vector,
     cut,
     pack_cycles,
+    shareable,
     slab_bytes,
     tap_offsets,
     tap_positions,
@@ -58,12 +63,13 @@ TILE_CYCLES = 60
 
 
 class _Layout(NamedTuple):
-    """The tile, the block, input channels of a panel, and whether panels are gathered from x itself."""
+    """The tile, the block, input channels (or pairs) of a panel, whether panels are gathered from x itself, channels of a group."""
 
     tile: Tile
     block: Block
     chunk: int
     in_place: bool
+    depth: int
 
     @property
     def width(self) -> int:
@@ -74,25 +80,26 @@ class _Layout(NamedTuple):
 def _in_place(problem: ConvProblem) -> bool:
     """Whether all windows stay inside x, and neighbouring outputs read neighbours."""
     inside = all(low <= 0 and high <= 0 for low, high in problem.padding)
-    return inside and problem.dtype == problem.acc_dtype and max(problem.stride) == 1
+    return inside and problem.dtype == problem.acc_dtype and max(problem.stride) == 1 and problem.layout == "channels_first"
 
 
 @functools.lru_cache(maxsize=256)
-def _layout(problem: ConvProblem) -> _Layout:
+def _layout(problem: ConvProblem, paired: bool) -> _Layout:
     """The layout of a problem, which its cost, its workspace and its executor ask for one after the other."""
-    item, per_c, taps = np_dtype(problem.acc_dtype).itemsize, problem.c // problem.groups, math.prod(problem.kernel)
+    item, depth, taps = np_dtype(problem.acc_dtype).itemsize, depth_of(problem, paired), math.prod(problem.kernel)
     tile = tile_for(problem.acc_dtype, problem.k // problem.groups)
 
     def fits(block: Block) -> bool:
-        return slab_bytes(problem, block) <= SLAB_BYTES
+        few = block.pixels < 2 * SHARES * tile.vectors * tile.lanes
+        return slab_bytes(problem, block, depth) <= SLAB_BYTES and (few or shareable(problem, block))
 
     block = cut(problem, problem.stride, tap_positions(problem), (1,) * problem.ndim, fits, problem.n)
-    chunk = min(per_c, max(1, PANEL_BYTES // (taps * tile.vectors * tile.lanes * item)))
-    return _Layout(tile, block, chunk, _in_place(problem))
+    chunk = min(depth, max(1, PANEL_BYTES // (taps * tile.vectors * tile.lanes * item)))
+    return _Layout(tile, block, chunk, _in_place(problem), depth)
 
 
-# A block's own numbers: output channels and vectors of a tile, input channels of a panel, taps.
-CHANNELS, VECTORS, CHUNK, TAPS = range(EXTRA, EXTRA + 4)
+# A block's own numbers: output channels and vectors of a tile, input channels (or pairs) of a panel, taps, channels of a group.
+CHANNELS, VECTORS, CHUNK, TAPS, DEPTH = range(EXTRA, EXTRA + 5)
 UINT8 = Tag("uint8")
 
 # --- kernel --------------------------------------------------------------------------------------------------------------------
@@ -121,13 +128,6 @@ def fill_taps(terms, taps, channels, channel, count):
 
 
 @helper
-def finish_rows(sums, width, count, y, k_step, q_step, pixels, bias, code, yt, at):
-    """So many rows of sums to y, for any dtype, stride and activation."""
-    for k in range(count):
-        finish_row(sums + k * width, y + k * k_step, pixels, q_step, bias, k, code, yt, at)
-
-
-@helper
 def multiply_tiles(tiles, k, w, y, pixels, vectors, passed, resume, last, bias, areas, x, count, steps, g, b, tools, yt, at):
     """So many tiles of output channels from k on, with `passed` terms that begin at w; returns whether a sum is not finite.
 
@@ -137,7 +137,7 @@ def multiply_tiles(tiles, k, w, y, pixels, vectors, passed, resume, last, bias, 
     k_step, q_step = g[ys + 2], g[ys + 3 + ndim - 1]
     panel, sums, offsets, pieces = areas
     # sums as the tile stores them, or rows that need more
-    plain = same(yt, at) & (q_step == itemsize(yt)) & (g[OPTION] <= 1)
+    plain = (q_step == itemsize(yt)) & (g[OPTION] <= 1)
     shift = bias if is_null(bias) else bias + k * size
     bad = invoke(
         tools[MULTIPLY], vectors, panel, passed, w, steps[0], steps[1], steps[2], tiles, sums, resume, 1 if last and plain else 0,
@@ -145,21 +145,21 @@ def multiply_tiles(tiles, k, w, y, pixels, vectors, passed, resume, last, bias, 
     )  # fmt: skip
     if last and not plain:
         width = vectors * tools[LANES] * size
-        finish_rows(sums, width, tiles * b[CHANNELS], y + k * k_step, k_step, q_step, pixels, shift, g[OPTION], yt, at)
+        write_rows(sums, width, tiles * b[CHANNELS], pixels, shift, g[OPTION], y + k * k_step, k_step, q_step, tools, yt, at)
     return last and bad != 0
 
 
 @helper
 def multiply_panel(first_tile, last_tile, w, w_last, y, pixels, areas, x, channel, found, bias, steps, g, b, tools, yt, at):
     """The outputs of a panel for the tiles first_tile .. last_tile; w and y at the group's first output channel."""
-    per_c, per_k, channels = g[PER_C], g[PER_K], b[CHANNELS]
+    depth, per_k, channels = b[DEPTH], g[PER_K], b[CHANNELS]
     vectors, size = -(-pixels // tools[LANES]), itemsize(at)
     panel, sums, offsets, pieces = areas
     if pixels < vectors * tools[LANES]:
         clear(panel, b[CHUNK] * b[TAPS] * vectors * tools[LANES], at)  # stray bits could be denormal numbers, which are slow
     whole, bad = max(min(last_tile, per_k // channels) - first_tile, 0), False
-    for first in range(0, per_c, b[CHUNK]):
-        passed, resume, last = min(b[CHUNK], per_c - first) * b[TAPS], 1 if first > 0 else 0, first + b[CHUNK] >= per_c
+    for first in range(0, depth, b[CHUNK]):
+        passed, resume, last = min(b[CHUNK], depth - first) * b[TAPS], 1 if first > 0 else 0, first + b[CHUNK] >= depth
         count = found
         # a last tile that is not full overlaps the one before, whose channels it computes again
         for ending in range(2):
@@ -181,13 +181,13 @@ def _blocks(begin, end, args):
     (
         yt, at, items, workers, scratch, areas, tools, splits, in_place, taps, x, w, w_group, w_last, steps, bias, y, status, g, b,
     ) = args  # fmt: skip
-    ndim, per_c, per_k, size = g[DIMS], g[PER_C], g[PER_K], itemsize(at)
+    ndim, per_k, size = g[DIMS], g[PER_K], itemsize(at)
     xs, ys, tiles, width = part(g, PARTS), part(g, PARTS + 2), -(-g[PER_K] // b[CHANNELS]), b[VECTORS] * tools[LANES]
     own = worker_area(scratch, areas, AREAS, workers, items, begin)
     pixels, terms = pointer(own + areas[PLACES], INT64), pointer(own + areas[TERMS], INT64)
     axis_steps, pieces = pointer(own + areas[STEPS], INT64), pointer(own + areas[PIECES], INT64)
     window_steps(axis_steps, in_place, g, b, size)
-    image, channel = (g[xs], g[xs + 2]) if in_place else (per_c * b[CHANNEL] * size, b[CHANNEL] * size)
+    image, channel = (g[xs], g[xs + 2]) if in_place else (b[DEPTH] * b[CHANNEL] * size, b[CHANNEL] * size)
     if in_place:
         fill_terms(terms, b[CHUNK], channel, ndim, axis_steps, g)
     else:
@@ -205,7 +205,7 @@ def _blocks(begin, end, args):
             if in_place:
                 source = source + array_origin(g, b, block)
             else:
-                invoke(tools[PACK], tools, own + areas[SLAB], source, block, block_images(g, b, block), per_c, g, b)
+                invoke(tools[PACK], tools, own + areas[SLAB], source, block, block_images(g, b, block), g[PER_C], g, b)
                 source = own + areas[SLAB]
         first_tile, last_tile = tiles * (item % splits) // splits, tiles * (item % splits + 1) // splits
         shift = bias if is_null(bias) else bias + group * per_k * size
@@ -255,19 +255,19 @@ def implicit_gemm(
 @helper
 def _tiles(begin, end, args):
     at, tools, w, target, g, b = args
-    ws, per_c, per_k, width = part(g, PARTS + 1), g[PER_C], g[PER_K], b[CHANNELS] * itemsize(at)
+    ws, depth, per_k, width = part(g, PARTS + 1), b[DEPTH], g[PER_K], b[CHANNELS] * itemsize(at)
     tiles = -(-per_k // b[CHANNELS])
     for item in range(begin, end):
         group, k = item // tiles, min(item % tiles * b[CHANNELS], per_k - b[CHANNELS])
-        place, source = target + item * per_c * b[TAPS] * width, w + (group * g[ws] + k * g[ws + 1])
-        invoke(tools[PACK_WEIGHTS], tools, place, source, b[CHANNELS], 0, per_c, b[TAPS], width, g)
+        place, source = target + item * depth * b[TAPS] * width, w + (group * g[ws] + k * g[ws + 1])
+        invoke(tools[PACK_WEIGHTS], tools, place, source, b[CHANNELS], 0, depth, b[TAPS], width, g)
 
 
 @kernel
 def pack_tiles(
     at: Tag, region: int, workers: int, items: int, tools: Address, w: Address, target: Address, g: Address, b: Address
 ) -> None:
-    """All tiles of w, ``[tile][c][tap][channel]``: an item is a tile of a group. w is in the accumulation dtype."""
+    """All tiles of w, ``[tile][c][tap][channel]``: an item is a tile of a group."""
     parallel_for(region, workers, items, _tiles, (at, pointer(tools, INT64), w, target, pointer(g, INT64), pointer(b, INT64)))
 
 
@@ -283,7 +283,7 @@ def _areas(problem: ConvProblem, layout: _Layout) -> Areas:
         8 * terms,
         8 * problem.ndim,
         24 * layout.width,
-        slab_bytes(problem, layout.block),
+        slab_bytes(problem, layout.block, layout.depth),
         terms * layout.width * item,
         tiles * layout.tile.channels * layout.width * item,
     )
@@ -301,38 +301,41 @@ def term_step(w: Any) -> int | None:
 
 
 class _Executor(ForwardExecutor):
-    """One convolution as a matrix product."""
+    """One convolution as a matrix product; `paired`: of pairs of bfloat16 numbers."""
 
-    def __init__(self, problem: ConvProblem):
-        layout = _layout(problem)
+    def __init__(self, problem: ConvProblem, paired: bool):
+        layout = _layout(problem, paired)
         tile, block = layout.tile, layout.block
         super().__init__(problem, block.pieces * problem.groups)
         self._per_k = problem.k // problem.groups
         self._tile = tile
         self._tiles = -(-self._per_k // tile.channels)
-        self._terms = problem.c // problem.groups * math.prod(problem.kernel)
+        self._terms = layout.depth * math.prod(problem.kernel)
+        self._factor = PAIRS if paired else ""
         self._work = problem.flops / 2
         self._in_place = int(layout.in_place)
         self._areas = _areas(problem, layout)
         self._taps = np.array(tap_offsets(problem, block), np.int64) * self._acc.itemsize
-        self._block = block_vector(block, tile.channels, tile.vectors, layout.chunk, len(self._taps))
-        self._tools = tools_for(problem.dtype, problem.acc_dtype, tile.lanes, phases=block.step[-1], gemm_shape=tuple(tile))
+        self._block = block_vector(block, tile.channels, tile.vectors, layout.chunk, len(self._taps), layout.depth)
+        self._tools = tools_for(
+            problem.dtype, problem.acc_dtype, tile.lanes, factor=self._factor, phases=block.step[-1], out=problem.out_dtype,
+            gemm_shape=tuple(tile),
+        )  # fmt: skip
         self._kernel = implicit_gemm.specialise(problem.out_dtype, problem.acc_dtype)
 
     def unpacked(self, w: Any) -> Weights:
-        """w in the accumulation dtype, as it lies where its terms are evenly spaced."""
-        wide = w if w.dtype is self._acc else np.asarray(w, self._acc)
-        return self.packed(wide) if term_step(wide) is None else Weights(wide, wide.strides)
+        """w as it lies, where it has the accumulation dtype and its terms are evenly spaced."""
+        as_it_lies = w.dtype is self._acc and not self._factor and term_step(w) is not None
+        return Weights(w, w.strides) if as_it_lies else self.packed(w)
 
     def packed(self, w: Any) -> Weights:
         """w in tiles."""
-        wide, rows = accumulated(w, self._acc) if w.dtype is not self._acc else w, self._problem.groups * self._tiles
+        problem, rows = self._problem, self._problem.groups * self._tiles
         packed = np.empty(rows * self._tile.channels * self._terms, self._acc)
-        acc = self._problem.acc_dtype
-        tools = tools_for(acc, acc, self._tile.lanes, packs=True)
-        vector = self._vectors((0,) * w.ndim, wide.strides, (0,) * w.ndim)
-        run(pack_tiles.specialise(acc), rows, packed.size, tools, wide, packed, vector, self._block)
-        return Weights(packed, wide.strides, True)
+        tools = tools_for(problem.dtype, problem.acc_dtype, self._tile.lanes, factor=self._factor, packs=True)
+        vector = self._vectors((0,) * w.ndim, w.strides, (0,) * w.ndim)
+        run(pack_tiles.specialise(problem.acc_dtype), rows, packed.size, tools, w, packed, vector, self._block)
+        return Weights(packed, w.strides, True)
 
     def _steps(self, w: Weights) -> tuple[int, int, int, int, int]:
         """From term to term, from channel to channel, from tile to tile, from group to group, and to the last tile."""
@@ -359,6 +362,8 @@ class ImplicitGemm(DenseImplementation):
 
     name = "implicit_gemm"
     measured_error: ClassVar[Mapping[str, float]] = MEASURED_ERROR
+    paired = False
+    """Whether the factors are pairs of bfloat16 numbers."""
 
     def accepts(self, problem: ConvProblem) -> Verdict:
         """All of them."""
@@ -366,26 +371,30 @@ class ImplicitGemm(DenseImplementation):
 
     def forward_cost(self, problem: ConvProblem) -> float:
         """Products, those of unused lanes included; starts and ends of tiles; gathering and packing."""
-        tile, block, _, in_place = _layout(problem)
-        per_k, terms = problem.k // problem.groups, problem.c // problem.groups * math.prod(problem.kernel)
+        tile, block, _, in_place, depth = _layout(problem, self.paired)
+        per_k, terms, rate = problem.k // problem.groups, depth * math.prod(problem.kernel), 1.0
+        if self.paired:
+            rate = host().pair_cycles * 1.1  # more loads beside each product
         pieces, tiles = block.pieces * problem.groups, -(-per_k // tile.channels)
         pixels = math.prod(block.size)
         panels, vectors = -(-pixels // (tile.vectors * tile.lanes)), -(-pixels // tile.lanes)
-        products = tiles * (vectors * terms * tile.channels / 2 * 1.15 + panels * TILE_CYCLES)
+        products = tiles * (vectors * terms * tile.channels / 2 * 1.15 * rate + panels * TILE_CYCLES)
         # vectors of a panel that end with a row of outputs take another piece
         gathered = terms * (vectors + pixels / block.size[-1]) * 5
-        packed = 0 if in_place else pack_cycles(block, problem.c)
+        packed = 0 if in_place else pack_cycles(block, depth * problem.groups)
         # kernels are flipped in an input_grad, where the terms of an output channel do not follow each other
-        weights = math.prod(problem.w_shape) * 2 if problem.flip and math.prod(problem.kernel) > 1 else 0
-        return CALL_SECONDS + 2e-6 + seconds(pieces * block.images * (products + gathered) + packed + weights)
+        packs = problem.dtype != problem.acc_dtype or (problem.flip and math.prod(problem.kernel) > 1)
+        weights = math.prod(problem.w_shape) * 2 if packs else 0
+        written = math.prod(problem.y_shape) * WRITE_CYCLES if problem.layout == "channels_last" else 0
+        return CALL_SECONDS + 2e-6 + seconds(pieces * block.images * (products + gathered) + packed + weights + written)
 
     def forward_workspace(self, problem: ConvProblem) -> int:
         """For each thread a slab, a panel, sums and tables; w packed or in the accumulation dtype."""
-        layout = _layout(problem)
+        layout = _layout(problem, self.paired)
         item = np_dtype(problem.acc_dtype).itemsize
         weights = 2 * (math.prod(problem.w_shape) + problem.groups * layout.tile.channels * problem.c * math.prod(problem.kernel))
         return most_workers(problem, layout.block, layout.tile.channels) * _areas(problem, layout).bytes + weights * item
 
     def forward(self, problem: ConvProblem) -> _Executor:
         """The executor."""
-        return _Executor(problem)
+        return _Executor(problem, self.paired)

@@ -14,6 +14,7 @@ from numconv.plugin import Rates
 
 from .microkernels.emit import host, lanes_of
 from .microkernels.peak import CHAINS, copy_lines, multiply_add
+from .scalar import PAIRS
 from .threads import SERIAL_WORK, run, threads
 
 __all__ = ["copy_rate", "measurements", "multiply_add_rate", "rates"]
@@ -31,13 +32,14 @@ def _best(call: Callable[[], None]) -> float:
 
 
 def multiply_add_rate(dtype: str, count: int) -> float:
-    """FLOP/s of `count` threads at the peak; a multiply-add is two."""
-    lanes, step = lanes_of(dtype), max(host().width, 64)
-    data = np.full(count * step // np.dtype(dtype).itemsize, 0.5, dtype)
+    """FLOP/s of `count` threads at the peak; a multiply-add is two. `dtype` may be `PAIRS`, of which a product is two of them."""
+    stored, each = ("float32", 2) if dtype == PAIRS else (dtype, 1)
+    lanes, step = lanes_of(stored), max(host().width, 64)
+    data = np.full(count * step // np.dtype(stored).itemsize, 0.5, stored)
     compiled = multiply_add.specialise(lanes, dtype)
     work = 2.0 * SERIAL_WORK if count > 1 else 0.0
     best = _best(lambda: run(compiled, count, work, data, step, TURNS))
-    return count * CHAINS * lanes * 2 * TURNS / best
+    return count * CHAINS * lanes * 2 * each * TURNS / best
 
 
 def copy_rate(count: int, copied: int = COPIED) -> float:
@@ -59,9 +61,10 @@ def measurements() -> Mapping[str, str]:
     """Rates of one thread and of all that a call may use."""
     counts = sorted({1, threads()})
     rows = {}
-    for dtype in ("float32", "float64"):
+    for dtype in ("float32", "float64", *((PAIRS,) if host().pairs else ())):
         rates = (f"{multiply_add_rate(dtype, count) / 1e9:.0f} GFLOP/s on {_threads(count)}" for count in counts)
-        rows[f"{dtype} multiply-adds"] = ", ".join(rates)
+        name = "bfloat16 multiply-adds in pairs" if dtype == PAIRS else f"{dtype} multiply-adds"
+        rows[name] = ", ".join(rates)
     rates = (f"{copy_rate(count) / 1e9:.1f} GB/s on {_threads(count)}" for count in counts)
     rows["copy, read and written"] = ", ".join(rates)
     return rows

@@ -7,13 +7,15 @@ its window starts in what the tile reads.
 
 from __future__ import annotations
 
+import numpy as np
+
 from .activations import activate_run, rectified
 from .compiler import Address, Tag, helper, invoke, kernel
 from .direct import clear, outer_offset
-from .elements import INT64, itemsize, keep, memory, same, scratch
-from .entries import COPY, LANES, TRANSPOSE
-from .geometry import DILATION, DIMS, FLIPPED, PARTS, STRIDE, WINDOW, part
-from .scalar import add, address, is_null, load, pointer, store, wide_vectors, zero
+from .elements import INT64, arithmetic, held, in_rows, itemsize, keep, memory, same, scratch
+from .entries import DRESS, LANES, READ_ROWS, READ_SQUARES, READ_WORDS, WRITE_SQUARES
+from .geometry import DILATION, DIMS, FLIPPED, PARTS, PER_C, STRIDE, WINDOW, part
+from .scalar import add, address, is_null, load, move, pointer, prefetch, store, wide_vectors, zero
 from .slab import B_STEP, B_UNIT, axis_entry, block_extent, block_image, block_images, block_start
 
 __all__ = [
@@ -31,7 +33,13 @@ __all__ = [
 ]
 
 
-UINT8 = Tag("uint8")
+UINT8, UINT32 = Tag("uint8"), Tag("uint32")
+SMOOTHED = 64
+"""Pixels that get their silu or gelu together."""
+AHEAD = 4
+"""Input channels whose weights are fetched before they are packed: those of an input_grad lie far apart."""
+PAIRED_TAPS = 16
+"""Taps up to which as many pairs of channels are packed together as make whole squares of vectors."""
 
 # --- tables --------------------------------------------------------------------------------------------------------------------
 
@@ -109,36 +117,35 @@ def weight_run(g, taps, size):
 
 
 @helper
-def pack_lanes(target, w, rows, columns, width, tools, w_k, size):
+def fetch_lines(start, size):
+    """Bring so many bytes into the caches; they may lie beyond an array."""
+    for line in range(0, size, 64):
+        prefetch(start + line)
+
+
+@helper
+def pack_lanes(target, w, rows, columns, width, tools, w_k):
     """target[j, lane] = w[lane, j] for j < columns: a run of neighbours of `rows` channels, a panel of `width` bytes wide."""
-    square = tools[LANES]
-    for first in range(0, rows, square):
-        for j in range(0, columns, square):
-            place = target + (first * size + j * width)
-            invoke(tools[TRANSPOSE], w + (first * w_k + j * size), w_k, rows - first, columns - j, address(0), 0, place, width)
+    invoke(tools[READ_SQUARES], w, w_k, rows, columns, address(0), 0, target, width)
 
 
-@kernel(no_cfunc_wrapper=False)
-def pack_panel(
-    xt: Tag, at: Tag, table: Address, target: Address, w: Address, rows: int, first: int, count: int, taps: int, width: int,
-    sizes: Address,
-) -> None:  # fmt: skip
-    """The input channels first .. first + count of a panel of `rows` output channels, at `w`; `width`: bytes of its rows."""
-    tools, g = pointer(table, INT64), pointer(sizes, INT64)
+@helper
+def pack_terms(target, w, rows, first, count, taps, width, tools, g, xt, at):
+    """The input channels first .. first + count of a panel of `rows` output channels, in the dtype of sums."""
     ws, size = part(g, PARTS + 1), itemsize(xt)
     w_k, w_c = g[ws + 1], g[ws + 2]
-    if rows * itemsize(at) < width:
-        clear(target, count * taps * width // itemsize(at), at)
     run = weight_run(g, taps, size)
-    if same(xt, at) & (w_k == size) & (taps == 1):
-        invoke(tools[COPY], w + first * w_c, 0, rows, target, 0, rows, count, w_c, width)
+    if (w_k == size) & (taps == 1):
+        invoke(tools[READ_ROWS], w + first * w_c, 0, rows, target, 0, rows, count, w_c, width, 1, 0, 0)
         return
-    if same(xt, at) & (run != 1 or taps == 1):
+    if run != 1 or taps == 1:
         if run < 0 or (taps == 1 and w_c == size):
-            pack_lanes(target, w + first * w_c, rows, count * taps, width, tools, w_k, size)
+            pack_lanes(target, w + first * w_c, rows, count * taps, width, tools, w_k)
         else:
             for c in range(count):
-                pack_lanes(target + c * taps * width, w + (first + c) * w_c, rows, taps, width, tools, w_k, size)
+                if w_k == taps * size:
+                    fetch_lines(w + (first + c + AHEAD) * w_c, rows * taps * size)
+                pack_lanes(target + c * taps * width, w + (first + c) * w_c, rows, taps, width, tools, w_k)
         return
     axis = g[DIMS] - 1
     window, step = g[part(g, WINDOW) + axis], g[ws + 3 + axis]
@@ -148,6 +155,52 @@ def pack_panel(
             place = target + (c * taps + tap) * width
             for k in range(rows):
                 store(place + k * itemsize(at), load(source + k * w_k, xt, at), at)
+
+
+@helper
+def join_words(target, first, second, count):
+    """The upper halves of two rows of float32 numbers, which are bfloat16 numbers, as pairs."""
+    wide_vectors()
+    for i in range(count):
+        low, high = load(first + 4 * i, UINT32), load(second + 4 * i, UINT32)
+        store(target + 4 * i, np.uint32(low >> np.uint32(16)) | np.uint32(high & np.uint32(0xFFFF0000)), UINT32)
+
+
+@helper
+def pack_pairs(target, w, rows, first, count, taps, width, tools, g, xt, at):
+    """So many pairs of input channels from the pair `first` on; a channel that is not there is zero."""
+    several = tools[LANES] // 2 if taps <= PAIRED_TAPS else 1
+    row = taps * width
+    words = scratch(2 * several * row)
+    place = memory(words)
+    clear(place, 2 * several * row // itemsize(at), at)
+    for begin in range(first, first + count, several):
+        pairs = min(several, first + count - begin)
+        channels = min(2 * pairs, g[PER_C] - 2 * begin)
+        if channels < 2 * pairs:
+            clear(place + channels * row, row // itemsize(at), at)
+        pack_terms(place, w, rows, 2 * begin, channels, taps, width, tools, g, xt, at)
+        for pair in range(pairs):
+            join_words(target + (begin - first + pair) * row, place + 2 * pair * row, place + (2 * pair + 1) * row, row // 4)
+    keep(words)
+
+
+@kernel(no_cfunc_wrapper=False)
+def pack_panel(
+    xt: Tag, at: Tag, table: Address, target: Address, w: Address, rows: int, first: int, count: int, taps: int, width: int,
+    sizes: Address,
+) -> None:  # fmt: skip
+    """The input channels first .. first + count of a panel of `rows` output channels, at `w`; `width`: bytes of its rows.
+
+    Channels are counted in pairs where the factors, of dtype `at`, are pairs.
+    """
+    tools, g = pointer(table, INT64), pointer(sizes, INT64)
+    if rows * itemsize(at) < width:
+        clear(target, count * taps * width // itemsize(at), at)
+    if held(at) == 2:
+        pack_pairs(target, w, rows, first, count, taps, width, tools, g, xt, arithmetic(at))
+    else:
+        pack_terms(target, w, rows, first, count, taps, width, tools, g, xt, arithmetic(at))
 
 
 # --- results -------------------------------------------------------------------------------------------------------------------
@@ -188,31 +241,46 @@ def finish_lanes(sums, y, columns, step, bias, code, yt, at):
 
 
 @helper
-def write_square(sums, width, rows, columns, bias, code, y, k_step, q_step, spare, tools, at):
-    """At most as many pixels and channels as a vector has lanes; pixels with gaps in y go through a spare square."""
-    size, square = itemsize(at), tools[LANES]
-    if q_step == size:
-        return invoke(tools[TRANSPOSE], sums, width, rows, columns, bias, code, y, k_step) != 0
-    bad = invoke(tools[TRANSPOSE], sums, width, rows, columns, bias, code, spare, square * size) != 0
-    for j in range(min(columns, square)):
-        for q in range(min(rows, square)):
-            store(y + (j * k_step + q * q_step), load(spare + (j * square + q) * size, at), at)
-    return bad
+def write_apart(sums, width, count, columns, bias, code, y, k_step, q_step, spare, tools, yt, at):
+    """What `write_run` does where pixels have gaps in y: through a spare square; returns whether a sum is not finite."""
+    bad, size, item, square = 0, itemsize(at), itemsize(yt), tools[LANES]
+    for j in range(0, columns, square):
+        shift = bias if is_null(bias) else bias + j * size
+        for q in range(0, count, square):
+            rows, lanes = min(count - q, square), min(columns - j, square)
+            source = sums + (q * width + j * size)
+            bad |= invoke(tools[WRITE_SQUARES], source, width, rows, lanes, shift, code, spare, square * item)
+            for lane in range(lanes):
+                for one in range(rows):
+                    move(y + ((j + lane) * k_step + (q + one) * q_step), spare + (lane * square + one) * item, yt)
+    return bad != 0
+
+
+@helper
+def write_squares(sums, width, count, columns, bias, code, y, k_step, q_step, spare, tools, yt, at):
+    """A run of pixels, square by square, for a code of at most 1; returns whether a sum is not finite."""
+    if q_step == itemsize(yt):
+        return invoke(tools[WRITE_SQUARES], sums, width, count, columns, bias, code, y, k_step) != 0
+    return write_apart(sums, width, count, columns, bias, code, y, k_step, q_step, spare, tools, yt, at)
 
 
 @helper
 def write_run(sums, width, count, columns, bias, code, y, k_step, q_step, spare, tools, yt, at):
     """A run of pixels, evenly spaced in y, for `columns` channels; returns whether a sum is not finite."""
-    bad, size, square = False, itemsize(at), tools[LANES]
-    if same(yt, at) & (code <= 1) & (k_step != size):
-        for j in range(0, columns, square):
-            shift = bias if is_null(bias) else bias + j * size
-            for q in range(0, count, square):
-                source, target = sums + (q * width + j * size), y + (j * k_step + q * q_step)
-                bad |= write_square(source, width, count - q, columns - j, shift, code, target, k_step, q_step, spare, tools, at)
-    else:
+    bad, size = False, itemsize(yt)
+    if same(yt, at) & (k_step == size) & ((columns > 1) | (q_step != size)):
+        return invoke(tools[DRESS], sums, width, count, columns, bias, 0, code, y, q_step) != 0
+    if (k_step == size) & ((columns > 1) | (q_step != size)):
         for q in range(count):
             bad |= finish_lanes(sums + q * width, y + q * q_step, columns, k_step, bias, code, yt, at)
+        return bad
+    if code <= 1:
+        return write_squares(sums, width, count, columns, bias, code, y, k_step, q_step, spare, tools, yt, at)
+    # some pixels at a time, which the activation leaves in the first-level cache
+    for q in range(0, count, SMOOTHED):
+        source, pixels = sums + q * width, min(SMOOTHED, count - q)
+        bad |= invoke(tools[DRESS], source, width, pixels, columns, bias, 0, code, source, width) != 0
+        write_squares(source, width, pixels, columns, address(0), 0, y + q * q_step, k_step, q_step, spare, tools, yt, at)
     return bad
 
 
@@ -275,16 +343,30 @@ def write_panel(
 @helper
 def read_run(target, width, count, columns, y, k_step, q_step, tools, yt, at):
     """A run of pixels of y for `columns` channels: [pixel][lane]."""
-    size = itemsize(at)
-    if same(yt, at) & (q_step == size):
-        for q in range(0, count, tools[LANES]):
-            pack_lanes(target + q * width, y + q * size, columns, min(count - q, tools[LANES]), width, tools, k_step, size)
-    elif same(yt, at) & (k_step == size):
-        invoke(tools[COPY], y, 0, columns, target, 0, columns, count, q_step, width)
+    size = itemsize(yt)
+    if q_step == size:
+        pack_lanes(target, y, columns, count, width, tools, k_step)
+    elif k_step == size:
+        invoke(tools[READ_ROWS], y, 0, columns, target, 0, columns, count, q_step, width, 1, 0, 0)
     else:
         for q in range(count):
             for j in range(columns):
-                store(target + (q * width + j * size), load(y + (q * q_step + j * k_step), yt, at), at)
+                store(target + (q * width + j * itemsize(at)), load(y + (q * q_step + j * k_step), yt, at), at)
+
+
+@helper
+def read_pairs(target, words, width, count, columns, y, k_step, q_step, tools, yt, at):
+    """A run of pixels of y as pairs of neighbours, [pair][lane]; what the last one lacks is zero."""
+    whole = 0
+    if q_step == itemsize(yt):
+        # neighbours in memory are pairs already
+        whole = count // 2
+        invoke(tools[READ_WORDS], y, k_step, columns, whole, address(0), 0, target, width)
+    for pair in range(whole, (count + 1) // 2):
+        both = min(2, count - 2 * pair)
+        read_run(words, width, both, columns, y + 2 * pair * q_step, k_step, q_step, tools, yt, at)
+        clear(words + both * width, (2 - both) * width // itemsize(at), at)
+        join_words(target + pair * width, words, words + width, width // 4)
 
 
 @kernel(no_cfunc_wrapper=False)
@@ -292,15 +374,28 @@ def read_panel(
     yt: Tag, at: Tag, table: Address, target: Address, width: int, columns: int, y: Address, block: int, sizes: Address,
     cutting: Address,
 ) -> None:  # fmt: skip
-    """The pixels of a block for the channels of a panel, [pixel][lane]: the reverse of `write_panel`."""
+    """The pixels of a block for the channels of a panel, [pixel][lane]: the reverse of `write_panel`.
+
+    Where the factors, of dtype `at`, are pairs of neighbours, they are [row][pair][lane].
+    """
     tools, g, b = pointer(table, INT64), pointer(sizes, INT64), pointer(cutting, INT64)
     ndim, ys = g[DIMS], part(g, PARTS + 2)
     k_step, q_step, n = g[ys + 2], g[ys + 3 + ndim - 1], block_image(b, ndim, block)
     inner, run = runs_of(g, b, block, PARTS + 2)
+    if in_rows(at) and block_extent(g, b, block, ndim - 1) % 2:
+        # no pair reaches into the next row
+        inner, run = ndim - 1, block_extent(g, b, block, ndim - 1)
     lines = lines_of(inner, g, b, block)
+    words = scratch(2 * width if in_rows(at) else 0)
+    clear(memory(words), 2 * width // itemsize(at) if in_rows(at) else 0, at)
     for line in range(block_images(g, b, block) * lines):
         place = y + ((n + line // lines) * g[ys] + run_offset(line % lines, inner, g, b, block))
-        read_run(target + line * run * width, width, run, columns, place, k_step, q_step, tools, yt, at)
+        if in_rows(at):
+            into = target + line * ((run + 1) // 2) * width
+            read_pairs(into, memory(words), width, run, columns, place, k_step, q_step, tools, yt, arithmetic(at))
+        else:
+            read_run(target + line * run * width, width, run, columns, place, k_step, q_step, tools, yt, arithmetic(at))
+    keep(words)
 
 
 @kernel(no_cfunc_wrapper=False)

@@ -1,7 +1,8 @@
 """Typed loads, stores and arithmetic for kernels, each a single step with the rounding that numconv promises.
 
 Everything here is used inside jitted code. Where a dtype is asked for, give a `compiler.Tag` with its name. Values have the
-dtype's Numba type, except float16 and bfloat16, which are their bits in a uint16 until they are widened.
+dtype's Numba type, except float16 and bfloat16, which are their bits in a uint16 until they are widened, and pairs of
+bfloat16, which are moved only.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 
 from .compiler import AddressType, TagType, address_type, intrinsic
+from .halves import HALVES, narrow_half, widen_half
 
 __all__ = [
+    "PAIRS",
+    "ROW_PAIRS",
     "add",
     "address",
     "as_integer",
@@ -26,21 +30,27 @@ __all__ = [
     "conj",
     "is_null",
     "load",
+    "move",
     "muladd",
     "one_by_one",
     "pointer",
+    "prefetch",
     "store",
     "wide_vectors",
     "zero",
 ]
 
-_HALVES = ("float16", "bfloat16")
+PAIRS = "bfloat16x2"
+"""Two bfloat16 numbers that are multiplied together, of neighbouring channels, the first in the lower half."""
+ROW_PAIRS = "bfloat16x2 in rows"
+"""The same of neighbouring results of a row, which read places of x that lie a stride apart."""
 _DTYPES = {
-    **dict.fromkeys(_HALVES, types.uint16),
+    **dict.fromkeys((PAIRS, ROW_PAIRS), types.uint32),
+    **dict.fromkeys(HALVES, types.uint16),
     **{name: getattr(types, name) for name in ("float32", "float64", "complex64", "complex128")},
     **{f"{sign}int{bits}": getattr(types, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
-_i16, _i32, _f32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
+_i32 = ir.IntType(32)
 
 
 def storage_type(tag: Any) -> types.Type:
@@ -53,7 +63,7 @@ def storage_type(tag: Any) -> types.Type:
 def value_type(tag: Any) -> types.Type:
     """The Numba type in which values of a dtype are computed."""
     found = storage_type(tag)
-    if tag.value in _HALVES:
+    if tag.value in HALVES:
         raise TypingError(f"{tag.value} is a storage dtype: compute in float32")
     return found
 
@@ -157,7 +167,7 @@ def store(typingctx: Any, where: Any, number: Any, dtype: Any) -> Any:
     _check_address(where)
     stored = storage_type(dtype)
     number = types.unliteral(number)
-    if dtype.value in _HALVES and number != types.float32:
+    if dtype.value in HALVES and number != types.float32:
         raise TypingError(f"a {dtype.value} is rounded from a float32, not from a {number}")
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -167,6 +177,23 @@ def store(typingctx: Any, where: Any, number: Any, dtype: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(where, number, dtype), codegen
+
+
+@intrinsic
+def move(typingctx: Any, target: Any, source: Any, dtype: Any) -> Any:
+    """Copy an element as it is stored."""
+    _check_address(target)
+    _check_address(source)
+    stored = storage_type(dtype)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = context.get_data_type(stored).as_pointer()
+        loaded = builder.load(builder.bitcast(args[1], kind))
+        loaded.align = _alignment(stored)
+        builder.store(loaded, builder.bitcast(args[0], kind)).align = _alignment(stored)
+        return context.get_dummy_value()
+
+    return types.void(target, source, dtype), codegen
 
 
 @intrinsic
@@ -264,6 +291,19 @@ def wide_vectors(typingctx: Any) -> Any:
 
 
 @intrinsic
+def prefetch(typingctx: Any, place: Any) -> Any:
+    """Bring a line of memory into the caches; an address that is not mapped does no harm."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [args[0].type, _i32, _i32, _i32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [args[0], _i32(0), _i32(3), _i32(1)])
+        return context.get_dummy_value()
+
+    return types.void(address_type), codegen
+
+
+@intrinsic
 def one_by_one(typingctx: Any) -> Any:
     """Keep LLVM from vectorising the loop that contains this call.
 
@@ -278,67 +318,12 @@ def one_by_one(typingctx: Any) -> Any:
 
 
 def _widen(context: Any, builder: Any, loaded: Any, dtype: str, result: types.Type) -> Any:
-    if dtype not in _HALVES:
+    if dtype not in HALVES:
         return context.cast(builder, loaded, _DTYPES[dtype], result)
-    single = _half_to_float(context, builder, loaded) if dtype == "float16" else _bfloat_to_float(builder, loaded)
-    return context.cast(builder, single, types.float32, result)
+    return context.cast(builder, widen_half(context, builder, loaded, dtype), types.float32, result)
 
 
 def _narrow(context: Any, builder: Any, number: Any, number_type: types.Type, dtype: str) -> Any:
-    if dtype == "float16":
-        return _float_to_half(context, builder, number)
-    if dtype == "bfloat16":
-        return _float_to_bfloat(builder, number)
+    if dtype in HALVES:
+        return narrow_half(context, builder, number, dtype)
     return context.cast(builder, number, number_type, _DTYPES[dtype])
-
-
-def _converts_halves(context: Any) -> bool:
-    """Whether the processor converts float16; elsewhere LLVM would call a routine that the process may not have."""
-    triple, _, features = context.codegen().magic_tuple()
-    return "+f16c" in features.split(",") or triple.startswith(("aarch64", "arm64"))
-
-
-def _bfloat_to_float(builder: Any, bits: Any) -> Any:
-    return builder.bitcast(builder.shl(builder.zext(bits, _i32), _i32(16)), _f32)
-
-
-def _half_to_float(context: Any, builder: Any, bits: Any) -> Any:
-    if _converts_halves(context):
-        return builder.fpext(builder.bitcast(bits, ir.HalfType()), _f32)
-    wide = builder.zext(bits, _i32)
-    sign = builder.shl(builder.and_(wide, _i32(0x8000)), _i32(16))
-    moved = builder.shl(builder.and_(wide, _i32(0x7FFF)), _i32(13))
-    # the exponents' biases differ by 112; the product is exact and normalises subnormals
-    scaled = builder.bitcast(builder.fmul(builder.bitcast(moved, _f32), _f32(2.0**112)), _i32)
-    special = builder.icmp_unsigned(">=", moved, _i32(0x7C00 << 13))
-    magnitude = builder.select(special, builder.or_(moved, _i32(0x7F800000)), scaled)
-    return builder.bitcast(builder.or_(magnitude, sign), _f32)
-
-
-def _round_off(builder: Any, bits: Any, count: int) -> Any:
-    """Bits shifted right by `count`, rounded to nearest even."""
-    last = builder.and_(builder.lshr(bits, _i32(count)), _i32(1))
-    return builder.lshr(builder.add(builder.add(bits, _i32((1 << count - 1) - 1)), last), _i32(count))
-
-
-def _float_to_bfloat(builder: Any, number: Any) -> Any:
-    bits = builder.bitcast(number, _i32)
-    quiet = builder.or_(builder.lshr(bits, _i32(16)), _i32(0x40))
-    rounded = builder.select(builder.fcmp_unordered("uno", number, number), quiet, _round_off(builder, bits, 16))
-    return builder.trunc(rounded, _i16)
-
-
-def _float_to_half(context: Any, builder: Any, number: Any) -> Any:
-    if _converts_halves(context):
-        return builder.bitcast(builder.fptrunc(number, ir.HalfType()), _i16)
-    bits = builder.bitcast(number, _i32)
-    sign = builder.and_(builder.lshr(bits, _i32(16)), _i32(0x8000))
-    magnitude = builder.and_(bits, _i32(0x7FFFFFFF))
-    normal = _round_off(builder, builder.sub(magnitude, _i32(112 << 23)), 13)
-    # the last place of a number in [1/2, 1) is that of half precision's subnormals, so this sum rounds as they do
-    shifted = builder.fadd(builder.bitcast(magnitude, _f32), _f32(0.5))
-    subnormal = builder.sub(builder.bitcast(shifted, _i32), _i32(0x3F000000))
-    result = builder.select(builder.icmp_unsigned("<", magnitude, _i32(113 << 23)), subnormal, normal)
-    result = builder.select(builder.icmp_unsigned(">=", magnitude, _i32(0x47800000)), _i32(0x7C00), result)
-    result = builder.select(builder.icmp_unsigned(">", magnitude, _i32(0x7F800000)), _i32(0x7E00), result)
-    return builder.trunc(builder.or_(result, sign), _i16)

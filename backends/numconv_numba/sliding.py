@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from numconv.plugin import PoolProblem, WindowProblem
+from numconv.plugin import ConvProblem, PoolProblem, Verdict, WindowProblem
 
 from .compiler import Address, Tag, helper, invoke, kernel
 from .elements import INT64, keep, memory, scratch
 from .microkernels.emit import lanes_of
-from .microkernels.windows import JOB, windows
+from .microkernels.windows import JOB, MAX_STRIDE, windows
 from .scalar import is_null, load, pointer, store
 from .threads import parallel_for
 
@@ -41,6 +41,7 @@ __all__ = [
     "Rows",
     "X",
     "Y",
+    "gathered_in_vectors",
     "list_bytes",
     "list_rows",
     "outer_axis",
@@ -73,7 +74,7 @@ def outer_factor(g, factors, sizes, a, b, c):
 
 @helper
 def list_rows(g, factors, scales, lists, a, b):
-    """What the outer results (a, b, c) read, for every c, as the microkernel wants it."""
+    """What the outer results (a, b, c) read, for every c, as the microkernel wants it; without factors, the taps' numbers."""
     step, entries = list_bytes(g), pointer(lists, INT64)
     for c in range(g[OUTER + 2]):
         here, count = c * step, 0
@@ -90,6 +91,7 @@ def list_rows(g, factors, scales, lists, a, b):
                     offset = first * g[X + 2] + second * g[X + 3] + third * g[X + 4]
                     entries[entry] = offset + i * g[TAPS] + j * g[TAPS + 1] + k * g[TAPS + 2]
                     entries[entry + 1] = ((first * g[SOURCE + 1] + second) * g[SOURCE + 2] + third) * g[PITCH]
+                    entries[entry + 2] = (i * g[WINDOW + 1] + j) * g[WINDOW + 2] + k
                     if not is_null(factors):
                         store(lists + (8 * entry + 16), outer_factor(g, factors, SOURCE, first, second, third), FLOAT64)
         entries[here // 8] = count
@@ -177,12 +179,20 @@ class Inner(NamedTuple):
     phases: tuple[tuple[tuple[int, int], ...], ...]
 
 
+Problem: TypeAlias = ConvProblem | PoolProblem | WindowProblem
+"""A convolution is seen as the windows of one channel."""
+
+
+def _window(problem: Problem) -> tuple[int, ...]:
+    return problem.kernel if isinstance(problem, ConvProblem) else problem.window
+
+
 _NO_AXIS = Axis(1, 1, np.zeros((1, 1), np.int64))
 
 
-def outer_axis(problem: PoolProblem | WindowProblem, axis: int, back: bool) -> Axis:
+def outer_axis(problem: Problem, axis: int, back: bool) -> Axis:
     """An axis of a problem; `back`: the results are elements of x, and the sources those of y that read them."""
-    size, window, output = problem.spatial[axis], problem.window[axis], problem.output[axis]
+    size, window, output = problem.spatial[axis], _window(problem)[axis], problem.output[axis]
     stride, low, taps = problem.stride[axis], problem.padding[axis][0], problem.dilation[axis] * np.arange(window)
     if back:
         reached = np.arange(size)[:, None] + low - taps
@@ -192,10 +202,10 @@ def outer_axis(problem: PoolProblem | WindowProblem, axis: int, back: bool) -> A
     return Axis(output, size, np.where((read >= 0) & (read < size), read, -1))
 
 
-def inner_axis(problem: PoolProblem | WindowProblem, back: bool) -> Inner:
+def inner_axis(problem: Problem, back: bool) -> Inner:
     """The last axis of a problem."""
     size, output, stride, low = problem.spatial[-1], problem.output[-1], problem.stride[-1], problem.padding[-1][0]
-    taps = [(tap, problem.dilation[-1] * tap - low) for tap in range(problem.window[-1])]
+    taps = [(tap, problem.dilation[-1] * tap - low) for tap in range(_window(problem)[-1])]
     if not back:
         return Inner(output, size, stride, (tuple(taps),))
     phases = [[(tap, (p - place) // stride) for tap, place in taps if (p - place) % stride == 0] for p in range(stride)]
@@ -208,19 +218,36 @@ UNROLLED = 12
 """Taps along a row that the microkernel has unrolled."""
 
 
+MAX_TABLE = 1 << 16
+"""Entries of the table of an axis."""
+
+
+def gathered_in_vectors(problem: ConvProblem | WindowProblem) -> Verdict:
+    """Whether what the elements of x gave can be gathered by rows along the last axis."""
+    window = _window(problem)
+    if problem.ndim > OUTER_AXES + 1 or problem.stride[-1] > MAX_STRIDE:
+        return Verdict.no(
+            f"{problem.ndim} dimensions, stride {problem.stride[-1]}: it takes {OUTER_AXES + 1}, at most {MAX_STRIDE}"
+        )
+    entries = max(size * taps for size, taps in zip(problem.spatial, window, strict=True))
+    if max(entries, problem.spatial[-2:][0] * math.prod(window[:-1])) > MAX_TABLE:
+        return Verdict.no(f"a table of {entries} rows: it takes at most {MAX_TABLE}")
+    return Verdict.yes()
+
+
 class Rows:
     """The vector of the driver for one problem, and its number of work items.
 
     Parameters
     ----------
-    problem : PoolProblem or WindowProblem
+    problem : ConvProblem, PoolProblem or WindowProblem
     back : bool
         Whether the results are elements of x.
     innermost : bool
         Whether rows run along the channels.
     """
 
-    def __init__(self, problem: PoolProblem | WindowProblem, *, back: bool, innermost: bool):
+    def __init__(self, problem: Problem, *, back: bool, innermost: bool):
         axes = [outer_axis(problem, axis, back) for axis in range(problem.ndim - (not innermost))]
         self._outer = [*[_NO_AXIS] * (OUTER_AXES - len(axes)), *axes]
         self.inner = Inner(problem.c, problem.c, 1, (((0, 0),),)) if innermost else inner_axis(problem, back)

@@ -16,7 +16,7 @@ from numconv.plugin import ConvProblem, np_dtype
 
 from .compiler import Address, Tag, helper, invoke, kernel
 from .direct import clear, outer_source
-from .elements import INT64, itemsize, same
+from .elements import INT64, itemsize
 from .geometry import (
     DILATION,
     DIMS,
@@ -30,16 +30,18 @@ from .geometry import (
     part,
     source_index,
 )
+from .microkernels.activation import dress
 from .microkernels.copies import split_strip, spread
 from .microkernels.emit import lanes_of
 from .scalar import pointer
-from .slab import pack_borders, pack_places
+from .slab import copy_cells, pack_borders, pack_places
 
 __all__ = [
     "BAND", "BANDS", "CLASSES", "COLUMNS", "EXTRA", "FOLDED", "ITEMS", "KERNEL_ROWS", "LAG", "OUTER_OUTPUTS", "OUTER_TAPS",
-    "PACK", "PHASES", "PHASE_ROWS", "PITCH", "REACHED", "ROLLING", "ROWS", "SPLIT", "SPREAD", "STRIP", "TILE", "TOTAL", "UINT8",
-    "WIDTH", "Layout", "band_lines", "band_of", "column_places", "entry_table", "first_row_of", "layout_vector", "layout_with",
-    "line_bytes_of", "outer_place", "packing_cycles", "short_pixels", "slab_places", "slices_of", "strip_of",
+    "PACK", "PHASES", "PHASE_ROWS", "PITCH", "REACHED", "ROLLING", "ROWS", "SMOOTH", "SPLIT", "SPREAD", "STRIP", "SUMS_TILE",
+    "TILE", "TOTAL", "UINT8", "WIDTH", "Layout", "band_lines", "band_of", "column_places", "entry_table", "first_row_of",
+    "layout_vector", "layout_with", "line_bytes_of", "outer_place", "packing_cycles", "short_pixels", "slab_places", "slices_of",
+    "strip_of",
 ]  # fmt: skip
 
 SLAB_BYTES = 32 * 1024
@@ -265,18 +267,18 @@ def pack_lines(slab, x, start, lines, x_row, g, b, split_at, xt, at):
     step, length, stride = g[part(g, PARTS) + 3 + axis], g[part(g, SIZE) + axis], g[part(g, STRIDE) + axis]
     phase_bytes = b[PITCH] * size
     line_bytes = b[PHASES] * phase_bytes
-    even = same(xt, at) & (step == itemsize(xt)) & (split_at != 0)
+    even = (step == itemsize(xt)) & (split_at != 0)
     if even:
         invoke(split_at, x, start, length, slab, phase_bytes, b[PITCH], lines, x_row, line_bytes)
     if even and g[MODE] == 0:
         return
-    for line in range(lines):
-        for phase in range(b[PHASES]):
-            target, source = slab + (line * line_bytes + phase * phase_bytes), x + line * x_row
-            if even:
-                pack_borders(target, source, start + phase, stride, b[PITCH], g, xt, at)
-            else:
-                pack_places(target, source, start + phase, stride, b[PITCH], g, xt, at)
+    for phase in range(b[PHASES]):
+        target, first = slab + phase * phase_bytes, start + phase
+        if even:
+            pack_borders(target, x, first, stride, b[PITCH], (1, 0, 0), (lines, line_bytes, x_row), g, xt, at)
+        else:
+            for line in range(lines):
+                pack_places(target + line * line_bytes, x + line * x_row, first, stride, b[PITCH], g, xt, at)
 
 
 @helper
@@ -292,17 +294,23 @@ def pack_slice(slab, x, base, first, last, start, g, b, split_at, xt, at):
         clear(slab, (low - first) * b[PHASES] * b[PITCH], at)
         clear(slab + (high - first) * line_bytes, (last - high) * b[PHASES] * b[PITCH], at)
         slab = slab + (low - first) * line_bytes
-    line = low
-    while line < high:
-        # neighbouring rows of x together; those of a border one by one, where their map leads
-        count, row = 1, 0
-        if not b[FOLDED]:
-            inside, beyond = inside_lines(base, dilation, g[part(g, SIZE) + axis], 0)
-            row = source_index(base + line * dilation, g[part(g, SIZE) + axis], g[MODE])
-            count = min(high, beyond) - line if inside <= line < beyond else 1
-        target = slab + (line - low) * line_bytes
-        pack_lines(target, x + row * step, start, count, dilation * step, g, b, split_at, xt, at)
-        line += count
+    begin, end = low, high
+    if not b[FOLDED]:
+        inside, beyond = inside_lines(base, dilation, g[part(g, SIZE) + axis], 0)
+        begin = min(max(low, inside), high)
+        end = max(min(high, beyond), begin)
+    # neighbouring rows of x together; those of a border one by one, from where their map leads
+    if begin < end:
+        source = x + (base + begin * dilation) * step
+        pack_lines(slab + (begin - low) * line_bytes, source, start, end - begin, dilation * step, g, b, split_at, xt, at)
+    for outside in range(begin - low + high - end):
+        line = low + outside if outside < begin - low else outside - (begin - low) + end
+        row = source_index(base + line * dilation, g[part(g, SIZE) + axis], g[MODE])
+        target, other = slab + (line - low) * line_bytes, (row - base) // dilation
+        if begin <= other < end and base + other * dilation == row:
+            copy_cells(target, slab + (other - low) * line_bytes, b[PHASES] * b[PITCH], at)
+        else:
+            pack_lines(target, x + row * step, start, 1, step, g, b, split_at, xt, at)
 
 
 @helper
@@ -350,18 +358,20 @@ def pack_strip(
     return count
 
 
-SPLIT, PACK, TILE, SPREAD = range(4)
-"""The functions that drivers call by address; the tile is that of the driver."""
+SPLIT, PACK, TILE, SPREAD, SUMS_TILE, SMOOTH = range(6)
+"""The functions that drivers call by address; the tiles are those of the driver: one writes results, the other sums."""
 
 
-def entry_table(problem: ConvProblem, tile: int) -> np.ndarray[Any, Any]:
+def entry_table(problem: ConvProblem, tile: int, sums_tile: int = 0) -> np.ndarray[Any, Any]:
     """Their addresses; 0 for a stride whose phases are packed an element at a time."""
     dtype, acc, phases = problem.dtype, problem.acc_dtype, problem.stride[-1]
     lanes = lanes_of(acc)
     found = (
-        split_strip.address((phases, lanes), acc) if phases in (1, 2, 4) else 0,
+        split_strip.address((phases, lanes), (dtype, acc)) if phases in (1, 2, 4) else 0,
         pack_strip.address(dtype, acc),
         tile,
         spread.address(lanes, acc),
+        sums_tile,
+        dress.address(lanes, acc),
     )
     return np.array(found, np.int64)

@@ -23,18 +23,19 @@ from numconv.plugin import ConvProblem, Verdict, np_dtype
 from .blocked import CALL_SECONDS, seconds
 from .compiler import Address, Tag, helper, invoke, kernel
 from .dense import DenseImplementation, ForwardExecutor, Weights, accumulated
-from .direct import MEASURED_ERROR, clear, finish_row, outer_offset
-from .elements import INT64, itemsize, keep, memory, numbers, same, scratch
+from .direct import MEASURED_ERROR, clear, outer_offset
+from .elements import INT64, itemsize, keep, memory, numbers, scratch
 from .entries import PACK
 from .geometry import DIMS, OPTION, PARTS, PER_C, PER_K, WINDOW, part
-from .microkernels.emit import host
-from .microkernels.tiles import Tile, multiply_tile, tile_channels, tile_for, tile_pixels, write_vectors
+from .microkernels.tiles import Tile, multiply_tile, tile_channels, tile_for, tile_pixels, tile_share
+from .results import write_rows
 from .scalar import is_null, load, pointer, store, wide_vectors, zero
 from .slab import (
     B_PITCH,
     BLOCKS,
     CHANNEL,
     EXTRA,
+    SHARES,
     WRITE_CYCLES,
     Block,
     axis_entry,
@@ -44,6 +45,7 @@ from .slab import (
     block_vector,
     cut,
     pack_cycles,
+    shareable,
     steps,
     tap_offsets,
     tap_positions,
@@ -71,8 +73,9 @@ def block_for(problem: ConvProblem, tile: Tile) -> Block:
     per_c, item = problem.c // problem.groups, np_dtype(problem.acc_dtype).itemsize
 
     def fits(block: Block) -> bool:
-        slab = per_c * block.channel * item
-        return slab <= SLAB_BYTES and tile.channels * flat_pixels(block) * item <= RESULT_BYTES
+        slab, pixels = per_c * block.channel * item, flat_pixels(block)
+        few = pixels < 2 * SHARES * tile.vectors * tile.lanes
+        return slab <= SLAB_BYTES and tile.channels * pixels * item <= RESULT_BYTES and (few or shareable(problem, block))
 
     return cut(problem, problem.stride, tap_positions(problem), (1,) * problem.ndim, fits, min(problem.n, 1))
 
@@ -101,17 +104,6 @@ def is_finite_row(sums, count, at):
 
 
 @helper
-def write_rows(shape, sums, pixels, bias, y, channel, count, k_step, length, step, code, yt, at):
-    """A row of results of `count` channels, the first of which is `channel`."""
-    for k in range(count):
-        if same(yt, at) & (code <= 1) & (step == itemsize(yt)):
-            shift = -zero(at) if is_null(bias) else load(bias + (channel + k) * itemsize(at), at)
-            write_vectors(shape, at, sums + k * pixels * itemsize(at), y + k * k_step, length, shift, code)
-        else:
-            finish_row(sums + k * pixels * itemsize(at), y + k * k_step, length, step, bias, channel + k, code, yt, at)
-
-
-@helper
 def flat_extent(g, b, block):
     """Pixels from the first to the last output of this block."""
     ndim = g[DIMS]
@@ -132,14 +124,15 @@ def all_finite(sums, pixels, count, length, at):
 
 
 @helper
-def write_block(shape, sums, pixels, bias, y, group, k, count, block, g, b, yt, at):
+def write_block(sums, pixels, bias, y, group, k, count, block, g, b, tools, yt, at):
     """Results of a block for the channels k .. k + count."""
     ndim, ys = g[DIMS], part(g, PARTS + 2)
     axis, lines = ndim - 1, 1
     for other in range(axis):
         lines *= block_extent(g, b, block, other)
     start, extent = block_start(b, ndim, block, axis), block_extent(g, b, block, axis)
-    channel, k_step, q_step = group * g[PER_K] + k, g[ys + 2], g[ys + 3 + axis]
+    k_step, q_step, row = g[ys + 2], g[ys + 3 + axis], pixels * itemsize(at)
+    shift = bias if is_null(bias) else bias + (group * g[PER_K] + k) * itemsize(at)
     for line in range(lines):
         place, offset, left, step = 0, 0, line, axis_entry(b, ndim, B_PITCH, axis)
         for other in range(axis - 1, -1, -1):
@@ -149,7 +142,7 @@ def write_block(shape, sums, pixels, bias, y, group, k, count, block, g, b, yt, 
             left //= size
             step *= axis_entry(b, ndim, B_PITCH, other)
         source, target = sums + place * itemsize(at), y + (k * k_step + offset + start * q_step)
-        write_rows(shape, source, pixels, bias, target, channel, count, k_step, extent, q_step, g[OPTION], yt, at)
+        write_rows(source, row, count, extent, shift, g[OPTION], target, k_step, q_step, tools, yt, at)
 
 
 @helper
@@ -204,7 +197,7 @@ def _blocks(begin, end, args):
             new, y_n = sums + skip * pixels * itemsize(at), y + (n * g[ys] + group * g[ys + 1])
             if not all_finite(new, pixels, channels - skip, length, at):
                 store(status + n, np.uint8(1), UINT8)
-            write_block(shape, new, pixels, bias, y_n, group, k + skip, channels - skip, block, g, b, yt, at)
+            write_block(new, pixels, bias, y_n, group, k + skip, channels - skip, block, g, b, tools, yt, at)
     keep(packed)
     keep(results)
     keep(w_taps)
@@ -255,7 +248,7 @@ class _Executor(ForwardExecutor):
         self._work = problem.flops / 2
         taps = tap_offsets(problem, block)
         self._block = block_vector(block, flat_pixels(block), len(taps), chunk_for(problem, tile))
-        self._tools = tools_for(problem.dtype, problem.acc_dtype, tile.lanes, phases=block.step[-1])
+        self._tools = tools_for(problem.dtype, problem.acc_dtype, tile.lanes, phases=block.step[-1], out=problem.out_dtype)
         self._taps = np.array(taps, np.int64) * self._acc.itemsize
         self._kernel = tiled.specialise(tuple(tile), problem.out_dtype, problem.acc_dtype)
 
@@ -280,6 +273,7 @@ class RegisterTile(DenseImplementation):
     """Direct convolution of real floats with the lanes over pixels."""
 
     name = "tile"
+    apart_seconds: ClassVar[float] = 2e-10
     measured_error: ClassVar[Mapping[str, float]] = MEASURED_ERROR
 
     def accepts(self, problem: ConvProblem) -> Verdict:
@@ -287,16 +281,15 @@ class RegisterTile(DenseImplementation):
         return Verdict.yes()
 
     def forward_cost(self, problem: ConvProblem) -> float:
-        """Products, those between rows included, at a share of the peak that the tile's shape allows; packing; start-up."""
+        """Products, those between rows included, at the rate that the tile's shape allows; packing; start-up."""
         tile, block = _layout(problem)
         per_k, taps = problem.k // problem.groups, math.prod(problem.kernel)
         tiles, width = -(-per_k // tile.channels), tile.vectors * tile.lanes
         pieces = block.pieces * problem.groups
         per_c = problem.c // problem.groups
         products = pieces * tiles * tile.channels * (-(-flat_pixels(block) // width) * width) * per_c * taps
-        share = min(1, tile.vectors * tile.channels / 12)
         cycles = (
-            products / (2 * tile.lanes * share) * 1.15 * host().pixel_cycles
+            products / (2 * tile.lanes) * tile_share(tile.vectors, tile.channels) * 1.15
             + pack_cycles(block, problem.c)
             + math.prod(problem.y_shape) * WRITE_CYCLES / 2
         )

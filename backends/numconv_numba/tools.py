@@ -9,17 +9,17 @@ import numpy as np
 
 from . import entries
 from .microkernels import transforms
-from .microkernels.copies import split
+from .microkernels.activation import dress
+from .microkernels.copies import join_neighbours, split
 from .microkernels.gemm import multiply
+from .microkernels.memory import FLUSHED
 from .microkernels.product import product
 from .microkernels.transpose import transpose
 from .panels import pack_panel, read_panel, write_panel, write_weights
-from .slab import pack_slab
+from .scalar import PAIRS, ROW_PAIRS
+from .slab import MOST_PHASES, pack_slab
 
 __all__ = ["tools_for"]
-
-MOST_PHASES = 12
-"""Phases of a row that are split in registers; a larger stride is packed an element at a time."""
 
 
 @functools.cache
@@ -28,6 +28,7 @@ def tools_for(
     acc: str,
     lanes: int,
     *,
+    factor: str = "",
     phases: int = 1,
     out: str = "",
     product_shape: tuple[int, int] | None = None,
@@ -38,25 +39,35 @@ def tools_for(
 ) -> np.ndarray[Any, Any]:
     """The table for inputs of `dtype`, sums of `acc` and, where they are given, outputs of `out` and tiles of these shapes.
 
-    `phases`: of a row of the slab. `packs`: whether weights are packed, as they are for products. `reads`: whether panels of
-    `dtype` are read and weights written, as for a weight gradient. What is not asked for has the address 0.
+    `factor`: the dtype of factors, where it is not that of sums. `phases`: of a row of the slab. `packs`: whether weights are
+    packed, as they are for products. `reads`: whether panels of `dtype` are read and weights written, as for a weight gradient.
+    What is not asked for has the address 0.
     """
+    factor = factor or acc
+    # products of pairs are flushed already
+    stored = FLUSHED if factor in (PAIRS, ROW_PAIRS) and out == "bfloat16" else out
     table = np.zeros(entries.COUNT, np.int64)
     table[entries.LANES] = lanes
-    table[entries.COPY] = split.address((1, lanes), acc)
-    table[entries.SPLIT] = split.address((phases, lanes), acc) if phases <= MOST_PHASES else 0
-    table[entries.PACK] = pack_slab.address(dtype, acc)
+    table[entries.COPY] = split.address((1, lanes), (acc, acc))
+    if factor == ROW_PAIRS:
+        table[entries.SPLIT] = join_neighbours.address(lanes, dtype)
+        table[entries.READ_WORDS] = transpose.address(lanes, (acc, acc))
+    else:
+        table[entries.SPLIT] = split.address((phases, lanes), (dtype, factor)) if phases <= MOST_PHASES else 0
+    table[entries.PACK] = pack_slab.address(dtype, factor)
+    table[entries.READ_ROWS] = split.address((1, lanes), (dtype, acc))
+    table[entries.READ_SQUARES] = transpose.address(lanes, (dtype, acc))
+    table[entries.WRITE_SQUARES] = transpose.address(lanes, (acc, stored or acc))
+    table[entries.DRESS] = dress.address(lanes, acc)
     if product_shape:
-        table[entries.PRODUCT] = product.address((*product_shape, lanes), acc)
-    if product_shape or packs:
-        table[entries.TRANSPOSE] = transpose.address(lanes, acc)
+        table[entries.PRODUCT] = product.address((*product_shape, lanes), factor)
     if gemm_shape:
-        table[entries.MULTIPLY] = multiply.address(gemm_shape, acc)
+        table[entries.MULTIPLY] = multiply.address(gemm_shape, (factor, stored))
     if reads:
-        table[entries.READ] = read_panel.address(dtype, acc)
+        table[entries.READ] = read_panel.address(dtype, factor)
         table[entries.WRITE_WEIGHTS] = write_weights.address(out, acc)
     elif product_shape or packs:
-        table[entries.PACK_WEIGHTS] = pack_panel.address(dtype, acc)
+        table[entries.PACK_WEIGHTS] = pack_panel.address(dtype, factor)
         table[entries.WRITE] = write_panel.address(out, acc) if out else 0
     if transform_shape:
         shape = *transform_shape, lanes

@@ -33,11 +33,12 @@ from .blocked import (
 )
 from .compiler import Address, Tag, helper, invoke, kernel
 from .direct import MEASURED_ERROR, Direct, clear, conv_vectors
-from .elements import INT64, itemsize
+from .elements import INT64, element, in_rows, itemsize
 from .entries import PACK, PRODUCT, READ, WRITE_WEIGHTS
 from .geometry import DIMS, PARTS, PER_C, PER_K, part
+from .microkernels.emit import host
 from .panels import fill_places, fill_terms
-from .scalar import add, is_null, load, pointer, store, wide_vectors
+from .scalar import ROW_PAIRS, add, is_null, load, pointer, store, wide_vectors
 from .slab import (
     BLOCKS,
     CHANNEL,
@@ -71,17 +72,18 @@ class _Layout(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def _layout(problem: ConvProblem) -> _Layout:
+def _layout(problem: ConvProblem, paired: bool) -> _Layout:
     item, per_k = np_dtype(problem.acc_dtype).itemsize, problem.k // problem.groups
     taps = problem.c // problem.groups * math.prod(problem.kernel)
     shape = panel_shape(problem.acc_dtype, per_k, taps)
 
     def fits(block: Block) -> bool:
         slab = 0 if reads_in_place(problem) else slab_bytes(problem, block)
-        return slab <= SLAB_BYTES and block.pixels * shape.width * item <= PASS_BYTES
+        return slab <= SLAB_BYTES and block.tiles * shape.width * item <= PASS_BYTES
 
-    units = (1,) * problem.ndim
-    return _Layout(shape, cut(problem, units, tap_positions(problem), units, fits, problem.n))
+    ones = (1,) * problem.ndim
+    units = (*ones[1:], 2 if paired else 1)
+    return _Layout(shape, cut(problem, ones, tap_positions(problem), units, fits, problem.n))
 
 
 # A block's own numbers: channels of a panel, taps of a tile, taps of a kernel, taps of all kernels rounded up to tiles.
@@ -115,8 +117,18 @@ def add_rows(sums, rows, count, width, at):
 
 
 @helper
+def add_halves(sums, rows, count, width, half, at):
+    """sums += both halves of each of `count` rows of `width` pairs, one after the other."""
+    for row in range(count):
+        for part_of in range(2):
+            for lane in range(width):
+                place, source = sums + lane * itemsize(at), rows + (row * width + lane) * itemsize(at)
+                store(place, add(load(place, at), load(source + part_of * itemsize(half), half, at)), at)
+
+
+@helper
 def _parts(begin, end, args):
-    yt, at, items, workers, scratch, areas, tools, splits, in_place, y, x, w, bias, status, g, b = args
+    ft, yt, at, items, workers, scratch, areas, tools, splits, in_place, y, x, w, bias, status, g, b = args
     ndim, per_c, per_k, size, width = g[DIMS], g[PER_C], g[PER_K], itemsize(at), b[PANEL] * itemsize(at)
     xs, ws, ys = part(g, PARTS), part(g, PARTS + 1), part(g, PARTS + 2)
     own = worker_area(scratch, areas, AREAS, workers, items, begin)
@@ -155,7 +167,10 @@ def _parts(begin, end, args):
             count = fill_places(pointer(pixels, INT64), 1, image, steps, g, b, block)
             invoke(tools[READ], tools, panel_rows, width, used, y_k, block, g, b)
             if summed:
-                add_rows(bias_sums, panel_rows, count, b[PANEL], at)
+                if in_rows(ft):
+                    add_halves(bias_sums, panel_rows, count, b[PANEL], element(ft), at)
+                else:
+                    add_rows(bias_sums, panel_rows, count, b[PANEL], at)
             invoke(
                 tools[PRODUCT],
                 panel_rows,
@@ -178,11 +193,12 @@ def _parts(begin, end, args):
 
 @kernel
 def weight_tiles(
-    yt: Tag, at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, tools: Address,
+    ft: Tag, yt: Tag, at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, tools: Address,
     splits: int, in_place: int, y: Address, x: Address, w: Address, bias: Address, status: Address, g: Address, b: Address,
 ) -> None:  # fmt: skip
     """The gradient of w from that of y and x: an item is a panel of output channels and a part of the taps.
 
+    `ft` is the dtype of the factors: that of the sums, or pairs of neighbouring pixels.
     `tools`: see `tools_for`; `bias`, if not 0, gets the gradient of a bias on y. `status` gets a 1 if a sum is not finite.
     """
     parallel_for(
@@ -191,17 +207,18 @@ def weight_tiles(
         items,
         _parts,
         (
-            yt, at, items, workers, scratch, pointer(areas, INT64), pointer(tools, INT64), splits, in_place, y, x, w, bias,
+            ft, yt, at, items, workers, scratch, pointer(areas, INT64), pointer(tools, INT64), splits, in_place, y, x, w, bias,
             pointer(status, UINT8), pointer(g, INT64), pointer(b, INT64),
         ),
     )  # fmt: skip
 
 
 class _Executor:
-    """One weight gradient."""
+    """One weight gradient; `paired`: of pairs of bfloat16 numbers."""
 
-    def __init__(self, problem: ConvProblem):
-        shape, block = _layout(problem)
+    def __init__(self, problem: ConvProblem, paired: bool):
+        shape, block = _layout(problem, paired)
+        factor = ROW_PAIRS if paired else problem.acc_dtype
         per_c, taps = problem.c // problem.groups, math.prod(problem.kernel)
         self._problem = problem
         self._panels = problem.groups * -(-(problem.k // problem.groups) // shape.width)
@@ -210,12 +227,14 @@ class _Executor:
         self._padded = problem.pad_mode == "zeros" and any(low > 0 or high > 0 for low, high in problem.padding)
         self._vectors = conv_vectors(problem, 0)
         self._block = block_vector(block, shape.width, shape.positions, taps, self._tiles * shape.positions)
-        self._areas = _areas(problem)
+        self._areas = _areas(problem, paired)
+        # what the last pair of a row lacks is a zero of grad_y, beside whatever x has there
+        self._lacking = paired and problem.output[-1] % 2 == 1
         self._in_place = int(reads_in_place(problem))
         self._tools = tools_for(
-            problem.dtype, problem.acc_dtype, shape.lanes, out=problem.out_dtype, product_shape=shape[:2], reads=True
+            problem.dtype, problem.acc_dtype, shape.lanes, factor=factor, out=problem.out_dtype, product_shape=shape[:2], reads=True
         )
-        self._kernel = weight_tiles.specialise(problem.out_dtype, problem.acc_dtype)
+        self._kernel = weight_tiles.specialise(factor, problem.out_dtype, problem.acc_dtype)
 
     @functools.cached_property
     def _direct(self) -> Any:
@@ -234,21 +253,21 @@ class _Executor:
             self._areas, self._kernel, self._panels * splits, self._work, self._tools, splits, self._in_place, y, x, w, sums,
             status, vector, self._block,
         )  # fmt: skip
-        if status[0] and self._padded and not np.isfinite(y).all():
-            self._direct(outs, ins)  # padding zeros have met what is not finite
+        if status[0] and ((self._padded and not np.isfinite(y).all()) or (self._lacking and not np.isfinite(x).all())):
+            self._direct(outs, ins)  # zeros that are no terms have met what is not finite
         elif on_y:
             bias[0][...] = sums
         elif bias:
             self._direct.bias_grad(bias[0], y, x, w)
 
 
-def _areas(problem: ConvProblem) -> Areas:
+def _areas(problem: ConvProblem, paired: bool) -> Areas:
     """A worker's scratch memory."""
-    shape, block = _layout(problem)
+    shape, block = _layout(problem, paired)
     item, taps = np_dtype(problem.acc_dtype).itemsize, math.prod(problem.kernel)
     rounded = -(-problem.c // problem.groups * taps // shape.positions) * shape.positions
-    tables = 8 * (problem.ndim + taps + rounded + block.pixels)
-    elements = block.pixels * shape.width, rounded * shape.width, shape.width
+    tables = 8 * (problem.ndim + taps + rounded + block.tiles)
+    elements = block.tiles * shape.width, rounded * shape.width, shape.width
     return Areas(
         tables,
         max(shape.lanes**2 * item, 0 if reads_in_place(problem) else slab_bytes(problem, block)),
@@ -262,6 +281,8 @@ class BlockedWeights(Implementation):
     name = "blocked"
     ops = frozenset(("weight_grad",))
     measured_error: ClassVar[Mapping[str, float]] = MEASURED_ERROR
+    paired = False
+    """Whether the factors are pairs of bfloat16 numbers."""
 
     def supports(self, problem: ConvProblem) -> Verdict:
         """Real floats."""
@@ -271,23 +292,24 @@ class BlockedWeights(Implementation):
 
     def cost(self, problem: ConvProblem) -> float:
         """Products, those of unused lanes included; packing."""
-        shape, block = _layout(problem)
+        shape, block = _layout(problem, self.paired)
         per_c, taps = problem.c // problem.groups, math.prod(problem.kernel)
         panels = problem.groups * -(-(problem.k // problem.groups) // shape.width)
         tiles = -(-per_c * taps // shape.positions)
-        products = panels * tiles * block.pieces * (block.pixels * tile_cycles(shape.vectors, shape.positions) + 60)
+        rate = host().pair_cycles if self.paired else 1
+        products = panels * tiles * block.pieces * (block.tiles * tile_cycles(shape.vectors, shape.positions) * rate + 60)
         if problem.k // problem.groups < shape.lanes // 4:
             products *= 1.7  # rows of `direct` are better than lanes that stay empty
         packed = 0 if reads_in_place(problem) else panels / problem.groups * pack_cycles(block, problem.c)
-        read = panels * block.pieces * block.pixels * shape.width * 1.0
+        read = panels * block.pieces * block.pixels * shape.width * 1.4
         return CALL_SECONDS + 2e-6 + seconds(products + packed + read + math.prod(problem.w_shape) * WRITE_CYCLES)
 
     def workspace(self, problem: ConvProblem) -> int:
         """For each thread a slab, grad_y of a block, sums and tables."""
-        shape = _layout(problem).shape
+        shape = _layout(problem, self.paired).shape
         items = problem.groups * -(-(problem.k // problem.groups) // shape.width) * 16
-        return min(MAX_THREADS, max(items, 1)) * _areas(problem).bytes
+        return min(MAX_THREADS, max(items, 1)) * _areas(problem, self.paired).bytes
 
     def build(self, problem: ConvProblem) -> _Executor:
         """The executor."""
-        return _Executor(problem)
+        return _Executor(problem, self.paired)

@@ -23,12 +23,25 @@ import numpy as np
 
 from numconv.plugin import ConvProblem, Verdict, np_dtype
 
-from .blocked import CALL_SECONDS, Blocked, Shape, forget, most_workers, panel_shape, parts_for, seconds, tile_cycles
+from .blocked import (
+    CALL_SECONDS,
+    Blocked,
+    Shape,
+    divided,
+    forget,
+    most_workers,
+    pack_weight_cycles,
+    panel_shape,
+    parts_for,
+    seconds,
+    tile_cycles,
+)
 from .compiler import Address, Tag, helper, invoke, kernel
 from .dense import DenseImplementation, ForwardExecutor, Weights
 from .elements import INT64, itemsize, keep, memory, scratch
 from .entries import COPY, INPUT, LANES, OUTPUT, PACK, PACK_WEIGHTS, PRODUCT, WEIGHT, WRITE
 from .geometry import DIMS, FLIPPED, OPTION, PARTS, PER_C, PER_K, STRIDE, WINDOW, part
+from .microkernels.emit import lanes_of
 from .panels import fill_places, fill_terms, tiles_along
 from .scalar import is_null, pointer
 from .slab import (
@@ -65,6 +78,7 @@ __all__ = [
     "fill_elements",
     "inner_window",
     "lead_axes",
+    "packed_together",
     "phase_taps",
     "place_steps",
     "spread",
@@ -203,7 +217,7 @@ def _layout_with(problem: ConvProblem, tiles: Tiles, budget: int) -> _Layout:
     def fits(block: Block) -> bool:
         wide = math.prod(block.pitch[:-2]) * tile_rows(tiles, block, 1)
         transformed = tiles.elements * (block.images * per_c * phases * wide * item + block.tiles * width)
-        return transformed <= budget and block.pixels * width <= RESULT_BYTES
+        return transformed <= budget and block.pixels * width <= RESULT_BYTES and divided(problem, block, width)
 
     block = cut_tiles(problem, tiles, fits)
     shape = panel_shape(problem.acc_dtype, per_k, block.tiles)
@@ -211,8 +225,16 @@ def _layout_with(problem: ConvProblem, tiles: Tiles, budget: int) -> _Layout:
     allowed = min(KEPT_BYTES, problem.max_workspace // MAX_THREADS - budget - RESULT_BYTES - PACKED_BYTES)
     kept = -(-per_k // shape.width) * per_c * each <= allowed and block.pieces * problem.groups > 1
     chunk = per_c if kept else min(per_c, max(1, WEIGHT_BYTES // each))
-    slab_channels = min(per_c, max(1, PACKED_BYTES // (block.channel * item)))
-    return _Layout(tiles, shape, block, chunk, kept, slab_channels)
+    return _Layout(tiles, shape, block, chunk, kept, packed_together(problem, block, per_c))
+
+
+def packed_together(problem: ConvProblem, block: Block, channels: int) -> int:
+    """Channels of a slab: as many as stay near the first-level cache; of channels that are last whole vectors."""
+    count = PACKED_BYTES // (block.channel * np_dtype(problem.acc_dtype).itemsize)
+    if problem.layout == "channels_last":
+        lanes = lanes_of(problem.acc_dtype)
+        count = max(lanes, count // lanes * lanes)
+    return min(channels, max(1, count))
 
 
 def _cost(problem: ConvProblem, layout: _Layout) -> float:
@@ -226,12 +248,13 @@ def _cost(problem: ConvProblem, layout: _Layout) -> float:
     # shared, both of two threads transform its input; weights that are kept, each thread transforms for itself.
     shared = 2 if pieces == 1 else 1
     vectors = pieces * block.images * per_c * math.prod(tiles.phases) * layout.plane / shape.lanes
-    inputs = shared * (pack_cycles(block, problem.c) * 1.5 + vectors * tiles.elements * 7)
-    outputs = pieces * panels * shape.vectors * block.tiles * (tiles.elements * 4 + math.prod(tiles.outputs) * 6)
+    inputs = shared * (pack_cycles(block, problem.c) * 2 + vectors * tiles.elements * 5)
+    outputs = pieces * panels * shape.vectors * block.tiles * (tiles.elements * 2.5 + math.prod(tiles.outputs) * 3)
     times = 2 * problem.groups if layout.kept else pieces
-    weights = times * panels * shape.vectors * terms * tiles.elements * 5.5
+    transformed = panels * shape.vectors * terms * tiles.elements * 3
+    weights = times * (pack_weight_cycles(problem, panels * shape.width * per_c) + transformed)
     results = math.prod(problem.y_shape) * WRITE_CYCLES
-    return CALL_SECONDS + 3e-6 + seconds(products * 1.1 + inputs + outputs + weights * 2 + results)
+    return CALL_SECONDS + 3e-6 + seconds(products * 1.1 + inputs + outputs + weights + results)
 
 
 @functools.lru_cache(maxsize=256)
@@ -374,22 +397,26 @@ def transform_weights(u, u_step, packed, w, count, first, channels, g, b, tools,
     for begin in range(0, channels, CHANNELS_AT_ONCE):
         several = min(CHANNELS_AT_ONCE, channels - begin)
         invoke(tools[PACK_WEIGHTS], tools, packed, w, count, first + begin, several, taps * inner, width, g)
-        for one in range(several * taps):
+        # of the phases, or else of the taps that are summed directly, there is one
+        run = several * taps if (taps == 1) | (phases == 1) else taps
+        for one in range(0, several * taps, run):
             for phase in range(phases):
                 start, row_step, column_step, rows, columns = phase_taps(phase, width, g)
                 source = packed + (one * inner * width + start)
                 target = u + (((begin + one // taps) * phases + phase) * taps + one % taps) * width
-                invoke(tools[WEIGHT], source, row_step, column_step, rows, columns, vectors, target, u_step)
+                invoke(
+                    tools[WEIGHT], source, row_step, column_step, rows, columns, vectors, target, u_step, run, inner * width,
+                    (phases if taps == 1 else 1) * width,
+                )  # fmt: skip
 
 
 @helper
 def copy_pixels(target, source, rows, columns, target_row, target_column, source_row, source_column, tools, at):
     """So many rows and columns of pixels, a panel of channels each."""
-    for i in range(rows):
-        for j in range(columns):
-            place, pixel = target + (i * target_row + j * target_column), source + (i * source_row + j * source_column)
-            count = min(target_column, source_column) // itemsize(at)
-            invoke(tools[COPY], pixel, 0, count, place, 0, count, 1, 0, 0)
+    count = min(target_column, source_column) // itemsize(at)
+    invoke(
+        tools[COPY], source, 0, count, target, 0, count, columns, source_column, target_column, rows, source_row, target_row
+    )  # fmt: skip
 
 
 @helper

@@ -55,6 +55,7 @@ from .winograd import (
     fill_elements,
     inner_window,
     lead_axes,
+    packed_together,
     phase_taps,
     place_steps,
     spread,
@@ -70,8 +71,6 @@ BLOCK_BYTES = 1024 * 1024
 """What the transformed input and gradient of a block may take of the second-level cache."""
 SUM_BYTES = 512 * 1024
 """The sums of an item, which share that cache."""
-PACKED_BYTES = 64 * 1024
-"""Packed input that is transformed in one go: it stays near the first-level cache."""
 
 
 class _Layout(NamedTuple):
@@ -106,8 +105,7 @@ def _layout_with(problem: ConvProblem, tiles: Tiles) -> _Layout:
         return tiles.elements * (block.images * channels * phases * wide * item + block.tiles * width) <= BLOCK_BYTES
 
     block = cut_tiles(problem, tiles, fits)
-    slab_channels = min(channels, max(1, PACKED_BYTES // (block.channel * item)))
-    return _Layout(tiles, shape, block, channels, slab_channels)
+    return _Layout(tiles, shape, block, channels, packed_together(problem, block, channels))
 
 
 def _cost(problem: ConvProblem, layout: _Layout) -> float:

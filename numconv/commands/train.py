@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--seed", type=int, help="of the split, the weights and the order of samples (0)")
     how.add_argument("--checkpoint", type=Path, metavar="FILE", help="write the state of the training here after each epoch")
     how.add_argument("--resume", action="store_true", help="go on from the checkpoint, if there is one")
-    how.add_argument("--backend", help="compute with this backend, strictly")
+    how.add_argument("--backend", help="compute with this backend, strictly; where it is one of a GPU, model and batches go there")
     how.add_argument("--threads", type=count, metavar="N", help="number of threads of a CPU backend")
     limits = parser.add_argument_group("what files are brought to at most; by default what most of them have")
     limits.add_argument("--max-rate", type=count, metavar="HZ", help="sounds: samples a second (16000)")
@@ -67,10 +67,17 @@ def run(arguments: argparse.Namespace) -> int:
     with numconv.using(backend=arguments.backend, threads=arguments.threads):
         task = _task(arguments, settings.seed)
         print(training.describe_task(task), flush=True)
-        model = training.build_model(task, settings)
+        like = training.array_for(arguments.backend)
+        model = training.build_model(task, settings, like)
         print(f"\n{model.summary()}\n", flush=True)
         result = training.train(
-            task, settings, model=model, checkpoint=arguments.checkpoint, resume=arguments.resume, progress=sys.stderr.isatty()
+            task,
+            settings,
+            model=model,
+            checkpoint=arguments.checkpoint,
+            resume=arguments.resume,
+            progress=sys.stderr.isatty(),
+            like=like,
         )
     print(f"\n{training.describe_result(result)}")
     if arguments.json:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from numconv.errors import ProblemError
+from numconv.nn.devices import namespace
 
 __all__ = ["Shift"]
 
@@ -51,9 +52,10 @@ class Shift:
         room = [int(size * self.fraction) for size in x.shape[2:]]
         if not any(room):
             return x
-        padded = np.pad(x, [(0, 0), (0, 0), *((most, most) for most in room)], mode=self.mode)  # type: ignore[call-overload]
-        starts = rng.integers(0, 2 * np.array(room) + 1, size=(len(x), len(room)))
-        moved = np.empty_like(x)
+        xp = namespace(x)
+        padded = xp.pad(x, [(0, 0), (0, 0), *((most, most) for most in room)], mode=self.mode)
+        starts = rng.integers(0, 2 * np.array(room) + 1, size=(x.shape[0], len(room)))
+        moved: Array = xp.empty_like(x)
         for n, start in enumerate(starts.tolist()):
             moved[n] = padded[(n, slice(None), *(slice(at, at + size) for at, size in zip(start, x.shape[2:], strict=True)))]
         return moved

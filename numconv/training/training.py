@@ -13,6 +13,7 @@ from numconv import nn
 
 from .augmenting import Shift
 from .networks import epochs_for, layers_for
+from .placing import Placed
 from .settings import Settings
 from .tasks import Task
 
@@ -68,8 +69,15 @@ class Result:
         }
 
 
-def build_model(task: Task, settings: Settings) -> nn.Sequential:
+def build_model(task: Task, settings: Settings, like: Any = None) -> nn.Sequential:
     """The model of the settings, or one that suits the task, with one score for each class.
+
+    Parameters
+    ----------
+    task : Task
+    settings : Settings
+    like : array, optional
+        Of the library and on the device where it is to compute; NumPy by default.
 
     Raises
     ------
@@ -81,7 +89,7 @@ def build_model(task: Task, settings: Settings) -> nn.Sequential:
     else:
         layers = [nn.from_config(layer) for layer in settings.model]
     model = nn.Sequential(*layers, nn.Linear(len(task.classes)))
-    return model.build(task.shape, rng=settings.seed)  # type: ignore[no-any-return]
+    return model.build(task.shape, rng=settings.seed, like=like)  # type: ignore[no-any-return]
 
 
 def train(
@@ -92,6 +100,7 @@ def train(
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
     progress: bool = False,
+    like: Any = None,
 ) -> Result:
     """Train a model on a task, and test it.
 
@@ -109,6 +118,8 @@ def train(
         Go on from the checkpoint, if there is one.
     progress : bool
         Show a bar.
+    like : array, optional
+        Of the library and on the device where the model is, or is to be: each batch is copied there. NumPy by default.
 
     Returns
     -------
@@ -133,14 +144,15 @@ def train(
     start = time.perf_counter()
     settings = settings or Settings()
     if model is None:
-        model = build_model(task, settings)
+        model = build_model(task, settings, like)
     if settings.epochs is None:
         flops = sum(leaf.flops(shape) for _, leaf, shape in model.leaves(task.shape))
         settings = settings.changed(epochs=epochs_for(len(task.train), settings.batch_size, flops))
     assert settings.epochs is not None
+    train, test = (task.train, task.test) if like is None else (Placed(task.train, like), Placed(task.test, like))
     history = nn.fit(
         model,
-        task.train,
+        train,
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         optimiser=nn.AdamW(settings.rate, weight_decay=settings.weight_decay),
@@ -151,7 +163,7 @@ def train(
         resume=resume,
         progress=progress,
     )
-    found = nn.evaluate(model, task.test)
+    found = nn.evaluate(model, test)
     assert found.accuracy is not None
     assert found.confusion is not None
     return Result(task, settings, model, history, found.accuracy, found.loss, found.confusion, time.perf_counter() - start)

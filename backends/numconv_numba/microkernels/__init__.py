@@ -2,6 +2,8 @@
 
 ``emit``
     Vectors of the host's width: loads, stores, masks; which register tiles fit the host.
+``memory``
+    Vectors of another dtype in memory than in arithmetic.
 ``tiles``
     Register tiles with the lanes over pixels, inlined into the kernel that uses them.
 ``product``
@@ -12,10 +14,16 @@
     Register tiles over several rows of results of one channel: tile by tile, and down a strip.
 ``correlation``
     Register tiles over the taps of a weight gradient, the lanes over pixels.
+``planes``, ``plane_gradients``
+    Register tiles that sweep over planes where they lie, and those of their weight gradients.
+``channelwise``, ``channel_gradients``
+    Register tiles with the lanes over channels that are neighbours in memory, and those of their weight gradients.
 ``transpose``
     Square blocks transposed in registers, and results written through them.
 ``copies``
     Rows packed: zeros around them, phases apart.
+``activation``
+    Rows with bias and relu, silu or gelu.
 ``transforms``
     Winograd's transforms of input, weights and results, and their adjoints.
 ``conjugate``

@@ -32,6 +32,7 @@ __all__ = [
     "G",
     "X",
     "correlate",
+    "lane_sums",
     "sum_places",
 ]  # fmt: skip
 
@@ -43,7 +44,7 @@ def sum_places(rows: int, columns: int, lanes: int) -> int:
     return -(-rows * columns // lanes) * lanes
 
 
-def _lane_sums(emit: Emitter, builder: Any, vectors: list[Any]) -> Any:
+def lane_sums(emit: Emitter, builder: Any, vectors: list[Any]) -> Any:
     """A vector of the sums of the lanes of as many vectors."""
     while len(vectors) > 1:
         pairs = zip(vectors[::2], vectors[1::2], strict=True)
@@ -60,7 +61,7 @@ def _add_to(emit: Emitter, builder: Any, slots: list[Any], y: Any) -> None:
         vectors = [builder.load(slot) for slot in slots[first : first + emit.lanes]]
         vectors += [emit.zero] * (emit.lanes - len(vectors))
         place = emit.at(y, first * (emit.width // emit.lanes))
-        emit.store(builder.fadd(emit.load(place), _lane_sums(emit, builder, vectors)), place)
+        emit.store(builder.fadd(emit.load(place), lane_sums(emit, builder, vectors)), place)
 
 
 @intrinsic

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,9 +15,9 @@ from numba.core import cgutils
 from numba.core.registry import cpu_target
 
 from numconv_numba.compiler import AddressType, TagType
-from numconv_numba.scalar import value_type
+from numconv_numba.scalar import PAIRS, ROW_PAIRS, value_type
 
-__all__ = ["Emitter", "Host", "check_kinds", "host", "lanes_of"]
+__all__ = ["BFloat", "Emitter", "Host", "check_kinds", "emitter_of", "flag_table", "host", "lanes_of", "rolled"]
 
 _i1, _i32, _i64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 
@@ -35,8 +37,10 @@ class Host(NamedTuple):
         Shapes of tiles with the lanes over channels.
     sliding_tiles : tuple of (rows, vectors)
         Shapes of tiles that slide over the rows of one channel.
-    pixel_cycles : float
-        What tiles with the lanes over pixels take, against the cycles that are counted. Measured.
+    pairs : bool
+        Whether there are products of pairs of bfloat16 numbers, two multiply-adds a lane (AVX512-BF16).
+    pair_cycles : float
+        What such a product takes, against a multiply-add: measured on Zen 5, and elsewhere taken to gain nothing.
     """
 
     width: int
@@ -44,15 +48,16 @@ class Host(NamedTuple):
     pixel_tiles: tuple[tuple[int, int], ...]
     channel_tiles: tuple[tuple[int, int], ...]
     sliding_tiles: tuple[tuple[int, int], ...]
-    pixel_cycles: float = 1.0
+    pairs: bool = False
+    pair_cycles: float = 2.0
 
 
 # Accumulators, the vectors of one operand and a broadcast fit the registers; and with the lanes over channels, the address of each
 # position fits the general ones.
 _WIDE = Host(
-    64, 32, ((3, 8), (6, 4), (8, 2), (8, 1)), ((4, 6), (3, 8), (2, 10), (2, 8), (1, 12)), ((6, 4), (8, 3), (10, 2), (10, 1))
+    64, 32, ((3, 8), (6, 4), (7, 3), (8, 2), (8, 1)), ((4, 6), (3, 8), (2, 10), (2, 8), (1, 10)), ((6, 4), (8, 3), (10, 2), (10, 1))
 )
-_FEW = Host(32, 16, ((3, 4), (5, 2), (8, 1)), ((1, 10), (2, 6), (3, 4)), ((4, 3), (6, 2), (10, 1)))
+_FEW = Host(32, 16, ((3, 4), (3, 3), (5, 2), (8, 1)), ((1, 10), (2, 6), (3, 4)), ((4, 3), (6, 2), (10, 1)))
 
 
 @functools.cache
@@ -61,7 +66,7 @@ def host() -> Host:
     triple, processor, features = cpu_target.target_context.codegen().magic_tuple()
     words = features.split(",")
     if "+avx512f" in words:
-        return _WIDE._replace(pixel_cycles=2.4) if processor.startswith("znver") else _WIDE
+        return _WIDE._replace(pairs="+avx512bf16" in words, pair_cycles=1.0 if processor == "znver5" else 2.0)
     if "+avx2" in words:
         return _FEW
     return (_WIDE if triple.startswith(("aarch64", "arm64")) else _FEW)._replace(width=16)
@@ -72,10 +77,31 @@ def lanes_of(dtype: str) -> int:
     return host().width // np.dtype(dtype).itemsize
 
 
+def flag_table(lanes: Any, dtype: str) -> Any:
+    """Masks as `Emitter.flags` reads them, from booleans of which the last axis has the lanes of a vector."""
+    found = np.asarray(lanes, bool).reshape(-1, lanes_of(dtype))
+    if host().width == 64:
+        return np.packbits(found, axis=1, bitorder="little")
+    return -found.astype(f"int{8 * np.dtype(dtype).itemsize}")
+
+
 def check_kinds(tags: tuple[Any, ...], addresses: tuple[Any, ...]) -> None:
     """Assert that an intrinsic was called with tags and addresses where it needs them."""
     assert all(isinstance(tag, TagType) for tag in tags), tags
     assert all(isinstance(each, AddressType) for each in addresses), addresses
+
+
+@contextlib.contextmanager
+def rolled(builder: Any, count: Any) -> Iterator[Any]:
+    """A loop of `count` turns, and its index, that LLVM does not unroll: it would load the operands of several turns, and spill."""
+    module = builder.module
+    option = module.add_metadata([ir.MetaDataString(module, "llvm.loop.unroll.disable")])
+    with cgutils.for_range(builder, count) as loop:
+        yield loop.index
+        last = builder.block
+    name = module.add_metadata([option, ir.Constant(_i64, len(module.metadata))])
+    name.operands = (name, option)  # a loop's name refers to itself
+    last.terminator.set_metadata("llvm.loop", name)
 
 
 class Emitter:
@@ -84,13 +110,13 @@ class Emitter:
     Parameters
     ----------
     builder : llvmlite.ir.IRBuilder
-    dtype : TagType
+    dtype : TagType or str
         Of the elements: float32 or float64.
     lanes : int
     """
 
     def __init__(self, builder: Any, dtype: Any, lanes: int):
-        double = value_type(dtype) == types.float64
+        double = value_type(TagType(dtype) if isinstance(dtype, str) else dtype) == types.float64
         self._builder = builder
         self._element = ir.DoubleType() if double else ir.FloatType()
         self._letters = "64" if double else "32"
@@ -133,11 +159,11 @@ class Emitter:
         """Write a vector."""
         self._builder.store(vector, self._builder.bitcast(address, self.vector.as_pointer())).align = self._align
 
-    def prefetch(self, address: Any) -> None:
-        """Bring a line of memory into the first-level cache; an address that is not mapped does no harm."""
+    def prefetch(self, address: Any, write: bool = True) -> None:
+        """Bring a line of memory into the first-level cache, to `write` it or not; an address that is not mapped does no harm."""
         kind = ir.FunctionType(ir.VoidType(), [address.type, _i32, _i32, _i32])
         function = cgutils.get_or_insert_function(self._builder.module, kind, "llvm.prefetch.p0")
-        self._builder.call(function, [address, _i32(1), _i32(3), _i32(1)])
+        self._builder.call(function, [address, _i32(int(write)), _i32(3), _i32(1)])
 
     def constant(self, number: float) -> Any:
         """A number in all lanes."""
@@ -161,17 +187,29 @@ class Emitter:
         numbers = ir.Constant(ir.VectorType(_i32, self.lanes), list(range(self.lanes)))
         return builder.icmp_signed("<", numbers, self.spread(least))
 
+    def flags(self, table: Any, index: Any) -> Any:
+        """The mask at an index of a table of `flag_table`."""
+        builder = self._builder
+        if host().width == 64:
+            kind = ir.IntType(self.lanes)
+            place = builder.gep(builder.bitcast(table, kind.as_pointer()), [index])
+            return builder.bitcast(builder.load(place), ir.VectorType(_i1, self.lanes))
+        kind = ir.VectorType(ir.IntType(8 * self._align), self.lanes)
+        loaded = builder.load(builder.gep(builder.bitcast(table, kind.as_pointer()), [index]))
+        loaded.align = self._align
+        return builder.icmp_signed("<", loaded, ir.Constant(kind, None))
+
     def both(self, mask: Any, flag: Any) -> Any:
         """The mask, or none of it where a flag is off."""
         return self._builder.and_(mask, self.spread(flag))
 
-    def load_masked(self, address: Any, mask: Any) -> Any:
-        """A vector with zeros where the mask is off; nothing is read there."""
+    def load_masked(self, address: Any, mask: Any, other: Any = None) -> Any:
+        """A vector with zeros, or the lanes of another one, where the mask is off; nothing is read there."""
         pointer = self._builder.bitcast(address, self.vector.as_pointer())
         kind = ir.FunctionType(self.vector, [pointer.type, _i32, mask.type, self.vector])
         name = f"llvm.masked.load.v{self.lanes}f{self._letters}.p0"
         function = cgutils.get_or_insert_function(self._builder.module, kind, name)
-        return self._builder.call(function, [pointer, _i32(self._align), mask, self.zero])
+        return self._builder.call(function, [pointer, _i32(self._align), mask, self.zero if other is None else other])
 
     def store_masked(self, vector: Any, address: Any, mask: Any) -> None:
         """Write the lanes of a mask."""
@@ -187,15 +225,54 @@ class Emitter:
 
     def positive(self, vector: Any, relu: Any) -> Any:
         """The positive part where the mask `relu` is on; NaN stays NaN."""
-        negative = self._builder.fcmp_ordered("<", vector, self.zero)
-        return self._builder.select(self._builder.and_(negative, relu), self.zero, vector)
+        least = self._builder.select(relu, self.zero, self.constant(-math.inf))
+        return self._builder.select(self._builder.fcmp_ordered("<", vector, least), least, vector)
 
     def not_finite(self, vector: Any) -> Any:
         """The mask of the lanes that hold NaN or an infinity."""
         difference = self._builder.fsub(vector, vector)
         return self._builder.fcmp_unordered("uno", difference, difference)
 
+    def any_not_finite(self, vectors: Sequence[Any]) -> Any:
+        """Whether a lane of some vectors holds NaN or an infinity, as an int64: either times zero is NaN, which stays in a sum."""
+        sums = [self.zero] * min(4, len(vectors))
+        for i, vector in enumerate(vectors):
+            sums[i % 4] = self.fma(vector, self.zero, sums[i % 4])
+        return self.any(functools.reduce(self._builder.or_, map(self.not_finite, sums)))
+
     def any(self, mask: Any) -> Any:
         """Whether a lane of a mask is on, as an int64."""
         bits = self._builder.bitcast(mask, ir.IntType(self.lanes))
         return self._builder.zext(self._builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0)), _i64)
+
+
+class BFloat(ir.Type):  # type: ignore[misc]
+    """LLVM's bfloat, which llvmlite does not have."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BFloat)
+
+    def __hash__(self) -> int:
+        return hash(BFloat)
+
+
+class _PairEmitter(Emitter):
+    """Vectors of pairs of bfloat16 numbers, moved as float32, whose products are summed in float32.
+
+    An instruction rounds each of its two sums to nearest even, and takes and gives zero for what is smaller than 2**-126.
+    """
+
+    def fma(self, a: Any, b: Any, c: Any) -> Any:
+        """c plus both products of each pair."""
+        pairs = ir.VectorType(BFloat(), 2 * self.lanes)
+        kind = ir.FunctionType(self.vector, [self.vector, pairs, pairs])
+        function = cgutils.get_or_insert_function(self._builder.module, kind, "llvm.x86.avx512bf16.dpbf16ps.512")
+        return self._builder.call(function, [c, self._builder.bitcast(a, pairs), self._builder.bitcast(b, pairs)])
+
+
+def emitter_of(builder: Any, factor: str, lanes: int) -> Emitter:
+    """The emitter for factors of a dtype, or for pairs."""
+    return _PairEmitter(builder, "float32", lanes) if factor in (PAIRS, ROW_PAIRS) else Emitter(builder, factor, lanes)

@@ -17,7 +17,8 @@ from numba.core import cgutils
 
 from numconv_numba.compiler import Address, Tag, intrinsic, kernel
 
-from .emit import Emitter, check_kinds
+from .emit import Emitter, check_kinds, emitter_of
+from .memory import Memory
 
 __all__ = ["multiply"]
 
@@ -87,8 +88,8 @@ class _Columns:
 class _Tiles:
     """Emits the tiles of one number of vectors, for all channels."""
 
-    def __init__(self, emit: Emitter, builder: Any, args: Any, vectors: int, channels: int):
-        self.emit, self.builder, self.vectors, self.channels = emit, builder, vectors, channels
+    def __init__(self, emit: Emitter, builder: Any, results: Memory, args: Any, vectors: int, channels: int):
+        self.emit, self.builder, self.results, self.vectors, self.channels = emit, builder, results, vectors, channels
         (
             self.panel, self.terms, self.w, self.w_step, self.w_k, self.w_tile, self.tiles, self.sums, self.resume, self.finish,
             self.y, self.y_k, self.pixels, self.bias, self.relu, x, offsets, pieces, self.count,
@@ -113,7 +114,7 @@ class _Tiles:
                     builder.store(emit.zero, slot)
         with builder.if_then(builder.icmp_signed("!=", self.finish, _i64(0))):
             for k, v, _ in self.each():
-                emit.prefetch(emit.at(emit.at(y, emit.times(self.y_k, k)), v * emit.width))
+                emit.prefetch(emit.at(emit.at(y, emit.times(self.y_k, k)), v * self.results.width))
 
     def add_term(self, w: Any, term: Any) -> None:
         """One term of the panel."""
@@ -133,10 +134,12 @@ class _Tiles:
     def store(self, sums: Any, y: Any, bias: Any) -> Any:
         """To y with bias and activation, or the bare sums; returns the mask of lanes in which a sum is not finite."""
         emit, builder = self.emit, self.builder
-        bad = ir.Constant(self.masks[0].type, None)
+        checks = [emit.zero] * self.vectors  # zero times what is not finite is NaN
         for _, v, slot in self.each():
-            wrong = builder.and_(emit.not_finite(builder.load(slot)), self.masks[v])
-            bad = builder.or_(bad, wrong)
+            checks[v] = emit.fma(builder.load(slot), emit.zero, checks[v])
+        bad = ir.Constant(self.masks[0].type, None)
+        for check, mask in zip(checks, self.masks, strict=True):
+            bad = builder.or_(bad, builder.and_(emit.not_finite(check), mask))
         absent = builder.icmp_unsigned("==", builder.ptrtoint(bias, _i64), _i64(0))
         clip = emit.spread(builder.icmp_signed("!=", self.relu, _i64(0)))
         with builder.if_else(builder.icmp_signed("!=", self.finish, _i64(0))) as (finished, kept):
@@ -146,8 +149,8 @@ class _Tiles:
                         shift = emit.broadcast(emit.at(bias, k * emit.width // emit.lanes))
                         builder.store(builder.fadd(builder.load(slot), shift), slot)
                 for k, v, slot in self.each():
-                    place = emit.at(emit.at(y, emit.times(self.y_k, k)), v * emit.width)
-                    emit.store_masked(emit.positive(builder.load(slot), clip), place, self.masks[v])
+                    place = emit.at(emit.at(y, emit.times(self.y_k, k)), v * self.results.width)
+                    self.results.store_masked(emit.positive(builder.load(slot), clip), place, self.masks[v])
             with kept:
                 for k, v, slot in self.each():
                     emit.store(builder.load(slot), emit.at(sums, (k * self.vectors + v) * emit.width))
@@ -182,10 +185,12 @@ def _multiply(
     n = types.int64
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        emit, result = Emitter(builder, dtype, lanes), cgutils.alloca_once_value(builder, _i64(0))
+        factor, out = dtype.value
+        emit, result = emitter_of(builder, factor, lanes), cgutils.alloca_once_value(builder, _i64(0))
+        results = Memory(context, builder, emit, out)
         for used in range(1, most + 1):
             with builder.if_then(builder.icmp_signed("==", args[2], _i64(used))):
-                builder.store(_Tiles(emit, builder, args[3:], used, channels).emit_all(), result)
+                builder.store(_Tiles(emit, builder, results, args[3:], used, channels).emit_all(), result)
         return builder.load(result)
 
     return n(shape, dtype, n, panel, n, w, n, n, n, n, sums, n, n, y, n, n, bias, n, x, offsets, pieces, n), codegen
@@ -206,7 +211,7 @@ def multiply(
     shape : Tag
         (most vectors, channels, lanes) of a tile.
     dtype : Tag
-        Of all arrays.
+        A pair: of the factors, which may be pairs of bfloat16 numbers, and of y. Sums have the dtype of the factors, or float32.
     vectors : int
         Vectors of a term of the panel, no more than a tile has.
     panel : Address

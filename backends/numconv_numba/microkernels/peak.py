@@ -11,7 +11,7 @@ from numba.core import cgutils
 from numconv_numba.compiler import Address, Tag, helper, intrinsic, kernel
 from numconv_numba.threads import parallel_for
 
-from .emit import Emitter, check_kinds
+from .emit import Emitter, check_kinds, emitter_of
 
 __all__ = ["CHAINS", "copy_lines", "multiply_add"]
 
@@ -25,7 +25,7 @@ def _multiply_add(typingctx: Any, lanes: Any, dtype: Any, data: Any, turns: Any)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         _, _, data, turns = args
-        emit = Emitter(builder, dtype, lanes.value)
+        emit = emitter_of(builder, dtype.value, lanes.value)
         sums, factor = [emit.accumulator() for _ in range(CHAINS)], emit.load(data)
         with cgutils.for_range(builder, turns):
             for slot in sums:

@@ -18,7 +18,7 @@ from numba.core import cgutils
 
 from numconv_numba.compiler import Address, Tag, intrinsic, kernel
 
-from .emit import Emitter, check_kinds
+from .emit import check_kinds, emitter_of
 
 __all__ = ["product"]
 
@@ -35,7 +35,7 @@ def _product(
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         _, _, a, b, places, y, groups, terms, offsets, y_step, resume = args
-        emit = Emitter(builder, dtype, lanes)
+        emit = emitter_of(builder, dtype.value, lanes)
         sums = [[emit.accumulator() for _ in range(vectors)] for _ in range(positions)]
         group_step = emit.times(y_step, positions)
 
@@ -90,7 +90,7 @@ def product(
     shape : Tag
         (vectors, positions, lanes).
     dtype : Tag
-        Of a, b and y.
+        Of a, b and y; or pairs of a and b, the products of both of which are summed in float32.
     a, b, y : Address
         Rows of a and y are `vectors` vectors; those of a follow each other.
     places, offsets : Address

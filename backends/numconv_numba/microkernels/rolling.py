@@ -16,6 +16,7 @@ from numba.core import cgutils
 from numconv_numba.compiler import Address, Tag, intrinsic, kernel
 
 from .emit import Emitter, check_kinds
+from .memory import Memory
 from .sliding import BIAS, COLUMNS, COUNT, JOB, RELU, USED, USED_ROWS, X_ROW, Y_ROW, W, X, Y
 
 __all__ = ["Roll", "roll"]
@@ -56,9 +57,9 @@ def _shift(emit: Emitter, builder: Any, bias: Any) -> Any:
     return builder.load(slot)
 
 
-def _write(emit: Emitter, values: Sequence[Any], place: Any, masks: Sequence[Any]) -> None:
+def _write(emit: Emitter, results: Memory, values: Sequence[Any], place: Any, masks: Sequence[Any]) -> None:
     for v, (value, mask) in enumerate(zip(values, masks, strict=True)):
-        emit.store_masked(value, emit.at(place, v * emit.width), mask)
+        results.store_masked(value, emit.at(place, v * results.width), mask)
 
 
 @intrinsic
@@ -67,7 +68,8 @@ def _roll(typingctx: Any, tag: Any, dtype: Any, job: Any) -> Any:
     shape = Roll(*tag.value)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        emit = Emitter(builder, dtype, shape.lanes)
+        emit = Emitter(builder, dtype.value[0], shape.lanes)
+        results = Memory(context, builder, emit, dtype.value[1])
         item, fields = emit.width // shape.lanes, {i: emit.offset(args[2], i) for i in range(JOB)}
         x, w, bias, y = (builder.inttoptr(fields[i], cgutils.voidptr_t) for i in (X, W, BIAS, Y))
         columns = builder.inttoptr(fields[COLUMNS], cgutils.voidptr_t)
@@ -98,9 +100,9 @@ def _roll(typingctx: Any, tag: Any, dtype: Any, job: Any) -> Any:
             values = [builder.load(slot) for slot in vectors]
             with builder.if_else(plain) as (bare, dressed):
                 with bare:
-                    _write(emit, values, place, masks)
+                    _write(emit, results, values, place, masks)
                 with dressed:
-                    _write(emit, [emit.positive(builder.fadd(value, shift), relu) for value in values], place, masks)
+                    _write(emit, results, [emit.positive(builder.fadd(value, shift), relu) for value in values], place, masks)
             builder.store(emit.at(place, fields[Y_ROW]), target)
 
         start, end = builder.append_basic_block("period"), builder.append_basic_block("end")
@@ -134,6 +136,8 @@ def roll(shape: Tag, dtype: Tag, job: Address) -> None:
     ----------
     shape : Tag
         A `Roll`.
+    dtype : Tag
+        A pair: of the sums, and of y.
     job : Address
         Fields as `sliding.slide` has them, and weights as there; it reads X, X_ROW, COLUMNS, COUNT, W, BIAS, RELU, Y, Y_ROW,
         USED_ROWS and USED.

@@ -22,6 +22,7 @@ from numba.core import cgutils
 from numconv_numba.compiler import Address, Tag, intrinsic, kernel
 
 from .emit import Emitter, check_kinds
+from .memory import Memory
 
 # Fields of a job.
 (
@@ -95,7 +96,9 @@ def _branch(builder: Any, rows: int, low: Any, high: Any, body: Callable[[range]
     builder.position_at_end(end)
 
 
-def _store_rows(emit: Emitter, builder: Any, sums: Any, y: Any, y_row: Any, count: Any, used: Any, short: Any, left: Any) -> None:
+def _store_rows(
+    emit: Emitter, results: Memory, builder: Any, sums: Any, y: Any, y_row: Any, count: Any, used: Any, short: Any, left: Any
+) -> None:
     """Write the first `count` rows: `used` pixels each, or `left` in the row `short`."""
     lanes = emit.lanes
     masks = [emit.first(builder.sub(used, _i64(v * lanes))) for v in range(len(sums[0]))]
@@ -106,10 +109,10 @@ def _store_rows(emit: Emitter, builder: Any, sums: Any, y: Any, y_row: Any, coun
                 with few:
                     for v, slot in enumerate(vectors):
                         mask = emit.first(builder.sub(left, _i64(v * lanes)))
-                        emit.store_masked(builder.load(slot), emit.at(place, v * emit.width), mask)
+                        results.store_masked(builder.load(slot), emit.at(place, v * results.width), mask)
                 with usual:
                     for v, slot in enumerate(vectors):
-                        emit.store_masked(builder.load(slot), emit.at(place, v * emit.width), masks[v])
+                        results.store_masked(builder.load(slot), emit.at(place, v * results.width), masks[v])
 
 
 @intrinsic
@@ -118,7 +121,8 @@ def _slide(typingctx: Any, shape: Any, dtype: Any, job: Any) -> Any:
     rows, vectors, lanes = shape.value
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        emit = Emitter(builder, dtype, lanes)
+        emit = Emitter(builder, dtype.value[0], lanes)
+        results = Memory(context, builder, emit, dtype.value[1])
         item = emit.width // lanes
         fields = [emit.offset(args[2], i) for i in range(JOB)]
         x, places, columns, w, schedule, bias, y = (builder.inttoptr(field, cgutils.voidptr_t) for field in fields[:X_ROW])
@@ -154,7 +158,7 @@ def _slide(typingctx: Any, shape: Any, dtype: Any, job: Any) -> Any:
             every = ir.Constant(ir.VectorType(_i1, lanes), [1] * lanes)
             for slot in (slot for line in sums for slot in line):
                 builder.store(emit.positive(builder.load(slot), every), slot)
-        _store_rows(emit, builder, sums, y, y_row, used_rows, used, short, left)
+        _store_rows(emit, results, builder, sums, y, y_row, used_rows, used, short, left)
         return context.get_dummy_value()
 
     return types.void(shape, dtype, job), codegen
@@ -171,6 +175,8 @@ def slide(shape: Tag, dtype: Tag, job: Address) -> None:
     ----------
     shape : Tag
         (rows, vectors, lanes) of the tile.
+    dtype : Tag
+        A pair: of the sums, and of y.
     job : Address
 
     Notes

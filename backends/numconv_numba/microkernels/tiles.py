@@ -8,6 +8,7 @@ disk cache.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 from llvmlite import ir
@@ -16,9 +17,9 @@ from numba.core import cgutils
 
 from numconv_numba.compiler import intrinsic
 
-from .emit import Emitter, check_kinds, host, lanes_of
+from .emit import Emitter, check_kinds, host, lanes_of, rolled
 
-__all__ = ["Tile", "multiply_tile", "tile_channels", "tile_for", "tile_pixels", "write_vectors"]
+__all__ = ["Tile", "multiply_tile", "tile_channels", "tile_for", "tile_pixels", "tile_share"]
 
 
 class Tile(NamedTuple):
@@ -29,10 +30,17 @@ class Tile(NamedTuple):
     lanes: int
 
 
+@functools.lru_cache(maxsize=256)
 def tile_for(dtype: str, channels: int) -> Tile:
-    """The tile for sums of this dtype and at most this many output channels."""
-    vectors, used = next(shape for shape in host().pixel_tiles if shape[1] <= channels)
+    """The tile for sums of this dtype that computes the fewest output channels in vain, the first one of several; none has more."""
+    shapes = [shape for shape in host().pixel_tiles if shape[1] <= channels]
+    vectors, used = min(shapes, key=lambda shape: -(-channels // shape[1]) * shape[1] * tile_share(*shape))
     return Tile(vectors, used, lanes_of(dtype))
+
+
+def tile_share(vectors: int, channels: int) -> float:
+    """Cycles of a term against those of its multiply-adds, two of which take a cycle; so do two loads, and most cross a line."""
+    return max(1.0, (2 * vectors + channels) / (vectors * channels))
 
 
 @intrinsic
@@ -98,43 +106,22 @@ def multiply_tile(
                 for v in range(vectors):
                     builder.store(emit.load(emit.at(rows[k], v * emit.width)), sums[k][v])
         steps = [builder.mul(w_k, ir.Constant(w_k.type, k)) for k in range(channels)]
+
+        def add_tap(x_row: Any, w_row: Any, tap: Any) -> None:
+            x_tap, w_tap = emit.at(x_row, emit.offset(x_taps, tap)), emit.at(w_row, emit.offset(w_taps, tap))
+            pixels = [emit.load(emit.at(x_tap, v * emit.width)) for v in range(vectors)]
+            for k in range(channels):
+                weight = emit.broadcast(emit.at(w_tap, steps[k]))
+                for v in range(vectors):
+                    builder.store(emit.fma(pixels[v], weight, builder.load(sums[k][v])), sums[k][v])
+
         with cgutils.for_range(builder, c) as channel:
             x_row, w_row = emit.at(x, builder.mul(channel.index, x_c)), emit.at(w, builder.mul(channel.index, w_c))
-            with cgutils.for_range(builder, taps) as tap:
-                x_tap = emit.at(x_row, emit.offset(x_taps, tap.index))
-                w_tap = emit.at(w_row, emit.offset(w_taps, tap.index))
-                pixels = [emit.load(emit.at(x_tap, v * emit.width)) for v in range(vectors)]
-                for k in range(channels):
-                    weight = emit.broadcast(emit.at(w_tap, steps[k]))
-                    for v in range(vectors):
-                        builder.store(emit.fma(pixels[v], weight, builder.load(sums[k][v])), sums[k][v])
+            with rolled(builder, taps) as tap:
+                add_tap(x_row, w_row, tap)
         for k in range(channels):
             for v in range(vectors):
                 emit.store(builder.load(sums[k][v]), emit.at(rows[k], v * emit.width))
         return context.get_dummy_value()
 
     return signature, codegen
-
-
-@intrinsic
-def write_vectors(typingctx: Any, shape: Any, dtype: Any, sums: Any, y: Any, count: Any, shift: Any, relu: Any) -> Any:
-    """y[i] = sums[i] + shift, or its positive part if `relu` is not 0, for i < count; a vector of `sums` may be read beyond.
-
-    Short rows are common and a loop's scalar remainder is slow, so the last vector is stored under a mask.
-    """
-    check_kinds((shape, dtype), (sums, y))
-    lanes = shape.value[2]
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _, _, sums, y, count, shift, relu = args
-        emit, i64 = Emitter(builder, dtype, lanes), ir.IntType(64)
-        shifts, positive = emit.spread(shift), emit.spread(builder.icmp_signed("!=", relu, i64(0)))
-        vectors = builder.sdiv(builder.add(count, i64(lanes - 1)), i64(lanes))
-        with cgutils.for_range(builder, vectors) as vector:
-            place = builder.mul(vector.index, i64(emit.width))
-            value = builder.fadd(emit.load(emit.at(sums, place)), shifts)
-            mask = emit.first(builder.sub(count, builder.mul(vector.index, i64(lanes))))
-            emit.store_masked(emit.positive(value, positive), emit.at(y, place), mask)
-        return context.get_dummy_value()
-
-    return types.void(shape, dtype, sums, y, types.int64, shift, types.int64), codegen

@@ -203,13 +203,20 @@ def _weight(
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         _, _, w, row_step, column_step, n_rows, n_columns, vectors, u, u_step = args
-        where = _in_rows(w, row_step, column_step)
+        where, store = _in_rows(w, row_step, column_step), _stores(_spaced(u, u_step, width))
 
-        def load(emit: Emitter, i: int, j: int, place: Any) -> Any:
+        def load_inside(emit: Emitter, i: int, j: int, place: Any) -> Any:
             there = builder.and_(builder.icmp_signed("<", _i64(i), n_rows), builder.icmp_signed("<", _i64(j), n_columns))
             return emit.load_masked(where(emit, i, j, place), emit.spread(there))
 
-        _emit(builder, dtype, lanes, both, vectors, load, _stores(_spaced(u, u_step, width)))
+        complete = builder.and_(
+            builder.icmp_signed(">=", n_rows, _i64(row_taps)), builder.icmp_signed(">=", n_columns, _i64(column_taps))
+        )
+        with builder.if_else(complete) as (whole, part):
+            with whole:
+                _emit(builder, dtype, lanes, both, vectors, _loads(where), store)
+            with part:
+                _emit(builder, dtype, lanes, both, vectors, load_inside, store)
         return context.get_dummy_value()
 
     n = types.int64
@@ -219,13 +226,14 @@ def _weight(
 @kernel(no_cfunc_wrapper=False)
 def transform_weight(
     shape: Tag, dtype: Tag, w: Address, row_step: int, column_step: int, rows: int, columns: int, vectors: int, u: Address,
-    u_step: int,
+    u_step: int, count: int, w_next: int, u_next: int,
 ) -> None:  # fmt: skip
     """Kernels, for so many vectors of channels that follow each other, into elements `u_step` bytes apart.
 
-    Taps beyond the first `rows` and `columns` are zero.
+    Taps beyond the first `rows` and `columns` are zero. `count` of them lie `w_next` and `u_next` bytes apart.
     """
-    _weight(shape, dtype, w, row_step, column_step, rows, columns, vectors, u, u_step)
+    for one in range(count):
+        _weight(shape, dtype, w + one * w_next, row_step, column_step, rows, columns, vectors, u + one * u_next, u_step)
 
 
 @intrinsic

@@ -10,6 +10,7 @@ results then have taps of their own, one *phase* each, and are woven together.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -21,23 +22,28 @@ from numconv_numba.compiler import Address, Tag, intrinsic, kernel
 
 from .emit import Emitter, check_kinds
 
-__all__ = ["JOB", "MAX_STRIDE", "MOVE", "ROW_ENTRY", "TAP_ENTRY", "move", "windows", "write_places"]
+__all__ = ["HEAD", "JOB", "MAX_STRIDE", "MOVE", "ROW_ENTRY", "TAP_ENTRY", "move", "windows", "write_places"]
 
 MAX_STRIDE = 4
 """Of the elements that vectors are taken apart for, or woven from."""
 TOGETHER = 4
 """Vectors that share the work of finding their taps."""
+SHORT = 2
+"""Vectors of a row that are computed one by one in all rows."""
 ROW_ENTRY, TAP_ENTRY = 24, 16
 JOB = ("results", "list_step", "y_step", "extra_step", "first", "last", "size", "tap_step", "advance")
-MOVE = ("rows", "y_step", "count", "length", "start", "stride")
+HEAD = 2
+"""Elements before the weights of a channel: what is added to a sum, and not 0 if only the positive part of it is stored."""
+MOVE = ("rows", "y_step", "count", "length", "start", "stride", "borders")
 _i32, _i64, _double = ir.IntType(32), ir.IntType(64), ir.DoubleType()
 
 
 class _Tap(NamedTuple):
-    """One tap: its position for result 0, and how many bytes from the row's offset its data for result 0 lie."""
+    """One tap: its position for result 0, how many bytes from the row's offset its data for result 0 lie, and its number."""
 
     place: Any
     shift: Any
+    number: Any
 
 
 class _Row:
@@ -58,8 +64,8 @@ class _Row:
         size = self.emit.spread(self.builder.trunc(self.given["size"], _i32))
         return self.builder.icmp_unsigned("<", self.positions(start, step), size)
 
-    def fetch(self, address: Any, start: Any, whole: bool) -> Any:
-        """The elements at start + stride * lane, zero outside the row; `address` is that of the first."""
+    def fetch(self, address: Any, start: Any, whole: bool, other: Any = None) -> Any:
+        """The elements at start + stride * lane, zero or `other` outside the row; `address` is that of the first."""
         builder, emit = self.builder, self.emit
         if self.stride == 0:
             return self.gather(address, start)
@@ -69,7 +75,7 @@ class _Row:
             if whole:
                 vectors.append(emit.load(place))
             else:
-                vectors.append(emit.load_masked(place, self.inside(builder.add(start, _i64(number * emit.lanes)))))
+                vectors.append(emit.load_masked(place, self.inside(builder.add(start, _i64(number * emit.lanes))), other))
         return self.pick(vectors, range(0, self.stride * emit.lanes, self.stride))
 
     def gather(self, address: Any, start: Any) -> Any:
@@ -86,6 +92,14 @@ class _Row:
         name = f"llvm.masked.gather.v{emit.lanes}f{8 * self.item}.v{emit.lanes}p0"
         function = cgutils.get_or_insert_function(builder.module, signature, name)
         return builder.call(function, [pointers, _i32(self.item), mask, emit.zero])
+
+    def least(self, a: Any, b: Any) -> Any:
+        """The smaller number."""
+        return self.builder.select(self.builder.icmp_signed("<", a, b), a, b)
+
+    def most(self, a: Any, b: Any) -> Any:
+        """The larger number."""
+        return self.builder.select(self.builder.icmp_signed(">", a, b), a, b)
 
     def pick(self, vectors: list[Any], indices: Any) -> Any:
         """The lanes of up to four vectors, one behind the other, at these indices."""
@@ -130,7 +144,23 @@ class _Windows(_Row):
         return builder.select(rising, *ends), builder.select(rising, *reversed(ends))
 
     def rows(self) -> None:
-        """All rows of results of the call."""
+        """All rows of results of the call: of short ones a vector of each at a time, so that masks are made once for all rows."""
+        builder, given, lanes = self.builder, self.given, self.emit.lanes
+        end = builder.sdiv(builder.add(given["last"], _i64(self.phases - 1)), _i64(self.phases))
+        vectors = builder.sdiv(builder.add(builder.sub(end, given["first"]), _i64(lanes - 1)), _i64(lanes))
+        few = builder.icmp_signed("<=", vectors, _i64(SHORT))
+        masked = builder.not_(self.whole(given["first"], SHORT))
+        with builder.if_else(builder.and_(few, masked)) as (short, long):
+            with short, cgutils.for_range(builder, vectors) as loop:
+                at = builder.add(given["first"], builder.mul(loop.index, _i64(lanes)))
+                with self.each_row():
+                    self.block(at, 1, False)
+            with long, self.each_row():
+                self.row()
+
+    @contextlib.contextmanager
+    def each_row(self) -> Iterator[None]:
+        """A loop over the rows of results."""
         builder, emit, given = self.builder, self.emit, self.given
         bases = {name: given[name] for name in ("lists", "y", "extra")}
         steps = {"lists": given["list_step"], "y": given["y_step"], "extra": given["extra_step"]}
@@ -140,7 +170,8 @@ class _Windows(_Row):
             given["count"] = emit.offset(given["lists"], 0)
             given["scale"] = builder.bitcast(emit.offset(given["lists"], 1), _double)
             given["rows"] = emit.at(given["lists"], ROW_ENTRY)
-            self.row()
+            yield
+        given.update(bases)
 
     def row(self) -> None:
         """All vectors of a row: four together, or one, or one with masks at the ends of a row."""
@@ -195,7 +226,7 @@ class _Windows(_Row):
             taps = self.taps[phase]
             for tap, place in taps[::-1] if self.largest else taps:
                 shift = builder.add(emit.times(self.given["tap_step"], tap), _i64(place * self.item))
-                yield _Tap(_i64(place), shift)
+                yield _Tap(_i64(place), shift, _i64(tap))
             return
         begin, end = (emit.offset(self.given["inner"], phase + more) for more in (0, 1))
         with cgutils.for_range(builder, builder.sub(end, begin)) as loop:
@@ -204,19 +235,19 @@ class _Windows(_Row):
             shift = builder.add(
                 builder.mul(emit.offset(entry, 1), self.given["tap_step"]), emit.times(emit.offset(entry, 0), self.item)
             )
-            yield _Tap(emit.offset(entry, 0), shift)
+            yield _Tap(emit.offset(entry, 0), shift, emit.offset(entry, 1))
 
     def accumulators(self, vectors: int) -> list[tuple[Any, Any]]:
-        """Slots for the value and, where it is asked for, the place of each result."""
+        """Slots for the value and, of maxima, the place of each result, or whether it is NaN."""
         start = self.emit.constant(float("-inf")) if self.largest else self.emit.zero
+        kind = self.numbers if self.kind == "argmax" else ir.VectorType(ir.IntType(1), self.emit.lanes)
         made = []
         for _ in range(vectors):
-            value = cgutils.alloca_once(self.builder, self.emit.vector)
-            place = cgutils.alloca_once(self.builder, self.numbers)
+            value, beside = cgutils.alloca_once(self.builder, self.emit.vector), cgutils.alloca_once(self.builder, kind)
             self.builder.store(start, value)
-            if self.kind == "argmax":
-                self.builder.store(ir.Constant(self.numbers, None), place)
-            made.append((value, place))
+            if self.largest:
+                self.builder.store(ir.Constant(kind, None), beside)
+            made.append((value, beside))
         return made
 
     def add_tap(self, row: Any, tap: _Tap, first: Any, states: list[tuple[Any, Any]], whole: bool) -> None:
@@ -227,12 +258,22 @@ class _Windows(_Row):
         step = self.stride * emit.lanes
         for number, state in enumerate(states):
             begin = builder.add(builder.add(tap.place, place), _i64(number * step))
-            new = self.fetch(emit.at(address, number * step * self.item), begin, whole)
-            if self.largest:
+            other = emit.constant(float("-inf")) if self.largest else emit.zero
+            new = self.fetch(emit.at(address, number * step * self.item), begin, whole, other)
+            if self.kind == "max":
+                self.keep_value(state, new)
+            elif self.kind == "argmax":
                 inside = None if whole else self.inside(begin, self.stride)
                 self.keep_larger(state, new, inside, builder.add(emit.offset(row, 1), tap.place))
             else:
-                self.add_term(state[0], new, row, begin)
+                self.add_term(state[0], new, row, begin, tap.number, whole)
+
+    def keep_value(self, state: tuple[Any, Any], new: Any) -> None:
+        """The larger value, of equal ones the new one, as the processor's maximum has it; and where there was a NaN."""
+        builder = self.builder
+        old = builder.load(state[0])
+        builder.store(builder.select(builder.fcmp_ordered(">", old, new), old, new), state[0])
+        builder.store(builder.or_(builder.load(state[1]), builder.fcmp_unordered("uno", new, new)), state[1])
 
     def keep_larger(self, state: tuple[Any, Any], new: Any, inside: Any, place: Any) -> None:
         """Taps come last first, and an equal one wins: so the first of them stays, and the first NaN."""
@@ -242,12 +283,20 @@ class _Windows(_Row):
         if inside is not None:
             wins = builder.and_(inside, wins)
         builder.store(builder.select(wins, new, old), state[0])
-        if self.kind == "argmax":
-            spread = self.emit.spread(builder.trunc(place, _i32))
-            builder.store(builder.select(wins, spread, builder.load(state[1])), state[1])
+        spread = self.emit.spread(builder.trunc(place, _i32))
+        builder.store(builder.select(wins, spread, builder.load(state[1])), state[1])
 
-    def add_term(self, slot: Any, new: Any, row: Any, begin: Any) -> None:
+    def add_term(self, slot: Any, new: Any, row: Any, begin: Any, tap: Any, whole: bool) -> None:
+        """Add a vector to a sum, with what its kind multiplies it by."""
         builder, emit = self.builder, self.emit
+        if self.kind == "product":
+            number = builder.add(builder.mul(emit.offset(row, 2), self.given["advance"]), builder.add(tap, _i64(HEAD)))
+            weight = emit.broadcast(emit.at(self.given["extra"], builder.mul(number, _i64(self.item))))
+            old = builder.load(slot)
+            sums = emit.fma(new, weight, old)
+            # a position outside the row is no term: its zero must not meet an infinite weight
+            builder.store(sums if whole else builder.select(self.inside(begin), sums, old), slot)
+            return
         if self.kind not in ("share", "weighted"):
             builder.store(builder.fadd(builder.load(slot), new), slot)
             return
@@ -256,6 +305,11 @@ class _Windows(_Row):
             new = builder.fmul(new, emit.load_masked(table, self.inside(begin)))
         factor = self.number(builder.bitcast(emit.offset(row, 2), _double))
         builder.store(emit.fma(new, factor, builder.load(slot)), slot)
+
+    def extra_element(self, which: int) -> Any:
+        """The address of one of the first elements of `extra`."""
+        place = self.emit.at(self.given["extra"], which * self.item)
+        return self.builder.bitcast(place, self.emit.vector.element.as_pointer())
 
     def number(self, double: Any) -> Any:
         """A float64 in all lanes."""
@@ -267,10 +321,17 @@ class _Windows(_Row):
         builder, emit = self.builder, self.emit
         values = [builder.load(value) for value, _ in states]
         left = builder.sub(self.given["last"], builder.mul(at, _i64(self.phases)))
+        if self.kind == "max":
+            values = [builder.select(builder.load(states[0][1]), emit.constant(float("nan")), values[0])]
         if self.kind == "mean":
             table = emit.at(self.given["extra"], builder.mul(at, _i64(self.item)))
             shares = emit.load(table) if whole else emit.load_masked(table, emit.first(left))
             values = [builder.fmul(values[0], builder.fmul(shares, self.number(self.given["scale"])))]
+        if self.kind == "product":
+            shift, relu = (builder.load(self.extra_element(which)) for which in range(HEAD))
+            values = [builder.fadd(value, emit.spread(shift)) for value in values]
+            flag = emit.spread(builder.fcmp_ordered("!=", relu, ir.Constant(relu.type, 0.0)))
+            values = [emit.positive(value, flag) for value in values]
         target = emit.at(self.given["y"], builder.mul(at, _i64(self.phases * self.item)))
         for number in range(self.phases):
             lanes = range(number * emit.lanes, (number + 1) * emit.lanes)
@@ -324,7 +385,8 @@ def windows(
     shape : Tag
         (kind, lanes, stride, number of phases, taps): the stride or the number of phases is 1. Kinds: "max"; "argmax", which also
         writes places; "mean": the sum times the scale of its row and the share of its place in it; "sum"; "share": each term
-        times the factor of its source's row; "weighted": and times the weight of its position. The taps are, for each phase,
+        times the factor of its source's row; "weighted": and times the weight of its position; "product": each term times the
+        weight of its tap. The taps are, for each phase,
         pairs (tap, its position for result 0), to be unrolled; where there are none, they come in `inner`.
     dtype : Tag
         float32 or float64.
@@ -334,7 +396,8 @@ def windows(
         For each row of results, an entry of 24 bytes (the number of rows of x that it reads, scale), and behind it one for each of
         those (byte offset, place, factor): int64, but float64 for scales and factors.
     extra : Address
-        "argmax": of the int64 places to write. "mean": of the shares. "weighted": of the weights.
+        "argmax": of the int64 places to write. "mean": of the shares. "weighted": of the weights. "product": of the `HEAD`, and
+        of the weights in rows of `advance`, of which a row of x has the number of its own instead of a factor.
     job : Address
         Of int64 numbers, in the order of `JOB`: rows of results; the bytes from one list to the next; bytes from row to row of y
         and of `extra`; which results of a row, `first` counted in a phase; how many positions a row of x has; how many bytes the
@@ -351,50 +414,86 @@ class _Moves(_Row):
     """The code of one call of `move`."""
 
     def rows(self) -> None:
-        """All rows of the call."""
+        """All rows of the call: first the vectors that need masks, each of all rows, then row by row those inside it."""
+        builder, emit, given = self.builder, self.emit, self.given
+        given["size"] = given["length"]
+        step = builder.mul(_i64(self.stride) if self.stride else given["stride"], _i64(emit.lanes))
+        vectors = builder.sdiv(builder.add(given["count"], _i64(emit.lanes - 1)), _i64(emit.lanes))
+        before = builder.sdiv(builder.sub(builder.sub(step, _i64(1)), given["start"]), step)
+        inside = builder.sdiv(builder.sub(given["length"], given["start"]), step)
+        begin = self.least(self.most(before, _i64(0)), vectors)
+        end = self.most(self.least(inside, builder.sdiv(given["count"], _i64(emit.lanes))), begin)
+        whole = builder.sub(end, begin)
+        with cgutils.for_range(builder, builder.sub(vectors, whole)) as loop:
+            skipped = builder.select(builder.icmp_signed("<", loop.index, begin), _i64(0), whole)
+            number = builder.add(loop.index, skipped)
+            stored = emit.first(builder.sub(given["count"], builder.mul(number, _i64(emit.lanes))))
+            with self.each_row() as (row, place, there):
+                target = emit.at(place, builder.mul(number, _i64(emit.width)))
+                with builder.if_else(there) as (read, absent):
+                    with read:
+                        start = builder.add(given["start"], builder.mul(number, step))
+                        vector = self.fetch(self.source(row, number, step), start, False)
+                        emit.store_masked(vector, target, stored)
+                    with absent:
+                        emit.store_masked(emit.zero, target, stored)
+        some = builder.icmp_signed(">", builder.add(whole, given["borders"]), _i64(0))
+        with builder.if_then(some), self.each_row() as (row, place, there), builder.if_else(there) as (read, absent):
+            for block in (read, absent):
+                with block:
+                    source, target = self.source(row, begin, step), emit.at(place, builder.mul(begin, _i64(emit.width)))
+                    with cgutils.for_range(builder, whole) as loop:
+                        address = emit.at(source, builder.mul(builder.mul(loop.index, step), _i64(self.item)))
+                        at = builder.add(given["start"], builder.mul(builder.add(begin, loop.index), step))
+                        vector = self.fetch(address, at, True) if block is read else emit.zero
+                        emit.store(vector, emit.at(target, builder.mul(loop.index, _i64(emit.width))))
+                    if block is read:
+                        self.borders(row, place)
+
+    @contextlib.contextmanager
+    def each_row(self) -> Iterator[tuple[Any, Any, Any]]:
+        """A loop over the rows: where they begin in x and y, and whether there is a row of x."""
         builder, emit, given = self.builder, self.emit, self.given
         with cgutils.for_range(builder, given["rows"]) as loop:
             offset = emit.offset(given["offsets"], loop.index)
-            there = builder.icmp_signed(">=", offset, _i64(0))
-            given["size"] = builder.select(there, given["length"], _i64(0))
-            source, target = emit.at(given["x"], offset), emit.at(given["y"], builder.mul(loop.index, given["y_step"]))
-            vectors = builder.sdiv(builder.add(given["count"], _i64(emit.lanes - 1)), _i64(emit.lanes))
-            with cgutils.for_range(builder, vectors) as vector:
-                self.vector(source, target, builder.mul(vector.index, _i64(emit.lanes)))
+            place = emit.at(given["y"], builder.mul(loop.index, given["y_step"]))
+            yield emit.at(given["x"], offset), place, builder.icmp_signed(">=", offset, _i64(0))
 
-    def vector(self, source: Any, target: Any, first: Any) -> None:
-        """Results first.. of a row: without masks inside it."""
+    def source(self, row: Any, number: Any, step: Any) -> Any:
+        """Where a vector of results begins to read."""
+        builder = self.builder
+        start = builder.add(self.given["start"], builder.mul(number, step))
+        return self.emit.at(row, builder.mul(start, _i64(self.item)))
+
+    def borders(self, row: Any, place: Any) -> None:
+        """The elements that are copied one by one."""
         builder, emit, given = self.builder, self.emit, self.given
-        stride = _i64(self.stride) if self.stride else given["stride"]
-        start = builder.add(given["start"], builder.mul(first, stride))
-        address, place = emit.at(source, builder.mul(start, _i64(self.item))), emit.at(target, builder.mul(first, _i64(self.item)))
-        end = builder.add(start, builder.mul(stride, _i64(emit.lanes)))
-        left = builder.sub(given["count"], first)
-        inside = builder.and_(builder.icmp_signed(">=", start, _i64(0)), builder.icmp_signed("<=", end, given["size"]))
-        whole = builder.and_(inside, builder.icmp_signed(">=", left, _i64(emit.lanes)))
-        with builder.if_else(whole) as (fast, careful):
-            with fast:
-                emit.store(self.fetch(address, start, True), place)
-            with careful:
-                emit.store_masked(self.fetch(address, start, False), place, emit.first(left))
+        element = emit.vector.element.as_pointer()
+        with cgutils.for_range(builder, given["borders"]) as loop:
+            entry = builder.mul(loop.index, _i64(2))
+            target, source = (
+                builder.bitcast(emit.at(base, emit.offset(given["border"], builder.add(entry, _i64(which)))), element)
+                for which, base in enumerate((place, row))
+            )
+            builder.store(builder.load(source), target)
 
 
 @intrinsic
-def _move(typingctx: Any, shape: Any, dtype: Any, x: Any, offsets: Any, y: Any, job: Any) -> Any:
-    check_kinds((shape, dtype), (x, offsets, y, job))
+def _move(typingctx: Any, shape: Any, dtype: Any, x: Any, offsets: Any, y: Any, job: Any, border: Any) -> Any:
+    check_kinds((shape, dtype), (x, offsets, y, job, border))
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        given = dict(zip(("x", "offsets", "y", "job"), args[2:], strict=True))
+        given = dict(zip(("x", "offsets", "y", "job", "border"), args[2:], strict=True))
         code = _Moves(builder, *shape.value, dtype, given)
         given.update({name: code.emit.offset(given["job"], number) for number, name in enumerate(MOVE)})
         code.rows()
         return context.get_dummy_value()
 
-    return types.void(shape, dtype, *[x] * 4), codegen
+    return types.void(shape, dtype, *[x] * 5), codegen
 
 
 @kernel(no_cfunc_wrapper=False)
-def move(shape: Tag, dtype: Tag, x: Address, offsets: Address, y: Address, job: Address) -> None:
+def move(shape: Tag, dtype: Tag, x: Address, offsets: Address, y: Address, job: Address, border: Address) -> None:
     """y[row, i] = x[offsets[row] + start + stride * i], zero where this position lies outside the row or the offset is negative.
 
     Parameters
@@ -409,6 +508,8 @@ def move(shape: Tag, dtype: Tag, x: Address, offsets: Address, y: Address, job: 
         Of the int64 byte offsets of the rows.
     job : Address
         Of int64 numbers, in the order of `MOVE`: how many rows; the bytes from row to row of y; results of a row; positions of
-        a row of x; the position for result 0; the stride.
+        a row of x; the position for result 0; the stride; how many elements of a row are copied one by one afterwards.
+    border : Address
+        Of their int64 pairs: byte offsets in the row of y and in that of x.
     """
-    _move(shape, dtype, x, offsets, y, job)
+    _move(shape, dtype, x, offsets, y, job, border)

@@ -1,0 +1,141 @@
+"""Vectors in memory as another dtype than that of the arithmetic: converted as they are loaded and stored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils
+
+from numconv_numba.halves import HALVES, narrow_half, widen_half
+
+from .emit import BFloat, Emitter
+
+__all__ = ["FLUSHED", "Memory", "PairMemory", "stored_bytes"]
+
+_i16, _i32 = ir.IntType(16), ir.IntType(32)
+FLUSHED = "bfloat16, flushed"
+"""bfloat16 as AVX512-BF16 rounds it, 16 numbers at a time: to nearest even, but to zero what is smaller than 2**-126."""
+_ELEMENTS = {**dict.fromkeys((*HALVES, FLUSHED), _i16), "float32": ir.FloatType(), "float64": ir.DoubleType()}
+_LETTERS = {"float16": "i16", "bfloat16": "i16", FLUSHED: "i16", "float32": "f32", "float64": "f64"}
+
+
+def stored_bytes(dtype: str) -> int:
+    """Of an element in memory."""
+    return 2 if _LETTERS[dtype] == "i16" else np.dtype(dtype).itemsize
+
+
+class Memory:
+    """Loads and stores of as many elements as a vector has lanes: what is loaded, and what is to be stored, are vectors of sums.
+
+    Parameters
+    ----------
+    context, builder
+        Of the function under construction.
+    emit : Emitter
+        Of the arithmetic.
+    dtype : str
+        As which elements lie in memory: no wider than the arithmetic; `FLUSHED` for stores only.
+
+    Attributes
+    ----------
+    item, width : int
+        Bytes of an element, and of as many as a vector has lanes.
+    """
+
+    def __init__(self, context: Any, builder: Any, emit: Emitter, dtype: str):
+        self._context, self._builder, self._emit, self._dtype = context, builder, emit, dtype
+        self.item = stored_bytes(dtype)
+        self.width = emit.lanes * self.item
+        self._stored = ir.VectorType(_ELEMENTS[dtype], emit.lanes)
+
+    def load(self, address: Any) -> Any:
+        """A vector."""
+        return self._widened(self.bits(address))
+
+    def load_masked(self, address: Any, mask: Any) -> Any:
+        """A vector with zeros where the mask is off; nothing is read there."""
+        return self._widened(self.bits_masked(address, mask))
+
+    def store(self, vector: Any, address: Any) -> None:
+        """Write a vector, rounded to nearest even."""
+        self._builder.store(self._narrowed(vector), self._pointer(address)).align = self.item
+
+    def store_masked(self, vector: Any, address: Any, mask: Any) -> None:
+        """Write the lanes of a mask, rounded to nearest even."""
+        pointer = self._pointer(address)
+        kind = ir.FunctionType(ir.VoidType(), [self._stored, pointer.type, _i32, mask.type])
+        function = cgutils.get_or_insert_function(self._builder.module, kind, self._name("store"))
+        self._builder.call(function, [self._narrowed(vector), pointer, _i32(self.item), mask])
+
+    def bits(self, address: Any) -> Any:
+        """A vector as it lies in memory."""
+        loaded = self._builder.load(self._pointer(address))
+        loaded.align = self.item
+        return loaded
+
+    def bits_masked(self, address: Any, mask: Any) -> Any:
+        """A vector as it lies in memory, with zeros where the mask is off; nothing is read there."""
+        pointer = self._pointer(address)
+        kind = ir.FunctionType(self._stored, [pointer.type, _i32, mask.type, self._stored])
+        function = cgutils.get_or_insert_function(self._builder.module, kind, self._name("load"))
+        return self._builder.call(function, [pointer, _i32(self.item), mask, ir.Constant(self._stored, None)])
+
+    def _pointer(self, address: Any) -> Any:
+        return self._builder.bitcast(address, self._stored.as_pointer())
+
+    def _name(self, what: str) -> str:
+        return f"llvm.masked.{what}.v{self._emit.lanes}{_LETTERS[self._dtype]}.p0"
+
+    def _widened(self, bits: Any) -> Any:
+        if self._dtype in HALVES:
+            bits = widen_half(self._context, self._builder, bits, self._dtype)
+        return bits if bits.type == self._emit.vector else self._builder.fpext(bits, self._emit.vector)
+
+    def _narrowed(self, vector: Any) -> Any:
+        if self._dtype in HALVES:
+            return narrow_half(self._context, self._builder, vector, self._dtype)
+        return self._flushed(vector) if self._dtype == FLUSHED else vector
+
+    def _flushed(self, vector: Any) -> Any:
+        result = ir.VectorType(BFloat(), self._emit.lanes)
+        kind = ir.FunctionType(result, [vector.type])
+        function = cgutils.get_or_insert_function(self._builder.module, kind, "llvm.x86.avx512bf16.cvtneps2bf16.512")
+        return self._builder.bitcast(self._builder.call(function, [vector]), self._stored)
+
+
+class PairMemory(Memory):
+    """Loads pairs: an element of one row of bfloat16 numbers, and the one below it.
+
+    Parameters
+    ----------
+    context, builder, emit
+        As `Memory` has them.
+    row : int64
+        Bytes to the row below.
+    complete : bool
+        Whether there is one; else its numbers are zero.
+    """
+
+    def __init__(self, context: Any, builder: Any, emit: Emitter, row: Any, complete: Any):
+        super().__init__(context, builder, emit, "bfloat16")
+        self._row, self._complete = row, complete
+
+    def load(self, address: Any) -> Any:
+        """A vector of pairs that are complete."""
+        return self._joined(self.bits(address), self.bits(self._emit.at(address, self._row)))
+
+    def load_masked(self, address: Any, mask: Any) -> Any:
+        """A vector of pairs, zeros where the mask is off and in the row that is not there."""
+        return self.load_both(address, mask, self._emit.both(mask, self._complete))
+
+    def load_both(self, address: Any, mask: Any, below: Any) -> Any:
+        """A vector of pairs, zeros where the mask of their first or their second numbers is off."""
+        second = self.bits_masked(self._emit.at(address, self._row), below)
+        return self._joined(self.bits_masked(address, mask), second)
+
+    def _joined(self, first: Any, second: Any) -> Any:
+        builder, words = self._builder, ir.VectorType(_i32, self._emit.lanes)
+        upper = builder.shl(builder.zext(second, words), ir.Constant(words, [16] * self._emit.lanes))
+        return builder.bitcast(builder.or_(builder.zext(first, words), upper), self._emit.vector)

@@ -1,0 +1,308 @@
+"""Register tiles that sweep down the rows of planes where they lie in memory: depthwise convolution and its adjoint.
+
+The accumulators of the rows of results that a row of x reaches are in registers and take turns: each row of x is loaded once for
+all of them. Nothing is packed: what lies beside a row is masked off as it is loaded, rows of padding are left out, and the phases
+of a stride are parted, or put together again, in registers. One call serves any number of planes, so that small ones cost little
+more than their products.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from numconv_numba.compiler import Address, Tag, intrinsic, kernel
+
+from .emit import Emitter, check_kinds
+
+__all__ = ["Sweep", "accumulators", "column_groups", "each_plane", "forward_turns", "load_columns", "sweep", "walk"]
+
+_i64 = ir.IntType(64)
+
+(
+    X, W, BIAS, Y, COLUMNS, FLAGS, PLACES, X_ROW, Y_ROW, X_PLANE, W_PLANE, BIAS_PLANE, Y_PLANE, PLANES, LINES, LOW, SPAN, START,
+    ROWS, USED, COUNT, SLICES, RELU, AHEAD, JOB,
+) = range(25)  # fmt: skip
+"""The fields of a job: addresses, steps and offsets in bytes.
+
+X, Y: of the first row and the first result, W of the weights of a plane; BIAS: of one element, or 0. The ..._ROW lead from a row
+to the next, the ..._PLANE from a plane to the next, of which there are PLANES. LINES rows of x are walked, of which those from
+LOW on, SPAN of them, are there at all. START: the number of the row of results that is finished first; those from 0 to ROWS are
+stored, USED columns of each. COLUMNS: the offset in x of each of the COUNT columns of taps; FLAGS: of each of their vectors which
+lanes are there. PLACES: where each of the SLICES of a window begins in x and in w, a pair of offsets, if the tile has several.
+RELU: whether negative results become 0. AHEAD: how far from what is read memory is prefetched.
+"""
+PRELOADED = 9
+"""Weights that may stay in registers."""
+
+
+class Sweep(NamedTuple):
+    """The shape of a tile.
+
+    Attributes
+    ----------
+    vectors : int
+        Of pixels of a row.
+    rows, columns : int
+        Of the kernel; `columns` is 0 where their number is known at run time only.
+    row_step, column_step : int
+        The stride: of x, or, of an adjoint, of the results.
+    adjoint : bool
+        Whether the results are the gradient of x; rows are then walked from the last to the first.
+    first : int
+        Of an adjoint, the phase of the results that the first column of taps belongs to.
+    sliced : bool
+        Whether results are sums over several slices, channels or places of outer dimensions.
+    lanes : int
+    """
+
+    vectors: int
+    rows: int
+    columns: int
+    row_step: int
+    column_step: int
+    adjoint: bool
+    first: int
+    sliced: bool
+    lanes: int
+
+
+class _Turn(NamedTuple):
+    """What a row of x does: pairs (accumulator, row of the kernel), and the accumulators of the rows of results it finishes."""
+
+    users: list[tuple[int, int]]
+    finished: list[int]
+
+
+def accumulators(shape: Sweep) -> int:
+    """Vectors that a tile sums up in."""
+    rows = max(shape.rows, shape.row_step) if shape.adjoint else -(-shape.rows // shape.row_step)
+    return rows * shape.vectors * (shape.column_step if shape.adjoint else 1)
+
+
+def forward_turns(rows: int, step: int) -> list[_Turn]:
+    """Of each row of x of a period, with a stride."""
+    count, found = -(-rows // step), []
+    for line in range(step * count):
+        users = [((line - row) // step % count, row) for row in range(rows) if (line - row) % step == 0]
+        done = line - (rows - 1)
+        found.append(_Turn(users, [done // step % count] if done % step == 0 else []))
+    return found
+
+
+def _adjoint_turns(rows: int, step: int) -> list[_Turn]:
+    """The same where results are spread with a stride."""
+    count = max(rows, step)
+    return [
+        _Turn(
+            [((step * line + count - 1 - row) % count, row) for row in range(rows)],
+            [(step * line + i) % count for i in range(step)],
+        )
+        for line in range(count // math.gcd(count, step))
+    ]
+
+
+def load_columns(emit: Emitter, place: Any, masks: Sequence[Any], count: int) -> list[Any]:
+    """The pixels that `count` neighbouring columns of taps meet: one with one mask, up to two that every second pixel is of."""
+    loaded = [emit.load_masked(emit.at(place, part * emit.width), mask) for part, mask in enumerate(masks)]
+    if len(masks) == 1:
+        return loaded
+    return [emit.shuffle(*loaded, range(t, 2 * emit.lanes, 2)) for t in range(count)]
+
+
+def column_groups(columns: int, step: int) -> list[range]:
+    """Columns of taps whose pixels are loaded together."""
+    return [range(first, min(first + step, columns)) for first in range(0, columns, step)]
+
+
+def walk(builder: Any, turns: Sequence[_Turn], lines: Any) -> Iterator[tuple[_Turn, Any]]:
+    """Emit a loop over rows of x, of which each iteration is a period: its turns, with the number of the row."""
+    line = cgutils.alloca_once(builder, _i64)
+    builder.store(_i64(0), line)
+    start, end = builder.append_basic_block("period"), builder.append_basic_block("end")
+    builder.branch(start)
+    builder.position_at_end(start)
+    for turn in turns:
+        now = builder.load(line)
+        yield turn, now
+        after, following = builder.add(now, _i64(1)), builder.append_basic_block("line")
+        builder.store(after, line)
+        builder.cbranch(builder.icmp_signed("<", after, lines), following, end)
+        builder.position_at_end(following)
+    builder.branch(start)
+    builder.position_at_end(end)
+
+
+def each_plane(builder: Any, count: Any, places: Sequence[tuple[Any, Any]], body: Callable[..., None]) -> None:
+    """Emit a loop over planes: `body` with the addresses of one, from pairs (that of the first, bytes to the next)."""
+    with cgutils.for_range(builder, count) as plane:
+        here = [builder.add(first, builder.mul(plane.index, step)) for first, step in places]
+        body(*(builder.inttoptr(place, cgutils.voidptr_t) for place in here))
+
+
+class _Tile:
+    """A tile under construction: what its parts share."""
+
+    def __init__(self, builder: Any, shape: Sweep, dtype: Any, job: Any):
+        self.builder, self.shape = builder, shape
+        self.emit = emit = Emitter(builder, dtype, shape.lanes)
+        self.item = emit.width // shape.lanes
+        self.field = {i: emit.offset(job, i) for i in range(JOB)}
+        self.columns, self.flags = (builder.inttoptr(self.field[i], cgutils.voidptr_t) for i in (COLUMNS, FLAGS))
+        self.phases = shape.column_step if shape.adjoint else 1
+        self.per_load = 1 if shape.adjoint else shape.column_step
+        rows = accumulators(shape) // (shape.vectors * self.phases)
+        self.sums = [[[emit.accumulator() for _ in range(shape.vectors)] for _ in range(self.phases)] for _ in range(rows)]
+        used = self.field[USED]
+        self.masks = [
+            [emit.first(builder.sub(used, _i64((self.phases * v + half) * shape.lanes))) for half in range(self.phases)]
+            for v in range(shape.vectors)
+        ]
+        self.relu = emit.spread(builder.icmp_signed("!=", self.field[RELU], _i64(0)))
+        dressed = builder.or_(self.field[RELU], self.field[BIAS])
+        self.plain = builder.icmp_signed("==", dressed, _i64(0))
+
+    def clear(self, slots: Sequence[Sequence[Any]]) -> None:
+        """Start sums."""
+        for slot in (slot for line in slots for slot in line):
+            self.builder.store(self.emit.zero, slot)
+
+    def pixels(self, x_line: Any, column: Any, count: int) -> list[list[Any]]:
+        """Of `count` columns of taps from one on the vectors of pixels; several are parted from the same loads."""
+        emit, builder, each = self.emit, self.builder, self.per_load
+        place = emit.at(x_line, emit.offset(self.columns, column))
+        entry = builder.mul(column if not isinstance(column, int) else _i64(column), _i64(self.shape.vectors * each))
+        found: list[list[Any]] = [[] for _ in range(count)]
+        for v in range(self.shape.vectors):
+            masks = [emit.flags(self.flags, builder.add(entry, _i64(v * each + part))) for part in range(each)]
+            for t, vector in enumerate(load_columns(emit, emit.at(place, v * each * emit.width), masks, count)):
+                found[t].append(vector)
+        return found
+
+    def add(self, users: list[tuple[int, int]], pixels: list[Any], phase: int, weight: Any) -> None:
+        """The products of a column of taps; `weight` gives that of a row."""
+        for accumulator, row in users:
+            value = weight(row)
+            for slot, pixel in zip(self.sums[accumulator][phase], pixels, strict=True):
+                self.builder.store(self.emit.fma(pixel, value, self.builder.load(slot)), slot)
+
+    def add_line(self, users: list[tuple[int, int]], x_line: Any, w: Any, held: dict[tuple[int, int], Any]) -> None:
+        """All products of a row of x of one slice."""
+        shape, emit, builder = self.shape, self.emit, self.builder
+        ahead = emit.at(x_line, self.field[AHEAD])
+        for offset in range(0, shape.vectors * self.per_load * emit.width, 64):
+            emit.prefetch(emit.at(ahead, offset))
+        if not shape.columns:
+            w_row = builder.mul(self.field[COUNT], _i64(self.item))
+            with cgutils.for_range(builder, self.field[COUNT]) as column:
+                place = emit.at(w, builder.mul(column.index, _i64(self.item)))
+                (pixels,) = self.pixels(x_line, column.index, 1)
+                self.add(users, pixels, 0, lambda row: emit.broadcast(emit.at(place, builder.mul(w_row, _i64(row)))))
+            return
+        for together in column_groups(shape.columns, self.per_load):
+            for column, pixels in zip(together, self.pixels(x_line, together[0], len(together)), strict=True):
+                phase = (shape.first + column) % self.phases
+                self.add(users, pixels, phase, lambda row, t=column: self.weight(w, row, t, held))
+
+    def add_slices(self, users: list[tuple[int, int]], x_line: Any, w: Any, held: dict[tuple[int, int], Any]) -> None:
+        """All products of a row of x of every slice."""
+        if not self.shape.sliced:
+            self.add_line(users, x_line, w, held)
+            return
+        emit, builder = self.emit, self.builder
+        places = builder.inttoptr(self.field[PLACES], cgutils.voidptr_t)
+        with cgutils.for_range(builder, self.field[SLICES]) as each:
+            entry = builder.mul(each.index, _i64(2))
+            x_slice, w_slice = emit.offset(places, entry), emit.offset(places, builder.add(entry, _i64(1)))
+            self.add_line(users, emit.at(x_line, x_slice), emit.at(w, w_slice), {})
+
+    def weight(self, w: Any, row: int, column: int, held: dict[tuple[int, int], Any]) -> Any:
+        """A weight in all lanes."""
+        if (row, column) in held:
+            return held[row, column]
+        return self.emit.broadcast(self.emit.at(w, (row * self.shape.columns + column) * self.item))
+
+    def hold(self, w: Any) -> dict[tuple[int, int], Any]:
+        """The weights that stay in registers: all or none."""
+        shape = self.shape
+        if shape.sliced or not 0 < shape.rows * shape.columns <= PRELOADED or accumulators(shape) + shape.rows * shape.columns > 24:
+            return {}
+        taps = [(row, column) for row in range(shape.rows) for column in range(shape.columns)]
+        return {tap: self.weight(w, *tap, {}) for tap in taps}
+
+    def finish(self, slots: list[list[Any]], place: Any, shift: Any) -> None:
+        """Write a row of results."""
+        builder, emit = self.builder, self.emit
+        for v, masks in enumerate(self.masks):
+            values = [builder.load(phase[v]) for phase in slots]
+            if self.phases == 2:
+                lanes = emit.lanes
+                values = [
+                    emit.shuffle(*values, [half * lanes // 2 + i // 2 + i % 2 * lanes for i in range(lanes)]) for half in range(2)
+                ]
+            places = [emit.at(place, (self.phases * v + half) * emit.width) for half in range(self.phases)]
+            with builder.if_else(self.plain) as (bare, dressed):
+                with bare:
+                    for value, at, mask in zip(values, places, masks, strict=True):
+                        emit.store_masked(value, at, mask)
+                with dressed:
+                    for value, at, mask in zip(values, places, masks, strict=True):
+                        emit.store_masked(emit.positive(builder.fadd(value, shift), self.relu), at, mask)
+
+    def shift(self, bias: Any) -> Any:
+        """The bias in all lanes; -0, which changes no sum, if there is none."""
+        slot = cgutils.alloca_once(self.builder, self.emit.vector)
+        self.builder.store(self.emit.constant(-0.0), slot)
+        with self.builder.if_then(self.builder.icmp_signed("!=", self.field[BIAS], _i64(0))):
+            self.builder.store(self.emit.broadcast(bias), slot)
+        return self.builder.load(slot)
+
+    def plane(self, x: Any, w: Any, bias: Any, y: Any) -> None:
+        """All rows of a plane."""
+        builder, emit, field, shape = self.builder, self.emit, self.field, self.shape
+        shift, held = self.shift(bias), self.hold(w)
+        for slots in self.sums:
+            self.clear(slots)
+        row = cgutils.alloca_once(builder, _i64)
+        source, target = (cgutils.alloca_once(builder, cgutils.voidptr_t) for _ in range(2))
+        first = emit.at(y, builder.mul(field[START], field[Y_ROW]))
+        for slot, value in ((row, field[START]), (source, x), (target, first)):
+            builder.store(value, slot)
+        turns = (_adjoint_turns if shape.adjoint else forward_turns)(shape.rows, shape.row_step)
+        for turn, now in walk(builder, turns, field[LINES]):
+            with builder.if_then(builder.icmp_unsigned("<", builder.sub(now, field[LOW]), field[SPAN]), likely=True):
+                self.add_slices(turn.users, builder.load(source), w, held)
+            builder.store(emit.at(builder.load(source), field[X_ROW]), source)
+            for accumulator in turn.finished:
+                with builder.if_then(builder.icmp_unsigned("<", builder.load(row), field[ROWS]), likely=True):
+                    self.finish(self.sums[accumulator], builder.load(target), shift)
+                self.clear(self.sums[accumulator])
+                builder.store(builder.add(builder.load(row), _i64(1)), row)
+                builder.store(emit.at(builder.load(target), field[Y_ROW]), target)
+
+
+@intrinsic
+def _sweep(typingctx: Any, tag: Any, dtype: Any, job: Any) -> Any:
+    check_kinds((tag, dtype), (job,))
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        tile = _Tile(builder, Sweep(*tag.value), dtype, args[2])
+        steps = ((X, X_PLANE), (W, W_PLANE), (BIAS, BIAS_PLANE), (Y, Y_PLANE))
+        each_plane(builder, tile.field[PLANES], [(tile.field[i], tile.field[step]) for i, step in steps], tile.plane)
+        return context.get_dummy_value()
+
+    return types.void(tag, dtype, job), codegen
+
+
+@kernel(no_cfunc_wrapper=False)
+def sweep(shape: Tag, dtype: Tag, job: Address) -> None:
+    """y[i, j] = the sum over rows a and columns t of taps of x[step * i + a, step * j + columns[t]] * w[a, t], in this order.
+
+    Or its adjoint, which spreads the rows of x instead. `shape` is a `Sweep`; for the fields of a job see above.
+    """
+    _sweep(shape, dtype, job)

@@ -1,0 +1,340 @@
+"""Weight gradients of planes where they lie: small kernels, few channels a group, for real floats with neighbouring pixels.
+
+A work item is a plane of grad_y of every image, or of some of them or a band of their rows where there are few planes. A worker
+takes the planes of an image one behind the other, as memory has them, and then those of the next image. Which images and rows an
+item adds up, and so the order of every sum, depends on the problem alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from numconv.plugin import ConvProblem, Implementation, Verdict, np_dtype
+
+from .blocked import CALL_SECONDS, seconds
+from .compiler import Address, Tag, helper, invoke, kernel
+from .depthwise_weights import DepthwiseWeights
+from .direct import MEASURED_ERROR, Direct, conv_vectors, outer_source
+from .elements import INT64, itemsize
+from .geometry import BATCH, DIMS, GROUPS, LOW, OUTPUT, PARTS, PER_C, PER_K, SIZE, STRIDE, part
+from .microkernels import plane_gradients as job_of
+from .microkernels.emit import flag_table, host, lanes_of
+from .microkernels.plane_gradients import Collect, collect, registers
+from .planewise import AHEAD_PLANE, MOST_ROWS, WORK, are_finite, column_offsets, has_rows, inside_strips, refusal
+from .scalar import address, as_integer, is_null, pointer, store
+from .strips import ITEMS, UINT8, outer_place
+from .threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
+
+__all__ = ["PlanewiseWeights"]
+
+MOST_COLUMNS = 12
+SLICED, LARGE = 1.35, 1.3
+"""What several slices, and planes beyond the first-level cache, cost against what is counted."""
+
+
+class _Plan(NamedTuple):
+    """How a weight gradient is cut.
+
+    Attributes
+    ----------
+    shape : Collect
+    tiles : tuple of int
+        The first row of taps of each tile; the last ones may overlap.
+    band, bands : int
+        Rows of grad_y that are walked at a time, and how often.
+    shares : int
+        Parts of the images and bands, which are added up apart.
+    """
+
+    shape: Collect
+    tiles: tuple[int, ...]
+    band: int
+    bands: int
+    shares: int
+
+
+def _steps(problem: ConvProblem) -> tuple[int, int, int]:
+    """Rows of the kernel, and the stride."""
+    return (problem.kernel[-2], problem.stride[-2], problem.stride[-1]) if problem.ndim > 1 else (1, 1, problem.stride[-1])
+
+
+def _shapes(problem: ConvProblem) -> list[Collect]:
+    """The tiles that fit the registers, the largest first."""
+    rows, *step = _steps(problem)
+    shapes = [Collect(count, problem.kernel[-1], *step, lanes_of(problem.dtype)) for count in range(rows, 0, -1)]
+    return [shape for shape in shapes if registers(shape) <= host().registers]
+
+
+@functools.lru_cache(maxsize=256)
+def plan_for(problem: ConvProblem) -> _Plan:
+    """The plan of a problem: as few tiles as the registers allow."""
+    rows, most = _steps(problem)[0], _shapes(problem)[0].rows
+    tiles = -(-rows // most)
+    shape = _shapes(problem)[0]._replace(rows=-(-rows // tiles))
+    firsts = tuple(min(i * shape.rows, rows - shape.rows) for i in range(tiles))
+    height = problem.output[-2] if problem.ndim > 1 else 1
+    bands = max(1, min(height // (4 * rows), -(-ITEMS // max(1, problem.n * problem.k))))
+    band = -(-height // bands)
+    bands = -(-height // max(band, 1))
+    return _Plan(shape, firsts, band, bands, max(1, min(problem.n * bands, -(-ITEMS // problem.k))))
+
+
+def _plane_cycles(problem: ConvProblem, plan: _Plan) -> float:
+    """Of a plane of grad_y with one slice of x, fitted to measurements."""
+    shape, vectors = plan.shape, -(-problem.output[-1] // plan.shape.lanes)
+    lines = (problem.output[-2] if problem.ndim > 1 else vectors) * shape.row_step
+    columns = vectors if problem.ndim > 1 else 1
+    products = shape.rows * shape.columns / shape.row_step
+    line = 0.36 * products + 0.5 * (shape.columns * shape.column_step + 1 / shape.row_step) + 3
+    return len(plan.tiles) * plan.bands * (columns * (lines / plan.bands + shape.rows - 1) * line + 28)
+
+
+def _cycles(problem: ConvProblem, plan: _Plan) -> float:
+    """Of all walks."""
+    slices = problem.c // problem.groups * math.prod(problem.kernel[:-2])
+    return problem.n * problem.k * math.prod(problem.output[:-2]) * slices * _plane_cycles(problem, plan)
+
+
+class _Run(NamedTuple):
+    """Vectors of results side by side, or in one dimension those that have all their lanes, one behind the other."""
+
+    result: int
+    vectors: int
+    lines: int
+    flags: Any
+
+
+def _runs(problem: ConvProblem, shape: Collect) -> list[_Run]:
+    """All vectors of a row of results."""
+    size, end, step, lanes = problem.spatial[-1], problem.output[-1], shape.column_step, shape.lanes
+    offsets, parts = column_offsets(problem.replace(flip=False)), np.arange(step * lanes).reshape(step, lanes)
+    vectors = range(-(-end // lanes))
+    inside = inside_strips(offsets, step * lanes, step * lanes, size) if problem.ndim == 1 else range(0)
+    whole = range(max(0, inside.start), min(inside.stop, end // lanes))
+    found = []
+    for vector in [*vectors[: whole.start], *whole[:1], *vectors[max(whole.start, whole.stop) :]]:
+        places = vector * step * lanes + np.array(offsets)[:, None, None] + parts
+        used = (vector * lanes + np.arange(lanes) < end)[None]
+        flags = np.concatenate([((places >= 0) & (places < size)).reshape(-1, lanes), used])
+        found.append(_Run(vector * lanes, 1, len(whole) if vector in whole else 1, flags))
+    if problem.ndim > 1:
+        return [_Run(0, len(vectors), 1, np.array([run.flags for run in found]))]
+    return found
+
+
+# What the kernel knows of a plan: the tile's address, tiles, runs, rows and columns of taps of a tile and of the kernel, the rows
+# of a band, bands, shares, the outer dimensions, results of a vector; then the first rows of the tiles, and the numbers of each
+# run.
+TILE, TILES, RUNS, ROWS, COLUMNS, KERNEL_ROWS, BAND, BANDS, SHARES, OUTER_TAPS, OUTER_OUTPUTS, LANES, HEAD = range(13)
+RUN_RESULT, RUN_VECTORS, RUN_COUNT, RUN_FLAGS, RUN = range(5)
+
+
+# --- kernel --------------------------------------------------------------------------------------------------------------------
+
+
+@helper
+def fill_rows(job, x, y, top, first_row, count, g, b):
+    """The fields of a job for `count` rows of grad_y, and rows of taps from `top` on; x and y are the addresses of a plane."""
+    axis = g[DIMS] - 2
+    x_row, y_row, stride = g[part(g, PARTS) + 3 + axis], g[part(g, PARTS + 2) + 3 + axis], g[part(g, STRIDE) + axis]
+    base = first_row * stride + top - g[part(g, LOW) + axis]
+    lines, low = stride * (count - 1) + b[ROWS], max(0, -base)
+    job[job_of.LINES], job[job_of.LOW], job[job_of.ROWS] = lines, low, count
+    job[job_of.SPAN] = max(0, min(lines, g[part(g, SIZE) + axis] - base) - low)
+    job[job_of.X], job[job_of.X_ROW] = as_integer(x + base * x_row), x_row
+    job[job_of.G], job[job_of.G_ROW] = as_integer(y + first_row * y_row), y_row
+
+
+@helper
+def collect_tiles(job, fields, x, y, first_row, count, sums, shift, planes, alone, g, b, at):
+    """The sums of all taps of a slice over a band of rows; x, y are the addresses of a plane. `alone`: of grad_y only."""
+    size, taps = itemsize(at), b[COLUMNS]
+    for tile in range(b[TILES]):
+        top = b[HEAD + tile]
+        before = b[HEAD + tile - 1] + b[ROWS] if tile > 0 else 0
+        job[job_of.SUMS], job[job_of.SKIP] = as_integer(sums + top * taps * size), max(0, before - top) * taps
+        job[job_of.SHIFT], job[job_of.PLANES] = as_integer(shift) if tile == 0 else 0, planes
+        for i in range(b[RUNS]):
+            run = HEAD + b[TILES] + i * RUN
+            result = b[run + RUN_RESULT]
+            if g[DIMS] == 1:
+                vector = b[LANES] * size
+                lines = b[run + RUN_COUNT]
+                job[job_of.LINES], job[job_of.LOW], job[job_of.SPAN], job[job_of.ROWS] = lines, 0, lines, lines
+                job[job_of.X], job[job_of.X_ROW] = as_integer(x + result * g[part(g, STRIDE)] * size), g[part(g, STRIDE)] * vector
+                job[job_of.G], job[job_of.G_ROW] = as_integer(y + result * size), vector
+            else:
+                fill_rows(job, x, y, top, first_row, count, g, b)
+            if alone:
+                job[job_of.SPAN] = 0
+            job[job_of.VECTORS], job[job_of.FLAGS] = b[run + RUN_VECTORS], b[run + RUN_FLAGS]
+            invoke(b[TILE], fields)
+
+
+@helper
+def collect_slices(job, fields, x, y, first_row, count, sums, shift, g, b, at):
+    """The sums of every slice over a band of rows; x is the address of the group in an image, y of the plane."""
+    axes, size = g[DIMS] - 2, itemsize(at)
+    step = b[KERNEL_ROWS] * b[COLUMNS] * size
+    for output in range(b[OUTER_OUTPUTS]):
+        target, where = y + outer_place(g, output), shift
+        for index in range(g[PER_C] * b[OUTER_TAPS]):
+            inside, offset = outer_source(g, output, index % b[OUTER_TAPS], axes)
+            if inside:
+                source = x + (index // b[OUTER_TAPS] * g[part(g, PARTS) + 2] + offset)
+                collect_tiles(job, fields, source, target, first_row, count, sums + index * step, where, 1, False, g, b, at)
+                where = address(0)
+        if not is_null(where):
+            collect_tiles(job, fields, x, target, first_row, count, sums, where, 1, True, g, b, at)
+
+
+@helper
+def _planes(begin, end, args):
+    at, items, workers, scratch, areas, g, b, columns, y, x, partial, shifts, status = args
+    fields = worker_area(scratch, areas, 1, workers, items, begin)
+    job, size, axis = pointer(fields, INT64), itemsize(at), g[DIMS] - 2
+    xs, ys, channels = part(g, PARTS), part(g, PARTS + 2), g[GROUPS] * g[PER_K]
+    weights = g[PER_C] * b[OUTER_TAPS] * b[KERNEL_ROWS] * b[COLUMNS]
+    job[job_of.COLUMNS], job[job_of.X_PLANE], job[job_of.G_PLANE] = as_integer(columns), g[xs + 1], g[ys + 1]
+    job[job_of.SUMS_PLANE], job[job_of.SHIFT_PLANE] = weights * size, size
+    # of the next plane, or of large ones, which are walked a vector at a time, of the vector beside
+    job[job_of.X_AHEAD] = g[xs + 1] if abs(g[xs + 1]) <= AHEAD_PLANE else 64 * g[part(g, STRIDE) + axis + 1]
+    job[job_of.G_AHEAD] = g[ys + 1] if abs(g[ys + 1]) <= AHEAD_PLANE else 64
+    together = (b[TILES] == 1) & (b[RUNS] == 1) & (b[OUTER_OUTPUTS] == 1) & (b[OUTER_TAPS] == 1) & (g[PER_C] == 1) & (g[PER_K] == 1)
+    rows, units = g[part(g, OUTPUT) + axis] if axis >= 0 else 1, g[BATCH] * b[BANDS]
+    first = begin
+    while first < end:
+        share, k = first // channels, first % channels
+        last = min(end, first - k + channels)
+        for unit in range(units * share // b[SHARES], units * (share + 1) // b[SHARES]):
+            n, top = unit // b[BANDS], unit % b[BANDS] * b[BAND]
+            count = min(b[BAND], rows - top)
+            item = first
+            while item < last:
+                channel = item % channels
+                group, planes = channel // g[PER_K], last - item if together else 1
+                source = x + (n * g[xs] + group * g[xs + 1])
+                target = y + (n * g[ys] + group * g[ys + 1] + channel % g[PER_K] * g[ys + 2])
+                sums, shift = partial + item * weights * size, shifts if is_null(shifts) else shifts + item * size
+                if together:
+                    collect_tiles(job, fields, source, target, top, count, sums, shift, planes, False, g, b, at)
+                else:
+                    collect_slices(job, fields, source, target, top, count, sums, shift, g, b, at)
+                item += planes
+        first = last
+    if begin < end and not are_finite(partial + begin * weights * size, (end - begin) * weights, at):
+        store(status, np.uint8(1), UINT8)
+
+
+@kernel
+def plane_weights(
+    xt: Tag, at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, sizes: Address, plan: Address,
+    columns: Address, y: Address, x: Address, partial: Address, shifts: Address, status: Address,
+) -> None:  # fmt: skip
+    """The gradient of w from that of y and x, added to [share][k][slice][tap]: an item is a share of one k.
+
+    `shifts`, [share][k], gets the sums of grad_y if it is not null, `status` a 1 if a sum is not finite.
+    """
+    g, b = pointer(sizes, INT64), pointer(plan, INT64)
+    args = at, items, workers, scratch, pointer(areas, INT64), g, b, columns, y, x, partial, shifts, status
+    parallel_for(region, workers, items, _planes, args)
+
+
+# --- the implementation --------------------------------------------------------------------------------------------------------
+
+
+class _Executor:
+    """One weight gradient; arrays whose pixels are no neighbours go to `DepthwiseWeights`."""
+
+    def __init__(self, problem: ConvProblem):
+        plan, dtype = plan_for(problem), problem.dtype
+        shape, runs = plan.shape, _runs(problem, plan.shape)
+        self._problem, self._shares = problem, plan.shares
+        tables = [flag_table(run.flags, dtype) for run in runs]
+        self._flags = np.concatenate([table.view(np.uint8).ravel() for table in tables] or [np.zeros(1, np.uint8)])
+        starts = np.cumsum([0, *(table.nbytes for table in tables)])
+        at = self._flags.ctypes.data
+        head = [
+            collect.address(tuple(shape), dtype), len(plan.tiles), len(runs), shape.rows, shape.columns,
+            _steps(problem)[0], plan.band, plan.bands, plan.shares, math.prod(problem.kernel[:-2]),
+            math.prod(problem.output[:-2]), shape.lanes, *plan.tiles,
+        ]  # fmt: skip
+        rows = [(run.result, run.vectors, run.lines, at + start) for run, start in zip(runs, starts, strict=False)]
+        self._plan = np.array([*head, *(number for row in rows for number in row)], np.int64)
+        self._columns = np.array(column_offsets(problem.replace(flip=False)), np.int64) * np_dtype(dtype).itemsize
+        self._vectors = conv_vectors(problem, 0)
+        self._areas = Areas(8 * job_of.JOB)
+        self._work = WORK * _cycles(problem, plan)
+        self._kernel = plane_weights.specialise(dtype, dtype)
+
+    def __call__(self, outs: Any, ins: Any) -> None:
+        """Compute."""
+        problem, (w, *bias), (y, x) = self._problem, outs, ins
+        if not (has_rows(x) and has_rows(y)):
+            self._other(outs, ins)
+            return
+        own = bias and problem.bias == "y"
+        partial, status = np.zeros((self._shares, *problem.w_shape), problem.dtype), np.zeros(1, np.uint8)
+        shifts: Any = np.zeros((self._shares, problem.k), problem.dtype) if own else 0
+        if y.size:
+            run_with(
+                self._areas, self._kernel, self._shares * problem.k, self._work,
+                self._vectors(x.strides, w.strides, y.strides), self._plan, self._columns, y, x, partial, shifts, status,
+            )  # fmt: skip
+        if status[0] and not (np.isfinite(y).all() and np.isfinite(x).all()):
+            self._direct(outs, ins)  # zeros beside a row have met what is not finite
+            return
+        found = partial[0] if self._shares == 1 else partial.sum(axis=0)
+        w[...] = np.flip(found, tuple(range(2, found.ndim))) if problem.flip else found
+        if own:
+            bias[0][...] = shifts.sum(axis=0)
+        elif bias:
+            self._direct.bias_grad(bias[0], y, x, w)
+
+    @functools.cached_property
+    def _direct(self) -> Any:
+        return Direct().build(self._problem)
+
+    @functools.cached_property
+    def _other(self) -> Any:
+        return DepthwiseWeights().build(self._problem)
+
+
+class PlanewiseWeights(Implementation):
+    """Weight gradients of real floats in groups of few channels, for small kernels, rows in one piece."""
+
+    name = "planewise"
+    ops = frozenset(("weight_grad",))
+    levels = frozenset(("high", "default", "fast"))
+    measured_error: ClassVar[Mapping[str, float]] = MEASURED_ERROR
+
+    def supports(self, problem: ConvProblem) -> Verdict:
+        """Channels first, padding of zeros, kernels of few rows and columns, a stride along the rows of up to 2."""
+        reason = refusal(problem, MOST_ROWS, MOST_COLUMNS)
+        if not reason and not _shapes(problem):
+            reason = f"no tile for a kernel {problem.kernel} fits the registers"
+        return Verdict.no(reason) if reason else Verdict.yes()
+
+    def cost(self, problem: ConvProblem) -> float:
+        """Of all walks."""
+        plan = plan_for(problem)
+        factor = 2.0 if problem.k * plan.shares == 1 else 1.0
+        if problem.c > problem.groups or problem.ndim > 2:
+            factor *= SLICED
+        if math.prod(problem.spatial[-2:]) * np_dtype(problem.dtype).itemsize > AHEAD_PLANE and problem.ndim > 1:
+            factor *= LARGE
+        return CALL_SECONDS + 3e-6 + seconds(factor * _cycles(problem, plan))
+
+    def workspace(self, problem: ConvProblem) -> int:
+        """A job for each thread and the sums of all shares; or what `DepthwiseWeights` needs for other orders."""
+        own = 2 * math.prod(problem.w_shape) * plan_for(problem).shares * np_dtype(problem.dtype).itemsize
+        return max(MAX_THREADS * 8 * job_of.JOB + own, DepthwiseWeights().workspace(problem))
+
+    def build(self, problem: ConvProblem) -> _Executor:
+        """The executor."""
+        return _Executor(problem)

@@ -1,0 +1,517 @@
+"""Depthwise convolution of planes where they lie: small kernels, few channels a group, for real floats with neighbouring pixels.
+
+A work item is a plane of results, or a band of its rows. The tile of `microkernels.planes` sweeps down a strip of columns and reads
+x itself, so that memory is read while products are computed; planes of one strip are done many at a call. A strided input gradient
+is one sweep too, which puts the phases of the stride together in registers. Several slices of a window (channels of a group, outer
+dimensions) are added up row by row, which is not the order of the "strict" level.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from numconv.plugin import ConvProblem, Verdict, np_dtype
+
+from .activations import ACTIVATIONS, activate_run
+from .blocked import CALL_SECONDS, seconds
+from .compiler import Address, Tag, helper, invoke, kernel
+from .dense import Adjoint, DenseImplementation, redo
+from .depthwise import Depthwise
+from .direct import MEASURED_ERROR, outer_source
+from .elements import INT64, itemsize, same
+from .geometry import (
+    DIMS,
+    FLIPPED,
+    GROUPS,
+    LOW,
+    OPTION,
+    OUTPUT,
+    PARTS,
+    PER_C,
+    PER_K,
+    SIZE,
+    STRIDE,
+    Vectors,
+    channel_strides,
+    part,
+)
+from .microkernels import planes as job_of
+from .microkernels.emit import flag_table, host, lanes_of
+from .microkernels.planes import Sweep, accumulators, sweep
+from .scalar import as_integer, is_null, load, pointer, store, wide_vectors
+from .strips import ITEMS, UINT8, outer_place
+from .threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
+
+__all__ = ["Planewise"]
+
+MOST_ROWS = 8
+"""Of a kernel: their sums are in registers."""
+MOST_COLUMNS = 31
+WIDTHS = (1, 2, 3, 4, 7)
+"""Vectors of a tile: few, so that few are compiled."""
+SLICED = 1.6
+"""What sums over several slices cost against what is counted, on the scale of other tiles."""
+WORK = 16
+"""Multiply-adds that would take a cycle: with small planes most of the time is not theirs."""
+AHEAD_PLANE = 64 * 1024
+"""A plane of x up to which the next one is fetched while it is read."""
+UNROLLED = 3
+"""Columns of a kernel up to which a tile has the code of each."""
+
+
+class _Plan(NamedTuple):
+    """How a problem is cut.
+
+    Attributes
+    ----------
+    shape : Sweep
+    width : int
+        Columns of results of a strip.
+    strips : int
+    band, bands : int
+        Rows of results of a work item, and items of a plane.
+    """
+
+    shape: Sweep
+    width: int
+    strips: int
+    band: int
+    bands: int
+
+
+def _is_adjoint(problem: ConvProblem) -> bool:
+    return problem.op == "input_grad"
+
+
+def _target(problem: ConvProblem) -> tuple[int, ...]:
+    """The spatial size of the results."""
+    return tuple(problem.spatial if _is_adjoint(problem) else problem.output)
+
+
+def _source(problem: ConvProblem) -> tuple[int, ...]:
+    """The spatial size of what is read."""
+    return tuple(problem.output if _is_adjoint(problem) else problem.spatial)
+
+
+def _shapes(problem: ConvProblem) -> list[Sweep]:
+    """The tiles that fit the registers."""
+    adjoint, taps = _is_adjoint(problem), problem.kernel[-1]
+    rows, row_step = (problem.kernel[-2], problem.stride[-2]) if problem.ndim > 1 else (1, 1)
+    step = problem.stride[-1]
+    columns = taps if taps <= UNROLLED or step > 1 or adjoint else 0
+    first = problem.padding[-1][0] % step if adjoint else 0
+    # where a slice begins depends on the outer dimensions of the output
+    sliced = _slices(problem) > 1 or problem.ndim > 2
+    shapes = [Sweep(vectors, rows, columns, row_step, step, adjoint, first, sliced, lanes_of(problem.dtype)) for vectors in WIDTHS]
+    return [each for each in shapes if accumulators(each) + each.vectors + 2 < host().registers]
+
+
+@functools.lru_cache(maxsize=256)
+def plan_for(problem: ConvProblem) -> _Plan:
+    """The plan with the tile that needs the fewest cycles."""
+    return min((_cut(problem, shape) for shape in _shapes(problem)), key=lambda plan: _plane_cycles(problem, plan))
+
+
+def _cut(problem: ConvProblem, shape: Sweep) -> _Plan:
+    width = shape.vectors * shape.lanes * (shape.column_step if shape.adjoint else 1)
+    target = _target(problem)
+    planes = max(1, problem.n * (problem.c if shape.adjoint else problem.k) * math.prod(target[:-2]))
+    rows = target[-2] if problem.ndim > 1 else 1
+    bands = max(1, min(-(-rows // (4 * shape.rows)), -(-ITEMS // planes)))
+    band = -(-rows // bands)
+    return _Plan(shape, width, -(-target[-1] // width), band, -(-rows // band))
+
+
+def _slices(problem: ConvProblem) -> int:
+    """Sweeps over a plane of results."""
+    channels = problem.k if _is_adjoint(problem) else problem.c
+    return channels // problem.groups * math.prod(problem.kernel[:-2])
+
+
+def _plane_cycles(problem: ConvProblem, plan: _Plan) -> float:
+    """Of a sweep over a plane, fitted to measurements."""
+    shape, taps = plan.shape, problem.kernel[-1]
+    rows = _target(problem)[-2] if problem.ndim > 1 else 1
+    lines = (rows / shape.row_step if shape.adjoint else rows * shape.row_step) + plan.bands * (shape.rows - 1)
+    users = shape.rows if shape.adjoint else shape.rows / shape.row_step
+    loads = shape.vectors * (1 if shape.adjoint else shape.column_step)
+    column = 0.17 * users * shape.vectors + 0.86 * loads + (0.0 if shape.columns else 1.1)
+    stored = rows * shape.vectors * (2.9 + 2.9 * shape.adjoint)
+    return plan.strips * (_slices(problem) * lines * (taps * column + 1.8) + stored + plan.bands * 10)
+
+
+def column_offsets(problem: ConvProblem) -> list[int]:
+    """Where each column of taps reads, against the first of a strip's."""
+    taps, low, step = problem.kernel[-1], problem.padding[-1][0], problem.stride[-1]
+    if _is_adjoint(problem):
+        return [
+            ((place - low) % step + low - place) // step for place in range(0, taps * problem.dilation[-1], problem.dilation[-1])
+        ]
+    return [(taps - 1 - t if problem.flip else t) * problem.dilation[-1] - low for t in range(taps)]
+
+
+class _Run(NamedTuple):
+    """A strip, or in one dimension those that have all their lanes: columns of what is read and of results, how many, masks."""
+
+    source: int
+    target: int
+    strips: int
+    used: int
+    flags: Any
+
+
+def inside_strips(offsets: Sequence[int], step: int, reach: int, size: int) -> range:
+    """Of strips whose sources lie `step` apart and that read `reach` places from each offset, those that read x alone."""
+    return range(-(min(offsets) // step), (size - reach - max(offsets)) // step + 1)
+
+
+def _runs(problem: ConvProblem, plan: _Plan) -> list[_Run]:
+    """All strips."""
+    shape, size, end = plan.shape, _source(problem)[-1], _target(problem)[-1]
+    lanes = np.arange(shape.vectors * (1 if shape.adjoint else shape.column_step) * shape.lanes)
+    step = plan.width // shape.column_step if shape.adjoint else plan.width * shape.column_step
+    offsets = column_offsets(problem)
+    inside = inside_strips(offsets, step, lanes.size, size) if problem.ndim == 1 else range(0)
+    whole = range(max(0, inside.start), min(inside.stop, end // plan.width))
+    runs = []
+    for strip in [*range(plan.strips)[: whole.start], *whole[:1], *range(plan.strips)[max(whole.start, whole.stop) :]]:
+        places = strip * step + np.array(offsets)[:, None] + lanes
+        used = min(plan.width, end - strip * plan.width)
+        count = len(whole) if strip in whole else 1
+        runs.append(_Run(strip * step, strip * plan.width, count, used, (places >= 0) & (places < size)))
+    return runs
+
+
+# What the kernel knows of a plan: the tile's address, strips and the numbers of each, rows and bands, the kernel's rows and
+# columns, whether it is an adjoint, slices, columns of results from a row to the next where strips are rows, and of x; outer
+# dimensions.
+TILE, RUNS, BAND, BANDS, KERNEL_ROWS, KERNEL_COLUMNS, ADJOINT, ROW_RESULTS, ROW_PIXELS, OUTER_TAPS, OUTER_OUTPUTS, HEAD = range(12)
+INT32, FLOAT64 = Tag("int32"), Tag("float64")
+EXPONENT32, EXPONENT64 = np.int32(0x7F800000), np.int64(0x7FF0000000000000)
+"""The bits of an exponent, which are all set in what is not finite."""
+RUN_SOURCE, RUN_TARGET, RUN_COUNT, RUN_USED, RUN_FLAGS, RUN = range(6)
+
+
+# --- kernel --------------------------------------------------------------------------------------------------------------------
+
+
+@helper
+def are_finite(w, count, at):
+    """Whether so many neighbouring numbers are: as integers, which are reduced in vectors."""
+    wide_vectors()
+    bad = np.int64(0)
+    if same(at, FLOAT64):
+        for i in range(count):
+            bad |= (load(w + i * 8, INT64) & EXPONENT64) == EXPONENT64
+    else:
+        for i in range(count):
+            bad |= (load(w + i * 4, INT32) & EXPONENT32) == EXPONENT32
+    return bad == 0
+
+
+@helper
+def fill_rows(job, x, y, first_row, end_row, g, b, at):
+    """The fields of a job for a band of rows of a plane; x and y are its addresses, with the columns of the strip."""
+    axis = g[DIMS] - 2
+    x_row, y_row = g[part(g, PARTS) + 3 + axis], g[part(g, PARTS + 2) + 3 + axis]
+    size, stride, low, rows = g[part(g, SIZE) + axis], g[part(g, STRIDE) + axis], g[part(g, LOW) + axis], b[KERNEL_ROWS]
+    count = end_row - first_row
+    backwards, start = g[part(g, FLIPPED) + axis] != 0, -((rows - 1) // stride)
+    if b[ADJOINT]:
+        rows = max(rows, stride)
+        base, last = (end_row - 1 + low) // stride, (first_row + low + stride - rows) // stride
+        backwards, lines, start = True, base - last + 1, end_row - (stride * base + rows - low)
+    else:
+        lines = stride * (count - 1) + rows
+        base = end_row - 1 - low + rows - 1 if backwards else first_row * stride - low
+    low = max(0, base - size + 1 if backwards else -base)
+    job[job_of.LINES], job[job_of.START], job[job_of.ROWS], job[job_of.LOW] = lines, start, count, low
+    job[job_of.SPAN] = max(0, min(lines, base + 1 if backwards else size - base) - low)
+    job[job_of.X], job[job_of.X_ROW] = as_integer(x + base * x_row), -x_row if backwards else x_row
+    job[job_of.Y] = as_integer(y + (end_row - 1 if backwards else first_row) * y_row)
+    job[job_of.Y_ROW] = -y_row if backwards else y_row
+    # of the next plane, or of a large one the rows that follow: few, since they may all meet the same places of the cache
+    job[job_of.AHEAD] = job[job_of.X_PLANE] if abs(job[job_of.X_PLANE]) <= AHEAD_PLANE else 3 * job[job_of.X_ROW]
+
+
+@helper
+def sweep_strips(job, fields, x, y, first_row, end_row, planes, g, b, at):
+    """Every strip of a band; x and y are the addresses of the first plane."""
+    size = itemsize(at)
+    for i in range(b[RUNS]):
+        run = HEAD + i * RUN
+        source, target, count = x + b[run + RUN_SOURCE] * size, y + b[run + RUN_TARGET] * size, b[run + RUN_COUNT]
+        if g[DIMS] == 1:
+            job[job_of.LINES], job[job_of.START], job[job_of.ROWS], job[job_of.LOW], job[job_of.SPAN] = count, 0, count, 0, count
+            job[job_of.X], job[job_of.Y] = as_integer(source), as_integer(target)
+            job[job_of.X_ROW], job[job_of.Y_ROW] = b[ROW_PIXELS] * size, b[ROW_RESULTS] * size
+            job[job_of.AHEAD] = 2048
+        else:
+            fill_rows(job, source, target, first_row, end_row, g, b, at)
+        job[job_of.FLAGS], job[job_of.USED], job[job_of.PLANES] = b[run + RUN_FLAGS], b[run + RUN_USED], planes
+        invoke(b[TILE], fields)
+
+
+@helper
+def fill_slices(job, table, output, g, b, at):
+    """Where the slices of the windows of an outer output that lie inside x begin."""
+    count, weights = 0, b[KERNEL_ROWS] * b[KERNEL_COLUMNS] * itemsize(at)
+    for c in range(g[PER_C]):
+        for tap in range(b[OUTER_TAPS]):
+            inside, offset = outer_source(g, output, tap, g[DIMS] - 2)
+            if inside:
+                table[2 * count] = c * g[part(g, PARTS) + 2] + offset
+                table[2 * count + 1] = (c * b[OUTER_TAPS] + tap) * weights
+                count += 1
+    job[job_of.SLICES] = count
+
+
+@helper
+def _planes(begin, end, args):
+    at, items, workers, scratch, areas, g, b, columns, x, w, bias, y, status = args
+    own_area = worker_area(scratch, areas, 2, workers, items, begin)
+    fields, places = own_area, own_area + areas[1]
+    job, size, axis = pointer(fields, INT64), itemsize(at), g[DIMS] - 2
+    xs, ys, taps = part(g, PARTS), part(g, PARTS + 2), b[KERNEL_ROWS] * b[KERNEL_COLUMNS]
+    channels, weights = g[GROUPS] * g[PER_K], g[PER_C] * b[OUTER_TAPS] * taps
+    job[job_of.COLUMNS], job[job_of.COUNT] = as_integer(columns), b[KERNEL_COLUMNS]
+    job[job_of.PLACES], job[job_of.RELU] = as_integer(places), g[OPTION] == 1
+    job[job_of.X_PLANE], job[job_of.W_PLANE], job[job_of.BIAS_PLANE], job[job_of.Y_PLANE] = g[xs + 1], taps * size, size, g[ys + 1]
+    rows = g[part(g, OUTPUT) + axis] if axis >= 0 else 1
+    one_slice = (b[OUTER_TAPS] == 1) & (g[PER_C] == 1)
+    together = one_slice & (b[BANDS] == 1) & (b[OUTER_OUTPUTS] == 1) & (g[PER_K] == 1) & (b[RUNS] == 1)
+    item = begin
+    while item < end:
+        band, plane = item % b[BANDS], item // b[BANDS]
+        output, plane = plane % b[OUTER_OUTPUTS], plane // b[OUTER_OUTPUTS]
+        k, n = plane % channels, plane // channels
+        group = k // g[PER_K]
+        count = min(channels - k, end - item) if together else 1
+        first_row, end_row = band * b[BAND], min(rows, (band + 1) * b[BAND])
+        source = x + (n * g[xs] + group * g[xs + 1])
+        target = y + (n * g[ys] + group * g[ys + 1] + k % g[PER_K] * g[ys + 2] + outer_place(g, output))
+        own = w + k * weights * size
+        if not are_finite(own, count * weights, at):
+            store(status, np.uint8(1), UINT8)
+        shift = bias if is_null(bias) else bias + k * size
+        job[job_of.W], job[job_of.BIAS] = as_integer(own), as_integer(shift)
+        fill_slices(job, pointer(places, INT64), output, g, b, at)
+        sweep_strips(job, fields, source, target, first_row, end_row, count, g, b, at)
+        if g[OPTION] > 1:
+            for each in range(count):
+                for row in range(first_row, end_row):
+                    place = target + (each * g[ys + 1] + (row * g[ys + 3 + axis] if axis >= 0 else 0))
+                    activate_run(place, g[part(g, OUTPUT) + axis + 1], g[OPTION], at)
+        item += count
+
+
+@kernel
+def planewise(
+    xt: Tag, at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, sizes: Address, plan: Address,
+    columns: Address, x: Address, w: Address, bias: Address, y: Address, status: Address,
+) -> None:  # fmt: skip
+    """y from x and contiguous w: an item is a band of rows of a plane. `plan` has what stands above, `columns` byte offsets.
+
+    `status` gets a 1 if a weight is not finite.
+    """
+    g, b = pointer(sizes, INT64), pointer(plan, INT64)
+    args = at, items, workers, scratch, pointer(areas, INT64), g, b, columns, x, w, bias, y, status
+    parallel_for(region, workers, items, _planes, args)
+
+
+# --- the implementation --------------------------------------------------------------------------------------------------------
+
+
+def _vectors(problem: ConvProblem) -> Vectors:
+    """The vectors of a problem in the roles of x and y that the kernel has; its weights are contiguous."""
+    lows, ones = [low for low, _ in problem.padding], [int(problem.flip)] * problem.ndim
+    parts = [_source(problem), problem.kernel, _target(problem), problem.stride, lows, problem.dilation, ones]
+    of_x, of_y = problem.c // problem.groups, problem.k // problem.groups
+    if _is_adjoint(problem):
+        of_x, of_y = of_y, of_x
+
+    def arrange(x: tuple[int, ...], y: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        return channel_strides(x, of_x), (0,) * (problem.ndim + 3), channel_strides(y, of_y)
+
+    return Vectors(problem.n, problem.groups, of_x, of_y, parts, "zeros", ACTIVATIONS[problem.activation], arrange)
+
+
+def has_rows(array: Any) -> bool:
+    """Whether the pixels of a row are neighbours in memory."""
+    return bool(array.strides[-1] == array.itemsize)
+
+
+def refusal(problem: ConvProblem, most_rows: int, most_columns: int) -> str:
+    """Why planes of a problem cannot be read where they lie, with kernels of up to so many rows and columns; or nothing."""
+    rows, step, dilation = (problem.kernel[-2], problem.stride[-2], problem.dilation[-2]) if problem.ndim > 1 else (1, 1, 1)
+    if problem.dtype != problem.acc_dtype or problem.out_dtype != problem.dtype:
+        return f"it loads and stores what it sums, and sums of {problem.dtype} are {problem.acc_dtype}"
+    if problem.dtype not in ("float32", "float64"):
+        return f"its tiles are for real floats, not {problem.dtype}"
+    if host().width < 32:
+        return "it masks vectors as it loads them, which this processor cannot"
+    if problem.layout != "channels_first":
+        return "its lanes are pixels, which must be neighbours in memory: layout channels_first"
+    if problem.pad_mode != "zeros" and any(low or high for low, high in problem.padding):
+        return f"it leaves padding out, which must be of zeros, not {problem.pad_mode}"
+    if rows > most_rows or problem.kernel[-1] > most_columns or problem.stride[-1] > 2 or step > 4:
+        return (
+            f"it takes kernels of up to {most_rows} rows and {most_columns} columns with strides of up to 4 and 2,"
+            f" and here are kernel {problem.kernel} and stride {problem.stride}"
+        )
+    if (rows > 1 and dilation > 1) or (problem.stride[-1] > 1 and problem.dilation[-1] > 1):
+        return f"rows of taps, and columns beside a stride, are neighbours, and here is a dilation of {problem.dilation}"
+    return ""
+
+
+class _Sweeps:
+    """The compiled driver and its tables."""
+
+    def __init__(self, problem: ConvProblem):
+        plan = plan_for(problem)
+        shape, runs = plan.shape, _runs(problem, plan)
+        size = np_dtype(problem.dtype).itemsize
+        tables = [flag_table(run.flags, problem.dtype) for run in runs]
+        self._flags = np.concatenate([table.view(np.uint8).ravel() for table in tables] or [np.zeros(1, np.uint8)])
+        starts = np.cumsum([0, *(table.nbytes for table in tables)])
+        outer = math.prod(problem.kernel[:-2]), math.prod(_target(problem)[:-2])
+        head = [
+            sweep.address(tuple(shape), problem.dtype), len(runs), plan.band, plan.bands, shape.rows, problem.kernel[-1],
+            shape.adjoint, plan.width, plan.width // shape.column_step if shape.adjoint else plan.width * shape.column_step, *outer,
+        ]  # fmt: skip
+        at = self._flags.ctypes.data
+        rows = [(run.source, run.target, run.strips, run.used, at + start) for run, start in zip(runs, starts, strict=False)]
+        self._plan = np.array([*head, *(number for row in rows for number in row)], np.int64)
+        self._columns = np.array(column_offsets(problem), np.int64) * size
+        self._vectors = _vectors(problem)
+        self._areas = Areas(8 * job_of.JOB, 16 * _slices(problem))
+        planes = problem.n * (problem.c if shape.adjoint else problem.k)
+        self._items, self._work = planes * outer[1] * plan.bands, WORK * planes * outer[1] * _plane_cycles(problem, plan)
+        if not math.prod(_target(problem)):
+            self._items = 0
+        self._kernel = planewise.specialise(problem.dtype, problem.dtype)
+
+    def __call__(self, x: Any, w: Any, bias: Sequence[Any], y: Any) -> bool:
+        """Compute, with contiguous w. Whether a weight is not finite."""
+        if not self._items:
+            return False
+        shift, status = np.ascontiguousarray(bias[0]) if bias else 0, np.zeros(1, np.uint8)
+        run_with(
+            self._areas, self._kernel, self._items, self._work, self._vectors(x.strides, y.strides), self._plan, self._columns, x,
+            w, shift, y, status,
+        )  # fmt: skip
+        return bool(status[0])
+
+
+class _Executor:
+    """A forward convolution; arrays whose pixels are no neighbours go to `Depthwise`."""
+
+    def __init__(self, problem: ConvProblem):
+        self._problem = problem
+        self._sweeps = _Sweeps(problem)
+
+    def __call__(self, outs: Any, ins: Any) -> None:
+        """Compute."""
+        self._run(outs, ins, np.ascontiguousarray(ins[1]))
+
+    def bind(self, w: Any) -> Any:
+        """The executor with its own copy of w."""
+        own = np.array(w, order="C")
+        return lambda outs, ins: self._run(outs, (ins[0], own, *ins[1:]), own)
+
+    @functools.cached_property
+    def _other(self) -> Any:
+        return Depthwise().forward(self._problem)
+
+    def _run(self, outs: Any, ins: Any, w: Any) -> None:
+        if not (has_rows(ins[0]) and has_rows(outs[0])):
+            self._other(outs, ins)
+        elif self._sweeps(ins[0], w, ins[2:], outs[0]) and max(max(pair) for pair in self._problem.padding) > 0:
+            redo(self._problem, outs[0], ins, range(self._problem.n))
+
+
+class _Adjoint(Adjoint):
+    """An input_grad with a stride: one sweep; weights that are not finite, and other arrays, go to `Depthwise`."""
+
+    def __init__(self, problem: ConvProblem):
+        super().__init__(problem, [], [])
+        self._sweeps = _Sweeps(problem)
+
+    def __call__(self, outs: Any, ins: Any) -> None:
+        """Compute."""
+        self._run(outs, ins, np.ascontiguousarray(self.swapped(ins[1])))
+
+    def bind(self, w: Any) -> Any:
+        """The executor with its own copy of w."""
+        own = w.copy()
+        ready = np.ascontiguousarray(self.swapped(own))
+        return lambda outs, ins: self._run(outs, (ins[0], own, *ins[1:]), ready)
+
+    @functools.cached_property
+    def _other(self) -> Any:
+        return Depthwise().build(self._problem)
+
+    def _run(self, outs: Any, ins: Any, w: Any) -> None:
+        if not (has_rows(ins[0]) and has_rows(outs[0])) or self._sweeps(ins[0], w, ins[2:], outs[0]):
+            self._other(outs, ins)
+
+
+class Planewise(DenseImplementation):
+    """Convolution of real floats in groups of few channels, with small kernels, rows in one piece."""
+
+    name = "planewise"
+    measured_error: ClassVar[Mapping[str, float]] = MEASURED_ERROR
+
+    def accepts(self, problem: ConvProblem) -> Verdict:
+        """Channels first, padding of zeros, kernels of few rows, a stride along the rows of up to 2."""
+        reason = refusal(problem, MOST_ROWS, MOST_COLUMNS)
+        if not reason and problem.flip and max(problem.stride[-2:]) > 1:
+            reason = "with a stride its kernels are not flipped"
+        if not reason and problem.level == "strict" and _slices(problem) > 1:
+            reason = f"it adds up {_slices(problem)} slices of a window row by row, and strict sums go from slice to slice"
+        if not reason and not _shapes(problem):
+            reason = f"no tile for a kernel {problem.kernel} fits the registers"
+        return Verdict.no(reason) if reason else Verdict.yes()
+
+    def supports(self, problem: ConvProblem) -> Verdict:
+        """Real floats; an input_grad with a stride in up to two dimensions."""
+        if problem.op == "forward" or max(problem.stride) == 1:
+            return super().supports(problem)
+        if problem.ndim > 2:
+            return Verdict.no(f"an input_grad with a stride is for one and two dimensions, and here are {problem.ndim}")
+        return self.accepts(problem)
+
+    def forward_cost(self, problem: ConvProblem) -> float:
+        """Of all sweeps."""
+        plan = plan_for(problem)
+        planes = problem.n * (problem.c if plan.shape.adjoint else problem.k) * math.prod(_target(problem)[:-2])
+        factor = (2.0 if planes * plan.bands == 1 else 1.0) * (SLICED if plan.shape.sliced else 1.0)
+        return CALL_SECONDS + seconds(factor * planes * _plane_cycles(problem, plan))
+
+    def cost(self, problem: ConvProblem) -> float:
+        """Of a forward problem, or of one sweep with a stride."""
+        return super().cost(problem) if problem.op == "forward" or max(problem.stride) == 1 else self.forward_cost(problem)
+
+    def forward_workspace(self, problem: ConvProblem) -> int:
+        """A job for each thread, and weights in one piece; or what `Depthwise` needs for other orders."""
+        own = MAX_THREADS * 8 * job_of.JOB + 2 * math.prod(problem.w_shape) * np_dtype(problem.dtype).itemsize
+        return max(own, Depthwise().workspace(problem))
+
+    def workspace(self, problem: ConvProblem) -> int:
+        """The larger of both."""
+        return (
+            super().workspace(problem) if problem.op == "forward" or max(problem.stride) == 1 else self.forward_workspace(problem)
+        )
+
+    def forward(self, problem: ConvProblem) -> _Executor:
+        """The executor."""
+        return _Executor(problem)
+
+    def build(self, problem: ConvProblem) -> Any:
+        """The executor."""
+        return super().build(problem) if problem.op == "forward" or max(problem.stride) == 1 else _Adjoint(problem)

@@ -1,0 +1,90 @@
+"""Padding modes, activations and layouts in the numba backend: what packs and stores them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from numconv_numba import borders
+
+import numconv as nc
+from numconv.plugin import parse
+from numconv.testing import check
+
+MODES = ["reflect", "symmetric", "replicate", "circular"]
+GEOMETRIES = [
+    "f32 n2 c20 k18 g1 in13x19 w3x3 s1 p1 d1",
+    "f32 n1 c3 k4 g1 in7x8 w3x3 s1 p4:3x2:5 d2 flip=1",  # the padding turns back several times
+    "f64 n1 c6 k6 g6 in23x20 w5x4 s3x2 p2x3:1 d1x2",
+    "f32 n1 c4 k4 g2 in9x31 w3x6 s2x4 p3:-1x2:0 d2x1 flip=1",
+    "f32 n3 c5 k4 g1 in40 w9 s1 p4 d1",
+    "f32 n1 c5 k6 g1 in5x6x7 w3x3x3 s1 p1 d1",
+]
+WAYS = {"apart": (0.0, 1.0), "whole": (1.0, 0.0)}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("geometry", "mode"), [(g, MODES[i % 4]) for i, g in enumerate(GEOMETRIES)])
+def test_input_gradients(way, geometry, mode, monkeypatch, rng):
+    """By bands and by padded images, of which the last few may be fewer."""
+    monkeypatch.setattr(borders, "_costs", lambda problem: WAYS[way])
+    monkeypatch.setattr(borders, "PADDED_BYTES", 2 * 4 * 5 * 48)
+    for layout in ("", " layout=channels_last"):
+        problem = parse(f"conv input_grad {geometry} pad={mode}{layout}")
+        check(problem, "numba", "borders", rng=rng)
+        check(problem.replace(accuracy="high"), "numba", "plain_borders", rng=rng)
+        check(problem, "numba", "borders", rng=rng, nonfinite=(0,))
+
+
+def test_a_bias_is_added_once(rng):
+    check(parse("conv input_grad f32 n1 c5 k4 g1 in9x8 w3x3 s1 p1 d1 pad=reflect bias=x"), "numba", "borders", rng=rng)
+
+
+def test_it_refuses_what_it_cannot_do():
+    with pytest.raises(nc.UnsupportedProblemError, match="padding of zeros gives nothing back"):
+        nc.plan("conv_input_grad", (1, 2, 9), (3, 2, 3), "float32", padding=1, backend="numba", algorithm="borders")
+
+
+def test_threads_change_no_bit(rng):
+    x_shape, w = (2, 24, 30, 30), rng.standard_normal((24, 24, 3, 3), dtype="float32")
+    grad = rng.standard_normal((2, 24, 30, 30), dtype="float32")
+    found = set()
+    for threads in (1, 2, 3):
+        with nc.using(threads=threads):
+            options = {"padding": 1, "pad_mode": "circular", "backend": "numba", "algorithm": "borders"}
+            found.add(nc.conv_input_grad(grad, w, x_shape, **options).tobytes())
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("activation", ["silu", "gelu"])
+def test_activations_are_accurate_to_a_few_units(activation, dtype):
+    """Also where they are small beside their argument, and with the class of what is not finite."""
+    x = np.concatenate([np.linspace(-12, 30, 4001), [-1e-30, 0.0, 1e-30, np.inf, -np.inf, np.nan]]).astype(dtype)
+    if activation == "silu":
+        expected = [v / (1 + math.exp(-v)) if np.isfinite(v) else v for v in x.tolist()]
+    else:
+        expected = [v * math.erfc(-v / math.sqrt(2)) / 2 for v in x.tolist()]
+    expected = np.where(x == -np.inf, np.nan, expected)
+    for algorithm in ("direct", "blocked", "implicit_gemm"):
+        y = nc.conv(x[None, None], np.ones((1, 1, 1), dtype), activation=activation, backend="numba", algorithm=algorithm)[0, 0]
+        # erfc of a rounded argument is as far off as the square of that
+        np.testing.assert_allclose(y, expected, rtol=6 * np.finfo(dtype).eps if dtype == "float32" else 1e-13)
+
+
+@pytest.mark.parametrize("algorithm", ["tile", "blocked", "winograd", "implicit_gemm"])
+def test_transposed_views_are_inputs_and_outputs(algorithm, rng):
+    """Of each order of the dimensions, and with gaps: the bits are those of arrays in order."""
+    x, w = rng.standard_normal((2, 21, 18, 23), dtype="float32"), rng.standard_normal((19, 21, 3, 3), dtype="float32")
+    options = {"padding": 1, "pad_mode": "reflect", "activation": "silu", "backend": "numba", "algorithm": algorithm}
+    expected = nc.conv(x, w, **options)
+    for order in ((0, 1, 3, 2), (0, 2, 3, 1), (2, 3, 1, 0)):
+        view = np.ascontiguousarray(x.transpose(order)).transpose(np.argsort(order))
+        out = np.full(tuple(np.array(expected.shape)[list(order)]), np.nan, "float32").transpose(np.argsort(order))
+        nc.conv(view, w, out=out, **options)
+        np.testing.assert_array_equal(out, expected)
+    wide, out = np.repeat(x, 2, -1), np.full((2, 19, 18, 46), np.nan, "float32")
+    nc.conv(wide[..., ::2], w, out=out[..., ::2], **options)
+    np.testing.assert_array_equal(out[..., ::2], expected)
+    assert np.isnan(out[..., 1::2]).all()

@@ -1,0 +1,150 @@
+"""`planewise` of the numba backend: strips, bands, strides, slices and edges that the contract's small problems do not reach."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import numconv as nc
+from numconv.plugin import parse
+from numconv.registry import default_registry
+from numconv.testing import check
+
+OPS = ("forward", "input_grad", "weight_grad")
+GEOMETRIES = [
+    "f32 n2 c5 k5 g5 in13x19 w3x3 s1 p1 d1",  # many planes at a call, two vectors of which the last is short
+    "f32 n1 c3 k3 g3 in14x150 w5x5 s1 p2 d1",  # several strips
+    "f32 n2 c5 k5 g5 in13x19 w3x3 s2 p1 d1",  # phases parted in registers, and put together
+    "f64 n2 c3 k3 g3 in41x50 w5x7 s2x1 p5 d1x2",  # padding beyond the kernel, a dilation along the rows
+    "f32 n1 c2 k2 g2 in9x8 w2x3 s4x2 p0:3x1 d1",  # fewer rows of taps than the stride
+    "f32 n1 c6 k9 g3 in9x33 w3x3 s1 p1 d1 flip=1",  # several channels a group on both sides
+    "f32 n2 c3 k3 g3 in3x3 w7x7 s1 p3 d1",  # the kernel is larger than x
+    "f32 n1 c1 k1 g1 in70x131 w5x5 s1 p2 d1",  # bands of one plane
+    "f32 n2 c9 k9 g9 in150 w4 s1 p3:0 d1",  # strips of one dimension as rows
+    "f32 n2 c3 k6 g3 in301 w5 s2 p7 d1",
+    "f32 n1 c4 k4 g4 in5x9x20 w3x3x3 s1 p1 d1",  # slices of outer dimensions
+    "f32 n1 c2 k2 g2 in3x4x20 w2x3x3 s1 p2x1x1 d1",  # outer windows with no tap inside x
+    "f32 n1 c1 k1 g1 in3x1x1 w1x1x1 s1 p0 d1",  # one slice, which begins elsewhere for each plane of results
+    "f32 n2 c3 k3 g3 in3x5x18 w1x3x3 s1 p1 d1",
+]
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_results(op, geometry, rng):
+    problem = parse(f"conv {op} {geometry}")
+    for integer in (True, False):
+        check(problem, "numba", "planewise", rng=rng, integer=integer)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("index", [0, 2, 5, 10, 11])
+def test_bias_and_activation(op, index, rng):
+    bias = "bias=y" if op == "weight_grad" else f"bias={'x' if op == 'input_grad' else 'y'} act=relu"
+    check(parse(f"conv {op} {GEOMETRIES[index]} {bias}"), "numba", "planewise", rng=rng, integer=False)
+
+
+@pytest.mark.parametrize("index", [0, 1, 10])
+def test_silu(index, rng):
+    check(parse(f"conv forward {GEOMETRIES[index]} bias=y act=silu"), "numba", "planewise", rng=rng, integer=False)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("index", [0, 2, 3, 4, 5])
+@pytest.mark.parametrize("position", [0, 1])
+def test_not_finite_values_reach_the_right_results(op, index, position, rng):
+    check(parse(f"conv {op} {GEOMETRIES[index]}"), "numba", "planewise", rng=rng, nonfinite=(position,))
+
+
+@pytest.mark.parametrize("op", ["forward", "input_grad"])
+@pytest.mark.parametrize("index", [0, 2, 3, 4])
+def test_strict_results_have_the_bits_of_direct(op, index, rng):
+    problem = parse(f"conv {op} {GEOMETRIES[index]} accuracy=strict")
+    implementations = default_registry().backend("numba").implementations()
+    arrays = [rng.standard_normal(shape).astype(problem.dtype) for shape in problem.input_shapes]
+    found = []
+    for name in ("planewise", "direct"):
+        out = np.full(problem.output_shapes[0], np.nan, problem.dtype)
+        next(each for each in implementations if each.name == name and op in each.ops).build(problem)((out,), arrays)
+        found.append(out)
+    np.testing.assert_array_equal(*found)
+
+
+def test_strict_sums_of_several_slices_are_refused():
+    with pytest.raises(nc.errors.UnsupportedProblemError, match="from slice to slice"):
+        nc.plan("conv", (1, 4, 9, 9), (4, 2, 3, 3), "float32", groups=2, accuracy="strict", backend="numba", algorithm="planewise")
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("geometry", ["n3 c37 k37 g37 in30x31 w5x5 s1 p2 d1", "n1 c1 k1 g1 in200x90 w3x3 s2 p1 d1"])
+def test_threads_change_no_bit(op, geometry, rng):
+    problem = parse(f"conv {op} f32 {geometry}")
+    implementations = default_registry().backend("numba").implementations()
+    executor = next(each for each in implementations if each.name == "planewise" and op in each.ops).build(problem)
+    arrays = [rng.standard_normal(shape, dtype="float32") for shape in problem.input_shapes]
+    found = set()
+    for threads in (1, 2, 3):
+        out = np.full(problem.output_shapes[0], np.nan, "float32")
+        with nc.using(threads=threads):
+            executor((out,), arrays)
+        found.add(out.tobytes())
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"layout": "channels_last"}, "channels_first"),
+        ({"pad_mode": "reflect"}, "of zeros"),
+        ({"stride": 3}, "strides of up to"),
+        ({"dilation": 2}, "dilation"),
+        ({"stride": 2, "flip": True}, "not flipped"),
+    ],
+)
+def test_what_it_refuses_it_says(options, reason):
+    x = (1, 9, 9, 4) if "layout" in options else (1, 4, 9, 9)
+    explanation = nc.explain("conv", x, (4, 1, 3, 3), padding=1, groups=4, backend="numba", **options)
+    verdict = next(each.verdict for each in explanation.candidates if each.algorithm == "planewise")
+    assert not verdict
+    assert reason in verdict.reason
+
+
+@pytest.mark.parametrize("op", ["conv", "conv_input_grad", "conv_weight_grad"])
+@pytest.mark.parametrize(
+    ("size", "channels", "kernel", "stride"), [(56, 144, 3, 1), (14, 576, 3, 2), (7, 960, 5, 1), (14, 384, 7, 1)]
+)
+def test_it_is_chosen_for_layers_of_mobile_networks(op, size, channels, kernel, stride):
+    options = {"stride": stride, "padding": kernel // 2, "groups": channels, "backend": "numba"}
+    chosen = nc.explain(op, (1, channels, size, size), (channels, 1, kernel, kernel), **options).chosen
+    assert chosen.algorithm == "planewise"
+
+
+HOST = """
+import json, sys
+import numpy as np
+from numconv.plugin import parse
+from numconv.testing import check
+from numconv_numba.microkernels.emit import host
+
+for text in sys.argv[1:]:
+    check(parse(text), "numba", "planewise", rng=np.random.default_rng(1), integer=True)
+print(json.dumps(host().width))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux") or os.uname().machine != "x86_64", reason="forces x86 processors")
+def test_a_narrower_processor(tmp_path):
+    texts = [f"conv {op} f32 n1 c3 k3 g3 in9x21 w3x3 s{stride} p1 d1" for op in OPS for stride in (1, 2)]
+    environment = os.environ | {
+        "NUMBA_CPU_NAME": "haswell",
+        "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c",
+        "NUMCONV_CACHE_DIR": str(tmp_path),
+    }
+    done = subprocess.run([sys.executable, "-c", HOST, *texts], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == 32
