@@ -114,7 +114,7 @@ class _Tiles:
                     builder.store(emit.zero, slot)
         with builder.if_then(builder.icmp_signed("!=", self.finish, _i64(0))):
             for k, v, _ in self.each():
-                emit.prefetch(emit.at(emit.at(y, emit.times(self.y_k, k)), v * self.results.width))
+                emit.prefetch(emit.at(emit.at(y, emit.times(self.y_k, k)), v * self.results.width), write=True)
 
     def add_term(self, w: Any, term: Any) -> None:
         """One term of the panel."""

@@ -72,7 +72,7 @@ class _Tile:
         """Load a row of grad_y, or zeros below the last, and add it to the total."""
         builder, emit = self.builder, self.emit
         builder.store(emit.zero, slot)
-        emit.prefetch(emit.at(place, self.field[G_AHEAD]))
+        emit.prefetch(emit.at(place, self.field[G_AHEAD]), write=False)
         with builder.if_then(builder.icmp_signed("<", row, self.field[ROWS]), likely=True):
             builder.store(emit.load_masked(place, mask), slot)
         builder.store(builder.fadd(builder.load(self.total), builder.load(slot)), self.total)
@@ -81,7 +81,7 @@ class _Tile:
         """The products of a row of x."""
         ahead = self.emit.at(x_line, self.field[X_AHEAD])
         for offset in range(0, self.shape.column_step * self.emit.width, 64):
-            self.emit.prefetch(self.emit.at(ahead, offset))
+            self.emit.prefetch(self.emit.at(ahead, offset), write=False)
         for together in column_groups(self.shape.columns, self.shape.column_step):
             place = self.emit.at(x_line, self.offsets[together[0]])
             for column, pixels in zip(together, load_columns(self.emit, place, masks[together[0]], len(together)), strict=True):

@@ -196,7 +196,7 @@ class _Tile:
         shape, emit, builder = self.shape, self.emit, self.builder
         ahead = emit.at(x_line, self.field[AHEAD])
         for offset in range(0, shape.vectors * self.per_load * emit.width, 64):
-            emit.prefetch(emit.at(ahead, offset))
+            emit.prefetch(emit.at(ahead, offset), write=False)
         if not shape.columns:
             w_row = builder.mul(self.field[COUNT], _i64(self.item))
             with cgutils.for_range(builder, self.field[COUNT]) as column:

@@ -63,7 +63,7 @@ def _product(
                     for slot, _ in each_sum(rows):
                         builder.store(emit.zero, slot)
             for _, place in each_sum(rows):
-                emit.prefetch(emit.at(place, group_step))
+                emit.prefetch(emit.at(place, group_step), write=True)
             # two terms a turn: the loop's own additions compete with the multiply-adds for ports
             with cgutils.for_range(builder, builder.ashr(terms, _i64(1))) as pair:
                 first = builder.shl(pair.index, _i64(1))
