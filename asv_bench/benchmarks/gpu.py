@@ -1,12 +1,12 @@
 """Rows on a GPU, by backend; skipped with the reason where there is none. A call ends when the device is done."""
 
-from . import CHOSEN, PASSES, warm_call
+from . import CONTESTED, PASSES, warm_call
 
 
 class Gpu:
     """Arrays live on the device; results are compared with sums of their terms before anything is timed."""
 
-    params = (CHOSEN, PASSES, ["cuda", "cupy"])
+    params = (CONTESTED, PASSES, ["cuda", "cupy", "cudnn"])
     param_names = ("problem", "direction", "backend")
 
     def setup(self, problem, direction, backend):

@@ -1,23 +1,23 @@
-"""Every row beside the limits of the machine, measured in one process: comparable between machines, and between their moods."""
+"""Rows beside the limits of the machine, measured in one process: comparable between machines, and between their moods."""
 
 import math
 
 import numconv
 from numconv.plugin import parse
 
-from . import PASSES, ROWS, rates, seconds, warm_call
+from . import CHOSEN, PASSES, rates, seconds, warm_call
 
 
 class Limits:
     """Backward counts twice the operations of forward. Algorithms with fewer than the direct one may pass a share of 1."""
 
-    params = (list(ROWS.values()), PASSES)
+    params = (CHOSEN, PASSES)
     param_names = ("problem", "direction")
     timeout = 60
 
     def setup_cache(self):
         """FLOP/s and their share of the rate of multiply-adds, by row and pass; or the error to raise when its turn comes."""
-        return {(text, direction): _measured(text, direction) for text in ROWS.values() for direction in PASSES}
+        return {(text, direction): _measured(text, direction) for text in CHOSEN for direction in PASSES}
 
     setup_cache.timeout = 900
 

@@ -6,7 +6,7 @@ Peers are sought in this interpreter, or in that of the environment variable NUM
 import os
 import sys
 
-from . import CHOSEN, PASSES, ROWS
+from . import CONTESTED, PASSES, ROWS
 
 PEERS = ["torch", "onnxruntime", "jax", "scipy", "opencv"]
 
@@ -14,7 +14,7 @@ PEERS = ["torch", "onnxruntime", "jax", "scipy", "opencv"]
 class Peers:
     """The median over the rounds of the ratio of two times that were taken within seconds."""
 
-    params = (CHOSEN, PASSES, PEERS)
+    params = (CONTESTED, PASSES, PEERS)
     param_names = ("problem", "direction", "peer")
     timeout = 60
 
@@ -30,7 +30,7 @@ class Peers:
         found = results.measure(
             [each for each in contenders if each.name in versions],
             versions,
-            rows.select([name for name, text in ROWS.items() if text in CHOSEN]),
+            rows.select([name for name, text in ROWS.items() if text in CONTESTED]),
             PASSES,
             rounds=2,
             seconds=0.05,
@@ -55,4 +55,4 @@ class Peers:
 
 
 def _keys():
-    return [(text, direction, peer) for text in CHOSEN for direction in PASSES for peer in PEERS]
+    return [(text, direction, peer) for text in CONTESTED for direction in PASSES for peer in PEERS]
