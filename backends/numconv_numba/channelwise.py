@@ -15,7 +15,7 @@ import numpy as np
 
 from numconv.plugin import ConvProblem, Verdict
 
-from .activations import ACTIVATIONS, activate_run
+from .activations import ACTIVATIONS, activate_rows
 from .blocked import CALL_SECONDS, seconds
 from .compiler import Address, Tag, helper, invoke, kernel
 from .dense import DenseImplementation
@@ -24,6 +24,7 @@ from .direct import MEASURED_ERROR, conv_vectors, outer_offset, outer_size, oute
 from .elements import INT64, itemsize
 from .geometry import DIMS, GROUPS, LOW, MODE, OPTION, OUTPUT, PARTS, SIZE, STRIDE, WINDOW, part, source_index
 from .microkernels import channelwise as job_of
+from .microkernels.activation import dress
 from .microkernels.channelwise import Along, along, point
 from .microkernels.emit import host, lanes_of
 from .scalar import as_integer, is_null, pointer
@@ -127,7 +128,7 @@ def inner_results(first, end, count, arrays, frame):
 
 
 # What a kernel knows of a problem's tiles; the parts of a worker's scratch memory.
-ALONG, POINT, SINGLE, RESULTS, LANES, POINT_LANES, FIRST, LAST = range(8)
+ALONG, POINT, SINGLE, DRESS, RESULTS, LANES, POINT_LANES, FIRST, LAST = range(9)
 FIELDS, ROWS, TAPS, AREAS = range(4)
 
 
@@ -148,8 +149,8 @@ def _rows(begin, end, args):
         inner_results(b[FIRST], b[LAST], count, arrays, frame)
         border_results(0, b[FIRST], count, arrays, frame)
         border_results(b[LAST], length, count, arrays, frame)
-        for q in range(length if g[OPTION] > 1 else 0):
-            activate_run(target + q * job[job_of.Y_STEP], g[GROUPS], g[OPTION], at)
+        if g[OPTION] > 1:
+            activate_rows(b[DRESS], target, job[job_of.Y_STEP], length, g[GROUPS], g[OPTION], at)
 
 
 @kernel
@@ -190,7 +191,8 @@ class _Executor:
         if last - first < results:
             first, last = problem.output[-1], problem.output[-1]
         shape = Along(results, problem.kernel[-1], problem.stride[-1], problem.dilation[-1], problem.flip, lanes)
-        tiles = along.address(tuple(shape), dtype), point.address((POINT_VECTORS, lanes), dtype), point.address((1, lanes), dtype)
+        points = [point.address((vectors, lanes), dtype) for vectors in (POINT_VECTORS, 1)]
+        tiles = along.address(tuple(shape), dtype), *points, dress.address(lanes, dtype)
         self._tiles = np.array([*tiles, results, lanes, POINT_VECTORS * lanes, first, last], np.int64)
         self._vectors = conv_vectors(problem, ACTIVATIONS[problem.activation])
         self._areas = _areas(problem)
