@@ -18,7 +18,7 @@ import numpy as np
 
 from numconv.plugin import ConvProblem, Verdict, np_dtype
 
-from .activations import ACTIVATIONS
+from .activations import ACTIVATIONS, activate_rows
 from .blocked import CALL_SECONDS, seconds
 from .compiler import Address, Tag, helper, invoke, kernel
 from .dense import Adjoint, DenseImplementation, Part, accumulated, redo
@@ -217,13 +217,9 @@ def multiply_rows(source, line_bytes, lines, slices, w, channel, y, y_row, count
     job[job_of.SHORT] = -1 if short == 0 else 0 if flipped else last
     invoke(entries[TILE if inline else SUMS_TILE], areas[FIELDS])
     whole = last if short > 0 else count
-    if finished and g[OPTION] > 1:
-        rows, step = (y, y_row) if inline else (areas[SUMS], b[WIDTH] * size)
-        # rows without a gap are one
-        lines, length = (1, whole * pixels) if step == pixels * size else (whole, pixels)
-        invoke(entries[SMOOTH], rows, step, lines, length, address(0), 0, g[OPTION], rows, step)
-        rows = rows + whole * step
-        invoke(entries[SMOOTH], rows, step, count - whole, short, address(0), 0, g[OPTION], rows, step)
+    if finished and not inline and g[OPTION] > 1:
+        activate_rows(entries[SMOOTH], areas[SUMS], b[WIDTH] * size, whole, pixels, g[OPTION], at)
+        activate_rows(entries[SMOOTH], areas[SUMS] + whole * b[WIDTH] * size, 0, count - whole, short, g[OPTION], at)
     if finished and not inline:
         invoke(entries[SPREAD], areas[SUMS], b[WIDTH] * size, y, y_row, whole, pixels)
         invoke(
@@ -239,7 +235,7 @@ def multiply_rows(source, line_bytes, lines, slices, w, channel, y, y_row, count
 @helper
 def multiply_strip(slices, group, first_row, end_row, residue, lines, y, pixels, frame, yt, at):
     """The rows first_row..end_row of a strip, for all output channels of a group; `lines`: see `band_lines`."""
-    g, b, _, areas, _ = frame
+    g, b, entries, areas, _ = frame
     _, inside, beyond, origin, _ = lines
     size, per_k, ys, line_bytes = itemsize(at), g[PER_K], part(g, PARTS + 2), line_bytes_of(b, at)
     kernel_bytes = g[PER_C] * b[OUTER_TAPS] * b[COLUMNS] * b[LAG] * b[PHASE_ROWS] * size
@@ -255,6 +251,13 @@ def multiply_strip(slices, group, first_row, end_row, residue, lines, y, pixels,
                     y + (k * g[ys + 2] + offset + column * g[ys + 2 + g[DIMS]]), y_row, count, used,
                     short_pixels(g, b, row + count), frame, yt, at,
                 )  # fmt: skip
+    if g[OPTION] > 1 and same(yt, at) and g[ys + 2 + g[DIMS]] == size:
+        offset, y_row = first_row_of(g, b, first_row, residue)
+        rows = end_row - first_row
+        if b[FOLDED]:
+            pixels, rows = min(rows * pixels, g[part(g, OUTPUT)] - first_row * pixels), 1
+        for k in range(per_k):
+            activate_rows(entries[SMOOTH], y + (k * g[ys + 2] + offset), y_row, rows, pixels, g[OPTION], at)
 
 
 @helper

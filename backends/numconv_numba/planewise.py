@@ -17,7 +17,7 @@ import numpy as np
 
 from numconv.plugin import ConvProblem, Verdict, np_dtype
 
-from .activations import ACTIVATIONS, activate_run
+from .activations import ACTIVATIONS, activate_rows
 from .blocked import CALL_SECONDS, seconds
 from .compiler import Address, Tag, helper, invoke, kernel
 from .dense import Adjoint, DenseImplementation, redo
@@ -41,6 +41,7 @@ from .geometry import (
     part,
 )
 from .microkernels import planes as job_of
+from .microkernels.activation import dress
 from .microkernels.emit import flag_table, host, lanes_of
 from .microkernels.planes import Sweep, accumulators, sweep
 from .scalar import as_integer, is_null, load, pointer, store, wide_vectors
@@ -60,6 +61,8 @@ WORK = 16
 """Multiply-adds that would take a cycle: with small planes most of the time is not theirs."""
 AHEAD_PLANE = 64 * 1024
 """A plane of x up to which the next one is fetched while it is read."""
+NEAR = 16 * 1024
+"""Bytes of results that stay in the first-level cache until their activation is applied."""
 UNROLLED = 3
 """Columns of a kernel up to which a tile has the code of each."""
 
@@ -189,8 +192,10 @@ def _runs(problem: ConvProblem, plan: _Plan) -> list[_Run]:
 
 # What the kernel knows of a plan: the tile's address, strips and the numbers of each, rows and bands, the kernel's rows and
 # columns, whether it is an adjoint, slices, columns of results from a row to the next where strips are rows, and of x; outer
-# dimensions.
-TILE, RUNS, BAND, BANDS, KERNEL_ROWS, KERNEL_COLUMNS, ADJOINT, ROW_RESULTS, ROW_PIXELS, OUTER_TAPS, OUTER_OUTPUTS, HEAD = range(12)
+# dimensions; the address of `dress`.
+(
+    TILE, RUNS, BAND, BANDS, KERNEL_ROWS, KERNEL_COLUMNS, ADJOINT, ROW_RESULTS, ROW_PIXELS, OUTER_TAPS, OUTER_OUTPUTS, DRESS, HEAD,
+) = range(13)  # fmt: skip
 INT32, FLOAT64 = Tag("int32"), Tag("float64")
 EXPONENT32, EXPONENT64 = np.int32(0x7F800000), np.int64(0x7FF0000000000000)
 """The bits of an exponent, which are all set in what is not finite."""
@@ -282,16 +287,20 @@ def _planes(begin, end, args):
     job[job_of.COLUMNS], job[job_of.COUNT] = as_integer(columns), b[KERNEL_COLUMNS]
     job[job_of.PLACES], job[job_of.RELU] = as_integer(places), g[OPTION] == 1
     job[job_of.X_PLANE], job[job_of.W_PLANE], job[job_of.BIAS_PLANE], job[job_of.Y_PLANE] = g[xs + 1], taps * size, size, g[ys + 1]
-    rows = g[part(g, OUTPUT) + axis] if axis >= 0 else 1
+    length, rows, y_row = g[part(g, OUTPUT) + axis + 1], 1, 0
+    if axis >= 0:
+        rows, y_row = g[part(g, OUTPUT) + axis], g[ys + 3 + axis]
     one_slice = (b[OUTER_TAPS] == 1) & (g[PER_C] == 1)
     together = one_slice & (b[BANDS] == 1) & (b[OUTER_OUTPUTS] == 1) & (g[PER_K] == 1) & (b[RUNS] == 1)
+    # few planes with an activation, so that they are still near when it is applied
+    most = max(1, NEAR // (rows * length * size)) if g[OPTION] > 1 else channels
     item = begin
     while item < end:
         band, plane = item % b[BANDS], item // b[BANDS]
         output, plane = plane % b[OUTER_OUTPUTS], plane // b[OUTER_OUTPUTS]
         k, n = plane % channels, plane // channels
         group = k // g[PER_K]
-        count = min(channels - k, end - item) if together else 1
+        count = min(channels - k, end - item, most) if together else 1
         first_row, end_row = band * b[BAND], min(rows, (band + 1) * b[BAND])
         source = x + (n * g[xs] + group * g[xs + 1])
         target = y + (n * g[ys] + group * g[ys + 1] + k % g[PER_K] * g[ys + 2] + outer_place(g, output))
@@ -303,10 +312,10 @@ def _planes(begin, end, args):
         fill_slices(job, pointer(places, INT64), output, g, b, at)
         sweep_strips(job, fields, source, target, first_row, end_row, count, g, b, at)
         if g[OPTION] > 1:
-            for each in range(count):
-                for row in range(first_row, end_row):
-                    place = target + (each * g[ys + 1] + (row * g[ys + 3 + axis] if axis >= 0 else 0))
-                    activate_run(place, g[part(g, OUTPUT) + axis + 1], g[OPTION], at)
+            one = (count > 1) & (g[ys + 1] == rows * y_row)  # planes without a gap
+            for each in range(1 if one else count):
+                place, high = target + (each * g[ys + 1] + first_row * y_row), count * rows if one else end_row - first_row
+                activate_rows(b[DRESS], place, y_row, high, length, g[OPTION], at)
         item += count
 
 
@@ -383,6 +392,7 @@ class _Sweeps:
         head = [
             sweep.address(tuple(shape), problem.dtype), len(runs), plan.band, plan.bands, shape.rows, problem.kernel[-1],
             shape.adjoint, plan.width, plan.width // shape.column_step if shape.adjoint else plan.width * shape.column_step, *outer,
+            dress.address(shape.lanes, problem.dtype) if ACTIVATIONS[problem.activation] > 1 else 0,
         ]  # fmt: skip
         at = self._flags.ctypes.data
         rows = [(run.source, run.target, run.strips, run.used, at + start) for run, start in zip(runs, starts, strict=False)]
