@@ -41,7 +41,7 @@ from .compiler import Address, Tag, helper, invoke, kernel
 from .dense import ForwardExecutor, Weights
 from .direct import MEASURED_ERROR, conv_vectors
 from .elements import INT64, itemsize, keep, memory, scratch
-from .entries import COPY, LANES, PACK, PACK_WEIGHTS, PRODUCT
+from .entries import COPY, LANES, PACK, PACK_WEIGHTS, PRODUCT, WRITE_SQUARES
 from .geometry import DIMS, OPTION, PARTS, PER_C, PER_K, part
 from .panels import fill_places, lines_of, write_run
 from .scalar import is_null, pointer
@@ -56,6 +56,7 @@ from .slab import (
     block_images,
     block_start,
     block_vector,
+    copy_cells,
     cut,
     pack_cycles,
     shareable,
@@ -69,8 +70,10 @@ __all__ = ["Subpixel"]
 
 PASS_BYTES = 32 * 1024
 """The weights of a panel that are multiplied in one pass over a block: they stay in the first-level cache."""
-ORDERED_BYTES = 64 * 1024
-"""Packed weights that are put in the order of the phases in one go."""
+ORDERED_BYTES = 32 * 1024
+"""Packed weights that are put in the order of the phases in one go: they stay in the first-level cache."""
+PACK_WORK = 20
+"""Multiply-adds that take as long as packing one weight."""
 TILE_CYCLES = 60
 """Of the start and the end of a tile."""
 ORDER_CYCLES = 1.2
@@ -193,6 +196,8 @@ def _layout(problem: ConvProblem) -> _Layout:
     return _Layout(phases, shape, block, chunk, reads_in_place(window))
 
 
+STAGED = 112
+"""Neighbours in a row of x that are put together before they are written: no power of two."""
 # A block's own numbers: channels of a panel, elements of a tile, channels of y of a pass, elements rounded up to tiles.
 PANEL, GROUP, CHUNK, PLACES = range(EXTRA, EXTRA + 4)
 # What kernels know of the phases: those of all dimensions but the last, those of the last, taps of all; two entries a dimension, for
@@ -254,6 +259,23 @@ def lead_line(g, b, block, line, lead, p):
     return inside, offset
 
 
+@helper
+def write_staged(sums, width, count, columns, bias, code, x, k_step, spare, tools, yt, at):
+    """A run of neighbours, by way of a spare one of each lane; returns whether a sum is not finite.
+
+    Lines of as many channels as a vector takes may fall into one set of the first-level cache; of one channel they do not.
+    """
+    bad, row, lanes = 0, STAGED * itemsize(yt), tools[LANES]
+    for k in range(0, columns, lanes):
+        shift, channels = bias if is_null(bias) else bias + k * itemsize(at), min(lanes, columns - k)
+        for q in range(0, count, STAGED):
+            length = min(STAGED, count - q)
+            bad |= invoke(tools[WRITE_SQUARES], sums + (q * width + k * itemsize(at)), width, length, channels, shift, code, spare, row)
+            for c in range(channels):
+                copy_cells(x + ((k + c) * k_step + q * itemsize(yt)), spare + c * row, length, yt)
+    return bad != 0
+
+
 @kernel(no_cfunc_wrapper=False)
 def write_phases(
     yt: Tag, at: Tag, table: Address, sums: Address, width: int, columns: int, bias: Address, code: int, x: Address,
@@ -268,14 +290,18 @@ def write_phases(
     k_step, q_step, n = g[xs + 2], g[xs + 3 + ndim - 1], block_image(b, ndim, block)
     start, run = block_start(b, ndim, block, ndim - 1) * p[INNER], block_extent(g, b, block, ndim - 1) * p[INNER]
     count, lines = min(run, p[HEAD + 2 * ndim - 1] - start), lines_of(ndim - 1, g, b, block)
-    square = scratch(tools[LANES] * tools[LANES] * itemsize(at))
+    spare = scratch(tools[LANES] * STAGED * itemsize(at))
     for line in range(block_images(g, b, block) * lines):
         inside, offset = lead_line(g, b, block, line % lines, lead, p)
         place = x + ((n + line // lines) * g[xs] + offset + start * q_step)
-        source = sums + line * run * width
-        if inside and write_run(source, width, count, columns, bias, code, place, k_step, q_step, memory(square), tools, yt, at):
+        source, bad = sums + line * run * width, False
+        if inside and code <= 1 and q_step == itemsize(yt) and count >= 2 * tools[LANES]:
+            bad = write_staged(source, width, count, columns, bias, code, place, k_step, memory(spare), tools, yt, at)
+        elif inside:
+            bad = write_run(source, width, count, columns, bias, code, place, k_step, q_step, memory(spare), tools, yt, at)
+        if bad:
             flags[n + line // lines] = 1
-    keep(square)
+    keep(spare)
 
 
 # The parts of a worker's scratch memory: places and terms, the slab, results of a panel.
@@ -356,20 +382,19 @@ def _panels(begin, end, args):
     at, items, workers, scratch, areas, tools, w, target, chunk, g, b, p = args
     ws, depth, per_k, width, panels = part(g, PARTS + 1), g[PER_C], g[PER_K], b[PANEL] * itemsize(at), -(-g[PER_K] // b[PANEL])
     own = worker_area(scratch, areas, 1, workers, items, begin)
-    ndim, row = g[DIMS], p[TAPS] * width
+    ndim, row, chunks = g[DIMS], p[TAPS] * width, -(-g[PER_C] // chunk)
     for item in range(begin, end):
-        group, k = item // panels, item % panels * b[PANEL]
-        source, place = w + (group * g[ws] + k * g[ws + 1]), target + item * depth * row
-        for c in range(0, depth, chunk):
-            count = min(chunk, depth - c)
-            invoke(tools[PACK_WEIGHTS], tools, own, source, min(per_k - k, b[PANEL]), c, count, p[TAPS], width, g)
-            for phase in range(p[LEADS] * p[INNER]):
-                first, taps = phase_taps(p, ndim, phase)
-                for tap in range(taps):
-                    invoke(
-                        tools[COPY], own + tap_entry(p, ndim, first + tap, 0) * width, 0, b[PANEL],
-                        place + (first * depth + c * taps + tap) * width, 0, b[PANEL], count, row, taps * width, 1, 0, 0,
-                    )  # fmt: skip
+        panel, c = item // chunks, item % chunks * chunk
+        group, k, count = panel // panels, panel % panels * b[PANEL], min(chunk, depth - c)
+        source, place = w + (group * g[ws] + k * g[ws + 1]), target + panel * depth * row
+        invoke(tools[PACK_WEIGHTS], tools, own, source, min(per_k - k, b[PANEL]), c, count, p[TAPS], width, g)
+        for phase in range(p[LEADS] * p[INNER]):
+            first, taps = phase_taps(p, ndim, phase)
+            for tap in range(taps):
+                invoke(
+                    tools[COPY], own + tap_entry(p, ndim, first + tap, 0) * width, 0, b[PANEL],
+                    place + (first * depth + c * taps + tap) * width, 0, b[PANEL], count, row, taps * width, 1, 0, 0,
+                )  # fmt: skip
 
 
 @kernel
@@ -377,7 +402,7 @@ def pack_phases(
     at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, tools: Address, w: Address, target: Address,
     chunk: int, g: Address, b: Address, p: Address,
 ) -> None:  # fmt: skip
-    """All panels of w, ``[panel][phase][c][tap][lane]``: an item is a panel of a group, packed `chunk` channels of y at a time."""
+    """All panels of w, ``[panel][phase][c][tap][lane]``: an item is `chunk` channels of y in a panel of a group."""
     parallel_for(
         region,
         workers,
@@ -435,11 +460,10 @@ class _Executor(ForwardExecutor):
 
     def packed(self, w: Any) -> Weights:
         """w in panels."""
-        panels = self._problem.groups * self._panels
-        each = self._width * self._taps
+        panels, each = self._problem.groups * self._panels, self._width * self._taps
         packed = np.empty(panels * self._depth * each, self._acc)
         run_with(
-            Areas(self._ordered * each * self._acc.itemsize), self._pack, panels, packed.size, self._tools, w, packed,
+            Areas(self._ordered * each * self._acc.itemsize), self._pack, panels * -(-self._depth // self._ordered), packed.size * PACK_WORK, self._tools, w, packed,
             self._ordered, self._kernels((0,) * w.ndim, w.strides, (0,) * w.ndim), self._block, self._phases,
         )  # fmt: skip
         return Weights(packed, w.strides, True)
