@@ -16,6 +16,7 @@ from numconv_numba.blocked import layout_for
 import numconv as nc
 from numconv.plugin import parse
 from numconv.registry import default_registry
+from numconv.testing import check
 
 DENSE = [
     "n1 c3 k40 g1 in38x37 w7x7 s2 p3 d1",
@@ -96,7 +97,7 @@ def test_gradients_of_windows_that_lie_apart(geometry, flip, bytes_at_once, rng,
     y, w, bias = integers(problem, rng)
     rows = {each.name: each for each in rows_of(problem)}
     expected = computed(rows["direct"], problem, [y, w, bias])[0]
-    for name in ("tile", "blocked", "implicit_gemm"):
+    for name in ("tile", "blocked", "implicit_gemm", "subpixel"):
         np.testing.assert_array_equal(computed(rows[name], problem, [y, w, bias])[0], expected, err_msg=name)
         bound = np.full_like(expected, np.nan)
         rows[name].build(problem).bind(w)((bound,), (y, bias))
@@ -232,6 +233,39 @@ def test_winograd_weight_gradients_are_as_accurate_as_one_chain(signed, rng):
     assert errors["winograd"] < 2 * errors["blocked"]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "f32 n2 c37 k21 g1 in13x140 w4x4 s2 p1 d1 bias=x",  # rows long enough to be put together first
+        "f32 n3 c20 k18 g2 in10x9 w3x3 s2 p1 d1 bias=x act=silu",
+        "f64 n1 c9 k40 g1 in5x12x41 w2x3x3 s1x3x2 p0x1x2:0 d1x2x1 flip=1 bias=x act=relu",
+        "f16 n2 c18 k12 g1 in80 w16 s8 p4 d1",
+        "f32 n1 c4 k3 g1 in3x2 w1x2 s4x3 p0 d1",  # more phases than places
+        "f32 n2 c33 k7 g1 in9x9 w3x3 s2 p1 d1 layout=channels_last bias=x act=gelu",
+    ],
+)
+def test_strided_gradients_in_one_pass(text, rng):
+    """Every dtype, layout and activation; integers exactly, and what is not finite where it belongs."""
+    problem = parse(f"conv input_grad {text}")
+    check(problem, "numba", "subpixel", rng=rng)
+    if problem.activation is None:
+        for watched in (0, 1):
+            check(problem, "numba", "subpixel", rng=rng, nonfinite=(watched,))
+
+
+def test_phases_of_subpixel_share_the_taps():
+    """No zeros are multiplied: each tap belongs to one phase, and reads inside the window that all of them share."""
+    from numconv_numba.subpixel import phases_of
+
+    problem = parse("conv input_grad f32 n1 c2 k3 g1 in13x16 w5x3 s3x2 p2:1x0 d2x3")
+    phases = phases_of(problem)
+    assert phases.counts == (3, 2)
+    assert sorted(number for phase in phases.taps for number, _ in phase) == list(range(15))
+    for phase in phases.taps:
+        assert all(0 <= place < size for _, places in phase for place, size in zip(places, phases.window.kernel, strict=True))
+    assert phases.window.output == (5, 8)
+
+
 HOSTS = """
 import json, sys
 import numpy as np
@@ -242,7 +276,8 @@ from numconv_numba.microkernels.emit import host
 rng = np.random.default_rng(1)
 for text in sys.argv[1:]:
     problem = parse(text)
-    for algorithm in ("blocked", "winograd") if problem.op == "weight_grad" else ("tile", "blocked", "winograd", "implicit_gemm"):
+    forward = ("subpixel",) if max(problem.stride) > 1 else ("tile", "blocked", "winograd", "implicit_gemm")
+    for algorithm in ("blocked", "winograd") if problem.op == "weight_grad" else forward:
         for integer in (True, False):
             check(problem, "numba", algorithm, rng=rng, integer=integer)
 print(json.dumps(host().width))
@@ -254,6 +289,7 @@ print(json.dumps(host().width))
 def test_narrower_processors(tmp_path, name, features, width):
     """The same kernels for AVX2 and for 128 bits."""
     texts = [f"conv {op} f32 n2 c5 k19 g1 in11x13 w3x3 s1 p1 d1" for op in ("forward", "input_grad", "weight_grad")]
+    texts.append("conv input_grad f32 n2 c19 k5 g1 in11x43 w3x3 s2 p1 d1")
     environment = os.environ | {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features, "NUMCONV_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", HOSTS, *texts], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

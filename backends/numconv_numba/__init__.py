@@ -33,6 +33,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .planewise import Planewise
     from .pooling import Pool
     from .separable import Separable
+    from .subpixel import Subpixel
     from .tile import RegisterTile
     from .vector_pooling import VectorPool
     from .vector_scatter import VectorScatter
@@ -52,6 +53,7 @@ def _implementations() -> tuple[Implementation, ...]:
         Planewise(),
         PlanewiseWeights(),
         Woven(),
+        Subpixel(),
         Depthwise(),
         DepthwiseWeights(),
         RegisterTile(),
