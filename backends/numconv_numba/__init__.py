@@ -34,6 +34,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .pooling import Pool
     from .separable import Separable
     from .tile import RegisterTile
+    from .tiled_gemm import TiledGemm
     from .vector_pooling import VectorPool
     from .vector_scatter import VectorScatter
     from .vector_windows import VectorWindows
@@ -57,6 +58,7 @@ def _implementations() -> tuple[Implementation, ...]:
         RegisterTile(),
         Winograd(),
         WinogradWeights(),
+        TiledGemm(),
         PairedGemm(),
         ImplicitGemm(),
         PairedBlocked(),
