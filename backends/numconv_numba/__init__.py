@@ -35,6 +35,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .separable import Separable
     from .subpixel import Subpixel
     from .tile import RegisterTile
+    from .tiled_gemm import TiledGemm
     from .vector_pooling import VectorPool
     from .vector_scatter import VectorScatter
     from .vector_windows import VectorWindows
@@ -59,6 +60,7 @@ def _implementations() -> tuple[Implementation, ...]:
         RegisterTile(),
         Winograd(),
         WinogradWeights(),
+        TiledGemm(),
         PairedGemm(),
         ImplicitGemm(),
         PairedBlocked(),

@@ -22,6 +22,7 @@ __all__ = [
     "Part",
     "Weights",
     "accumulated",
+    "compute_again",
     "forward_parts",
     "forward_problems",
     "redo",
@@ -170,8 +171,12 @@ def redo(problem: ConvProblem, y: Any, ins: Sequence[Any], images: Any) -> None:
 
     With finite w these zeros added nothing, and what is not finite comes from x or from an overflow: it stays.
     """
-    if np.isfinite(ins[1]).all():
-        return
+    if not np.isfinite(ins[1]).all():
+        compute_again(problem, y, ins, images)
+
+
+def compute_again(problem: ConvProblem, y: Any, ins: Sequence[Any], images: Any) -> None:
+    """Compute images of a forward convolution again with `Direct`."""
     executor = Direct().build(problem.replace(n=1))
     for n in images:
         executor((y[n : n + 1],), (ins[0][n : n + 1], *ins[1:]))

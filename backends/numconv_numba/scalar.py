@@ -18,7 +18,7 @@ from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 
 from .compiler import AddressType, TagType, address_type, intrinsic
-from .halves import HALVES, narrow_half, widen_half
+from .halves import BFLOAT_PARTS, HALVES, narrow_half, take_part, widen_half
 
 __all__ = [
     "PAIRS",
@@ -47,6 +47,7 @@ ROW_PAIRS = "bfloat16x2 in rows"
 _DTYPES = {
     **dict.fromkeys((PAIRS, ROW_PAIRS), types.uint32),
     **dict.fromkeys(HALVES, types.uint16),
+    **dict.fromkeys(BFLOAT_PARTS, types.float32),
     **{name: getattr(types, name) for name in ("float32", "float64", "complex64", "complex128")},
     **{f"{sign}int{bits}": getattr(types, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
@@ -318,6 +319,8 @@ def one_by_one(typingctx: Any) -> Any:
 
 
 def _widen(context: Any, builder: Any, loaded: Any, dtype: str, result: types.Type) -> Any:
+    if dtype in BFLOAT_PARTS:
+        return context.cast(builder, take_part(builder, loaded, dtype), types.float32, result)
     if dtype not in HALVES:
         return context.cast(builder, loaded, _DTYPES[dtype], result)
     return context.cast(builder, widen_half(context, builder, loaded, dtype), types.float32, result)

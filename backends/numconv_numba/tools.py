@@ -11,6 +11,7 @@ from . import entries
 from .microkernels import transforms
 from .microkernels.activation import dress
 from .microkernels.copies import join_neighbours, split
+from .microkernels.emit import host
 from .microkernels.gemm import multiply
 from .microkernels.memory import FLUSHED
 from .microkernels.product import product
@@ -45,7 +46,7 @@ def tools_for(
     """
     factor = factor or acc
     # products of pairs are flushed already
-    stored = FLUSHED if factor in (PAIRS, ROW_PAIRS) and out == "bfloat16" else out
+    stored = FLUSHED if factor in (PAIRS, ROW_PAIRS) and out == "bfloat16" and host().pairs else out
     table = np.zeros(entries.COUNT, np.int64)
     table[entries.LANES] = lanes
     table[entries.COPY] = split.address((1, lanes), (acc, acc))

@@ -73,7 +73,7 @@ def _split(
         stored, factor = dtype.value
         emit = emitter_of(builder, factor, lanes)
         if factor == PAIRS:
-            memory: Memory = PairMemory(context, builder, emit, x_row, complete)
+            memory: Memory = PairMemory(context, builder, emit, stored, x_row, complete)
         else:
             memory = Memory(context, builder, emit, stored)
         vectors = builder.sdiv(builder.add(count, _i64(emit.lanes - 1)), _i64(emit.lanes))
@@ -194,9 +194,9 @@ def _join_neighbours(
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         _, _, x, start, size, y, distance, count = args
-        emit = emitter_of(builder, PAIRS, lanes.value)
+        emit, stored = emitter_of(builder, PAIRS, lanes.value), dtype.value
         whole = ir.Constant(ir.IntType(1), 1)
-        memory = PairMemory(context, builder, emit, builder.mul(distance, _i64(2)), whole)
+        memory = PairMemory(context, builder, emit, stored, builder.mul(distance, _i64(stored_bytes(stored))), whole)
         vectors = builder.sdiv(builder.add(count, _i64(emit.lanes - 1)), _i64(emit.lanes))
 
         def inside(first: Any) -> Any:
@@ -206,7 +206,7 @@ def _join_neighbours(
             done = builder.mul(vector.index, _i64(emit.lanes))
             position, left = builder.add(start, done), builder.sub(count, done)
             second = builder.add(position, distance)
-            source, target = emit.at(x, builder.mul(position, _i64(2))), emit.at(y, builder.mul(done, _i64(4)))
+            source, target = emit.at(x, builder.mul(position, _i64(memory.item))), emit.at(y, builder.mul(done, _i64(4)))
             ends = builder.icmp_signed("<=", builder.add(second, _i64(emit.lanes)), size)
             simple = builder.and_(builder.icmp_signed(">=", position, _i64(0)), ends)
             simple = builder.and_(simple, builder.icmp_signed(">=", left, _i64(emit.lanes)))
@@ -228,7 +228,7 @@ def join_neighbours(
 ) -> None:  # fmt: skip
     """y[i] = the pair x[start + i], x[start + i + distance] for i < count, zero where that lies outside 0..size.
 
-    For so many rows of so many planes, as `split` has them. `dtype`: of x, bfloat16.
+    For so many rows of so many planes, as `split` has them. `dtype`: of x, bfloat16 or a part of float32.
     """
     for plane in range(planes):
         for row in range(rows):

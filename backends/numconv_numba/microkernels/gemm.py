@@ -20,7 +20,7 @@ from numconv_numba.compiler import Address, Tag, intrinsic, kernel
 from .emit import Emitter, check_kinds, emitter_of
 from .memory import Memory
 
-__all__ = ["multiply"]
+__all__ = ["Columns", "multiply"]
 
 _i64 = ir.IntType(64)
 UNROLLED = 2
@@ -39,7 +39,7 @@ def _repeat(builder: Any, count: Any, body: Callable[[Any], None]) -> None:
         body(builder.add(builder.sub(count, rest), turn.index))
 
 
-class _Columns:
+class Columns:
     """Emits the copies of a panel's terms from x: of each term some pieces, which are runs of neighbours.
 
     Parameters
@@ -96,7 +96,7 @@ class _Tiles:
         ) = args  # fmt: skip
         self.masks = [emit.first(builder.sub(self.pixels, _i64(v * emit.lanes))) for v in range(vectors)]
         self.slots = [[emit.accumulator() for _ in range(vectors)] for _ in range(channels)]
-        self.columns = _Columns(emit, builder, x, offsets, self.terms, pieces, self.panel, _i64(vectors * emit.width))
+        self.columns = Columns(emit, builder, x, offsets, self.terms, pieces, self.panel, _i64(vectors * emit.width))
 
     def each(self) -> Any:
         """(channel, vector, accumulator) of a tile."""

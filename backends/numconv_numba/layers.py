@@ -1,0 +1,83 @@
+"""Factors in layers for matrix tiles: bfloat16 numbers themselves, or float32 numbers as sums of two or three of them.
+
+A layer is packed like any bfloat16 array, from what one part of each float32 is (see `halves.take_part`): so drivers pack as often
+as there are layers, each time with that layer's table of tools.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from .compiler import helper, invoke
+from .elements import INT64
+from .entries import CONFIGURATION, CONFIGURE, COUNT, PACK, RELEASE
+from .halves import BFLOAT_PARTS
+from .microkernels.amx import configuration, configure, release
+from .scalar import address, pointer
+from .tools import tools_for
+
+__all__ = ["configure_tiles", "layer_tables", "layer_tools", "pack_layers", "release_tiles"]
+
+
+def layer_tables(dtype: str, layers: int, body: str, rows: int, entries: dict[int, int], **options: Any) -> np.ndarray[Any, Any]:
+    """A table of tools for each layer of arrays of `dtype`, ``[layer][tool]``.
+
+    Parameters
+    ----------
+    dtype : str
+    layers : int
+        1 for bfloat16.
+    body : str
+        Of kernels on matrix tiles: see `microkernels.amx`.
+    rows : int
+        Of the blocks of a product, for their `configuration`.
+    entries : dict of int to int
+        Addresses of the kernels that replace those of `tools_for`.
+    **options
+        Of `tools_for`.
+    """
+    names = BFLOAT_PARTS[:layers] if dtype == "float32" else (dtype,)
+    tables = np.stack([tools_for(name, "float32", 16, **options) for name in names])
+    tables[:, CONFIGURE] = configure.address(body, None)
+    tables[:, RELEASE] = release.address(body, None)
+    tables[:, CONFIGURATION] = _kept(rows)
+    for place, found in entries.items():
+        tables[:, place] = found
+    return tables
+
+
+@functools.cache
+def _kept(rows: int) -> int:
+    """The address of a configuration, which stays where it is."""
+    return int(configuration(rows).ctypes.data)
+
+
+@helper
+def configure_tiles(tools):
+    """Set the sizes of this thread's matrix registers, if these tools use them."""
+    if tools[CONFIGURE] != 0:
+        invoke(tools[CONFIGURE], address(tools[CONFIGURATION]))
+
+
+@helper
+def release_tiles(tools):
+    """Give them back."""
+    if tools[RELEASE] != 0:
+        invoke(tools[RELEASE], address(tools[CONFIGURATION]))
+
+
+@helper
+def layer_tools(tables, layer):
+    """The address of a layer's table."""
+    return tables + layer * (8 * COUNT)
+
+
+@helper
+def pack_layers(tables, layers, layer_step, slab, x, block, images, channels, g, b):
+    """The slab of a block in each of its layers, which lie `layer_step` bytes apart: see `slab.pack_slab`."""
+    for layer in range(layers):
+        own = layer_tools(tables, layer)
+        invoke(pointer(own, INT64)[PACK], own, slab + layer * layer_step, x, block, images, channels, g, b)
