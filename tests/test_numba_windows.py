@@ -7,6 +7,8 @@ import pytest
 
 pytest.importorskip("numba")
 
+from numconv_numba.crosswise_plans import bands_of, groups_of
+from numconv_numba.crosswise_pooling import CrosswisePool
 from numconv_numba.direct import Direct
 from numconv_numba.flat_unpooling import FlatUnpool
 from numconv_numba.pooling import Pool
@@ -15,7 +17,6 @@ from numconv_numba.vector_pooling import VectorPool
 from numconv_numba.vector_scatter import VectorScatter
 from numconv_numba.vector_windows import VectorWindows
 from numconv_numba.wide_pooling import PART, WidePool, merged
-from numconv_numba.wide_scatter import WideScatter
 from numconv_numba.windows import Windows
 from numconv_numba.woven import Woven
 
@@ -75,7 +76,9 @@ def test_maxima_have_the_bits_of_the_general_implementation(stride, size, rng):
     x[0, 2] = -np.inf
     assert bits(run(VectorPool, problem, [x])) == bits(run(Pool, problem, [x]))
     assert bits(run(WidePool, problem, [x])) == bits(run(Pool, problem, [x]))
+    assert bits(run(CrosswisePool, problem, [x])) == bits(run(Pool, problem, [x]))
     assert bits(run(VectorPool, problem.replace(indices=False), [x])) == bits(run(Pool, problem, [x])[:1])
+    assert bits(run(CrosswisePool, problem.replace(indices=False), [x])) == bits(run(Pool, problem, [x])[:1])
 
 
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
@@ -117,7 +120,7 @@ def test_winners_from_elsewhere_are_taken_where_they_are(rng):
         (VectorWindows, "window fold f32 n2 c5 in60x67 w3x3 s1 p1 d1"),
         (VectorWindows, "window pad f32 n2 c5 in60x67 w1x1 s1 p3 d1 pad=reflect"),
         (VectorWindows, "window pad_backward f32 n2 c5 in60x67 w1x1 s1 p3 d1 pad=circular"),
-        (WideScatter, "pool max_pool_backward f32 n2 c5 in61x367 w3x40 s2x39 p1x3 d1"),
+        *((CrosswisePool, f"pool {op} f32 n3 c37 in61x67 w3x3 s2x1 p1 d1") for op in POOLS),
         (Woven, "conv input_grad f32 n2 c5 k5 g5 in120x131 w4x4 s2 p1 d1"),
     ],
 )
@@ -134,6 +137,7 @@ def test_threads_change_no_bit(implementation, text, rng):
     [
         (VectorPool, "pool avg_pool f32 n2 c3 in8x9 w3x3 s2 p1 d1"),
         (WidePool, "pool avg_pool f32 n2 c3 in8x9 w8x9 s1 p0 d1"),
+        *((CrosswisePool, f"pool {op} f32 n2 c3 in8x9 w3x3 s2 p1 d1") for op in POOLS),
         (VectorScatter, "pool max_pool_backward f32 n2 c3 in8x9 w3x3 s2 p1 d1"),
         (VectorWindows, "window unfold f32 n2 c3 in8x9 w3x3 s2 p1 d1"),
         (VectorWindows, "window fold f32 n2 c3 in8x9 w3x3 s2 p1 d1"),
@@ -202,9 +206,36 @@ def test_of_several_values_for_a_place_the_last_stays(dtype, rng):
             assert bits(run(FlatUnpool, problem, [values, places])) == bits(run(Windows, problem, [values, places]))
 
 
-def test_winners_are_found_some_images_at_a_time(rng, monkeypatch):
-    monkeypatch.setattr("numconv_numba.wide_scatter.TOGETHER", 20)
-    check(parse("pool max_pool_backward f32 n7 c5 in6x50 w3x40 s2x5 p1x3 d1"), "numba", "wide_scatter", rng=rng)
+CROSSWISE = [
+    f"pool {op} {dtype} {geometry}{option}"
+    for dtype, geometry in (
+        ("f32", "n2 c7 in13x15 w3x2 s2x3 p1 d1x2 ceil=1"),  # few channels
+        ("f32", "n5 c16 in7x7 w3x3 s1 p1 d1"),  # four vectors of them, and one
+        ("f64", "n3 c37 in300 w7 s3 p2 d2"),  # one axis
+        ("f16", "n1 c33 in4x5x6 w2x3x3 s2x1x2 p1 d1"),
+        ("bf16", "n1 c2 in9x8 w3x3 s1 p1 d1"),
+        ("f32", "n1 c23 in9x9 w9x9 s1 p0 d1 layout=channels_last"),
+        ("f32", "n1 c67 in24x9 w5x3 s2x1 p2x0 d1 layout=channels_last"),
+    )
+    for op, option in (*((op, "") for op in POOLS), ("max_pool", " indices=1"), ("avg_pool", " countpad=0"))
+]
+
+
+@pytest.mark.parametrize("text", CROSSWISE)
+def test_windows_across_channels(text, rng):
+    check(parse(text), "numba", "crosswise_pool", rng=rng)
+
+
+@pytest.mark.parametrize("op", POOLS)
+@pytest.mark.parametrize("geometry", ["n1 c3 in61x67 w5x5 s1 p2 d1", "n1 c40 in26x9 w4x3 s4x2 p0x1 d1", "n2 c3 in500 w6 s2 p1 d1"])
+def test_planes_in_several_bands(op, geometry, rng, monkeypatch):
+    monkeypatch.setattr("numconv_numba.crosswise_plans.BAND", 1 << 14)
+    problem = parse(f"pool {op} f32 {geometry}")
+    assert len(bands_of(problem, groups_of(problem))) > 2
+    arrays = inputs(problem, rng, False)
+    assert bits(run(CrosswisePool, problem.replace(indices=op == "max_pool"), arrays)) == bits(
+        run(Pool, problem.replace(indices=op == "max_pool"), arrays)
+    )
 
 
 WOVEN = [

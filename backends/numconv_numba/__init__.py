@@ -22,6 +22,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .borders import Borders, PlainBorders
     from .channelwise import Channelwise
     from .channelwise_weights import ChannelwiseWeights
+    from .crosswise_pooling import CrosswisePool
     from .depthwise import Depthwise
     from .depthwise_weights import DepthwiseWeights
     from .direct import Direct
@@ -41,7 +42,6 @@ def _implementations() -> tuple[Implementation, ...]:
     from .vector_windows import VectorWindows
     from .weights import BlockedWeights
     from .wide_pooling import WidePool
-    from .wide_scatter import WideScatter
     from .windows import Windows
     from .winograd import Winograd
     from .winograd_weights import WinogradWeights
@@ -74,10 +74,10 @@ def _implementations() -> tuple[Implementation, ...]:
         FftWeights(),
         FftDoubleWeights(),
         Direct(),
+        CrosswisePool(),
         VectorPool(),
         WidePool(),
         VectorScatter(),
-        WideScatter(),
         Pool(),
         VectorWindows(),
         FlatUnpool(),

@@ -17,7 +17,7 @@ from numconv.plugin import Implementation, PoolProblem, Verdict
 from .compiler import Address, Tag, helper, invoke, kernel
 from .elements import INT64, itemsize, keep, memory, scratch
 from .places import check_places
-from .pooling import Pool, fill
+from .pooling import Pool
 from .scalar import add, address, load, pointer, store, zero
 from .sliding import (
     ADVANCE,
@@ -38,7 +38,8 @@ from .sliding import (
     place_in,
 )  # fmt: skip
 from .threads import MAX_THREADS, parallel_for, run
-from .vector_pooling import TAP_SECONDS, lists_bytes, pooled_in_vectors, row_vectors, stepped_in_vectors
+from .vector_pooling import lists_bytes, pooled_in_vectors, seconds_in_vectors, stepped_in_vectors
+from .window_rows import fill
 
 __all__ = ["VectorScatter"]
 
@@ -170,9 +171,9 @@ class VectorScatter(Implementation):
         return pooled_in_vectors(problem) and (Verdict.yes() if problem.indices else stepped_in_vectors(problem))
 
     def cost(self, problem: PoolProblem) -> float:
-        """The time to move the arrays, to look at a vector of taps unless winners are given, and to add gradients one by one."""
-        found = 0 if problem.indices else row_vectors(problem) * math.prod(problem.window) * TAP_SECONDS
-        return 2e-6 + problem.bytes / 5e10 + math.prod(problem.y_shape) * 5e-10 + found
+        """The time to move the arrays, to look at the windows unless winners are given, and to add gradients one by one."""
+        found = 0 if problem.indices else seconds_in_vectors(problem, places=True)
+        return 2e-6 + problem.bytes / 1e11 + math.prod(problem.y_shape) * 5e-10 + found
 
     def workspace(self, problem: PoolProblem) -> int:
         """For each thread the lists of the rows of a plane, and the winners of some rows."""

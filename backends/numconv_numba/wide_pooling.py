@@ -16,11 +16,12 @@ from numba.extending import overload
 
 from numconv.plugin import Implementation, PoolProblem, Verdict
 
+from .averages import axis_counts
 from .compiler import Address, Tag, helper, invoke, kernel
 from .elements import INT64, itemsize, keep, memory, scratch
 from .microkernels.emit import lanes_of
 from .microkernels.reduction import REDUCTION, reduction
-from .pooling import Pool, axis_counts, fill
+from .pooling import Pool
 from .scalar import add, address, load, pointer, store, value_type, wide_vectors, zero
 from .sliding import (
     ADVANCE,
@@ -41,13 +42,16 @@ from .sliding import (
     split_item,
 )  # fmt: skip
 from .threads import MAX_THREADS, parallel_for, run
-from .vector_pooling import TAP_SECONDS, averaged_in_vectors, lists_bytes, pooled_in_vectors
+from .vector_pooling import averaged_in_vectors, lists_bytes, pooled_in_vectors
+from .window_rows import fill
 from .windows import row_major
 
 __all__ = ["WidePool"]
 
 PART = 256
 """Results of a row that one work item computes."""
+RESULT_SECONDS, SUM_SECONDS, MAX_SECONDS = 1e-9, 2e-10, 5e-10
+"""Of a result, and of a vector of its window, on two threads."""
 JOB_SIZE = len(REDUCTION)
 
 
@@ -243,7 +247,8 @@ class WidePool(Implementation):
         """The time to move the arrays, to reduce each result, and to look at its vectors."""
         wide = merged(problem)
         vectors = math.prod(wide.window[:-1]) * -(-wide.window[-1] // lanes_of(problem.dtype))
-        return 2e-6 + problem.bytes / 5e10 + math.prod(problem.y_shape) * (4e-9 + vectors * TAP_SECONDS)
+        each = MAX_SECONDS if problem.op == "max_pool" else SUM_SECONDS
+        return 2e-6 + problem.bytes / 1e11 + math.prod(problem.y_shape) * (RESULT_SECONDS + vectors * each)
 
     def workspace(self, problem: PoolProblem) -> int:
         """For each thread the lists of the rows of a plane."""
