@@ -28,6 +28,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .fft import Fft, FftDouble, FftDoubleWeights, FftWeights
     from .flat_unpooling import FlatUnpool
     from .implicit_gemm import ImplicitGemm
+    from .inner_product import InnerProduct
     from .paired import PairedBlocked, PairedGemm, PairedWeights
     from .plane_weights import PlanewiseWeights
     from .planewise import Planewise
@@ -54,6 +55,7 @@ def _implementations() -> tuple[Implementation, ...]:
         Woven(),
         Depthwise(),
         DepthwiseWeights(),
+        InnerProduct(),
         RegisterTile(),
         Winograd(),
         WinogradWeights(),
