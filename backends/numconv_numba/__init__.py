@@ -29,6 +29,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .fft import Fft, FftDouble, FftDoubleWeights, FftWeights
     from .flat_unpooling import FlatUnpool
     from .implicit_gemm import ImplicitGemm
+    from .inner_product import InnerProduct
     from .paired import PairedBlocked, PairedGemm, PairedWeights
     from .plane_weights import PlanewiseWeights
     from .planewise import Planewise
@@ -57,6 +58,7 @@ def _implementations() -> tuple[Implementation, ...]:
         Subpixel(),
         Depthwise(),
         DepthwiseWeights(),
+        InnerProduct(),
         RegisterTile(),
         Winograd(),
         WinogradWeights(),

@@ -11,6 +11,7 @@ from . import entries
 from .microkernels import transforms
 from .microkernels.activation import dress
 from .microkernels.copies import join_neighbours, split
+from .microkernels.dots import dots
 from .microkernels.emit import host
 from .microkernels.gemm import multiply
 from .microkernels.memory import FLUSHED
@@ -20,7 +21,7 @@ from .panels import pack_panel, read_panel, write_panel, write_weights
 from .scalar import PAIRS, ROW_PAIRS
 from .slab import MOST_PHASES, pack_slab
 
-__all__ = ["tools_for"]
+__all__ = ["dot_tools", "tools_for"]
 
 
 @functools.cache
@@ -79,4 +80,15 @@ def tools_for(
         else:
             table[entries.WEIGHT] = transforms.transform_weight.address(shape, acc)
             table[entries.OUTPUT] = transforms.transform_output.address(shape, acc)
+    return table
+
+
+@functools.cache
+def dot_tools(dtype: str, lanes: int) -> np.ndarray[Any, Any]:
+    """The table for products along the terms, all of one dtype."""
+    table = np.zeros(entries.COUNT, np.int64)
+    table[entries.LANES] = lanes
+    table[entries.READ_SQUARES] = table[entries.WRITE_SQUARES] = transpose.address(lanes, (dtype, dtype))
+    table[entries.DRESS] = dress.address(lanes, dtype)
+    table[entries.DOTS] = dots.address(lanes, dtype)
     return table
