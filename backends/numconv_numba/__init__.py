@@ -35,6 +35,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .separable import Separable
     from .tile import RegisterTile
     from .tiled_gemm import TiledGemm
+    from .tiled_weights import TiledWeights
     from .vector_pooling import VectorPool
     from .vector_scatter import VectorScatter
     from .vector_windows import VectorWindows
@@ -63,6 +64,7 @@ def _implementations() -> tuple[Implementation, ...]:
         ImplicitGemm(),
         PairedBlocked(),
         Blocked(),
+        TiledWeights(),
         PairedWeights(),
         BlockedWeights(),
         Borders(),
@@ -105,6 +107,7 @@ class NumbaBackend:
 
     def information(self) -> Mapping[str, str]:
         """What `numconv info` shows of this backend."""
+        from .amx import availability
         from .cache import FILES
         from .threads import layer, quota, threads
 
@@ -112,6 +115,7 @@ class NumbaBackend:
             "threads": str(threads()),
             "threading layer": layer(),
             "CPU quota": "none" if math.isinf(quota()) else f"{quota():g}",
+            "matrix tiles": availability().reason or "AMX",
             "cache": str(FILES.info()),
         }
 
