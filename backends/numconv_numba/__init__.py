@@ -38,6 +38,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .subpixel import Subpixel
     from .tile import RegisterTile
     from .tiled_gemm import TiledGemm
+    from .tiled_weights import TiledWeights
     from .vector_pooling import VectorPool
     from .vector_scatter import VectorScatter
     from .vector_windows import VectorWindows
@@ -67,6 +68,7 @@ def _implementations() -> tuple[Implementation, ...]:
         ImplicitGemm(),
         PairedBlocked(),
         Blocked(),
+        TiledWeights(),
         PairedWeights(),
         BlockedWeights(),
         Borders(),
@@ -109,6 +111,7 @@ class NumbaBackend:
 
     def information(self) -> Mapping[str, str]:
         """What `numconv info` shows of this backend."""
+        from .amx import availability
         from .cache import FILES
         from .threads import layer, quota, threads
 
@@ -116,6 +119,7 @@ class NumbaBackend:
             "threads": str(threads()),
             "threading layer": layer(),
             "CPU quota": "none" if math.isinf(quota()) else f"{quota():g}",
+            "matrix tiles": availability().reason or "AMX",
             "cache": str(FILES.info()),
         }
 

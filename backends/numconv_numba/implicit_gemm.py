@@ -99,7 +99,7 @@ def _layout(problem: ConvProblem, paired: bool) -> Layout:
 
 
 def layout_with(problem: ConvProblem, tile: Tile, depth: int, layers: int = 1, step: int = 1) -> Layout:
-    """The largest block and panel that fit the caches; `step`: the panels of a pixel but the last have a multiple of so many terms."""
+    """The largest block and panel that fit the caches; `step`: panels but the last of a pixel have a multiple of so many terms."""
     item, taps = np_dtype(problem.acc_dtype).itemsize, math.prod(problem.kernel)
 
     def fits(block: Block) -> bool:
@@ -172,7 +172,9 @@ def multiply_panel(first_tile, last_tile, w, w_last, y, pixels, areas, x, channe
     vectors, size = -(-pixels // tools[LANES]), itemsize(at)
     panel, sums, offsets, pieces = areas
     if pixels < vectors * tools[LANES]:
-        clear(panel, b[CHUNK] * b[TAPS] * b[LAYERS] * vectors * tools[LANES], at)  # stray bits could be denormal numbers, which are slow
+        clear(
+            panel, b[CHUNK] * b[TAPS] * b[LAYERS] * vectors * tools[LANES], at
+        )  # stray bits could be denormal numbers, which are slow
     whole, bad = max(min(last_tile, per_k // channels) - first_tile, 0), False
     for first in range(0, depth, b[CHUNK]):
         passed, resume, last = min(b[CHUNK], depth - first) * b[TAPS], 1 if first > 0 else 0, first + b[CHUNK] >= depth
@@ -254,10 +256,10 @@ def implicit_gemm(
 ) -> None:  # fmt: skip
     """y from x and w: an item is a block of outputs for some of the tiles of output channels.
 
-    `tools`: see `tools_for`, or a table for each layer; `taps`: the byte offset of each tap in a channel of the slab. Weights lie `w_step` bytes apart from
-    term to term, `w_k` from channel to channel of a tile, `w_tile` from tile to tile and `w_group` from group to group; the last
-    tile, which ends with the last channel, starts at `w_last`. `status` gets a 1 for each image of which a sum is not finite.
-    Weights and bias are in the accumulation dtype.
+    `tools`: see `tools_for`, or a table for each layer; `taps`: the byte offset of each tap in a channel of the slab. Weights lie
+    `w_step` bytes apart from term to term, `w_k` from channel to channel of a tile, `w_tile` from tile to tile and `w_group` from
+    group to group; the last tile, which ends with the last channel, starts at `w_last`. `status` gets a 1 for each image of which
+    a sum is not finite. Weights and bias are in the accumulation dtype.
     """
     parallel_for(
         region,

@@ -11,15 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from .compiler import helper, invoke
+from .compiler import Tag, helper, invoke
+from .direct import clear
 from .elements import INT64
-from .entries import CONFIGURATION, CONFIGURE, COUNT, PACK, RELEASE
+from .entries import CONFIGURATION, CONFIGURE, COUNT, PACK, READ, RELEASE
 from .halves import BFLOAT_PARTS
 from .microkernels.amx import configuration, configure, release
 from .scalar import address, pointer
 from .tools import tools_for
 
-__all__ = ["configure_tiles", "layer_tables", "layer_tools", "pack_layers", "release_tiles"]
+__all__ = ["configure_tiles", "layer_tables", "layer_tools", "pack_layers", "read_layers", "release_tiles"]
+
+FLOAT = Tag("float32")
 
 
 def layer_tables(dtype: str, layers: int, body: str, rows: int, entries: dict[int, int], **options: Any) -> np.ndarray[Any, Any]:
@@ -81,3 +84,12 @@ def pack_layers(tables, layers, layer_step, slab, x, block, images, channels, g,
     for layer in range(layers):
         own = layer_tools(tables, layer)
         invoke(pointer(own, INT64)[PACK], own, slab + layer * layer_step, x, block, images, channels, g, b)
+
+
+@helper
+def read_layers(tables, layers, rows, target, width, columns, y, block, count, g, b):
+    """`count` rows of factors of a panel in each of its layers, zeros after them up to `rows`: see `panels.read_panel`."""
+    for layer in range(layers):
+        own, place = layer_tools(tables, layer), target + layer * rows * width
+        invoke(pointer(own, INT64)[READ], own, place, width, columns, y, block, g, b)
+        clear(place + count * width, (rows - count) * width // 4, FLOAT)

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 
-UINT8, UINT32 = Tag("uint8"), Tag("uint32")
+UINT8, UINT32, BFLOAT = Tag("uint8"), Tag("uint32"), Tag("bfloat16")
 SMOOTHED = 64
 """Pixels that get their silu or gelu together."""
 AHEAD = 4
@@ -358,15 +358,16 @@ def read_run(target, width, count, columns, y, k_step, q_step, tools, yt, at):
 def read_pairs(target, words, width, count, columns, y, k_step, q_step, tools, yt, at):
     """A run of pixels of y as pairs of neighbours, [pair][lane]; what the last one lacks is zero."""
     whole = 0
-    if q_step == itemsize(yt):
+    if (q_step == itemsize(yt)) & same(yt, BFLOAT):
         # neighbours in memory are pairs already
         whole = count // 2
         invoke(tools[READ_WORDS], y, k_step, columns, whole, address(0), 0, target, width)
-    for pair in range(whole, (count + 1) // 2):
-        both = min(2, count - 2 * pair)
-        read_run(words, width, both, columns, y + 2 * pair * q_step, k_step, q_step, tools, yt, at)
-        clear(words + both * width, (2 - both) * width // itemsize(at), at)
-        join_words(target + pair * width, words, words + width, width // 4)
+    for first in range(whole, (count + 1) // 2, tools[LANES]):
+        pixels = min(2 * tools[LANES], count - 2 * first)
+        read_run(words, width, pixels, columns, y + 2 * first * q_step, k_step, q_step, tools, yt, at)
+        clear(words + pixels * width, pixels % 2 * width // itemsize(at), at)
+        for pair in range((pixels + 1) // 2):
+            join_words(target + (first + pair) * width, words + 2 * pair * width, words + (2 * pair + 1) * width, width // 4)
 
 
 @kernel(no_cfunc_wrapper=False)
@@ -386,8 +387,9 @@ def read_panel(
         # no pair reaches into the next row
         inner, run = ndim - 1, block_extent(g, b, block, ndim - 1)
     lines = lines_of(inner, g, b, block)
-    words = scratch(2 * width if in_rows(at) else 0)
-    clear(memory(words), 2 * width // itemsize(at) if in_rows(at) else 0, at)
+    spare = 2 * tools[LANES] * width if in_rows(at) else 0
+    words = scratch(spare)
+    clear(memory(words), spare // itemsize(at), at)
     for line in range(block_images(g, b, block) * lines):
         place = y + ((n + line // lines) * g[ys] + run_offset(line % lines, inner, g, b, block))
         if in_rows(at):

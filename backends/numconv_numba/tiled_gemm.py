@@ -20,7 +20,7 @@ from numconv.plugin import ConvProblem, Verdict
 from .amx import availability, body
 from .blocked import CALL_SECONDS, depth_of, most_workers, seconds
 from .compiler import Address, Tag, helper, invoke, kernel
-from .dense import ForwardExecutor, Weights, compute_again
+from .dense import Weights, compute_again
 from .direct import clear
 from .elements import INT64, itemsize, keep, memory, scratch
 from .entries import MULTIPLY, PACK_WEIGHTS, READ_WORDS
@@ -29,10 +29,10 @@ from .implicit_gemm import CHANNELS, CHUNK, DEPTH, LAYERS, TAPS, GemmExecutor, I
 from .layers import layer_tables, layer_tools
 from .microkernels.amx import EMULATED, ROW_BYTES, ROWS
 from .microkernels.amx_gemm import STRIPS, VECTORS, layers_of, multiply_tiles
+from .microkernels.emit import host
 from .microkernels.memory import FLUSHED
 from .microkernels.tiles import Tile
 from .microkernels.transpose import transpose
-from .microkernels.emit import host
 from .scalar import PAIRS, address, pointer
 from .slab import WRITE_CYCLES, pack_cycles
 from .threads import parallel_for, run
@@ -134,7 +134,7 @@ class _Executor(GemmExecutor):
 
     def packed(self, w: Any) -> Weights:
         """w in tiles."""
-        problem, rows = self._problem, self._problem.groups * self._tiles
+        rows = self._problem.groups * self._tiles
         packed = np.empty(rows * self._tile.channels * self._terms, np.float32)
         vector = self._vectors((0,) * w.ndim, w.strides, (0,) * w.ndim)
         run(pack_weight_tiles.specialise("float32"), rows, packed.size, self._tools, w, packed, vector, self._block)
@@ -187,7 +187,7 @@ class TiledGemm(ImplicitGemm):
         worker = areas_of(problem, layout).bytes + layout.chunk * taps * channels * 4
         return most_workers(problem, layout.block, channels) * worker + weights
 
-    def forward(self, problem: ConvProblem) -> ForwardExecutor:
+    def forward(self, problem: ConvProblem) -> GemmExecutor:
         """The executor."""
         return _Executor(problem)
 

@@ -1,10 +1,11 @@
 """Matrix tiles: AMX's registers and instructions, and the same in vectors, for tests on processors that have none.
 
-There are eight registers of up to 16 rows of 64 bytes. A product adds to the 16 x 16 float32 numbers of one tile those of two others,
-of pairs of bfloat16 numbers: c[m, n] += the sum over k < 16 and both numbers h of a pair of a[m, k, h] * b[k, n, h]. The sums over
-the first numbers of pairs and over the second are chains of their own from zero, then they are added, and both to c; each step is
-rounded to nearest even, and what is smaller than 2**-126 is taken and given as zero (Intel, "Architecture Instruction Set Extensions
-Programming Reference", TDPBF16PS). Registers belong to a thread, which sets their sizes before and gives them back afterwards.
+There are eight registers of up to 16 rows of 64 bytes. A product adds to the 16 x 16 float32 numbers of one tile those of two
+others, of pairs of bfloat16 numbers: c[m, n] += the sum over k < 16 and both numbers h of a pair of a[m, k, h] * b[k, n, h]. The
+sums over the first numbers of pairs and over the second are chains of their own from zero, then they are added, and both to c; each
+step is rounded to nearest even, and what is smaller than 2**-126 is taken and given as zero (Intel, "Architecture Instruction Set
+Extensions Programming Reference", TDPBF16PS). Registers belong to a thread, which sets their sizes before and gives them back
+afterwards.
 
 LLVM takes the numbers of registers as they are given here and never moves a tile, so a kernel that calls another one keeps no tile.
 """
@@ -22,7 +23,9 @@ from numba.core import cgutils
 
 from numconv_numba.compiler import Address, Tag, intrinsic, kernel
 
-__all__ = ["EMULATED", "PROCESSOR", "ROWS", "configuration", "configure", "release", "tile_registers"]
+from .emit import rolled
+
+__all__ = ["EMULATED", "PROCESSOR", "ROWS", "configuration", "configure", "raw_memory", "release", "tile_registers"]
 
 PROCESSOR, EMULATED = "AMX", "AMX emulated"
 """The two bodies of each kernel: a tag."""
@@ -50,6 +53,14 @@ def configuration(rows: int) -> np.ndarray[Any, Any]:
     found[48 : 48 + REGISTERS] = sizes
     found[16 : 16 + 2 * REGISTERS].view(np.uint16)[:] = [ROW_BYTES if size else 0 for size in sizes]
     return found
+
+
+def raw_memory(builder: Any, size: int) -> Any:
+    """So many bytes on the stack, on a cache line's start; `cgutils.alloca_once` would store zeros one by one."""
+    with builder.goto_entry_block():
+        memory = builder.alloca(ir.ArrayType(_i8, size))
+        memory.align = ROW_BYTES
+        return builder.bitcast(memory, _pointer)
 
 
 class _Processor:
@@ -85,7 +96,7 @@ class _Emulation:
 
     def __init__(self, builder: Any):
         self._builder = builder
-        self._file = cgutils.alloca_once(builder, ir.ArrayType(_words, REGISTERS * ROWS))
+        self._file = raw_memory(builder, REGISTERS * ROWS * ROW_BYTES)
 
     def zero(self, tile: int, rows: Any) -> None:
         """Clear a tile."""
@@ -104,7 +115,7 @@ class _Emulation:
         self._call(_emulated_product, self._row(c), self._row(a), self._row(b), rows)
 
     def _row(self, tile: int) -> Any:
-        return self._builder.gep(self._builder.bitcast(self._file, _pointer), [_i64(tile * ROWS * ROW_BYTES)])
+        return self._builder.gep(self._file, [_i64(tile * ROWS * ROW_BYTES)])
 
     def _call(self, body: Callable[..., None], *args: Any) -> None:
         """Call a function that has this body; the first call makes it."""
@@ -122,7 +133,7 @@ class _Emulation:
 
 def tile_registers(builder: Any, body: str) -> _Processor | _Emulation:
     """What emits the instructions of one of the two bodies."""
-    return {PROCESSOR: _Processor, EMULATED: _Emulation}[body](builder)
+    return _Processor(builder) if body == PROCESSOR else _Emulation(builder)
 
 
 def _vector_at(builder: Any, kind: Any, place: Any, offset: Any) -> Any:
@@ -130,15 +141,15 @@ def _vector_at(builder: Any, kind: Any, place: Any, offset: Any) -> Any:
 
 
 def _emulated_zero(builder: Any, tile: Any, rows: Any) -> None:
-    with cgutils.for_range(builder, rows) as row:
-        builder.store(ir.Constant(_words, None), _vector_at(builder, _words, tile, builder.mul(row.index, _i64(ROW_BYTES))))
+    with rolled(builder, rows) as row:
+        builder.store(ir.Constant(_words, None), _vector_at(builder, _words, tile, builder.mul(row, _i64(ROW_BYTES))))
 
 
 def _emulated_copy(builder: Any, target: Any, target_step: Any, source: Any, source_step: Any, rows: Any) -> None:
-    with cgutils.for_range(builder, rows) as row:
-        loaded = builder.load(_vector_at(builder, _words, source, builder.mul(row.index, source_step)))
+    with rolled(builder, rows) as row:
+        loaded = builder.load(_vector_at(builder, _words, source, builder.mul(row, source_step)))
         loaded.align = 1
-        builder.store(loaded, _vector_at(builder, _words, target, builder.mul(row.index, target_step))).align = 1
+        builder.store(loaded, _vector_at(builder, _words, target, builder.mul(row, target_step))).align = 1
 
 
 def _flushed(builder: Any, words: Any) -> Any:
@@ -164,15 +175,15 @@ def _emulated_product(builder: Any, c: Any, a: Any, b: Any, rows: Any) -> None:
     def flushed(numbers: Any) -> Any:
         return _flushed(builder, builder.bitcast(numbers, _words))
 
-    with cgutils.for_range(builder, rows) as row:
-        line = builder.mul(row.index, _i64(ROW_BYTES))
+    with rolled(builder, rows) as row:
+        line = builder.mul(row, _i64(ROW_BYTES))
         for each in sums:
             builder.store(ir.Constant(_numbers, None), each)
-        with cgutils.for_range(builder, _i64(ROWS)) as pair:
-            place = builder.add(line, builder.mul(pair.index, _i64(4)))
+        with rolled(builder, _i64(ROWS)) as pair:
+            place = builder.add(line, builder.mul(pair, _i64(4)))
             word = builder.load(builder.bitcast(builder.gep(a, [place]), _i32.as_pointer()))
             spread = builder.shuffle_vector(builder.insert_element(undefined, word, _i32(0)), undefined, zeros)
-            other = builder.load(_vector_at(builder, _words, b, builder.mul(pair.index, _i64(ROW_BYTES))))
+            other = builder.load(_vector_at(builder, _words, b, builder.mul(pair, _i64(ROW_BYTES))))
             for each, left, right in zip(sums, _halves(builder, spread), _halves(builder, other), strict=True):
                 builder.store(flushed(builder.call(fma, [left, right, builder.load(each)])), each)
         target = _vector_at(builder, _numbers, c, line)

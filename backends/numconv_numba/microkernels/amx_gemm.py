@@ -20,7 +20,7 @@ from numba.core import cgutils
 from numconv_numba.compiler import Address, Tag, intrinsic, kernel
 
 from .amx import ROW_BYTES, ROWS, tile_registers
-from .emit import Emitter, check_kinds
+from .emit import Emitter, check_kinds, rolled
 from .gemm import Columns
 from .memory import Memory
 
@@ -65,9 +65,9 @@ class _Block:
                 for tile, count, _ in self.sums_of(rows):
                     self.tiles.zero(tile, count)
         layer = emit.times(channels, ROW_BYTES)
-        with cgutils.for_range(builder, steps) as step:
-            weights = emit.at(w, builder.mul(step.index, emit.times(layer, self.layers)))
-            pixels = emit.at(panel, emit.times(step.index, ROWS * self.layers * self.vectors * ROW_BYTES))
+        with rolled(builder, steps) as step:
+            weights = emit.at(w, builder.mul(step, emit.times(layer, self.layers)))
+            pixels = emit.at(panel, emit.times(step, ROWS * self.layers * self.vectors * ROW_BYTES))
             self.add_step(weights, pixels, layer, rows)
         for tile, count, offset in self.sums_of(rows):
             self.tiles.store(tile, emit.at(sums, offset), width, count)
@@ -103,13 +103,13 @@ class _Results:
     def write(self, sums: Any, channels: Any, first: Any, y: Any, y_k: Any, flag: Any) -> None:
         """With bias and activation, where they are `finished`; sets the flag if one is not finite. `first`: the block's channel."""
         emit, builder = self.emit, self.builder
-        with cgutils.for_range(builder, channels) as channel:
-            row = emit.at(sums, emit.times(channel.index, len(self.masks) * ROW_BYTES))
+        with rolled(builder, channels) as channel:
+            row = emit.at(sums, emit.times(channel, len(self.masks) * ROW_BYTES))
             found = [emit.load(emit.at(row, v * ROW_BYTES)) for v in range(len(self.masks))]
             wanted = [builder.select(mask, each, emit.zero) for mask, each in zip(self.masks, found, strict=True)]
             builder.store(builder.or_(builder.load(flag), emit.any_not_finite(wanted)), flag)
             with builder.if_then(self.finished):
-                k = builder.add(first, channel.index)
+                k = builder.add(first, channel)
                 place = builder.select(self.biased, emit.at(self.bias, emit.times(k, 4)), row)
                 shift = emit.broadcast(place)
                 for v, (vector, mask) in enumerate(zip(found, self.masks, strict=True)):
