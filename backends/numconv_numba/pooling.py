@@ -23,7 +23,6 @@ from numba.extending import overload
 from numconv.plugin import POOL_OPS, Implementation, PoolProblem, Verdict, WindowProblem, np_dtype
 
 from .compiler import Address, Tag, helper, kernel
-from .direct import outer_offset, outer_size
 from .elements import INT64, itemsize, keep, memory, numbers, scratch
 from .geometry import (
     DILATION,
@@ -44,6 +43,7 @@ from .geometry import (
     span,
 )
 from .places import check_places
+from .rows import outer_offset, outer_size
 from .scalar import add, address, is_null, load, pointer, store, wide_vectors, zero
 from .threads import MAX_THREADS, parallel_for, run
 
