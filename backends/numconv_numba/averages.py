@@ -15,9 +15,9 @@ from numba.extending import overload
 from numconv.plugin import PoolProblem
 
 from .compiler import Address, Tag, helper, kernel
-from .direct import outer_size
 from .elements import INT64, itemsize, keep, memory, numbers, scratch
 from .geometry import DILATION, DIMS, LOW, OUTPUT, PARTS, SIZE, STRIDE, WINDOW, part, span
+from .rows import outer_size
 from .scalar import add, load, pointer, store, wide_vectors, zero
 from .threads import parallel_for
 from .window_rows import ROW, chunk_of, fill, linked_rows, rounded, row_of, write_row

@@ -20,13 +20,14 @@ from .blocked import CALL_SECONDS, seconds
 from .compiler import Address, Tag, helper, invoke, kernel
 from .dense import DenseImplementation
 from .depthwise import Depthwise
-from .direct import MEASURED_ERROR, conv_vectors, outer_offset, outer_size, outer_source, tap_position
+from .direct import MEASURED_ERROR
 from .elements import INT64, itemsize
-from .geometry import DIMS, GROUPS, LOW, MODE, OPTION, OUTPUT, PARTS, SIZE, STRIDE, WINDOW, part, source_index
+from .geometry import DIMS, GROUPS, LOW, MODE, OPTION, OUTPUT, PARTS, SIZE, STRIDE, WINDOW, conv_vectors, part, source_index
 from .microkernels import channelwise as job_of
 from .microkernels.activation import dress
 from .microkernels.channelwise import Along, along, point
 from .microkernels.emit import host, lanes_of
+from .rows import outer_offset, outer_size, outer_source, tap_position
 from .scalar import as_integer, is_null, pointer
 from .threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
 

@@ -12,7 +12,8 @@ import numpy as np
 from numconv.plugin import ConvProblem, Implementation, Verdict, activate, np_dtype
 
 from .activations import ACTIVATIONS
-from .direct import Direct, conv_vectors
+from .direct import Direct
+from .geometry import conv_vectors
 from .patches import MOVED_SECONDS, PATCH_SECONDS, Moves, is_patchwise, patch_products
 
 __all__ = [

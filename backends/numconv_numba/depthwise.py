@@ -22,13 +22,14 @@ from .activations import ACTIVATIONS, activate_rows
 from .blocked import CALL_SECONDS, seconds
 from .compiler import Address, Tag, helper, invoke, kernel
 from .dense import Adjoint, DenseImplementation, Part, accumulated, redo
-from .direct import MEASURED_ERROR, conv_vectors, finish_row
+from .direct import MEASURED_ERROR
 from .elements import INT64, itemsize, same
-from .geometry import DIMS, FLIPPED, GROUPS, MODE, OPTION, OUTPUT, PARTS, PER_C, PER_K, WINDOW, part
+from .geometry import DIMS, FLIPPED, GROUPS, MODE, OPTION, OUTPUT, PARTS, PER_C, PER_K, WINDOW, conv_vectors, part
 from .microkernels import sliding as job_of
 from .microkernels.emit import host
 from .microkernels.rolling import roll
 from .microkernels.sliding import slide
+from .rows import finish_row
 from .scalar import address, as_integer, is_null, load, pointer, store, zero
 from .strips import (
     BANDS,

@@ -23,7 +23,7 @@ from numconv.plugin import ConvProblem, Verdict, np_dtype
 from .blocked import CALL_SECONDS, array_origin, depth_of, most_workers, parts_for, seconds, window_steps
 from .compiler import Address, Tag, helper, invoke, kernel
 from .dense import DenseImplementation, ForwardExecutor, Weights
-from .direct import MEASURED_ERROR, clear
+from .direct import MEASURED_ERROR
 from .elements import INT64, itemsize
 from .entries import LANES, MULTIPLY, PACK_WEIGHTS
 from .geometry import DIMS, OPTION, PARTS, PER_C, PER_K, part
@@ -32,6 +32,7 @@ from .microkernels.emit import host
 from .microkernels.tiles import Tile, tile_for
 from .panels import fill_places, fill_terms, lines_of, run_offset, runs_of
 from .results import write_rows
+from .rows import clear
 from .scalar import PAIRS, is_null, pointer, store
 from .slab import (
     BLOCKS,

@@ -22,10 +22,10 @@ from .activations import ACTIVATIONS
 from .blocked import CALL_SECONDS, parts_for, seconds
 from .compiler import Address, Tag, helper, invoke, kernel
 from .dense import accumulated
-from .direct import MEASURED_ERROR, conv_vectors
+from .direct import MEASURED_ERROR
 from .elements import INT64, itemsize
 from .entries import DOTS, READ_SQUARES
-from .geometry import DIMS, OPTION, OUTPUT, PARTS, PER_C, PER_K, STRIDE, part
+from .geometry import DIMS, OPTION, OUTPUT, PARTS, PER_C, PER_K, STRIDE, conv_vectors, part
 from .microkernels.emit import host, lanes_of
 from .results import write_rows
 from .scalar import address, is_null, load, pointer, store

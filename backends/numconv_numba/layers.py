@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from .compiler import Tag, helper, invoke
-from .direct import clear
 from .elements import INT64
 from .entries import CONFIGURATION, CONFIGURE, COUNT, PACK, READ, RELEASE
 from .halves import BFLOAT_PARTS
 from .microkernels.amx import configuration, configure, release
+from .rows import clear
 from .scalar import address, pointer
 from .tools import tools_for
 

@@ -12,9 +12,9 @@ from numba import types
 from numba.extending import overload
 
 from .compiler import Address, Tag, helper, kernel
-from .direct import outer_size
 from .elements import INT64, itemsize, keep, memory, numbers, scratch
 from .geometry import DILATION, DIMS, LOW, OPTION, OUTPUT, PARTS, SIZE, STRIDE, WINDOW, part, span
+from .rows import outer_size
 from .scalar import add, address, is_null, load, pointer, store, wide_vectors, zero
 from .threads import parallel_for
 from .window_rows import (

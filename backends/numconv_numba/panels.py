@@ -11,10 +11,10 @@ import numpy as np
 
 from .activations import activate_run, rectified
 from .compiler import Address, Tag, helper, invoke, kernel
-from .direct import clear, outer_offset
 from .elements import INT64, arithmetic, held, in_rows, itemsize, keep, memory, same, scratch
 from .entries import DRESS, LANES, READ_ROWS, READ_SQUARES, READ_WORDS, WRITE_SQUARES
 from .geometry import DILATION, DIMS, FLIPPED, PARTS, PER_C, STRIDE, WINDOW, part
+from .rows import clear, outer_offset
 from .scalar import add, address, is_null, load, move, pointer, prefetch, store, wide_vectors, zero
 from .slab import B_STEP, B_UNIT, axis_entry, block_extent, block_image, block_images, block_start
 

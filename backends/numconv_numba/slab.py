@@ -23,10 +23,10 @@ import numpy as np
 from numconv.plugin import ConvProblem, np_dtype
 
 from .compiler import Address, Tag, helper, invoke, kernel
-from .direct import clear
 from .elements import INT64, arithmetic, element, held, in_rows, itemsize, keep, memory, same, scratch
 from .entries import LANES, READ_SQUARES, SPLIT
 from .geometry import BATCH, DILATION, DIMS, LOW, MODE, OUTPUT, PARTS, SIZE, STRIDE, WINDOW, part, source_index, span
+from .rows import clear
 from .scalar import address, load, move, pointer, store, wide_vectors, zero
 from .threads import SERIAL_WORK
 

@@ -16,11 +16,11 @@ from numba.extending import overload
 
 from .activations import activated, rectified
 from .compiler import Address, Tag, helper, kernel
-from .direct import clear
 from .elements import INT64, itemsize
 from .geometry import MODES, source_index
 from .microkernels.conjugate import add_conjugates
 from .nonfinite import classified, marked
+from .rows import clear
 from .scalar import add, cast, is_null, load, pointer, store, wide_vectors, zero
 
 __all__ = ["gather", "multiply", "scatter", "walk"]

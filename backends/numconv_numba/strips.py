@@ -15,7 +15,6 @@ import numpy as np
 from numconv.plugin import ConvProblem, np_dtype
 
 from .compiler import Address, Tag, helper, invoke, kernel
-from .direct import clear, outer_source
 from .elements import INT64, itemsize
 from .geometry import (
     DILATION,
@@ -33,6 +32,7 @@ from .geometry import (
 from .microkernels.activation import dress
 from .microkernels.copies import split_strip, spread
 from .microkernels.emit import lanes_of
+from .rows import clear, outer_source
 from .scalar import pointer
 from .slab import copy_cells, pack_borders, pack_places
 

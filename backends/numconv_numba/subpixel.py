@@ -39,10 +39,10 @@ from .blocked import (
 )
 from .compiler import Address, Tag, helper, invoke, kernel
 from .dense import ForwardExecutor, Weights
-from .direct import MEASURED_ERROR, conv_vectors
+from .direct import MEASURED_ERROR
 from .elements import INT64, itemsize, keep, memory, scratch
 from .entries import COPY, LANES, PACK, PACK_WEIGHTS, PRODUCT, WRITE_SQUARES
-from .geometry import DIMS, OPTION, PARTS, PER_C, PER_K, part
+from .geometry import DIMS, OPTION, PARTS, PER_C, PER_K, conv_vectors, part
 from .panels import fill_places, lines_of, write_run
 from .scalar import is_null, pointer
 from .slab import (
@@ -63,7 +63,7 @@ from .slab import (
     slab_bytes,
     tap_positions,
 )  # fmt: skip
-from .threads import MAX_THREADS, Areas, parallel_for, run, run_with, worker_area
+from .threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
 from .tools import tools_for
 
 __all__ = ["Subpixel"]
@@ -270,7 +270,9 @@ def write_staged(sums, width, count, columns, bias, code, x, k_step, spare, tool
         shift, channels = bias if is_null(bias) else bias + k * itemsize(at), min(lanes, columns - k)
         for q in range(0, count, STAGED):
             length = min(STAGED, count - q)
-            bad |= invoke(tools[WRITE_SQUARES], sums + (q * width + k * itemsize(at)), width, length, channels, shift, code, spare, row)
+            bad |= invoke(
+                tools[WRITE_SQUARES], sums + (q * width + k * itemsize(at)), width, length, channels, shift, code, spare, row
+            )
             for c in range(channels):
                 copy_cells(x + ((k + c) * k_step + q * itemsize(yt)), spare + c * row, length, yt)
     return bad != 0

@@ -23,12 +23,13 @@ from numconv.plugin import ConvProblem, Verdict, np_dtype
 from .blocked import CALL_SECONDS, seconds
 from .compiler import Address, Tag, helper, invoke, kernel
 from .dense import DenseImplementation, ForwardExecutor, Weights, accumulated
-from .direct import MEASURED_ERROR, clear, outer_offset
+from .direct import MEASURED_ERROR
 from .elements import INT64, itemsize, keep, memory, numbers, scratch
 from .entries import PACK
 from .geometry import DIMS, OPTION, PARTS, PER_C, PER_K, WINDOW, part
 from .microkernels.tiles import Tile, multiply_tile, tile_channels, tile_for, tile_pixels, tile_share
 from .results import write_rows
+from .rows import clear, outer_offset
 from .scalar import is_null, load, pointer, store, wide_vectors, zero
 from .slab import (
     B_PITCH,

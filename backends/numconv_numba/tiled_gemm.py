@@ -21,7 +21,6 @@ from .amx import availability, body
 from .blocked import CALL_SECONDS, depth_of, most_workers, seconds
 from .compiler import Address, Tag, helper, invoke, kernel
 from .dense import Weights, compute_again
-from .direct import clear
 from .elements import INT64, itemsize, keep, memory, scratch
 from .entries import MULTIPLY, PACK_WEIGHTS, READ_WORDS
 from .geometry import PARTS, PER_K, part
@@ -33,6 +32,7 @@ from .microkernels.emit import host
 from .microkernels.memory import FLUSHED
 from .microkernels.tiles import Tile
 from .microkernels.transpose import transpose
+from .rows import clear
 from .scalar import PAIRS, address, pointer
 from .slab import WRITE_CYCLES, pack_cycles
 from .threads import parallel_for, run

@@ -32,13 +32,14 @@ from .blocked import (
     window_steps,
 )
 from .compiler import Address, Tag, helper, invoke, kernel
-from .direct import MEASURED_ERROR, Direct, clear, conv_vectors
+from .direct import MEASURED_ERROR, Direct
 from .elements import INT64, element, in_rows, itemsize
 from .entries import PRODUCT, WRITE_WEIGHTS
-from .geometry import DIMS, PARTS, PER_C, PER_K, part
+from .geometry import DIMS, PARTS, PER_C, PER_K, conv_vectors, part
 from .layers import configure_tiles, pack_layers, read_layers, release_tiles
 from .microkernels.emit import host
 from .panels import fill_places, fill_terms
+from .rows import clear
 from .scalar import ROW_PAIRS, add, is_null, load, pointer, store, wide_vectors
 from .slab import (
     BLOCKS,

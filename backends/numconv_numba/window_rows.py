@@ -19,7 +19,6 @@ from numba.extending import overload
 from numconv.plugin import PoolProblem, WindowProblem
 
 from .compiler import helper
-from .direct import outer_offset, outer_size
 from .elements import itemsize
 from .geometry import (
     DILATION,
@@ -38,6 +37,7 @@ from .geometry import (
     part,
     source_index,
 )
+from .rows import outer_offset, outer_size
 from .scalar import load, store, wide_vectors
 
 __all__ = [

@@ -24,11 +24,11 @@ from numconv.plugin import ConvProblem, Implementation, Verdict, np_dtype
 
 from .blocked import CALL_SECONDS, Shape, panel_shape, parts_for, seconds, tile_cycles
 from .compiler import Address, Tag, helper, invoke, kernel
-from .direct import clear, conv_vectors
 from .elements import INT64, itemsize
 from .entries import GRADIENT, KERNEL, LANES, PRODUCT, READ, WRITE_WEIGHTS
-from .geometry import DIMS, PARTS, PER_C, PER_K, part
+from .geometry import DIMS, PARTS, PER_C, PER_K, conv_vectors, part
 from .panels import fill_places, fill_terms
+from .rows import clear
 from .scalar import is_null, load, pointer, store
 from .slab import (
     BLOCKS,
