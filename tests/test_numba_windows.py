@@ -118,6 +118,7 @@ def test_winners_from_elsewhere_are_taken_where_they_are(rng):
         (VectorScatter, "pool max_pool_backward f32 n2 c5 in61x67 w3x3 s2x1 p1 d1"),
         (VectorWindows, "window unfold f32 n2 c5 in60x67 w3x3 s1 p1 d1"),
         (VectorWindows, "window fold f32 n2 c5 in60x67 w3x3 s1 p1 d1"),
+        (VectorWindows, "window fold f32 n2 c5 in60x167 w3x9 s1x6 p1 d1"),
         (VectorWindows, "window pad f32 n2 c5 in60x67 w1x1 s1 p3 d1 pad=reflect"),
         (VectorWindows, "window pad_backward f32 n2 c5 in60x67 w1x1 s1 p3 d1 pad=circular"),
         *((CrosswisePool, f"pool {op} f32 n3 c37 in61x67 w3x3 s2x1 p1 d1") for op in POOLS),
@@ -184,6 +185,24 @@ def test_padding_and_its_adjoint_have_the_bits_of_the_general_implementation(mod
             arrays, outs = [_last(each) for each in arrays], [_last(each) for each in outs]
         VectorWindows().build(problem)(outs, arrays)
         assert np.ascontiguousarray(outs[0]).tobytes() == expected[0].tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "n2 c3 in48x64 w16x16 s16 p0 d1",
+        "n1 c2 in37x50 w7x7 s5 p3 d1",
+        "n2 c1 in20x30 w4x3 s2x6 p0x1 d2x1",  # gaps, and rows that no window reads
+        "n3 c2 in1000 w40 s16 p9 d1",
+        "n1 c1 in9000 w23 s8 p20:1 d1",  # several chunks of windows
+        "n1 c2 in5x6x40 w2x3x9 s1x2x8 p1x0x4 d1",
+    ],
+)
+def test_folding_windows_that_lie_apart_keeps_the_order_of_the_taps(text, dtype, rng):
+    problem = parse(f"window fold {dtype} {text}")
+    arrays = inputs(problem, rng, False)
+    assert bits(run(VectorWindows, problem, arrays)) == bits(run(Windows, problem, arrays))
 
 
 @pytest.mark.parametrize("flipped", [1, 2])

@@ -194,6 +194,7 @@ class _Executor:
     def __init__(self, problem: PoolProblem):
         self._problem = problem
         self._last = problem.layout == "channels_last"
+        self._in_memory = (0, *range(2, problem.ndim + 2), 1)
         acc, groups = problem.acc_dtype, groups_of(problem)
         bands, item = bands_of(problem, groups), np_dtype(problem.dtype).itemsize
         x_volume, y_volume = math.prod(problem.spatial), math.prod(problem.output)
@@ -228,7 +229,7 @@ class _Executor:
                 run_with(*self._fixed, enter, leave, turn, *tools, *ins, y, indices, *plans, self._vector)
 
     def _fills_memory(self, array: np.ndarray[Any, Any]) -> bool:
-        return bool((np.moveaxis(array, 1, -1) if self._last else array).flags.c_contiguous)
+        return bool((array.transpose(self._in_memory) if self._last else array).flags.c_contiguous)
 
 
 def _areas(problem: PoolProblem) -> Areas:

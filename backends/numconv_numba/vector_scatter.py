@@ -133,6 +133,7 @@ class _Executor:
     def __init__(self, problem: PoolProblem):
         self._problem = problem
         self._innermost = problem.layout == "channels_last"
+        self._in_memory = (0, *range(2, problem.ndim + 2), 1)
         self._rows = Rows(problem, back=False, innermost=self._innermost)
         self._block = self._rows.inner.results
         if self._innermost:
@@ -157,7 +158,7 @@ class _Executor:
         self._run(self._tool, self._block, x, y, places, grad, g)
 
     def _fills_memory(self, array: np.ndarray[Any, Any]) -> bool:
-        return bool((np.moveaxis(array, 1, -1) if self._innermost else array).flags.c_contiguous)
+        return bool((array.transpose(self._in_memory) if self._innermost else array).flags.c_contiguous)
 
 
 class VectorScatter(Implementation):
