@@ -318,7 +318,7 @@ def test_rectangles_are_transposed_and_what_is_not_finite_is_told(dtype, biased,
         assert found == (bad != 0)
 
 
-@pytest.mark.parametrize("phases", [1, 2, 3])
+@pytest.mark.parametrize("phases", [1, 2, 3, 4])
 def test_planes_of_rows_are_split_and_nothing_beside_them_is_written(phases, rng):
     from numconv_numba.microkernels.copies import split
     from numconv_numba.microkernels.emit import lanes_of
@@ -326,7 +326,7 @@ def test_planes_of_rows_are_split_and_nothing_beside_them_is_written(phases, rng
     lanes = lanes_of("float32")
     run = split.specialise((phases, lanes), ("float32", "float32"))
     for _ in range(200):
-        size, start, count = (int(rng.integers(low, high)) for low, high in ((1, 90), (-40, 40), (1, 3 * lanes)))
+        size, start, count = (int(rng.integers(low, high)) for low, high in ((1, 150), (-150, 150), (1, 6 * lanes)))
         x = rng.standard_normal((2, 3, size), dtype="float32")
         y = np.full((2, 3, phases, count + 5), -7, np.float32)
         run(x, start, size, y, y.strides[2], count, 3, x.strides[1], y.strides[1], 2, x.strides[0], y.strides[0])

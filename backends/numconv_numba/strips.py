@@ -30,11 +30,12 @@ from .geometry import (
     source_index,
 )
 from .microkernels.activation import dress
-from .microkernels.copies import split_strip, spread
+from .microkernels.copies import split, spread
 from .microkernels.emit import lanes_of
+from .packing import copy_cells, pack_borders, pack_places
 from .rows import clear, outer_source
 from .scalar import pointer
-from .slab import copy_cells, pack_borders, pack_places
+from .slab import MOST_PHASES
 
 __all__ = [
     "BAND", "BANDS", "CLASSES", "COLUMNS", "EXTRA", "FOLDED", "ITEMS", "KERNEL_ROWS", "LAG", "OUTER_OUTPUTS", "OUTER_TAPS",
@@ -269,7 +270,7 @@ def pack_lines(slab, x, start, lines, x_row, g, b, split_at, xt, at):
     line_bytes = b[PHASES] * phase_bytes
     even = (step == itemsize(xt)) & (split_at != 0)
     if even:
-        invoke(split_at, x, start, length, slab, phase_bytes, b[PITCH], lines, x_row, line_bytes)
+        invoke(split_at, x, start, length, slab, phase_bytes, b[PITCH], lines, x_row, line_bytes, 1, 0, 0)
     if even and g[MODE] == 0:
         return
     for phase in range(b[PHASES]):
@@ -341,7 +342,7 @@ def pack_strip(
     """Pack the lines origin..end of every slice that lies inside x, from the position `start` on; how many slices.
 
     `slices` gets a pair of byte offsets for each: where it begins in the slab, and among packed weights. `x` is the address of the
-    group in an image, `split_at` that of `split_strip`; `sizes` and `cutting` are the vectors of the problem and of the layout.
+    group in an image, `split_at` that of `split`; `sizes` and `cutting` are the vectors of the problem and of the layout.
     """
     g, b = pointer(sizes, INT64), pointer(cutting, INT64)
     slice_bytes = (1 if b[FOLDED] else end - origin) * b[PHASES] * b[PITCH] * itemsize(at)
@@ -367,7 +368,7 @@ def entry_table(problem: ConvProblem, tile: int, sums_tile: int = 0) -> np.ndarr
     dtype, acc, phases = problem.dtype, problem.acc_dtype, problem.stride[-1]
     lanes = lanes_of(acc)
     found = (
-        split_strip.address((phases, lanes), (dtype, acc)) if phases in (1, 2, 4) else 0,
+        split.address((phases, lanes), (dtype, acc)) if phases <= MOST_PHASES else 0,
         pack_strip.address(dtype, acc),
         tile,
         spread.address(lanes, acc),

@@ -17,9 +17,10 @@ from .microkernels.gemm import multiply
 from .microkernels.memory import FLUSHED
 from .microkernels.product import product
 from .microkernels.transpose import transpose
+from .packing import pack_slab
 from .panels import pack_panel, read_panel, write_panel, write_weights
 from .scalar import PAIRS, ROW_PAIRS
-from .slab import MOST_PHASES, pack_slab
+from .slab import MOST_PHASES
 
 __all__ = ["dot_tools", "tools_for"]
 

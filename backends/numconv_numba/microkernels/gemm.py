@@ -131,26 +131,39 @@ class _Tiles:
         """All terms of a panel that is full."""
         _repeat(self.builder, self.terms, lambda term: self.add_term(w, term))
 
+    def write(self, y: Any, bias: Any) -> None:
+        """To y with bias and activation; whole vectors that need neither without masks."""
+        emit, builder = self.emit, self.builder
+        absent = builder.icmp_unsigned("==", builder.ptrtoint(bias, _i64), _i64(0))
+        clip = builder.icmp_signed("!=", self.relu, _i64(0))
+        full = builder.icmp_signed("==", self.pixels, _i64(self.vectors * emit.lanes))
+        bare = builder.and_(builder.and_(absent, full), builder.not_(clip))
+        each = [(k, v, slot, emit.at(emit.at(y, emit.times(self.y_k, k)), v * self.results.width)) for k, v, slot in self.each()]
+        with builder.if_else(bare) as (plain, dressed):
+            with plain:
+                for _, _, slot, place in each:
+                    self.results.store(builder.load(slot), place)
+            with dressed:
+                with builder.if_then(builder.not_(absent)):
+                    for k, _, slot, _ in each:
+                        shift = emit.broadcast(emit.at(bias, k * emit.width // emit.lanes))
+                        builder.store(builder.fadd(builder.load(slot), shift), slot)
+                relu = emit.spread(clip)
+                for _, v, slot, place in each:
+                    self.results.store_masked(emit.positive(builder.load(slot), relu), place, self.masks[v])
+
     def store(self, sums: Any, y: Any, bias: Any) -> Any:
         """To y with bias and activation, or the bare sums; returns the mask of lanes in which a sum is not finite."""
         emit, builder = self.emit, self.builder
-        checks = [emit.zero] * self.vectors  # zero times what is not finite is NaN
+        checks = [emit.zero] * self.vectors  # what is not finite stays in a sum; one that overflows costs a second look at w
         for _, v, slot in self.each():
-            checks[v] = emit.fma(builder.load(slot), emit.zero, checks[v])
+            checks[v] = builder.fadd(checks[v], builder.load(slot))
         bad = ir.Constant(self.masks[0].type, None)
         for check, mask in zip(checks, self.masks, strict=True):
             bad = builder.or_(bad, builder.and_(emit.not_finite(check), mask))
-        absent = builder.icmp_unsigned("==", builder.ptrtoint(bias, _i64), _i64(0))
-        clip = emit.spread(builder.icmp_signed("!=", self.relu, _i64(0)))
         with builder.if_else(builder.icmp_signed("!=", self.finish, _i64(0))) as (finished, kept):
             with finished:
-                with builder.if_then(builder.not_(absent)):
-                    for k, _, slot in self.each():
-                        shift = emit.broadcast(emit.at(bias, k * emit.width // emit.lanes))
-                        builder.store(builder.fadd(builder.load(slot), shift), slot)
-                for k, v, slot in self.each():
-                    place = emit.at(emit.at(y, emit.times(self.y_k, k)), v * self.results.width)
-                    self.results.store_masked(emit.positive(builder.load(slot), clip), place, self.masks[v])
+                self.write(y, bias)
             with kept:
                 for k, v, slot in self.each():
                     emit.store(builder.load(slot), emit.at(sums, (k * self.vectors + v) * emit.width))

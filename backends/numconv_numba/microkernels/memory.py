@@ -125,8 +125,10 @@ class PairMemory(Memory):
         self._row, self._complete = row, complete
 
     def load(self, address: Any) -> Any:
-        """A vector of pairs that are complete."""
-        return self._joined(self.bits(address), self.bits(self._emit.at(address, self._row)))
+        """A vector of pairs, of which the second numbers are zero in the row that is not there."""
+        builder = self._builder
+        below = self.bits(self._emit.at(address, builder.select(self._complete, self._row, ir.Constant(self._row.type, 0))))
+        return self._joined(self.bits(address), builder.select(self._complete, below, ir.Constant(below.type, None)))
 
     def load_masked(self, address: Any, mask: Any) -> Any:
         """A vector of pairs, zeros where the mask is off and in the row that is not there."""
