@@ -14,7 +14,7 @@ import pytest
 
 import numconv as nc
 from numconv.plugin import np_dtype, parse
-from numconv.testing import CONV_PROBLEMS, BackendContract, bound, candidates, check, inputs
+from numconv.testing import CONV_PROBLEMS, BackendContract, candidates, check, inputs
 
 if "numba" not in {info.name for info in nc.backends() if info.available}:
     pytest.skip("the backend numba is not available", allow_module_level=True)
@@ -22,6 +22,7 @@ if "numba" not in {info.name for info in nc.backends() if info.available}:
 from numconv_numba import amx
 from numconv_numba.microkernels.amx import COUNTS, EMULATED, PROCESSOR, configuration, tile_registers
 from numconv_numba.microkernels.amx_gemm import PRODUCTS, layers_of
+from numconv_numba.tiled_gemm import MEASURED_ERROR
 
 TILED = {"forward": "implicit_gemm_amx", "input_grad": "implicit_gemm_amx", "weight_grad": "blocked_amx"}
 SAPPHIRE_RAPIDS = {
@@ -70,7 +71,7 @@ def float_problems(op):
 class TestEmulatedTiles(BackendContract):
     backend = "numba"
     problems: ClassVar = tuple(text for op in TILED for text in float_problems(op))
-    levels: ClassVar = ("default",)
+    levels: ClassVar = ("default", "high")
     forms: ClassVar = ("C-contiguous", "mixed")
 
     def _implementations(self):
@@ -118,7 +119,7 @@ def test_layers_of_float32_keep_the_bound(kind, row, rng):
     y = nc.conv(x, w, algorithm="implicit_gemm_amx", **options)
     exact, magnitude = (nc.conv(of(x).astype("f8"), of(w).astype("f8"), **options) for of in (np.positive, np.abs))
     # where one term outweighs all others, its three products have the error of one: what two layers leave, and their least product
-    assert (abs(y - exact) / magnitude).max() < (2.0**-15 if kind == "unequal" else bound(problem))
+    assert (abs(y - exact) / magnitude).max() < (2.0**-15 if kind == "unequal" else MEASURED_ERROR["float32"])
 
 
 @pytest.mark.usefixtures("emulated")
@@ -205,10 +206,29 @@ def test_the_switch_and_its_mistakes_are_told(switch):
         assert reason in nc.registry.default_registry().backend("numba").information()["matrix tiles"]
 
 
-@pytest.mark.parametrize("level", ["strict", "high"])
-def test_levels_that_keep_plain_sums_leave_tiles_out(level, switch):
-    switch("emulate")
-    assert not tiled_verdict(f"conv forward f32 n1 c64 k64 g1 in8 w3 s1 p1 d1 accuracy={level}")
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("op", TILED)
+def test_levels_that_tiles_cannot_keep_leave_them_out(op):
+    assert "high" in tiled_verdict(f"conv {op} bf16 n1 c64 k64 g1 in8 w3 s1 p1 d1 accuracy=high").reason
+    assert tiled_verdict(f"conv {op} f32 n1 c64 k64 g1 in8 w3 s1 p1 d1 accuracy=high")
+    assert not tiled_verdict(f"conv {op} f32 n1 c64 k64 g1 in8 w3 s1 p1 d1 accuracy=strict")
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("op", TILED)
+@pytest.mark.parametrize("scales", [(0, -60), (-110, 0), (-48, -49)])
+def test_the_level_high_keeps_what_is_small(op, scales, rng):
+    problem = parse(f"conv {op} f32 n2 c9 k17 g1 in9x11 w3x3 s1 p1 d1 accuracy=high")
+    arrays = [each * np.float32(2.0**scale) for each, scale in zip(inputs(problem, rng, integer=False), scales, strict=True)]
+    arrays[0] = np.asfortranarray(arrays[0])
+    results = []
+    for change, backend, name in (({}, "numba", TILED[op]), ({"dtype": "float64", "out_dtype": "float64"}, "reference", None)):
+        wide = problem.replace(**change)
+        found = next(each for each in candidates(wide, backend) if name in (None, each.algorithm))
+        results.append(np.empty(problem.output_shapes[0], wide.out_dtype))
+        found.implementation.build(wide)((results[-1],), [each.astype(wide.dtype) for each in arrays])
+    # relative to the norm of a sum that is about as large as its magnitude
+    assert np.linalg.norm(results[0] - results[1]) < 1e-6 * np.linalg.norm(results[1])
 
 
 def tiled_verdict(text):

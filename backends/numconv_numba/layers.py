@@ -11,18 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from .compiler import Tag, helper, invoke
+from .compiler import Address, Tag, helper, invoke, kernel
 from .elements import INT64
 from .entries import CONFIGURATION, CONFIGURE, COUNT, PACK, READ, RELEASE
 from .halves import BFLOAT_PARTS
 from .microkernels.amx import configuration, configure, release
 from .rows import clear
-from .scalar import address, pointer
+from .scalar import address, load, pointer, wide_vectors
 from .tools import tools_for
 
-__all__ = ["configure_tiles", "layer_tables", "layer_tools", "pack_layers", "read_layers", "release_tiles"]
+__all__ = ["configure_tiles", "keeps_layers", "layer_tables", "layer_tools", "pack_layers", "read_layers", "release_tiles"]
 
-FLOAT = Tag("float32")
+FLOAT, WORD = Tag("float32"), Tag("uint32")
+_PARTS: Any = ("external_loop", "buffered", "zerosize_ok")
+LEAST = 2.0**-50
+"""Two numbers of at least this magnitude have products of layers above 2**-126, and errors of sums far below their product's."""
 
 
 def layer_tables(dtype: str, layers: int, body: str, rows: int, entries: dict[int, int], **options: Any) -> np.ndarray[Any, Any]:
@@ -56,6 +59,24 @@ def layer_tables(dtype: str, layers: int, body: str, rows: int, entries: dict[in
 def _kept(rows: int) -> int:
     """The address of a configuration, which stays where it is."""
     return int(configuration(rows).ctypes.data)
+
+
+@kernel
+def least_bits(x: Address, count: int) -> int:
+    """The bits of the smallest magnitude of so many float32 numbers but zero, less 1."""
+    wide_vectors()
+    least = np.uint32(0xFFFFFFFF)
+    for i in range(count):
+        least = min(least, np.uint32((load(x + 4 * i, WORD) & np.uint32(0x7FFFFFFF)) - np.uint32(1)))
+    return int(least)
+
+
+def keeps_layers(array: np.ndarray[Any, Any]) -> bool:
+    """Whether no number of a float32 array loses a layer that counts to the tiles' flushing: all are 0 or `LEAST` or larger."""
+    least: Any = least_bits.specialise()
+    limit = int(np.float32(LEAST).view(np.uint32)) - 1
+    parts: Any = np.nditer(array, _PARTS, order="K", buffersize=1 << 16)
+    return all(least(part, part.size) >= limit for part in parts)
 
 
 @helper

@@ -2,8 +2,8 @@
 
 `implicit_gemm` with other factors: its slabs and panels hold pairs of bfloat16 numbers, of two neighbouring input channels, and of
 float32 two or three layers of them (see `layers`). float32 takes three products of two layers where sums have terms enough to
-even out what that leaves away, and six of three layers else: see docs/half.md. What is not finite is in the first layer only, but
-its products with zeros of other layers would be NaN: images with such a sum are computed again by `direct`.
+even out what that leaves away, and six of three layers else and at the level "high": see docs/amx.md. What is not finite is in the
+first layer only, but its products with zeros of other layers would be NaN: images with such a sum are computed again by `direct`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import numpy as np
 from numconv.plugin import ConvProblem, Verdict
 
 from .amx import availability, body
-from .blocked import CALL_SECONDS, depth_of, most_workers, seconds
+from .blocked import CALL_SECONDS, Blocked, depth_of, most_workers, seconds
 from .compiler import Address, Tag, helper, invoke, kernel
 from .dense import Weights, compute_again
 from .elements import INT64, itemsize, keep, memory, scratch
 from .entries import MULTIPLY, PACK_WEIGHTS, READ_WORDS
 from .geometry import PARTS, PER_K, part
 from .implicit_gemm import CHANNELS, CHUNK, DEPTH, LAYERS, TAPS, GemmExecutor, ImplicitGemm, Layout, areas_of, layout_with
-from .layers import layer_tables, layer_tools
+from .layers import keeps_layers, layer_tables, layer_tools
 from .microkernels.amx import EMULATED, ROW_BYTES, ROWS
 from .microkernels.amx_gemm import STRIPS, VECTORS, layers_of, multiply_tiles
 from .microkernels.emit import host
@@ -39,10 +39,10 @@ from .threads import parallel_for, run
 
 __all__ = ["EMULATION", "LEVELS", "MEASURED_ERROR", "PRODUCT_CYCLES", "TiledGemm", "products_of", "supported"]
 
-LEVELS = frozenset(("default", "fast"))
-MEASURED_ERROR: Mapping[str, float] = {"float32": 4e-6}
+LEVELS = frozenset(("high", "default", "fast"))
+MEASURED_ERROR: Mapping[str, float] = {"float32": 8e-6}
 EVEN_TERMS = 64
-"""Terms from which on three products of float32 keep the default level's bound: docs/half.md has the errors."""
+"""Terms from which on three products of float32 keep the default level's bound: docs/amx.md has the errors."""
 PRODUCT_CYCLES = 25.5
 """Of a product of full tiles on the scale of `blocked.seconds`: 1.8 TFLOP/s a core, as measured on a processor that has them."""
 BLOCK_CYCLES = 120
@@ -55,6 +55,8 @@ def supported(problem: ConvProblem) -> Verdict:
     """bfloat16 and float32, with sums in float32."""
     if problem.dtype not in ("bfloat16", "float32") or problem.acc_dtype != "float32":
         return Verdict.no(f"its tiles sum bfloat16 or float32 in float32, and not {problem.dtype} in {problem.acc_dtype}")
+    if problem.level == "high" and problem.dtype == "bfloat16":
+        return Verdict.no("its products take subnormal numbers for zero, which the level 'high' keeps in bfloat16")
     return availability()
 
 
@@ -62,7 +64,7 @@ def products_of(problem: ConvProblem) -> int:
     """Products of bfloat16 numbers that make one of the problem's dtype."""
     if problem.dtype == "bfloat16":
         return 1
-    return 3 if problem.terms >= EVEN_TERMS else 6
+    return 3 if problem.terms >= EVEN_TERMS and problem.level != "high" else 6
 
 
 @functools.lru_cache(maxsize=256)
@@ -140,6 +142,17 @@ class _Executor(GemmExecutor):
         run(pack_weight_tiles.specialise("float32"), rows, packed.size, self._tools, w, packed, vector, self._block)
         return Weights(packed, w.strides, True)
 
+    @functools.cached_property
+    def _blocked(self) -> Any:
+        """What the level "high" needs for numbers that tiles would flush."""
+        return Blocked().forward(self._problem)
+
+    def _run(self, y: Any, ins: Any, w: Weights) -> None:
+        if self._problem.level == "high" and not all(map(keeps_layers, ins[:2])):
+            self._blocked((y,), ins)
+        else:
+            super()._run(y, ins, w)
+
     def again(self, y: Any, ins: Any, images: Any) -> None:
         """Images with a sum that is not finite, in layers: one by one."""
         if self._layers > 1:
@@ -179,13 +192,13 @@ class TiledGemm(ImplicitGemm):
         return (CALL_SECONDS + 2e-6 + seconds(cycles)) * (EMULATION if body() == EMULATED else 1)
 
     def forward_workspace(self, problem: ConvProblem) -> int:
-        """For each thread a slab, a panel, sums and tables; packed w, and what is on its way there."""
-        layout = _layout(problem)
+        """For each thread a slab, a panel, sums and tables; packed w, and what is on its way there. Or what `blocked` needs."""
+        layout, other = _layout(problem), Blocked().forward_workspace(problem) if problem.level == "high" else 0
         channels, taps = layout.tile.channels, math.prod(problem.kernel)
         rows = problem.groups * -(-(problem.k // problem.groups) // channels) * channels
         weights = rows * _padded(layout.depth * taps) * layout.layers * 4
         worker = areas_of(problem, layout).bytes + layout.chunk * taps * channels * 4
-        return most_workers(problem, layout.block, channels) * worker + weights
+        return max(most_workers(problem, layout.block, channels) * worker + weights, other)
 
     def forward(self, problem: ConvProblem) -> GemmExecutor:
         """The executor."""

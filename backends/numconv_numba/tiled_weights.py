@@ -15,7 +15,7 @@ from numconv.plugin import ConvProblem, Verdict
 from .amx import body
 from .blocked import CALL_SECONDS, Shape, seconds
 from .entries import PRODUCT
-from .layers import layer_tables
+from .layers import keeps_layers, layer_tables
 from .microkernels.amx import EMULATED, ROWS
 from .microkernels.amx_gemm import STRIPS, layers_of
 from .microkernels.amx_product import product_tiles
@@ -53,6 +53,13 @@ class _Executor(WeightsExecutor):
         entries = {PRODUCT: product_tiles.address((shape.vectors, self._products), kind)}
         options = {"factor": ROW_PAIRS, "out": problem.out_dtype, "reads": True}
         return layer_tables(problem.dtype, layers_of(self._products), kind, STRIPS * ROWS, entries, **options)
+
+    def __call__(self, outs: Any, ins: Any) -> None:
+        """Compute; at the level "high" by `direct` where tiles would flush what counts."""
+        if self._problem.level == "high" and not all(map(keeps_layers, ins)):
+            self._direct(outs, ins)
+        else:
+            super().__call__(outs, ins)
 
     def is_lost(self, y: Any, x: Any) -> bool:
         """A product of a layer with the zero of another one may not be finite, nor one of a step with what completes it."""
