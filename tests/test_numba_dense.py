@@ -341,3 +341,19 @@ def test_a_batch_of_small_images_has_work_for_several_threads():
 
     assert layout_for(parse("conv forward f32 n64 c32 k64 g1 in4x4 w3x3 s1 p1 d1")).block.pieces >= 8
     assert layout_for(parse("conv forward f32 n3 c32 k64 g1 in4x4 w3x3 s1 p1 d1")).block.pieces == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "changes"),
+    [
+        ("f32 n2 c3 k11 g1 in29x13 w3x3 s1 p1 d1", {"bias": "y", "activation": "relu"}),
+        ("f32 n2 c3 k11 g1 in29x13 w3x3 s1 p1 d1", {"bias": "y", "activation": "silu"}),
+        ("f32 n1 c3 k9 g1 in29x13 w3x3 s1 p1 d1", {"layout": "channels_last", "bias": "y"}),
+        ("f64 n2 c4 k6 g2 in45 w5 s3 p2 d2", {"bias": "y"}),
+        ("f16 n1 c3 k9 g1 in5x7x18 w3x2x3 s1 p1 d1", {"bias": "y"}),
+        ("f32 n1 c2 k3 g1 in3x4x5x6 w2x3x2x3 s1 p1 d1", {}),
+    ],
+)
+def test_tiles_write_lines(text, changes, rng):
+    """Lines, planes and what lies beyond them, with bias and activation, in every dtype and layout."""
+    check(parse(f"conv forward {text}").replace(**changes), "numba", "tile", rng=rng)

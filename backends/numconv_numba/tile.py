@@ -25,7 +25,7 @@ from .compiler import Address, Tag, helper, invoke, kernel
 from .dense import DenseImplementation, ForwardExecutor, Weights, accumulated
 from .direct import MEASURED_ERROR
 from .elements import INT64, itemsize, keep, memory, numbers, scratch
-from .entries import PACK
+from .entries import LINES, PACK
 from .geometry import DIMS, OPTION, PARTS, PER_C, PER_K, WINDOW, part
 from .microkernels.tiles import Tile, multiply_tile, tile_channels, tile_for, tile_pixels, tile_share
 from .results import write_rows
@@ -62,6 +62,9 @@ RESULT_BYTES = 256 * 1024
 """The sums of a block for the channels of a tile: they share that cache with the slab."""
 PASS_BYTES = 32 * 1024
 """What neighbouring tiles read again, of the input and of the weights: it stays in the first-level cache."""
+
+LINE_CYCLES = 0.2
+"""Of storing one result of a line of neighbours."""
 
 
 def flat_pixels(block: Block) -> int:
@@ -147,6 +150,41 @@ def write_block(sums, pixels, bias, y, group, k, count, block, g, b, tools, yt, 
 
 
 @helper
+def finish_block(sums, pixels, length, bias, y, group, k, count, block, g, b, tools, yt, at):
+    """Results of a block for the channels k .. k + count; returns whether a sum is not finite."""
+    ndim, ys, size = g[DIMS], part(g, PARTS + 2), itemsize(at)
+    axis = ndim - 1
+    if (g[ys + 3 + axis] != itemsize(yt)) | (g[OPTION] > 1):
+        finite = all_finite(sums, pixels, count, length, at)  # before they are overwritten
+        write_block(sums, pixels, bias, y, group, k, count, block, g, b, tools, yt, at)
+        return not finite
+    lines, planes, bad = 1, 1, 0
+    if ndim > 1:
+        lines = block_extent(g, b, block, axis - 1)
+    for other in range(axis - 1):
+        planes *= block_extent(g, b, block, other)
+    step = axis_entry(b, ndim, B_PITCH, axis)
+    shift = bias if is_null(bias) else bias + (group * g[PER_K] + k) * size
+    corner = block_start(b, ndim, block, axis) * itemsize(yt) + k * g[ys + 2]
+    if ndim > 1:
+        corner += block_start(b, ndim, block, axis - 1) * g[ys + 2 + axis]
+    for plane in range(planes):
+        place, offset, left = 0, corner, plane
+        plane_step = step * axis_entry(b, ndim, B_PITCH, axis - 1) if ndim > 1 else 0
+        for other in range(axis - 2, -1, -1):
+            extent = block_extent(g, b, block, other)
+            place += left % extent * plane_step
+            offset += (block_start(b, ndim, block, other) + left % extent) * g[ys + 3 + other]
+            left //= extent
+            plane_step *= axis_entry(b, ndim, B_PITCH, other)
+        bad |= invoke(
+            tools[LINES], sums + place * size, pixels * size, step * size, count, lines, block_extent(g, b, block, axis), shift,
+            g[OPTION], y + offset, g[ys + 2], g[ys + 2 + axis] if ndim > 1 else 0,
+        )  # fmt: skip
+    return bad != 0
+
+
+@helper
 def weight_taps(g, taps, table):
     """The byte offset of each tap in w."""
     axis = g[DIMS] - 1
@@ -196,9 +234,8 @@ def _blocks(begin, end, args):
             w_k, skip = w + (group * g[ws] + k * g[ws + 1]), tile * channels - k
             multiply_block(shape, at, slab, taps, w_k, w_table, sums, pixels, length, g, b)
             new, y_n = sums + skip * pixels * itemsize(at), y + (n * g[ys] + group * g[ys + 1])
-            if not all_finite(new, pixels, channels - skip, length, at):
+            if finish_block(new, pixels, length, bias, y_n, group, k + skip, channels - skip, block, g, b, tools, yt, at):
                 store(status + n, np.uint8(1), UINT8)
-            write_block(new, pixels, bias, y_n, group, k + skip, channels - skip, block, g, b, tools, yt, at)
     keep(packed)
     keep(results)
     keep(w_taps)
@@ -249,7 +286,9 @@ class _Executor(ForwardExecutor):
         self._work = problem.flops / 2
         taps = tap_offsets(problem, block)
         self._block = block_vector(block, flat_pixels(block), len(taps), chunk_for(problem, tile))
-        self._tools = tools_for(problem.dtype, problem.acc_dtype, tile.lanes, phases=block.step[-1], out=problem.out_dtype)
+        self._tools = tools_for(
+            problem.dtype, problem.acc_dtype, tile.lanes, phases=block.step[-1], out=problem.out_dtype, lines=True
+        )
         self._taps = np.array(taps, np.int64) * self._acc.itemsize
         self._kernel = tiled.specialise(tuple(tile), problem.out_dtype, problem.acc_dtype)
 
@@ -292,7 +331,7 @@ class RegisterTile(DenseImplementation):
         cycles = (
             products / (2 * tile.lanes) * tile_share(tile.vectors, tile.channels) * 1.15
             + pack_cycles(block, problem.c)
-            + math.prod(problem.y_shape) * WRITE_CYCLES / 2
+            + math.prod(problem.y_shape) * (LINE_CYCLES if problem.layout == "channels_first" else WRITE_CYCLES / 2)
         )
         return CALL_SECONDS + seconds(cycles)
 

@@ -14,6 +14,7 @@ from .microkernels.copies import join_neighbours, split
 from .microkernels.dots import dots
 from .microkernels.emit import host
 from .microkernels.gemm import multiply
+from .microkernels.lines import write_lines
 from .microkernels.memory import FLUSHED
 from .microkernels.product import product
 from .microkernels.transpose import transpose
@@ -39,11 +40,13 @@ def tools_for(
     transform_shape: tuple[int, ...] | None = None,
     packs: bool = False,
     reads: bool = False,
+    lines: bool = False,
 ) -> np.ndarray[Any, Any]:
     """The table for inputs of `dtype`, sums of `acc` and, where they are given, outputs of `out` and tiles of these shapes.
 
     `factor`: the dtype of factors, where it is not that of sums. `phases`: of a row of the slab. `packs`: whether weights are
     packed, as they are for products. `reads`: whether panels of `dtype` are read and weights written, as for a weight gradient.
+    `lines`: whether sums are written by lines.
     What is not asked for has the address 0.
     """
     factor = factor or acc
@@ -62,6 +65,8 @@ def tools_for(
     table[entries.READ_SQUARES] = transpose.address(lanes, (dtype, acc))
     table[entries.WRITE_SQUARES] = transpose.address(lanes, (acc, stored or acc))
     table[entries.DRESS] = dress.address(lanes, acc)
+    if lines:
+        table[entries.LINES] = write_lines.address(lanes, (acc, out))
     if product_shape:
         table[entries.PRODUCT] = product.address((*product_shape, lanes), factor)
     if gemm_shape:
