@@ -43,6 +43,7 @@ from .direct import MEASURED_ERROR
 from .elements import INT64, itemsize, keep, memory, scratch
 from .entries import COPY, LANES, PACK, PACK_WEIGHTS, PRODUCT, WRITE_SQUARES
 from .geometry import DIMS, OPTION, PARTS, PER_C, PER_K, conv_vectors, part
+from .packing import copy_cells
 from .panels import fill_places, lines_of, write_run
 from .scalar import is_null, pointer
 from .slab import (
@@ -56,7 +57,6 @@ from .slab import (
     block_images,
     block_start,
     block_vector,
-    copy_cells,
     cut,
     pack_cycles,
     shareable,
