@@ -163,7 +163,7 @@ def _fetch(typingctx: Any, shape: Any, dtype: Any, x: Any, start: Any, size: Any
     return types.void(shape, dtype, x, types.int64, types.int64, types.int64), codegen
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def split(
     shape: Tag, dtype: Tag, x: Address, start: int, size: int, y: Address, y_step: int, count: int, rows: int, x_row: int,
     y_row: int, planes: int, x_plane: int, y_plane: int,
@@ -221,7 +221,7 @@ def _join_neighbours(
     return types.void(lanes, dtype, x, *integers, y, *integers), codegen
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def join_neighbours(
     lanes: Tag, dtype: Tag, x: Address, start: int, size: int, y: Address, distance: int, count: int, rows: int, x_row: int,
     y_row: int, planes: int, x_plane: int, y_plane: int,
@@ -295,7 +295,7 @@ def _split_strip(
     return types.void(shape, dtype, x, *integers, y, *integers, *integers, types.int64), codegen
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def split_strip(
     shape: Tag, dtype: Tag, x: Address, start: int, size: int, y: Address, y_step: int, count: int, rows: int, x_row: int,
     y_row: int,
@@ -338,7 +338,7 @@ def _spread(typingctx: Any, lanes: Any, dtype: Any, x: Any, x_row: Any, y: Any, 
     return types.void(lanes, dtype, x, i64, y, i64, i64, i64), codegen
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def spread(lanes: Tag, dtype: Tag, x: Address, x_row: int, y: Address, y_row: int, rows: int, count: int) -> None:
     """y[2 * i] = x[i] for i < count, in so many rows; what lies between stays. Whole vectors of x are read."""
     _spread(lanes, dtype, x, x_row, y, y_row, rows, count)
