@@ -90,17 +90,14 @@ def test_second_process_compiles_nothing(processes):
 
 def test_compilations_over_a_second_are_logged(caplog):
     """One line that names the kernel; shorter ones are silent."""
-    from numconv_numba.compiler import Kernel
+    from numconv_numba.compiler import Unit
 
-    def nothing(region: int) -> None:
-        """A kernel."""
-
-    kernel = Kernel(nothing)
+    unit = Unit("nothing", lambda dtype: [])
     with caplog.at_level("INFO", logger="numconv"):
-        kernel._count(("float32",), True, 0.9)
-        kernel._count(("float32",), True, 1.5)
-        kernel._count(("float32",), False, 1.5)
-    assert [record.getMessage() for record in caplog.records] == [f"compiled kernel {kernel.name} for float32 in 1.5 s"]
+        unit._count(("float32",), True, 0.9)
+        unit._count(("float32",), True, 1.5)
+        unit._count(("float32",), False, 1.5)
+    assert [record.getMessage() for record in caplog.records] == ["compiled kernel nothing for float32 in 1.5 s"]
 
 
 ROWS = [

@@ -254,7 +254,7 @@ def pack_plane(slab, x, channels, block, combination, g, b, spare, tools, xt, at
             pack_lines(target, x + index * x_step, lines, channels, block, g, b, spare, tools, xt, at)
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def pack_slab(
     xt: Tag, at: Tag, table: Address, slab: Address, x: Address, block: int, images: int, channels: int, sizes: Address,
     cutting: Address,

@@ -185,7 +185,7 @@ def pack_pairs(target, w, rows, first, count, taps, width, tools, g, xt, at):
     keep(words)
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def pack_panel(
     xt: Tag, at: Tag, table: Address, target: Address, w: Address, rows: int, first: int, count: int, taps: int, width: int,
     sizes: Address,
@@ -317,7 +317,7 @@ def lines_of(inner, g, b, block):
     return lines
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def write_panel(
     yt: Tag, at: Tag, table: Address, sums: Address, width: int, columns: int, bias: Address, code: int,
     y: Address, status: Address, block: int, sizes: Address, cutting: Address,
@@ -370,7 +370,7 @@ def read_pairs(target, words, width, count, columns, y, k_step, q_step, tools, y
             join_words(target + (first + pair) * width, words + 2 * pair * width, words + (2 * pair + 1) * width, width // 4)
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def read_panel(
     yt: Tag, at: Tag, table: Address, target: Address, width: int, columns: int, y: Address, block: int, sizes: Address,
     cutting: Address,
@@ -400,7 +400,7 @@ def read_panel(
     keep(words)
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def write_weights(
     yt: Tag, at: Tag, table: Address, sums: Address, width: int, columns: int, w: Address, first: int, last: int, taps: int,
     spare: Address, sizes: Address,

@@ -281,11 +281,15 @@ def muladd(typingctx: Any, a: Any, b: Any, acc: Any) -> Any:
 
 @intrinsic
 def wide_vectors(typingctx: Any) -> Any:
-    """Let LLVM's vectoriser use 512-bit registers in the function that contains this call; without it, Intel gets 256 bits."""
+    """Let LLVM's vectoriser use 512-bit registers in the function that contains this call; without it, Intel gets 256 bits.
+
+    The function is not inlined, since its caller's loops need not have the attribute.
+    """
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         # llvmlite's own add() knows the attributes without a value only
         set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+        builder.function.attributes.add("noinline")
         return context.get_dummy_value()
 
     return types.void(), codegen

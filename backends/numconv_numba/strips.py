@@ -334,7 +334,7 @@ def band_lines(first_row, end_row, residue, mode, g, b):
     return base, inside, beyond, origin, max(origin, min(beyond, b[LAG] * (end_row - 1) + b[REACHED]))
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def pack_strip(
     xt: Tag, at: Tag, slab: Address, slices: Address, x: Address, output: int, base: int, origin: int, end: int, start: int,
     split_at: int, sizes: Address, cutting: Address,

@@ -278,7 +278,7 @@ def write_staged(sums, width, count, columns, bias, code, x, k_step, spare, tool
     return bad != 0
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def write_phases(
     yt: Tag, at: Tag, table: Address, sums: Address, width: int, columns: int, bias: Address, code: int, x: Address,
     status: Address, block: int, lead: int, sizes: Address, cutting: Address, phases: Address,

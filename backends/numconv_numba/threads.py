@@ -69,7 +69,7 @@ def _call(typingctx: Any, function: Any, begin: Any, end: Any, args: Any) -> Any
     return types.void(*[types.int64] * 4), codegen
 
 
-@kernel(parallel=True, no_cfunc_wrapper=False)
+@kernel(parallel=True)
 def region(function: int, args: int, workers: int, items: int) -> None:
     """Share the items 0..items between the workers, in contiguous parts."""
     mask = _get_num_threads()
@@ -83,12 +83,12 @@ def region(function: int, args: int, workers: int, items: int) -> None:
 def _region_address() -> int:
     """The region's native entry, or 0 if Numba finds no threading layer."""
     try:
-        result = region.result()
+        address = region.address()
     except ValueError:
         return 0
     if layer() == "workqueue":
         _Process.serial_work = _SERIAL_WORK_WORKQUEUE
-    return int(result.library.get_pointer_to_function(result.fndesc.llvm_cfunc_wrapper_name))
+    return address
 
 
 @intrinsic

@@ -1,4 +1,7 @@
-"""The functions that drivers call by address, as one table: each is compiled once, for all drivers and shapes of tiles."""
+"""The functions that drivers call by address, as one table: each is compiled once, for all drivers and shapes of tiles.
+
+Those that come together are units: one run of the compiler, one file on disk.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import entries
-from .microkernels import transforms
+from .compiler import Unit
 from .microkernels.activation import dress
 from .microkernels.copies import join_neighbours, split
 from .microkernels.dots import dots
@@ -16,7 +19,8 @@ from .microkernels.emit import host
 from .microkernels.gemm import multiply
 from .microkernels.lines import write_lines
 from .microkernels.memory import FLUSHED
-from .microkernels.product import product
+from .microkernels.product import product_address
+from .microkernels.transforms import transforms
 from .microkernels.transpose import transpose
 from .packing import pack_slab
 from .panels import pack_panel, read_panel, write_panel, write_weights
@@ -24,6 +28,20 @@ from .scalar import PAIRS, ROW_PAIRS
 from .slab import MOST_PHASES
 
 __all__ = ["dot_tools", "tools_for"]
+
+SPLIT_TOGETHER = {PAIRS: 1, ROW_PAIRS: 0}
+"""Phases of a row up to which splits are compiled together, by the dtype of factors; of single ones 6."""
+
+_rows = Unit(
+    "tools.rows",
+    lambda dtype, acc, factor, lanes: [
+        (transpose, (lanes, (dtype, acc))),
+        (dress, (lanes, acc)),
+        *((split, ((phases, lanes), (dtype, factor))) for phases in range(1, SPLIT_TOGETHER.get(factor, 6) + 1)),
+    ],
+)
+_panels = Unit("tools.panels", lambda dtype, factor, out, acc: [(pack_panel, (dtype, factor)), (write_panel, (out, acc))])
+_gradients = Unit("tools.gradients", lambda dtype, factor, out, acc: [(read_panel, (dtype, factor)), (write_weights, (out, acc))])
 
 
 @functools.cache
@@ -54,38 +72,38 @@ def tools_for(
     stored = FLUSHED if factor in (PAIRS, ROW_PAIRS) and out == "bfloat16" and host().pairs else out
     table = np.zeros(entries.COUNT, np.int64)
     table[entries.LANES] = lanes
-    table[entries.COPY] = split.address((1, lanes), (acc, acc))
+    squares, dressed, *splits = _rows.functions(dtype, acc, factor, lanes)
+
+    def split_address(phases: int, source: str, target: str) -> int:
+        if (source, target) == (dtype, factor) and phases <= len(splits):
+            return int(splits[phases - 1])
+        return split.address((phases, lanes), (source, target)) if phases <= MOST_PHASES else 0
+
+    table[[entries.PACK, entries.READ_SQUARES, entries.DRESS]] = pack_slab.address(dtype, factor), squares, dressed
     if factor == ROW_PAIRS:
         table[entries.SPLIT] = join_neighbours.address(lanes, dtype)
         table[entries.READ_WORDS] = transpose.address(lanes, (acc, acc))
     else:
-        table[entries.SPLIT] = split.address((phases, lanes), (dtype, factor)) if phases <= MOST_PHASES else 0
-    table[entries.PACK] = pack_slab.address(dtype, factor)
-    table[entries.READ_ROWS] = split.address((1, lanes), (dtype, acc))
-    table[entries.READ_SQUARES] = transpose.address(lanes, (dtype, acc))
-    table[entries.WRITE_SQUARES] = transpose.address(lanes, (acc, stored or acc))
-    table[entries.DRESS] = dress.address(lanes, acc)
+        table[entries.SPLIT] = split_address(phases, dtype, factor)
+    table[entries.COPY] = split_address(1, acc, acc)
+    table[entries.READ_ROWS] = split_address(1, dtype, acc)
+    written = stored or acc
+    table[entries.WRITE_SQUARES] = squares if (acc, written) == (dtype, acc) else transpose.address(lanes, (acc, written))
     if lines:
         table[entries.LINES] = write_lines.address(lanes, (acc, out))
     if product_shape:
-        table[entries.PRODUCT] = product.address((*product_shape, lanes), factor)
+        table[entries.PRODUCT] = product_address(product_shape, lanes, factor)
     if gemm_shape:
         table[entries.MULTIPLY] = multiply.address(gemm_shape, (factor, stored))
     if reads:
-        table[entries.READ] = read_panel.address(dtype, factor)
-        table[entries.WRITE_WEIGHTS] = write_weights.address(out, acc)
+        table[[entries.READ, entries.WRITE_WEIGHTS]] = _gradients.functions(dtype, factor, out, acc)
+    elif (product_shape or packs) and out:
+        table[[entries.PACK_WEIGHTS, entries.WRITE]] = _panels.functions(dtype, factor, out, acc)
     elif product_shape or packs:
         table[entries.PACK_WEIGHTS] = pack_panel.address(dtype, factor)
-        table[entries.WRITE] = write_panel.address(out, acc) if out else 0
     if transform_shape:
-        shape = *transform_shape, lanes
-        table[entries.INPUT] = transforms.transform_input.address(shape, acc)
-        if reads:
-            table[entries.GRADIENT] = transforms.transform_gradient.address(shape, acc)
-            table[entries.KERNEL] = transforms.transform_kernel.address(shape, acc)
-        else:
-            table[entries.WEIGHT] = transforms.transform_weight.address(shape, acc)
-            table[entries.OUTPUT] = transforms.transform_output.address(shape, acc)
+        places = [entries.INPUT, entries.WEIGHT, entries.OUTPUT, entries.GRADIENT, entries.KERNEL]
+        table[places] = transforms.functions((*transform_shape, lanes), acc)
     return table
 
 

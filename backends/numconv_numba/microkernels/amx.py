@@ -212,13 +212,13 @@ def _state(typingctx: Any, body: Any, name: Any, config: Any) -> Any:
 _LOAD, _RELEASE = Tag("ldtilecfg"), Tag("tilerelease")
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def configure(body: Tag, unused: Tag, config: Address) -> None:
     """Set the sizes of this thread's registers, which clears them; `config`: see `configuration`."""
     _state(body, _LOAD, config)
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def release(body: Tag, unused: Tag, config: Address) -> None:
     """Give this thread's registers back, so that the system need not keep them from switch to switch."""
     _state(body, _RELEASE, config)

@@ -166,7 +166,7 @@ def _multiply_tiles(
     return n(shape, dtype, n, panel, n, w, n, n, n, n, sums, n, n, y, n, n, bias, n, x, offsets, pieces, n), codegen
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def multiply_tiles(
     shape: Tag, dtype: Tag, vectors: int, panel: Address, terms: int, w: Address, w_step: int, w_k: int, w_tile: int, tiles: int,
     sums: Address, resume: int, finish: int, y: Address, y_k: int, pixels: int, bias: Address, relu: int, x: Address,

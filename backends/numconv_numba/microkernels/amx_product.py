@@ -131,7 +131,7 @@ def _product_tiles(
     return types.void(shape, kind, a, b, places, y, types.int64, types.int64, offsets, types.int64, types.int64), codegen
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def product_tiles(
     shape: Tag, kind: Tag, a: Address, b: Address, places: Address, y: Address, groups: int, terms: int, offsets: Address,
     y_step: int, resume: int,

@@ -191,7 +191,7 @@ def _crosswise(typingctx: Any, shape: Any, dtype: Any, x: Any, lists: Any, y: An
     return types.void(shape, dtype, *[x] * 6), codegen
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def crosswise(
     shape: Tag, dtype: Tag, x: Address, lists: Address, y: Address, places: Address, job: Address, spans: Address
 ) -> None:  # fmt: skip

@@ -111,7 +111,7 @@ def _move(typingctx: Any, shape: Any, dtype: Any, x: Any, offsets: Any, y: Any, 
     return types.void(shape, dtype, *[x] * 5), codegen
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def move(shape: Tag, dtype: Tag, x: Address, offsets: Address, y: Address, job: Address, border: Address) -> None:
     """y[row, i] = x[offsets[row] + start + stride * i], zero where this position lies outside the row or the offset is negative.
 

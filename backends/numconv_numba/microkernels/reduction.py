@@ -157,7 +157,7 @@ def _reduction(typingctx: Any, shape: Any, dtype: Any, x: Any, entries: Any, y: 
     return types.void(shape, dtype, *[x] * 5), codegen
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def reduction(shape: Tag, dtype: Tag, x: Address, entries: Address, y: Address, places: Address, job: Address) -> None:
     """Results of windows that read equally many elements of equal rows.
 

@@ -304,7 +304,7 @@ def _windows(
     return types.void(shape, dtype, *[x] * 6), codegen
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def windows(
     shape: Tag, dtype: Tag, x: Address, lists: Address, y: Address, extra: Address, job: Address, inner: Address
 ) -> None:  # fmt: skip
