@@ -28,6 +28,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .fft import Fft, FftDouble, FftDoubleWeights, FftWeights
     from .flat_unpooling import FlatUnpool
     from .implicit_gemm import ImplicitGemm
+    from .interleaved import Interleaved
     from .paired import PairedBlocked, PairedGemm, PairedWeights
     from .plane_weights import PlanewiseWeights
     from .planewise import Planewise
@@ -53,6 +54,7 @@ def _implementations() -> tuple[Implementation, ...]:
         Planewise(),
         PlanewiseWeights(),
         Woven(),
+        Interleaved(),
         Subpixel(),
         Depthwise(),
         DepthwiseWeights(),

@@ -71,6 +71,7 @@ __all__ = [
     "V_STEP",
     "Tiles",
     "Winograd",
+    "WinogradExecutor",
     "copy_pixels",
     "cut_tiles",
     "direct_terms",
@@ -586,7 +587,7 @@ def _areas(problem: ConvProblem, layout: _Layout) -> Areas:
     return Areas(tables, *(count * item for count in sizes), panels)
 
 
-class _Executor(ForwardExecutor):
+class WinogradExecutor(ForwardExecutor):
     """One Winograd convolution."""
 
     def __init__(self, problem: ConvProblem):
@@ -675,6 +676,6 @@ class Winograd(DenseImplementation):
         workers = most_workers(problem, layout.block, layout.shape.width)
         return max(workers * _areas(problem, layout).bytes, Blocked().forward_workspace(problem))
 
-    def forward(self, problem: ConvProblem) -> _Executor:
+    def forward(self, problem: ConvProblem) -> WinogradExecutor:
         """The executor."""
-        return _Executor(problem)
+        return WinogradExecutor(problem)
