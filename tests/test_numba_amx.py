@@ -286,14 +286,15 @@ def test_a_forked_child_asks_again():
 
 COMPILED = """
 from numconv_numba.microkernels import amx, amx_gemm, amx_product
+from numconv_numba.parts import Library
 kinds = {
-    "configure": amx.configure.result(amx.PROCESSOR, None), "release": amx.release.result(amx.PROCESSOR, None),
-    "gemm": amx_gemm.multiply_tiles.result((amx.PROCESSOR, 3), "bfloat16, flushed"),
-    "product": amx_product.product_tiles.result((4, 6), amx.PROCESSOR),
+    "configure": (amx.configure, amx.PROCESSOR, None), "release": (amx.release, amx.PROCESSOR, None),
+    "gemm": (amx_gemm.multiply_tiles, (amx.PROCESSOR, 3), "bfloat16, flushed"),
+    "product": (amx_product.product_tiles, (4, 6), amx.PROCESSOR),
 }
-for name, found in kinds.items():
+for name, (kernel, *tags) in kinds.items():
     print("kernel", name)
-    print(found.library.get_asm_str())
+    print(Library.compiled(kernel.name, [kernel.part(tuple(tags))], python=True).code.get_asm_str())
 """
 
 

@@ -27,7 +27,7 @@ DENSE = [
     "n2 c12 k40 g2 in45 w5 s3 p2 d2",
     "n2 c6 k20 g1 in23x30 w5x4 s1x2 p2 d1",
 ]
-LOSSY = ("winograd", "fft")
+LOSSY = ("winograd", "interleaved", "fft")
 
 
 def rows_of(problem):
@@ -255,7 +255,7 @@ def test_strided_gradients_in_one_pass(text, rng):
 
 def test_phases_of_subpixel_share_the_taps():
     """No zeros are multiplied: each tap belongs to one phase, and reads inside the window that all of them share."""
-    from numconv_numba.subpixel import phases_of
+    from numconv_numba.phases import phases_of
 
     problem = parse("conv input_grad f32 n1 c2 k3 g1 in13x16 w5x3 s3x2 p2:1x0 d2x3")
     phases = phases_of(problem)
@@ -264,6 +264,60 @@ def test_phases_of_subpixel_share_the_taps():
     for phase in phases.taps:
         assert all(0 <= place < size for _, places in phase for place, size in zip(places, phases.window.kernel, strict=True))
     assert phases.window.output == (5, 8)
+
+
+@pytest.mark.parametrize("bytes_at_once", [1, 1 << 22])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "f32 n3 c5 k24 g1 in70x26 w4x4 s2 p1 d1 bias=x act=relu",
+        "f64 n2 c3 k9 g1 in83x41 w7x5 s2 p3x2 d1 flip=1",
+        "f32 n2 c6 k12 g1 in642 w16 s8 p4 d1",
+        "f32 n1 c4 k8 g1 in120x27 w6x6 s3 p0 d1",
+        "f32 n1 c4 k6 g1 in9x14x16 w4x4x4 s2 p1 d1",
+    ],
+)
+def test_strided_gradients_by_winograd(text, bytes_at_once, rng, monkeypatch):
+    """In one piece or in several; NaN where it belongs; bound weights, results with gaps and other threads give the same."""
+    from numconv_numba import interleaved
+
+    monkeypatch.setattr(interleaved, "MOST_BYTES", bytes_at_once)
+    monkeypatch.setattr(interleaved, "MOST_WEIGHTS", 0)
+    interleaved._pieces.cache_clear()
+    problem = parse(f"conv input_grad {text}")
+    row = next(each for each in rows_of(problem) if each.name == "interleaved")
+    check(problem, "numba", "interleaved", rng=rng, integer=False)
+    if problem.activation is None:
+        check(problem, "numba", "interleaved", rng=rng, nonfinite=(0,))
+        check(problem, "numba", "interleaved", rng=rng, nonfinite=(1,))
+    y, w, *bias = (rng.standard_normal(shape).astype(problem.dtype) for shape in problem.input_shapes)
+    expected = computed(row, problem, [y, w, *bias])[0]
+    apart = np.full((*problem.x_shape, 2), np.nan, problem.dtype)[..., 0]
+    row.build(problem)((apart,), (y, w, *bias))
+    np.testing.assert_array_equal(apart, expected)
+    with nc.using(threads=1):
+        np.testing.assert_array_equal(computed(row, problem, [y, w, *bias])[0], expected)
+    bound = np.full_like(expected, np.nan)
+    row.build(problem).bind(w)((bound,), (y, *bias))
+    np.testing.assert_array_equal(bound, expected)
+    interleaved._pieces.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("geometry", "reason"),
+    [
+        ("n1 c8 k8 g1 in33x33 w3x3 s2 p1 d1", "half the taps"),
+        ("n1 c8 k8 g1 in90 w6 s3 p1 d1", "positions that no window reads"),
+        ("n1 c8 k8 g1 in16x16 w2x2 s2 p0 d1", "2 to 5 taps"),
+        ("n1 c8 k8 g2 in16x16 w4x4 s2 p1 d1", "2 groups"),
+    ],
+)
+def test_what_zeros_or_rounding_would_reach_is_refused(geometry, reason):
+    from numconv_numba.interleaved import Interleaved
+
+    verdict = Interleaved().supports(parse(f"conv input_grad f32 {geometry}"))
+    assert not verdict
+    assert reason in verdict.reason
 
 
 HOSTS = """

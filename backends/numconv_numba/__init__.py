@@ -30,6 +30,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .flat_unpooling import FlatUnpool
     from .implicit_gemm import ImplicitGemm
     from .inner_product import InnerProduct
+    from .interleaved import Interleaved
     from .paired import PairedBlocked, PairedGemm, PairedWeights
     from .plane_weights import PlanewiseWeights
     from .planewise import Planewise
@@ -56,6 +57,7 @@ def _implementations() -> tuple[Implementation, ...]:
         Planewise(),
         PlanewiseWeights(),
         Woven(),
+        Interleaved(),
         Subpixel(),
         Depthwise(),
         DepthwiseWeights(),

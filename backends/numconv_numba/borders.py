@@ -27,6 +27,7 @@ from .elements import INT64, itemsize
 from .fft import Fft, FftDouble
 from .geometry import MODES, source_index, span
 from .implicit_gemm import ImplicitGemm
+from .interleaved import Interleaved
 from .planewise import Planewise
 from .scalar import add, load, pointer, store, wide_vectors
 from .subpixel import Subpixel
@@ -37,7 +38,8 @@ from .winograd import Winograd
 __all__ = ["Borders", "PlainBorders"]
 
 _OTHERS = (
-    Channelwise(), Planewise(), Subpixel(), Depthwise(), RegisterTile(), Winograd(), ImplicitGemm(), Blocked(), Fft(), FftDouble(), Direct(),
+    Channelwise(), Planewise(), Interleaved(), Subpixel(), Depthwise(), RegisterTile(), Winograd(), ImplicitGemm(), Blocked(),
+    Fft(), FftDouble(), Direct(),
 )  # fmt: skip
 PADDED_BYTES = 2 * 1024 * 1024
 """Gradients of padded images that are held at a time, where that is cheaper than bands."""

@@ -45,6 +45,7 @@ from .entries import COPY, LANES, PACK, PACK_WEIGHTS, PRODUCT, WRITE_SQUARES
 from .geometry import DIMS, OPTION, PARTS, PER_C, PER_K, conv_vectors, part
 from .packing import copy_cells
 from .panels import fill_places, lines_of, write_run
+from .phases import Phases, phases_of
 from .scalar import is_null, pointer
 from .slab import (
     BLOCKS,
@@ -78,82 +79,6 @@ TILE_CYCLES = 60
 """Of the start and the end of a tile."""
 ORDER_CYCLES = 1.2
 """Of packing one weight, and of putting it in the order of the phases."""
-
-
-# --- phases --------------------------------------------------------------------------------------------------------------------
-
-
-class _Tap(NamedTuple):
-    """A tap along one dimension: its index in w, and the output that it reads, relative to that of the element of x."""
-
-    index: int
-    output: int
-
-
-class Phases(NamedTuple):
-    """The phases of an input_grad.
-
-    Attributes
-    ----------
-    counts : tuple of int
-        Phases per dimension.
-    window : ConvProblem
-        The forward problem, from y to every first phase of x, whose window holds what all phases read.
-    taps : tuple of tuple of (int, tuple of int)
-        Of each phase, row-major: the number of each tap in w, and its position in the window.
-    """
-
-    counts: tuple[int, ...]
-    window: ConvProblem
-    taps: tuple[tuple[tuple[int, tuple[int, ...]], ...], ...]
-
-    @property
-    def leads(self) -> int:
-        """Phases of all dimensions but the last one."""
-        return math.prod(self.counts[:-1])
-
-    @property
-    def most_taps(self) -> int:
-        """Of a phase."""
-        return max(map(len, self.taps))
-
-
-def _axis_taps(problem: ConvProblem, axis: int) -> list[list[_Tap]]:
-    """Position p = s * m + phase of x is read by tap t of output m + (phase + low - t*d) / s, where that is a whole number."""
-    s, d, r, low = problem.stride[axis], problem.dilation[axis], problem.kernel[axis], problem.padding[axis][0]
-    found = []
-    for phase in range(min(s, problem.spatial[axis])):
-        read = [(index, r - 1 - index if problem.flip else index) for index in range(r)]
-        found.append([_Tap(index, (phase + low - t * d) // s) for index, t in read if (phase + low - t * d) % s == 0])
-    return found
-
-
-@functools.lru_cache(maxsize=256)
-def phases_of(problem: ConvProblem) -> Phases:
-    """The phases of an input_grad with padding of zeros."""
-    axes = [_axis_taps(problem, axis) for axis in range(problem.ndim)]
-    sizes = [-(-size // s) for size, s in zip(problem.spatial, problem.stride, strict=True)]
-    read = [[tap.output for phase in each for tap in phase] or [0] for each in axes]
-    firsts, lasts = [min(each) for each in read], [max(each) for each in read]
-    padding = tuple(
-        (-first, size + last - outputs) for first, last, size, outputs in zip(firsts, lasts, sizes, problem.output, strict=True)
-    )
-    ones = (1,) * problem.ndim
-    window = problem.replace(
-        op="forward", c=problem.k, k=problem.c, spatial=problem.output, kernel=tuple(b - a + 1 for a, b in zip(firsts, lasts, strict=True)),
-        stride=ones, padding=padding, dilation=ones, flip=False, bias="y" if problem.bias else "",
-    )  # fmt: skip
-    taps = tuple(
-        tuple(
-            (
-                int(np.ravel_multi_index([tap.index for tap in each], problem.kernel)),
-                tuple(tap.output - first for tap, first in zip(each, firsts, strict=True)),
-            )
-            for each in itertools.product(*phase)
-        )
-        for phase in itertools.product(*axes)
-    )
-    return Phases(tuple(map(len, axes)), window, taps)
 
 
 class _Layout(NamedTuple):
@@ -200,8 +125,9 @@ STAGED = 112
 """Neighbours in a row of x that are put together before they are written: no power of two."""
 # A block's own numbers: channels of a panel, elements of a tile, channels of y of a pass, elements rounded up to tiles.
 PANEL, GROUP, CHUNK, PLACES = range(EXTRA, EXTRA + 4)
-# What kernels know of the phases: those of all dimensions but the last, those of the last, taps of all; two entries a dimension, for
-# the phases and the size of x; two a phase, its first tap and how many; then of each tap its number in w and its position in the window.
+# What kernels know of the phases: those of all dimensions but the last, those of the last, taps of all; two entries a dimension,
+# for the phases and the size of x; two a phase, its first tap and how many; then of each tap its number in w and its position in
+# the window.
 LEADS, INNER, TAPS, HEAD = range(4)
 UINT8 = Tag("uint8")
 
@@ -290,13 +216,13 @@ def write_phases(
     tools, g, b, p = pointer(table, INT64), pointer(sizes, INT64), pointer(cutting, INT64), pointer(phases, INT64)
     flags, ndim, xs = pointer(status, UINT8), g[DIMS], part(g, PARTS + 2)
     k_step, q_step, n = g[xs + 2], g[xs + 3 + ndim - 1], block_image(b, ndim, block)
-    start, run = block_start(b, ndim, block, ndim - 1) * p[INNER], block_extent(g, b, block, ndim - 1) * p[INNER]
-    count, lines = min(run, p[HEAD + 2 * ndim - 1] - start), lines_of(ndim - 1, g, b, block)
+    start, row = block_start(b, ndim, block, ndim - 1) * p[INNER], block_extent(g, b, block, ndim - 1) * p[INNER]
+    count, lines = min(row, p[HEAD + 2 * ndim - 1] - start), lines_of(ndim - 1, g, b, block)
     spare = scratch(tools[LANES] * STAGED * itemsize(at))
     for line in range(block_images(g, b, block) * lines):
         inside, offset = lead_line(g, b, block, line % lines, lead, p)
         place = x + ((n + line // lines) * g[xs] + offset + start * q_step)
-        source, bad = sums + line * run * width, False
+        source, bad = sums + line * row * width, False
         if inside and code <= 1 and q_step == itemsize(yt) and count >= 2 * tools[LANES]:
             bad = write_staged(source, width, count, columns, bias, code, place, k_step, memory(spare), tools, yt, at)
         elif inside:
@@ -373,8 +299,8 @@ def subpixel(
         items,
         _blocks,
         (
-            at, items, workers, scratch, pointer(areas, INT64), pointer(tools, INT64), write, splits, in_place, y, w, bias, x, status,
-            pointer(g, INT64), pointer(b, INT64), pointer(p, INT64),
+            at, items, workers, scratch, pointer(areas, INT64), pointer(tools, INT64), write, splits, in_place, y, w, bias, x,
+            status, pointer(g, INT64), pointer(b, INT64), pointer(p, INT64),
         ),
     )  # fmt: skip
 
@@ -465,8 +391,9 @@ class _Executor(ForwardExecutor):
         panels, each = self._problem.groups * self._panels, self._width * self._taps
         packed = np.empty(panels * self._depth * each, self._acc)
         run_with(
-            Areas(self._ordered * each * self._acc.itemsize), self._pack, panels * -(-self._depth // self._ordered), packed.size * PACK_WORK, self._tools, w, packed,
-            self._ordered, self._kernels((0,) * w.ndim, w.strides, (0,) * w.ndim), self._block, self._phases,
+            Areas(self._ordered * each * self._acc.itemsize), self._pack, panels * -(-self._depth // self._ordered),
+            packed.size * PACK_WORK, self._tools, w, packed, self._ordered,
+            self._kernels((0,) * w.ndim, w.strides, (0,) * w.ndim), self._block, self._phases,
         )  # fmt: skip
         return Weights(packed, w.strides, True)
 
@@ -474,8 +401,8 @@ class _Executor(ForwardExecutor):
         """Run `subpixel`: `x` is the gradient of y, and `y` that of x."""
         splits = parts_for(self._items, self._units, self._work)
         run_with(
-            self._areas, self._kernel, self._items * splits, self._work, self._tools, self._write, splits, self._in_place, x, w.array,
-            shift, y, status, vector, self._block, self._phases,
+            self._areas, self._kernel, self._items * splits, self._work, self._tools, self._write, splits, self._in_place, x,
+            w.array, shift, y, status, vector, self._block, self._phases,
         )  # fmt: skip
 
 

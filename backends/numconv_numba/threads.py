@@ -35,7 +35,7 @@ from .compiler import helper, intrinsic, kernel
 from .scalar import address, as_integer
 
 __all__ = [
-    "MAX_THREADS", "SERIAL_WORK", "SHARED_SECONDS", "Areas", "layer", "parallel_for", "quota", "run", "run_with", "share",
+    "MAX_THREADS", "SERIAL_WORK", "SHARED_SECONDS", "Areas", "Kept", "layer", "parallel_for", "quota", "run", "run_with", "share",
     "threads", "worker_area", "workers",
 ]  # fmt: skip
 
@@ -237,25 +237,29 @@ class Areas:
         self.bytes = int(ends[-1])
 
 
-class _Kept(threading.local):
-    """The scratch memory of one Python thread."""
+class Kept(threading.local):
+    """Memory that each Python thread keeps from call to call."""
 
     buffer = np.empty(0, np.uint8)
 
+    def take(self, size: int) -> Any:
+        """At least `size` bytes, which the next one who asks gets too; larger ones are not kept."""
+        if size > _KEPT_BYTES:
+            return np.empty(size, np.uint8)
+        if self.buffer.size < size:
+            self.buffer = np.empty(0, np.uint8)
+            # NumPy asks for huge pages from 4 MiB on
+            self.buffer = np.empty(max(size, 4 * 2**20), np.uint8)
+        return self.buffer
+
 
 _KEPT_BYTES = 32 * 2**20
-_kept = _Kept()
+_kept = Kept()
 
 
 def _scratch(size: int) -> Any:
-    """At least `size` bytes, which other calls of this thread use too; larger ones are not kept."""
-    if size > _KEPT_BYTES:
-        return np.empty(size, np.uint8)
-    if _kept.buffer.size < size:
-        _kept.buffer = np.empty(0, np.uint8)
-        # NumPy asks for huge pages from 4 MiB on
-        _kept.buffer = np.empty(max(size, 4 * 2**20), np.uint8)
-    return _kept.buffer
+    """The scratch memory of this thread: at least `size` bytes."""
+    return _kept.take(size)
 
 
 @helper

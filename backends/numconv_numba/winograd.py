@@ -53,7 +53,7 @@ from .winograd_inputs import (
 from .winograd_layout import CHANNELS_AT_ONCE, areas_of, cost_of, layout_for, steps_of
 from .winograd_tiles import direct_terms, inner_taps, lead_axes, spread, tiles_of
 
-__all__ = ["Winograd"]
+__all__ = ["Winograd", "WinogradExecutor"]
 
 LEAST_CHANNELS = 4
 """Of a group, phases and taps that are summed directly included: in one or two the window of an output may hold nothing beside a
@@ -217,7 +217,7 @@ def transform_all_weights(
 # --- the implementation --------------------------------------------------------------------------------------------------------
 
 
-class _Executor(ForwardExecutor):
+class WinogradExecutor(ForwardExecutor):
     """One Winograd convolution."""
 
     def __init__(self, problem: ConvProblem):
@@ -306,6 +306,6 @@ class Winograd(DenseImplementation):
         workers = most_workers(problem, layout.block, layout.shape.width)
         return max(workers * areas_of(problem, layout).bytes, Blocked().forward_workspace(problem))
 
-    def forward(self, problem: ConvProblem) -> _Executor:
+    def forward(self, problem: ConvProblem) -> WinogradExecutor:
         """The executor."""
-        return _Executor(problem)
+        return WinogradExecutor(problem)
