@@ -40,6 +40,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .vector_windows import VectorWindows
     from .weights import BlockedWeights
     from .wide_pooling import WidePool
+    from .wide_scatter import WideScatter
     from .windows import Windows
     from .winograd import Winograd
     from .winograd_weights import WinogradWeights
@@ -74,6 +75,7 @@ def _implementations() -> tuple[Implementation, ...]:
         VectorPool(),
         WidePool(),
         VectorScatter(),
+        WideScatter(),
         Pool(),
         VectorWindows(),
         FlatUnpool(),

@@ -50,7 +50,7 @@ __all__ = ["WidePool"]
 
 PART = 256
 """Results of a row that one work item computes."""
-RESULT_SECONDS, SUM_SECONDS, MAX_SECONDS = 1e-9, 2e-10, 5e-10
+RESULT_SECONDS, SUM_SECONDS, MAX_SECONDS, SPREAD_SECONDS = 1e-9, 2e-10, 5e-10, 6e-10
 """Of a result, and of a vector of its window, on two threads."""
 JOB_SIZE = len(REDUCTION)
 
@@ -247,7 +247,7 @@ class WidePool(Implementation):
         """The time to move the arrays, to reduce each result, and to look at its vectors."""
         wide = merged(problem)
         vectors = math.prod(wide.window[:-1]) * -(-wide.window[-1] // lanes_of(problem.dtype))
-        each = MAX_SECONDS if problem.op == "max_pool" else SUM_SECONDS
+        each = {"max_pool": MAX_SECONDS, "avg_pool": SUM_SECONDS}.get(problem.op, SPREAD_SECONDS)
         return 2e-6 + problem.bytes / 1e11 + math.prod(problem.y_shape) * (RESULT_SECONDS + vectors * each)
 
     def workspace(self, problem: PoolProblem) -> int:
