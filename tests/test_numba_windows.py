@@ -17,6 +17,7 @@ from numconv_numba.vector_pooling import VectorPool
 from numconv_numba.vector_scatter import VectorScatter
 from numconv_numba.vector_windows import VectorWindows
 from numconv_numba.wide_pooling import PART, WidePool, merged
+from numconv_numba.wide_scatter import WideScatter
 from numconv_numba.windows import Windows
 from numconv_numba.woven import Woven
 
@@ -121,6 +122,7 @@ def test_winners_from_elsewhere_are_taken_where_they_are(rng):
         (VectorWindows, "window fold f32 n2 c5 in60x167 w3x9 s1x6 p1 d1"),
         (VectorWindows, "window pad f32 n2 c5 in60x67 w1x1 s1 p3 d1 pad=reflect"),
         (VectorWindows, "window pad_backward f32 n2 c5 in60x67 w1x1 s1 p3 d1 pad=circular"),
+        (WideScatter, "pool max_pool_backward f32 n2 c5 in61x367 w3x40 s2x39 p1x3 d1"),
         *((CrosswisePool, f"pool {op} f32 n3 c37 in61x67 w3x3 s2x1 p1 d1") for op in POOLS),
         (Woven, "conv input_grad f32 n2 c5 k5 g5 in120x131 w4x4 s2 p1 d1"),
     ],
@@ -243,6 +245,11 @@ CROSSWISE = [
 @pytest.mark.parametrize("text", CROSSWISE)
 def test_windows_across_channels(text, rng):
     check(parse(text), "numba", "crosswise_pool", rng=rng)
+
+
+def test_winners_are_found_some_images_at_a_time(rng, monkeypatch):
+    monkeypatch.setattr("numconv_numba.wide_scatter.TOGETHER", 20)
+    check(parse("pool max_pool_backward f32 n7 c5 in6x50 w3x40 s2x5 p1x3 d1"), "numba", "wide_scatter", rng=rng)
 
 
 @pytest.mark.parametrize("op", POOLS)

@@ -45,6 +45,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .vector_windows import VectorWindows
     from .weights import BlockedWeights
     from .wide_pooling import WidePool
+    from .wide_scatter import WideScatter
     from .windows import Windows
     from .winograd import Winograd
     from .winograd_weights import WinogradWeights
@@ -84,6 +85,7 @@ def _implementations() -> tuple[Implementation, ...]:
         VectorPool(),
         WidePool(),
         VectorScatter(),
+        WideScatter(),
         Pool(),
         VectorWindows(),
         FlatUnpool(),

@@ -85,18 +85,17 @@ class _Crosswise:
         states = [self.state() for _ in members]
         number = cgutils.alloca_once(builder, emit.vector)
         own = [self.own(first, member) for member in members] if self.kind == "won" else []
-        listed, step = emit.offset(given["list"], 0), given["step"]
-        if self.largest:  # the last ones first: an equal one that comes later wins
-            position = builder.add(position, builder.mul(builder.sub(taps, _i64(1)), step))
-            step = builder.neg(step)
-        with cgutils.for_range(builder, listed) as row:
-            ahead = builder.sub(listed, row.index) if self.largest else builder.add(row.index, _i64(1))
-            entry = emit.at(given["list"], builder.mul(ahead, _i64(ENTRY)))
+        if self.placed:  # the first element, which stays where no other is larger than minus infinity
+            start = self.spread(builder.add(emit.offset(emit.at(given["list"], ENTRY), 1), position))
+            for _, place in states:
+                builder.store(start, place)
+        with cgutils.for_range(builder, emit.offset(given["list"], 0)) as row:
+            entry = emit.at(given["list"], builder.mul(builder.add(row.index, _i64(1)), _i64(ENTRY)))
             source, place = emit.at(given["x"], emit.offset(entry, 0)), builder.add(emit.offset(entry, 1), position)
             if self.placed:
                 builder.store(self.spread(place), number)
             with cgutils.for_range(builder, taps) as tap:
-                reached = builder.mul(tap.index, step)
+                reached = builder.mul(tap.index, given["step"])
                 read = self.vector(source, builder.add(position, reached), "x_pitch")
                 won = self.vector(given["places"], builder.add(place, reached), "places_pitch")
                 for k, (state, member) in enumerate(zip(states, members, strict=True)):
@@ -106,7 +105,7 @@ class _Crosswise:
                     else:
                         self.take(state, new, number)
                 if self.placed:
-                    builder.store(builder.fadd(builder.load(number), self.spread(step)), number)
+                    builder.store(builder.fadd(builder.load(number), self.spread(given["step"])), number)
         for state, member in zip(states, members, strict=True):
             self.finish(state, first, member, emit.offset(span, 3 * member.result + 2))
 
@@ -145,12 +144,12 @@ class _Crosswise:
         if self.kind == "mean":
             builder.store(builder.fadd(old, new), value)
             return
-        nan = builder.fcmp_unordered("uno", new, new)
         if self.kind == "max":
-            builder.store(builder.select(builder.fcmp_ordered(">", old, new), old, new), value)
-            builder.store(builder.or_(builder.load(beside), nan), beside)
+            builder.store(builder.select(builder.fcmp_ordered(">", new, old), new, old), value)
+            builder.store(builder.or_(builder.load(beside), builder.fcmp_unordered("uno", new, new)), beside)
             return
-        wins = builder.or_(builder.fcmp_ordered(">=", new, old), nan)
+        # the first of equal ones stays, and the first NaN
+        wins = builder.and_(builder.fcmp_unordered(">", new, old), builder.fcmp_ordered("ord", old, old))
         builder.store(builder.select(wins, new, old), value)
         builder.store(builder.select(wins, builder.load(number), builder.load(beside)), beside)
 

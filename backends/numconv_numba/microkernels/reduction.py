@@ -54,7 +54,8 @@ class _Reduction:
                         for k, (value, place) in enumerate(self.windows(address, step)):
                             slot = builder.add(number, _i64(k))
                             builder.store(builder.load(value), builder.gep(values, [slot]))
-                            builder.store(builder.load(place), builder.gep(places, [slot]))
+                            if self.kind != "mean":
+                                builder.store(builder.load(place), builder.gep(places, [slot]))
             slots = ([builder.load(builder.gep(each, [_i64(r)])) for r in range(emit.lanes)] for each in (values, places))
             states = list(zip(*slots, strict=True))
             self.finish(self.merged(states), first, left)

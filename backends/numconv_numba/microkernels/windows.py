@@ -50,7 +50,7 @@ class _Windows(Row):
     def __init__(self, builder: Any, shape: Any, dtype: Any, given: dict[str, Any]):
         self.kind, lanes, stride, self.phases, self.taps = shape
         super().__init__(builder, lanes, stride, dtype, given)
-        self.largest = self.kind in ("max", "argmax")
+        self.largest, self.backwards = self.kind in ("max", "argmax"), self.kind == "argmax"
 
     def whole(self, at: Any, vectors: int) -> Any:
         """Whether so many vectors of results from `at` on exist and have all their elements inside the row."""
@@ -140,7 +140,7 @@ class _Windows(Row):
         slots = [self.accumulators(vectors) for _ in range(self.phases)]
         with cgutils.for_range(builder, self.given["count"]) as loop:
             last = builder.sub(self.given["count"], _i64(1))
-            number = builder.sub(last, loop.index) if self.largest else loop.index
+            number = builder.sub(last, loop.index) if self.backwards else loop.index
             row = emit.at(self.given["rows"], builder.mul(number, _i64(ROW_ENTRY)))
             for phase, states in enumerate(slots):
                 for tap in self.each_tap(phase):
@@ -154,13 +154,13 @@ class _Windows(Row):
         builder, emit = self.builder, self.emit
         if self.taps:
             taps = self.taps[phase]
-            for tap, place in taps[::-1] if self.largest else taps:
+            for tap, place in taps[::-1] if self.backwards else taps:
                 shift = builder.add(emit.times(self.given["tap_step"], tap), _i64(place * self.item))
                 yield _Tap(_i64(place), shift, _i64(tap))
             return
         begin, end = (emit.offset(self.given["inner"], phase + more) for more in (0, 1))
         with cgutils.for_range(builder, builder.sub(end, begin)) as loop:
-            number = builder.sub(builder.sub(end, _i64(1)), loop.index) if self.largest else builder.add(begin, loop.index)
+            number = builder.sub(builder.sub(end, _i64(1)), loop.index) if self.backwards else builder.add(begin, loop.index)
             entry = emit.at(self.given["inner"], builder.mul(number, _i64(TAP_ENTRY)))
             shift = builder.add(
                 builder.mul(emit.offset(entry, 1), self.given["tap_step"]), emit.times(emit.offset(entry, 0), self.item)
@@ -199,10 +199,10 @@ class _Windows(Row):
                 self.add_term(state[0], new, row, begin, tap.number, whole)
 
     def keep_value(self, state: tuple[Any, Any], new: Any) -> None:
-        """The larger value, of equal ones the new one, as the processor's maximum has it; and where there was a NaN."""
+        """The larger value, of equal ones the old one, as the processor's maximum has it; and where there was a NaN."""
         builder = self.builder
         old = builder.load(state[0])
-        builder.store(builder.select(builder.fcmp_ordered(">", old, new), old, new), state[0])
+        builder.store(builder.select(builder.fcmp_ordered(">", new, old), new, old), state[0])
         builder.store(builder.or_(builder.load(state[1]), builder.fcmp_unordered("uno", new, new)), state[1])
 
     def keep_larger(self, state: tuple[Any, Any], new: Any, inside: Any, place: Any) -> None:
