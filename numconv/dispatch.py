@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .arguments import Geometry, PoolGeometry, Request, problem_of
-from .arrays import as_array, check_out, device_of, empty, plain
+from .arrays import as_array, check_out, device_of, empty, on_line, plain
 from .context import Context, current
 from .errors import BackendUnavailableError, ProblemError
 from .plugin import np_dtype
@@ -155,7 +155,7 @@ class Plan:
         """The arrays for the results: those of `out`, checked, or new ones where it is None."""
         if out is None:
             if type(ins[0]) is np.ndarray:
-                return [np.empty(each.shape, each.dtype) for each in self._outs]
+                return [on_line(each.shape, each.dtype) for each in self._outs]
             return [empty(each.shape, each.dtype, ins[0]) for each in self._outs]
         given = list(out) if isinstance(out, tuple | list) else [out]
         if len(given) != len(self._outs):

@@ -61,7 +61,7 @@ SLAB_BYTES = 768 * 1024
 """The packed input of a block: it shares the second-level cache with a panel and the weights."""
 PANEL_BYTES = 32 * 1024
 """The gathered terms of a panel: they stay in the first-level cache while the output channels pass over them."""
-TILE_CYCLES = 60
+TILE_CYCLES = 35
 """Of the start and the end of a tile."""
 
 
@@ -412,7 +412,7 @@ class ImplicitGemm(DenseImplementation):
         pieces, tiles = block.pieces * problem.groups, -(-per_k // tile.channels)
         pixels = math.prod(block.size)
         panels, vectors = -(-pixels // (tile.vectors * tile.lanes)), -(-pixels // tile.lanes)
-        products = tiles * (vectors * terms * tile.channels / 2 * 1.15 * rate + panels * TILE_CYCLES)
+        products = tiles * (vectors * terms * tile.channels / 2 * 1.1 * rate + panels * TILE_CYCLES)
         # vectors of a panel that end with a row of outputs take another piece
         gathered = terms * (vectors + pixels / block.size[-1]) * 5
         packed = 0 if in_place else pack_cycles(block, depth * problem.groups)
