@@ -31,6 +31,33 @@ def test_inner_products_keep_the_contract(text, integer, rng):
     check(problem, "numba", "inner_product", rng=rng, integer=integer)
 
 
+CONNECTED = [
+    "f32 n1 c37 k29 g1 in1x1 w1x1 s1 p0 d1",
+    "f32 n9 c600 k50 g1 in1 w1 s1 p0 d1",
+    "f64 n3 c14 k10 g2 in3x4 w3x4 s1 p0 d1",
+    "f32 n0 c4 k3 g1 in1x1 w1x1 s1 p0 d1",
+]
+
+
+@pytest.mark.parametrize("integer", [True, False])
+@pytest.mark.parametrize("op", ["input_grad", "weight_grad"])
+@pytest.mark.parametrize("text", CONNECTED)
+def test_gradients_of_connected_layers_keep_the_contract(text, op, integer, rng):
+    problem = parse(f"conv {op} {text}")
+    check(problem.replace(bias="y") if op == "weight_grad" else problem, "numba", "inner_product", rng=rng, integer=integer)
+
+
+def test_gradients_of_connected_layers_are_strict_for_any_number_of_threads(rng):
+    x, w = rng.standard_normal((20, 1500, 1, 1), dtype="float32"), rng.standard_normal((300, 1500, 1, 1), dtype="float32")
+    y = rng.standard_normal((20, 300, 1, 1), dtype="float32")
+    found = set()
+    for algorithm, threads in (("direct", 1), ("inner_product", 1), ("inner_product", 2), ("inner_product", 3)):
+        with nc.using(threads=threads, backend="numba", algorithm=algorithm, accuracy="strict"):
+            grads = nc.conv_backward(y, x, w)
+            found.add(grads.x.tobytes() + grads.w.tobytes() + grads.bias.tobytes())
+    assert len(found) == 1
+
+
 def test_threads_change_no_bit(rng):
     x, w = rng.standard_normal((3, 300, 7, 7), dtype="float32"), rng.standard_normal((500, 300, 1, 1), dtype="float32")
     found = set()

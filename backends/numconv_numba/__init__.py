@@ -22,6 +22,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .borders import Borders, PlainBorders
     from .channelwise import Channelwise
     from .channelwise_weights import ChannelwiseWeights
+    from .connected_gradients import ConnectedGradients
     from .crosswise_pooling import CrosswisePool
     from .depthwise import Depthwise
     from .depthwise_weights import DepthwiseWeights
@@ -63,6 +64,7 @@ def _implementations() -> tuple[Implementation, ...]:
         Depthwise(),
         DepthwiseWeights(),
         InnerProduct(),
+        ConnectedGradients(),
         RegisterTile(),
         Winograd(),
         WinogradWeights(),

@@ -310,8 +310,8 @@ def pack_weights(
 
 def parts_for(base: int, most: int, work: float) -> int:
     """Into how many parts to cut the output channels of each of `base` blocks, so that the threads have equal shares."""
-    count = threads()
-    if count == 1 or work < SERIAL_WORK:
+    count = 1 if work < SERIAL_WORK else threads()
+    if count == 1:
         return 1
     shares = [(-(-base * parts // count) * count / (base * parts) + 0.01 * parts, parts) for parts in range(1, min(most, 16) + 1)]
     return min(shares)[1]

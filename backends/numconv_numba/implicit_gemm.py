@@ -315,6 +315,8 @@ def areas_of(problem: ConvProblem, layout: Layout) -> Areas:
 
 def term_step(w: Any) -> int | None:
     """The bytes from term to term of w ``[K, C/G, *R]``, where all terms of an output channel lie evenly spaced."""
+    if w.flags.c_contiguous:
+        return int(w.itemsize)
     axes = [(size, step) for size, step in zip(w.shape[:0:-1], w.strides[:0:-1], strict=True) if size > 1]
     run, first = 1, axes[0][1] if axes else w.itemsize
     for size, step in axes:

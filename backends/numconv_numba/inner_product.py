@@ -32,7 +32,7 @@ from .scalar import address, is_null, load, pointer, store
 from .threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
 from .tools import dot_tools
 
-__all__ = ["InnerProduct"]
+__all__ = ["STREAM_BYTES", "InnerProduct", "in_order", "is_connected"]
 
 PANEL_BYTES = 512 * 1024
 """The gathered columns of a block: they stay in the second-level cache while all output channels pass over them."""
@@ -79,7 +79,7 @@ def _layout(problem: ConvProblem) -> _Layout:
     return _Layout(pixels, min(block, pixels), terms, chunk)
 
 
-def _connected(problem: ConvProblem) -> bool:
+def is_connected(problem: ConvProblem) -> bool:
     """Whether each kernel covers its image, in the order in which both lie."""
     whole = problem.kernel == problem.spatial and (not problem.flip or math.prod(problem.kernel) == 1)
     dense = all(d == 1 or r == 1 for d, r in zip(problem.dilation, problem.kernel, strict=True))
@@ -249,8 +249,10 @@ def _areas(problem: ConvProblem) -> Areas:
     return Areas(ROWS * layout.block * np_dtype(problem.dtype).itemsize, layout.block * _pitch(problem))
 
 
-def _in_order(array: Any, first: int) -> Any:
+def in_order(array: Any, first: int) -> Any:
     """The array, or a copy, with the axes from `first` on in one piece."""
+    if array.flags.c_contiguous:
+        return array
     reach = array.itemsize
     for size, step in zip(array.shape[: first - 1 : -1], array.strides[: first - 1 : -1], strict=True):
         if size > 1 and step != reach:
@@ -268,7 +270,7 @@ class _Executor:
         self._parts = -(-(problem.k // problem.groups) // ROWS)
         self._work = problem.flops / 2
         self._vectors = conv_vectors(problem, ACTIVATIONS[problem.activation])
-        self._connected = int(_connected(problem))
+        self._connected = int(is_connected(problem))
         numbers = layout.pixels, layout.block, layout.blocks, layout.terms, layout.chunk, _pitch(problem)
         self._block = np.array(numbers, np.int64)
         self._areas = _areas(problem)
@@ -280,9 +282,9 @@ class _Executor:
         """Compute."""
         if not self._items:
             return
-        x, w, y = ins[0], _in_order(ins[1], 1), outs[0]
+        x, w, y = ins[0], in_order(ins[1], 1), outs[0]
         if self._connected:
-            x = _in_order(x, 1)
+            x = in_order(x, 1)
         splits = parts_for(self._items, self._parts, self._work)
         run_with(
             self._areas, self._kernel, self._items * splits, self._work, self._tools, splits, self._connected, x, w,
@@ -304,7 +306,7 @@ class InnerProduct(Implementation):
             return Verdict.no(f"its tiles are for float32 or float64 alone, and here {problem.dtype} becomes {problem.out_dtype}")
         if any(low or high for low, high in problem.padding):
             return Verdict.no(f"windows have to stay inside x, and the padding is {problem.padding}")
-        if math.prod(problem.kernel) > 1 and not _connected(problem):
+        if math.prod(problem.kernel) > 1 and not is_connected(problem):
             return Verdict.no(f"kernels have one tap, or cover x, and {problem.kernel} is in between for {problem.spatial}")
         return Verdict.yes()
 
@@ -316,7 +318,7 @@ class InnerProduct(Implementation):
         products = layout.pixels * problem.k * (vectors / 2 * 1.05 + passes * SUM_CYCLES)
         streamed = layout.blocks * math.prod(problem.w_shape) * item / STREAM_BYTES
         even = problem.stride[-1] == 1 and problem.layout == "channels_first"
-        each = 0.25 if _connected(problem) else GATHER_CYCLES if even else GATHER_APART_CYCLES
+        each = 0.25 if is_connected(problem) else GATHER_CYCLES if even else GATHER_APART_CYCLES
         gathered = math.prod(problem.x_shape) / math.prod(problem.stride) * each
         written = math.prod(problem.y_shape) * 1.0
         return CALL_SECONDS + 1e-6 + seconds(products + streamed + gathered + written)
