@@ -34,10 +34,10 @@ from .microkernels.tiles import Tile
 from .microkernels.transpose import transpose
 from .rows import clear
 from .scalar import PAIRS, address, pointer
-from .slab import WRITE_CYCLES, pack_cycles
+from .slab import WRITE_CYCLES, Block, pack_cycles
 from .threads import parallel_for, run
 
-__all__ = ["EMULATION", "LEVELS", "MEASURED_ERROR", "PRODUCT_CYCLES", "TiledGemm", "products_of", "supported"]
+__all__ = ["EMULATION", "LEVELS", "MEASURED_ERROR", "PRODUCT_CYCLES", "TiledGemm", "layer_cycles", "products_of", "supported"]
 
 LEVELS = frozenset(("high", "default", "fast"))
 MEASURED_ERROR: Mapping[str, float] = {"float32": 8e-6}
@@ -65,6 +65,12 @@ def products_of(problem: ConvProblem) -> int:
     if problem.dtype == "bfloat16":
         return 1
     return 3 if problem.terms >= EVEN_TERMS and problem.level != "high" else 6
+
+
+def layer_cycles(block: Block, channels: int, layers: int) -> float:
+    """Of packing so many channels of every block in layers: each takes the rounding of those before it."""
+    roundings = layers * (layers + 1) / 2 if layers > 1 else 0
+    return layers * pack_cycles(block, channels) + block.pieces * block.images * channels * block.channel * roundings * 0.4
 
 
 @functools.lru_cache(maxsize=256)
@@ -185,7 +191,7 @@ class TiledGemm(ImplicitGemm):
         products = vectors * _padded(depth * taps) / ROWS * channels / ROWS * products_of(problem) * PRODUCT_CYCLES
         ends = -(-depth // chunk) * -(-per_k // tile.channels) * -(-vectors // VECTORS) * BLOCK_CYCLES
         gathered = layers * depth * taps * (vectors + math.prod(block.size) / block.size[-1]) * 3
-        packed = layers * pack_cycles(block, depth * problem.groups)
+        packed = layer_cycles(block, depth * problem.groups, layers)
         weights = layers * math.prod(problem.w_shape) * 2
         written = math.prod(problem.y_shape) * WRITE_CYCLES if problem.layout == "channels_last" else 0
         cycles = block.pieces * problem.groups * block.images * (products + ends + gathered) + packed + weights + written

@@ -20,8 +20,17 @@ from .microkernels.amx import EMULATED, ROWS
 from .microkernels.amx_gemm import STRIPS, layers_of
 from .microkernels.amx_product import product_tiles
 from .scalar import ROW_PAIRS
-from .slab import WRITE_CYCLES, pack_cycles
-from .tiled_gemm import BLOCK_CYCLES, EMULATION, LEVELS, MEASURED_ERROR, PRODUCT_CYCLES, products_of, supported
+from .slab import WRITE_CYCLES
+from .tiled_gemm import (
+    BLOCK_CYCLES,
+    EMULATION,
+    LEVELS,
+    MEASURED_ERROR,
+    PRODUCT_CYCLES,
+    layer_cycles,
+    products_of,
+    supported,
+)
 from .weights import BlockedWeights, Layout, WeightsExecutor, layout_with
 
 __all__ = ["TiledWeights"]
@@ -87,11 +96,11 @@ class TiledWeights(BlockedWeights):
         shape, block, _, layers, _ = _layout(problem)
         per_c, per_k, taps = problem.c // problem.groups, problem.k // problem.groups, math.prod(problem.kernel)
         panels, tiles, steps = -(-per_k // shape.width), -(-per_c * taps // ROWS), -(-block.tiles // ROWS)
-        # rows of pairs are gathered by loads where they are neighbours, and word by word else
-        row = 4 if max(problem.stride) == 1 and block.size[-1] >= 2 * ROWS else 40
+        # pairs are gathered by loads and a shuffle where they are neighbours
+        row = 4 if max(problem.stride) == 1 and block.size[-1] >= 2 * ROWS else 20
         each = shape.vectors * products_of(problem) * PRODUCT_CYCLES + layers * ROWS * row
         products = problem.groups * panels * tiles * block.pieces * (steps * each + BLOCK_CYCLES)
-        packed = layers * panels * pack_cycles(block, problem.c)
+        packed = panels * layer_cycles(block, problem.c, layers)
         read = layers * problem.groups * panels * block.pieces * block.pixels * shape.width * 1.4
         cycles = products + packed + read + math.prod(problem.w_shape) * WRITE_CYCLES
         return (CALL_SECONDS + 2e-6 + seconds(cycles)) * (EMULATION if body() == EMULATED else 1)

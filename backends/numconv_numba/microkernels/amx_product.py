@@ -1,8 +1,8 @@
 """Sums over pixels on AMX's tiles, with the lanes over channels: what `product` does for a weight gradient.
 
 A tile of b is 16 pairs of pixels of packed grad_y for 16 output channels, as they lie; a tile of a holds what 16 taps read of x for
-these pixels, which is gathered: neighbours by loads and a shuffle, others one by one. Some steps are gathered before any of them is
-multiplied, because a tile cannot be loaded before what was stored there has left the store buffer.
+these pixels, which is gathered: neighbours by loads and a shuffle, others by the processor's gathers. Some steps are gathered before
+any of them is multiplied, because a tile cannot be loaded before what was stored there has left the store buffer.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class _Taps:
             with neighbours:
                 self._each_row(places, step, lambda start, target: self._join(emit.at(start, first), target))
             with others:
-                self._each_row(places, step, lambda start, target: self._pick(start, offsets, target))
+                places_of = builder.shuffle_vector(*halves, ir.Constant(ir.VectorType(_i32, ROWS), list(range(ROWS))))
+                self._each_row(places, step, lambda start, target: self._pick(start, places_of, target))
 
     def _each_row(self, places: Any, step: Any, body: Any) -> None:
         emit, builder = self.emit, self.builder
@@ -70,11 +71,15 @@ class _Taps:
         emit.store(words, target)
 
     def _pick(self, start: Any, offsets: Any, target: Any) -> None:
-        """A word at each offset."""
+        """A word at each of a vector of offsets."""
         emit, builder = self.emit, self.builder
-        with rolled(builder, _i64(ROWS)) as pair:
-            word = builder.load(builder.bitcast(emit.at(start, emit.offset(offsets, pair)), _i32.as_pointer()))
-            builder.store(word, builder.bitcast(emit.at(target, emit.times(pair, 4)), _i32.as_pointer()))
+        pointers, words = ir.VectorType(_i32.as_pointer(), ROWS), ir.VectorType(_i32, ROWS)
+        flags = ir.Constant(ir.VectorType(ir.IntType(1), ROWS), [1] * ROWS)
+        places = builder.inttoptr(builder.add(emit.spread(builder.ptrtoint(start, _i64)), offsets), pointers)
+        kind = ir.FunctionType(words, [pointers, _i32, flags.type, words])
+        gather = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.gather.v{ROWS}i32.v{ROWS}p0")
+        found = builder.call(gather, [places, _i32(4), flags, ir.Constant(words, None)])
+        emit.store(builder.bitcast(found, emit.vector), target)
 
 
 @intrinsic
