@@ -197,6 +197,13 @@ def test_the_emulation_is_never_chosen_by_cost(switch):
     assert after == [*before, "implicit_gemm_amx"]
 
 
+def test_a_change_of_the_environment_runs_no_instruction_that_was_not_checked(switch, monkeypatch):
+    switch("emulate")
+    assert amx.availability()
+    monkeypatch.delenv(amx.VARIABLE)
+    assert amx.body() == EMULATED
+
+
 def test_the_switch_and_its_mistakes_are_told(switch):
     for value, reason in (("off", "NUMCONV_AMX=off"), ("of", "may be 'off', 'emulate' or not set")):
         switch(value)

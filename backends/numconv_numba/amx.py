@@ -24,6 +24,7 @@ from .microkernels.amx_gemm import multiply_tiles
 __all__ = ["availability", "body", "forget"]
 
 VARIABLE = "NUMCONV_AMX"
+_IN_VECTORS = Verdict.yes("AMX is emulated")
 NEEDED = ("amx-tile", "amx-bf16", "avx512f")
 # of Linux on x86-64: arch/x86/include/uapi/asm/prctl.h, asm/unistd_64.h, and the number of the tiles in XCR0
 ARCH_PRCTL, ARCH_GET_XCOMP_PERM, ARCH_REQ_XCOMP_PERM, TILE_DATA = 158, 0x1022, 0x1023, 18
@@ -34,7 +35,7 @@ def availability() -> Verdict:
     """Whether matrix tiles can be used here and now, and why not; asks the system once a process."""
     asked = os.environ.get(VARIABLE, "").strip()
     if asked == "emulate":
-        return Verdict.yes("AMX is emulated")
+        return _IN_VECTORS
     if asked == "off":
         return Verdict.no(f"{VARIABLE}=off switches AMX off")
     if asked:
@@ -55,8 +56,8 @@ if hasattr(os, "register_at_fork"):
 
 
 def body() -> str:
-    """Which body kernels on matrix tiles have: a tag, see `microkernels.amx`."""
-    return EMULATED if os.environ.get(VARIABLE, "").strip() == "emulate" else PROCESSOR
+    """Which body kernels on matrix tiles have: a tag, see `microkernels.amx`. A later change of the environment does not matter."""
+    return EMULATED if availability() == _IN_VECTORS else PROCESSOR
 
 
 def _processor() -> Verdict:

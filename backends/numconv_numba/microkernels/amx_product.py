@@ -1,8 +1,8 @@
 """Sums over pixels on AMX's tiles, with the lanes over channels: what `product` does for a weight gradient.
 
-A tile of b is 16 pairs of pixels of packed grad_y for 16 output channels, as they lie; a tile of a holds what 16 taps read of x for
-these pixels, which is gathered: neighbours by loads and a shuffle, others by the processor's gathers. Some steps are gathered before
-any of them is multiplied, because a tile cannot be loaded before what was stored there has left the store buffer.
+A tile of b is 16 pairs of pixels of packed grad_y for 16 output channels, as they lie; a tile of a holds what 16 taps read of x
+for these pixels, which is gathered: neighbours by loads and a shuffle, others by the processor's gathers. Some steps are gathered
+before any of them is multiplied, because a tile cannot be loaded before what was stored there has left the store buffer.
 """
 
 from __future__ import annotations
