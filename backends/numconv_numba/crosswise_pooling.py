@@ -19,7 +19,7 @@ import numpy as np
 from numconv.plugin import Implementation, PoolProblem, Verdict, np_dtype
 
 from .compiler import Address, Tag, Vector, helper, invoke, kernel
-from .crosswise_plans import JOB_SIZE, LISTS, PER_INDEX, SPANS, band_extents, bands_of, groups_of, list_bytes, sweeps_of
+from .crosswise_plans import JOB_SIZE, LISTS, PER_INDEX, SPANS, Groups, band_extents, bands_of, groups_of, list_bytes, sweeps_of
 from .elements import INT64, itemsize
 from .microkernels.crosswise import crosswise
 from .microkernels.emit import lanes_of
@@ -33,8 +33,10 @@ __all__ = ["CrosswisePool"]
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 MAX_LISTS = 1 << 20
 """Bytes of the lists of a plane."""
-TURN_SECONDS, TAP_SECONDS, RESULT_SECONDS, GROUP_SECONDS = 7.5e-10, 1.5e-10, 5e-10, 5e-8
+TURN_SECONDS, TAP_SECONDS, RESULT_SECONDS, GROUP_SECONDS = 6e-10, 1.5e-10, 5e-10, 5e-8
 """On two threads: of a vector, to transpose it, to look at it, for a value or a place, to write it; and of a group of channels."""
+FRESH = 1 << 25
+"""Bytes of results from which on they are new memory at each call."""
 AREAS = 5
 
 # The driver's vector: channels of a group; bytes of an element in memory, and from position to position of transposed ones; the
@@ -238,6 +240,22 @@ def _areas(problem: PoolProblem) -> Areas:
     return Areas(8 * JOB_SIZE, x, y, places, places)
 
 
+def _vector_seconds(problem: PoolProblem, groups: Groups) -> float:
+    """Of the channels of one vector."""
+    back, places = problem.op.endswith("_backward"), problem.indices or problem.op == "max_pool_backward"
+    moved = sum(map(math.prod, (*problem.input_shapes, *problem.output_shapes))) / max(problem.n * problem.c, 1)
+    turned = 0.0 if problem.layout == "channels_last" else moved * TURN_SECONDS
+    looks = math.prod(problem.output) * math.prod(problem.window) * TAP_SECONDS * (1 + places) * (1 + back)
+    alone = 2 if groups.vectors == 1 else 1  # less takes each step together
+    return turned + alone * looks + math.prod(problem.spatial if back else problem.output) * RESULT_SECONDS
+
+
+def _touching_seconds(problem: PoolProblem, groups: Groups) -> float:
+    """Of results that are new memory, whose pages are touched band by band."""
+    size = np_dtype(problem.dtype).itemsize * max(map(math.prod, problem.output_shapes))
+    return size / 5e10 if size >= FRESH and len(bands_of(problem, groups)) > 1 else 0.0
+
+
 class CrosswisePool(Implementation):
     """Max and average pooling of real floats, and their gradients, with the lanes over channels."""
 
@@ -261,14 +279,9 @@ class CrosswisePool(Implementation):
 
     def cost(self, problem: PoolProblem) -> float:
         """The time to move the arrays, to transpose them, and to look at each element of each window."""
-        groups, places = groups_of(problem), problem.indices or problem.op == "max_pool_backward"
-        moved, back = sum(map(math.prod, problem.output_shapes)), problem.op.endswith("_backward")
-        moved += sum(map(math.prod, problem.input_shapes))
-        turned = 0 if problem.layout == "channels_last" else moved / max(problem.n * problem.c, 1)
-        looks = math.prod(problem.output) * math.prod(problem.window) * (1 + places) * (1 + back) * (1 + (groups.vectors == 1))
-        written = math.prod(problem.spatial if back else problem.output)
-        vector = turned * TURN_SECONDS + looks * TAP_SECONDS + written * RESULT_SECONDS
-        return 3e-6 + problem.bytes / 1e11 + groups.total * (GROUP_SECONDS + groups.vectors * vector)
+        groups = groups_of(problem)
+        vectors = groups.total * groups.vectors * _vector_seconds(problem, groups)
+        return 3e-6 + problem.bytes / 1e11 + _touching_seconds(problem, groups) + groups.total * GROUP_SECONDS + vectors
 
     def workspace(self, problem: PoolProblem) -> int:
         """For each thread a band of x, y and places."""

@@ -38,7 +38,7 @@ MAX_TABLE = 1 << 16
 """Entries of the table of an axis."""
 MAX_LISTS = 1 << 20
 """Bytes of the lists of a plane."""
-VALUE_SECONDS, PLACE_SECONDS, VECTOR_SECONDS = 3e-10, 1e-9, 2e-9
+VALUE_SECONDS, PLACE_SECONDS, VECTOR_SECONDS = 3.5e-10, 9e-10, 1e-9
 """Of a vector of one tap, for the value or also the place of a result, and of a vector of results, on two threads."""
 NO_FACTORS = np.ones(1)
 

@@ -37,8 +37,8 @@ class Row:
         size = self.emit.spread(self.builder.trunc(self.given["size"], _i32))
         return self.builder.icmp_unsigned("<", self.positions(start, step), size)
 
-    def fetch(self, address: Any, start: Any, whole: bool, other: Any = None) -> Any:
-        """The elements at start + stride * lane, zero or `other` outside the row; `address` is that of the first."""
+    def fetch(self, address: Any, start: Any, whole: bool, other: Any = None, ahead: int = 0) -> Any:
+        """The elements at start + ahead + stride * lane, zero or `other` outside the row; `address` is that of the one at start."""
         builder, emit = self.builder, self.emit
         if self.stride == 0:
             return self.gather(address, start)
@@ -49,7 +49,7 @@ class Row:
                 vectors.append(emit.load(place))
             else:
                 vectors.append(emit.load_masked(place, self.inside(builder.add(start, _i64(number * emit.lanes))), other))
-        return self.pick(vectors, range(0, self.stride * emit.lanes, self.stride))
+        return self.pick(vectors, range(ahead, self.stride * emit.lanes, self.stride))
 
     def gather(self, address: Any, start: Any) -> Any:
         """`fetch` for a stride that is given at the call."""

@@ -37,11 +37,22 @@ _i32, _i64, _double = ir.IntType(32), ir.IntType(64), ir.DoubleType()
 
 
 class _Tap(NamedTuple):
-    """One tap: its position for result 0, how many bytes from the row's offset its data for result 0 lie, and its number."""
+    """One tap of a row.
+
+    Attributes
+    ----------
+    place, number : int64
+        Its position for result 0, and its number.
+    shift : int64
+        How many bytes from the row's offset the vectors begin in which its data for result 0 are.
+    ahead : int
+        How many elements lie before these in the vectors: taps that are less than a stride apart share what is loaded.
+    """
 
     place: Any
-    shift: Any
     number: Any
+    shift: Any
+    ahead: int = 0
 
 
 class _Windows(Row):
@@ -154,9 +165,11 @@ class _Windows(Row):
         builder, emit = self.builder, self.emit
         if self.taps:
             taps = self.taps[phase]
+            least = min((place for _, place in taps), default=0)
             for tap, place in taps[::-1] if self.backwards else taps:
-                shift = builder.add(emit.times(self.given["tap_step"], tap), _i64(place * self.item))
-                yield _Tap(_i64(place), shift, _i64(tap))
+                ahead = (place - least) % self.stride
+                shift = builder.add(emit.times(self.given["tap_step"], tap), _i64((place - ahead) * self.item))
+                yield _Tap(_i64(place), _i64(tap), shift, ahead)
             return
         begin, end = (emit.offset(self.given["inner"], phase + more) for more in (0, 1))
         with cgutils.for_range(builder, builder.sub(end, begin)) as loop:
@@ -165,7 +178,7 @@ class _Windows(Row):
             shift = builder.add(
                 builder.mul(emit.offset(entry, 1), self.given["tap_step"]), emit.times(emit.offset(entry, 0), self.item)
             )
-            yield _Tap(emit.offset(entry, 0), shift, emit.offset(entry, 1))
+            yield _Tap(emit.offset(entry, 0), emit.offset(entry, 1), shift)
 
     def accumulators(self, vectors: int) -> list[tuple[Any, Any]]:
         """Slots for the value and, of maxima, the place of each result, or whether it is NaN."""
@@ -189,7 +202,8 @@ class _Windows(Row):
         for number, state in enumerate(states):
             begin = builder.add(builder.add(tap.place, place), _i64(number * step))
             other = emit.constant(float("-inf")) if self.largest else emit.zero
-            new = self.fetch(emit.at(address, number * step * self.item), begin, whole, other)
+            start = builder.sub(begin, _i64(tap.ahead))
+            new = self.fetch(emit.at(address, number * step * self.item), start, whole, other, tap.ahead)
             if self.kind == "max":
                 self.keep_value(state, new)
             elif self.kind == "argmax":
