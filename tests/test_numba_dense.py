@@ -26,6 +26,9 @@ DENSE = [
     "n1 c8 k16 g1 in9x14x13 w3x3x3 s2 p1 d1",
     "n2 c12 k40 g2 in45 w5 s3 p2 d2",
     "n2 c6 k20 g1 in23x30 w5x4 s1x2 p2 d1",
+    "n1 c30 k20 g1 in13x95 w3x3 s1x2 p1 d1",
+    "n2 c40 k24 g1 in9x11x14 w1x1x1 s2x3x2 p0 d1",
+    "n1 c40 k24 g1 in9x20 w1x1 s2 p1 d1",
 ]
 LOSSY = ("winograd", "interleaved", "fft")
 

@@ -3,8 +3,8 @@
 A work item takes a block of outputs. Neighbouring outputs that fill a register tile get a panel of all that they read,
 ``[c][tap][pixel]``, gathered from the block's slab or from x itself; it stays in the first-level cache while every output channel
 passes over it (see `microkernels.gemm`). Gathering costs a few cycles a term and is shared by all output channels, and results are
-stored as they come, pixels side by side: so this serves many output channels. No matrix of columns is ever held. Chetlur et al.,
-"cuDNN: efficient primitives for deep learning" (2014), section 3.
+stored as they come, pixels side by side: so this serves many output channels; few of them read vectors of neighbours where they
+lie. No matrix of columns is ever held. Chetlur et al., "cuDNN: efficient primitives for deep learning" (2014), section 3.
 
 The terms of an output form one chain in the order of the "strict" level.
 """
@@ -25,7 +25,7 @@ from .compiler import Address, Tag, helper, invoke, kernel
 from .dense import DenseImplementation, ForwardExecutor, Weights
 from .direct import MEASURED_ERROR
 from .elements import INT64, itemsize
-from .entries import LANES, MULTIPLY, PACK_WEIGHTS
+from .entries import CONFIGURE, LANES, MULTIPLY, PACK_WEIGHTS
 from .geometry import DIMS, OPTION, PARTS, PER_C, PER_K, part
 from .layers import configure_tiles, pack_layers, release_tiles
 from .microkernels.emit import host
@@ -61,6 +61,8 @@ SLAB_BYTES = 768 * 1024
 """The packed input of a block: it shares the second-level cache with a panel and the weights."""
 PANEL_BYTES = 32 * 1024
 """The gathered terms of a panel: they stay in the first-level cache while the output channels pass over them."""
+DIRECT_TILES = 16
+"""Tiles of output channels up to which vectors of neighbours are not copied into a panel, but read where they lie."""
 TILE_CYCLES = 35
 """Of the start and the end of a tile."""
 
@@ -172,10 +174,9 @@ def multiply_panel(first_tile, last_tile, w, w_last, y, pixels, areas, x, channe
     depth, per_k, channels = b[DEPTH], g[PER_K], b[CHANNELS]
     vectors, size = -(-pixels // tools[LANES]), itemsize(at)
     panel, sums, offsets, pieces = areas
-    if pixels < vectors * tools[LANES]:
-        clear(
-            panel, b[CHUNK] * b[TAPS] * b[LAYERS] * vectors * tools[LANES], at
-        )  # stray bits could be denormal numbers, which are slow
+    if (found >= 0) & (pixels < vectors * tools[LANES]):
+        # stray bits could be denormal numbers, which are slow
+        clear(panel, b[CHUNK] * b[TAPS] * b[LAYERS] * vectors * tools[LANES], at)
     whole, bad = max(min(last_tile, per_k // channels) - first_tile, 0), False
     for first in range(0, depth, b[CHUNK]):
         passed, resume, last = min(b[CHUNK], depth - first) * b[TAPS], 1 if first > 0 else 0, first + b[CHUNK] >= depth
@@ -191,7 +192,7 @@ def multiply_panel(first_tile, last_tile, w, w_last, y, pixels, areas, x, channe
                     tiles, k, w + (offset + first * b[TAPS] * steps[0]), y, pixels, vectors, passed, resume, last, bias,
                     (panel, sums + done, offsets, pieces), x + first * channel, count, steps, g, b, tools, yt, at,
                 )  # fmt: skip
-                count = 0
+                count = min(found, 0)
     return bad
 
 
@@ -236,6 +237,8 @@ def _blocks(begin, end, args):
             for start in range(0, run, width):
                 used, place = min(width, run - start), target + start * g[ys + 3 + ndim - 1]
                 found = panel_pieces(pieces, pixels, line * run + start, used, tools[LANES], size)
+                if (tools[CONFIGURE] == 0) & (tiles <= DIRECT_TILES) & (found * tools[LANES] == used):
+                    found = -1
                 if multiply_panel(
                     first_tile, last_tile, w + group * w_group, w_last, place, used, parts, source, channel, found, shift, steps,
                     g, b, tools, yt, at,
@@ -416,7 +419,8 @@ class ImplicitGemm(DenseImplementation):
         panels, vectors = -(-pixels // (tile.vectors * tile.lanes)), -(-pixels // tile.lanes)
         products = tiles * (vectors * terms * tile.channels / 2 * 1.1 * rate + panels * TILE_CYCLES)
         # vectors of a panel that end with a row of outputs take another piece
-        gathered = terms * (vectors + pixels / block.size[-1]) * 5
+        direct = tiles <= DIRECT_TILES and block.size[-1] % tile.lanes == 0
+        gathered = 0 if direct else terms * (vectors + pixels / block.size[-1]) * 5
         packed = 0 if in_place else pack_cycles(block, depth * problem.groups)
         # kernels are flipped in an input_grad, where the terms of an output channel do not follow each other
         packs = problem.dtype != problem.acc_dtype or (problem.flip and math.prod(problem.kernel) > 1)

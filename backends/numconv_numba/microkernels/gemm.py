@@ -97,6 +97,8 @@ class _Tiles:
         self.masks = [emit.first(builder.sub(self.pixels, _i64(v * emit.lanes))) for v in range(vectors)]
         self.slots = [[emit.accumulator() for _ in range(vectors)] for _ in range(channels)]
         self.columns = Columns(emit, builder, x, offsets, self.terms, pieces, self.panel, _i64(vectors * emit.width))
+        self.in_place = builder.icmp_signed("<", self.count, _i64(0))
+        self.sources = [emit.at(x, emit.offset(pieces, 3 * v)) for v in range(vectors)]
 
     def each(self) -> Any:
         """(channel, vector, accumulator) of a tile."""
@@ -116,20 +118,33 @@ class _Tiles:
             for k, v, _ in self.each():
                 emit.prefetch(emit.at(emit.at(y, emit.times(self.y_k, k)), v * self.results.width), write=True)
 
-    def add_term(self, w: Any, term: Any) -> None:
-        """One term of the panel."""
+    def add_term(self, w: Any, term: Any, places: list[Any]) -> None:
+        """One term, whose pixels lie at these places."""
         emit, builder = self.emit, self.builder
-        row = emit.at(self.panel, builder.mul(term, _i64(self.vectors * emit.width)))
         weights = emit.at(w, builder.mul(term, self.w_step))
-        pixels = [emit.load(emit.at(row, v * emit.width)) for v in range(self.vectors)]
+        pixels = list(map(emit.load, places))
         for k in range(self.channels):
             weight = emit.broadcast(emit.at(weights, emit.times(self.w_k, k)))
             for v in range(self.vectors):
                 builder.store(emit.fma(pixels[v], weight, builder.load(self.slots[k][v])), self.slots[k][v])
 
+    def in_panel(self, term: Any) -> list[Any]:
+        """Where the pixels of a term lie in the panel."""
+        row = self.emit.at(self.panel, self.builder.mul(term, _i64(self.vectors * self.emit.width)))
+        return [self.emit.at(row, v * self.emit.width) for v in range(self.vectors)]
+
+    def in_source(self, term: Any) -> list[Any]:
+        """Where they lie in x."""
+        offset = self.emit.offset(self.columns.offsets, term)
+        return [self.emit.at(source, offset) for source in self.sources]
+
     def add_terms(self, w: Any) -> None:
-        """All terms of a panel that is full."""
-        _repeat(self.builder, self.terms, lambda term: self.add_term(w, term))
+        """All terms, of a panel that is full or from x itself."""
+        with self.builder.if_else(self.in_place) as (direct, copied):
+            with direct:
+                _repeat(self.builder, self.terms, lambda term: self.add_term(w, term, self.in_source(term)))
+            with copied:
+                _repeat(self.builder, self.terms, lambda term: self.add_term(w, term, self.in_panel(term)))
 
     def write(self, y: Any, bias: Any) -> None:
         """To y with bias and activation; whole vectors that need neither without masks."""
@@ -217,7 +232,8 @@ def multiply(
 ) -> int:  # fmt: skip
     """y[k, i] = the sum over t of w[k, t] * panel[t, i]: one chain each, in this order. Returns 1 if a sum is not finite, else 0.
 
-    Before, panel[t, target + i] = x[source + offsets[t] + i] for i < length, for each piece (source, target, length).
+    Before, panel[t, target + i] = x[source + offsets[t] + i] for i < length, for each piece (source, target, length). If `count` is
+    negative, each vector is a piece, and panel[t, i] is read where it lies in x.
 
     Parameters
     ----------
@@ -254,7 +270,7 @@ def multiply(
     pieces : Address
         Of an int64 table: source in x and target in a term of the panel, in bytes, and length in elements, no more than lanes.
     count : int
-        Number of pieces; 0 where the panel is full.
+        Number of pieces; 0 where the panel is full, -1 where there is none.
     """
     return _multiply(
         shape, dtype, vectors, panel, terms, w, w_step, w_k, w_tile, tiles, sums, resume, finish, y, y_k, pixels, bias, relu, x,
