@@ -28,8 +28,8 @@ __all__ = ["ConnectedGradients"]
 
 LEAST_COLUMNS, LEAST_ROWS = 512, 16
 """Of a row, and rows, that are worth an item of their own."""
-LOAD_CYCLES = 0.8
-"""Of a vector of multiply-adds, with few rows to share what is loaded."""
+LOAD_CYCLES, AGAIN_CYCLES = 0.8, 1.5
+"""Of a vector of multiply-adds, with few rows to share what is loaded; where w is read again for more images."""
 
 
 @helper
@@ -137,7 +137,8 @@ class ConnectedGradients(Implementation):
         item = np_dtype(problem.dtype).itemsize
         sweeps = -(-problem.n // 8) if problem.op == "input_grad" else 2
         streamed = math.prod(problem.w_shape) * item * sweeps / STREAM_BYTES
-        products = problem.flops / 2 / lanes_of(problem.dtype) * LOAD_CYCLES
+        again = problem.op == "input_grad" and sweeps > 1
+        products = problem.flops / 2 / lanes_of(problem.dtype) * (AGAIN_CYCLES if again else LOAD_CYCLES)
         return CALL_SECONDS + 1e-6 + seconds(products + streamed)
 
     def workspace(self, problem: ConvProblem) -> int:

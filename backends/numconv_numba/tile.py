@@ -128,6 +128,19 @@ def all_finite(sums, pixels, count, length, at):
 
 
 @helper
+def line_place(line, axes, step, block, g, b):
+    """Where a line begins, counted along the first `axes` dimensions: pixels in the sums, `step` apart, and bytes in y."""
+    ndim, place, offset = g[DIMS], 0, 0
+    for axis in range(axes - 1, -1, -1):
+        size = block_extent(g, b, block, axis)
+        place += line % size * step
+        offset += (block_start(b, ndim, block, axis) + line % size) * g[part(g, PARTS + 2) + 3 + axis]
+        line //= size
+        step *= axis_entry(b, ndim, B_PITCH, axis)
+    return place, offset
+
+
+@helper
 def write_block(sums, pixels, bias, y, group, k, count, block, g, b, tools, yt, at):
     """Results of a block for the channels k .. k + count."""
     ndim, ys = g[DIMS], part(g, PARTS + 2)
@@ -137,14 +150,9 @@ def write_block(sums, pixels, bias, y, group, k, count, block, g, b, tools, yt, 
     start, extent = block_start(b, ndim, block, axis), block_extent(g, b, block, axis)
     k_step, q_step, row = g[ys + 2], g[ys + 3 + axis], pixels * itemsize(at)
     shift = bias if is_null(bias) else bias + (group * g[PER_K] + k) * itemsize(at)
+    step = axis_entry(b, ndim, B_PITCH, axis)
     for line in range(lines):
-        place, offset, left, step = 0, 0, line, axis_entry(b, ndim, B_PITCH, axis)
-        for other in range(axis - 1, -1, -1):
-            size = block_extent(g, b, block, other)
-            place += left % size * step
-            offset += (block_start(b, ndim, block, other) + left % size) * g[ys + 3 + other]
-            left //= size
-            step *= axis_entry(b, ndim, B_PITCH, other)
+        place, offset = line_place(line, axis, step, block, g, b)
         source, target = sums + place * itemsize(at), y + (k * k_step + offset + start * q_step)
         write_rows(source, row, count, extent, shift, g[OPTION], target, k_step, q_step, tools, yt, at)
 
@@ -166,20 +174,15 @@ def finish_block(sums, pixels, length, bias, y, group, k, count, block, g, b, to
     step = axis_entry(b, ndim, B_PITCH, axis)
     shift = bias if is_null(bias) else bias + (group * g[PER_K] + k) * size
     corner = block_start(b, ndim, block, axis) * itemsize(yt) + k * g[ys + 2]
+    outer = step
     if ndim > 1:
+        outer *= axis_entry(b, ndim, B_PITCH, axis - 1)
         corner += block_start(b, ndim, block, axis - 1) * g[ys + 2 + axis]
     for plane in range(planes):
-        place, offset, left = 0, corner, plane
-        plane_step = step * axis_entry(b, ndim, B_PITCH, axis - 1) if ndim > 1 else 0
-        for other in range(axis - 2, -1, -1):
-            extent = block_extent(g, b, block, other)
-            place += left % extent * plane_step
-            offset += (block_start(b, ndim, block, other) + left % extent) * g[ys + 3 + other]
-            left //= extent
-            plane_step *= axis_entry(b, ndim, B_PITCH, other)
+        place, offset = line_place(plane, axis - 1, outer, block, g, b)
         bad |= invoke(
             tools[LINES], sums + place * size, pixels * size, step * size, count, lines, block_extent(g, b, block, axis), shift,
-            g[OPTION], y + offset, g[ys + 2], g[ys + 2 + axis] if ndim > 1 else 0,
+            g[OPTION], y + (corner + offset), g[ys + 2], g[ys + 2 + axis] if ndim > 1 else 0,
         )  # fmt: skip
     return bad != 0
 
