@@ -54,8 +54,10 @@ def _some(real: ConvProblem) -> ConvProblem:
     return real.replace(n=max(1, min(real.n, IMAGE_BYTES // max(1, _image_bytes(real)))))
 
 
-def _too_large(real: ConvProblem) -> str:
-    """Why an image cannot be converted, or nothing."""
+def _refusal(real: ConvProblem) -> str:
+    """Why a problem is not taken, or nothing."""
+    if real.op == "input_grad" and real.pad_mode != "zeros":
+        return f"no tile gives back the gradient of padding, which must be of zeros, not {real.pad_mode}"
     most = min(4 * IMAGE_BYTES, real.max_workspace // 4)
     if _image_bytes(real) > most:
         return f"an image and its results take {_image_bytes(real)} bytes as {real.dtype}, and it converts at most {most}"
@@ -145,7 +147,7 @@ class FloatProducts(Implementation):
         """Integers whose sums a float holds, images that are small."""
         if not _float_of(problem):
             return Verdict.no(f"a float must hold each sum of products, and here are {problem.terms} products of {problem.dtype}")
-        reason = _too_large(_floats(problem))
+        reason = _refusal(_floats(problem))
         return Verdict.no(reason) if reason else Verdict.yes()
 
     def cost(self, problem: ConvProblem) -> float:
@@ -251,7 +253,7 @@ class RealProducts(Implementation):
         """Complex numbers, images that are small."""
         if problem.dtype not in ("complex64", "complex128") or problem.out_dtype != problem.dtype:
             return Verdict.no(f"it takes and gives complex64, or complex128, and here are {problem.dtype} and {problem.out_dtype}")
-        reason = _too_large(_reals(problem))
+        reason = _refusal(_reals(problem))
         return Verdict.no(reason) if reason else Verdict.yes()
 
     def cost(self, problem: ConvProblem) -> float:
