@@ -27,6 +27,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .depthwise import Depthwise
     from .depthwise_weights import DepthwiseWeights
     from .direct import Direct
+    from .embedded import FloatProducts, RealProducts
     from .fft import Fft, FftDouble, FftDoubleWeights, FftWeights
     from .flat_unpooling import FlatUnpool
     from .implicit_gemm import ImplicitGemm
@@ -82,6 +83,8 @@ def _implementations() -> tuple[Implementation, ...]:
         FftDouble(),
         FftWeights(),
         FftDoubleWeights(),
+        FloatProducts(),
+        RealProducts(),
         Direct(),
         CrosswisePool(),
         VectorPool(),

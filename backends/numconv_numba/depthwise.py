@@ -73,7 +73,7 @@ from .strips import (
 )
 from .threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
 
-__all__ = ["Depthwise"]
+__all__ = ["SCATTERED_CYCLES", "Depthwise", "is_scattered"]
 
 WEIGHT_BYTES = 512 * 1024
 """The packed weights of a group."""
@@ -417,6 +417,11 @@ class _Kernel:
         return found
 
 
+def is_scattered(problem: ConvProblem) -> bool:
+    """Whether the neighbours of an element in memory are other channels."""
+    return problem.layout == "channels_last" and problem.c > 1
+
+
 def _is_padded(problem: ConvProblem) -> bool:
     return problem.pad_mode == "zeros" and any(low > 0 or high > 0 for low, high in problem.padding)
 
@@ -484,7 +489,7 @@ class Depthwise(DenseImplementation):
         """Tiles, packing, weights; pixels that are no neighbours in memory are packed and stored one by one."""
         layout = layout_for(problem)
         weights = problem.k * slices_of(problem) * layout.slice_weights * 1.5
-        scattered = math.prod(problem.x_shape) * SCATTERED_CYCLES if problem.layout == "channels_last" and problem.c > 1 else 0.0
+        scattered = math.prod(problem.x_shape) * SCATTERED_CYCLES if is_scattered(problem) else 0.0
         return CALL_SECONDS + seconds(_cycles(problem, layout) + weights + scattered)
 
     def forward_workspace(self, problem: ConvProblem) -> int:

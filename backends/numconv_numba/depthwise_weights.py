@@ -19,6 +19,7 @@ from numconv.plugin import ConvProblem, Implementation, Verdict, np_dtype
 
 from .blocked import CALL_SECONDS, seconds
 from .compiler import Address, Tag, helper, invoke, kernel
+from .depthwise import SCATTERED_CYCLES, is_scattered
 from .direct import MEASURED_ERROR
 from .direct_gradients import added
 from .elements import INT64, itemsize, same
@@ -376,7 +377,9 @@ class DepthwiseWeights(Implementation):
     def cost(self, problem: ConvProblem) -> float:
         """Tiles and packing."""
         plan = plan_for(problem)
-        return CALL_SECONDS + 4e-6 + seconds(problem.groups * _cycles(problem, plan) + math.prod(problem.w_shape) * plan.parts * 4)
+        scattered = math.prod(problem.x_shape) + math.prod(problem.y_shape) if is_scattered(problem) else 0
+        cycles = problem.groups * _cycles(problem, plan) + math.prod(problem.w_shape) * plan.parts * 4
+        return CALL_SECONDS + 4e-6 + seconds(cycles + scattered * SCATTERED_CYCLES)
 
     def workspace(self, problem: ConvProblem) -> int:
         """For each thread a slab, sums and tables; and the sums of all items."""

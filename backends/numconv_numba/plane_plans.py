@@ -17,6 +17,8 @@ from .strips import ITEMS
 
 __all__ = [
     "AHEAD_PLANE",
+    "FAR",
+    "FAR_BYTES",
     "MOST_COLUMNS",
     "MOST_ROWS",
     "SLICED",
@@ -43,12 +45,14 @@ MOST_ROWS = 8
 MOST_COLUMNS = 31
 WIDTHS = (1, 2, 3, 4, 7)
 """Vectors of a tile: few, so that few are compiled."""
-SLICED = 1.6
+SLICED = 1.25
 """What sums over several slices cost against what is counted, on the scale of other tiles."""
 WORK = 16
 """Multiply-adds that would take a cycle: with small planes most of the time is not theirs."""
 AHEAD_PLANE = 64 * 1024
 """A plane of x up to which the next one is fetched while it is read."""
+FAR_BYTES, FAR = 24 * 1024 * 1024, 1.7
+"""A plane beyond the caches, and what walking down its columns costs where a row is read again for each column of taps."""
 UNROLLED = 3
 """Columns of a kernel up to which a tile has the code of each."""
 

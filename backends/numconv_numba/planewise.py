@@ -46,6 +46,8 @@ from .microkernels.emit import flag_table
 from .microkernels.planes import sweep
 from .plane_plans import (
     AHEAD_PLANE,
+    FAR,
+    FAR_BYTES,
     MOST_COLUMNS,
     MOST_ROWS,
     SLICED,
@@ -355,6 +357,8 @@ class Planewise(DenseImplementation):
         plan = plan_for(problem)
         planes = problem.n * (problem.c if plan.shape.adjoint else problem.k) * math.prod(target_of(problem)[:-2])
         factor = (2.0 if planes * plan.bands == 1 else 1.0) * (SLICED if plan.shape.sliced else 1.0)
+        if not plan.shape.columns and math.prod(source_of(problem)[-2:]) * np_dtype(problem.dtype).itemsize > FAR_BYTES:
+            factor *= FAR
         return CALL_SECONDS + seconds(factor * planes * plane_cycles(problem, plan))
 
     def cost(self, problem: ConvProblem) -> float:
