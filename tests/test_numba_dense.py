@@ -10,8 +10,9 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from numconv_numba import patches
+from numconv_numba import patches, winograd
 from numconv_numba.blocked import layout_for
+from numconv_numba.winograd import Winograd
 
 import numconv as nc
 from numconv.plugin import parse
@@ -179,6 +180,18 @@ def test_winograd_is_never_chosen_where_every_bit_or_plain_sums_are_asked_for():
         refused = next(row for row in explanation.candidates if row.algorithm == "winograd")
         assert not refused.verdict
     assert nc.explain("conv", (1, 64, 56, 56), (64, 64, 3, 3), padding=1, backend="numba").chosen.algorithm == "winograd"
+
+
+@pytest.mark.parametrize("text", ["n2 c12 k40 g2 in19x21 w5x5 s2 p2 d1", "n3 c9 k70 g1 in6x9x11 w2x3x3 s1 p1 d1"])
+def test_winograd_transforms_bound_weights_in_parts_where_they_would_leave_the_caches(text, monkeypatch, rng):
+    problem = parse(f"conv forward f32 {text}")
+    x, w = (rng.standard_normal(shape, np.float32) for shape in problem.input_shapes)
+    (expected,) = computed(Winograd(), problem, (x, w))
+    for most in (winograd.BOUND_BYTES, 0):
+        monkeypatch.setattr(winograd, "BOUND_BYTES", most)
+        got = np.full_like(expected, np.nan)
+        Winograd().build(problem).bind(w)((got,), (x,))
+        np.testing.assert_array_equal(got, expected)
 
 
 def test_winograd_matrices_compute_a_convolution(rng):

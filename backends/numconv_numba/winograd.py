@@ -65,25 +65,36 @@ MOST_TAPS = 5
 # weights.
 CHUNK, KEPT, PLACES, M_STEP, U_STEP = (EXTRA + i for i in (2, 3, 4, 8, 10))
 UINT8 = Tag("uint8")
+# The form of w: as it lies, transformed, or packed in panels that are transformed when they are needed.
+UNPACKED, TRANSFORMED, IN_PANELS = range(3)
+BOUND_BYTES = 24 * 1024 * 1024
+"""Transformed weights of a bound plan: more than a last-level cache holds would come from memory for every block of tiles."""
 
 # --- kernel --------------------------------------------------------------------------------------------------------------------
 
 
 @helper
-def transform_weights(u, u_step, packed, w, count, first, channels, g, b, tools, at):
-    """Transformed weights of a panel of `count` output channels, elements `u_step` bytes apart: [element][c][phase][tap][lane]."""
+def transform_weights(u, u_step, packed, w, form, count, first, channels, g, b, tools, at):
+    """Transformed weights of a panel of `count` output channels, elements `u_step` bytes apart: [element][c][phase][tap][lane].
+
+    `w`: of the panel; `packed`: where it is packed before, unless it is in that form.
+    """
     taps, width, inner = b[TAPS], b[PANEL] * itemsize(at), inner_window(g)
     _, phases = element_counts(g, b)
     vectors = b[PANEL] // tools[LANES]
     for begin in range(0, channels, CHANNELS_AT_ONCE):
         several = min(CHANNELS_AT_ONCE, channels - begin)
-        invoke(tools[PACK_WEIGHTS], tools, packed, w, count, first + begin, several, taps * inner, width, g)
+        kernels = packed
+        if form == IN_PANELS:
+            kernels = w + (first + begin) * taps * inner * width
+        else:
+            invoke(tools[PACK_WEIGHTS], tools, packed, w, count, first + begin, several, taps * inner, width, g)
         # of the phases, or else of the taps that are summed directly, there is one
         run = several * taps if (taps == 1) | (phases == 1) else taps
         for one in range(0, several * taps, run):
             for phase in range(phases):
                 start, row_step, column_step, rows, columns = phase_taps(phase, width, g)
-                source = packed + (one * inner * width + start)
+                source = kernels + (one * inner * width + start)
                 target = u + (((begin + one // taps) * phases + phase) * taps + one % taps) * width
                 invoke(
                     tools[WEIGHT], source, row_step, column_step, rows, columns, vectors, target, u_step, run, inner * width,
@@ -118,7 +129,7 @@ TABLES, SLABS, INPUTS, PRODUCTS, RESULTS, SMALL, SPARE, WEIGHTS, READY, AREAS = 
 
 @helper
 def _blocks(begin, end, args):
-    at, items, workers, scratch, areas, tools, splits, packed, x, w, bias, y, status, g, b = args
+    at, items, workers, scratch, areas, tools, splits, form, x, w, bias, y, status, g, b = args
     ndim, per_c, per_k, size = g[DIMS], g[PER_C], g[PER_K], itemsize(at)
     xs, ws, ys, width = part(g, PARTS), part(g, PARTS + 1), part(g, PARTS + 2), b[PANEL] * itemsize(at)
     count, phases = element_counts(g, b)
@@ -149,14 +160,16 @@ def _blocks(begin, end, args):
             k = panel * b[PANEL]
             used = min(per_k - k, b[PANEL])
             w_k = w + (group * g[ws] + k * g[ws + 1])
+            if form == IN_PANELS:
+                w_k = w + (group * panels + panel) * per_c * b[TAPS] * inner_window(g) * width
             for first in range(0, per_c, b[CHUNK]):
                 passed = min(b[CHUNK], per_c - first)
                 u, step = weights + (panel * count * u_step if b[KEPT] else 0), u_step
-                if packed:
+                if form == TRANSFORMED:
                     step = spread_step(per_c * phases * b[TAPS] * width)
                     u = w + ((group * panels + panel) * count * step + first * phases * b[TAPS] * width)
                 elif not (b[KEPT] and ready[panel]):
-                    transform_weights(u, step, small, w_k, used, first, passed, g, b, tools, at)
+                    transform_weights(u, step, small, w_k, form, used, first, passed, g, b, tools, at)
                 for element in range(count):
                     invoke(
                         tools[PRODUCT], u + element * step, inputs + (element * b[V_STEP] + first * phases * plane) * size, tables,
@@ -172,13 +185,13 @@ def _blocks(begin, end, args):
 
 @kernel
 def winograd(
-    at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, tools: Address, splits: int, packed: int,
+    at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, tools: Address, splits: int, form: int,
     x: Address, w: Address, bias: Address, y: Address, status: Address, g: Address, b: Address,
 ) -> None:  # fmt: skip
     """y from x and w: an item is a block of tiles for some of the panels.
 
-    `tools`: see `tools_for`; w is `packed`: transformed, in panels, or lies as the vector g says. `status` gets a 1 for each image
-    of which a sum is not finite. The bias is in the accumulation dtype.
+    `tools`: see `tools_for`; w has one of the forms above, and lies as the vector g says if it is UNPACKED. `status` gets a 1 for
+    each image of which a sum is not finite. The bias is in the accumulation dtype.
     """
     parallel_for(
         region,
@@ -186,7 +199,7 @@ def winograd(
         items,
         _blocks,
         (
-            at, items, workers, scratch, pointer(areas, INT64), pointer(tools, INT64), splits, packed, x, w, bias, y, status,
+            at, items, workers, scratch, pointer(areas, INT64), pointer(tools, INT64), splits, form, x, w, bias, y, status,
             pointer(g, INT64), pointer(b, INT64),
         ),
     )  # fmt: skip
@@ -194,24 +207,38 @@ def winograd(
 
 @helper
 def _panels(begin, end, args):
-    at, tools, w, target, g, b = args
+    at, tools, form, w, target, g, b = args
     ws, per_c, per_k, width, panels = part(g, PARTS + 1), g[PER_C], g[PER_K], b[PANEL] * itemsize(at), -(-g[PER_K] // b[PANEL])
     count, phases = element_counts(g, b)
-    step = spread_step(per_c * phases * b[TAPS] * width)
-    small = scratch(CHANNELS_AT_ONCE * b[TAPS] * inner_window(g) * width)
+    step, taps = spread_step(per_c * phases * b[TAPS] * width), b[TAPS] * inner_window(g)
+    small = scratch(CHANNELS_AT_ONCE * taps * width)
     for item in range(begin, end):
         group, k = item // panels, item % panels * b[PANEL]
         source, used = w + (group * g[ws] + k * g[ws + 1]), min(per_k - k, b[PANEL])
-        transform_weights(target + item * count * step, step, memory(small), source, used, 0, per_c, g, b, tools, at)
+        if form == IN_PANELS:
+            invoke(tools[PACK_WEIGHTS], tools, target + item * per_c * taps * width, source, used, 0, per_c, taps, width, g)
+        else:
+            place = target + item * count * step
+            transform_weights(place, step, memory(small), source, UNPACKED, used, 0, per_c, g, b, tools, at)
     keep(small)
 
 
 @kernel
-def transform_all_weights(
-    at: Tag, region: int, workers: int, items: int, tools: Address, w: Address, target: Address, g: Address, b: Address
+def bind_weights(
+    at: Tag,
+    region: int,
+    workers: int,
+    items: int,
+    tools: Address,
+    form: int,
+    w: Address,
+    target: Address,
+    g: Address,
+    b: Address,
 ) -> None:
-    """All panels of w, transformed, for `winograd`: an item is a panel of a group."""
-    parallel_for(region, workers, items, _panels, (at, pointer(tools, INT64), w, target, pointer(g, INT64), pointer(b, INT64)))
+    """All panels of w in a form for `winograd`: an item is a panel of a group."""
+    args = at, pointer(tools, INT64), form, w, target, pointer(g, INT64), pointer(b, INT64)
+    parallel_for(region, workers, items, _panels, args)
 
 
 # --- the implementation --------------------------------------------------------------------------------------------------------
@@ -236,25 +263,28 @@ class WinogradExecutor(ForwardExecutor):
             transform_shape=tiles.transform,
         )  # fmt: skip
         self._kernel = winograd.specialise(problem.acc_dtype)
+        transformed = self._panels * problem.c * direct_terms(problem, tiles) * tiles.elements
+        self._form = TRANSFORMED if transformed * shape.width * self._acc.itemsize <= BOUND_BYTES else IN_PANELS
 
     def packed(self, w: Any) -> Weights:
-        """w transformed."""
-        problem = self._problem
-        rows, line = problem.groups * self._panels, 64 // self._acc.itemsize
-        tiles, shape = self._layout[:2]
-        step = spread((problem.c // problem.groups) * direct_terms(problem, tiles) * shape.width, line)
-        packed = np.empty(rows * tiles.elements * step, self._acc)
-        compiled = transform_all_weights.specialise(problem.acc_dtype)
+        """w transformed, or in panels if it would be too large."""
+        problem, (tiles, shape) = self._problem, self._layout[:2]
+        rows, per_c = problem.groups * self._panels, problem.c // problem.groups
+        size = per_c * math.prod(problem.kernel) * shape.width
+        if self._form == TRANSFORMED:
+            size = tiles.elements * spread(per_c * direct_terms(problem, tiles) * shape.width, 64 // self._acc.itemsize)
+        packed = np.empty(rows * size, self._acc)
+        compiled = bind_weights.specialise(problem.acc_dtype)
         vector = self._vectors((0,) * w.ndim, w.strides, (0,) * w.ndim)
-        run(compiled, rows, packed.size, self._tools, w, packed, vector, self._block)
+        run(compiled, rows, packed.size, self._tools, self._form, w, packed, vector, self._block)
         return Weights(packed, w.strides, True)
 
     def launch(self, x: Any, w: Weights, shift: Any, y: Any, status: Any, vector: Any) -> None:
         """Run `winograd`."""
         splits = parts_for(self._items, self._panels, self._work)
         run_with(
-            self._areas, self._kernel, self._items * splits, self._work, self._tools, splits, int(w.packed), x, w.array, shift, y,
-            status, vector, self._block,
+            self._areas, self._kernel, self._items * splits, self._work, self._tools, splits,
+            self._form if w.packed else UNPACKED, x, w.array, shift, y, status, vector, self._block,
         )  # fmt: skip
 
     def again(self, y: Any, ins: Any, images: Any) -> None:
