@@ -30,7 +30,6 @@ class _Part(JITCodeLibrary):
     def finalize(self) -> None:
         """Link, without optimising or making machine code."""
         for library in dict.fromkeys(self._linking_libraries):
-            self._reload_init.update(library._reload_init)
             self._final_module.link_in(library._get_module_for_linking(), preserve=True)
         self._finalized = True
 
@@ -84,10 +83,11 @@ class Entry(NamedTuple):
 
 
 class Library(NamedTuple):
-    """Machine code, and its entries."""
+    """Machine code, its entries, and what to call before they are used: a parallel loop needs Numba's threads."""
 
     code: Any
     entries: tuple[Entry, ...]
+    starts: tuple[Any, ...]
 
     @classmethod
     @global_compiler_lock
@@ -96,8 +96,9 @@ class Library(NamedTuple):
         context = cpu_target.target_context
         code = context.codegen().create_library(name)
         code.enable_object_caching()
-        entries = []
+        entries, starts = [], set()
         for part in parts:
+            starts.update(part.reload_init)
             code.add_linking_library(part.library)
             if python:
                 context.create_cpython_wrapper(code, part.fndesc, part.environment, part.call_helper, release_gil=True)
@@ -107,27 +108,27 @@ class Library(NamedTuple):
                 context.create_cfunc_wrapper(code, part.fndesc, part.environment, part.call_helper)
                 entries.append(Entry(part.fndesc.llvm_cfunc_wrapper_name, None))
         code.finalize()
-        return cls(code, tuple(entries))
+        return cls(code, tuple(entries), tuple(starts))
 
     def dumped(self) -> bytes:
         """For `loaded`."""
-        return bytes(dumps((self.code.name, self.code._get_compiled_object(), tuple(self.code._reload_init), self.entries)))
+        return bytes(dumps((self.code.name, self.code._get_compiled_object(), self.entries, self.starts)))
 
     @classmethod
     def loaded(cls, content: bytes) -> Library:
         """What was dumped."""
-        name, machine_code, starts, entries = pickle.loads(content)
+        name, machine_code, entries, starts = pickle.loads(content)
         context = cpu_target.target_context
         rtsys.initialize(context)  # all of Numba that machine code may need; to compile, far more is imported
         for start in starts:
-            start()  # what a parallel loop needs
+            start()
         code = context.codegen().create_library(name)
         code.enable_object_caching()
         code._set_compiled_object(machine_code)
         code._finalize_final_module()
         # Numba asks this set before it looks for a symbol
         code.codegen._engine._defined_symbols.update(entry.symbol for entry in entries)
-        return cls(code, entries)
+        return cls(code, entries, starts)
 
     def functions(self) -> tuple[Any, ...]:
         """The address of each C function, and a callable for each of the others."""
