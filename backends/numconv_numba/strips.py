@@ -14,7 +14,7 @@ import numpy as np
 
 from numconv.plugin import ConvProblem, np_dtype
 
-from .compiler import Address, Tag, helper, invoke, kernel
+from .compiler import Address, Tag, Unit, helper, invoke, kernel
 from .direct import clear, outer_source
 from .elements import INT64, itemsize
 from .geometry import (
@@ -362,16 +362,24 @@ SPLIT, PACK, TILE, SPREAD, SUMS_TILE, SMOOTH = range(6)
 """The functions that drivers call by address; the tiles are those of the driver: one writes results, the other sums."""
 
 
+SPLIT_PHASES = 1, 2, 4
+"""The strides of which the phases are parted in registers."""
+_packing = Unit(
+    "strips.packing",
+    lambda dtype, acc, lanes: [
+        (pack_strip, (dtype, acc)),
+        (spread, (lanes, acc)),
+        (dress, (lanes, acc)),
+        *((split_strip, ((phases, lanes), (dtype, acc))) for phases in SPLIT_PHASES),
+    ],
+)
+
+
 def entry_table(problem: ConvProblem, tile: int, sums_tile: int = 0) -> np.ndarray[Any, Any]:
     """Their addresses; 0 for a stride whose phases are packed an element at a time."""
     dtype, acc, phases = problem.dtype, problem.acc_dtype, problem.stride[-1]
     lanes = lanes_of(acc)
-    found = (
-        split_strip.address((phases, lanes), (dtype, acc)) if phases in (1, 2, 4) else 0,
-        pack_strip.address(dtype, acc),
-        tile,
-        spread.address(lanes, acc),
-        sums_tile,
-        dress.address(lanes, acc),
-    )
+    pack, spreading, dressed, *splits = _packing.functions(dtype, acc, lanes)
+    split = splits[SPLIT_PHASES.index(phases)] if phases in SPLIT_PHASES else 0
+    found = split, pack, tile, spreading, sums_tile, dressed
     return np.array(found, np.int64)
