@@ -14,7 +14,7 @@ import numpy as np
 
 from numconv.plugin import ConvProblem, np_dtype
 
-from .compiler import Address, Tag, helper, invoke, kernel
+from .compiler import Address, Tag, Unit, helper, invoke, kernel
 from .elements import INT64, itemsize
 from .geometry import (
     DILATION,
@@ -29,13 +29,12 @@ from .geometry import (
     part,
     source_index,
 )
-from .microkernels.activation import dress
-from .microkernels.copies import split, spread
+from .microkernels.copies import spread
 from .microkernels.emit import lanes_of
 from .packing import copy_cells, pack_borders, pack_places
 from .rows import clear, outer_source
 from .scalar import pointer
-from .slab import MOST_PHASES
+from .tools import row_tools, split_address
 
 __all__ = [
     "BAND", "BANDS", "CLASSES", "COLUMNS", "EXTRA", "FOLDED", "ITEMS", "KERNEL_ROWS", "LAG", "OUTER_OUTPUTS", "OUTER_TAPS",
@@ -363,16 +362,14 @@ SPLIT, PACK, TILE, SPREAD, SUMS_TILE, SMOOTH = range(6)
 """The functions that drivers call by address; the tiles are those of the driver: one writes results, the other sums."""
 
 
+_packing = Unit("strips.packing", lambda dtype, acc, lanes: [(pack_strip, (dtype, acc)), (spread, (lanes, acc))])
+
+
 def entry_table(problem: ConvProblem, tile: int, sums_tile: int = 0) -> np.ndarray[Any, Any]:
     """Their addresses; 0 for a stride whose phases are packed an element at a time."""
     dtype, acc, phases = problem.dtype, problem.acc_dtype, problem.stride[-1]
     lanes = lanes_of(acc)
-    found = (
-        split.address((phases, lanes), (dtype, acc)) if phases <= MOST_PHASES else 0,
-        pack_strip.address(dtype, acc),
-        tile,
-        spread.address(lanes, acc),
-        sums_tile,
-        dress.address(lanes, acc),
-    )
+    dressed, split = row_tools(dtype, acc, acc, lanes).dress, split_address(phases, dtype, acc, acc, lanes)
+    pack, spreading = _packing.functions(dtype, acc, lanes)
+    found = split, pack, tile, spreading, sums_tile, dressed
     return np.array(found, np.int64)

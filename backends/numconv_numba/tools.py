@@ -6,7 +6,7 @@ Those that come together are units: one run of the compiler, one file on disk.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from .panels import pack_panel, read_panel, write_panel, write_weights
 from .scalar import PAIRS, ROW_PAIRS
 from .slab import MOST_PHASES
 
-__all__ = ["dot_tools", "tools_for"]
+__all__ = ["dot_tools", "row_tools", "split_address", "tools_for"]
 
 SPLIT_TOGETHER = {PAIRS: 1, ROW_PAIRS: 0}
 """Phases of a row up to which splits are compiled together, by the dtype of factors; of single ones 6."""
@@ -42,6 +42,28 @@ _rows = Unit(
 )
 _panels = Unit("tools.panels", lambda dtype, factor, out, acc: [(pack_panel, (dtype, factor)), (write_panel, (out, acc))])
 _gradients = Unit("tools.gradients", lambda dtype, factor, out, acc: [(read_panel, (dtype, factor)), (write_weights, (out, acc))])
+
+
+class RowTools(NamedTuple):
+    """What serves rows of all kinds: addresses of the `transpose` that reads squares, of `dress`, of `split` for 1, 2, ... phases."""
+
+    squares: int
+    dress: int
+    splits: tuple[int, ...]
+
+
+def row_tools(dtype: str, acc: str, factor: str, lanes: int) -> RowTools:
+    """Of rows of `dtype` that are packed as `factor` for sums of `acc`."""
+    squares, dressed, *splits = _rows.functions(dtype, acc, factor, lanes)
+    return RowTools(squares, dressed, tuple(splits))
+
+
+def split_address(phases: int, dtype: str, acc: str, factor: str, lanes: int) -> int:
+    """The `split` of `row_tools` for so many phases; 0 for more than are parted in registers."""
+    splits = row_tools(dtype, acc, factor, lanes).splits
+    if phases <= len(splits):
+        return splits[phases - 1]
+    return int(split.address((phases, lanes), (dtype, factor))) if phases <= MOST_PHASES else 0
 
 
 @functools.cache
@@ -72,21 +94,20 @@ def tools_for(
     stored = FLUSHED if factor in (PAIRS, ROW_PAIRS) and out == "bfloat16" and host().pairs else out
     table = np.zeros(entries.COUNT, np.int64)
     table[entries.LANES] = lanes
-    squares, dressed, *splits = _rows.functions(dtype, acc, factor, lanes)
+    squares, dressed, _ = row_tools(dtype, acc, factor, lanes)
 
-    def split_address(phases: int, source: str, target: str) -> int:
-        if (source, target) == (dtype, factor) and phases <= len(splits):
-            return int(splits[phases - 1])
-        return split.address((phases, lanes), (source, target)) if phases <= MOST_PHASES else 0
+    def copy(source: str, target: str) -> int:
+        known = (source, target) == (dtype, factor)
+        return split_address(1, dtype, acc, factor, lanes) if known else split.address((1, lanes), (source, target))
 
     table[[entries.PACK, entries.READ_SQUARES, entries.DRESS]] = pack_slab.address(dtype, factor), squares, dressed
     if factor == ROW_PAIRS:
         table[entries.SPLIT] = join_neighbours.address(lanes, dtype)
         table[entries.READ_WORDS] = transpose.address(lanes, (acc, acc))
     else:
-        table[entries.SPLIT] = split_address(phases, dtype, factor)
-    table[entries.COPY] = split_address(1, acc, acc)
-    table[entries.READ_ROWS] = split_address(1, dtype, acc)
+        table[entries.SPLIT] = split_address(phases, dtype, acc, factor, lanes)
+    table[entries.COPY] = copy(acc, acc)
+    table[entries.READ_ROWS] = copy(dtype, acc)
     written = stored or acc
     table[entries.WRITE_SQUARES] = squares if (acc, written) == (dtype, acc) else transpose.address(lanes, (acc, written))
     if lines:
