@@ -420,7 +420,7 @@ class ImplicitGemm(DenseImplementation):
         products = tiles * (vectors * terms * tile.channels / 2 * 1.1 * rate + panels * TILE_CYCLES)
         # vectors of a panel that end with a row of outputs take another piece
         direct = tiles <= DIRECT_TILES and block.size[-1] % tile.lanes == 0
-        gathered = 0 if direct else terms * (vectors + pixels / block.size[-1]) * 5
+        gathered = terms * (vectors + pixels / block.size[-1]) * (2 if direct else 5)
         packed = 0 if in_place else pack_cycles(block, depth * problem.groups)
         # kernels are flipped in an input_grad, where the terms of an output channel do not follow each other
         packs = problem.dtype != problem.acc_dtype or (problem.flip and math.prod(problem.kernel) > 1)
