@@ -205,8 +205,12 @@ class Direct(Implementation):
         return Verdict.yes()
 
     def cost(self, problem: ConvProblem) -> float:
-        """Rows are short of registers: about a tenth of the peak, and some time for each row."""
+        """Rows are short of registers: about a tenth of the peak, and some time for each row; integers and complex fare better."""
         rows = problem.flops / 2 / max(1, min(problem.output[-1], ROW))
+        if "int" in problem.dtype:
+            return 3e-6 + problem.flops * np_dtype(problem.acc_dtype).itemsize / 1.2e11 + rows * 2.5e-9
+        if "complex" in problem.dtype and problem.op == "forward":
+            return 3e-6 + problem.flops * np_dtype(problem.acc_dtype).itemsize / 1e12 + rows * 1e-9
         return 3e-6 + problem.flops / 1.5e10 + rows * 1.5e-8
 
     def workspace(self, problem: ConvProblem) -> int:

@@ -45,7 +45,7 @@ MOST_ROWS = 8
 MOST_COLUMNS = 31
 WIDTHS = (1, 2, 3, 4, 7)
 """Vectors of a tile: few, so that few are compiled."""
-SLICED = 1.25
+SLICED = 1.45
 """What sums over several slices cost against what is counted, on the scale of other tiles."""
 WORK = 16
 """Multiply-adds that would take a cycle: with small planes most of the time is not theirs."""

@@ -36,7 +36,7 @@ from .weight_sums import Finish, in_order
 __all__ = ["PlanewiseWeights"]
 
 MOST_COLUMNS = 12
-SLICED, LARGE = 1.15, 1.1
+SLICED, LARGE = 1.11, 1.2
 """What several slices, and planes beyond the first-level cache, cost against what is counted."""
 
 
