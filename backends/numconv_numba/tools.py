@@ -45,7 +45,7 @@ _gradients = Unit("tools.gradients", lambda dtype, factor, out, acc: [(read_pane
 
 
 class RowTools(NamedTuple):
-    """What serves rows of all kinds: addresses of the `transpose` that reads squares, of `dress`, of `split` for 1, 2, ... phases."""
+    """What serves rows of all kinds: addresses of the `transpose` that reads squares, `dress`, and `split` for 1, 2, ... phases."""
 
     squares: int
     dress: int
