@@ -83,7 +83,7 @@ def cost_of(problem: ConvProblem, layout: Layout) -> float:
     # shared, both of two threads transform its input; weights that are kept, each thread transforms for itself.
     shared = 2 if pieces == 1 else 1
     vectors = pieces * block.images * per_c * math.prod(tiles.phases) * layout.plane / shape.lanes
-    inputs = shared * (pack_cycles(block, problem.c) * 1.1 + vectors * tiles.elements * 9.5)
+    inputs = shared * (pack_cycles(block, problem.c) * 2 + vectors * tiles.elements * 9.5)
     outputs = pieces * panels * shape.vectors * block.tiles * (tiles.elements * 1.4 + math.prod(tiles.outputs) * 1.7)
     times = 2 * problem.groups if layout.kept else pieces
     transformed = panels * shape.vectors * terms * tiles.elements * 4.2

@@ -142,6 +142,11 @@ class Emitter:
         """A stack slot that starts at zero; the optimiser turns it into a register."""
         return cgutils.alloca_once_value(self._builder, self.zero)
 
+    def opaque(self, address: Any) -> Any:
+        """The same address, whose steps in a loop LLVM does not see: it would keep one induction variable for each offset from it."""
+        kind = ir.FunctionType(address.type, [address.type])
+        return self._builder.asm(kind, "", "=r,0", [address], side_effect=False)
+
     def at(self, address: Any, offset: Any) -> Any:
         """The address `offset` bytes further."""
         return self._builder.gep(address, [_i64(offset) if isinstance(offset, int) else offset])
