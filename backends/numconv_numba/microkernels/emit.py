@@ -143,7 +143,7 @@ class Emitter:
         return cgutils.alloca_once_value(self._builder, self.zero)
 
     def opaque(self, address: Any) -> Any:
-        """The same address, whose steps in a loop LLVM does not see: it would keep an induction variable for each offset from it."""
+        """The same address, whose steps in a loop LLVM does not see: else it keeps an induction variable for each offset."""
         kind = ir.FunctionType(address.type, [address.type])
         return self._builder.asm(kind, "", "=r,0", [address], side_effect=False)
 
