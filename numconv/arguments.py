@@ -166,10 +166,18 @@ def geometry_options(
     output_padding: Any = 0,
 ) -> tuple[Any, ...]:
     """The options of a convolution in hashable form, in the order of `Geometry`, whose construction would cost as much again."""
+    # an integer is taken as it is: a call costs more than the look-up of a plan
     return (
-        freeze(stride, "stride"), freeze(padding, "padding"), freeze(dilation, "dilation"), freeze(groups, "groups"), pad_mode,
-        flag(flip, "flip"), layout, activation, freeze(output_padding, "output_padding"),
-    )  # fmt: skip
+        stride if stride.__class__ is int else freeze(stride, "stride"),
+        padding if padding.__class__ is int else freeze(padding, "padding"),
+        dilation if dilation.__class__ is int else freeze(dilation, "dilation"),
+        groups if groups.__class__ is int else freeze(groups, "groups"),
+        pad_mode,
+        flip if flip is False else flag(flip, "flip"),
+        layout,
+        activation,
+        output_padding if output_padding.__class__ is int else freeze(output_padding, "output_padding"),
+    )
 
 
 def pool_options(

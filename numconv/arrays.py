@@ -18,7 +18,7 @@ from .errors import ProblemError
 _OVERLAP_WORK = 100_000
 """Candidate solutions examined before two views count as overlapping."""
 
-__all__ = ["DeviceArray", "as_array", "check_out", "device_of", "empty", "plain", "scratch"]
+__all__ = ["DeviceArray", "as_array", "check_out", "device_of", "empty", "on_line", "plain", "scratch"]
 
 
 class DeviceArray:
@@ -181,10 +181,25 @@ def device_of(array: Any) -> str:
     return "cpu" if isinstance(array, np.ndarray) or _interface(array, "an array") is None else "gpu"
 
 
+LINE = 64
+"""Bytes of a cache line, and of the widest vectors."""
+ALIGNED_BYTES = 1024 * 1024
+"""Results from this size on start on a cache line: there stores that cross lines cost more than finding the place."""
+
+
+def on_line(shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
+    """An uninitialised NumPy array, which starts on a cache line if it is large."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < ALIGNED_BYTES:
+        return np.empty(shape, dtype)
+    memory = np.empty(size + LINE, np.uint8)
+    return np.ndarray(shape, dtype, memory, -memory.ctypes.data % LINE)
+
+
 def empty(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
     """An uninitialised array of the library, and on the device, of `like`."""
     if like is None or isinstance(like, np.ndarray):
-        return np.empty(shape, dtype)
+        return on_line(shape, np.dtype(dtype))
     owner = like.owner if isinstance(like, DeviceArray) else like
     library = _library(owner)
     if library == "torch":

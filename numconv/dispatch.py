@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .arguments import Geometry, PoolGeometry, Request, problem_of
-from .arrays import as_array, check_out, device_of, empty, plain
+from .arrays import as_array, check_out, device_of, empty, on_line, plain
 from .context import Context, current
 from .errors import BackendUnavailableError, ProblemError
 from .plugin import np_dtype
@@ -145,17 +145,17 @@ class Plan:
             f"{known.shape} and {known.dtype}{dims}"
         )
 
-    def execute(self, ins: list[Any], out: Any = None) -> Any:
+    def execute(self, ins: Sequence[Any], out: Any = None) -> Any:
         """Compute on arrays that are known to fit."""
         outs = self.results(ins, out)
         self.compute(outs, ins)
         return outs[0] if len(outs) == 1 else tuple(outs)
 
-    def results(self, ins: list[Any], out: Any) -> list[Any]:
+    def results(self, ins: Sequence[Any], out: Any) -> list[Any]:
         """The arrays for the results: those of `out`, checked, or new ones where it is None."""
         if out is None:
             if type(ins[0]) is np.ndarray:
-                return [np.empty(each.shape, each.dtype) for each in self._outs]
+                return [on_line(each.shape, each.dtype) for each in self._outs]
             return [empty(each.shape, each.dtype, ins[0]) for each in self._outs]
         given = list(out) if isinstance(out, tuple | list) else [out]
         if len(given) != len(self._outs):
@@ -173,14 +173,18 @@ class Plan:
         """The arrays of which the results are the gradients."""
         return _gradient_names(self._outs)
 
-    def compute(self, outs: list[Any], ins: list[Any]) -> None:
+    def compute(self, outs: list[Any], ins: Sequence[Any]) -> None:
         """Fill `outs`."""
-        if self._plain:
-            self._executor([v if type(v) is np.ndarray else plain(v) for v in outs], ins)
-        else:
+        if not self._plain:
             self._compute_with(self._executor, self._ins, outs, ins)
+            return
+        for array in outs:
+            if type(array) is not np.ndarray:
+                outs = list(map(plain, outs))
+                break
+        self._executor(outs, ins)
 
-    def _compute_with(self, executor: Any, known: tuple[_Array, ...], outs: list[Any], ins: list[Any]) -> None:
+    def _compute_with(self, executor: Any, known: tuple[_Array, ...], outs: list[Any], ins: Sequence[Any]) -> None:
         views = [a.canonical(v) for a, v in zip(known, ins, strict=True)]
         executor([a.canonical(plain(v)) for a, v in zip(self._outs, outs, strict=True)], views)
 
@@ -364,19 +368,37 @@ def find_plan(op: str, x_shape: Any, w_shape: Any, dtype: Any, options: Any, cho
 
 def prepare(
     op: str, arrays: tuple[Any, ...], x: Any, w: Any, options: tuple[Any, ...], choice: Choice, bias: bool = False
-) -> tuple[Plan, list[Any]]:
+) -> tuple[Plan, Sequence[Any]]:
     """The plan of a call, and its arrays, checked.
 
     `x` and `w` are the two shapes of a `numconv.arguments.Request`, or the positions in `arrays` of the arrays that have them.
     """
-    ins = list(arrays)
-    for position, array in enumerate(arrays):
-        if type(array) is not np.ndarray or not (array.dtype.isnative and array.flags.aligned):
-            ins[position] = as_array(array, op, _names(op, options)[position])
+    for array in arrays:
+        if type(array) is not np.ndarray or not array.flags.aligned:
+            return _prepare_any(op, arrays, x, w, options, choice, bias)
+    x_shape = arrays[x].shape if x.__class__ is int else x
+    w_shape = arrays[w].shape if w.__class__ is int and op in _WEIGHTED else w
+    try:
+        plan = find_plan(op, x_shape, w_shape, arrays[0].dtype, options, choice, bias, "cpu")
+    except ProblemError:
+        _check_kinds(op, _names(op, options), arrays)
+        raise
+    for array, known in zip(arrays, plan._ins, strict=True):
+        # a dtype in the byte order of another machine is never the plan's own
+        if array.dtype is not known.dtype or array.shape != known.shape:
+            return _prepare_any(op, arrays, x, w, options, choice, bias)
+    return plan, arrays
+
+
+def _prepare_any(
+    op: str, arrays: tuple[Any, ...], x: Any, w: Any, options: tuple[Any, ...], choice: Choice, bias: bool
+) -> tuple[Plan, Sequence[Any]]:
+    """`prepare` for arrays of any kind, and for those that do not fit."""
+    ins = [as_array(array, op, name) for array, name in zip(arrays, _names(op, options), strict=False)]
     first = ins[0]
     device = "cpu" if type(first) is np.ndarray else device_of(first)
     x_shape = ins[x].shape if x.__class__ is int else x
-    w_shape = ins[w].shape if w.__class__ is int and op.startswith(_WEIGHTED) else w
+    w_shape = ins[w].shape if w.__class__ is int and op in _WEIGHTED else w
     try:
         plan = find_plan(op, x_shape, w_shape, first.dtype, options, choice, bias, device)
     except ProblemError:
@@ -401,7 +423,7 @@ def run(
 
 
 # The functions whose second shape is that of an array: for the others an integer is a window or a width.
-_WEIGHTED = ("conv", "max_unpool")
+_WEIGHTED = frozenset(name for name in SIGNATURES if name.startswith(("conv", "max_unpool")))
 
 
 def _names(op: str, options: tuple[Any, ...]) -> tuple[str, ...]:
@@ -410,7 +432,7 @@ def _names(op: str, options: tuple[Any, ...]) -> tuple[str, ...]:
     return tuple(name.lower() for name in SIGNATURES[op][0])
 
 
-def _check_kinds(op: str, names: tuple[str, ...], ins: list[Any]) -> None:
+def _check_kinds(op: str, names: tuple[str, ...], ins: Sequence[Any]) -> None:
     """Raise if two inputs differ in dtype, or live on different devices."""
     first = ins[0]
     for name, array in zip(names, ins, strict=False):

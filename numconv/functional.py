@@ -328,7 +328,7 @@ def as_grads(op: str, out: Any) -> ConvGrads:
 
 
 def compute_grads(
-    calls: Sequence[tuple[Plan, list[Any]]], others: Sequence[Any], outs: ConvGrads, needs: Sequence[str]
+    calls: Sequence[tuple[Plan, Sequence[Any]]], others: Sequence[Any], outs: ConvGrads, needs: Sequence[str]
 ) -> ConvGrads:
     """The gradients of plans with their arrays; every result is checked before any of them is computed.
 

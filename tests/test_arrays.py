@@ -254,6 +254,16 @@ def test_out(call, form):
         np.testing.assert_allclose(np.asarray(given), values, rtol=1e-13)
 
 
+@pytest.mark.parametrize(("side", "dtype"), [(600, "float32"), (601, "float64"), (3, "float32")])
+def test_results_are_writeable_arrays_of_their_own_on_cache_lines_where_they_are_large(side, dtype):
+    x, w = np.ones((1, 1, side, side), dtype), np.ones((1, 1, 1, 1), dtype)
+    y, other = nc.conv(x, w), nc.conv(x, w)
+    assert y.flags.carray
+    assert not np.shares_memory(y, other)
+    assert y.nbytes < 2**20 or y.ctypes.data % 64 == 0
+    np.testing.assert_array_equal(y, x)
+
+
 @every_call
 def test_out_in_a_tuple_may_be_left_open(call):
     expected = call()

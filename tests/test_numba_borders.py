@@ -67,7 +67,7 @@ def test_activations_are_accurate_to_a_few_units(activation, dtype):
     else:
         expected = [v * math.erfc(-v / math.sqrt(2)) / 2 for v in x.tolist()]
     expected = np.where(x == -np.inf, np.nan, expected)
-    for algorithm in ("direct", "blocked", "implicit_gemm"):
+    for algorithm in ("direct", "blocked", "implicit_gemm", "depthwise", "planewise"):
         y = nc.conv(x[None, None], np.ones((1, 1, 1), dtype), activation=activation, backend="numba", algorithm=algorithm)[0, 0]
         # erfc of a rounded argument is as far off as the square of that
         np.testing.assert_allclose(y, expected, rtol=6 * np.finfo(dtype).eps if dtype == "float32" else 1e-13)

@@ -10,12 +10,14 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from numconv_numba import patches
+from numconv_numba import patches, winograd
 from numconv_numba.blocked import layout_for
+from numconv_numba.winograd import Winograd
 
 import numconv as nc
 from numconv.plugin import parse
 from numconv.registry import default_registry
+from numconv.testing import check
 
 DENSE = [
     "n1 c3 k40 g1 in38x37 w7x7 s2 p3 d1",
@@ -25,8 +27,11 @@ DENSE = [
     "n1 c8 k16 g1 in9x14x13 w3x3x3 s2 p1 d1",
     "n2 c12 k40 g2 in45 w5 s3 p2 d2",
     "n2 c6 k20 g1 in23x30 w5x4 s1x2 p2 d1",
+    "n1 c30 k20 g1 in13x95 w3x3 s1x2 p1 d1",
+    "n2 c40 k24 g1 in9x11x14 w1x1x1 s2x3x2 p0 d1",
+    "n1 c40 k24 g1 in9x20 w1x1 s2 p1 d1",
 ]
-LOSSY = ("winograd", "fft")
+LOSSY = ("winograd", "interleaved", "fft")
 
 
 def rows_of(problem):
@@ -96,7 +101,7 @@ def test_gradients_of_windows_that_lie_apart(geometry, flip, bytes_at_once, rng,
     y, w, bias = integers(problem, rng)
     rows = {each.name: each for each in rows_of(problem)}
     expected = computed(rows["direct"], problem, [y, w, bias])[0]
-    for name in ("tile", "blocked", "implicit_gemm"):
+    for name in ("tile", "blocked", "implicit_gemm", "subpixel"):
         np.testing.assert_array_equal(computed(rows[name], problem, [y, w, bias])[0], expected, err_msg=name)
         bound = np.full_like(expected, np.nan)
         rows[name].build(problem).bind(w)((bound,), (y, bias))
@@ -177,6 +182,18 @@ def test_winograd_is_never_chosen_where_every_bit_or_plain_sums_are_asked_for():
     assert nc.explain("conv", (1, 64, 56, 56), (64, 64, 3, 3), padding=1, backend="numba").chosen.algorithm == "winograd"
 
 
+@pytest.mark.parametrize("text", ["n2 c12 k40 g2 in19x21 w5x5 s2 p2 d1", "n3 c9 k70 g1 in6x9x11 w2x3x3 s1 p1 d1"])
+def test_winograd_transforms_bound_weights_in_parts_where_they_would_leave_the_caches(text, monkeypatch, rng):
+    problem = parse(f"conv forward f32 {text}")
+    x, w = (rng.standard_normal(shape, np.float32) for shape in problem.input_shapes)
+    (expected,) = computed(Winograd(), problem, (x, w))
+    for most in (winograd.BOUND_BYTES, 0):
+        monkeypatch.setattr(winograd, "BOUND_BYTES", most)
+        got = np.full_like(expected, np.nan)
+        Winograd().build(problem).bind(w)((got,), (x,))
+        np.testing.assert_array_equal(got, expected)
+
+
 def test_winograd_matrices_compute_a_convolution(rng):
     from numconv_numba.microkernels.transforms import matrices
 
@@ -232,6 +249,93 @@ def test_winograd_weight_gradients_are_as_accurate_as_one_chain(signed, rng):
     assert errors["winograd"] < 2 * errors["blocked"]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "f32 n2 c37 k21 g1 in13x140 w4x4 s2 p1 d1 bias=x",  # rows long enough to be put together first
+        "f32 n3 c20 k18 g2 in10x9 w3x3 s2 p1 d1 bias=x act=silu",
+        "f64 n1 c9 k40 g1 in5x12x41 w2x3x3 s1x3x2 p0x1x2:0 d1x2x1 flip=1 bias=x act=relu",
+        "f16 n2 c18 k12 g1 in80 w16 s8 p4 d1",
+        "f32 n1 c4 k3 g1 in3x2 w1x2 s4x3 p0 d1",  # more phases than places
+        "f32 n2 c33 k7 g1 in9x9 w3x3 s2 p1 d1 layout=channels_last bias=x act=gelu",
+    ],
+)
+def test_strided_gradients_in_one_pass(text, rng):
+    """Every dtype, layout and activation; integers exactly, and what is not finite where it belongs."""
+    problem = parse(f"conv input_grad {text}")
+    check(problem, "numba", "subpixel", rng=rng)
+    if problem.activation is None:
+        for watched in (0, 1):
+            check(problem, "numba", "subpixel", rng=rng, nonfinite=(watched,))
+
+
+def test_phases_of_subpixel_share_the_taps():
+    """No zeros are multiplied: each tap belongs to one phase, and reads inside the window that all of them share."""
+    from numconv_numba.phases import phases_of
+
+    problem = parse("conv input_grad f32 n1 c2 k3 g1 in13x16 w5x3 s3x2 p2:1x0 d2x3")
+    phases = phases_of(problem)
+    assert phases.counts == (3, 2)
+    assert sorted(number for phase in phases.taps for number, _ in phase) == list(range(15))
+    for phase in phases.taps:
+        assert all(0 <= place < size for _, places in phase for place, size in zip(places, phases.window.kernel, strict=True))
+    assert phases.window.output == (5, 8)
+
+
+@pytest.mark.parametrize("bytes_at_once", [1, 1 << 22])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "f32 n3 c5 k24 g1 in70x26 w4x4 s2 p1 d1 bias=x act=relu",
+        "f64 n2 c3 k9 g1 in83x41 w7x5 s2 p3x2 d1 flip=1",
+        "f32 n2 c6 k12 g1 in642 w16 s8 p4 d1",
+        "f32 n1 c4 k8 g1 in120x27 w6x6 s3 p0 d1",
+        "f32 n1 c4 k6 g1 in9x14x16 w4x4x4 s2 p1 d1",
+    ],
+)
+def test_strided_gradients_by_winograd(text, bytes_at_once, rng, monkeypatch):
+    """In one piece or in several; NaN where it belongs; bound weights, results with gaps and other threads give the same."""
+    from numconv_numba import interleaved
+
+    monkeypatch.setattr(interleaved, "MOST_BYTES", bytes_at_once)
+    monkeypatch.setattr(interleaved, "MOST_WEIGHTS", 0)
+    interleaved._pieces.cache_clear()
+    problem = parse(f"conv input_grad {text}")
+    row = next(each for each in rows_of(problem) if each.name == "interleaved")
+    check(problem, "numba", "interleaved", rng=rng, integer=False)
+    if problem.activation is None:
+        check(problem, "numba", "interleaved", rng=rng, nonfinite=(0,))
+        check(problem, "numba", "interleaved", rng=rng, nonfinite=(1,))
+    y, w, *bias = (rng.standard_normal(shape).astype(problem.dtype) for shape in problem.input_shapes)
+    expected = computed(row, problem, [y, w, *bias])[0]
+    apart = np.full((*problem.x_shape, 2), np.nan, problem.dtype)[..., 0]
+    row.build(problem)((apart,), (y, w, *bias))
+    np.testing.assert_array_equal(apart, expected)
+    with nc.using(threads=1):
+        np.testing.assert_array_equal(computed(row, problem, [y, w, *bias])[0], expected)
+    bound = np.full_like(expected, np.nan)
+    row.build(problem).bind(w)((bound,), (y, *bias))
+    np.testing.assert_array_equal(bound, expected)
+    interleaved._pieces.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("geometry", "reason"),
+    [
+        ("n1 c8 k8 g1 in33x33 w3x3 s2 p1 d1", "half the taps"),
+        ("n1 c8 k8 g1 in90 w6 s3 p1 d1", "positions that no window reads"),
+        ("n1 c8 k8 g1 in16x16 w2x2 s2 p0 d1", "2 to 5 taps"),
+        ("n1 c8 k8 g2 in16x16 w4x4 s2 p1 d1", "2 groups"),
+    ],
+)
+def test_what_zeros_or_rounding_would_reach_is_refused(geometry, reason):
+    from numconv_numba.interleaved import Interleaved
+
+    verdict = Interleaved().supports(parse(f"conv input_grad f32 {geometry}"))
+    assert not verdict
+    assert reason in verdict.reason
+
+
 HOSTS = """
 import json, sys
 import numpy as np
@@ -242,7 +346,8 @@ from numconv_numba.microkernels.emit import host
 rng = np.random.default_rng(1)
 for text in sys.argv[1:]:
     problem = parse(text)
-    for algorithm in ("blocked", "winograd") if problem.op == "weight_grad" else ("tile", "blocked", "winograd", "implicit_gemm"):
+    forward = ("subpixel",) if max(problem.stride) > 1 else ("tile", "blocked", "winograd", "implicit_gemm")
+    for algorithm in ("blocked", "winograd") if problem.op == "weight_grad" else forward:
         for integer in (True, False):
             check(problem, "numba", algorithm, rng=rng, integer=integer)
 print(json.dumps(host().width))
@@ -254,6 +359,7 @@ print(json.dumps(host().width))
 def test_narrower_processors(tmp_path, name, features, width):
     """The same kernels for AVX2 and for 128 bits."""
     texts = [f"conv {op} f32 n2 c5 k19 g1 in11x13 w3x3 s1 p1 d1" for op in ("forward", "input_grad", "weight_grad")]
+    texts.append("conv input_grad f32 n2 c19 k5 g1 in11x43 w3x3 s2 p1 d1")
     environment = os.environ | {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features, "NUMCONV_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", HOSTS, *texts], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -282,7 +388,7 @@ def test_rectangles_are_transposed_and_what_is_not_finite_is_told(dtype, biased,
         assert found == (bad != 0)
 
 
-@pytest.mark.parametrize("phases", [1, 2, 3])
+@pytest.mark.parametrize("phases", [1, 2, 3, 4])
 def test_planes_of_rows_are_split_and_nothing_beside_them_is_written(phases, rng):
     from numconv_numba.microkernels.copies import split
     from numconv_numba.microkernels.emit import lanes_of
@@ -290,7 +396,7 @@ def test_planes_of_rows_are_split_and_nothing_beside_them_is_written(phases, rng
     lanes = lanes_of("float32")
     run = split.specialise((phases, lanes), ("float32", "float32"))
     for _ in range(200):
-        size, start, count = (int(rng.integers(low, high)) for low, high in ((1, 90), (-40, 40), (1, 3 * lanes)))
+        size, start, count = (int(rng.integers(low, high)) for low, high in ((1, 150), (-150, 150), (1, 6 * lanes)))
         x = rng.standard_normal((2, 3, size), dtype="float32")
         y = np.full((2, 3, phases, count + 5), -7, np.float32)
         run(x, start, size, y, y.strides[2], count, 3, x.strides[1], y.strides[1], 2, x.strides[0], y.strides[0])
@@ -305,3 +411,19 @@ def test_a_batch_of_small_images_has_work_for_several_threads():
 
     assert layout_for(parse("conv forward f32 n64 c32 k64 g1 in4x4 w3x3 s1 p1 d1")).block.pieces >= 8
     assert layout_for(parse("conv forward f32 n3 c32 k64 g1 in4x4 w3x3 s1 p1 d1")).block.pieces == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "changes"),
+    [
+        ("f32 n2 c3 k11 g1 in29x13 w3x3 s1 p1 d1", {"bias": "y", "activation": "relu"}),
+        ("f32 n2 c3 k11 g1 in29x13 w3x3 s1 p1 d1", {"bias": "y", "activation": "silu"}),
+        ("f32 n1 c3 k9 g1 in29x13 w3x3 s1 p1 d1", {"layout": "channels_last", "bias": "y"}),
+        ("f64 n2 c4 k6 g2 in45 w5 s3 p2 d2", {"bias": "y"}),
+        ("f16 n1 c3 k9 g1 in5x7x18 w3x2x3 s1 p1 d1", {"bias": "y"}),
+        ("f32 n1 c2 k3 g1 in3x4x5x6 w2x3x2x3 s1 p1 d1", {}),
+    ],
+)
+def test_tiles_write_lines(text, changes, rng):
+    """Lines, planes and what lies beyond them, with bias and activation, in every dtype and layout."""
+    check(parse(f"conv forward {text}").replace(**changes), "numba", "tile", rng=rng)

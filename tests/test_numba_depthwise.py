@@ -110,22 +110,6 @@ def test_it_is_chosen_for_few_channels_only():
     assert chosen((1, 64, 4000), (64, 64, 9), padding=4) != "depthwise"
 
 
-@pytest.mark.parametrize("phases", [1, 2, 4])
-def test_rows_are_split_into_phases_between_zeros(phases, rng):
-    from numconv_numba.microkernels.copies import split_strip
-    from numconv_numba.microkernels.emit import lanes_of
-
-    lanes = lanes_of("float32")
-    run = split_strip.specialise((phases, lanes), ("float32", "float32"))
-    for _ in range(200):
-        size, start, vectors = (int(rng.integers(low, high)) for low, high in ((1, 150), (-150, 150), (1, 7)))
-        x, y = rng.standard_normal((3, size), dtype="float32"), np.full((3, phases, vectors * lanes), np.nan, "float32")
-        run(x, start, size, y, y.strides[1], vectors * lanes, 3, x.strides[0], y.strides[0])
-        places = start + np.arange(vectors * lanes) * phases + np.arange(phases)[:, None]
-        expected = np.where((places >= 0) & (places < size), x[:, places.clip(0, size - 1)], 0)
-        np.testing.assert_array_equal(y, expected)
-
-
 HOSTS = """
 import json, sys
 import numpy as np

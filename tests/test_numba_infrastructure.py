@@ -26,7 +26,8 @@ pytest.importorskip("numba")
 from numba.core.errors import TypingError
 from numba.core.registry import cpu_target
 from numconv_numba import cache, compiler, threads
-from numconv_numba.compiler import Address, Tag, Vector, helper, kernel, matches, value
+from numconv_numba.compiler import Address, Tag, Unit, Vector, helper, invoke, kernel, matches, value
+from numconv_numba.parts import Library
 from numconv_numba.scalar import add, conj, is_null, load, muladd, store, wide_vectors, zero
 from numconv_numba.threads import parallel_for, run
 
@@ -259,13 +260,17 @@ def test_generic_processor():
     python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "test_scalar", str(HERE), NUMBA_CPU_NAME="generic")
 
 
+def assembly(kernel, *tags):
+    return Library.compiled(kernel.name, [kernel.part(tags)], python=True).code.get_asm_str()
+
+
 def test_unit_stride_loops_are_vectorised():
     features = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
     if "+fma" not in features or "+avx2" not in features:
         pytest.skip("the register names looked for are those of x86-64 with AVX2")
-    assert re.search(r"vfmadd\w+ps\s.*%[yz]mm", axpy.result("float32", 4).library.get_asm_str())
+    assert re.search(r"vfmadd\w+ps\s.*%[yz]mm", assembly(axpy, "float32", 4))
     if "+avx512f" in features:
-        assert re.search(r"vfmadd\w+ps\s.*%zmm", scale_wide.result().library.get_asm_str())
+        assert re.search(r"vfmadd\w+ps\s.*%zmm", assembly(scale_wide))
 
 
 def test_tags_are_constants():
@@ -304,6 +309,41 @@ def test_long_compilations_are_logged(monkeypatch, caplog):
         axpy.specialise("uint16", 2)
     (record,) = caplog.records
     assert re.fullmatch(rf"compiled kernel {re.escape(axpy.name)} for uint16, 2 in \d+\.\d s", record.getMessage())
+
+
+@kernel
+def twice(dtype: Tag, lanes: Tag, y: Address):
+    axpy_item = load(y, dtype)
+    store(y, add(axpy_item, axpy_item), dtype)
+
+
+@kernel
+def thrice(dtype: Tag, lanes: Tag, y: Address):
+    item = load(y, dtype)
+    store(y, add(add(item, item), item), dtype)
+
+
+@kernel
+def call_both(first: int, second: int, y: Address):
+    invoke(first, y)
+    invoke(second, y)
+
+
+def test_a_unit_is_one_run_of_the_compiler_and_one_file(fresh_folders):
+    unit = Unit("twice_and_thrice", lambda dtype: [(each, (dtype, lanes)) for each, lanes in ((twice, 1), (thrice, 2))])
+    first, second = unit.functions("float32")
+    y = np.ones(1, np.float32)
+    call_both.specialise()(first, second, y)
+    assert y[0] == 6
+    assert (unit.statistics.signatures, unit.statistics.misses) == (1, 1)
+    assert len(list(cache.FILES.info().path.glob("twice_and_thrice-*"))) == 1
+    assert unit.functions("float32") == (first, second)
+    again = Unit(unit.name, unit._members)
+    loaded = again.functions("float32")
+    assert (again.statistics.hits, again.statistics.misses) == (1, 0)
+    call_both.specialise()(*loaded, y)
+    assert y[0] == 36
+    assert compiler.statistics()[unit.name].signatures == 2
 
 
 def refused(function, match):

@@ -7,7 +7,8 @@ import pytest
 
 pytest.importorskip("numba")
 
-from numconv_numba.pooling import PART, ROW, Pool
+from numconv_numba.pooling import Pool
+from numconv_numba.window_rows import PART, ROW
 from numconv_numba.windows import Windows
 
 import numconv

@@ -7,6 +7,8 @@ import pytest
 
 pytest.importorskip("numba")
 
+from numconv_numba.crosswise_plans import bands_of, groups_of
+from numconv_numba.crosswise_pooling import CrosswisePool
 from numconv_numba.direct import Direct
 from numconv_numba.flat_unpooling import FlatUnpool
 from numconv_numba.pooling import Pool
@@ -75,7 +77,9 @@ def test_maxima_have_the_bits_of_the_general_implementation(stride, size, rng):
     x[0, 2] = -np.inf
     assert bits(run(VectorPool, problem, [x])) == bits(run(Pool, problem, [x]))
     assert bits(run(WidePool, problem, [x])) == bits(run(Pool, problem, [x]))
+    assert bits(run(CrosswisePool, problem, [x])) == bits(run(Pool, problem, [x]))
     assert bits(run(VectorPool, problem.replace(indices=False), [x])) == bits(run(Pool, problem, [x])[:1])
+    assert bits(run(CrosswisePool, problem.replace(indices=False), [x])) == bits(run(Pool, problem, [x])[:1])
 
 
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
@@ -115,9 +119,11 @@ def test_winners_from_elsewhere_are_taken_where_they_are(rng):
         (VectorScatter, "pool max_pool_backward f32 n2 c5 in61x67 w3x3 s2x1 p1 d1"),
         (VectorWindows, "window unfold f32 n2 c5 in60x67 w3x3 s1 p1 d1"),
         (VectorWindows, "window fold f32 n2 c5 in60x67 w3x3 s1 p1 d1"),
+        (VectorWindows, "window fold f32 n2 c5 in60x167 w3x9 s1x6 p1 d1"),
         (VectorWindows, "window pad f32 n2 c5 in60x67 w1x1 s1 p3 d1 pad=reflect"),
         (VectorWindows, "window pad_backward f32 n2 c5 in60x67 w1x1 s1 p3 d1 pad=circular"),
         (WideScatter, "pool max_pool_backward f32 n2 c5 in61x367 w3x40 s2x39 p1x3 d1"),
+        *((CrosswisePool, f"pool {op} f32 n3 c37 in61x67 w3x3 s2x1 p1 d1") for op in POOLS),
         (Woven, "conv input_grad f32 n2 c5 k5 g5 in120x131 w4x4 s2 p1 d1"),
     ],
 )
@@ -134,6 +140,7 @@ def test_threads_change_no_bit(implementation, text, rng):
     [
         (VectorPool, "pool avg_pool f32 n2 c3 in8x9 w3x3 s2 p1 d1"),
         (WidePool, "pool avg_pool f32 n2 c3 in8x9 w8x9 s1 p0 d1"),
+        *((CrosswisePool, f"pool {op} f32 n2 c3 in8x9 w3x3 s2 p1 d1") for op in POOLS),
         (VectorScatter, "pool max_pool_backward f32 n2 c3 in8x9 w3x3 s2 p1 d1"),
         (VectorWindows, "window unfold f32 n2 c3 in8x9 w3x3 s2 p1 d1"),
         (VectorWindows, "window fold f32 n2 c3 in8x9 w3x3 s2 p1 d1"),
@@ -182,6 +189,24 @@ def test_padding_and_its_adjoint_have_the_bits_of_the_general_implementation(mod
         assert np.ascontiguousarray(outs[0]).tobytes() == expected[0].tobytes()
 
 
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "n2 c3 in48x64 w16x16 s16 p0 d1",
+        "n1 c2 in37x50 w7x7 s5 p3 d1",
+        "n2 c1 in20x30 w4x3 s2x6 p0x1 d2x1",  # gaps, and rows that no window reads
+        "n3 c2 in1000 w40 s16 p9 d1",
+        "n1 c1 in9000 w23 s8 p20:1 d1",  # several chunks of windows
+        "n1 c2 in5x6x40 w2x3x9 s1x2x8 p1x0x4 d1",
+    ],
+)
+def test_folding_windows_that_lie_apart_keeps_the_order_of_the_taps(text, dtype, rng):
+    problem = parse(f"window fold {dtype} {text}")
+    arrays = inputs(problem, rng, False)
+    assert bits(run(VectorWindows, problem, arrays)) == bits(run(Windows, problem, arrays))
+
+
 @pytest.mark.parametrize("flipped", [1, 2])
 def test_rows_in_any_order(flipped, rng):
     problem = parse("window unfold f32 n2 c3 in8x9 w3x3 s1 p1 d1")
@@ -202,9 +227,41 @@ def test_of_several_values_for_a_place_the_last_stays(dtype, rng):
             assert bits(run(FlatUnpool, problem, [values, places])) == bits(run(Windows, problem, [values, places]))
 
 
+CROSSWISE = [
+    f"pool {op} {dtype} {geometry}{option}"
+    for dtype, geometry in (
+        ("f32", "n2 c7 in13x15 w3x2 s2x3 p1 d1x2 ceil=1"),  # few channels
+        ("f32", "n5 c16 in7x7 w3x3 s1 p1 d1"),  # four vectors of them, and one
+        ("f64", "n3 c37 in300 w7 s3 p2 d2"),  # one axis
+        ("f16", "n1 c33 in4x5x6 w2x3x3 s2x1x2 p1 d1"),
+        ("bf16", "n1 c2 in9x8 w3x3 s1 p1 d1"),
+        ("f32", "n1 c23 in9x9 w9x9 s1 p0 d1 layout=channels_last"),
+        ("f32", "n1 c67 in24x9 w5x3 s2x1 p2x0 d1 layout=channels_last"),
+    )
+    for op, option in (*((op, "") for op in POOLS), ("max_pool", " indices=1"), ("avg_pool", " countpad=0"))
+]
+
+
+@pytest.mark.parametrize("text", CROSSWISE)
+def test_windows_across_channels(text, rng):
+    check(parse(text), "numba", "crosswise_pool", rng=rng)
+
+
 def test_winners_are_found_some_images_at_a_time(rng, monkeypatch):
     monkeypatch.setattr("numconv_numba.wide_scatter.TOGETHER", 20)
     check(parse("pool max_pool_backward f32 n7 c5 in6x50 w3x40 s2x5 p1x3 d1"), "numba", "wide_scatter", rng=rng)
+
+
+@pytest.mark.parametrize("op", POOLS)
+@pytest.mark.parametrize("geometry", ["n1 c3 in61x67 w5x5 s1 p2 d1", "n1 c40 in26x9 w4x3 s4x2 p0x1 d1", "n2 c3 in500 w6 s2 p1 d1"])
+def test_planes_in_several_bands(op, geometry, rng, monkeypatch):
+    monkeypatch.setattr("numconv_numba.crosswise_plans.BAND", 1 << 14)
+    problem = parse(f"pool {op} f32 {geometry}")
+    assert len(bands_of(problem, groups_of(problem))) > 2
+    arrays = inputs(problem, rng, False)
+    assert bits(run(CrosswisePool, problem.replace(indices=op == "max_pool"), arrays)) == bits(
+        run(Pool, problem.replace(indices=op == "max_pool"), arrays)
+    )
 
 
 WOVEN = [

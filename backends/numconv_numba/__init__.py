@@ -22,18 +22,26 @@ def _implementations() -> tuple[Implementation, ...]:
     from .borders import Borders, PlainBorders
     from .channelwise import Channelwise
     from .channelwise_weights import ChannelwiseWeights
+    from .connected_gradients import ConnectedGradients
+    from .crosswise_pooling import CrosswisePool
     from .depthwise import Depthwise
     from .depthwise_weights import DepthwiseWeights
     from .direct import Direct
+    from .embedded import FloatProducts, RealProducts
     from .fft import Fft, FftDouble, FftDoubleWeights, FftWeights
     from .flat_unpooling import FlatUnpool
     from .implicit_gemm import ImplicitGemm
+    from .inner_product import InnerProduct
+    from .interleaved import Interleaved
     from .paired import PairedBlocked, PairedGemm, PairedWeights
     from .plane_weights import PlanewiseWeights
     from .planewise import Planewise
     from .pooling import Pool
     from .separable import Separable
+    from .subpixel import Subpixel
     from .tile import RegisterTile
+    from .tiled_gemm import TiledGemm
+    from .tiled_weights import TiledWeights
     from .vector_pooling import VectorPool
     from .vector_scatter import VectorScatter
     from .vector_windows import VectorWindows
@@ -52,15 +60,21 @@ def _implementations() -> tuple[Implementation, ...]:
         Planewise(),
         PlanewiseWeights(),
         Woven(),
+        Interleaved(),
+        Subpixel(),
         Depthwise(),
         DepthwiseWeights(),
+        InnerProduct(),
+        ConnectedGradients(),
         RegisterTile(),
         Winograd(),
         WinogradWeights(),
+        TiledGemm(),
         PairedGemm(),
         ImplicitGemm(),
         PairedBlocked(),
         Blocked(),
+        TiledWeights(),
         PairedWeights(),
         BlockedWeights(),
         Borders(),
@@ -69,7 +83,10 @@ def _implementations() -> tuple[Implementation, ...]:
         FftDouble(),
         FftWeights(),
         FftDoubleWeights(),
+        FloatProducts(),
+        RealProducts(),
         Direct(),
+        CrosswisePool(),
         VectorPool(),
         WidePool(),
         VectorScatter(),
@@ -103,6 +120,7 @@ class NumbaBackend:
 
     def information(self) -> Mapping[str, str]:
         """What `numconv info` shows of this backend."""
+        from .amx import availability
         from .cache import FILES
         from .threads import layer, quota, threads
 
@@ -110,6 +128,7 @@ class NumbaBackend:
             "threads": str(threads()),
             "threading layer": layer(),
             "CPU quota": "none" if math.isinf(quota()) else f"{quota():g}",
+            "matrix tiles": availability().reason or "AMX",
             "cache": str(FILES.info()),
         }
 

@@ -10,12 +10,12 @@ from typing import Any
 from numba import types
 from numba.extending import overload
 
-from .compiler import helper, intrinsic
+from .compiler import helper, intrinsic, invoke
 from .elements import itemsize
 from .microkernels import activation
-from .scalar import load, store, wide_vectors
+from .scalar import address, load, store, wide_vectors
 
-__all__ = ["ACTIVATIONS", "activate_run", "activated", "rectified"]
+__all__ = ["ACTIVATIONS", "activate_rows", "activate_run", "activated", "rectified"]
 
 ACTIVATIONS = {None: 0, "relu": 1, "silu": 2, "gelu": 3}
 
@@ -67,3 +67,11 @@ def activate_run(values, count, code, t):
     else:
         for i in range(count):
             store(values + i * itemsize(t), activated(load(values + i * itemsize(t), t), 3), t)
+
+
+@helper
+def activate_rows(dress, y, y_row, rows, length, code, t):
+    """Silu or gelu of rows of neighbouring values in place; `dress` is the address of the kernel. Rows without a gap are one."""
+    if y_row == length * itemsize(t):
+        rows, length = 1, rows * length
+    invoke(dress, y, y_row, rows, length, address(0), 0, code, y, y_row)

@@ -31,6 +31,7 @@ from .panels import fill_places, fill_terms
 from .scalar import PAIRS, is_null, pointer
 from .slab import (
     B_PITCH,
+    B_STEP,
     BLOCKS,
     CHANNEL,
     EXTRA,
@@ -148,15 +149,21 @@ def layout_for(problem: ConvProblem, paired: bool = False) -> Layout:
         return small and divided(problem, block, width)
 
     units = (1,) * problem.ndim
-    block = cut(problem, units, tap_positions(problem), units, fits, problem.n)
+    block = cut(problem, _steps(problem), tap_positions(problem), units, fits, problem.n)
     items = block.pieces * problem.groups * -(-per_k * item // width)
     if 0 < items < LEAST_ITEMS and block.images > 1:
-        block = cut(problem, units, tap_positions(problem), units, fits, max(1, block.images * items // LEAST_ITEMS))
+        block = cut(problem, _steps(problem), tap_positions(problem), units, fits, max(1, block.images * items // LEAST_ITEMS))
     shape = panel_shape(problem.acc_dtype, per_k, block.pixels)
     chunk = min(depth, max(1, PASS_BYTES // (taps * shape.width * item)))
     packed = -(-per_k // shape.width) * shape.width * depth * taps * item
     kept = packed <= KEPT_BYTES and block.pieces * problem.groups > 1
     return Layout(shape, block, chunk, kept, reads_in_place(problem), depth)
+
+
+def _steps(problem: ConvProblem) -> tuple[int, ...]:
+    """Of neighbouring positions in the slab: rows that a kernel of one tap skips are left out, but no elements of a row."""
+    outer = zip(problem.stride[:-1], problem.kernel[:-1], strict=True)
+    return (*(s if r == 1 else 1 for s, r in outer), 1)
 
 
 def reads_in_place(problem: ConvProblem) -> bool:
@@ -180,7 +187,7 @@ def window_steps(axis_steps, in_place, g, b, size):
     """The byte distance of neighbouring positions per dimension, in x itself or in an unphased slab."""
     step = size
     for axis in range(g[DIMS] - 1, -1, -1):
-        axis_steps[axis] = g[part(g, PARTS) + 3 + axis] if in_place else step
+        axis_steps[axis] = g[part(g, PARTS) + 3 + axis] * axis_entry(b, g[DIMS], B_STEP, axis) if in_place else step
         step *= axis_entry(b, g[DIMS], B_PITCH, axis)
 
 
@@ -303,8 +310,8 @@ def pack_weights(
 
 def parts_for(base: int, most: int, work: float) -> int:
     """Into how many parts to cut the output channels of each of `base` blocks, so that the threads have equal shares."""
-    count = threads()
-    if count == 1 or work < SERIAL_WORK:
+    count = 1 if work < SERIAL_WORK else threads()
+    if count == 1:
         return 1
     shares = [(-(-base * parts // count) * count / (base * parts) + 0.01 * parts, parts) for parts in range(1, min(most, 16) + 1)]
     return min(shares)[1]
@@ -393,7 +400,7 @@ class Blocked(DenseImplementation):
         cycles = tiles * depth * taps * tile_cycles(shape.vectors, shape.positions) * (host().pair_cycles if self.paired else 1)
         packed = 0 if in_place else pack_cycles(block, depth * problem.groups)
         cycles *= 1.12 if in_place else 1  # channels of x lie pages apart
-        weights = pack_weight_cycles(problem, math.prod(problem.w_shape)) * (1 if block.pieces == 1 else 2)
+        weights = pack_weight_cycles(problem, per_k * problem.c) * (1 if block.pieces == 1 else 2)
         written = math.prod(problem.y_shape) * (PAIRED_WRITE_CYCLES if self.paired else WRITE_CYCLES)
         return CALL_SECONDS + 2e-6 + seconds(cycles + packed + weights + written)
 

@@ -27,14 +27,20 @@ from .elements import INT64, itemsize
 from .fft import Fft, FftDouble
 from .geometry import MODES, source_index, span
 from .implicit_gemm import ImplicitGemm
+from .interleaved import Interleaved
+from .planewise import Planewise
 from .scalar import add, load, pointer, store, wide_vectors
+from .subpixel import Subpixel
 from .threads import parallel_for, run
 from .tile import RegisterTile
 from .winograd import Winograd
 
 __all__ = ["Borders", "PlainBorders"]
 
-_OTHERS = Channelwise(), Depthwise(), RegisterTile(), Winograd(), ImplicitGemm(), Blocked(), Fft(), FftDouble(), Direct()
+_OTHERS = (
+    Channelwise(), Planewise(), Interleaved(), Subpixel(), Depthwise(), RegisterTile(), Winograd(), ImplicitGemm(), Blocked(),
+    Fft(), FftDouble(), Direct(),
+)  # fmt: skip
 PADDED_BYTES = 2 * 1024 * 1024
 """Gradients of padded images that are held at a time, where that is cheaper than bands."""
 BAND_SECONDS, SHORT_ROWS = 15e-6, 2.0

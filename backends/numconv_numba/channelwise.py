@@ -1,8 +1,8 @@
 """Depthwise convolution of arrays with the channels last, the lanes over channels: nothing is packed but the weights.
 
-A work item is a row of results. Where all windows lie inside x, tiles compute neighbouring results (`microkernels.channelwise`),
-the rest is computed one by one, from the taps that there are: padding zeros are no terms. The terms of an output form one chain in
-the order of the "strict" level.
+A work item is a row of results. Tiles compute neighbouring results from the taps that there are (`microkernels.channelwise`):
+padding zeros are no terms. Where windows read padding of another mode, results are computed one by one. The terms of an output form
+one chain in the order of the "strict" level.
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from numconv.plugin import ConvProblem, Verdict
+from numconv.plugin import ConvProblem, Verdict, np_dtype
 
-from .activations import ACTIVATIONS, activate_run
+from .activations import ACTIVATIONS, activate_rows
 from .blocked import CALL_SECONDS, seconds
 from .compiler import Address, Tag, helper, invoke, kernel
 from .dense import DenseImplementation
 from .depthwise import Depthwise
-from .direct import MEASURED_ERROR, conv_vectors, outer_offset, outer_size, outer_source, tap_position
+from .direct import MEASURED_ERROR
 from .elements import INT64, itemsize
-from .geometry import DIMS, GROUPS, LOW, MODE, OPTION, OUTPUT, PARTS, SIZE, STRIDE, WINDOW, part, source_index
+from .geometry import DIMS, GROUPS, LOW, MODE, OPTION, OUTPUT, PARTS, SIZE, STRIDE, WINDOW, conv_vectors, part, source_index
 from .microkernels import channelwise as job_of
+from .microkernels.activation import dress
 from .microkernels.channelwise import Along, along, point
 from .microkernels.emit import host, lanes_of
+from .rows import outer_offset, outer_size, outer_source, tap_position
 from .scalar import as_integer, is_null, pointer
 from .threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
 
@@ -33,6 +35,8 @@ __all__ = ["MOST_TAPS", "Channelwise", "channels_last", "inner_results_of", "ref
 
 MOST_TAPS = 11
 """Of a row: their weights stay in registers, or at least in the first-level cache."""
+AHEAD_BYTES = 2 * 1024 * 1024
+"""Of x, beyond which memory is fetched ahead."""
 POINT_VECTORS = 4
 """Results at a border are short sums, of several vectors at a time, so that their chains overlap."""
 
@@ -45,9 +49,14 @@ def inner_results_of(problem: ConvProblem) -> tuple[int, int]:
     return first, max(first, min(problem.output[-1], (size + low - extent) // stride + 1))
 
 
+def tiled_results_of(problem: ConvProblem) -> tuple[int, int]:
+    """The first result of a row that tiles compute, and the one behind the last: all but those that read padding not of zeros."""
+    return (0, problem.output[-1]) if problem.pad_mode == "zeros" else inner_results_of(problem)
+
+
 def tile_results(problem: ConvProblem) -> int:
     """Results of a tile: as many as the registers hold beside a row of taps, in tiles of about one size."""
-    first, last = inner_results_of(problem)
+    first, last = tiled_results_of(problem)
     most = max(4, min(16, host().registers - problem.kernel[-1] - 2))
     inside = max(1, last - first)
     return -(-inside // -(-inside // most))
@@ -115,19 +124,22 @@ def border_results(first, end, count, arrays, frame):
 
 @helper
 def inner_results(first, end, count, arrays, frame):
-    """The results first..end of a row, whose windows lie inside x along it, by tiles of which the last may overlap."""
+    """The results first..end of a row, by tiles of which the last may overlap."""
     g, b, fields, rows, _, size = frame
     x, w, bias, y = arrays
     axis, results, job = g[DIMS] - 1, b[RESULTS], pointer(fields, INT64)
     job[job_of.TABLE], job[job_of.COUNT] = as_integer(rows), count
     for start in range(first, end, results):
         q = min(start, end - results)
-        source = x + (q * g[part(g, STRIDE) + axis] - g[part(g, LOW) + axis]) * job[job_of.X_STEP]
+        position = q * g[part(g, STRIDE) + axis] - g[part(g, LOW) + axis]
+        before = max(0, -position)
+        job[job_of.BEFORE], job[job_of.INSIDE] = before, max(0, g[part(g, SIZE) + axis] - position - before)
+        source = x + position * job[job_of.X_STEP]
         each_block(fields, b[ALONG], 0, g[GROUPS], b[LANES], source, w, bias, y + q * job[job_of.Y_STEP], size)
 
 
 # What a kernel knows of a problem's tiles; the parts of a worker's scratch memory.
-ALONG, POINT, SINGLE, RESULTS, LANES, POINT_LANES, FIRST, LAST = range(8)
+ALONG, POINT, SINGLE, DRESS, RESULTS, LANES, POINT_LANES, FIRST, LAST, FETCHES = range(10)
 FIELDS, ROWS, TAPS, AREAS = range(4)
 
 
@@ -138,7 +150,7 @@ def _rows(begin, end, args):
     fields, rows, taps = own + areas[FIELDS], own + areas[ROWS], own + areas[TAPS]
     job, xs, ys, outputs = pointer(fields, INT64), part(g, PARTS), part(g, PARTS + 2), outer_size(g, OUTPUT)
     job[job_of.X_STEP], job[job_of.W_STEP] = g[xs + 3 + axis], g[GROUPS] * size
-    job[job_of.RELU], job[job_of.Y_STEP] = g[OPTION] == 1, g[ys + 3 + axis]
+    job[job_of.AHEAD], job[job_of.RELU], job[job_of.Y_STEP] = b[FETCHES], g[OPTION] == 1, g[ys + 3 + axis]
     frame, length = (g, b, fields, rows, taps, size), g[part(g, OUTPUT) + axis]
     for item in range(begin, end):
         n, output = item // outputs, item % outputs
@@ -148,8 +160,8 @@ def _rows(begin, end, args):
         inner_results(b[FIRST], b[LAST], count, arrays, frame)
         border_results(0, b[FIRST], count, arrays, frame)
         border_results(b[LAST], length, count, arrays, frame)
-        for q in range(length if g[OPTION] > 1 else 0):
-            activate_run(target + q * job[job_of.Y_STEP], g[GROUPS], g[OPTION], at)
+        if g[OPTION] > 1:
+            activate_rows(b[DRESS], target, job[job_of.Y_STEP], length, g[GROUPS], g[OPTION], at)
 
 
 @kernel
@@ -186,12 +198,15 @@ class _Executor:
 
     def __init__(self, problem: ConvProblem):
         self._problem, dtype, lanes = problem, problem.dtype, lanes_of(problem.dtype)
-        results, (first, last) = tile_results(problem), inner_results_of(problem)
+        results, (first, last) = tile_results(problem), tiled_results_of(problem)
         if last - first < results:
             first, last = problem.output[-1], problem.output[-1]
-        shape = Along(results, problem.kernel[-1], problem.stride[-1], problem.dilation[-1], problem.flip, lanes)
-        tiles = along.address(tuple(shape), dtype), point.address((POINT_VECTORS, lanes), dtype), point.address((1, lanes), dtype)
-        self._tiles = np.array([*tiles, results, lanes, POINT_VECTORS * lanes, first, last], np.int64)
+        padding = problem.padding[-1] if problem.pad_mode == "zeros" else (0, 0)
+        shape = Along(results, problem.kernel[-1], problem.stride[-1], problem.dilation[-1], *padding, problem.flip, lanes)
+        points = [point.address((vectors, lanes), dtype) for vectors in (POINT_VECTORS, 1)]
+        tiles = along.address(tuple(shape), dtype), *points, dress.address(lanes, dtype)
+        ahead = math.prod(problem.x_shape) * np_dtype(dtype).itemsize > AHEAD_BYTES
+        self._tiles = np.array([*tiles, results, lanes, POINT_VECTORS * lanes, first, last, ahead], np.int64)
         self._vectors = conv_vectors(problem, ACTIVATIONS[problem.activation])
         self._areas = _areas(problem)
         self._kernel = channelwise.specialise(dtype, dtype)
@@ -254,7 +269,7 @@ class Channelwise(DenseImplementation):
 
     def forward_cost(self, problem: ConvProblem) -> float:
         """Loads and multiply-adds of tiles and of points, two a cycle, and the packing of weights."""
-        first, last = inner_results_of(problem)
+        first, last = tiled_results_of(problem)
         results, taps = tile_results(problem), problem.kernel[-1]
         tiles = -(-(last - first) // results) if last - first >= results else 0
         points = problem.output[-1] - (last - first if tiles else 0)

@@ -19,15 +19,17 @@ from .blocked import CALL_SECONDS, seconds
 from .channelwise import channels_last, inner_results_of, refusal
 from .compiler import Address, Tag, helper, invoke, kernel
 from .depthwise_weights import DepthwiseWeights
-from .direct import MEASURED_ERROR, Direct, conv_vectors, outer_source
+from .direct import MEASURED_ERROR
 from .elements import INT64, itemsize
-from .geometry import BATCH, DILATION, DIMS, GROUPS, LOW, OUTPUT, PARTS, SIZE, STRIDE, part
+from .geometry import BATCH, DILATION, DIMS, GROUPS, LOW, OUTPUT, PARTS, SIZE, STRIDE, conv_vectors, part
 from .microkernels import channel_gradients as job_of
 from .microkernels.channel_gradients import Beside, beside
 from .microkernels.emit import host, lanes_of
+from .rows import outer_source
 from .scalar import as_integer, pointer
 from .strips import ITEMS, outer_place
 from .threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
+from .weight_sums import Finish, in_order
 
 __all__ = ["ChannelwiseWeights"]
 
@@ -149,7 +151,7 @@ class _Executor:
     def __init__(self, problem: ConvProblem):
         plan, dtype = plan_for(problem), problem.dtype
         shape, outer = plan.shape, math.prod(problem.kernel[:-2])
-        self._problem, self._cut = problem, plan
+        self._problem, self._cut, self._finish = problem, plan, Finish(problem)
         self._plan = np.array(
             [
                 beside.address(tuple(shape), dtype), plan.tiles, shape.rows, plan.blocks, plan.shares, shape.lanes,
@@ -164,7 +166,7 @@ class _Executor:
 
     def __call__(self, outs: Any, ins: Any) -> None:
         """Compute."""
-        problem, plan, (w, *bias), (y, x) = self._problem, self._cut, outs, ins
+        problem, plan, w, (y, x) = self._problem, self._cut, outs[0], ins
         if not (channels_last(x) and channels_last(y)):
             self._other(outs, ins)
             return
@@ -177,11 +179,8 @@ class _Executor:
             )  # fmt: skip
         rows = problem.kernel[-2] if problem.ndim > 1 else 1
         found = self._joined(partial.sum(axis=0)[:, :, :rows]).reshape(w.shape)
-        w[...] = np.flip(found, tuple(range(2, found.ndim))) if problem.flip else found
-        if bias and problem.bias == "y":
-            bias[0][...] = self._joined(shifts.sum(axis=0))
-        elif bias:
-            self._direct.bias_grad(bias[0], y, x, w)
+        shift = self._joined(shifts.sum(axis=0)) if problem.bias == "y" else None
+        self._finish(outs, ins, in_order(found, problem), shift)
 
     def _joined(self, blocks: Any) -> Any:
         """[channel, ...] from [block, ..., lane], of which the last block may overlap the one before."""
@@ -189,10 +188,6 @@ class _Executor:
         last = channels - (len(blocks) - 1) * lanes
         whole = np.moveaxis(blocks, -1, 1)
         return np.concatenate([whole[:-1].reshape(-1, *whole.shape[2:]), whole[-1, lanes - last :]])
-
-    @functools.cached_property
-    def _direct(self) -> Any:
-        return Direct().build(self._problem)
 
     @functools.cached_property
     def _other(self) -> Any:

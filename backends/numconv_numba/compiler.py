@@ -21,9 +21,10 @@ import ctypes
 import functools
 import inspect
 import logging
+import operator
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import astuple, dataclass
 from typing import Any, NewType, TypeAlias
 
 import numba
@@ -36,9 +37,23 @@ from numba.core.errors import TypingError
 from numba.core.imputils import lower_constant
 from numba.extending import NativeValue, models, register_model, typeof_impl, unbox
 
-from .cache import KernelCache
+from . import cache
+from .parts import Library, PartCompiler
 
-__all__ = ["Address", "Kernel", "Statistics", "Tag", "Vector", "helper", "invoke", "kernel", "matches", "statistics", "value"]
+__all__ = [
+    "Address",
+    "Kernel",
+    "Statistics",
+    "Tag",
+    "Unit",
+    "Vector",
+    "helper",
+    "invoke",
+    "kernel",
+    "matches",
+    "statistics",
+    "value",
+]
 
 # untyped on purpose: Numba's annotations know neither all options nor how an intrinsic is called
 njit: Any = numba.njit
@@ -155,7 +170,7 @@ def matches(typingctx: Any, tag: Any, literal: Any) -> Any:
 
 @intrinsic
 def invoke(typingctx: Any, entry: Any, *arguments: Any) -> Any:
-    """Call a kernel with two tags at an address, `Kernel.address`, with its other arguments; the int that it may return."""
+    """Call a kernel with two tags at an address (`Kernel.address`, `Unit`) with its other arguments; the int that it may return."""
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         address, *rest = values
@@ -169,18 +184,18 @@ def invoke(typingctx: Any, entry: Any, *arguments: Any) -> Any:
 
 
 def helper(function: Callable[..., Any] | None = None, **options: Any) -> Any:
-    """Decorate a function that kernels call: compiled into them, with no entry from Python.
+    """Decorate a function that kernels call: compiled into them (see `parts`), with no entry from Python.
 
     Options are `numba.njit`'s: ``inline="always"``, or ``fastmath={"reassoc", "contract", "nsz"}`` for a reduction that the
     "strict" level does not use.
     """
-    decorate = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)
+    decorate = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, pipeline_class=PartCompiler, **options)
     return decorate if function is None else decorate(function)
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What became of a kernel's signatures in this process."""
+    """What became of a kernel or a unit in this process, over all its tags."""
 
     signatures: int = 0
     hits: int = 0
@@ -190,6 +205,62 @@ class Statistics:
     seconds: float = 0.0
     """Spent compiling."""
 
+    def __add__(self, other: Statistics) -> Statistics:
+        return Statistics(*map(operator.add, astuple(self), astuple(other)))
+
+
+class Unit:
+    """Kernels that are needed together, compiled by one run of the compiler into one file on disk.
+
+    Parameters
+    ----------
+    name : str
+        Unique in the package.
+    members : callable
+        Of the unit's tags: each kernel with its own tags.
+    python : bool, default False
+        Whether the kernels are called from Python, rather than by their addresses.
+    """
+
+    def __init__(
+        self, name: str, members: Callable[..., Iterable[tuple[Kernel, tuple[Any, ...]]]], *, python: bool = False
+    ) -> None:
+        self.name = name
+        self.statistics = Statistics()
+        self._members = members
+        self._python = python
+        self._functions: dict[str, tuple[Any, ...]] = {}
+        _units.append(self)
+
+    def functions(self, *tags: Any) -> tuple[Any, ...]:
+        """The compiled kernels for these tags, or the addresses of their native entries, for `invoke`."""
+        key = repr(tags)  # unlike the tags themselves, it tells 1 from True
+        found = self._functions.get(key)
+        if found is None:
+            with global_compiler_lock:
+                found = self._functions.get(key) or self._functions.setdefault(key, self._made(tags))
+        return found
+
+    def _made(self, tags: tuple[Any, ...]) -> tuple[Any, ...]:
+        start, members = time.perf_counter(), [*self._members(*tags)]
+        signatures = [str(kernel.signature(own)) for kernel, own in members]
+        file = cache.file_of(self.name, (self._python, *signatures), {kernel.source for kernel, _ in members})
+        library = cache.load(file)
+        missed = library is None
+        if library is None:
+            library = Library.compiled(self.name, [kernel.part(own) for kernel, own in members], python=self._python)
+            cache.save(file, library)
+        self._count(tags, missed, time.perf_counter() - start)
+        found = library.functions()
+        if self._python:
+            return tuple(functools.partial(each, *[None] * len(own)) for each, (_, own) in zip(found, members, strict=True))
+        return found
+
+    def _count(self, tags: tuple[Any, ...], missed: bool, seconds: float) -> None:
+        self.statistics += Statistics(1, not missed, missed, missed * seconds)
+        if missed and seconds > _LOGGED_SECONDS:
+            _logger.info("compiled kernel %s for %s in %.1f s", self.name, ", ".join(map(str, tags)), seconds)
+
 
 class Kernel:
     """A lazily compiled function without the GIL; see the module's text for its parameters.
@@ -198,24 +269,28 @@ class Kernel:
     ----------
     name : str
         ``module.function``, unique in the package.
-    statistics : Statistics
-        What this process compiled and loaded.
+    source : str
+        The file that defines it.
     """
 
     def __init__(self, function: Callable[..., int | None], **options: Any) -> None:
         self.name = f"{function.__module__.removeprefix(f'{__package__}.')}.{function.__name__}"
+        self.source = function.__code__.co_filename
         annotations = [p.annotation for p in inspect.signature(function, eval_str=True).parameters.values()]
         self._tags = annotations.count(Tag)
         if Tag in annotations[self._tags :]:
             raise TypeError(f"kernel {self.name}: parameters annotated Tag come first")
         self._runtime = tuple(_PARAMETERS[annotation] for annotation in annotations[self._tags :])
-        self._dispatcher = njit(nogil=True, error_model="numpy", **{"no_cfunc_wrapper": True, **options})(function)
-        self._dispatcher._cache = self._cache = KernelCache(self.name, function)
-        self._compiled: dict[str, Callable[..., None]] = {}
-        self.statistics = Statistics()
+        self._dispatcher = helper(function, **options)
+        self._called, self._native = (Unit(self.name, lambda *tags: [(self, tags)], python=python) for python in (True, False))
 
     def __repr__(self) -> str:
         return f"Kernel({self.name})"
+
+    @property
+    def statistics(self) -> Statistics:
+        """What this process compiled and loaded of it alone."""
+        return self._called.statistics + self._native.statistics
 
     def specialise(self, *tags: Any) -> Callable[..., None]:
         """The compiled function for these tags, to be called with the other parameters, positionally and of the exact types.
@@ -230,56 +305,39 @@ class Kernel:
         callable
             Compiled machine code. It does not check its arguments; hold it in a plan.
         """
-        key = repr(tags)  # unlike the tags themselves, it tells 1 from True
-        found = self._compiled.get(key)
-        if found is None:
-            with global_compiler_lock:
-                found = self._compiled.get(key) or self._compiled.setdefault(key, self._compile(tags))
+        (found,) = self._called.functions(*tags)
         return found
 
-    def _compile(self, tags: tuple[Any, ...]) -> Callable[..., None]:
+    def address(self, *tags: Any) -> int:
+        """The native entry for these tags, for `invoke`."""
+        (found,) = self._native.functions(*tags)
+        return found
+
+    def signature(self, tags: tuple[Any, ...]) -> tuple[types.Type, ...]:
+        """The types of its parameters for these tags."""
         if len(tags) != self._tags:
             raise TypeError(f"kernel {self.name} has {self._tags} tags, not {len(tags)}")
-        loaded = self._cache.loaded
-        start = time.perf_counter()
-        entry = self._dispatcher.compile(self._signature(tags))
-        self._count(tags, self._cache.loaded == loaded, time.perf_counter() - start)
-        return functools.partial(entry, *[None] * len(tags)) if tags else entry
-
-    def _signature(self, tags: tuple[Any, ...]) -> tuple[types.Type, ...]:
         return (*map(TagType, tags), *self._runtime)
 
-    def _count(self, tags: tuple[Any, ...], missed: bool, seconds: float) -> None:
-        old = self.statistics
-        self.statistics = Statistics(
-            old.signatures + 1, old.hits + (not missed), old.misses + missed, old.seconds + missed * seconds
-        )
-        if missed and seconds > _LOGGED_SECONDS:
-            _logger.info("compiled kernel %s for %s in %.1f s", self.name, ", ".join(map(str, tags)), seconds)
-
-    def address(self, *tags: Any) -> int:
-        """The native entry for these tags, for `invoke`; of kernels with ``no_cfunc_wrapper=False``."""
-        result = self.result(*tags)
-        return int(result.library.get_pointer_to_function(result.fndesc.llvm_cfunc_wrapper_name))
-
-    def result(self, *tags: Any) -> Any:
-        """Numba's CompileResult for these tags: its machine code, LLVM IR and addresses."""
-        self.specialise(*tags)
-        return self._dispatcher.overloads[self._signature(tags)]
+    def part(self, tags: tuple[Any, ...]) -> Any:
+        """Numba's CompileResult for these tags, of which the library is a part: see `parts`."""
+        signature = self.signature(tags)
+        self._dispatcher.compile(signature)
+        return self._dispatcher.overloads[signature]
 
 
-_kernels: dict[str, Kernel] = {}
+_units: list[Unit] = []
 
 
 def kernel(function: Callable[..., int | None] | None = None, **options: Any) -> Any:
     """Decorate a kernel: see the module's text. Options are those of `numba.njit`."""
-    if function is None:
-        return functools.partial(kernel, **options)
-    made = Kernel(function, **options)
-    _kernels[made.name] = made
-    return made
+    return functools.partial(kernel, **options) if function is None else Kernel(function, **options)
 
 
 def statistics() -> dict[str, Statistics]:
-    """The statistics of every kernel that was used in this process, by name."""
-    return {name: made.statistics for name, made in sorted(_kernels.items()) if made.statistics.signatures}
+    """What became of the kernels and units that were used in this process, by name."""
+    found: dict[str, Statistics] = {}
+    for unit in _units:
+        if unit.statistics.signatures:
+            found[unit.name] = found.get(unit.name, Statistics()) + unit.statistics
+    return dict(sorted(found.items()))

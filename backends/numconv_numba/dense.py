@@ -12,7 +12,8 @@ import numpy as np
 from numconv.plugin import ConvProblem, Implementation, Verdict, activate, np_dtype
 
 from .activations import ACTIVATIONS
-from .direct import Direct, conv_vectors
+from .direct import Direct
+from .geometry import conv_vectors
 from .patches import MOVED_SECONDS, PATCH_SECONDS, Moves, is_patchwise, patch_products
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Part",
     "Weights",
     "accumulated",
+    "compute_again",
     "forward_parts",
     "forward_problems",
     "redo",
@@ -170,8 +172,12 @@ def redo(problem: ConvProblem, y: Any, ins: Sequence[Any], images: Any) -> None:
 
     With finite w these zeros added nothing, and what is not finite comes from x or from an overflow: it stays.
     """
-    if np.isfinite(ins[1]).all():
-        return
+    if not np.isfinite(ins[1]).all():
+        compute_again(problem, y, ins, images)
+
+
+def compute_again(problem: ConvProblem, y: Any, ins: Sequence[Any], images: Any) -> None:
+    """Compute images of a forward convolution again with `Direct`."""
     executor = Direct().build(problem.replace(n=1))
     for n in images:
         executor((y[n : n + 1],), (ins[0][n : n + 1], *ins[1:]))

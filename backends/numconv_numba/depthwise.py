@@ -18,17 +18,18 @@ import numpy as np
 
 from numconv.plugin import ConvProblem, Verdict, np_dtype
 
-from .activations import ACTIVATIONS
+from .activations import ACTIVATIONS, activate_rows
 from .blocked import CALL_SECONDS, seconds
 from .compiler import Address, Tag, helper, invoke, kernel
 from .dense import Adjoint, DenseImplementation, Part, accumulated, redo
-from .direct import MEASURED_ERROR, conv_vectors, finish_row
+from .direct import MEASURED_ERROR
 from .elements import INT64, itemsize, same
-from .geometry import DIMS, FLIPPED, GROUPS, MODE, OPTION, OUTPUT, PARTS, PER_C, PER_K, WINDOW, part
+from .geometry import DIMS, FLIPPED, GROUPS, MODE, OPTION, OUTPUT, PARTS, PER_C, PER_K, WINDOW, conv_vectors, part
 from .microkernels import sliding as job_of
 from .microkernels.emit import host
 from .microkernels.rolling import roll
 from .microkernels.sliding import slide
+from .rows import finish_row
 from .scalar import address, as_integer, is_null, load, pointer, store, zero
 from .strips import (
     BANDS,
@@ -72,7 +73,7 @@ from .strips import (
 )
 from .threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
 
-__all__ = ["Depthwise"]
+__all__ = ["SCATTERED_CYCLES", "Depthwise", "is_scattered"]
 
 WEIGHT_BYTES = 512 * 1024
 """The packed weights of a group."""
@@ -217,13 +218,9 @@ def multiply_rows(source, line_bytes, lines, slices, w, channel, y, y_row, count
     job[job_of.SHORT] = -1 if short == 0 else 0 if flipped else last
     invoke(entries[TILE if inline else SUMS_TILE], areas[FIELDS])
     whole = last if short > 0 else count
-    if finished and g[OPTION] > 1:
-        rows, step = (y, y_row) if inline else (areas[SUMS], b[WIDTH] * size)
-        # rows without a gap are one
-        lines, length = (1, whole * pixels) if step == pixels * size else (whole, pixels)
-        invoke(entries[SMOOTH], rows, step, lines, length, address(0), 0, g[OPTION], rows, step)
-        rows = rows + whole * step
-        invoke(entries[SMOOTH], rows, step, count - whole, short, address(0), 0, g[OPTION], rows, step)
+    if finished and not inline and g[OPTION] > 1:
+        activate_rows(entries[SMOOTH], areas[SUMS], b[WIDTH] * size, whole, pixels, g[OPTION], at)
+        activate_rows(entries[SMOOTH], areas[SUMS] + whole * b[WIDTH] * size, 0, count - whole, short, g[OPTION], at)
     if finished and not inline:
         invoke(entries[SPREAD], areas[SUMS], b[WIDTH] * size, y, y_row, whole, pixels)
         invoke(
@@ -239,7 +236,7 @@ def multiply_rows(source, line_bytes, lines, slices, w, channel, y, y_row, count
 @helper
 def multiply_strip(slices, group, first_row, end_row, residue, lines, y, pixels, frame, yt, at):
     """The rows first_row..end_row of a strip, for all output channels of a group; `lines`: see `band_lines`."""
-    g, b, _, areas, _ = frame
+    g, b, entries, areas, _ = frame
     _, inside, beyond, origin, _ = lines
     size, per_k, ys, line_bytes = itemsize(at), g[PER_K], part(g, PARTS + 2), line_bytes_of(b, at)
     kernel_bytes = g[PER_C] * b[OUTER_TAPS] * b[COLUMNS] * b[LAG] * b[PHASE_ROWS] * size
@@ -255,6 +252,13 @@ def multiply_strip(slices, group, first_row, end_row, residue, lines, y, pixels,
                     y + (k * g[ys + 2] + offset + column * g[ys + 2 + g[DIMS]]), y_row, count, used,
                     short_pixels(g, b, row + count), frame, yt, at,
                 )  # fmt: skip
+    if g[OPTION] > 1 and same(yt, at) and g[ys + 2 + g[DIMS]] == size:
+        offset, y_row = first_row_of(g, b, first_row, residue)
+        rows = end_row - first_row
+        if b[FOLDED]:
+            pixels, rows = min(rows * pixels, g[part(g, OUTPUT)] - first_row * pixels), 1
+        for k in range(per_k):
+            activate_rows(entries[SMOOTH], y + (k * g[ys + 2] + offset), y_row, rows, pixels, g[OPTION], at)
 
 
 @helper
@@ -413,6 +417,11 @@ class _Kernel:
         return found
 
 
+def is_scattered(problem: ConvProblem) -> bool:
+    """Whether the neighbours of an element in memory are other channels."""
+    return problem.layout == "channels_last" and problem.c > 1
+
+
 def _is_padded(problem: ConvProblem) -> bool:
     return problem.pad_mode == "zeros" and any(low > 0 or high > 0 for low, high in problem.padding)
 
@@ -480,7 +489,7 @@ class Depthwise(DenseImplementation):
         """Tiles, packing, weights; pixels that are no neighbours in memory are packed and stored one by one."""
         layout = layout_for(problem)
         weights = problem.k * slices_of(problem) * layout.slice_weights * 1.5
-        scattered = math.prod(problem.x_shape) * SCATTERED_CYCLES if problem.layout == "channels_last" and problem.c > 1 else 0.0
+        scattered = math.prod(problem.x_shape) * SCATTERED_CYCLES if is_scattered(problem) else 0.0
         return CALL_SECONDS + seconds(_cycles(problem, layout) + weights + scattered)
 
     def forward_workspace(self, problem: ConvProblem) -> int:

@@ -19,12 +19,15 @@ from numconv.plugin import ConvProblem, Implementation, Verdict, np_dtype
 
 from .blocked import CALL_SECONDS, seconds
 from .compiler import Address, Tag, helper, invoke, kernel
-from .direct import MEASURED_ERROR, Direct, added, clear, conv_vectors
+from .depthwise import SCATTERED_CYCLES, is_scattered
+from .direct import MEASURED_ERROR
+from .direct_gradients import added
 from .elements import INT64, itemsize, same
-from .geometry import BATCH, DIMS, FLIPPED, MODE, OUTPUT, PARTS, PER_C, PER_K, part
+from .geometry import BATCH, DIMS, FLIPPED, MODE, OUTPUT, PARTS, PER_C, PER_K, conv_vectors, part
 from .microkernels import correlation as task_of
 from .microkernels.correlation import TASK, correlate, sum_places
 from .microkernels.emit import host
+from .rows import clear
 from .scalar import add, as_integer, load, pointer, store, zero
 from .strips import (
     BANDS,
@@ -62,6 +65,7 @@ from .strips import (
     strip_of,
 )
 from .threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
+from .weight_sums import Finish
 
 __all__ = ["DepthwiseWeights"]
 
@@ -323,7 +327,7 @@ class _Executor:
         layout, item = plan.layout, np_dtype(problem.acc_dtype).itemsize
         self._problem = problem
         self._parts = plan.parts
-        self._padded = problem.pad_mode == "zeros" and any(low > 0 or high > 0 for low, high in problem.padding)
+        self._finish = Finish(problem)
         self._vectors = conv_vectors(problem, 0)
         places = column_places(problem.replace(flip=False), layout.columns)
         columns = [(phase * layout.pitch + place) * item for phase, place in places]
@@ -339,7 +343,7 @@ class _Executor:
 
     def __call__(self, outs: Any, ins: Any) -> None:
         """Compute."""
-        problem, (w, *bias), (y, x) = self._problem, outs, ins
+        problem, w, (y, x) = self._problem, outs[0], ins
         partial = np.empty((problem.groups, self._parts, w.size // problem.groups), problem.acc_dtype)
         shifts = np.empty((problem.groups, self._parts, problem.k // problem.groups), problem.acc_dtype)
         status = np.zeros(1, np.uint8)
@@ -347,18 +351,10 @@ class _Executor:
             self._areas, self._kernel, problem.groups * self._parts, problem.flops / 2, self._entries, *self._tables, y, x, partial,
             shifts, status, self._vectors(x.strides, w.strides, y.strides), self._block, self._plan,
         )  # fmt: skip
-        if status[0] and not (np.isfinite(y).all() and np.isfinite(x).all()):
-            self._direct(outs, ins)  # padding zeros, or pixels beyond a row, have met what is not finite
+        if status[0] and self._finish.again(outs, ins):
             return
-        w[...] = partial.sum(axis=1).reshape(w.shape)
-        if bias and problem.bias == "y":
-            bias[0][...] = shifts.sum(axis=1).reshape(-1)
-        elif bias:
-            self._direct.bias_grad(bias[0], y, x, w)
-
-    @functools.cached_property
-    def _direct(self) -> Any:
-        return Direct().build(self._problem)
+        shift = shifts.sum(axis=1).reshape(-1) if problem.bias == "y" else None
+        self._finish(outs, ins, partial.sum(axis=1).reshape(w.shape), shift)
 
 
 class DepthwiseWeights(Implementation):
@@ -381,7 +377,9 @@ class DepthwiseWeights(Implementation):
     def cost(self, problem: ConvProblem) -> float:
         """Tiles and packing."""
         plan = plan_for(problem)
-        return CALL_SECONDS + 4e-6 + seconds(problem.groups * _cycles(problem, plan) + math.prod(problem.w_shape) * plan.parts * 4)
+        scattered = math.prod(problem.x_shape) + math.prod(problem.y_shape) if is_scattered(problem) else 0
+        cycles = problem.groups * _cycles(problem, plan) + math.prod(problem.w_shape) * plan.parts * 4
+        return CALL_SECONDS + 4e-6 + seconds(cycles + scattered * SCATTERED_CYCLES)
 
     def workspace(self, problem: ConvProblem) -> int:
         """For each thread a slab, sums and tables; and the sums of all items."""

@@ -16,9 +16,9 @@ from numconv.plugin import Implementation, Verdict, WindowProblem, np_dtype
 from .compiler import Address, Tag, helper, kernel
 from .elements import INT64, itemsize, keep, memory, scratch
 from .places import check_places
-from .pooling import fill
 from .scalar import load, store, zero
 from .threads import MAX_THREADS, parallel_for, run
+from .window_rows import fill
 from .windows import Windows
 
 __all__ = ["FlatUnpool"]

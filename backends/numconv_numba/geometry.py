@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from numconv.plugin import ConvProblem
+
 from .compiler import helper
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "WINDOW",
     "Vectors",
     "channel_strides",
+    "conv_vectors",
     "part",
     "source_index",
     "span",
@@ -99,6 +102,27 @@ def weight_strides(strides: tuple[int, ...], rows: int, *, swapped: bool = False
     """(group, k, c, *R) from the strides of w [K, C/G, *R] with `rows` of it in a group; `swapped`: k and c trade places."""
     k, c, *steps = strides
     return (k * rows, c, k, *steps) if swapped else (k * rows, k, c, *steps)
+
+
+def conv_vectors(problem: ConvProblem, option: int, *, swapped: bool = False) -> Vectors:
+    """The vectors of a convolution, from the strides of x, w and y; `swapped`: w is that of the adjoint."""
+    lows = [low for low, _ in problem.padding]
+    parts = [
+        problem.spatial,
+        problem.kernel,
+        problem.output,
+        problem.stride,
+        lows,
+        problem.dilation,
+        [int(problem.flip)] * problem.ndim,
+    ]
+    per_c, per_k = problem.c // problem.groups, problem.k // problem.groups
+    rows = per_c if swapped else per_k
+
+    def arrange(x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        return channel_strides(x, per_c), weight_strides(w, rows, swapped=swapped), channel_strides(y, per_k)
+
+    return Vectors(problem.n, problem.groups, per_c, per_k, parts, problem.pad_mode, option, arrange)
 
 
 @helper

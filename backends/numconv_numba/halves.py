@@ -1,6 +1,7 @@
 """float16 and bfloat16 as bits: widened to float32 and rounded from it, one number or a vector of them at a time.
 
-Processors that convert float16 themselves are asked to; bfloat16, which is the upper half of a float32, takes shifts.
+Processors that convert float16 themselves are asked to; bfloat16, which is the upper half of a float32, takes shifts. A float32 is
+also the sum of three bfloat16 numbers: itself rounded, what is left rounded, and what is left then.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from typing import Any
 
 from llvmlite import ir
 
-__all__ = ["HALVES", "converts_halves", "narrow_half", "widen_half"]
+__all__ = ["BFLOAT_PARTS", "HALVES", "converts_halves", "narrow_half", "take_part", "widen_half"]
 
 HALVES = ("float16", "bfloat16")
+BFLOAT_PARTS = ("first part of float32", "second part of float32", "third part of float32")
+"""float32 in memory, of which a bfloat16 part is taken as it is loaded: see `take_part`."""
 _i16, _i32, _f32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
 
 
@@ -38,6 +41,19 @@ def narrow_half(context: Any, builder: Any, number: Any, dtype: str) -> Any:
     if converts_halves(context):
         return builder.bitcast(builder.fptrunc(number, _like(number, ir.HalfType())), _like(number, _i16))
     return _float_to_half(builder, number)
+
+
+def take_part(builder: Any, number: Any, dtype: str) -> Any:
+    """One of the `BFLOAT_PARTS` of a float32, one or a vector, as a float32. What is not finite is all in its first part."""
+    for _ in range(BFLOAT_PARTS.index(dtype)):
+        rest = builder.fsub(number, _rounded(builder, number))
+        number = builder.select(builder.fcmp_unordered("uno", rest, rest), _constant(rest, 0.0), rest)
+    return _rounded(builder, number)
+
+
+def _rounded(builder: Any, number: Any) -> Any:
+    """A float32 rounded to bfloat16."""
+    return widen_half(None, builder, _float_to_bfloat(builder, number), "bfloat16")
 
 
 def _like(value: Any, element: Any) -> Any:

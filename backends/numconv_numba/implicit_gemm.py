@@ -3,8 +3,8 @@
 A work item takes a block of outputs. Neighbouring outputs that fill a register tile get a panel of all that they read,
 ``[c][tap][pixel]``, gathered from the block's slab or from x itself; it stays in the first-level cache while every output channel
 passes over it (see `microkernels.gemm`). Gathering costs a few cycles a term and is shared by all output channels, and results are
-stored as they come, pixels side by side: so this serves many output channels. No matrix of columns is ever held. Chetlur et al.,
-"cuDNN: efficient primitives for deep learning" (2014), section 3.
+stored as they come, pixels side by side: so this serves many output channels; few of them read vectors of neighbours where they
+lie. No matrix of columns is ever held. Chetlur et al., "cuDNN: efficient primitives for deep learning" (2014), section 3.
 
 The terms of an output form one chain in the order of the "strict" level.
 """
@@ -23,19 +23,22 @@ from numconv.plugin import ConvProblem, Verdict, np_dtype
 from .blocked import CALL_SECONDS, array_origin, depth_of, most_workers, parts_for, seconds, window_steps
 from .compiler import Address, Tag, helper, invoke, kernel
 from .dense import DenseImplementation, ForwardExecutor, Weights
-from .direct import MEASURED_ERROR, clear
+from .direct import MEASURED_ERROR
 from .elements import INT64, itemsize
-from .entries import LANES, MULTIPLY, PACK, PACK_WEIGHTS
+from .entries import CONFIGURE, LANES, MULTIPLY, PACK_WEIGHTS
 from .geometry import DIMS, OPTION, PARTS, PER_C, PER_K, part
+from .layers import configure_tiles, pack_layers, release_tiles
 from .microkernels.emit import host
 from .microkernels.tiles import Tile, tile_for
 from .panels import fill_places, fill_terms, lines_of, run_offset, runs_of
 from .results import write_rows
+from .rows import clear
 from .scalar import PAIRS, is_null, pointer, store
 from .slab import (
     BLOCKS,
     CHANNEL,
     EXTRA,
+    IMAGES,
     SHARES,
     WRITE_CYCLES,
     Block,
@@ -52,24 +55,32 @@ from .slab import (
 from .threads import Areas, parallel_for, run, run_with, worker_area
 from .tools import tools_for
 
-__all__ = ["ImplicitGemm"]
+__all__ = ["CHANNELS", "CHUNK", "DEPTH", "LAYERS", "TAPS", "GemmExecutor", "ImplicitGemm", "Layout", "areas_of", "layout_with"]
 
 SLAB_BYTES = 768 * 1024
 """The packed input of a block: it shares the second-level cache with a panel and the weights."""
 PANEL_BYTES = 32 * 1024
 """The gathered terms of a panel: they stay in the first-level cache while the output channels pass over them."""
-TILE_CYCLES = 60
+DIRECT_TILES = 16
+"""Tiles of output channels up to which vectors of neighbours are not copied into a panel, but read where they lie."""
+TILE_CYCLES = 35
 """Of the start and the end of a tile."""
 
 
-class _Layout(NamedTuple):
-    """The tile, the block, input channels (or pairs) of a panel, whether panels are gathered from x itself, channels of a group."""
+class Layout(NamedTuple):
+    """How a problem is cut, and its factors.
+
+    The tile, the block, input channels (or pairs) of a panel, whether panels are gathered from x itself, channels of a group; the
+    layers of a factor, and terms of which the panel has room for a multiple.
+    """
 
     tile: Tile
     block: Block
     chunk: int
     in_place: bool
     depth: int
+    layers: int = 1
+    step: int = 1
 
     @property
     def width(self) -> int:
@@ -84,22 +95,29 @@ def _in_place(problem: ConvProblem) -> bool:
 
 
 @functools.lru_cache(maxsize=256)
-def _layout(problem: ConvProblem, paired: bool) -> _Layout:
+def _layout(problem: ConvProblem, paired: bool) -> Layout:
     """The layout of a problem, which its cost, its workspace and its executor ask for one after the other."""
-    item, depth, taps = np_dtype(problem.acc_dtype).itemsize, depth_of(problem, paired), math.prod(problem.kernel)
     tile = tile_for(problem.acc_dtype, problem.k // problem.groups)
+    return layout_with(problem, tile, depth_of(problem, paired))._replace(in_place=_in_place(problem))
+
+
+def layout_with(problem: ConvProblem, tile: Tile, depth: int, layers: int = 1, step: int = 1) -> Layout:
+    """The largest block and panel that fit the caches; `step`: panels but the last of a pixel have a multiple of so many terms."""
+    item, taps = np_dtype(problem.acc_dtype).itemsize, math.prod(problem.kernel)
 
     def fits(block: Block) -> bool:
         few = block.pixels < 2 * SHARES * tile.vectors * tile.lanes
-        return slab_bytes(problem, block, depth) <= SLAB_BYTES and (few or shareable(problem, block))
+        return layers * slab_bytes(problem, block, depth) <= SLAB_BYTES and (few or shareable(problem, block))
 
     block = cut(problem, problem.stride, tap_positions(problem), (1,) * problem.ndim, fits, problem.n)
-    chunk = min(depth, max(1, PANEL_BYTES // (taps * tile.vectors * tile.lanes * item)))
-    return _Layout(tile, block, chunk, _in_place(problem), depth)
+    unit = step // math.gcd(step, taps)
+    chunk = max(1, PANEL_BYTES // (unit * layers * taps * tile.vectors * tile.lanes * item)) * unit
+    return Layout(tile, block, min(depth, chunk), False, depth, layers, step)
 
 
-# A block's own numbers: output channels and vectors of a tile, input channels (or pairs) of a panel, taps, channels of a group.
-CHANNELS, VECTORS, CHUNK, TAPS, DEPTH = range(EXTRA, EXTRA + 5)
+# A block's own numbers: output channels and vectors of a tile, input channels (or pairs) of a panel, taps, channels of a group,
+# layers of a factor.
+CHANNELS, VECTORS, CHUNK, TAPS, DEPTH, LAYERS = range(EXTRA, EXTRA + 6)
 UINT8 = Tag("uint8")
 
 # --- kernel --------------------------------------------------------------------------------------------------------------------
@@ -120,11 +138,12 @@ def panel_pieces(pieces, pixels, first, count, lanes, size):
 
 
 @helper
-def fill_taps(terms, taps, channels, channel, count):
-    """The offset of each term in a slab: of every tap in each channel."""
+def fill_taps(terms, taps, channels, channel, count, layers, layer_step):
+    """The offset of each term in a slab: of every tap in each channel, in each layer."""
     for c in range(channels):
         for tap in range(count):
-            terms[c * count + tap] = taps[tap] + c * channel
+            for layer in range(layers):
+                terms[(c * count + tap) * layers + layer] = taps[tap] + c * channel + layer * layer_step
 
 
 @helper
@@ -155,8 +174,9 @@ def multiply_panel(first_tile, last_tile, w, w_last, y, pixels, areas, x, channe
     depth, per_k, channels = b[DEPTH], g[PER_K], b[CHANNELS]
     vectors, size = -(-pixels // tools[LANES]), itemsize(at)
     panel, sums, offsets, pieces = areas
-    if pixels < vectors * tools[LANES]:
-        clear(panel, b[CHUNK] * b[TAPS] * vectors * tools[LANES], at)  # stray bits could be denormal numbers, which are slow
+    if (found >= 0) & (pixels < vectors * tools[LANES]):
+        # stray bits could be denormal numbers, which are slow
+        clear(panel, b[CHUNK] * b[TAPS] * b[LAYERS] * vectors * tools[LANES], at)
     whole, bad = max(min(last_tile, per_k // channels) - first_tile, 0), False
     for first in range(0, depth, b[CHUNK]):
         passed, resume, last = min(b[CHUNK], depth - first) * b[TAPS], 1 if first > 0 else 0, first + b[CHUNK] >= depth
@@ -172,15 +192,16 @@ def multiply_panel(first_tile, last_tile, w, w_last, y, pixels, areas, x, channe
                     tiles, k, w + (offset + first * b[TAPS] * steps[0]), y, pixels, vectors, passed, resume, last, bias,
                     (panel, sums + done, offsets, pieces), x + first * channel, count, steps, g, b, tools, yt, at,
                 )  # fmt: skip
-                count = 0
+                count = min(found, 0)
     return bad
 
 
 @helper
 def _blocks(begin, end, args):
     (
-        yt, at, items, workers, scratch, areas, tools, splits, in_place, taps, x, w, w_group, w_last, steps, bias, y, status, g, b,
+        yt, at, items, workers, scratch, areas, tables, splits, in_place, taps, x, w, w_group, w_last, steps, bias, y, status, g, b,
     ) = args  # fmt: skip
+    tools = pointer(tables, INT64)
     ndim, per_k, size = g[DIMS], g[PER_K], itemsize(at)
     xs, ys, tiles, width = part(g, PARTS), part(g, PARTS + 2), -(-g[PER_K] // b[CHANNELS]), b[VECTORS] * tools[LANES]
     own = worker_area(scratch, areas, AREAS, workers, items, begin)
@@ -191,9 +212,10 @@ def _blocks(begin, end, args):
     if in_place:
         fill_terms(terms, b[CHUNK], channel, ndim, axis_steps, g)
     else:
-        fill_taps(terms, taps, b[CHUNK], channel, b[TAPS])
+        fill_taps(terms, taps, b[CHUNK], channel, b[TAPS], b[LAYERS], b[IMAGES] * image)
     parts = own + areas[PANEL], own + areas[SUMS], own + areas[TERMS], own + areas[PIECES]
     where, source, inner, run, lines = -1, x, 0, 0, 0
+    configure_tiles(tools)
     for item in range(begin, end):
         block, group = item // splits % b[BLOCKS], item // splits // b[BLOCKS]
         n = block_image(b, ndim, block)
@@ -205,8 +227,9 @@ def _blocks(begin, end, args):
             if in_place:
                 source = source + array_origin(g, b, block)
             else:
-                invoke(tools[PACK], tools, own + areas[SLAB], source, block, block_images(g, b, block), g[PER_C], g, b)
-                source = own + areas[SLAB]
+                slab, images = own + areas[SLAB], block_images(g, b, block)
+                pack_layers(tables, b[LAYERS], b[IMAGES] * image, slab, source, block, images, g[PER_C], g, b)
+                source = slab
         first_tile, last_tile = tiles * (item % splits) // splits, tiles * (item % splits + 1) // splits
         shift = bias if is_null(bias) else bias + group * per_k * size
         for line in range(block_images(g, b, block) * lines):
@@ -214,11 +237,14 @@ def _blocks(begin, end, args):
             for start in range(0, run, width):
                 used, place = min(width, run - start), target + start * g[ys + 3 + ndim - 1]
                 found = panel_pieces(pieces, pixels, line * run + start, used, tools[LANES], size)
+                if (tools[CONFIGURE] == 0) & (tiles <= DIRECT_TILES) & (found * tools[LANES] == used):
+                    found = -1
                 if multiply_panel(
                     first_tile, last_tile, w + group * w_group, w_last, place, used, parts, source, channel, found, shift, steps,
                     g, b, tools, yt, at,
                 ):  # fmt: skip
                     store(status + (n + line // lines), np.uint8(1), UINT8)
+    release_tiles(tools)
 
 
 # The parts of a worker's scratch memory: offsets of pixels, of terms, bytes from position to position, pieces of a panel; the slab,
@@ -234,10 +260,10 @@ def implicit_gemm(
 ) -> None:  # fmt: skip
     """y from x and w: an item is a block of outputs for some of the tiles of output channels.
 
-    `tools`: see `tools_for`; `taps`: the byte offset of each tap in a channel of the slab. Weights lie `w_step` bytes apart from
-    term to term, `w_k` from channel to channel of a tile, `w_tile` from tile to tile and `w_group` from group to group; the last
-    tile, which ends with the last channel, starts at `w_last`. `status` gets a 1 for each image of which a sum is not finite.
-    Weights and bias are in the accumulation dtype.
+    `tools`: see `tools_for`, or a table for each layer; `taps`: the byte offset of each tap in a channel of the slab. Weights lie
+    `w_step` bytes apart from term to term, `w_k` from channel to channel of a tile, `w_tile` from tile to tile and `w_group` from
+    group to group; the last tile, which ends with the last channel, starts at `w_last`. `status` gets a 1 for each image of which
+    a sum is not finite. Weights and bias are in the accumulation dtype.
     """
     parallel_for(
         region,
@@ -245,7 +271,7 @@ def implicit_gemm(
         items,
         _blocks,
         (
-            yt, at, items, workers, scratch, pointer(areas, INT64), pointer(tools, INT64), splits, in_place,
+            yt, at, items, workers, scratch, pointer(areas, INT64), tools, splits, in_place,
             pointer(taps, INT64), x, w, w_group, w_last, (w_step, w_k, w_tile), bias, y, status, pointer(g, INT64),
             pointer(b, INT64),
         ),
@@ -274,23 +300,26 @@ def pack_tiles(
 # --- the implementation --------------------------------------------------------------------------------------------------------
 
 
-def _areas(problem: ConvProblem, layout: _Layout) -> Areas:
+def areas_of(problem: ConvProblem, layout: Layout) -> Areas:
     """A worker's scratch memory."""
     item, terms = np_dtype(problem.acc_dtype).itemsize, layout.chunk * math.prod(problem.kernel)
+    rows = layout.layers * -(-terms // layout.step) * layout.step
     tiles = -(-(problem.k // problem.groups) // layout.tile.channels)
     return Areas(
         8 * layout.block.pixels,
-        8 * terms,
+        8 * terms * layout.layers,
         8 * problem.ndim,
         24 * layout.width,
-        slab_bytes(problem, layout.block, layout.depth),
-        terms * layout.width * item,
+        layout.layers * slab_bytes(problem, layout.block, layout.depth),
+        rows * layout.width * item,
         tiles * layout.tile.channels * layout.width * item,
     )
 
 
 def term_step(w: Any) -> int | None:
     """The bytes from term to term of w ``[K, C/G, *R]``, where all terms of an output channel lie evenly spaced."""
+    if w.flags.c_contiguous:
+        return int(w.itemsize)
     axes = [(size, step) for size, step in zip(w.shape[:0:-1], w.strides[:0:-1], strict=True) if size > 1]
     run, first = 1, axes[0][1] if axes else w.itemsize
     for size, step in axes:
@@ -300,28 +329,34 @@ def term_step(w: Any) -> int | None:
     return int(first)
 
 
-class _Executor(ForwardExecutor):
-    """One convolution as a matrix product; `paired`: of pairs of bfloat16 numbers."""
+class GemmExecutor(ForwardExecutor):
+    """One convolution as a matrix product; `factor`: the dtype of factors, where it is not that of sums."""
 
-    def __init__(self, problem: ConvProblem, paired: bool):
-        layout = _layout(problem, paired)
+    def __init__(self, problem: ConvProblem, layout: Layout, factor: str):
         tile, block = layout.tile, layout.block
         super().__init__(problem, block.pieces * problem.groups)
         self._per_k = problem.k // problem.groups
         self._tile = tile
         self._tiles = -(-self._per_k // tile.channels)
         self._terms = layout.depth * math.prod(problem.kernel)
-        self._factor = PAIRS if paired else ""
+        self._factor = factor
+        self._layers = layout.layers
         self._work = problem.flops / 2
         self._in_place = int(layout.in_place)
-        self._areas = _areas(problem, layout)
+        self._areas = areas_of(problem, layout)
         self._taps = np.array(tap_offsets(problem, block), np.int64) * self._acc.itemsize
-        self._block = block_vector(block, tile.channels, tile.vectors, layout.chunk, len(self._taps), layout.depth)
-        self._tools = tools_for(
-            problem.dtype, problem.acc_dtype, tile.lanes, factor=self._factor, phases=block.step[-1], out=problem.out_dtype,
+        numbers = layout.chunk, len(self._taps), layout.depth, layout.layers
+        self._block = block_vector(block, tile.channels, tile.vectors, *numbers)
+        self._tools = self.tools(block.step[-1])
+        self._kernel = implicit_gemm.specialise(problem.out_dtype, problem.acc_dtype)
+
+    def tools(self, phases: int) -> Any:
+        """What the kernel calls by address; `phases`: of a row of the slab."""
+        problem, tile = self._problem, self._tile
+        return tools_for(
+            problem.dtype, problem.acc_dtype, tile.lanes, factor=self._factor, phases=phases, out=problem.out_dtype,
             gemm_shape=tuple(tile),
         )  # fmt: skip
-        self._kernel = implicit_gemm.specialise(problem.out_dtype, problem.acc_dtype)
 
     def unpacked(self, w: Any) -> Weights:
         """w as it lies, where it has the accumulation dtype and its terms are evenly spaced."""
@@ -342,7 +377,7 @@ class _Executor(ForwardExecutor):
         item, channels = self._acc.itemsize, self._tile.channels
         if w.packed:
             tile = channels * self._terms * item
-            return channels * item, item, tile, self._tiles * tile, (self._tiles - 1) * tile
+            return channels * self._layers * item, item, tile, self._tiles * tile, (self._tiles - 1) * tile
         step, k = term_step(w.array), w.strides[0]
         assert step is not None
         return step, k, channels * k, self._per_k * k, (self._per_k - channels) * k
@@ -369,18 +404,23 @@ class ImplicitGemm(DenseImplementation):
         """All of them."""
         return Verdict.yes()
 
+    def layout(self, problem: ConvProblem) -> Layout:
+        """How a forward problem is cut."""
+        return _layout(problem, self.paired)
+
     def forward_cost(self, problem: ConvProblem) -> float:
         """Products, those of unused lanes included; starts and ends of tiles; gathering and packing."""
-        tile, block, _, in_place, depth = _layout(problem, self.paired)
+        tile, block, _, in_place, depth, *_ = self.layout(problem)
         per_k, terms, rate = problem.k // problem.groups, depth * math.prod(problem.kernel), 1.0
         if self.paired:
             rate = host().pair_cycles * 1.1  # more loads beside each product
         pieces, tiles = block.pieces * problem.groups, -(-per_k // tile.channels)
         pixels = math.prod(block.size)
         panels, vectors = -(-pixels // (tile.vectors * tile.lanes)), -(-pixels // tile.lanes)
-        products = tiles * (vectors * terms * tile.channels / 2 * 1.15 * rate + panels * TILE_CYCLES)
+        products = tiles * (vectors * terms * tile.channels / 2 * 1.1 * rate + panels * TILE_CYCLES)
         # vectors of a panel that end with a row of outputs take another piece
-        gathered = terms * (vectors + pixels / block.size[-1]) * 5
+        direct = tiles <= DIRECT_TILES and block.size[-1] % tile.lanes == 0
+        gathered = terms * (vectors + pixels / block.size[-1]) * (2 if direct else 5)
         packed = 0 if in_place else pack_cycles(block, depth * problem.groups)
         # kernels are flipped in an input_grad, where the terms of an output channel do not follow each other
         packs = problem.dtype != problem.acc_dtype or (problem.flip and math.prod(problem.kernel) > 1)
@@ -390,11 +430,11 @@ class ImplicitGemm(DenseImplementation):
 
     def forward_workspace(self, problem: ConvProblem) -> int:
         """For each thread a slab, a panel, sums and tables; w packed or in the accumulation dtype."""
-        layout = _layout(problem, self.paired)
+        layout = self.layout(problem)
         item = np_dtype(problem.acc_dtype).itemsize
         weights = 2 * (math.prod(problem.w_shape) + problem.groups * layout.tile.channels * problem.c * math.prod(problem.kernel))
-        return most_workers(problem, layout.block, layout.tile.channels) * _areas(problem, layout).bytes + weights * item
+        return most_workers(problem, layout.block, layout.tile.channels) * areas_of(problem, layout).bytes + weights * item
 
-    def forward(self, problem: ConvProblem) -> _Executor:
+    def forward(self, problem: ConvProblem) -> GemmExecutor:
         """The executor."""
-        return _Executor(problem, self.paired)
+        return GemmExecutor(problem, self.layout(problem), PAIRS if self.paired else "")

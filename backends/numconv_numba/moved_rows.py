@@ -17,7 +17,8 @@ from numconv.plugin import WindowProblem, np_dtype
 from .compiler import Address, Tag, helper, invoke, kernel
 from .elements import INT64, itemsize, keep, memory, scratch
 from .microkernels.emit import lanes_of
-from .microkernels.windows import MAX_STRIDE, MOVE, move
+from .microkernels.moves import MOVE, move
+from .microkernels.row_access import MAX_STRIDE
 from .scalar import add, load, pointer, store, wide_vectors, zero
 from .sliding import KEPT, outer_axis
 from .threads import parallel_for, run

@@ -11,10 +11,10 @@ import numpy as np
 
 from .activations import activate_run, rectified
 from .compiler import Address, Tag, helper, invoke, kernel
-from .direct import clear, outer_offset
 from .elements import INT64, arithmetic, held, in_rows, itemsize, keep, memory, same, scratch
 from .entries import DRESS, LANES, READ_ROWS, READ_SQUARES, READ_WORDS, WRITE_SQUARES
 from .geometry import DILATION, DIMS, FLIPPED, PARTS, PER_C, STRIDE, WINDOW, part
+from .rows import clear, outer_offset
 from .scalar import add, address, is_null, load, move, pointer, prefetch, store, wide_vectors, zero
 from .slab import B_STEP, B_UNIT, axis_entry, block_extent, block_image, block_images, block_start
 
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 
-UINT8, UINT32 = Tag("uint8"), Tag("uint32")
+UINT8, UINT32, BFLOAT = Tag("uint8"), Tag("uint32"), Tag("bfloat16")
 SMOOTHED = 64
 """Pixels that get their silu or gelu together."""
 AHEAD = 4
@@ -185,7 +185,7 @@ def pack_pairs(target, w, rows, first, count, taps, width, tools, g, xt, at):
     keep(words)
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def pack_panel(
     xt: Tag, at: Tag, table: Address, target: Address, w: Address, rows: int, first: int, count: int, taps: int, width: int,
     sizes: Address,
@@ -317,7 +317,7 @@ def lines_of(inner, g, b, block):
     return lines
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def write_panel(
     yt: Tag, at: Tag, table: Address, sums: Address, width: int, columns: int, bias: Address, code: int,
     y: Address, status: Address, block: int, sizes: Address, cutting: Address,
@@ -358,18 +358,19 @@ def read_run(target, width, count, columns, y, k_step, q_step, tools, yt, at):
 def read_pairs(target, words, width, count, columns, y, k_step, q_step, tools, yt, at):
     """A run of pixels of y as pairs of neighbours, [pair][lane]; what the last one lacks is zero."""
     whole = 0
-    if q_step == itemsize(yt):
+    if (q_step == itemsize(yt)) & same(yt, BFLOAT):
         # neighbours in memory are pairs already
         whole = count // 2
         invoke(tools[READ_WORDS], y, k_step, columns, whole, address(0), 0, target, width)
-    for pair in range(whole, (count + 1) // 2):
-        both = min(2, count - 2 * pair)
-        read_run(words, width, both, columns, y + 2 * pair * q_step, k_step, q_step, tools, yt, at)
-        clear(words + both * width, (2 - both) * width // itemsize(at), at)
-        join_words(target + pair * width, words, words + width, width // 4)
+    for first in range(whole, (count + 1) // 2, tools[LANES]):
+        pixels = min(2 * tools[LANES], count - 2 * first)
+        read_run(words, width, pixels, columns, y + 2 * first * q_step, k_step, q_step, tools, yt, at)
+        clear(words + pixels * width, pixels % 2 * width // itemsize(at), at)
+        for pair in range((pixels + 1) // 2):
+            join_words(target + (first + pair) * width, words + 2 * pair * width, words + (2 * pair + 1) * width, width // 4)
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def read_panel(
     yt: Tag, at: Tag, table: Address, target: Address, width: int, columns: int, y: Address, block: int, sizes: Address,
     cutting: Address,
@@ -386,8 +387,9 @@ def read_panel(
         # no pair reaches into the next row
         inner, run = ndim - 1, block_extent(g, b, block, ndim - 1)
     lines = lines_of(inner, g, b, block)
-    words = scratch(2 * width if in_rows(at) else 0)
-    clear(memory(words), 2 * width // itemsize(at) if in_rows(at) else 0, at)
+    spare = 2 * tools[LANES] * width if in_rows(at) else 0
+    words = scratch(spare)
+    clear(memory(words), spare // itemsize(at), at)
     for line in range(block_images(g, b, block) * lines):
         place = y + ((n + line // lines) * g[ys] + run_offset(line % lines, inner, g, b, block))
         if in_rows(at):
@@ -398,7 +400,7 @@ def read_panel(
     keep(words)
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def write_weights(
     yt: Tag, at: Tag, table: Address, sums: Address, width: int, columns: int, w: Address, first: int, last: int, taps: int,
     spare: Address, sizes: Address,

@@ -19,21 +19,24 @@ from numconv.plugin import ConvProblem, Implementation, Verdict, np_dtype
 from .blocked import CALL_SECONDS, seconds
 from .compiler import Address, Tag, helper, invoke, kernel
 from .depthwise_weights import DepthwiseWeights
-from .direct import MEASURED_ERROR, Direct, conv_vectors, outer_source
+from .direct import MEASURED_ERROR
 from .elements import INT64, itemsize
-from .geometry import BATCH, DIMS, GROUPS, LOW, OUTPUT, PARTS, PER_C, PER_K, SIZE, STRIDE, part
+from .geometry import BATCH, DIMS, GROUPS, LOW, OUTPUT, PARTS, PER_C, PER_K, SIZE, STRIDE, conv_vectors, part
 from .microkernels import plane_gradients as job_of
 from .microkernels.emit import flag_table, host, lanes_of
 from .microkernels.plane_gradients import Collect, collect, registers
-from .planewise import AHEAD_PLANE, MOST_ROWS, WORK, are_finite, column_offsets, has_rows, inside_strips, refusal
+from .plane_plans import AHEAD_PLANE, MOST_ROWS, WORK, column_offsets, has_rows, inside_strips, refusal
+from .planewise import are_finite
+from .rows import outer_source
 from .scalar import address, as_integer, is_null, pointer, store
 from .strips import ITEMS, UINT8, outer_place
 from .threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
+from .weight_sums import Finish, in_order
 
 __all__ = ["PlanewiseWeights"]
 
 MOST_COLUMNS = 12
-SLICED, LARGE = 1.35, 1.3
+SLICED, LARGE = 1.11, 1.2
 """What several slices, and planes beyond the first-level cache, cost against what is counted."""
 
 
@@ -254,7 +257,7 @@ class _Executor:
     def __init__(self, problem: ConvProblem):
         plan, dtype = plan_for(problem), problem.dtype
         shape, runs = plan.shape, _runs(problem, plan.shape)
-        self._problem, self._shares = problem, plan.shares
+        self._problem, self._shares, self._finish = problem, plan.shares, Finish(problem)
         tables = [flag_table(run.flags, dtype) for run in runs]
         self._flags = np.concatenate([table.view(np.uint8).ravel() for table in tables] or [np.zeros(1, np.uint8)])
         starts = np.cumsum([0, *(table.nbytes for table in tables)])
@@ -286,19 +289,10 @@ class _Executor:
                 self._areas, self._kernel, self._shares * problem.k, self._work,
                 self._vectors(x.strides, w.strides, y.strides), self._plan, self._columns, y, x, partial, shifts, status,
             )  # fmt: skip
-        if status[0] and not (np.isfinite(y).all() and np.isfinite(x).all()):
-            self._direct(outs, ins)  # zeros beside a row have met what is not finite
+        if status[0] and self._finish.again(outs, ins):
             return
         found = partial[0] if self._shares == 1 else partial.sum(axis=0)
-        w[...] = np.flip(found, tuple(range(2, found.ndim))) if problem.flip else found
-        if own:
-            bias[0][...] = shifts.sum(axis=0)
-        elif bias:
-            self._direct.bias_grad(bias[0], y, x, w)
-
-    @functools.cached_property
-    def _direct(self) -> Any:
-        return Direct().build(self._problem)
+        self._finish(outs, ins, in_order(found, problem), shifts.sum(axis=0) if own else None)
 
     @functools.cached_property
     def _other(self) -> Any:

@@ -11,18 +11,18 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 
 from numconv.plugin import ConvProblem, Verdict, np_dtype
 
-from .activations import ACTIVATIONS, activate_run
+from .activations import ACTIVATIONS, activate_rows
 from .blocked import CALL_SECONDS, seconds
 from .compiler import Address, Tag, helper, invoke, kernel
 from .dense import Adjoint, DenseImplementation, redo
 from .depthwise import Depthwise
-from .direct import MEASURED_ERROR, outer_source
+from .direct import MEASURED_ERROR
 from .elements import INT64, itemsize, same
 from .geometry import (
     DIMS,
@@ -41,156 +41,45 @@ from .geometry import (
     part,
 )
 from .microkernels import planes as job_of
-from .microkernels.emit import flag_table, host, lanes_of
-from .microkernels.planes import Sweep, accumulators, sweep
+from .microkernels.activation import dress
+from .microkernels.emit import flag_table
+from .microkernels.planes import sweep
+from .plane_plans import (
+    AHEAD_PLANE,
+    FAR,
+    FAR_BYTES,
+    MOST_COLUMNS,
+    MOST_ROWS,
+    SLICED,
+    WORK,
+    column_offsets,
+    has_rows,
+    is_adjoint,
+    plan_for,
+    plane_cycles,
+    refusal,
+    runs_of,
+    shapes_of,
+    slices_of,
+    source_of,
+    target_of,
+)
+from .rows import outer_source
 from .scalar import as_integer, is_null, load, pointer, store, wide_vectors
-from .strips import ITEMS, UINT8, outer_place
+from .strips import UINT8, outer_place
 from .threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
 
-__all__ = ["Planewise"]
+__all__ = ["Planewise", "are_finite"]
 
-MOST_ROWS = 8
-"""Of a kernel: their sums are in registers."""
-MOST_COLUMNS = 31
-WIDTHS = (1, 2, 3, 4, 7)
-"""Vectors of a tile: few, so that few are compiled."""
-SLICED = 1.6
-"""What sums over several slices cost against what is counted, on the scale of other tiles."""
-WORK = 16
-"""Multiply-adds that would take a cycle: with small planes most of the time is not theirs."""
-AHEAD_PLANE = 64 * 1024
-"""A plane of x up to which the next one is fetched while it is read."""
-UNROLLED = 3
-"""Columns of a kernel up to which a tile has the code of each."""
-
-
-class _Plan(NamedTuple):
-    """How a problem is cut.
-
-    Attributes
-    ----------
-    shape : Sweep
-    width : int
-        Columns of results of a strip.
-    strips : int
-    band, bands : int
-        Rows of results of a work item, and items of a plane.
-    """
-
-    shape: Sweep
-    width: int
-    strips: int
-    band: int
-    bands: int
-
-
-def _is_adjoint(problem: ConvProblem) -> bool:
-    return problem.op == "input_grad"
-
-
-def _target(problem: ConvProblem) -> tuple[int, ...]:
-    """The spatial size of the results."""
-    return tuple(problem.spatial if _is_adjoint(problem) else problem.output)
-
-
-def _source(problem: ConvProblem) -> tuple[int, ...]:
-    """The spatial size of what is read."""
-    return tuple(problem.output if _is_adjoint(problem) else problem.spatial)
-
-
-def _shapes(problem: ConvProblem) -> list[Sweep]:
-    """The tiles that fit the registers."""
-    adjoint, taps = _is_adjoint(problem), problem.kernel[-1]
-    rows, row_step = (problem.kernel[-2], problem.stride[-2]) if problem.ndim > 1 else (1, 1)
-    step = problem.stride[-1]
-    columns = taps if taps <= UNROLLED or step > 1 or adjoint else 0
-    first = problem.padding[-1][0] % step if adjoint else 0
-    # where a slice begins depends on the outer dimensions of the output
-    sliced = _slices(problem) > 1 or problem.ndim > 2
-    shapes = [Sweep(vectors, rows, columns, row_step, step, adjoint, first, sliced, lanes_of(problem.dtype)) for vectors in WIDTHS]
-    return [each for each in shapes if accumulators(each) + each.vectors + 2 < host().registers]
-
-
-@functools.lru_cache(maxsize=256)
-def plan_for(problem: ConvProblem) -> _Plan:
-    """The plan with the tile that needs the fewest cycles."""
-    return min((_cut(problem, shape) for shape in _shapes(problem)), key=lambda plan: _plane_cycles(problem, plan))
-
-
-def _cut(problem: ConvProblem, shape: Sweep) -> _Plan:
-    width = shape.vectors * shape.lanes * (shape.column_step if shape.adjoint else 1)
-    target = _target(problem)
-    planes = max(1, problem.n * (problem.c if shape.adjoint else problem.k) * math.prod(target[:-2]))
-    rows = target[-2] if problem.ndim > 1 else 1
-    bands = max(1, min(-(-rows // (4 * shape.rows)), -(-ITEMS // planes)))
-    band = -(-rows // bands)
-    return _Plan(shape, width, -(-target[-1] // width), band, -(-rows // band))
-
-
-def _slices(problem: ConvProblem) -> int:
-    """Sweeps over a plane of results."""
-    channels = problem.k if _is_adjoint(problem) else problem.c
-    return channels // problem.groups * math.prod(problem.kernel[:-2])
-
-
-def _plane_cycles(problem: ConvProblem, plan: _Plan) -> float:
-    """Of a sweep over a plane, fitted to measurements."""
-    shape, taps = plan.shape, problem.kernel[-1]
-    rows = _target(problem)[-2] if problem.ndim > 1 else 1
-    lines = (rows / shape.row_step if shape.adjoint else rows * shape.row_step) + plan.bands * (shape.rows - 1)
-    users = shape.rows if shape.adjoint else shape.rows / shape.row_step
-    loads = shape.vectors * (1 if shape.adjoint else shape.column_step)
-    column = 0.17 * users * shape.vectors + 0.86 * loads + (0.0 if shape.columns else 1.1)
-    stored = rows * shape.vectors * (2.9 + 2.9 * shape.adjoint)
-    return plan.strips * (_slices(problem) * lines * (taps * column + 1.8) + stored + plan.bands * 10)
-
-
-def column_offsets(problem: ConvProblem) -> list[int]:
-    """Where each column of taps reads, against the first of a strip's."""
-    taps, low, step = problem.kernel[-1], problem.padding[-1][0], problem.stride[-1]
-    if _is_adjoint(problem):
-        return [
-            ((place - low) % step + low - place) // step for place in range(0, taps * problem.dilation[-1], problem.dilation[-1])
-        ]
-    return [(taps - 1 - t if problem.flip else t) * problem.dilation[-1] - low for t in range(taps)]
-
-
-class _Run(NamedTuple):
-    """A strip, or in one dimension those that have all their lanes: columns of what is read and of results, how many, masks."""
-
-    source: int
-    target: int
-    strips: int
-    used: int
-    flags: Any
-
-
-def inside_strips(offsets: Sequence[int], step: int, reach: int, size: int) -> range:
-    """Of strips whose sources lie `step` apart and that read `reach` places from each offset, those that read x alone."""
-    return range(-(min(offsets) // step), (size - reach - max(offsets)) // step + 1)
-
-
-def _runs(problem: ConvProblem, plan: _Plan) -> list[_Run]:
-    """All strips."""
-    shape, size, end = plan.shape, _source(problem)[-1], _target(problem)[-1]
-    lanes = np.arange(shape.vectors * (1 if shape.adjoint else shape.column_step) * shape.lanes)
-    step = plan.width // shape.column_step if shape.adjoint else plan.width * shape.column_step
-    offsets = column_offsets(problem)
-    inside = inside_strips(offsets, step, lanes.size, size) if problem.ndim == 1 else range(0)
-    whole = range(max(0, inside.start), min(inside.stop, end // plan.width))
-    runs = []
-    for strip in [*range(plan.strips)[: whole.start], *whole[:1], *range(plan.strips)[max(whole.start, whole.stop) :]]:
-        places = strip * step + np.array(offsets)[:, None] + lanes
-        used = min(plan.width, end - strip * plan.width)
-        count = len(whole) if strip in whole else 1
-        runs.append(_Run(strip * step, strip * plan.width, count, used, (places >= 0) & (places < size)))
-    return runs
-
+NEAR = 16 * 1024
+"""Bytes of results that stay in the first-level cache until their activation is applied."""
 
 # What the kernel knows of a plan: the tile's address, strips and the numbers of each, rows and bands, the kernel's rows and
 # columns, whether it is an adjoint, slices, columns of results from a row to the next where strips are rows, and of x; outer
-# dimensions.
-TILE, RUNS, BAND, BANDS, KERNEL_ROWS, KERNEL_COLUMNS, ADJOINT, ROW_RESULTS, ROW_PIXELS, OUTER_TAPS, OUTER_OUTPUTS, HEAD = range(12)
+# dimensions; the address of `dress`.
+(
+    TILE, RUNS, BAND, BANDS, KERNEL_ROWS, KERNEL_COLUMNS, ADJOINT, ROW_RESULTS, ROW_PIXELS, OUTER_TAPS, OUTER_OUTPUTS, DRESS, HEAD,
+) = range(13)  # fmt: skip
 INT32, FLOAT64 = Tag("int32"), Tag("float64")
 EXPONENT32, EXPONENT64 = np.int32(0x7F800000), np.int64(0x7FF0000000000000)
 """The bits of an exponent, which are all set in what is not finite."""
@@ -282,16 +171,20 @@ def _planes(begin, end, args):
     job[job_of.COLUMNS], job[job_of.COUNT] = as_integer(columns), b[KERNEL_COLUMNS]
     job[job_of.PLACES], job[job_of.RELU] = as_integer(places), g[OPTION] == 1
     job[job_of.X_PLANE], job[job_of.W_PLANE], job[job_of.BIAS_PLANE], job[job_of.Y_PLANE] = g[xs + 1], taps * size, size, g[ys + 1]
-    rows = g[part(g, OUTPUT) + axis] if axis >= 0 else 1
+    length, rows, y_row = g[part(g, OUTPUT) + axis + 1], 1, 0
+    if axis >= 0:
+        rows, y_row = g[part(g, OUTPUT) + axis], g[ys + 3 + axis]
     one_slice = (b[OUTER_TAPS] == 1) & (g[PER_C] == 1)
     together = one_slice & (b[BANDS] == 1) & (b[OUTER_OUTPUTS] == 1) & (g[PER_K] == 1) & (b[RUNS] == 1)
+    # few planes with an activation, so that they are still near when it is applied
+    most = max(1, NEAR // (rows * length * size)) if g[OPTION] > 1 else channels
     item = begin
     while item < end:
         band, plane = item % b[BANDS], item // b[BANDS]
         output, plane = plane % b[OUTER_OUTPUTS], plane // b[OUTER_OUTPUTS]
         k, n = plane % channels, plane // channels
         group = k // g[PER_K]
-        count = min(channels - k, end - item) if together else 1
+        count = min(channels - k, end - item, most) if together else 1
         first_row, end_row = band * b[BAND], min(rows, (band + 1) * b[BAND])
         source = x + (n * g[xs] + group * g[xs + 1])
         target = y + (n * g[ys] + group * g[ys + 1] + k % g[PER_K] * g[ys + 2] + outer_place(g, output))
@@ -303,10 +196,10 @@ def _planes(begin, end, args):
         fill_slices(job, pointer(places, INT64), output, g, b, at)
         sweep_strips(job, fields, source, target, first_row, end_row, count, g, b, at)
         if g[OPTION] > 1:
-            for each in range(count):
-                for row in range(first_row, end_row):
-                    place = target + (each * g[ys + 1] + (row * g[ys + 3 + axis] if axis >= 0 else 0))
-                    activate_run(place, g[part(g, OUTPUT) + axis + 1], g[OPTION], at)
+            one = (count > 1) & (g[ys + 1] == rows * y_row)  # planes without a gap
+            for each in range(1 if one else count):
+                place, high = target + (each * g[ys + 1] + first_row * y_row), count * rows if one else end_row - first_row
+                activate_rows(b[DRESS], place, y_row, high, length, g[OPTION], at)
         item += count
 
 
@@ -330,9 +223,9 @@ def planewise(
 def _vectors(problem: ConvProblem) -> Vectors:
     """The vectors of a problem in the roles of x and y that the kernel has; its weights are contiguous."""
     lows, ones = [low for low, _ in problem.padding], [int(problem.flip)] * problem.ndim
-    parts = [_source(problem), problem.kernel, _target(problem), problem.stride, lows, problem.dilation, ones]
+    parts = [source_of(problem), problem.kernel, target_of(problem), problem.stride, lows, problem.dilation, ones]
     of_x, of_y = problem.c // problem.groups, problem.k // problem.groups
-    if _is_adjoint(problem):
+    if is_adjoint(problem):
         of_x, of_y = of_y, of_x
 
     def arrange(x: tuple[int, ...], y: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
@@ -341,58 +234,31 @@ def _vectors(problem: ConvProblem) -> Vectors:
     return Vectors(problem.n, problem.groups, of_x, of_y, parts, "zeros", ACTIVATIONS[problem.activation], arrange)
 
 
-def has_rows(array: Any) -> bool:
-    """Whether the pixels of a row are neighbours in memory."""
-    return bool(array.strides[-1] == array.itemsize)
-
-
-def refusal(problem: ConvProblem, most_rows: int, most_columns: int) -> str:
-    """Why planes of a problem cannot be read where they lie, with kernels of up to so many rows and columns; or nothing."""
-    rows, step, dilation = (problem.kernel[-2], problem.stride[-2], problem.dilation[-2]) if problem.ndim > 1 else (1, 1, 1)
-    if problem.dtype != problem.acc_dtype or problem.out_dtype != problem.dtype:
-        return f"it loads and stores what it sums, and sums of {problem.dtype} are {problem.acc_dtype}"
-    if problem.dtype not in ("float32", "float64"):
-        return f"its tiles are for real floats, not {problem.dtype}"
-    if host().width < 32:
-        return "it masks vectors as it loads them, which this processor cannot"
-    if problem.layout != "channels_first":
-        return "its lanes are pixels, which must be neighbours in memory: layout channels_first"
-    if problem.pad_mode != "zeros" and any(low or high for low, high in problem.padding):
-        return f"it leaves padding out, which must be of zeros, not {problem.pad_mode}"
-    if rows > most_rows or problem.kernel[-1] > most_columns or problem.stride[-1] > 2 or step > 4:
-        return (
-            f"it takes kernels of up to {most_rows} rows and {most_columns} columns with strides of up to 4 and 2,"
-            f" and here are kernel {problem.kernel} and stride {problem.stride}"
-        )
-    if (rows > 1 and dilation > 1) or (problem.stride[-1] > 1 and problem.dilation[-1] > 1):
-        return f"rows of taps, and columns beside a stride, are neighbours, and here is a dilation of {problem.dilation}"
-    return ""
-
-
 class _Sweeps:
     """The compiled driver and its tables."""
 
     def __init__(self, problem: ConvProblem):
         plan = plan_for(problem)
-        shape, runs = plan.shape, _runs(problem, plan)
+        shape, runs = plan.shape, runs_of(problem, plan)
         size = np_dtype(problem.dtype).itemsize
         tables = [flag_table(run.flags, problem.dtype) for run in runs]
         self._flags = np.concatenate([table.view(np.uint8).ravel() for table in tables] or [np.zeros(1, np.uint8)])
         starts = np.cumsum([0, *(table.nbytes for table in tables)])
-        outer = math.prod(problem.kernel[:-2]), math.prod(_target(problem)[:-2])
+        outer = math.prod(problem.kernel[:-2]), math.prod(target_of(problem)[:-2])
         head = [
             sweep.address(tuple(shape), problem.dtype), len(runs), plan.band, plan.bands, shape.rows, problem.kernel[-1],
             shape.adjoint, plan.width, plan.width // shape.column_step if shape.adjoint else plan.width * shape.column_step, *outer,
+            dress.address(shape.lanes, problem.dtype) if ACTIVATIONS[problem.activation] > 1 else 0,
         ]  # fmt: skip
         at = self._flags.ctypes.data
         rows = [(run.source, run.target, run.strips, run.used, at + start) for run, start in zip(runs, starts, strict=False)]
         self._plan = np.array([*head, *(number for row in rows for number in row)], np.int64)
         self._columns = np.array(column_offsets(problem), np.int64) * size
         self._vectors = _vectors(problem)
-        self._areas = Areas(8 * job_of.JOB, 16 * _slices(problem))
+        self._areas = Areas(8 * job_of.JOB, 16 * slices_of(problem))
         planes = problem.n * (problem.c if shape.adjoint else problem.k)
-        self._items, self._work = planes * outer[1] * plan.bands, WORK * planes * outer[1] * _plane_cycles(problem, plan)
-        if not math.prod(_target(problem)):
+        self._items, self._work = planes * outer[1] * plan.bands, WORK * planes * outer[1] * plane_cycles(problem, plan)
+        if not math.prod(target_of(problem)):
             self._items = 0
         self._kernel = planewise.specialise(problem.dtype, problem.dtype)
 
@@ -472,9 +338,9 @@ class Planewise(DenseImplementation):
         reason = refusal(problem, MOST_ROWS, MOST_COLUMNS)
         if not reason and problem.flip and max(problem.stride[-2:]) > 1:
             reason = "with a stride its kernels are not flipped"
-        if not reason and problem.level == "strict" and _slices(problem) > 1:
-            reason = f"it adds up {_slices(problem)} slices of a window row by row, and strict sums go from slice to slice"
-        if not reason and not _shapes(problem):
+        if not reason and problem.level == "strict" and slices_of(problem) > 1:
+            reason = f"it adds up {slices_of(problem)} slices of a window row by row, and strict sums go from slice to slice"
+        if not reason and not shapes_of(problem):
             reason = f"no tile for a kernel {problem.kernel} fits the registers"
         return Verdict.no(reason) if reason else Verdict.yes()
 
@@ -489,9 +355,11 @@ class Planewise(DenseImplementation):
     def forward_cost(self, problem: ConvProblem) -> float:
         """Of all sweeps."""
         plan = plan_for(problem)
-        planes = problem.n * (problem.c if plan.shape.adjoint else problem.k) * math.prod(_target(problem)[:-2])
+        planes = problem.n * (problem.c if plan.shape.adjoint else problem.k) * math.prod(target_of(problem)[:-2])
         factor = (2.0 if planes * plan.bands == 1 else 1.0) * (SLICED if plan.shape.sliced else 1.0)
-        return CALL_SECONDS + seconds(factor * planes * _plane_cycles(problem, plan))
+        if not plan.shape.columns and math.prod(source_of(problem)[-2:]) * np_dtype(problem.dtype).itemsize > FAR_BYTES:
+            factor *= FAR
+        return CALL_SECONDS + seconds(factor * planes * plane_cycles(problem, plan))
 
     def cost(self, problem: ConvProblem) -> float:
         """Of a forward problem, or of one sweep with a stride."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from .compiler import helper, invoke
-from .direct import finish_row
 from .elements import itemsize, same
 from .entries import DRESS, WRITE_SQUARES
+from .rows import finish_row
 from .scalar import address
 
 __all__ = ["write_rows"]

@@ -18,7 +18,7 @@ from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 
 from .compiler import AddressType, TagType, address_type, intrinsic
-from .halves import HALVES, narrow_half, widen_half
+from .halves import BFLOAT_PARTS, HALVES, narrow_half, take_part, widen_half
 
 __all__ = [
     "PAIRS",
@@ -47,6 +47,7 @@ ROW_PAIRS = "bfloat16x2 in rows"
 _DTYPES = {
     **dict.fromkeys((PAIRS, ROW_PAIRS), types.uint32),
     **dict.fromkeys(HALVES, types.uint16),
+    **dict.fromkeys(BFLOAT_PARTS, types.float32),
     **{name: getattr(types, name) for name in ("float32", "float64", "complex64", "complex128")},
     **{f"{sign}int{bits}": getattr(types, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
@@ -280,11 +281,15 @@ def muladd(typingctx: Any, a: Any, b: Any, acc: Any) -> Any:
 
 @intrinsic
 def wide_vectors(typingctx: Any) -> Any:
-    """Let LLVM's vectoriser use 512-bit registers in the function that contains this call; without it, Intel gets 256 bits."""
+    """Let LLVM's vectoriser use 512-bit registers in the function that contains this call; without it, Intel gets 256 bits.
+
+    The function is not inlined, since its caller's loops need not have the attribute.
+    """
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         # llvmlite's own add() knows the attributes without a value only
         set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+        builder.function.attributes.add("noinline")
         return context.get_dummy_value()
 
     return types.void(), codegen
@@ -318,6 +323,8 @@ def one_by_one(typingctx: Any) -> Any:
 
 
 def _widen(context: Any, builder: Any, loaded: Any, dtype: str, result: types.Type) -> Any:
+    if dtype in BFLOAT_PARTS:
+        return context.cast(builder, take_part(builder, loaded, dtype), types.float32, result)
     if dtype not in HALVES:
         return context.cast(builder, loaded, _DTYPES[dtype], result)
     return context.cast(builder, widen_half(context, builder, loaded, dtype), types.float32, result)

@@ -18,7 +18,8 @@ from numconv.plugin import ConvProblem, PoolProblem, Verdict, WindowProblem
 from .compiler import Address, Tag, helper, invoke, kernel
 from .elements import INT64, keep, memory, scratch
 from .microkernels.emit import lanes_of
-from .microkernels.windows import JOB, MAX_STRIDE, windows
+from .microkernels.row_access import MAX_STRIDE
+from .microkernels.windows import JOB, windows
 from .scalar import is_null, load, pointer, store
 from .threads import parallel_for
 

@@ -15,15 +15,15 @@ from numba import types
 from numba.extending import overload
 
 from .activations import activated, rectified
-from .compiler import Address, Tag, helper, kernel
-from .direct import clear
+from .compiler import Address, Tag, Unit, helper, kernel
 from .elements import INT64, itemsize
 from .geometry import MODES, source_index
 from .microkernels.conjugate import add_conjugates
 from .nonfinite import classified, marked
+from .rows import clear
 from .scalar import add, cast, is_null, load, pointer, store, wide_vectors, zero
 
-__all__ = ["gather", "multiply", "scatter", "walk"]
+__all__ = ["transforming", "walk"]
 
 # The head of a walk, and what it has of each dimension.
 W_DIMS, W_MODE, W_IMAGES, W_CHANNELS, W_PHASES, W_BLOCKS, W_TAPS, W_N_STEP, W_G_STEP, W_C_STEP, W_HEAD = range(11)
@@ -330,3 +330,16 @@ def correlate(
                     True, lanes, part,
                 )  # fmt: skip
                 unit += together
+
+
+transforming = Unit(
+    "spectra.transforming",
+    lambda dtype, arithmetic, out, acc, lanes, part: [
+        (gather, (dtype, arithmetic)),
+        (scatter, (arithmetic, out, acc)),
+        (multiply, (lanes, part)),
+        (correlate, (lanes, part)),
+    ],
+    python=True,
+)
+"""The four of a problem's dtypes, in this order: its convolution needs three of them and its gradients the fourth."""

@@ -14,8 +14,7 @@ import numpy as np
 
 from numconv.plugin import ConvProblem, np_dtype
 
-from .compiler import Address, Tag, helper, invoke, kernel
-from .direct import clear, outer_source
+from .compiler import Address, Tag, Unit, helper, invoke, kernel
 from .elements import INT64, itemsize
 from .geometry import (
     DILATION,
@@ -30,11 +29,12 @@ from .geometry import (
     part,
     source_index,
 )
-from .microkernels.activation import dress
-from .microkernels.copies import split_strip, spread
+from .microkernels.copies import spread
 from .microkernels.emit import lanes_of
+from .packing import copy_cells, pack_borders, pack_places
+from .rows import clear, outer_source
 from .scalar import pointer
-from .slab import copy_cells, pack_borders, pack_places
+from .tools import row_tools, split_address
 
 __all__ = [
     "BAND", "BANDS", "CLASSES", "COLUMNS", "EXTRA", "FOLDED", "ITEMS", "KERNEL_ROWS", "LAG", "OUTER_OUTPUTS", "OUTER_TAPS",
@@ -269,7 +269,7 @@ def pack_lines(slab, x, start, lines, x_row, g, b, split_at, xt, at):
     line_bytes = b[PHASES] * phase_bytes
     even = (step == itemsize(xt)) & (split_at != 0)
     if even:
-        invoke(split_at, x, start, length, slab, phase_bytes, b[PITCH], lines, x_row, line_bytes)
+        invoke(split_at, x, start, length, slab, phase_bytes, b[PITCH], lines, x_row, line_bytes, 1, 0, 0)
     if even and g[MODE] == 0:
         return
     for phase in range(b[PHASES]):
@@ -333,7 +333,7 @@ def band_lines(first_row, end_row, residue, mode, g, b):
     return base, inside, beyond, origin, max(origin, min(beyond, b[LAG] * (end_row - 1) + b[REACHED]))
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def pack_strip(
     xt: Tag, at: Tag, slab: Address, slices: Address, x: Address, output: int, base: int, origin: int, end: int, start: int,
     split_at: int, sizes: Address, cutting: Address,
@@ -341,7 +341,7 @@ def pack_strip(
     """Pack the lines origin..end of every slice that lies inside x, from the position `start` on; how many slices.
 
     `slices` gets a pair of byte offsets for each: where it begins in the slab, and among packed weights. `x` is the address of the
-    group in an image, `split_at` that of `split_strip`; `sizes` and `cutting` are the vectors of the problem and of the layout.
+    group in an image, `split_at` that of `split`; `sizes` and `cutting` are the vectors of the problem and of the layout.
     """
     g, b = pointer(sizes, INT64), pointer(cutting, INT64)
     slice_bytes = (1 if b[FOLDED] else end - origin) * b[PHASES] * b[PITCH] * itemsize(at)
@@ -362,16 +362,14 @@ SPLIT, PACK, TILE, SPREAD, SUMS_TILE, SMOOTH = range(6)
 """The functions that drivers call by address; the tiles are those of the driver: one writes results, the other sums."""
 
 
+_packing = Unit("strips.packing", lambda dtype, acc, lanes: [(pack_strip, (dtype, acc)), (spread, (lanes, acc))])
+
+
 def entry_table(problem: ConvProblem, tile: int, sums_tile: int = 0) -> np.ndarray[Any, Any]:
     """Their addresses; 0 for a stride whose phases are packed an element at a time."""
     dtype, acc, phases = problem.dtype, problem.acc_dtype, problem.stride[-1]
     lanes = lanes_of(acc)
-    found = (
-        split_strip.address((phases, lanes), (dtype, acc)) if phases in (1, 2, 4) else 0,
-        pack_strip.address(dtype, acc),
-        tile,
-        spread.address(lanes, acc),
-        sums_tile,
-        dress.address(lanes, acc),
-    )
+    dressed, split = row_tools(dtype, acc, acc, lanes).dress, split_address(phases, dtype, acc, acc, lanes)
+    pack, spreading = _packing.functions(dtype, acc, lanes)
+    found = split, pack, tile, spreading, sums_tile, dressed
     return np.array(found, np.int64)

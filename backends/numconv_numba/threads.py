@@ -35,7 +35,7 @@ from .compiler import helper, intrinsic, kernel
 from .scalar import address, as_integer
 
 __all__ = [
-    "MAX_THREADS", "SERIAL_WORK", "SHARED_SECONDS", "Areas", "layer", "parallel_for", "quota", "run", "run_with", "share",
+    "MAX_THREADS", "SERIAL_WORK", "SHARED_SECONDS", "Areas", "Kept", "layer", "parallel_for", "quota", "run", "run_with", "share",
     "threads", "worker_area", "workers",
 ]  # fmt: skip
 
@@ -69,7 +69,7 @@ def _call(typingctx: Any, function: Any, begin: Any, end: Any, args: Any) -> Any
     return types.void(*[types.int64] * 4), codegen
 
 
-@kernel(parallel=True, no_cfunc_wrapper=False)
+@kernel(parallel=True)
 def region(function: int, args: int, workers: int, items: int) -> None:
     """Share the items 0..items between the workers, in contiguous parts."""
     mask = _get_num_threads()
@@ -83,12 +83,12 @@ def region(function: int, args: int, workers: int, items: int) -> None:
 def _region_address() -> int:
     """The region's native entry, or 0 if Numba finds no threading layer."""
     try:
-        result = region.result()
+        address = region.address()
     except ValueError:
         return 0
     if layer() == "workqueue":
         _Process.serial_work = _SERIAL_WORK_WORKQUEUE
-    return int(result.library.get_pointer_to_function(result.fndesc.llvm_cfunc_wrapper_name))
+    return address
 
 
 @intrinsic
@@ -237,25 +237,29 @@ class Areas:
         self.bytes = int(ends[-1])
 
 
-class _Kept(threading.local):
-    """The scratch memory of one Python thread."""
+class Kept(threading.local):
+    """Memory that each Python thread keeps from call to call."""
 
     buffer = np.empty(0, np.uint8)
 
+    def take(self, size: int) -> Any:
+        """At least `size` bytes, which the next one who asks gets too; larger ones are not kept."""
+        if size > _KEPT_BYTES:
+            return np.empty(size, np.uint8)
+        if self.buffer.size < size:
+            self.buffer = np.empty(0, np.uint8)
+            # NumPy asks for huge pages from 4 MiB on
+            self.buffer = np.empty(max(size, 4 * 2**20), np.uint8)
+        return self.buffer
+
 
 _KEPT_BYTES = 32 * 2**20
-_kept = _Kept()
+_kept = Kept()
 
 
 def _scratch(size: int) -> Any:
-    """At least `size` bytes, which other calls of this thread use too; larger ones are not kept."""
-    if size > _KEPT_BYTES:
-        return np.empty(size, np.uint8)
-    if _kept.buffer.size < size:
-        _kept.buffer = np.empty(0, np.uint8)
-        # NumPy asks for huge pages from 4 MiB on
-        _kept.buffer = np.empty(max(size, 4 * 2**20), np.uint8)
-    return _kept.buffer
+    """The scratch memory of this thread: at least `size` bytes."""
+    return _kept.take(size)
 
 
 @helper

@@ -23,12 +23,13 @@ from numconv.plugin import ConvProblem, Verdict, np_dtype
 from .blocked import CALL_SECONDS, seconds
 from .compiler import Address, Tag, helper, invoke, kernel
 from .dense import DenseImplementation, ForwardExecutor, Weights, accumulated
-from .direct import MEASURED_ERROR, clear, outer_offset
+from .direct import MEASURED_ERROR
 from .elements import INT64, itemsize, keep, memory, numbers, scratch
-from .entries import PACK
+from .entries import LINES, PACK
 from .geometry import DIMS, OPTION, PARTS, PER_C, PER_K, WINDOW, part
 from .microkernels.tiles import Tile, multiply_tile, tile_channels, tile_for, tile_pixels, tile_share
 from .results import write_rows
+from .rows import clear, outer_offset
 from .scalar import is_null, load, pointer, store, wide_vectors, zero
 from .slab import (
     B_PITCH,
@@ -61,6 +62,9 @@ RESULT_BYTES = 256 * 1024
 """The sums of a block for the channels of a tile: they share that cache with the slab."""
 PASS_BYTES = 32 * 1024
 """What neighbouring tiles read again, of the input and of the weights: it stays in the first-level cache."""
+
+LINE_CYCLES = 0.2
+"""Of storing one result of a line of neighbours."""
 
 
 def flat_pixels(block: Block) -> int:
@@ -124,6 +128,19 @@ def all_finite(sums, pixels, count, length, at):
 
 
 @helper
+def line_place(line, axes, step, block, g, b):
+    """Where a line begins, counted along the first `axes` dimensions: pixels in the sums, `step` apart, and bytes in y."""
+    ndim, place, offset = g[DIMS], 0, 0
+    for axis in range(axes - 1, -1, -1):
+        size = block_extent(g, b, block, axis)
+        place += line % size * step
+        offset += (block_start(b, ndim, block, axis) + line % size) * g[part(g, PARTS + 2) + 3 + axis]
+        line //= size
+        step *= axis_entry(b, ndim, B_PITCH, axis)
+    return place, offset
+
+
+@helper
 def write_block(sums, pixels, bias, y, group, k, count, block, g, b, tools, yt, at):
     """Results of a block for the channels k .. k + count."""
     ndim, ys = g[DIMS], part(g, PARTS + 2)
@@ -133,16 +150,41 @@ def write_block(sums, pixels, bias, y, group, k, count, block, g, b, tools, yt, 
     start, extent = block_start(b, ndim, block, axis), block_extent(g, b, block, axis)
     k_step, q_step, row = g[ys + 2], g[ys + 3 + axis], pixels * itemsize(at)
     shift = bias if is_null(bias) else bias + (group * g[PER_K] + k) * itemsize(at)
+    step = axis_entry(b, ndim, B_PITCH, axis)
     for line in range(lines):
-        place, offset, left, step = 0, 0, line, axis_entry(b, ndim, B_PITCH, axis)
-        for other in range(axis - 1, -1, -1):
-            size = block_extent(g, b, block, other)
-            place += left % size * step
-            offset += (block_start(b, ndim, block, other) + left % size) * g[ys + 3 + other]
-            left //= size
-            step *= axis_entry(b, ndim, B_PITCH, other)
+        place, offset = line_place(line, axis, step, block, g, b)
         source, target = sums + place * itemsize(at), y + (k * k_step + offset + start * q_step)
         write_rows(source, row, count, extent, shift, g[OPTION], target, k_step, q_step, tools, yt, at)
+
+
+@helper
+def finish_block(sums, pixels, length, bias, y, group, k, count, block, g, b, tools, yt, at):
+    """Results of a block for the channels k .. k + count; returns whether a sum is not finite."""
+    ndim, ys, size = g[DIMS], part(g, PARTS + 2), itemsize(at)
+    axis = ndim - 1
+    if (g[ys + 3 + axis] != itemsize(yt)) | (g[OPTION] > 1):
+        finite = all_finite(sums, pixels, count, length, at)  # before they are overwritten
+        write_block(sums, pixels, bias, y, group, k, count, block, g, b, tools, yt, at)
+        return not finite
+    lines, planes, bad = 1, 1, 0
+    if ndim > 1:
+        lines = block_extent(g, b, block, axis - 1)
+    for other in range(axis - 1):
+        planes *= block_extent(g, b, block, other)
+    step = axis_entry(b, ndim, B_PITCH, axis)
+    shift = bias if is_null(bias) else bias + (group * g[PER_K] + k) * size
+    corner = block_start(b, ndim, block, axis) * itemsize(yt) + k * g[ys + 2]
+    outer = step
+    if ndim > 1:
+        outer *= axis_entry(b, ndim, B_PITCH, axis - 1)
+        corner += block_start(b, ndim, block, axis - 1) * g[ys + 2 + axis]
+    for plane in range(planes):
+        place, offset = line_place(plane, axis - 1, outer, block, g, b)
+        bad |= invoke(
+            tools[LINES], sums + place * size, pixels * size, step * size, count, lines, block_extent(g, b, block, axis), shift,
+            g[OPTION], y + (corner + offset), g[ys + 2], g[ys + 2 + axis] if ndim > 1 else 0,
+        )  # fmt: skip
+    return bad != 0
 
 
 @helper
@@ -195,9 +237,8 @@ def _blocks(begin, end, args):
             w_k, skip = w + (group * g[ws] + k * g[ws + 1]), tile * channels - k
             multiply_block(shape, at, slab, taps, w_k, w_table, sums, pixels, length, g, b)
             new, y_n = sums + skip * pixels * itemsize(at), y + (n * g[ys] + group * g[ys + 1])
-            if not all_finite(new, pixels, channels - skip, length, at):
+            if finish_block(new, pixels, length, bias, y_n, group, k + skip, channels - skip, block, g, b, tools, yt, at):
                 store(status + n, np.uint8(1), UINT8)
-            write_block(new, pixels, bias, y_n, group, k + skip, channels - skip, block, g, b, tools, yt, at)
     keep(packed)
     keep(results)
     keep(w_taps)
@@ -248,7 +289,9 @@ class _Executor(ForwardExecutor):
         self._work = problem.flops / 2
         taps = tap_offsets(problem, block)
         self._block = block_vector(block, flat_pixels(block), len(taps), chunk_for(problem, tile))
-        self._tools = tools_for(problem.dtype, problem.acc_dtype, tile.lanes, phases=block.step[-1], out=problem.out_dtype)
+        self._tools = tools_for(
+            problem.dtype, problem.acc_dtype, tile.lanes, phases=block.step[-1], out=problem.out_dtype, lines=True
+        )
         self._taps = np.array(taps, np.int64) * self._acc.itemsize
         self._kernel = tiled.specialise(tuple(tile), problem.out_dtype, problem.acc_dtype)
 
@@ -291,7 +334,7 @@ class RegisterTile(DenseImplementation):
         cycles = (
             products / (2 * tile.lanes) * tile_share(tile.vectors, tile.channels) * 1.15
             + pack_cycles(block, problem.c)
-            + math.prod(problem.y_shape) * WRITE_CYCLES / 2
+            + math.prod(problem.y_shape) * (LINE_CYCLES if problem.layout == "channels_first" else WRITE_CYCLES / 2)
         )
         return CALL_SECONDS + seconds(cycles)
 

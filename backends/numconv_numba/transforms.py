@@ -23,7 +23,7 @@ from .direct import Direct
 from .microkernels.emit import lanes_of
 from .nonfinite import VALUE, members, overwrite, passes
 from .overlap import TASK_BYTES, TASKS, Layout, layout_for
-from .spectra import correlate, gather, multiply, scatter, walk
+from .spectra import transforming, walk
 from .threads import share
 
 __all__ = ["TransformedForward", "TransformedWeightGrad"]
@@ -46,7 +46,7 @@ class _Transforms:
         self.dtype = np_dtype(arithmetic)
         self.spectral = np.result_type(self.dtype, np.complex64)
         part = np.empty(0, self.spectral).real.dtype.name
-        self.parts = lanes_of(part), part
+        self.kernels = transforming.functions(problem.dtype, arithmetic, problem.out_dtype, problem.acc_dtype, lanes_of(part), part)
         self.dimensions = tuple(range(-problem.ndim, 0))
         self.phases = tuple(itertools.product(*(range(axis.tap_phases) for axis in self.layout.axes)))
         self.seconds = self.layout.tasks * self.layout.task_seconds
@@ -143,9 +143,7 @@ class TransformedForward:
         self._layout = transforms.layout
         self._wide = arithmetic != problem.acc_dtype
         self._bands = Bands(bands)
-        self._gather = gather.specialise(problem.dtype, arithmetic)
-        self._multiply = multiply.specialise(*transforms.parts)
-        self._scatter = scatter.specialise(arithmetic, problem.out_dtype, problem.acc_dtype)
+        self._gather, self._scatter, self._multiply, _ = transforms.kernels
 
     def __call__(self, outs: Any, ins: Any) -> None:
         """Compute."""
@@ -253,8 +251,7 @@ class TransformedWeightGrad:
         self._transforms = transforms = _Transforms(problem, arithmetic)
         self._layout = transforms.layout
         self._wide = arithmetic != problem.acc_dtype
-        self._gather = gather.specialise(problem.dtype, arithmetic)
-        self._correlate = correlate.specialise(*transforms.parts)
+        self._gather, _, _, self._correlate = transforms.kernels
         self._direct = Direct().build(problem)
 
     def __call__(self, outs: Any, ins: Any) -> None:

@@ -14,19 +14,20 @@ import numpy as np
 
 from numconv.plugin import Implementation, PoolProblem, Verdict
 
+from .averages import axis_counts
 from .microkernels.emit import lanes_of
-from .microkernels.windows import MAX_STRIDE, ROW_ENTRY
-from .pooling import Pool, axis_counts
+from .microkernels.row_access import MAX_STRIDE
+from .microkernels.windows import ROW_ENTRY
+from .pooling import Pool
 from .sliding import OUTER_AXES, Rows, slide
 from .threads import MAX_THREADS, run
 
 __all__ = [
-    "TAP_SECONDS",
     "VectorPool",
     "averaged_in_vectors",
     "lists_bytes",
     "pooled_in_vectors",
-    "row_vectors",
+    "seconds_in_vectors",
     "stepped_in_vectors",
 ]
 
@@ -37,8 +38,8 @@ MAX_TABLE = 1 << 16
 """Entries of the table of an axis."""
 MAX_LISTS = 1 << 20
 """Bytes of the lists of a plane."""
-TAP_SECONDS = 5e-10
-"""Of a vector of one tap, on two threads."""
+VALUE_SECONDS, PLACE_SECONDS, VECTOR_SECONDS = 3.5e-10, 9e-10, 1e-9
+"""Of a vector of one tap, for the value or also the place of a result, and of a vector of results, on two threads."""
 NO_FACTORS = np.ones(1)
 
 
@@ -119,11 +120,13 @@ def averaged_in_vectors(problem: PoolProblem) -> Verdict:
     return Verdict.yes()
 
 
-def row_vectors(problem: PoolProblem) -> int:
-    """How many vectors the results take, row by row."""
+def seconds_in_vectors(problem: PoolProblem, *, places: bool) -> float:
+    """To look at the windows row by row, a vector of results at a time."""
     lanes, results = lanes_of(problem.dtype), problem.y_shape
     row = problem.c if problem.layout == "channels_last" else problem.output[-1]
-    return math.prod(results) // row * -(-row // lanes)
+    vectors = math.prod(results) // row * -(-row // lanes)
+    tap = PLACE_SECONDS if places else VALUE_SECONDS
+    return vectors * (math.prod(problem.window) * tap + VECTOR_SECONDS)
 
 
 def lists_bytes(problem: PoolProblem) -> int:
@@ -145,8 +148,8 @@ class VectorPool(Implementation):
         return pooled_in_vectors(problem) and stepped_in_vectors(problem) and averaged_in_vectors(problem)
 
     def cost(self, problem: PoolProblem) -> float:
-        """The time to move the arrays, to begin the rows, and to look at a vector of taps."""
-        return 2e-6 + problem.bytes / 5e10 + row_vectors(problem) * math.prod(problem.window) * TAP_SECONDS
+        """The time to move the arrays, and to look at the windows."""
+        return 2e-6 + problem.bytes / 1e11 + seconds_in_vectors(problem, places=problem.indices)
 
     def workspace(self, problem: PoolProblem) -> int:
         """For each thread the lists of the rows of a plane."""

@@ -17,7 +17,7 @@ from numconv.plugin import Implementation, PoolProblem, Verdict
 from .compiler import Address, Tag, helper, invoke, kernel
 from .elements import INT64, itemsize, keep, memory, scratch
 from .places import check_places
-from .pooling import Pool, fill
+from .pooling import Pool
 from .scalar import add, address, load, pointer, store, zero
 from .sliding import (
     ADVANCE,
@@ -38,7 +38,8 @@ from .sliding import (
     place_in,
 )  # fmt: skip
 from .threads import MAX_THREADS, parallel_for, run
-from .vector_pooling import TAP_SECONDS, lists_bytes, pooled_in_vectors, row_vectors, stepped_in_vectors
+from .vector_pooling import lists_bytes, pooled_in_vectors, seconds_in_vectors, stepped_in_vectors
+from .window_rows import fill
 
 __all__ = ["VectorScatter"]
 
@@ -132,6 +133,7 @@ class _Executor:
     def __init__(self, problem: PoolProblem):
         self._problem = problem
         self._innermost = problem.layout == "channels_last"
+        self._in_memory = (0, *range(2, problem.ndim + 2), 1)
         self._rows = Rows(problem, back=False, innermost=self._innermost)
         self._block = self._rows.inner.results
         if self._innermost:
@@ -156,7 +158,7 @@ class _Executor:
         self._run(self._tool, self._block, x, y, places, grad, g)
 
     def _fills_memory(self, array: np.ndarray[Any, Any]) -> bool:
-        return bool((np.moveaxis(array, 1, -1) if self._innermost else array).flags.c_contiguous)
+        return bool((array.transpose(self._in_memory) if self._innermost else array).flags.c_contiguous)
 
 
 class VectorScatter(Implementation):
@@ -170,9 +172,9 @@ class VectorScatter(Implementation):
         return pooled_in_vectors(problem) and (Verdict.yes() if problem.indices else stepped_in_vectors(problem))
 
     def cost(self, problem: PoolProblem) -> float:
-        """The time to move the arrays, to look at a vector of taps unless winners are given, and to add gradients one by one."""
-        found = 0 if problem.indices else row_vectors(problem) * math.prod(problem.window) * TAP_SECONDS
-        return 2e-6 + problem.bytes / 5e10 + math.prod(problem.y_shape) * 5e-10 + found
+        """The time to move the arrays, to look at the windows unless winners are given, and to add gradients one by one."""
+        found = 0 if problem.indices else seconds_in_vectors(problem, places=True)
+        return 2e-6 + problem.bytes / 1e11 + math.prod(problem.y_shape) * 5e-10 + found
 
     def workspace(self, problem: PoolProblem) -> int:
         """For each thread the lists of the rows of a plane, and the winners of some rows."""

@@ -1,4 +1,4 @@
-"""Padding, unfold and fold in vectors: rows are copied, or added up in registers.
+"""Padding, unfold and fold in vectors: rows are copied, or added up in registers, or where windows lie apart in chunks of taps.
 
 Sums keep the order of `windows`: the taps in row-major order.
 """
@@ -11,6 +11,8 @@ from typing import Any
 
 from numconv.plugin import Implementation, Verdict, WindowProblem, np_dtype
 
+from .apart_folding import ApartFold, chunk_bytes, folds_apart
+from .microkernels.row_access import MAX_STRIDE
 from .microkernels.windows import ROW_ENTRY
 from .moved_rows import MAX_OFFSETS, MovedRows, moved_rows_count
 from .sliding import Rows, gathered_in_vectors, slide
@@ -46,7 +48,8 @@ class _Executor:
 
     def __init__(self, problem: WindowProblem):
         self._problem = problem
-        self._fast: Any = (_Fold if problem.op == "fold" else MovedRows)(problem)
+        fold = _Fold if gathered_in_vectors(problem) else ApartFold
+        self._fast: Any = (fold if problem.op == "fold" else MovedRows)(problem)
 
     @functools.cached_property
     def _general(self) -> Any:
@@ -64,7 +67,7 @@ class VectorWindows(Implementation):
     ops = frozenset(("pad", "pad_backward", "unfold", "fold"))
 
     def supports(self, problem: WindowProblem) -> Verdict:
-        """Moves of elements of 4 or 8 bytes; sums of float32 or float64, up to four dimensions and a stride of 4."""
+        """Moves of elements of 4 or 8 bytes; sums of float32 or float64."""
         if problem.out_dtype != problem.dtype:
             return Verdict.no(f"{problem.dtype} to {problem.out_dtype}: it converts nothing")
         if problem.op == "fold":
@@ -77,7 +80,8 @@ class VectorWindows(Implementation):
     def _adds(problem: WindowProblem) -> Verdict:
         if problem.dtype not in ("float32", "float64"):
             return Verdict.no(f"{problem.dtype}: it adds float32 or float64")
-        return gathered_in_vectors(problem)
+        gathered = gathered_in_vectors(problem)
+        return gathered or (folds_apart(problem) if problem.stride[-1] > MAX_STRIDE else gathered)
 
     @staticmethod
     def _moves(problem: WindowProblem) -> Verdict:
@@ -94,9 +98,11 @@ class VectorWindows(Implementation):
         return 2e-6 + problem.bytes / 3e10
 
     def workspace(self, problem: WindowProblem) -> int:
-        """For each thread the lists of the rows of a plane."""
-        lists = problem.spatial[-2:][0] * (ROW_ENTRY * (math.prod(problem.window[:-1]) + 1)) if problem.op == "fold" else 0
-        return MAX_THREADS * (lists + 256)
+        """For each thread, to fold, the lists of the rows of a plane, or a chunk of the taps of a row."""
+        if problem.op != "fold":
+            return MAX_THREADS * 256
+        lists = problem.spatial[-2:][0] * (ROW_ENTRY * (math.prod(problem.window[:-1]) + 1))
+        return MAX_THREADS * (max(lists, chunk_bytes(problem)) + 256)
 
     def build(self, problem: WindowProblem) -> _Executor:
         """The executor."""

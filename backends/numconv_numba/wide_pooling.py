@@ -16,11 +16,12 @@ from numba.extending import overload
 
 from numconv.plugin import Implementation, PoolProblem, Verdict
 
+from .averages import axis_counts
 from .compiler import Address, Tag, helper, invoke, kernel
 from .elements import INT64, itemsize, keep, memory, scratch
 from .microkernels.emit import lanes_of
 from .microkernels.reduction import REDUCTION, reduction
-from .pooling import Pool, axis_counts, fill
+from .pooling import Pool
 from .scalar import add, address, load, pointer, store, value_type, wide_vectors, zero
 from .sliding import (
     ADVANCE,
@@ -41,29 +42,29 @@ from .sliding import (
     split_item,
 )  # fmt: skip
 from .threads import MAX_THREADS, parallel_for, run
-from .vector_pooling import TAP_SECONDS, averaged_in_vectors, lists_bytes, pooled_in_vectors
+from .vector_pooling import averaged_in_vectors, lists_bytes, pooled_in_vectors
+from .window_rows import fill
 from .windows import row_major
 
 __all__ = ["WidePool"]
 
 PART = 256
 """Results of a row that one work item computes."""
+RESULT_SECONDS, SUM_SECONDS, MAX_SECONDS, SPREAD_SECONDS = 1e-9, 1.5e-10, 2.5e-10, 6e-10
+"""Of a result, and of a vector of its window, on two threads."""
 JOB_SIZE = len(REDUCTION)
 
 
 @helper
-def inner_run(shares, q, last, window, stride, low, size):
+def inner_run(ends, q, last, window, stride, low, size):
     """How many results from q on have windows of the same length and share: one at the ends of a row, else all inside it."""
     inside = min((size - window + low) // stride + 1, last) if q * stride >= low else q
-    share, end = load(shares + q * 8, FLOAT64), q + 1
-    while end < inside and load(shares + end * 8, FLOAT64) == share:
-        end += 1
-    return end - q
+    return max(min(inside, load(ends + q * 8, INT64)) - q, 1)
 
 
 @helper
 def _reduce(begin, end, args):
-    tool, item, window, stride, low, x, y, places, shares, scales, vector = args
+    tool, item, window, stride, low, ends, x, y, places, shares, scales, vector = args
     g = pointer(vector, INT64)
     size, length, parts = g[SIZE], g[LENGTH], -(-g[LENGTH] // PART)
     buffer = scratch(8 * JOB_SIZE + g[OUTER + 2] * list_bytes(g))
@@ -79,7 +80,7 @@ def _reduce(begin, end, args):
         places_c, outer, q = place_in(g, places, BESIDE, n, channel, a, b, c), load(entries + 8, FLOAT64), chunk * PART
         while q < min((chunk + 1) * PART, length):
             start = max(q * stride - low, 0)
-            job[0] = inner_run(shares, q, min((chunk + 1) * PART, length), window, stride, low, size)
+            job[0] = inner_run(ends, q, min((chunk + 1) * PART, length), window, stride, low, size)
             job[2], job[3] = min(q * stride - low + window, size) - start, start - q * (stride - g[ADVANCE])
             store(entries + 8, outer * load(shares + q * 8, FLOAT64), FLOAT64)
             invoke(tool, x_c + start * item, entries, y_c + q * item, places_c + q * 8, memory(buffer))
@@ -90,15 +91,15 @@ def _reduce(begin, end, args):
 
 @kernel
 def reduce(
-    region: int, workers: int, items: int, tool: int, item: int, window: int, stride: int, low: int, x: Address, y: Address,
-    places: Address, shares: Address, scales: Address, g: Address,
+    region: int, workers: int, items: int, tool: int, item: int, window: int, stride: int, low: int, ends: Address, x: Address,
+    y: Address, places: Address, shares: Address, scales: Address, g: Address,
 ) -> None:  # fmt: skip
     """y, and places where the kind is "argmax", by the microkernel `reduction`: an item is a part of a row of y.
 
     `item` is the size of an element; `window`, `stride` and `low` padding are those of the rows; `shares` are one over the counts
-    of results along them, `scales` those of the outer axes.
+    of results along them, `ends` say where equal ones end, `scales` are those of the outer axes.
     """
-    parallel_for(region, workers, items, _reduce, (tool, item, window, stride, low, x, y, places, shares, scales, g))
+    parallel_for(region, workers, items, _reduce, (tool, item, window, stride, low, ends, x, y, places, shares, scales, g))
 
 
 def in_dtype(number: Any, dtype: Any) -> Any:
@@ -199,7 +200,7 @@ class _Executor:
         if wide.n * wide.c < problem.n * problem.c:
             g[ADVANCE] = 0  # each channel counts its positions from 0
         self._tables = shares[-1], outer, g
-        self._run = _spreading(wide) if problem.op == "avg_pool_backward" else _reducing(wide, item)
+        self._run = _spreading(wide) if problem.op == "avg_pool_backward" else _reducing(wide, item, _ends(shares[-1]))
 
     @functools.cached_property
     def _general(self) -> Any:
@@ -212,11 +213,17 @@ class _Executor:
             self._general(outs, ins)
 
 
-def _reducing(wide: PoolProblem, item: int) -> Callable[..., None]:
+def _ends(shares: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Of each result of a row, where those end that follow it and have the same share."""
+    ends = np.append(np.flatnonzero(np.diff(shares)) + 1, shares.size)
+    return ends[np.searchsorted(ends, np.arange(shares.size), side="right")]
+
+
+def _reducing(wide: PoolProblem, item: int, ends: np.ndarray[Any, Any]) -> Callable[..., None]:
     kind = "mean" if wide.op == "avg_pool" else "argmax" if wide.indices else "max"
     tool = reduction.address((kind, lanes_of(wide.dtype)), wide.dtype)
     items = wide.n * wide.c * math.prod(wide.output[:-1]) * -(-wide.output[-1] // PART)
-    fixed = items, 3 * wide.bytes, tool, item, wide.window[-1], wide.stride[-1], wide.padding[-1][0]
+    fixed = items, 3 * wide.bytes, tool, item, wide.window[-1], wide.stride[-1], wide.padding[-1][0], ends
     kernel = reduce.specialise()
     return lambda x, outs, *tables: run(kernel, *fixed, x, outs[0], outs[-1], *tables)
 
@@ -243,7 +250,8 @@ class WidePool(Implementation):
         """The time to move the arrays, to reduce each result, and to look at its vectors."""
         wide = merged(problem)
         vectors = math.prod(wide.window[:-1]) * -(-wide.window[-1] // lanes_of(problem.dtype))
-        return 2e-6 + problem.bytes / 5e10 + math.prod(problem.y_shape) * (4e-9 + vectors * TAP_SECONDS)
+        each = {"max_pool": MAX_SECONDS, "avg_pool": SUM_SECONDS}.get(problem.op, SPREAD_SECONDS)
+        return 2e-6 + problem.bytes / 1e11 + math.prod(problem.y_shape) * (RESULT_SECONDS + vectors * each)
 
     def workspace(self, problem: PoolProblem) -> int:
         """For each thread the lists of the rows of a plane."""

@@ -65,8 +65,8 @@ class WideScatter(Implementation):
         return WidePool().supports(_found(problem)) and VectorScatter().supports(problem.replace(indices=True))
 
     def cost(self, problem: PoolProblem) -> float:
-        """Of both steps."""
-        return WidePool().cost(_found(problem)) + VectorScatter().cost(problem.replace(indices=True))
+        """Of both steps, and of the arrays between them."""
+        return 1e-5 + WidePool().cost(_found(problem)) + VectorScatter().cost(problem.replace(indices=True))
 
     def workspace(self, problem: PoolProblem) -> int:
         """The winners and largest values of some images; what either step needs."""

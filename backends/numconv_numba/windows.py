@@ -15,11 +15,13 @@ import numpy as np
 from numconv.plugin import WINDOW_OPS, Implementation, Verdict, WindowProblem, np_dtype
 
 from .compiler import Address, Tag, helper, kernel
-from .direct import outer_offset, outer_size, outer_source, tap_position
 from .elements import INT64, itemsize, keep, memory, numbers, scratch
 from .geometry import DIMS, LOW, MODE, OUTPUT, PARTS, SIZE, STRIDE, WINDOW, Vectors, channel_strides, part, source_index, span
 from .places import check_places
-from .pooling import (
+from .rows import outer_offset, outer_size, outer_source, tap_position
+from .scalar import add, load, pointer, store, wide_vectors, zero
+from .threads import MAX_THREADS, parallel_for, run
+from .window_rows import (
     PART,
     ROW,
     Rows,
@@ -36,8 +38,6 @@ from .pooling import (
     window_parts,
     write_row,
 )
-from .scalar import add, load, pointer, store, wide_vectors, zero
-from .threads import MAX_THREADS, parallel_for, run
 
 __all__ = ["Windows", "row_major"]
 

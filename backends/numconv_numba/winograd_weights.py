@@ -24,11 +24,11 @@ from numconv.plugin import ConvProblem, Implementation, Verdict, np_dtype
 
 from .blocked import CALL_SECONDS, Shape, panel_shape, parts_for, seconds, tile_cycles
 from .compiler import Address, Tag, helper, invoke, kernel
-from .direct import clear, conv_vectors
 from .elements import INT64, itemsize
 from .entries import GRADIENT, KERNEL, LANES, PRODUCT, READ, WRITE_WEIGHTS
-from .geometry import DIMS, PARTS, PER_C, PER_K, part
+from .geometry import DIMS, PARTS, PER_C, PER_K, conv_vectors, part
 from .panels import fill_places, fill_terms
+from .rows import clear
 from .scalar import is_null, load, pointer, store
 from .slab import (
     BLOCKS,
@@ -42,28 +42,24 @@ from .slab import (
 from .threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
 from .tools import tools_for
 from .weights import BlockedWeights, add_rows
-from .winograd import (
+from .winograd import Winograd
+from .winograd_inputs import (
     COLUMNS,
+    GROUP,
+    PANEL,
     ROWS,
+    TAPS,
     V_STEP,
-    Tiles,
-    Winograd,
     copy_pixels,
-    cut_tiles,
-    direct_terms,
     element_counts,
     fill_elements,
     inner_window,
-    lead_axes,
-    packed_together,
     phase_taps,
     place_steps,
-    spread,
     tile_extents,
-    tile_rows,
-    tiles_of,
     transform_inputs,
 )
+from .winograd_tiles import Tiles, cut_tiles, direct_terms, lead_axes, packed_together, spread, tile_rows, tiles_of
 
 __all__ = ["WinogradWeights"]
 
@@ -130,11 +126,9 @@ def _layout(problem: ConvProblem) -> _Layout:
     return min((_layout_with(problem, tiles) for tiles in tiles_of(problem)), key=lambda layout: _cost(problem, layout))
 
 
-# A block's own numbers, where `winograd` has its own: channels of a panel, positions of a register tile, input channels of an item,
-# outputs of a block, taps that are summed directly, channels that are packed together; elements from one element to the next in the
-# transformed input, in the transformed gradient and in the sums; places of one direct position.
-PANEL, GROUP, CHANNELS, PIXELS, TAPS = EXTRA, EXTRA + 1, EXTRA + 2, EXTRA + 4, EXTRA + 5
-M_STEP, S_STEP = EXTRA + 8, EXTRA + 10
+# A block's own numbers, beside those of `winograd_inputs`: input channels of an item, outputs of a block, elements from one element
+# to the next in the transformed gradient and in the sums.
+CHANNELS, PIXELS, M_STEP, S_STEP = (EXTRA + i for i in (2, 4, 8, 10))
 UINT8 = Tag("uint8")
 # The parts of a worker's scratch memory: tables, packed and transformed input, packed and transformed gradient, a spare tile, sums,
 # taps, sums of the bias.

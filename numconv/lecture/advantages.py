@@ -53,7 +53,7 @@ def framed_digits(lesson: Lesson) -> material.Split:
 
 def digit_cnn(lesson: Lesson, split: material.Split) -> nets.Trained:
     """The CNN of this chapter, and of the chapters before and after."""
-    options: dict[str, Any] = {"epochs": 3 if lesson.setting.quick else 12, "rate": 1e-2, "seed": lesson.setting.seed}
+    options: dict[str, Any] = {"epochs": 5 if lesson.setting.quick else 12, "rate": 1e-2, "seed": lesson.setting.seed}
     trained: nets.Trained = lesson.kept("digit CNN", lambda: nets.train(nets.digit_cnn(), split, **options))
     return trained
 

@@ -10,6 +10,8 @@
     Register tiles with the lanes over channels, compiled alone and reached by address, so that one driver serves every shape.
 ``gemm``
     Register tiles over pixels that were gathered before, which write their results themselves.
+``amx``, ``amx_gemm``, ``amx_product``
+    AMX's matrix tiles, or their emulation, and what ``gemm`` and ``product`` do on them.
 ``sliding``, ``rolling``
     Register tiles over several rows of results of one channel: tile by tile, and down a strip.
 ``correlation``

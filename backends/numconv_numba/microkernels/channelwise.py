@@ -1,11 +1,13 @@
 """Register tiles of depthwise convolutions with the lanes over channels: for arrays whose channels are neighbours in memory.
 
 A vector holds as many channels of one position. `along` computes neighbouring results of a row, whose windows share positions:
-each is loaded once and multiplied with every tap that meets it. `point` computes one result from any list of taps, for borders.
+each is loaded once and multiplied with every tap that meets it; those beside the row are left out. `point` computes one result from
+any list of taps, for borders of other modes than zeros.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,28 +17,32 @@ from numba.core import cgutils
 
 from numconv_numba.compiler import Address, Tag, intrinsic, kernel
 
-from .emit import Emitter, check_kinds
+from .emit import Emitter, check_kinds, rolled
 
 __all__ = ["Along", "along", "point"]
 
 _i64 = ir.IntType(64)
 
-X, COUNT, TABLE, X_STEP, W, W_STEP, BIAS, RELU, Y, Y_STEP, JOB = range(11)
+X, COUNT, TABLE, X_STEP, W, W_STEP, BIAS, RELU, Y, Y_STEP, BEFORE, INSIDE, AHEAD, JOB = range(14)
 """The fields of a job: addresses, steps and offsets in bytes.
 
 X: of the position where the first window starts; W: of the first tap of the first row of taps. TABLE has COUNT pairs of offsets,
 one in x and one in w: for `along` of each row of taps, for `point` of each tap. X_STEP: from a position to the next; W_STEP: from a
 tap to the next. BIAS: the address of a vector, or 0. RELU: whether negative results become 0. Y, Y_STEP: of the results.
+Of the positions that `along` reads from X on, so many lie BEFORE the row, and INSIDE it are the next of them. AHEAD: whether
+memory is prefetched.
 """
 
 
 class Along(NamedTuple):
-    """The shape of a tile: results, taps of a row, stride, dilation, whether the kernel is flipped, lanes."""
+    """The shape of a tile: results, taps of a row, stride, dilation, padding, whether the kernel is flipped, lanes."""
 
     results: int
     taps: int
     stride: int
     dilation: int
+    low: int
+    high: int
     flipped: bool
     lanes: int
 
@@ -80,16 +86,26 @@ def _along(typingctx: Any, tag: Any, dtype: Any, job: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         emit = Emitter(builder, dtype, shape.lanes)
         fields, at = _fields(emit, builder, args[2])
-        slots = [emit.accumulator() for _ in range(shape.results)]
+        slots, uses = [emit.accumulator() for _ in range(shape.results)], _uses(shape)
+        last = max(position for position, _ in uses)
         with cgutils.for_range(builder, fields[COUNT]) as row:
             entry = builder.mul(row.index, _i64(2))
             x_row = emit.at(at[X], emit.offset(at[TABLE], entry))
             w_row = emit.at(at[W], emit.offset(at[TABLE], builder.add(entry, _i64(1))))
             weights = [emit.load(emit.at(w_row, emit.times(fields[W_STEP], tap))) for tap in range(shape.taps)]
-            for position, users in _uses(shape):
-                value = emit.load(emit.at(x_row, emit.times(fields[X_STEP], position)))
-                for tap, result in users:
-                    builder.store(emit.fma(value, weights[tap], builder.load(slots[result])), slots[result])
+            for position, users in uses:
+                inside = builder.icmp_unsigned("<", builder.sub(_i64(position), fields[BEFORE]), fields[INSIDE])
+                padded = position < shape.low or position > last - shape.high
+                with builder.if_then(inside, likely=True) if padded else contextlib.nullcontext():
+                    value = emit.load(emit.at(x_row, emit.times(fields[X_STEP], position)))
+                    for tap, result in users:
+                        builder.store(emit.fma(value, weights[tap], builder.load(slots[result])), slots[result])
+        with builder.if_then(builder.icmp_signed("!=", fields[AHEAD], _i64(0))):
+            # of the rows that are read, the last one is new: what the next tile needs of it
+            newest = emit.offset(at[TABLE], builder.mul(builder.sub(fields[COUNT], _i64(1)), _i64(2)))
+            following = emit.at(emit.at(at[X], newest), emit.times(fields[X_STEP], last + 1))
+            with rolled(builder, _i64(shape.results * shape.stride)) as each:
+                emit.prefetch(emit.at(following, builder.mul(each, fields[X_STEP])), write=False)
         places = [emit.at(at[Y], emit.times(fields[Y_STEP], result)) for result in range(shape.results)]
         _finish(emit, builder, slots, places, [at[BIAS]] * shape.results, fields)
         return context.get_dummy_value()
@@ -120,7 +136,7 @@ def _point(typingctx: Any, tag: Any, dtype: Any, job: Any) -> Any:
     return types.void(tag, dtype, job), codegen
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def along(shape: Tag, dtype: Tag, job: Address) -> None:
     """y[p] = the sum over rows of taps and taps t of x[p * stride + t * dilation] * w[t], a vector of channels each; p < results.
 
@@ -129,7 +145,7 @@ def along(shape: Tag, dtype: Tag, job: Address) -> None:
     _along(shape, dtype, job)
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def point(shape: Tag, dtype: Tag, job: Address) -> None:
     """y = the sum over taps of x * w, for neighbouring vectors of channels; `shape` is (vectors, lanes)."""
     _point(shape, dtype, job)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -14,7 +15,7 @@ from numconv_numba.scalar import PAIRS
 from .emit import Emitter, check_kinds, emitter_of
 from .memory import Memory, PairMemory, stored_bytes
 
-__all__ = ["join_neighbours", "split", "split_strip", "spread"]
+__all__ = ["join_neighbours", "split", "spread"]
 
 _i64 = ir.IntType(64)
 
@@ -48,67 +49,92 @@ def _clamp(builder: Any, number: Any, low: Any, high: Any) -> Any:
     return builder.select(builder.icmp_signed(">", raised, high), high, raised)
 
 
-@intrinsic
-def _lanes(typingctx: Any, shape: Any) -> Any:
-    """The lanes of a shape, as a constant."""
-    return types.int64(shape), lambda context, builder, sig, args: _i64(shape.value[1])
+AHEAD = 8
+"""Rows that are fetched before they are copied: about as many as are copied in the time that the third-level cache takes."""
 
 
-@intrinsic
-def _rows_at_once(typingctx: Any, dtype: Any) -> Any:
-    """Rows of x that make one of y, as a constant."""
-    return types.int64(dtype), lambda context, *_: context.get_constant(types.int64, 2 if dtype.value[1] == PAIRS else 1)
+class _Rows:
+    """Emits the copies of rows that all have the same padding: what is whole and what needs masks is found once.
+
+    Vectors low..high of a row of y are whole and hold positions of x only; the ones beside them, at most one on either side, have
+    masks that stay in registers; those of any other are found again in each row.
+    """
+
+    def __init__(self, builder: Any, emit: Emitter, each: int, item: int, start: Any, size: Any, count: Any):
+        self.builder, self.emit, self.each, self.item = builder, emit, each, item
+        self.start, self.size, self.count = start, size, count
+        none, one, width = _i64(0), _i64(1), _i64(each * emit.lanes)
+        self.vectors = builder.sdiv(builder.add(count, _i64(emit.lanes - 1)), _i64(emit.lanes))
+        before = builder.sdiv(builder.sub(_i64(each * emit.lanes - 1), start), width)
+        inside = builder.sdiv(builder.sub(size, start), width)
+        self.low = _clamp(builder, before, none, self.vectors)
+        full = builder.sdiv(count, _i64(emit.lanes))
+        least = builder.select(builder.icmp_signed("<", inside, full), inside, full)
+        self.high = _clamp(builder, least, self.low, self.vectors)
+        self.edges = builder.sub(self.low, one), self.high
+        self.edge_masks = [self.masks(vector) for vector in self.edges]
+        self.present = (
+            builder.select(builder.icmp_signed(">", self.low, none), none, one),
+            builder.select(builder.icmp_signed("<", self.high, self.vectors), _i64(2), one),
+        )
+        # the vectors that are neither whole nor beside whole ones
+        self.left = builder.select(builder.icmp_signed(">", self.low, none), self.edges[0], none)
+        self.others = builder.add(self.left, _clamp(builder, builder.sub(builder.sub(self.vectors, self.high), one), none, count))
+
+    def masks(self, vector: Any) -> list[Any]:
+        """Of the elements of x that lie inside it, for each of the vectors that make one of y; last that of y."""
+        builder, emit = self.builder, self.emit
+        position = self.position(vector)
+        starts = [builder.add(position, _i64(v * emit.lanes)) for v in range(self.each)]
+        read = [builder.and_(emit.first(builder.sub(self.size, s)), builder.not_(emit.first(builder.neg(s)))) for s in starts]
+        return [*read, emit.first(builder.sub(self.count, builder.mul(vector, _i64(emit.lanes))))]
+
+    def position(self, vector: Any) -> Any:
+        """Of the first element that a vector of y is made from."""
+        return self.builder.add(self.start, self.builder.mul(vector, _i64(self.each * self.emit.lanes)))
+
+    def fetch(self, line: Any) -> None:
+        """Bring the part of a row that is read into the first-level cache."""
+        builder, emit, item = self.builder, self.emit, _i64(self.item)
+        first = _clamp(builder, self.start, _i64(0), self.size)
+        last = _clamp(builder, builder.add(self.start, builder.mul(self.count, _i64(self.each))), first, self.size)
+        begin, end = builder.mul(first, item), builder.mul(last, item)
+        with cgutils.for_range_slice(builder, begin, end, _i64(64)) as (offset, _):
+            emit.prefetch(emit.at(line, offset), write=False)
+
+    def places(self, memory: Memory, line: Any, into: Any, y_step: Any, vector: Any) -> tuple[list[Any], list[Any]]:
+        """What a vector of y is made from, and where it goes in each phase."""
+        builder, emit = self.builder, self.emit
+        source = emit.at(line, builder.mul(self.position(vector), _i64(self.item)))
+        target = emit.at(into, builder.mul(vector, _i64(emit.width)))
+        phases = [emit.at(target, emit.times(y_step, p)) for p in range(self.each)]
+        return [emit.at(source, v * memory.width) for v in range(self.each)], phases
+
+    def copy_masked(self, memory: Memory, line: Any, into: Any, y_step: Any, vector: Any, masks: list[Any]) -> None:
+        """One vector of a row, in all its phases."""
+        sources, targets = self.places(memory, line, into, y_step, vector)
+        for part, target in zip(_phases(self.emit, list(map(memory.load_masked, sources, masks))), targets, strict=True):
+            self.emit.store_masked(part, target, masks[-1])
+
+    def copy(self, memory: Memory, line: Any, into: Any, y_step: Any) -> None:
+        """A row."""
+        builder, emit, row = self.builder, self.emit, (memory, line, into, y_step)
+        with cgutils.for_range_slice(builder, self.low, self.high, _i64(1)) as (vector, _):
+            sources, targets = self.places(*row, vector)
+            for part, target in zip(_phases(emit, list(map(memory.load, sources))), targets, strict=True):
+                emit.store(part, target)
+        with cgutils.for_range_slice(builder, *self.present, _i64(1)) as (side, _):
+            first = builder.icmp_signed("==", side, _i64(0))
+            masks = [builder.select(first, *both) for both in zip(*self.edge_masks, strict=True)]
+            self.copy_masked(*row, builder.select(first, *self.edges), masks)
+        with cgutils.for_range(builder, self.others) as turn:
+            behind = builder.add(builder.sub(turn.index, self.left), builder.add(self.high, _i64(1)))
+            vector = builder.select(builder.icmp_signed("<", turn.index, self.left), turn.index, behind)
+            self.copy_masked(*row, vector, self.masks(vector))
 
 
 @intrinsic
 def _split(
-    typingctx: Any, shape: Any, dtype: Any, x: Any, start: Any, size: Any, y: Any, y_step: Any, count: Any, x_row: Any,
-    complete: Any,
-) -> Any:  # fmt: skip
-    check_kinds((shape, dtype), (x, y))
-    each, lanes = shape.value
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _, _, x, start, size, y, y_step, count, x_row, complete = args
-        stored, factor = dtype.value
-        emit = emitter_of(builder, factor, lanes)
-        if factor == PAIRS:
-            memory: Memory = PairMemory(context, builder, emit, x_row, complete)
-        else:
-            memory = Memory(context, builder, emit, stored)
-        vectors = builder.sdiv(builder.add(count, _i64(emit.lanes - 1)), _i64(emit.lanes))
-        with cgutils.for_range(builder, vectors) as vector:
-            position = builder.add(start, builder.mul(vector.index, _i64(each * emit.lanes)))
-            left = builder.sub(count, builder.mul(vector.index, _i64(emit.lanes)))
-            source = emit.at(x, builder.mul(position, _i64(memory.item)))
-            target = emit.at(y, builder.mul(vector.index, _i64(emit.width)))
-            inside = builder.and_(
-                builder.icmp_signed(">=", position, _i64(0)),
-                builder.icmp_signed("<=", builder.add(position, _i64(each * emit.lanes)), size),
-            )
-            whole = builder.and_(builder.and_(inside, complete), builder.icmp_signed(">=", left, _i64(emit.lanes)))
-            with builder.if_else(whole) as (fast, careful):
-                with fast:
-                    loaded = [memory.load(emit.at(source, v * memory.width)) for v in range(each)]
-                    for p, part in enumerate(_phases(emit, loaded)):
-                        emit.store(part, emit.at(target, emit.times(y_step, p)))
-                with careful:
-                    loaded = []
-                    for v in range(each):
-                        first = builder.add(position, _i64(v * emit.lanes))
-                        mask = builder.and_(emit.first(builder.sub(size, first)), builder.not_(emit.first(builder.neg(first))))
-                        loaded.append(memory.load_masked(emit.at(source, v * memory.width), mask))
-                    wanted = emit.first(left)
-                    for p, part in enumerate(_phases(emit, loaded)):
-                        emit.store_masked(part, emit.at(target, emit.times(y_step, p)), wanted)
-        return context.get_dummy_value()
-
-    integers = types.int64, types.int64
-    return types.void(shape, dtype, x, *integers, y, *integers, types.int64, types.boolean), codegen
-
-
-@intrinsic
-def _split_short(
     typingctx: Any, shape: Any, dtype: Any, x: Any, start: Any, size: Any, y: Any, y_step: Any, count: Any, rows: Any, x_row: Any,
     y_row: Any, planes: Any, x_plane: Any, y_plane: Any,
 ) -> Any:  # fmt: skip
@@ -118,52 +144,40 @@ def _split_short(
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         _, _, x, start, size, y, y_step, count, rows, x_row, y_row, planes, x_plane, y_plane = args
         stored, factor = dtype.value
-        if factor == PAIRS:  # not called
-            return context.get_dummy_value()
-        emit = emitter_of(builder, factor, lanes)
-        memory = Memory(context, builder, emit, stored)
-        starts = [builder.add(start, _i64(v * lanes)) for v in range(each)]
-        masks = [builder.and_(emit.first(builder.sub(size, s)), builder.not_(emit.first(builder.neg(s)))) for s in starts]
-        wanted, source = emit.first(count), emit.at(x, builder.mul(start, _i64(memory.item)))
-        with cgutils.for_range(builder, planes) as plane, cgutils.for_range(builder, rows) as row:
-            line, into = (
-                emit.at(emit.at(base, builder.mul(plane.index, far)), builder.mul(row.index, near))
-                for base, far, near in ((source, x_plane, x_row), (y, y_plane, y_row))
-            )
-            loaded = [memory.load_masked(emit.at(line, v * memory.width), mask) for v, mask in enumerate(masks)]
-            for p, part in enumerate(_phases(emit, loaded)):
-                emit.store_masked(part, emit.at(into, emit.times(y_step, p)), wanted)
+        emit, several = emitter_of(builder, factor, lanes), 2 if factor == PAIRS else 1
+        copies = _Rows(builder, emit, each, stored_bytes(stored), start, size, count)
+        pieces = builder.sdiv(builder.add(rows, _i64(several - 1)), _i64(several))
+
+        def each_row(body: Callable[[Any, Memory, Any, Any], None]) -> None:
+            with cgutils.for_range(builder, planes) as plane, cgutils.for_range(builder, pieces) as piece:
+                row = builder.mul(piece.index, _i64(several))
+                line = emit.at(emit.at(x, builder.mul(plane.index, x_plane)), builder.mul(row, x_row))
+                into = emit.at(emit.at(y, builder.mul(plane.index, y_plane)), builder.mul(piece.index, y_row))
+                if factor == PAIRS:
+                    complete = builder.icmp_signed("<", builder.add(row, _i64(1)), rows)
+                    memory: Memory = PairMemory(context, builder, emit, stored, x_row, complete)
+                else:
+                    memory = Memory(context, builder, emit, stored)
+                body(row, memory, line, into)
+
+        def long(row: Any, memory: Memory, line: Any, into: Any) -> None:
+            with builder.if_then(builder.icmp_signed("<", builder.add(row, _i64(AHEAD)), rows)):
+                copies.fetch(emit.at(line, emit.times(x_row, AHEAD)))
+            copies.copy(memory, line, into, y_step)
+
+        with builder.if_else(builder.icmp_signed("<=", count, _i64(lanes))) as (one, many):
+            with one:
+                masks = copies.masks(_i64(0))
+                each_row(lambda _, memory, line, into: copies.copy_masked(memory, line, into, y_step, _i64(0), masks))
+            with many:
+                each_row(long)
         return context.get_dummy_value()
 
     integers = types.int64, types.int64
     return types.void(shape, dtype, x, *integers, y, *integers, *integers, *integers, *integers), codegen
 
 
-AHEAD = 8
-"""Rows that are fetched before they are copied: about as many as are copied in the time that the third-level cache takes."""
-
-
-@intrinsic
-def _fetch(typingctx: Any, shape: Any, dtype: Any, x: Any, start: Any, size: Any, count: Any) -> Any:
-    """Bring the part of a row that `_split` reads into the first-level cache."""
-    check_kinds((shape, dtype), (x,))
-    each, lanes = shape.value
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _, _, x, start, size, count = args
-        emit, item, line = Emitter(builder, "float32", lanes), _i64(stored_bytes(dtype.value[0])), _i64(64)
-        first = _clamp(builder, start, _i64(0), size)
-        last = _clamp(builder, builder.add(start, builder.mul(count, _i64(each))), first, size)
-        length = builder.mul(builder.sub(last, first), item)
-        source = emit.at(x, builder.mul(first, item))
-        with cgutils.for_range_slice(builder, _i64(0), length, line) as (offset, _):
-            emit.prefetch(emit.at(source, offset), write=False)
-        return context.get_dummy_value()
-
-    return types.void(shape, dtype, x, types.int64, types.int64, types.int64), codegen
-
-
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def split(
     shape: Tag, dtype: Tag, x: Address, start: int, size: int, y: Address, y_step: int, count: int, rows: int, x_row: int,
     y_row: int, planes: int, x_plane: int, y_plane: int,
@@ -174,16 +188,7 @@ def split(
     apart, rows of x and y `x_row` and `y_row`, planes `x_plane` and `y_plane`. Where y has pairs, each of its rows is made of two
     of x, of which the last may be missing.
     """
-    several = _rows_at_once(dtype)
-    if (count <= _lanes(shape)) & (several == 1):  # masks are found once
-        _split_short(shape, dtype, x, start, size, y, y_step, count, rows, x_row, y_row, planes, x_plane, y_plane)
-    else:
-        for plane in range(planes):
-            for row in range(0, rows, several):
-                source, target = x + (plane * x_plane + row * x_row), y + (plane * y_plane + row // several * y_row)
-                if row + AHEAD < rows:
-                    _fetch(shape, dtype, source + AHEAD * x_row, start, size, count)
-                _split(shape, dtype, source, start, size, target, y_step, count, x_row, row + several <= rows)
+    _split(shape, dtype, x, start, size, y, y_step, count, rows, x_row, y_row, planes, x_plane, y_plane)
 
 
 @intrinsic
@@ -194,9 +199,9 @@ def _join_neighbours(
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         _, _, x, start, size, y, distance, count = args
-        emit = emitter_of(builder, PAIRS, lanes.value)
+        emit, stored = emitter_of(builder, PAIRS, lanes.value), dtype.value
         whole = ir.Constant(ir.IntType(1), 1)
-        memory = PairMemory(context, builder, emit, builder.mul(distance, _i64(2)), whole)
+        memory = PairMemory(context, builder, emit, stored, builder.mul(distance, _i64(stored_bytes(stored))), whole)
         vectors = builder.sdiv(builder.add(count, _i64(emit.lanes - 1)), _i64(emit.lanes))
 
         def inside(first: Any) -> Any:
@@ -206,7 +211,7 @@ def _join_neighbours(
             done = builder.mul(vector.index, _i64(emit.lanes))
             position, left = builder.add(start, done), builder.sub(count, done)
             second = builder.add(position, distance)
-            source, target = emit.at(x, builder.mul(position, _i64(2))), emit.at(y, builder.mul(done, _i64(4)))
+            source, target = emit.at(x, builder.mul(position, _i64(memory.item))), emit.at(y, builder.mul(done, _i64(4)))
             ends = builder.icmp_signed("<=", builder.add(second, _i64(emit.lanes)), size)
             simple = builder.and_(builder.icmp_signed(">=", position, _i64(0)), ends)
             simple = builder.and_(simple, builder.icmp_signed(">=", left, _i64(emit.lanes)))
@@ -221,90 +226,19 @@ def _join_neighbours(
     return types.void(lanes, dtype, x, *integers, y, *integers), codegen
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def join_neighbours(
     lanes: Tag, dtype: Tag, x: Address, start: int, size: int, y: Address, distance: int, count: int, rows: int, x_row: int,
     y_row: int, planes: int, x_plane: int, y_plane: int,
 ) -> None:  # fmt: skip
     """y[i] = the pair x[start + i], x[start + i + distance] for i < count, zero where that lies outside 0..size.
 
-    For so many rows of so many planes, as `split` has them. `dtype`: of x, bfloat16.
+    For so many rows of so many planes, as `split` has them. `dtype`: of x, bfloat16 or a part of float32.
     """
     for plane in range(planes):
         for row in range(rows):
             source, target = x + (plane * x_plane + row * x_row), y + (plane * y_plane + row * y_row)
             _join_neighbours(lanes, dtype, source, start, size, target, distance, count)
-
-
-@intrinsic
-def _split_strip(
-    typingctx: Any, shape: Any, dtype: Any, x: Any, start: Any, size: Any, y: Any, y_step: Any, count: Any, rows: Any, x_row: Any,
-    y_row: Any,
-) -> Any:  # fmt: skip
-    check_kinds((shape, dtype), (x, y))
-    each, lanes = shape.value
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _, _, x, start, size, y, y_step, count, rows, x_row, y_row = args
-        stored, computed = dtype.value
-        emit = Emitter(builder, computed, lanes)
-        memory = Memory(context, builder, emit, stored)
-        item, none, one, width = _i64(memory.item), _i64(0), _i64(1), each * emit.lanes
-        shift, most = _i64(width.bit_length() - 1), _i64(width - 1)
-        vectors = builder.sdiv(builder.add(count, _i64(emit.lanes - 1)), _i64(emit.lanes))
-        before, after = builder.neg(start), builder.sub(size, start)
-        # vectors low..high hold positions of x only, and at most one on either side, first or last - 1, some
-        low = _clamp(builder, builder.ashr(builder.add(before, most), shift), none, vectors)
-        high = _clamp(builder, builder.ashr(after, shift), low, vectors)
-        first = _clamp(builder, builder.ashr(before, shift), none, low)
-        last = _clamp(builder, builder.ashr(builder.add(after, most), shift), high, vectors)
-        # nothing of x at all
-        first = builder.select(builder.icmp_signed("<=", after, builder.shl(first, shift)), low, first)
-
-        def masks(vector: Any) -> list[Any]:
-            starts = [builder.add(builder.add(start, builder.shl(vector, shift)), _i64(v * emit.lanes)) for v in range(each)]
-            return [builder.and_(emit.first(builder.sub(size, s)), builder.not_(emit.first(builder.neg(s)))) for s in starts]
-
-        left, right = masks(first), masks(builder.sub(last, one))
-
-        def copy(line: Any, into: Any, vector: Any, wanted: list[Any] | None) -> None:
-            place = emit.at(line, builder.mul(builder.add(start, builder.shl(vector, shift)), item))
-            places = [emit.at(place, v * memory.width) for v in range(each)]
-            loaded = list(map(memory.load_masked, places, wanted)) if wanted else list(map(memory.load, places))
-            fill(into, vector, _phases(emit, loaded))
-
-        def fill(into: Any, vector: Any, parts: list[Any]) -> None:
-            place = emit.at(into, builder.mul(vector, _i64(emit.width)))
-            for p, part in enumerate(parts):
-                emit.store(part, emit.at(place, emit.times(y_step, p)))
-
-        with cgutils.for_range(builder, rows) as row:
-            line, into = emit.at(x, builder.mul(row.index, x_row)), emit.at(y, builder.mul(row.index, y_row))
-            for begin, end in ((none, first), (last, vectors)):
-                with cgutils.for_range_slice(builder, begin, end, one) as (vector, _):
-                    fill(into, vector, [emit.zero] * each)
-            with builder.if_then(builder.icmp_signed("<", first, low)):
-                copy(line, into, first, left)
-            with cgutils.for_range_slice(builder, low, high, one) as (vector, _):
-                copy(line, into, vector, None)
-            with builder.if_then(builder.icmp_signed("<", high, last)):
-                copy(line, into, high, right)
-        return context.get_dummy_value()
-
-    integers = types.int64, types.int64
-    return types.void(shape, dtype, x, *integers, y, *integers, *integers, types.int64), codegen
-
-
-@kernel(no_cfunc_wrapper=False)
-def split_strip(
-    shape: Tag, dtype: Tag, x: Address, start: int, size: int, y: Address, y_step: int, count: int, rows: int, x_row: int,
-    y_row: int,
-) -> None:  # fmt: skip
-    """What `split` does for rows that all have the same padding: masks are found once. Whole vectors of y are written.
-
-    The number of phases is a power of two.
-    """
-    _split_strip(shape, dtype, x, start, size, y, y_step, count, rows, x_row, y_row)
 
 
 @intrinsic
@@ -338,7 +272,7 @@ def _spread(typingctx: Any, lanes: Any, dtype: Any, x: Any, x_row: Any, y: Any, 
     return types.void(lanes, dtype, x, i64, y, i64, i64, i64), codegen
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def spread(lanes: Tag, dtype: Tag, x: Address, x_row: int, y: Address, y_row: int, rows: int, count: int) -> None:
     """y[2 * i] = x[i] for i < count, in so many rows; what lies between stays. Whole vectors of x are read."""
     _spread(lanes, dtype, x, x_row, y, y_row, rows, count)

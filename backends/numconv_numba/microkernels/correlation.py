@@ -89,7 +89,7 @@ def _correlate(typingctx: Any, shape: Any, dtype: Any, task: Any) -> Any:
 
         def add_line(turn: int, mask: Any) -> None:
             """The products of one row of x; the row of grad_y r rows up was held r turns ago."""
-            x_place, g_place = builder.load(x_line), builder.load(g_line)
+            x_place, g_place = emit.opaque(builder.load(x_line)), builder.load(g_line)
             hold(held[turn], builder.load(line), g_place, mask)
             for t in range(columns):
                 pixels = emit.load(emit.at(x_place, offsets[t]))
@@ -127,7 +127,7 @@ def _correlate(typingctx: Any, shape: Any, dtype: Any, task: Any) -> Any:
     return types.void(shape, dtype, task), codegen
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def correlate(shape: Tag, dtype: Tag, task: Address) -> None:
     """sums[a, t] += the sum over rows r and pixels j of x[r + a, j + columns[t]] * g[r, j].
 

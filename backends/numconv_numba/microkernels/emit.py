@@ -37,6 +37,8 @@ class Host(NamedTuple):
         Shapes of tiles with the lanes over channels.
     sliding_tiles : tuple of (rows, vectors)
         Shapes of tiles that slide over the rows of one channel.
+    dot_tiles : tuple of (positions, rows)
+        Shapes of tiles with the lanes over terms; powers of two positions, down to one.
     pairs : bool
         Whether there are products of pairs of bfloat16 numbers, two multiply-adds a lane (AVX512-BF16).
     pair_cycles : float
@@ -48,6 +50,7 @@ class Host(NamedTuple):
     pixel_tiles: tuple[tuple[int, int], ...]
     channel_tiles: tuple[tuple[int, int], ...]
     sliding_tiles: tuple[tuple[int, int], ...]
+    dot_tiles: tuple[tuple[int, int], ...]
     pairs: bool = False
     pair_cycles: float = 2.0
 
@@ -55,9 +58,12 @@ class Host(NamedTuple):
 # Accumulators, the vectors of one operand and a broadcast fit the registers; and with the lanes over channels, the address of each
 # position fits the general ones.
 _WIDE = Host(
-    64, 32, ((3, 8), (6, 4), (7, 3), (8, 2), (8, 1)), ((4, 6), (3, 8), (2, 10), (2, 8), (1, 10)), ((6, 4), (8, 3), (10, 2), (10, 1))
+    64, 32, ((3, 8), (6, 4), (7, 3), (8, 2), (8, 1)), ((4, 6), (3, 8), (2, 10), (2, 8), (1, 10)),
+    ((6, 4), (8, 3), (10, 2), (10, 1)), ((8, 3), (4, 6), (2, 8), (1, 8)),
+)  # fmt: skip
+_FEW = Host(
+    32, 16, ((3, 4), (3, 3), (5, 2), (8, 1)), ((1, 10), (2, 6), (3, 4)), ((4, 3), (6, 2), (10, 1)), ((4, 2), (2, 4), (1, 6))
 )
-_FEW = Host(32, 16, ((3, 4), (3, 3), (5, 2), (8, 1)), ((1, 10), (2, 6), (3, 4)), ((4, 3), (6, 2), (10, 1)))
 
 
 @functools.cache
@@ -135,6 +141,11 @@ class Emitter:
     def accumulator(self) -> Any:
         """A stack slot that starts at zero; the optimiser turns it into a register."""
         return cgutils.alloca_once_value(self._builder, self.zero)
+
+    def opaque(self, address: Any) -> Any:
+        """The same address, whose steps in a loop LLVM does not see: else it keeps an induction variable for each offset."""
+        kind = ir.FunctionType(address.type, [address.type])
+        return self._builder.asm(kind, "", "=r,0", [address], side_effect=False)
 
     def at(self, address: Any, offset: Any) -> Any:
         """The address `offset` bytes further."""

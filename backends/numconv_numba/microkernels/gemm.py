@@ -20,7 +20,7 @@ from numconv_numba.compiler import Address, Tag, intrinsic, kernel
 from .emit import Emitter, check_kinds, emitter_of
 from .memory import Memory
 
-__all__ = ["multiply"]
+__all__ = ["Columns", "multiply"]
 
 _i64 = ir.IntType(64)
 UNROLLED = 2
@@ -39,7 +39,7 @@ def _repeat(builder: Any, count: Any, body: Callable[[Any], None]) -> None:
         body(builder.add(builder.sub(count, rest), turn.index))
 
 
-class _Columns:
+class Columns:
     """Emits the copies of a panel's terms from x: of each term some pieces, which are runs of neighbours.
 
     Parameters
@@ -96,7 +96,9 @@ class _Tiles:
         ) = args  # fmt: skip
         self.masks = [emit.first(builder.sub(self.pixels, _i64(v * emit.lanes))) for v in range(vectors)]
         self.slots = [[emit.accumulator() for _ in range(vectors)] for _ in range(channels)]
-        self.columns = _Columns(emit, builder, x, offsets, self.terms, pieces, self.panel, _i64(vectors * emit.width))
+        self.columns = Columns(emit, builder, x, offsets, self.terms, pieces, self.panel, _i64(vectors * emit.width))
+        self.in_place = builder.icmp_signed("<", self.count, _i64(0))
+        self.sources = [emit.at(x, emit.offset(pieces, 3 * v)) for v in range(vectors)]
 
     def each(self) -> Any:
         """(channel, vector, accumulator) of a tile."""
@@ -116,41 +118,67 @@ class _Tiles:
             for k, v, _ in self.each():
                 emit.prefetch(emit.at(emit.at(y, emit.times(self.y_k, k)), v * self.results.width), write=True)
 
-    def add_term(self, w: Any, term: Any) -> None:
-        """One term of the panel."""
+    def add_term(self, w: Any, term: Any, places: list[Any]) -> None:
+        """One term, whose pixels lie at these places."""
         emit, builder = self.emit, self.builder
-        row = emit.at(self.panel, builder.mul(term, _i64(self.vectors * emit.width)))
         weights = emit.at(w, builder.mul(term, self.w_step))
-        pixels = [emit.load(emit.at(row, v * emit.width)) for v in range(self.vectors)]
+        pixels = list(map(emit.load, places))
         for k in range(self.channels):
             weight = emit.broadcast(emit.at(weights, emit.times(self.w_k, k)))
             for v in range(self.vectors):
                 builder.store(emit.fma(pixels[v], weight, builder.load(self.slots[k][v])), self.slots[k][v])
 
+    def in_panel(self, term: Any) -> list[Any]:
+        """Where the pixels of a term lie in the panel."""
+        row = self.emit.at(self.panel, self.builder.mul(term, _i64(self.vectors * self.emit.width)))
+        return [self.emit.at(row, v * self.emit.width) for v in range(self.vectors)]
+
+    def in_source(self, term: Any) -> list[Any]:
+        """Where they lie in x."""
+        offset = self.emit.offset(self.columns.offsets, term)
+        return [self.emit.at(source, offset) for source in self.sources]
+
     def add_terms(self, w: Any) -> None:
-        """All terms of a panel that is full."""
-        _repeat(self.builder, self.terms, lambda term: self.add_term(w, term))
+        """All terms, of a panel that is full or from x itself."""
+        with self.builder.if_else(self.in_place) as (direct, copied):
+            with direct:
+                _repeat(self.builder, self.terms, lambda term: self.add_term(w, term, self.in_source(term)))
+            with copied:
+                _repeat(self.builder, self.terms, lambda term: self.add_term(w, term, self.in_panel(term)))
+
+    def write(self, y: Any, bias: Any) -> None:
+        """To y with bias and activation; whole vectors that need neither without masks."""
+        emit, builder = self.emit, self.builder
+        absent = builder.icmp_unsigned("==", builder.ptrtoint(bias, _i64), _i64(0))
+        clip = builder.icmp_signed("!=", self.relu, _i64(0))
+        full = builder.icmp_signed("==", self.pixels, _i64(self.vectors * emit.lanes))
+        bare = builder.and_(builder.and_(absent, full), builder.not_(clip))
+        each = [(k, v, slot, emit.at(emit.at(y, emit.times(self.y_k, k)), v * self.results.width)) for k, v, slot in self.each()]
+        with builder.if_else(bare) as (plain, dressed):
+            with plain:
+                for _, _, slot, place in each:
+                    self.results.store(builder.load(slot), place)
+            with dressed:
+                with builder.if_then(builder.not_(absent)):
+                    for k, _, slot, _ in each:
+                        shift = emit.broadcast(emit.at(bias, k * emit.width // emit.lanes))
+                        builder.store(builder.fadd(builder.load(slot), shift), slot)
+                relu = emit.spread(clip)
+                for _, v, slot, place in each:
+                    self.results.store_masked(emit.positive(builder.load(slot), relu), place, self.masks[v])
 
     def store(self, sums: Any, y: Any, bias: Any) -> Any:
         """To y with bias and activation, or the bare sums; returns the mask of lanes in which a sum is not finite."""
         emit, builder = self.emit, self.builder
-        checks = [emit.zero] * self.vectors  # zero times what is not finite is NaN
+        checks = [emit.zero] * self.vectors  # what is not finite stays in a sum; one that overflows costs a second look at w
         for _, v, slot in self.each():
-            checks[v] = emit.fma(builder.load(slot), emit.zero, checks[v])
+            checks[v] = builder.fadd(checks[v], builder.load(slot))
         bad = ir.Constant(self.masks[0].type, None)
         for check, mask in zip(checks, self.masks, strict=True):
             bad = builder.or_(bad, builder.and_(emit.not_finite(check), mask))
-        absent = builder.icmp_unsigned("==", builder.ptrtoint(bias, _i64), _i64(0))
-        clip = emit.spread(builder.icmp_signed("!=", self.relu, _i64(0)))
         with builder.if_else(builder.icmp_signed("!=", self.finish, _i64(0))) as (finished, kept):
             with finished:
-                with builder.if_then(builder.not_(absent)):
-                    for k, _, slot in self.each():
-                        shift = emit.broadcast(emit.at(bias, k * emit.width // emit.lanes))
-                        builder.store(builder.fadd(builder.load(slot), shift), slot)
-                for k, v, slot in self.each():
-                    place = emit.at(emit.at(y, emit.times(self.y_k, k)), v * self.results.width)
-                    self.results.store_masked(emit.positive(builder.load(slot), clip), place, self.masks[v])
+                self.write(y, bias)
             with kept:
                 for k, v, slot in self.each():
                     emit.store(builder.load(slot), emit.at(sums, (k * self.vectors + v) * emit.width))
@@ -196,7 +224,7 @@ def _multiply(
     return n(shape, dtype, n, panel, n, w, n, n, n, n, sums, n, n, y, n, n, bias, n, x, offsets, pieces, n), codegen
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def multiply(
     shape: Tag, dtype: Tag, vectors: int, panel: Address, terms: int, w: Address, w_step: int, w_k: int, w_tile: int, tiles: int,
     sums: Address, resume: int, finish: int, y: Address, y_k: int, pixels: int, bias: Address, relu: int, x: Address,
@@ -204,7 +232,8 @@ def multiply(
 ) -> int:  # fmt: skip
     """y[k, i] = the sum over t of w[k, t] * panel[t, i]: one chain each, in this order. Returns 1 if a sum is not finite, else 0.
 
-    Before, panel[t, target + i] = x[source + offsets[t] + i] for i < length, for each piece (source, target, length).
+    Before, panel[t, target + i] = x[source + offsets[t] + i] for i < length, for each piece (source, target, length). If `count` is
+    negative, each vector is a piece, and panel[t, i] is read where it lies in x.
 
     Parameters
     ----------
@@ -241,7 +270,7 @@ def multiply(
     pieces : Address
         Of an int64 table: source in x and target in a term of the panel, in bytes, and length in elements, no more than lanes.
     count : int
-        Number of pieces; 0 where the panel is full.
+        Number of pieces; 0 where the panel is full, -1 where there is none.
     """
     return _multiply(
         shape, dtype, vectors, panel, terms, w, w_step, w_k, w_tile, tiles, sums, resume, finish, y, y_k, pixels, bias, relu, x,

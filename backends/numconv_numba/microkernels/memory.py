@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba.core import cgutils
 
-from numconv_numba.halves import HALVES, narrow_half, widen_half
+from numconv_numba.halves import BFLOAT_PARTS, HALVES, narrow_half, take_part, widen_half
 
 from .emit import BFloat, Emitter
 
@@ -17,13 +16,14 @@ __all__ = ["FLUSHED", "Memory", "PairMemory", "stored_bytes"]
 _i16, _i32 = ir.IntType(16), ir.IntType(32)
 FLUSHED = "bfloat16, flushed"
 """bfloat16 as AVX512-BF16 rounds it, 16 numbers at a time: to nearest even, but to zero what is smaller than 2**-126."""
-_ELEMENTS = {**dict.fromkeys((*HALVES, FLUSHED), _i16), "float32": ir.FloatType(), "float64": ir.DoubleType()}
-_LETTERS = {"float16": "i16", "bfloat16": "i16", FLUSHED: "i16", "float32": "f32", "float64": "f64"}
+_SHORT, _SINGLE = (*HALVES, FLUSHED), ("float32", *BFLOAT_PARTS)
+_ELEMENTS = {**dict.fromkeys(_SHORT, _i16), **dict.fromkeys(_SINGLE, ir.FloatType()), "float64": ir.DoubleType()}
+_LETTERS = {**dict.fromkeys(_SHORT, "i16"), **dict.fromkeys(_SINGLE, "f32"), "float64": "f64"}
 
 
 def stored_bytes(dtype: str) -> int:
     """Of an element in memory."""
-    return 2 if _LETTERS[dtype] == "i16" else np.dtype(dtype).itemsize
+    return {"i16": 2, "f32": 4, "f64": 8}[_LETTERS[dtype]]
 
 
 class Memory:
@@ -36,7 +36,7 @@ class Memory:
     emit : Emitter
         Of the arithmetic.
     dtype : str
-        As which elements lie in memory: no wider than the arithmetic; `FLUSHED` for stores only.
+        As which elements lie in memory: no wider than the arithmetic; `FLUSHED` for stores only, `BFLOAT_PARTS` for loads.
 
     Attributes
     ----------
@@ -91,6 +91,8 @@ class Memory:
     def _widened(self, bits: Any) -> Any:
         if self._dtype in HALVES:
             bits = widen_half(self._context, self._builder, bits, self._dtype)
+        if self._dtype in BFLOAT_PARTS:
+            bits = take_part(self._builder, bits, self._dtype)
         return bits if bits.type == self._emit.vector else self._builder.fpext(bits, self._emit.vector)
 
     def _narrowed(self, vector: Any) -> Any:
@@ -106,11 +108,11 @@ class Memory:
 
 
 class PairMemory(Memory):
-    """Loads pairs: an element of one row of bfloat16 numbers, and the one below it.
+    """Loads pairs: an element of one row of bfloat16 numbers, or parts of float32 numbers, and the one below it.
 
     Parameters
     ----------
-    context, builder, emit
+    context, builder, emit, dtype
         As `Memory` has them.
     row : int64
         Bytes to the row below.
@@ -118,13 +120,15 @@ class PairMemory(Memory):
         Whether there is one; else its numbers are zero.
     """
 
-    def __init__(self, context: Any, builder: Any, emit: Emitter, row: Any, complete: Any):
-        super().__init__(context, builder, emit, "bfloat16")
+    def __init__(self, context: Any, builder: Any, emit: Emitter, dtype: str, row: Any, complete: Any):
+        super().__init__(context, builder, emit, dtype)
         self._row, self._complete = row, complete
 
     def load(self, address: Any) -> Any:
-        """A vector of pairs that are complete."""
-        return self._joined(self.bits(address), self.bits(self._emit.at(address, self._row)))
+        """A vector of pairs, of which the second numbers are zero in the row that is not there."""
+        builder = self._builder
+        below = self.bits(self._emit.at(address, builder.select(self._complete, self._row, ir.Constant(self._row.type, 0))))
+        return self._joined(self.bits(address), builder.select(self._complete, below, ir.Constant(below.type, None)))
 
     def load_masked(self, address: Any, mask: Any) -> Any:
         """A vector of pairs, zeros where the mask is off and in the row that is not there."""
@@ -137,5 +141,10 @@ class PairMemory(Memory):
 
     def _joined(self, first: Any, second: Any) -> Any:
         builder, words = self._builder, ir.VectorType(_i32, self._emit.lanes)
-        upper = builder.shl(builder.zext(second, words), ir.Constant(words, [16] * self._emit.lanes))
-        return builder.bitcast(builder.or_(builder.zext(first, words), upper), self._emit.vector)
+        half = ir.Constant(words, [16] * self._emit.lanes)
+        if self._dtype in BFLOAT_PARTS:
+            low, high = (builder.bitcast(take_part(builder, each, self._dtype), words) for each in (first, second))
+            joined = builder.or_(builder.lshr(low, half), builder.shl(builder.lshr(high, half), half))
+        else:
+            joined = builder.or_(builder.zext(first, words), builder.shl(builder.zext(second, words), half))
+        return builder.bitcast(joined, self._emit.vector)

@@ -156,7 +156,7 @@ def _collect(typingctx: Any, tag: Any, dtype: Any, job: Any) -> Any:
     return types.void(tag, dtype, job), codegen
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def collect(shape: Tag, dtype: Tag, job: Address) -> None:
     """sums[a, t] += the sum over results (i, j) of x[step * i + a, step * j + columns[t]] * g[i, j].
 

@@ -5,7 +5,7 @@ positions, which may lie anywhere: so pixels need no common pitch, and no lane i
 convolution a holds packed weights and b the input; in a weight gradient a holds the packed gradient of y and the positions are
 taps; in Winograd's products they are tiles of the input.
 
-The tile is compiled alone, in a tenth of a second, and called by address: drivers are compiled once for all shapes.
+Tiles are compiled by themselves and called by address: drivers are compiled once for all shapes.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from numconv_numba.compiler import Address, Tag, intrinsic, kernel
+from numconv_numba.compiler import Address, Tag, Unit, intrinsic, kernel
 
-from .emit import check_kinds, emitter_of
+from .emit import check_kinds, emitter_of, host
 
-__all__ = ["product"]
+__all__ = ["product", "product_address"]
 
 _i64 = ir.IntType(64)
 
@@ -78,7 +78,7 @@ def _product(
     return types.void(shape, dtype, a, b, places, y, types.int64, types.int64, offsets, types.int64, types.int64), codegen
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def product(
     shape: Tag, dtype: Tag, a: Address, b: Address, places: Address, y: Address, groups: int, terms: int, offsets: Address,
     y_step: int, resume: int,
@@ -105,3 +105,11 @@ def product(
         1 to go on with the sums that y holds, 0 to start from zero.
     """
     _product(shape, dtype, a, b, places, y, groups, terms, offsets, y_step, resume)
+
+
+_products = Unit("microkernels.product", lambda lanes, dtype: [(product, ((*tile, lanes), dtype)) for tile in host().channel_tiles])
+
+
+def product_address(tile: tuple[int, int], lanes: int, dtype: str) -> int:
+    """The native entry of `product` for one of the host's tiles: all of them are compiled together."""
+    return int(_products.functions(lanes, dtype)[host().channel_tiles.index(tile)])

@@ -20,6 +20,8 @@ from .windows import ROW_ENTRY, write_places
 __all__ = ["REDUCTION", "reduction"]
 
 REDUCTION = ("results", "x_step", "length", "place", "advance")
+TOGETHER = 4
+"""Windows that take each step together."""
 _NOWHERE = 2**31 - 1
 _i32, _i64, _double = ir.IntType(32), ir.IntType(64), ir.DoubleType()
 
@@ -37,29 +39,35 @@ class _Reduction:
     def results(self) -> None:
         """All results of the call, a vector of them at a time."""
         builder, emit, given = self.builder, self.emit, self.given
-        lanes = _i64(emit.lanes)
+        lanes, together = _i64(emit.lanes), min(TOGETHER, emit.lanes)
         values = cgutils.alloca_once(builder, emit.vector, size=emit.lanes)
         places = cgutils.alloca_once(builder, self.numbers, size=emit.lanes)
         groups = builder.sdiv(builder.add(given["results"], _i64(emit.lanes - 1)), lanes)
         with cgutils.for_range(builder, groups) as group:
             first = builder.mul(group.index, lanes)
             left = builder.sub(given["results"], first)
-            with cgutils.for_range(builder, builder.select(builder.icmp_signed("<", left, lanes), left, lanes)) as loop:
-                result = builder.add(first, loop.index)
-                value, place = self.window(emit.at(given["x"], builder.mul(result, given["x_step"])))
-                builder.store(value, builder.gep(values, [loop.index]))
-                builder.store(place, builder.gep(places, [loop.index]))
+            with builder.if_else(builder.icmp_signed("<", left, lanes)) as (some, all_of_them):
+                for block, count, step in ((some, left, 1), (all_of_them, lanes, together)):
+                    with block, cgutils.for_range(builder, builder.sdiv(count, _i64(step))) as loop:
+                        number = builder.mul(loop.index, _i64(step))
+                        address = emit.at(given["x"], builder.mul(builder.add(first, number), given["x_step"]))
+                        for k, (value, place) in enumerate(self.windows(address, step)):
+                            slot = builder.add(number, _i64(k))
+                            builder.store(builder.load(value), builder.gep(values, [slot]))
+                            if self.kind != "mean":
+                                builder.store(builder.load(place), builder.gep(places, [slot]))
             slots = ([builder.load(builder.gep(each, [_i64(r)])) for r in range(emit.lanes)] for each in (values, places))
             states = list(zip(*slots, strict=True))
             self.finish(self.merged(states), first, left)
 
-    def window(self, x: Any) -> tuple[Any, Any]:
-        """What each lane holds of one window: the sum, or the first of the largest elements and its place."""
+    def windows(self, x: Any, count: int) -> list[tuple[Any, Any]]:
+        """What each lane holds of some windows, in slots: the sum, or the first of the largest elements and its place."""
         builder, emit, given = self.builder, self.emit, self.given
-        largest = self.kind != "mean"
-        value, place = cgutils.alloca_once(builder, emit.vector), cgutils.alloca_once(builder, self.numbers)
-        builder.store(emit.constant(float("-inf")) if largest else emit.zero, value)
-        builder.store(emit.spread(_i32(_NOWHERE)), place)
+        start = emit.constant(float("-inf")) if self.kind != "mean" else emit.zero
+        slots = [(cgutils.alloca_once(builder, emit.vector), cgutils.alloca_once(builder, self.numbers)) for _ in range(count)]
+        for value, place in slots:
+            builder.store(start, value)
+            builder.store(emit.spread(_i32(_NOWHERE)), place)
         rows, whole = emit.offset(given["list"], 0), builder.sdiv(given["length"], _i64(emit.lanes))
         end = builder.mul(whole, _i64(emit.lanes))
         rest = builder.sub(given["length"], end)
@@ -68,29 +76,31 @@ class _Reduction:
             entry = emit.at(given["list"], builder.mul(builder.sub(rows, row.index), _i64(ROW_ENTRY)))
             source, at = emit.at(x, emit.offset(entry, 0)), emit.offset(entry, 1)
             with builder.if_then(builder.icmp_signed(">", rest, _i64(0))):
-                mask = emit.first(rest)
-                self.add(emit.load_masked(self.element(source, end), mask), builder.add(at, end), value, place, mask)
+                self.add(self.element(source, end), builder.add(at, end), slots, emit.first(rest))
             with cgutils.for_range(builder, whole) as vector:
                 start = builder.mul(builder.sub(builder.sub(whole, _i64(1)), vector.index), _i64(emit.lanes))
-                self.add(emit.load(self.element(source, start)), builder.add(at, start), value, place, None)
-        return builder.load(value), builder.load(place)
+                self.add(self.element(source, start), builder.add(at, start), slots, None)
+        return slots
 
     def element(self, row: Any, number: Any) -> Any:
         """The address of an element of a row."""
         return self.emit.at(row, self.builder.mul(number, _i64(self.item)))
 
-    def add(self, new: Any, at: Any, value: Any, place: Any, mask: Any) -> None:
-        """Let a vector of elements, whose first is at place `at`, take part in the state of a window."""
-        builder, old = self.builder, self.builder.load(value)
-        if self.kind == "mean":
-            builder.store(builder.fadd(old, new), value)
-            return
-        wins = builder.or_(builder.fcmp_ordered(">=", new, old), builder.fcmp_unordered("uno", new, new))
-        if mask is not None:
-            wins = builder.and_(mask, wins)
-        builder.store(builder.select(wins, new, old), value)
-        places = builder.add(self.emit.spread(builder.trunc(at, _i32)), self.lane)
-        builder.store(builder.select(wins, places, builder.load(place)), place)
+    def add(self, address: Any, at: Any, slots: list[tuple[Any, Any]], mask: Any) -> None:
+        """Let a vector of elements of each window take part in its state; `at` is the place of the first one."""
+        builder, emit = self.builder, self.emit
+        places = builder.add(emit.spread(builder.trunc(at, _i32)), self.lane)
+        for k, (value, place) in enumerate(slots):
+            source, old = emit.at(address, emit.times(self.given["x_step"], k)), builder.load(value)
+            new = emit.load(source) if mask is None else emit.load_masked(source, mask)
+            if self.kind == "mean":
+                builder.store(builder.fadd(old, new), value)
+                continue
+            wins = builder.or_(builder.fcmp_ordered(">=", new, old), builder.fcmp_unordered("uno", new, new))
+            if mask is not None:
+                wins = builder.and_(mask, wins)
+            builder.store(builder.select(wins, new, old), value)
+            builder.store(builder.select(wins, places, builder.load(place)), place)
 
     def merged(self, states: list[tuple[Any, Any]]) -> tuple[Any, Any]:
         """The vector whose lane r holds what all lanes of state r hold together."""
@@ -148,7 +158,7 @@ def _reduction(typingctx: Any, shape: Any, dtype: Any, x: Any, entries: Any, y: 
     return types.void(shape, dtype, *[x] * 5), codegen
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def reduction(shape: Tag, dtype: Tag, x: Address, entries: Address, y: Address, places: Address, job: Address) -> None:
     """Results of windows that read equally many elements of equal rows.
 

@@ -164,7 +164,7 @@ def _slide(typingctx: Any, shape: Any, dtype: Any, job: Any) -> Any:
     return types.void(shape, dtype, job), codegen
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def slide(shape: Tag, dtype: Tag, job: Address) -> None:
     """y[r, j] = the sum over slices, kernel rows a and columns t of x[lag * r + a, j + columns[t]] * w[a, t], in this order.
 

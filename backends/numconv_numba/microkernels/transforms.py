@@ -20,7 +20,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from numconv_numba.compiler import Address, Tag, intrinsic, kernel
+from numconv_numba.compiler import Address, Tag, Unit, intrinsic, kernel
 
 from .emit import Emitter, check_kinds
 
@@ -32,6 +32,7 @@ __all__ = [
     "transform_kernel",
     "transform_output",
     "transform_weight",
+    "transforms",
 ]
 
 Matrix = tuple[tuple[float, ...], ...]
@@ -183,7 +184,7 @@ def _input(typingctx: Any, shape: Any, dtype: Any, x: Any, offsets: Any, vectors
     return types.void(shape, dtype, x, offsets, types.int64, y, types.int64), codegen
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def transform_input(shape: Tag, dtype: Tag, x: Address, offsets: Address, vectors: int, y: Address, y_step: int) -> None:
     """Input tiles, so many vectors of them that follow each other.
 
@@ -223,7 +224,7 @@ def _weight(
     return types.void(shape, dtype, w, n, n, n, n, n, u, n), codegen
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def transform_weight(
     shape: Tag, dtype: Tag, w: Address, row_step: int, column_step: int, rows: int, columns: int, vectors: int, u: Address,
     u_step: int, count: int, w_next: int, u_next: int,
@@ -254,7 +255,7 @@ def _output(
     return types.void(shape, dtype, s, n, n, y, n, n), codegen
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def transform_output(
     shape: Tag, dtype: Tag, s: Address, s_step: int, vectors: int, y: Address, row_step: int, column_step: int
 ) -> None:
@@ -281,7 +282,7 @@ def _gradient(
     return types.void(shape, dtype, y, n, n, n, m, n), codegen
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def transform_gradient(
     shape: Tag, dtype: Tag, y: Address, row_step: int, column_step: int, vectors: int, m: Address, m_step: int
 ) -> None:
@@ -314,10 +315,20 @@ def _kernel(
     return types.void(shape, dtype, s, n, n, w, n, n, n, n), codegen
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def transform_kernel(
     shape: Tag, dtype: Tag, s: Address, s_step: int, vectors: int, w: Address, row_step: int, column_step: int, rows: int,
     columns: int,
 ) -> None:  # fmt: skip
     """The adjoint of `transform_weight`: sums of the elements into the gradients of the first `rows` and `columns` of the taps."""
     _kernel(shape, dtype, s, s_step, vectors, w, row_step, column_step, rows, columns)
+
+
+transforms = Unit(
+    "microkernels.transforms",
+    lambda shape, dtype: [
+        (each, (shape, dtype))
+        for each in (transform_input, transform_weight, transform_output, transform_gradient, transform_kernel)
+    ],
+)
+"""The five of a shape, in this order: a network that is trained needs them all, and alone each would cost as much as all."""

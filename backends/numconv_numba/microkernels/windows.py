@@ -21,11 +21,10 @@ from numba.core import cgutils
 from numconv_numba.compiler import Address, Tag, intrinsic, kernel
 
 from .emit import Emitter, check_kinds
+from .row_access import Row
 
-__all__ = ["HEAD", "JOB", "MAX_STRIDE", "MOVE", "ROW_ENTRY", "TAP_ENTRY", "move", "windows", "write_places"]
+__all__ = ["HEAD", "JOB", "ROW_ENTRY", "TAP_ENTRY", "windows", "write_places"]
 
-MAX_STRIDE = 4
-"""Of the elements that vectors are taken apart for, or woven from."""
 TOGETHER = 4
 """Vectors that share the work of finding their taps."""
 SHORT = 2
@@ -34,93 +33,35 @@ ROW_ENTRY, TAP_ENTRY = 24, 16
 JOB = ("results", "list_step", "y_step", "extra_step", "first", "last", "size", "tap_step", "advance")
 HEAD = 2
 """Elements before the weights of a channel: what is added to a sum, and not 0 if only the positive part of it is stored."""
-MOVE = ("rows", "y_step", "count", "length", "start", "stride", "borders")
 _i32, _i64, _double = ir.IntType(32), ir.IntType(64), ir.DoubleType()
 
 
 class _Tap(NamedTuple):
-    """One tap: its position for result 0, how many bytes from the row's offset its data for result 0 lie, and its number."""
+    """One tap of a row.
+
+    Attributes
+    ----------
+    place, number : int64
+        Its position for result 0, and its number.
+    shift : int64
+        How many bytes from the row's offset the vectors begin in which its data for result 0 are.
+    ahead : int
+        How many elements lie before these in the vectors: taps that are less than a stride apart share what is loaded.
+    """
 
     place: Any
-    shift: Any
     number: Any
+    shift: Any
+    ahead: int = 0
 
 
-class _Row:
-    """Vectors of every `stride`-th element of a row; a stride of 0 is one that is given at the call."""
-
-    def __init__(self, builder: Any, lanes: int, stride: int, dtype: Any, given: dict[str, Any]):
-        self.builder, self.emit, self.stride, self.given = builder, Emitter(builder, dtype, lanes), stride, given
-        self.item = self.emit.width // lanes
-        self.numbers = ir.VectorType(_i32, lanes)
-
-    def positions(self, start: Any, step: int = 1) -> Any:
-        """start + step * lane."""
-        steps = ir.Constant(self.numbers, [step * lane for lane in range(self.emit.lanes)])
-        return self.builder.add(self.emit.spread(self.builder.trunc(start, _i32)), steps)
-
-    def inside(self, start: Any, step: int = 1) -> Any:
-        """The mask of the positions that lie in the row."""
-        size = self.emit.spread(self.builder.trunc(self.given["size"], _i32))
-        return self.builder.icmp_unsigned("<", self.positions(start, step), size)
-
-    def fetch(self, address: Any, start: Any, whole: bool, other: Any = None) -> Any:
-        """The elements at start + stride * lane, zero or `other` outside the row; `address` is that of the first."""
-        builder, emit = self.builder, self.emit
-        if self.stride == 0:
-            return self.gather(address, start)
-        vectors = []
-        for number in range(self.stride):
-            place = emit.at(address, number * emit.width)
-            if whole:
-                vectors.append(emit.load(place))
-            else:
-                vectors.append(emit.load_masked(place, self.inside(builder.add(start, _i64(number * emit.lanes))), other))
-        return self.pick(vectors, range(0, self.stride * emit.lanes, self.stride))
-
-    def gather(self, address: Any, start: Any) -> Any:
-        """`fetch` for a stride that is given at the call."""
-        builder, emit, stride = self.builder, self.emit, self.given["stride"]
-        kind = ir.VectorType(_i64, emit.lanes)
-        steps = builder.mul(emit.spread(stride), ir.Constant(kind, list(range(emit.lanes))))
-        positions = builder.add(emit.spread(start), steps)
-        mask = builder.icmp_unsigned("<", positions, emit.spread(self.given["size"]))
-        offsets = builder.mul(steps, ir.Constant(kind, [self.item] * emit.lanes))
-        addresses = builder.add(emit.spread(builder.ptrtoint(address, _i64)), offsets)
-        pointers = builder.inttoptr(addresses, ir.VectorType(cgutils.voidptr_t, emit.lanes))
-        signature = ir.FunctionType(emit.vector, [pointers.type, _i32, mask.type, emit.vector])
-        name = f"llvm.masked.gather.v{emit.lanes}f{8 * self.item}.v{emit.lanes}p0"
-        function = cgutils.get_or_insert_function(builder.module, signature, name)
-        return builder.call(function, [pointers, _i32(self.item), mask, emit.zero])
-
-    def least(self, a: Any, b: Any) -> Any:
-        """The smaller number."""
-        return self.builder.select(self.builder.icmp_signed("<", a, b), a, b)
-
-    def most(self, a: Any, b: Any) -> Any:
-        """The larger number."""
-        return self.builder.select(self.builder.icmp_signed(">", a, b), a, b)
-
-    def pick(self, vectors: list[Any], indices: Any) -> Any:
-        """The lanes of up to four vectors, one behind the other, at these indices."""
-        emit = self.emit
-        if len(vectors) == 1:
-            return vectors[0]
-        padded = [*vectors, *[ir.Constant(emit.vector, ir.Undefined)] * (len(vectors) % 2)]
-        if len(padded) == 2:
-            return emit.shuffle(*padded, indices)
-        return emit.shuffle(
-            *(emit.shuffle(a, b, range(2 * emit.lanes)) for a, b in zip(padded[::2], padded[1::2], strict=True)), indices
-        )
-
-
-class _Windows(_Row):
+class _Windows(Row):
     """The code of one call of `windows`."""
 
     def __init__(self, builder: Any, shape: Any, dtype: Any, given: dict[str, Any]):
         self.kind, lanes, stride, self.phases, self.taps = shape
         super().__init__(builder, lanes, stride, dtype, given)
-        self.largest = self.kind in ("max", "argmax")
+        self.largest, self.backwards = self.kind in ("max", "argmax"), self.kind == "argmax"
 
     def whole(self, at: Any, vectors: int) -> Any:
         """Whether so many vectors of results from `at` on exist and have all their elements inside the row."""
@@ -210,7 +151,7 @@ class _Windows(_Row):
         slots = [self.accumulators(vectors) for _ in range(self.phases)]
         with cgutils.for_range(builder, self.given["count"]) as loop:
             last = builder.sub(self.given["count"], _i64(1))
-            number = builder.sub(last, loop.index) if self.largest else loop.index
+            number = builder.sub(last, loop.index) if self.backwards else loop.index
             row = emit.at(self.given["rows"], builder.mul(number, _i64(ROW_ENTRY)))
             for phase, states in enumerate(slots):
                 for tap in self.each_tap(phase):
@@ -224,18 +165,20 @@ class _Windows(_Row):
         builder, emit = self.builder, self.emit
         if self.taps:
             taps = self.taps[phase]
-            for tap, place in taps[::-1] if self.largest else taps:
-                shift = builder.add(emit.times(self.given["tap_step"], tap), _i64(place * self.item))
-                yield _Tap(_i64(place), shift, _i64(tap))
+            least = min((place for _, place in taps), default=0)
+            for tap, place in taps[::-1] if self.backwards else taps:
+                ahead = (place - least) % self.stride
+                shift = builder.add(emit.times(self.given["tap_step"], tap), _i64((place - ahead) * self.item))
+                yield _Tap(_i64(place), _i64(tap), shift, ahead)
             return
         begin, end = (emit.offset(self.given["inner"], phase + more) for more in (0, 1))
         with cgutils.for_range(builder, builder.sub(end, begin)) as loop:
-            number = builder.sub(builder.sub(end, _i64(1)), loop.index) if self.largest else builder.add(begin, loop.index)
+            number = builder.sub(builder.sub(end, _i64(1)), loop.index) if self.backwards else builder.add(begin, loop.index)
             entry = emit.at(self.given["inner"], builder.mul(number, _i64(TAP_ENTRY)))
             shift = builder.add(
                 builder.mul(emit.offset(entry, 1), self.given["tap_step"]), emit.times(emit.offset(entry, 0), self.item)
             )
-            yield _Tap(emit.offset(entry, 0), shift, emit.offset(entry, 1))
+            yield _Tap(emit.offset(entry, 0), emit.offset(entry, 1), shift)
 
     def accumulators(self, vectors: int) -> list[tuple[Any, Any]]:
         """Slots for the value and, of maxima, the place of each result, or whether it is NaN."""
@@ -259,7 +202,8 @@ class _Windows(_Row):
         for number, state in enumerate(states):
             begin = builder.add(builder.add(tap.place, place), _i64(number * step))
             other = emit.constant(float("-inf")) if self.largest else emit.zero
-            new = self.fetch(emit.at(address, number * step * self.item), begin, whole, other)
+            start = builder.sub(begin, _i64(tap.ahead))
+            new = self.fetch(emit.at(address, number * step * self.item), start, whole, other, tap.ahead)
             if self.kind == "max":
                 self.keep_value(state, new)
             elif self.kind == "argmax":
@@ -269,10 +213,10 @@ class _Windows(_Row):
                 self.add_term(state[0], new, row, begin, tap.number, whole)
 
     def keep_value(self, state: tuple[Any, Any], new: Any) -> None:
-        """The larger value, of equal ones the new one, as the processor's maximum has it; and where there was a NaN."""
+        """The larger value, of equal ones the old one, as the processor's maximum has it; and where there was a NaN."""
         builder = self.builder
         old = builder.load(state[0])
-        builder.store(builder.select(builder.fcmp_ordered(">", old, new), old, new), state[0])
+        builder.store(builder.select(builder.fcmp_ordered(">", new, old), new, old), state[0])
         builder.store(builder.or_(builder.load(state[1]), builder.fcmp_unordered("uno", new, new)), state[1])
 
     def keep_larger(self, state: tuple[Any, Any], new: Any, inside: Any, place: Any) -> None:
@@ -374,7 +318,7 @@ def _windows(
     return types.void(shape, dtype, *[x] * 6), codegen
 
 
-@kernel(no_cfunc_wrapper=False)
+@kernel
 def windows(
     shape: Tag, dtype: Tag, x: Address, lists: Address, y: Address, extra: Address, job: Address, inner: Address
 ) -> None:  # fmt: skip
@@ -408,108 +352,3 @@ def windows(
         pairs (position for result 0, tap).
     """
     _windows(shape, dtype, x, lists, y, extra, job, inner)
-
-
-class _Moves(_Row):
-    """The code of one call of `move`."""
-
-    def rows(self) -> None:
-        """All rows of the call: first the vectors that need masks, each of all rows, then row by row those inside it."""
-        builder, emit, given = self.builder, self.emit, self.given
-        given["size"] = given["length"]
-        step = builder.mul(_i64(self.stride) if self.stride else given["stride"], _i64(emit.lanes))
-        vectors = builder.sdiv(builder.add(given["count"], _i64(emit.lanes - 1)), _i64(emit.lanes))
-        before = builder.sdiv(builder.sub(builder.sub(step, _i64(1)), given["start"]), step)
-        inside = builder.sdiv(builder.sub(given["length"], given["start"]), step)
-        begin = self.least(self.most(before, _i64(0)), vectors)
-        end = self.most(self.least(inside, builder.sdiv(given["count"], _i64(emit.lanes))), begin)
-        whole = builder.sub(end, begin)
-        with cgutils.for_range(builder, builder.sub(vectors, whole)) as loop:
-            skipped = builder.select(builder.icmp_signed("<", loop.index, begin), _i64(0), whole)
-            number = builder.add(loop.index, skipped)
-            stored = emit.first(builder.sub(given["count"], builder.mul(number, _i64(emit.lanes))))
-            with self.each_row() as (row, place, there):
-                target = emit.at(place, builder.mul(number, _i64(emit.width)))
-                with builder.if_else(there) as (read, absent):
-                    with read:
-                        start = builder.add(given["start"], builder.mul(number, step))
-                        vector = self.fetch(self.source(row, number, step), start, False)
-                        emit.store_masked(vector, target, stored)
-                    with absent:
-                        emit.store_masked(emit.zero, target, stored)
-        some = builder.icmp_signed(">", builder.add(whole, given["borders"]), _i64(0))
-        with builder.if_then(some), self.each_row() as (row, place, there), builder.if_else(there) as (read, absent):
-            for block in (read, absent):
-                with block:
-                    source, target = self.source(row, begin, step), emit.at(place, builder.mul(begin, _i64(emit.width)))
-                    with cgutils.for_range(builder, whole) as loop:
-                        address = emit.at(source, builder.mul(builder.mul(loop.index, step), _i64(self.item)))
-                        at = builder.add(given["start"], builder.mul(builder.add(begin, loop.index), step))
-                        vector = self.fetch(address, at, True) if block is read else emit.zero
-                        emit.store(vector, emit.at(target, builder.mul(loop.index, _i64(emit.width))))
-                    if block is read:
-                        self.borders(row, place)
-
-    @contextlib.contextmanager
-    def each_row(self) -> Iterator[tuple[Any, Any, Any]]:
-        """A loop over the rows: where they begin in x and y, and whether there is a row of x."""
-        builder, emit, given = self.builder, self.emit, self.given
-        with cgutils.for_range(builder, given["rows"]) as loop:
-            offset = emit.offset(given["offsets"], loop.index)
-            place = emit.at(given["y"], builder.mul(loop.index, given["y_step"]))
-            yield emit.at(given["x"], offset), place, builder.icmp_signed(">=", offset, _i64(0))
-
-    def source(self, row: Any, number: Any, step: Any) -> Any:
-        """Where a vector of results begins to read."""
-        builder = self.builder
-        start = builder.add(self.given["start"], builder.mul(number, step))
-        return self.emit.at(row, builder.mul(start, _i64(self.item)))
-
-    def borders(self, row: Any, place: Any) -> None:
-        """The elements that are copied one by one."""
-        builder, emit, given = self.builder, self.emit, self.given
-        element = emit.vector.element.as_pointer()
-        with cgutils.for_range(builder, given["borders"]) as loop:
-            entry = builder.mul(loop.index, _i64(2))
-            target, source = (
-                builder.bitcast(emit.at(base, emit.offset(given["border"], builder.add(entry, _i64(which)))), element)
-                for which, base in enumerate((place, row))
-            )
-            builder.store(builder.load(source), target)
-
-
-@intrinsic
-def _move(typingctx: Any, shape: Any, dtype: Any, x: Any, offsets: Any, y: Any, job: Any, border: Any) -> Any:
-    check_kinds((shape, dtype), (x, offsets, y, job, border))
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        given = dict(zip(("x", "offsets", "y", "job", "border"), args[2:], strict=True))
-        code = _Moves(builder, *shape.value, dtype, given)
-        given.update({name: code.emit.offset(given["job"], number) for number, name in enumerate(MOVE)})
-        code.rows()
-        return context.get_dummy_value()
-
-    return types.void(shape, dtype, *[x] * 5), codegen
-
-
-@kernel(no_cfunc_wrapper=False)
-def move(shape: Tag, dtype: Tag, x: Address, offsets: Address, y: Address, job: Address, border: Address) -> None:
-    """y[row, i] = x[offsets[row] + start + stride * i], zero where this position lies outside the row or the offset is negative.
-
-    Parameters
-    ----------
-    shape : Tag
-        (lanes, stride); a stride of 0 is one that the job has.
-    dtype : Tag
-        float32 or float64: any elements of that size.
-    x, y : Address
-        Elements of a row lie next to each other.
-    offsets : Address
-        Of the int64 byte offsets of the rows.
-    job : Address
-        Of int64 numbers, in the order of `MOVE`: how many rows; the bytes from row to row of y; results of a row; positions of
-        a row of x; the position for result 0; the stride; how many elements of a row are copied one by one afterwards.
-    border : Address
-        Of their int64 pairs: byte offsets in the row of y and in that of x.
-    """
-    _move(shape, dtype, x, offsets, y, job, border)

@@ -1,0 +1,269 @@
+"""Convolutions of numbers that no register tile takes, as those of real floats: small integers, and complex numbers.
+
+Sums of products of integers of up to 16 bits are exact in floats that hold the largest of them. A complex convolution is a real one
+with twice the channels: those of real and imaginary parts, and of w both once more, turned by i. Arrays are converted some images
+at a time, so only problems of which one image is small are taken.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from numconv.plugin import ConvProblem, Implementation, Verdict, np_dtype
+
+from .blocked import CALL_SECONDS, Blocked
+from .depthwise import Depthwise
+from .depthwise_weights import DepthwiseWeights
+from .direct import MEASURED_ERROR
+from .implicit_gemm import ImplicitGemm
+from .plane_weights import PlanewiseWeights
+from .planewise import Planewise
+from .tile import RegisterTile
+from .weights import BlockedWeights
+
+__all__ = ["FloatProducts", "RealProducts"]
+
+_OTHERS: tuple[Implementation, ...] = (Planewise(), Depthwise(), RegisterTile(), ImplicitGemm(), Blocked())
+_OTHER_WEIGHTS: tuple[Implementation, ...] = (PlanewiseWeights(), DepthwiseWeights(), BlockedWeights())
+IMAGE_BYTES = 16 * 1024 * 1024
+"""Of converted images that are held at a time; one of them is taken as it is up to four times of this."""
+CONVERTED_SECONDS = 6e-10
+"""Of an element, on its way in or out."""
+MANTISSA = {"float32": 24, "float64": 53}
+
+
+@functools.lru_cache(maxsize=256)
+def _cheapest(problem: ConvProblem) -> Implementation:
+    """Who computes a problem of real floats by plain sums."""
+    others = _OTHER_WEIGHTS if problem.op == "weight_grad" else _OTHERS
+    return min((each for each in others if each.supports(problem)), key=lambda each: each.cost(problem))
+
+
+def _image_bytes(real: ConvProblem) -> int:
+    """Of one image of x and of y."""
+    return (math.prod(real.x_shape) + math.prod(real.y_shape)) // max(1, real.n) * np_dtype(real.dtype).itemsize
+
+
+def _some(real: ConvProblem) -> ConvProblem:
+    """The problem of as many images as are converted at a time."""
+    return real.replace(n=max(1, min(real.n, IMAGE_BYTES // max(1, _image_bytes(real)))))
+
+
+def _refusal(real: ConvProblem) -> str:
+    """Why a problem is not taken, or nothing."""
+    if real.op == "input_grad" and real.pad_mode != "zeros":
+        return f"no tile gives back the gradient of padding, which must be of zeros, not {real.pad_mode}"
+    most = min(4 * IMAGE_BYTES, real.max_workspace // 4)
+    if _image_bytes(real) > most:
+        return f"an image and its results take {_image_bytes(real)} bytes as {real.dtype}, and it converts at most {most}"
+    return ""
+
+
+def _cost(real: ConvProblem) -> float:
+    """Of all calls, and of converting their arrays."""
+    some = _some(real)
+    elements = sum(map(math.prod, (real.x_shape, real.y_shape, real.w_shape)))
+    return CALL_SECONDS + 1.5e-5 + -(-real.n // some.n) * _cheapest(some).cost(some) + elements * CONVERTED_SECONDS
+
+
+def _workspace(real: ConvProblem) -> int:
+    """The converted arrays, and what the computation needs."""
+    some = _some(real)
+    held = some.n * _image_bytes(real) + 3 * math.prod(real.w_shape) * np_dtype(real.dtype).itemsize
+    return held + _cheapest(some).workspace(some)
+
+
+class _Calls:
+    """The executors of a problem of real floats, for so many images."""
+
+    def __init__(self, real: ConvProblem):
+        self._real, self._made = real, functools.lru_cache(maxsize=2)(self._build)
+        self.images = range(0, real.n, _some(real).n)
+
+    def _build(self, count: int) -> tuple[ConvProblem, Any]:
+        problem = self._real.replace(n=count)
+        return problem, _cheapest(problem).build(problem)
+
+    def __call__(self, start: int, *arrays: Any) -> list[Any]:
+        """The results for some images."""
+        problem, executor = self._made(min(self.images.step, self._real.n - start))
+        outs = [np.empty(shape, problem.dtype) for shape in problem.output_shapes]
+        executor(tuple(outs), arrays)
+        return outs
+
+
+# --- integers ------------------------------------------------------------------------------------------------------------------
+
+
+def _float_of(problem: ConvProblem) -> str:
+    """The float that holds every sum of products; "" if there is none."""
+    if problem.dtype not in ("int8", "uint8", "int16", "uint16"):
+        return ""
+    largest = problem.terms << 2 * (8 * np_dtype(problem.dtype).itemsize - problem.dtype.startswith("int"))
+    return next((name for name, bits in MANTISSA.items() if largest <= 1 << bits), "")
+
+
+def _floats(problem: ConvProblem) -> ConvProblem:
+    """The problem in floats, without what follows its sums."""
+    name = _float_of(problem)
+    return problem.replace(dtype=name, out_dtype=name, bias="", activation=None, accuracy="high", layout="channels_first")
+
+
+class _Integers:
+    """One convolution of small integers."""
+
+    def __init__(self, problem: ConvProblem):
+        self._problem, self._calls = problem, _Calls(_floats(problem))
+        self._float = np_dtype(_float_of(problem))
+        self._whole = np.dtype(np.int32 if self._float == np.float32 else np.int64)
+
+    def __call__(self, outs: Any, ins: Any) -> None:
+        """Compute; sums wrap around as they are written, and so does the bias."""
+        (out,), (x, w, *bias) = outs, ins
+        factors = w.astype(self._float, order="C")
+        for start in self._calls.images:
+            part = out[start : start + self._calls.images.step]
+            (found,) = self._calls(start, x[start : start + len(part)].astype(self._float, order="C"), factors)
+            part[...] = found.astype(self._whole)
+            if bias:
+                part += bias[0].astype(out.dtype).reshape(-1, *[1] * self._problem.ndim)
+            if self._problem.activation:
+                np.maximum(part, 0, out=part)
+
+
+class FloatProducts(Implementation):
+    """Convolution of integers of 8 and 16 bits, exactly, in floats."""
+
+    name = "float_products"
+    ops = frozenset(("forward", "input_grad"))
+    measured_error: ClassVar[Mapping[str, float]] = {}
+
+    def supports(self, problem: ConvProblem) -> Verdict:
+        """Integers whose sums a float holds, images that are small."""
+        if not _float_of(problem):
+            return Verdict.no(f"a float must hold each sum of products, and here are {problem.terms} products of {problem.dtype}")
+        reason = _refusal(_floats(problem))
+        return Verdict.no(reason) if reason else Verdict.yes()
+
+    def cost(self, problem: ConvProblem) -> float:
+        """Of the floats; results are converted twice."""
+        return _cost(_floats(problem)) + math.prod(problem.output_shapes[0]) * CONVERTED_SECONDS
+
+    def workspace(self, problem: ConvProblem) -> int:
+        """Of the floats, and of results on their way."""
+        real = _floats(problem)
+        return _workspace(real) + 2 * _some(real).n * _image_bytes(real)
+
+    def build(self, problem: ConvProblem) -> _Integers:
+        """The executor."""
+        return _Integers(problem)
+
+
+# --- complex numbers -----------------------------------------------------------------------------------------------------------
+
+
+def _reals(problem: ConvProblem) -> ConvProblem:
+    """The real problem, whose channels are in each group the real parts and then the imaginary ones."""
+    real = {"complex64": "float32", "complex128": "float64"}[problem.dtype]
+    return problem.replace(dtype=real, out_dtype=real, c=2 * problem.c, k=2 * problem.k, layout="channels_first")
+
+
+def _parts(x: Any, groups: int) -> Any:
+    """``[N, 2C, *S]`` from ``[N, C, *S]``."""
+    n, c, *spatial = x.shape
+    found = np.empty((n, groups, 2, c // groups, *spatial), x.real.dtype)
+    grouped = x.reshape(n, groups, c // groups, *spatial)
+    found[:, :, 0], found[:, :, 1] = grouped.real, grouped.imag
+    return found.reshape(n, 2 * c, *spatial)
+
+
+def _join(found: Any, out: Any, groups: int) -> None:
+    """The opposite of `_parts`."""
+    n, c, *spatial = out.shape
+    parts = found.reshape(n, groups, 2, c // groups, *spatial)
+    out.real[...], out.imag[...] = (parts[:, :, which].reshape(out.shape) for which in range(2))
+
+
+def _turned(w: Any, groups: int) -> Any:
+    """``[2K, 2C/G, *R]`` from ``[K, C/G, *R]``: what gives real and imaginary parts of y from those of x."""
+    k, c, *taps = w.shape
+    found = np.empty((groups, 2, k // groups, 2, c, *taps), w.real.dtype)
+    grouped = w.reshape(groups, k // groups, c, *taps)
+    for part in range(2):
+        found[:, part, :, part] = grouped.real
+        found[:, part, :, 1 - part] = grouped.imag if part else -grouped.imag
+    return found.reshape(2 * k, 2 * c, *taps)
+
+
+def _turned_back(found: Any, out: Any, groups: int) -> None:
+    """The adjoint of `_turned`."""
+    k, c, *taps = out.shape
+    parts = found.reshape(groups, 2, k // groups, 2, c, *taps)
+    out.real[...] = (parts[:, 0, :, 0] + parts[:, 1, :, 1]).reshape(out.shape)
+    out.imag[...] = (parts[:, 1, :, 0] - parts[:, 0, :, 1]).reshape(out.shape)
+
+
+class _Complex:
+    """One convolution of complex numbers, or a gradient."""
+
+    def __init__(self, problem: ConvProblem):
+        self._problem, self._calls = problem, _Calls(_reals(problem))
+
+    def __call__(self, outs: Any, ins: Any) -> None:
+        """Compute."""
+        (self._weights if self._problem.op == "weight_grad" else self._images)(outs, ins)
+
+    def _images(self, outs: Any, ins: Any) -> None:
+        (out,), (x, w, *bias), groups = outs, ins, self._problem.groups
+        rest = [_turned(w, groups), *(_parts(each[None], groups)[0] for each in bias)]
+        for start in self._calls.images:
+            images = slice(start, start + self._calls.images.step)
+            (found,) = self._calls(start, _parts(x[images], groups), *rest)
+            _join(found, out[images], groups)
+
+    def _weights(self, outs: Any, ins: Any) -> None:
+        (w, *bias), groups, sums = outs, self._problem.groups, None
+        for start in self._calls.images:
+            images = slice(start, start + self._calls.images.step)
+            found = self._calls(start, *(_parts(each[images], groups) for each in ins))
+            sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
+        if sums is None:
+            for out in outs:
+                out[...] = 0
+            return
+        _turned_back(sums[0], w, groups)
+        for out, shift in zip(bias, sums[1:], strict=True):
+            _join(shift[None], out[None], groups)
+
+
+class RealProducts(Implementation):
+    """Convolution of complex numbers and its gradients, by a real one of twice the channels."""
+
+    name = "real_products"
+    ops = frozenset(("forward", "input_grad", "weight_grad"))
+    levels = frozenset(("high", "default", "fast"))
+    measured_error: ClassVar[Mapping[str, float]] = MEASURED_ERROR
+
+    def supports(self, problem: ConvProblem) -> Verdict:
+        """Complex numbers, images that are small."""
+        if problem.dtype not in ("complex64", "complex128") or problem.out_dtype != problem.dtype:
+            return Verdict.no(f"it takes and gives complex64, or complex128, and here are {problem.dtype} and {problem.out_dtype}")
+        reason = _refusal(_reals(problem))
+        return Verdict.no(reason) if reason else Verdict.yes()
+
+    def cost(self, problem: ConvProblem) -> float:
+        """Of the real numbers."""
+        return _cost(_reals(problem))
+
+    def workspace(self, problem: ConvProblem) -> int:
+        """Of the real numbers."""
+        return _workspace(_reals(problem))
+
+    def build(self, problem: ConvProblem) -> _Complex:
+        """The executor."""
+        return _Complex(problem)

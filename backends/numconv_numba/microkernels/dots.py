@@ -1,0 +1,158 @@
+"""Matrix products on register tiles with the lanes over terms: inner products of rows of weights with columns of x.
+
+Where there are few pixels and many weights, as in fully connected layers and in the late ones of image networks, packing weights
+costs as much as multiplying them. Here both factors are read along their terms, as they lie: a tile holds the sums of some rows and
+positions, a vector of partial sums each, which are added up across the lanes at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from numconv_numba.compiler import Address, Tag, intrinsic, kernel
+
+from .emit import Emitter, check_kinds, host, rolled
+
+__all__ = ["dots"]
+
+_i64 = ir.IntType(64)
+
+
+def _added_up(emit: Emitter, builder: Any, vectors: Sequence[Any]) -> Any:
+    """Of as many vectors as there are lanes, or fewer, the sums across their lanes, one in each lane."""
+    found = [*vectors, *[None] * (emit.lanes - len(vectors))]
+    step = emit.lanes // 2
+    while step:
+        found = [_paired(emit, builder, found[i], found[i + step], step) for i in range(step)]
+        step //= 2
+    return found[0]
+
+
+def _paired(emit: Emitter, builder: Any, a: Any, b: Any, step: int) -> Any:
+    """Lanes of a and b added to those `step` further: the sums of b in the lanes whose number has this bit."""
+    if a is None:
+        return None
+    lanes = range(emit.lanes)
+    other = a if b is None else b
+    own = emit.shuffle(a, other, [lane + emit.lanes * bool(lane & step) for lane in lanes])
+    partner = emit.shuffle(a, other, [(lane ^ step) + emit.lanes * bool(lane & step) for lane in lanes])
+    return builder.fadd(own, partner)
+
+
+class _Dots:
+    """Emits the tile of so many rows and positions."""
+
+    def __init__(self, emit: Emitter, builder: Any, rows: int, positions: int):
+        self.emit, self.builder, self.rows, self.positions = emit, builder, rows, positions
+
+    def add_terms(self, w: list[Any], x: list[Any], terms: Any) -> list[Any]:
+        """The sums of all products, row by row."""
+        emit, builder = self.emit, self.builder
+        slots = [emit.accumulator() for _ in range(self.rows * self.positions)]
+
+        def add(load: Callable[[Any], Any]) -> None:
+            # the fewer ones stay in registers, each of the others passes by
+            by_row = self.rows <= self.positions
+            kept = list(map(load, w if by_row else x))
+            for i, place in enumerate(x if by_row else w):
+                passing = load(place)
+                for j, other in enumerate(kept):
+                    slot = slots[j * self.positions + i if by_row else i * self.positions + j]
+                    builder.store(emit.fma(passing, other, builder.load(slot)), slot)
+
+        whole = builder.sdiv(terms, _i64(emit.lanes))
+        with rolled(builder, whole) as turn:
+            offset = builder.mul(turn, _i64(emit.width))
+            add(lambda place: emit.load(emit.at(place, offset)))
+        rest = builder.srem(terms, _i64(emit.lanes))
+        with builder.if_then(builder.icmp_signed(">", rest, _i64(0))):
+            mask, end = emit.first(rest), builder.mul(whole, _i64(emit.width))
+            add(lambda place: emit.load_masked(emit.at(place, end), mask))
+        return [builder.load(slot) for slot in slots]
+
+    def store(self, totals: list[Any], sums: Any, sums_k: Any, used: Any, resume: Any) -> None:
+        """The totals of `used` rows, added to what is there where it goes on."""
+        emit, builder, item = self.emit, self.builder, self.emit.width // self.emit.lanes
+        run = min(self.positions, emit.lanes)
+        mask = emit.first(_i64(run))
+        for first in range(0, len(totals), emit.lanes):
+            added = _added_up(emit, builder, totals[first : first + emit.lanes])
+            for start in range(first, min(first + emit.lanes, len(totals)), run):
+                k, p = divmod(start, self.positions)
+                place = emit.at(emit.at(sums, emit.times(sums_k, k)), p * item)
+                moved = emit.shuffle(added, added, [(start - first + lane) % emit.lanes for lane in range(emit.lanes)])
+                wanted = builder.icmp_signed("<", _i64(k), used)
+                before = emit.load_masked(place, emit.both(mask, builder.and_(resume, wanted)))
+                emit.store_masked(builder.fadd(moved, before), place, emit.both(mask, wanted))
+
+    def emit_rows(self, x: Any, x_step: Any, terms: Any, w: Any, w_k: Any, count: Any, sums: Any, sums_k: Any, resume: Any) -> None:
+        """All rows, a tile at a time; what the last tile lacks is its last row again, and not written."""
+        emit, builder = self.emit, self.builder
+        columns = [emit.at(x, emit.times(x_step, p)) for p in range(self.positions)]
+        tiles = builder.sdiv(builder.add(count, _i64(self.rows - 1)), _i64(self.rows))
+        with cgutils.for_range(builder, tiles) as tile:
+            k = builder.mul(tile.index, _i64(self.rows))
+            used = builder.sub(count, k)
+            first = emit.at(w, builder.mul(k, w_k))
+            last = builder.sub(used, _i64(1))
+            numbers = [builder.select(builder.icmp_signed("<", _i64(i), used), _i64(i), last) for i in range(self.rows)]
+            rows = [emit.at(first, builder.mul(number, w_k)) for number in numbers]
+            totals = self.add_terms(rows, columns, terms)
+            self.store(totals, emit.at(sums, builder.mul(k, sums_k)), sums_k, used, resume)
+
+
+@intrinsic
+def _dots(
+    typingctx: Any, lanes: Any, dtype: Any, x: Any, x_step: Any, positions: Any, terms: Any, w: Any, w_k: Any, rows: Any, sums: Any,
+    sums_k: Any, resume: Any,
+) -> Any:  # fmt: skip
+    check_kinds((lanes, dtype), (x, w, sums))
+    n = types.int64
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _, _, x, x_step, positions, terms, w, w_k, rows, sums, sums_k, resume = args
+        emit = Emitter(builder, dtype, lanes.value)
+        go_on = builder.icmp_signed("!=", resume, _i64(0))
+        done = cgutils.alloca_once_value(builder, _i64(0))
+        for several, at_once in host().dot_tiles:
+            count = builder.sdiv(builder.sub(positions, builder.load(done)), _i64(several))
+            tile = _Dots(emit, builder, at_once, several)
+            with cgutils.for_range(builder, count):
+                start = builder.load(done)
+                place = emit.at(sums, builder.mul(start, _i64(emit.width // emit.lanes)))
+                tile.emit_rows(emit.at(x, builder.mul(start, x_step)), x_step, terms, w, w_k, rows, place, sums_k, go_on)
+                builder.store(builder.add(start, _i64(several)), done)
+        return context.get_dummy_value()
+
+    return types.void(lanes, dtype, x, n, n, n, w, n, n, sums, n, n), codegen
+
+
+@kernel
+def dots(
+    lanes: Tag, dtype: Tag, x: Address, x_step: int, positions: int, terms: int, w: Address, w_k: int, rows: int, sums: Address,
+    sums_k: int, resume: int,
+) -> None:  # fmt: skip
+    """sums[k, p] = the sum over t of w[k, t] * x[p, t], in as many partial sums as a vector has lanes.
+
+    Parameters
+    ----------
+    lanes : Tag
+        Of a vector.
+    dtype : Tag
+        Of all arrays.
+    x, w : Address
+        Terms follow each other.
+    x_step, w_k, sums_k : int
+        Bytes from position to position of x, and from row to row of w and of the sums, whose positions are neighbours.
+    positions, terms, rows : int
+        How many.
+    sums : Address
+    resume : int
+        1 to add to the sums that are there.
+    """
+    _dots(lanes, dtype, x, x_step, positions, terms, w, w_k, rows, sums, sums_k, resume)

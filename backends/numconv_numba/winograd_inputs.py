@@ -1,0 +1,147 @@
+"""What Winograd's forward convolutions and weight gradients have in common: their tiles in kernels, and their transformed input."""
+
+from __future__ import annotations
+
+from .compiler import helper, invoke
+from .elements import itemsize
+from .entries import COPY, INPUT, LANES, PACK
+from .geometry import DIMS, FLIPPED, PARTS, STRIDE, WINDOW, part
+from .panels import tiles_along
+from .slab import B_PHASES, B_PITCH, B_STEP, CHANNEL, EXTRA, axis_entry, block_extent, block_images
+
+__all__ = [
+    "COLUMNS", "GROUP", "PANEL", "ROWS", "TAPS", "V_STEP", "copy_pixels", "element_counts", "fill_elements", "inner_window",
+    "phase_taps", "place_steps", "spread_step", "tile_extents", "transform_inputs",
+]  # fmt: skip
+
+# A block's own numbers that both have: channels of a panel, tiles (or terms) of a register tile, taps that are summed directly,
+# channels that are packed together; elements from one element of transformed tiles to the next in the input, places of one direct
+# position; outputs of a tile.
+PANEL, GROUP, TAPS, SLAB, V_STEP, V_ROWS, ROWS, COLUMNS = (EXTRA + i for i in (0, 1, 5, 6, 7, 9, 11, 12))
+
+
+@helper
+def spread_step(size):
+    """`spread` of bytes."""
+    return (-(-size // 64) | 1) * 64
+
+
+@helper
+def inner_axis(g, back):
+    """(window, stride, taps of a phase, phases) of the last dimension or, with `back` = 1, of the one before, if there is one."""
+    axis = g[DIMS] - 1 - back
+    if axis < 0:
+        return 1, 1, 1, 1
+    window, stride = g[part(g, WINDOW) + axis], g[part(g, STRIDE) + axis]
+    return window, stride, -(-window // stride), min(window, stride)
+
+
+@helper
+def element_counts(g, b):
+    """(elements of a tile, phases of the input)."""
+    _, _, row_taps, row_phases = inner_axis(g, 1)
+    _, _, column_taps, column_phases = inner_axis(g, 0)
+    return (b[ROWS] + row_taps - 1) * (b[COLUMNS] + column_taps - 1), row_phases * column_phases
+
+
+@helper
+def fill_elements(table, g, b, size):
+    """The byte offset in a channel's slab of each element of the first tile, for one phase of the input after the other."""
+    ndim, plane, filled = g[DIMS], 1, 0
+    for axis in range(ndim):
+        plane *= axis_entry(b, ndim, B_PITCH, axis)
+    _, row_stride, row_taps, row_phases = inner_axis(g, 1)
+    _, column_stride, column_taps, column_phases = inner_axis(g, 0)
+    row_step = axis_entry(b, ndim, B_STEP, ndim - 2) if ndim > 1 else 1
+    column_step, pitch = axis_entry(b, ndim, B_STEP, ndim - 1), axis_entry(b, ndim, B_PITCH, ndim - 1)
+    split = axis_entry(b, ndim, B_PHASES, ndim - 1)
+    for phase in range(row_phases * column_phases):
+        for i in range(b[ROWS] + row_taps - 1):
+            for j in range(b[COLUMNS] + column_taps - 1):
+                row, column = row_stride * i + phase // column_phases, column_stride * j + phase % column_phases
+                combination = row % row_step * split + column % column_step
+                table[filled] = (combination * plane + row // row_step * pitch + column // column_step) * size
+                filled += 1
+
+
+@helper
+def place_steps(axis_steps, g, b, size):
+    """The byte distance of neighbouring places of transformed input, per dimension."""
+    ndim, step = g[DIMS], b[V_ROWS] * size
+    axis_steps[ndim - 1] = size
+    if ndim > 1:
+        axis_steps[ndim - 2] = axis_entry(b, ndim, B_PITCH, ndim - 1) * size
+    for axis in range(ndim - 3, -1, -1):
+        axis_steps[axis] = step
+        step *= axis_entry(b, ndim, B_PITCH, axis)
+    return step // size
+
+
+@helper
+def transform_channel(v, slab, elements, g, b, tools, at):
+    """One phase of a channel of one image, at each position along the dimensions that are summed directly."""
+    ndim, size = g[DIMS], itemsize(at)
+    inner, lead = axis_entry(b, ndim, B_PITCH, ndim - 1), 1
+    if ndim > 1:
+        inner *= axis_entry(b, ndim, B_PITCH, ndim - 2)
+    for axis in range(ndim - 2):
+        lead *= axis_entry(b, ndim, B_PITCH, axis)
+    for position in range(lead):
+        source, target = slab + position * inner * size, v + position * b[V_ROWS] * size
+        invoke(tools[INPUT], source, elements, b[V_ROWS] // tools[LANES], target, b[V_STEP] * size)
+
+
+@helper
+def transform_inputs(v, slab, elements, x, channels, block, plane, g, b, tools, at):
+    """The transformed input of a block: [element][image][channel][phase][place]; `x`: the first channel in its first image."""
+    size = itemsize(at)
+    count, phases = element_counts(g, b)
+    for image in range(block_images(g, b, block)):
+        for first in range(0, channels, b[SLAB]):
+            packed = min(b[SLAB], channels - first)
+            source = x + (image * g[part(g, PARTS)] + first * g[part(g, PARTS) + 2])
+            invoke(tools[PACK], tools, slab, source, block, 1, packed, g, b)
+            for c in range(packed):
+                for phase in range(phases):
+                    target = v + ((image * channels + first + c) * phases + phase) * plane * size
+                    transform_channel(target, slab + c * b[CHANNEL] * size, elements + 8 * phase * count, g, b, tools, at)
+
+
+@helper
+def phase_taps(phase, width, g):
+    """Where the taps of a phase lie in a packed kernel: the first one, from row to row, from column to column, and how many."""
+    rows, row_stride, _, _ = inner_axis(g, 1)
+    columns, column_stride, _, column_phases = inner_axis(g, 0)
+    row, column = phase // column_phases, phase % column_phases
+    n_rows, n_columns = -(-(rows - row) // row_stride), -(-(columns - column) // column_stride)
+    row_step, column_step = row_stride * columns * width, column_stride * width
+    if g[part(g, FLIPPED) + g[DIMS] - 1]:
+        # with flip, taps are counted from the last one back
+        return ((rows - 1 - row) * columns + columns - 1 - column) * width, -row_step, -column_step, n_rows, n_columns
+    return (row * columns + column) * width, row_step, column_step, n_rows, n_columns
+
+
+@helper
+def inner_window(g):
+    """Taps of a kernel along the last two dimensions."""
+    return inner_axis(g, 1)[0] * inner_axis(g, 0)[0]
+
+
+@helper
+def copy_pixels(target, source, rows, columns, target_row, target_column, source_row, source_column, tools, at):
+    """So many rows and columns of pixels, a panel of channels each."""
+    count = min(target_column, source_column) // itemsize(at)
+    invoke(
+        tools[COPY], source, 0, count, target, 0, count, columns, source_column, target_column, rows, source_row, target_row
+    )  # fmt: skip
+
+
+@helper
+def tile_extents(g, b, block):
+    """(planes of a block, tiles and outputs of a column, tiles and outputs of a row)."""
+    axis, planes, lines, height = g[DIMS] - 1, block_images(g, b, block), 1, 1
+    if axis > 0:
+        lines, height = tiles_along(g, b, block, axis - 1), block_extent(g, b, block, axis - 1)
+    for other in range(axis - 1):
+        planes *= block_extent(g, b, block, other)
+    return planes, lines, height, tiles_along(g, b, block, axis), block_extent(g, b, block, axis)

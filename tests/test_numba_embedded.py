@@ -1,0 +1,82 @@
+"""`float_products` and `real_products` of the numba backend: small integers and complex numbers by way of real floats."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import numconv as nc
+from numconv.plugin import parse
+from numconv.registry import default_registry
+from numconv.testing import check
+
+GEOMETRIES = [
+    "n3 c6 k4 g2 in9x10 w3x3 s1 p1 d1",
+    "n2 c4 k6 g1 in11x9 w3x3 s2 p1 d1 flip=1 layout=channels_last",
+    "n2 c4 k4 g4 in8x9 w3x2 s2x1 p1 d1",
+]
+
+
+SIDES = {"forward": "y", "input_grad": "x", "weight_grad": "y"}
+
+
+@pytest.mark.parametrize("op", SIDES)
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_complex_numbers(op, geometry, rng):
+    for integer in (True, False):
+        check(parse(f"conv {op} c64 {geometry} bias={SIDES[op]}"), "numba", "real_products", rng=rng, integer=integer)
+
+
+@pytest.mark.parametrize("op", ["forward", "input_grad"])
+@pytest.mark.parametrize("dtype", ["i8", "u8", "u16"])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_integers_are_exact_and_wrap(op, dtype, geometry, rng):
+    problem = parse(f"conv {op} {dtype} {geometry} bias={SIDES[op]} act=relu")
+    check(problem, "numba", "float_products", rng=rng, integer=False)
+
+
+def test_wider_results_of_integers(rng):
+    check(parse("conv forward u8 n2 c5 k3 g1 in9x9 w3x3 s1 p1 d1 out=u32"), "numba", "float_products", rng=rng, integer=False)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "circular"])
+def test_padding_modes(mode, rng):
+    check(parse(f"conv forward c64 {GEOMETRIES[0]} pad={mode}"), "numba", "real_products", rng=rng)
+    check(parse(f"conv forward i16 {GEOMETRIES[0]} pad={mode}"), "numba", "float_products", rng=rng, integer=False)
+
+
+@pytest.mark.parametrize("position", [0, 1])
+@pytest.mark.parametrize("op", ["forward", "input_grad", "weight_grad"])
+def test_not_finite_values_reach_the_right_results(op, position, rng):
+    check(parse(f"conv {op} c64 {GEOMETRIES[0]}"), "numba", "real_products", rng=rng, nonfinite=(position,))
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "int8"])
+def test_images_are_converted_some_at_a_time(dtype, rng, monkeypatch):
+    """The same results, also for the last images, of which there are fewer."""
+    x, w = rng.integers(-9, 9, (5, 3, 12, 12)).astype(dtype), rng.integers(-9, 9, (4, 3, 3, 3)).astype(dtype)
+    expected = nc.conv(x, w, backend="reference")
+    grad = nc.conv_weight_grad(expected, x, w.shape, backend="reference")
+    monkeypatch.setattr("numconv_numba.embedded.IMAGE_BYTES", 9000)
+    name = "real_products" if dtype == "complex64" else "float_products"
+    with nc.using(max_workspace=2**27):  # plans of other tests are of another workspace
+        np.testing.assert_array_equal(nc.conv(x, w, backend="numba", algorithm=name), expected)
+        if dtype == "complex64":
+            found = nc.conv_weight_grad(expected, x, w.shape, backend="numba", algorithm=name)
+            np.testing.assert_array_equal(found, grad)
+
+
+def test_refusals_say_what_is_too_much():
+    reasons = {}
+    for text in (
+        "conv forward i32 n1 c1 k1 g1 in9 w3 s1 p0 d1",
+        "conv forward u8 n1 c1 k1 g1 in9000x9000 w3x3 s1 p0 d1",
+        "conv forward f32 n1 c1 k1 g1 in9 w3 s1 p0 d1",
+    ):
+        found = default_registry().candidates(parse(text), "cpu", "numba", None)
+        reasons[text] = " ".join(
+            each.verdict.reason for each in found if each.implementation.name in ("float_products", "real_products")
+        )
+    assert "3 products of int32" in reasons["conv forward i32 n1 c1 k1 g1 in9 w3 s1 p0 d1"]
+    assert "it converts at most 67108864" in reasons["conv forward u8 n1 c1 k1 g1 in9000x9000 w3x3 s1 p0 d1"]
+    assert "it takes and gives complex64" in reasons["conv forward f32 n1 c1 k1 g1 in9 w3 s1 p0 d1"]

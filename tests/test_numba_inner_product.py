@@ -1,0 +1,101 @@
+"""Fully connected layers and kernels of one tap as inner products."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import numconv as nc
+from numconv.plugin import parse
+from numconv.registry import default_registry
+from numconv.testing import check
+
+ROWS = [
+    "f32 n1 c37 k29 g1 in1x1 w1x1 s1 p0 d1",
+    "f32 n9 c2100 k50 g1 in1 w1 s1 p0 d1",
+    "f64 n3 c7 k10 g1 in3x4 w3x4 s1 p0 d1",
+    "f32 n2 c33 k31 g1 in7x7 w1x1 s1 p0 d1",
+    "f32 n2 c20 k14 g2 in9x11 w1x1 s2 p0 d1",
+    "f64 n3 c16 k8 g4 in5x6x7 w1x1x1 s1x2x1 p0 d1",
+    "f32 n0 c4 k3 g1 in2x2 w1x1 s1 p0 d1",
+]
+
+
+@pytest.mark.parametrize("integer", [True, False])
+@pytest.mark.parametrize("text", ROWS)
+def test_inner_products_keep_the_contract(text, integer, rng):
+    problem = parse(f"conv forward {text}").replace(bias="y", activation="relu")
+    check(problem, "numba", "inner_product", rng=rng, integer=integer)
+
+
+CONNECTED = [
+    "f32 n1 c37 k29 g1 in1x1 w1x1 s1 p0 d1",
+    "f32 n9 c600 k50 g1 in1 w1 s1 p0 d1",
+    "f64 n3 c14 k10 g2 in3x4 w3x4 s1 p0 d1",
+    "f32 n0 c4 k3 g1 in1x1 w1x1 s1 p0 d1",
+]
+
+
+@pytest.mark.parametrize("integer", [True, False])
+@pytest.mark.parametrize("op", ["input_grad", "weight_grad"])
+@pytest.mark.parametrize("text", CONNECTED)
+def test_gradients_of_connected_layers_keep_the_contract(text, op, integer, rng):
+    problem = parse(f"conv {op} {text}")
+    check(problem.replace(bias="y") if op == "weight_grad" else problem, "numba", "inner_product", rng=rng, integer=integer)
+
+
+def test_gradients_of_connected_layers_are_strict_for_any_number_of_threads(rng):
+    x, w = rng.standard_normal((20, 1500, 1, 1), dtype="float32"), rng.standard_normal((300, 1500, 1, 1), dtype="float32")
+    y = rng.standard_normal((20, 300, 1, 1), dtype="float32")
+    found = set()
+    for algorithm, threads in (("direct", 1), ("inner_product", 1), ("inner_product", 2), ("inner_product", 3)):
+        with nc.using(threads=threads, backend="numba", algorithm=algorithm, accuracy="strict"):
+            grads = nc.conv_backward(y, x, w)
+            found.add(grads.x.tobytes() + grads.w.tobytes() + grads.bias.tobytes())
+    assert len(found) == 1
+
+
+def test_threads_change_no_bit(rng):
+    x, w = rng.standard_normal((3, 300, 7, 7), dtype="float32"), rng.standard_normal((500, 300, 1, 1), dtype="float32")
+    found = set()
+    for threads in (1, 2, 3):
+        with nc.using(threads=threads, backend="numba", algorithm="inner_product"):
+            found.add(nc.conv(x, w).tobytes())
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("f32 n1 c4 k4 g1 in5x5 w3x3 s1 p0 d1", "one tap"),
+        ("f32 n1 c4 k4 g1 in5x5 w1x1 s1 p1 d1", "padding"),
+        ("i32 n1 c4 k4 g1 in5x5 w1x1 s1 p0 d1", "float32 or float64"),
+    ],
+)
+def test_inner_products_say_why_not(text, words):
+    implementation = next(each for each in default_registry().backend("numba").implementations() if each.name == "inner_product")
+    verdict = implementation.supports(parse(f"conv forward {text}"))
+    assert not verdict
+    assert words in verdict.reason
+
+
+def test_fully_connected_layers_are_inner_products_except_in_strict_order():
+    shapes = (1, 2048, 1, 1), (1000, 2048, 1, 1)
+    assert nc.explain("conv", *shapes, backend="numba").chosen.algorithm == "inner_product"
+    assert nc.explain("conv", *shapes, backend="numba", accuracy="strict").chosen.algorithm != "inner_product"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux") or os.uname().machine != "x86_64", reason="forces x86 processors")
+def test_sums_are_added_across_narrower_vectors(tmp_path):
+    script = (
+        "import sys, numpy as np\nfrom numconv.plugin import parse\nfrom numconv.testing import check\n"
+        "for text in sys.argv[1:]:\n"
+        "    check(parse('conv forward ' + text), 'numba', 'inner_product', rng=np.random.default_rng(1))\n"
+    )
+    environment = os.environ | {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma", "NUMCONV_CACHE_DIR": str(tmp_path)}
+    texts = [text for text in ROWS if "c33" in text or "c37" in text]
+    done = subprocess.run([sys.executable, "-c", script, *texts], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
