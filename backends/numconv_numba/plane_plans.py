@@ -19,6 +19,7 @@ __all__ = [
     "AHEAD_PLANE",
     "FAR",
     "FAR_BYTES",
+    "FAR_GROUP_BYTES",
     "MOST_COLUMNS",
     "MOST_ROWS",
     "SLICED",
@@ -53,6 +54,8 @@ AHEAD_PLANE = 64 * 1024
 """A plane of x up to which the next one is fetched while it is read."""
 FAR_BYTES, FAR = 24 * 1024 * 1024, 1.7
 """A plane beyond the caches, and what walking down its columns costs where a row is read again for each column of taps."""
+FAR_GROUP_BYTES = 6 * 1024 * 1024
+"""The planes of a group beyond the caches: each output channel reads them again, which costs as much."""
 UNROLLED = 3
 """Columns of a kernel up to which a tile has the code of each."""
 

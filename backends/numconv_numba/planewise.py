@@ -48,6 +48,7 @@ from .plane_plans import (
     AHEAD_PLANE,
     FAR,
     FAR_BYTES,
+    FAR_GROUP_BYTES,
     MOST_COLUMNS,
     MOST_ROWS,
     SLICED,
@@ -357,7 +358,12 @@ class Planewise(DenseImplementation):
         plan = plan_for(problem)
         planes = problem.n * (problem.c if plan.shape.adjoint else problem.k) * math.prod(target_of(problem)[:-2])
         factor = (2.0 if planes * plan.bands == 1 else 1.0) * (SLICED if plan.shape.sliced else 1.0)
-        if not plan.shape.columns and math.prod(source_of(problem)[-2:]) * np_dtype(problem.dtype).itemsize > FAR_BYTES:
+        plane, item = math.prod(source_of(problem)[-2:]), np_dtype(problem.dtype).itemsize
+        outputs, inputs = problem.k // problem.groups, problem.c // problem.groups
+        if plan.shape.adjoint:
+            outputs, inputs = inputs, outputs
+        far = not plan.shape.columns and plane * item > FAR_BYTES
+        if far or (outputs > 1 and inputs * math.prod(source_of(problem)) * item > FAR_GROUP_BYTES):
             factor *= FAR
         return CALL_SECONDS + seconds(factor * planes * plane_cycles(problem, plan))
 
