@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from numconv_numba import inner_product
 
 import numconv as nc
 from numconv.plugin import parse
@@ -99,3 +101,24 @@ def test_sums_are_added_across_narrower_vectors(tmp_path):
     texts = [text for text in ROWS if "c33" in text or "c37" in text]
     done = subprocess.run([sys.executable, "-c", script, *texts], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("op", ["forward", "input_grad", "weight_grad"])
+def test_large_arrays_in_another_order_are_left_to_others(op, rng, monkeypatch):
+    """They are not copied, so that weights of any size fit the working memory."""
+    found = default_registry().backend("numba").implementations()
+    implementation = next(i for i in found if i.name == "inner_product" and op in i.ops)
+    assert implementation.workspace(parse(f"conv {op} f32 n1 c512 k4096 g1 in7x7 w7x7 s1 p0 d1")) < 2**26
+    monkeypatch.setattr(inner_product, "COPIED_BYTES", 0)
+    x, w, y = (rng.integers(-3, 4, shape).astype("f4") for shape in ((4, 6, 3, 5), (8, 6, 3, 5), (4, 8, 1, 1)))
+    x, w = (np.moveaxis(np.ascontiguousarray(np.moveaxis(a, 1, -1)), -1, 1) for a in (x, w))
+
+    def called(backend, **algorithm):
+        with nc.using(backend=backend):
+            if op == "forward":
+                return nc.conv(x, w, **algorithm)
+            if op == "input_grad":
+                return nc.conv_input_grad(y, w, x.shape, **algorithm)
+            return nc.conv_weight_grad(y, x, w.shape, **algorithm)
+
+    np.testing.assert_array_equal(called("numba", algorithm="inner_product"), called("reference"))

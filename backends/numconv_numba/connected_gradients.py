@@ -19,7 +19,7 @@ from .blocked import CALL_SECONDS, parts_for, seconds
 from .compiler import Address, Tag, helper, invoke, kernel
 from .direct import MEASURED_ERROR, Direct
 from .elements import itemsize
-from .inner_product import STREAM_BYTES, in_order, is_connected
+from .inner_product import STREAM_BYTES, copied_bytes, in_order, is_beyond_copying, is_connected, lies_in_order
 from .microkernels.combinations import combine
 from .microkernels.emit import lanes_of
 from .threads import parallel_for, run
@@ -84,14 +84,17 @@ class _Executor:
 
     @functools.cached_property
     def _direct(self) -> Any:
-        """What gives the gradient of the bias."""
+        """What gives the gradient of the bias, and takes arrays in any order."""
         return Direct().build(self._problem)
 
     def __call__(self, outs: Any, ins: Any) -> None:
         """Compute."""
         target, y = outs[0], ins[0]
+        if is_beyond_copying(ins[1], 1) or is_beyond_copying(target, 1):
+            self._direct(outs, ins)
+            return
         source = in_order(ins[1], 1)
-        result = target if in_order(target, 1) is target else np.empty(target.shape, target.dtype)
+        result = target if lies_in_order(target, 1) else np.empty(target.shape, target.dtype)
         n, k = y.strides[0], y.strides[1]
         if self._of_x:
             steps = n, k, source.strides[0], result.strides[0]
@@ -142,8 +145,8 @@ class ConnectedGradients(Implementation):
         return CALL_SECONDS + 1e-6 + seconds(products + streamed)
 
     def workspace(self, problem: ConvProblem) -> int:
-        """Copies of what does not lie in order."""
-        return (math.prod(problem.w_shape) + math.prod(problem.x_shape)) * np_dtype(problem.dtype).itemsize
+        """Copies of what does not lie in order, or what `direct` needs."""
+        return max(copied_bytes(problem), Direct().workspace(problem))
 
     def build(self, problem: ConvProblem) -> _Executor:
         """The executor."""

@@ -19,7 +19,7 @@ import numpy as np
 from numconv.plugin import ConvProblem, Implementation, Verdict, np_dtype
 
 from .activations import ACTIVATIONS
-from .blocked import CALL_SECONDS, parts_for, seconds
+from .blocked import CALL_SECONDS, Blocked, parts_for, seconds
 from .compiler import Address, Tag, helper, invoke, kernel
 from .dense import accumulated
 from .direct import MEASURED_ERROR
@@ -32,7 +32,7 @@ from .scalar import address, is_null, load, pointer, store
 from .threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
 from .tools import dot_tools
 
-__all__ = ["STREAM_BYTES", "InnerProduct", "in_order", "is_connected"]
+__all__ = ["STREAM_BYTES", "InnerProduct", "copied_bytes", "in_order", "is_beyond_copying", "is_connected", "lies_in_order"]
 
 PANEL_BYTES = 512 * 1024
 """The gathered columns of a block: they stay in the second-level cache while all output channels pass over them."""
@@ -43,6 +43,8 @@ ROWS = 24
 """Output channels that pass over a block together: whole tiles of any shape."""
 SUM_CYCLES = 2.5
 """Of adding up the lanes of a sum."""
+COPIED_BYTES = 16 * 1024 * 1024
+"""Arrays up to this size are copied where they do not lie in order; larger ones are left to what takes any order."""
 STREAM_BYTES = 20
 """Of weights that come from memory, or a cache that all share, in a cycle."""
 GATHER_CYCLES, GATHER_APART_CYCLES = 0.6, 2.0
@@ -249,16 +251,32 @@ def _areas(problem: ConvProblem) -> Areas:
     return Areas(ROWS * layout.block * np_dtype(problem.dtype).itemsize, layout.block * _pitch(problem))
 
 
-def in_order(array: Any, first: int) -> Any:
-    """The array, or a copy, with the axes from `first` on in one piece."""
+def lies_in_order(array: Any, first: int) -> bool:
+    """Whether the axes from `first` on are one piece."""
     if array.flags.c_contiguous:
-        return array
+        return True
     reach = array.itemsize
     for size, step in zip(array.shape[: first - 1 : -1], array.strides[: first - 1 : -1], strict=True):
         if size > 1 and step != reach:
-            return np.ascontiguousarray(array)
+            return False
         reach *= size
-    return array
+    return True
+
+
+def in_order(array: Any, first: int) -> Any:
+    """The array, or a copy, with the axes from `first` on in one piece."""
+    return array if lies_in_order(array, first) else np.ascontiguousarray(array)
+
+
+def is_beyond_copying(array: Any, first: int) -> bool:
+    """Whether an array that does not lie in order is too large to be copied."""
+    return array.nbytes > COPIED_BYTES and not lies_in_order(array, first)
+
+
+def copied_bytes(problem: ConvProblem) -> int:
+    """An upper bound of the copies of x and w."""
+    item = np_dtype(problem.dtype).itemsize
+    return sum(min(COPIED_BYTES, math.prod(shape) * item) for shape in (problem.x_shape, problem.w_shape))
 
 
 class _Executor:
@@ -266,6 +284,7 @@ class _Executor:
 
     def __init__(self, problem: ConvProblem):
         layout = _layout(problem)
+        self._problem = problem
         self._items = layout.blocks * problem.groups
         self._parts = -(-(problem.k // problem.groups) // ROWS)
         self._work = problem.flops / 2
@@ -278,9 +297,17 @@ class _Executor:
         self._tools = dot_tools(problem.dtype, lanes_of(problem.dtype))
         self._kernel = inner_product.specialise(problem.dtype)
 
+    @functools.cached_property
+    def _general(self) -> Any:
+        """What takes arrays in any order."""
+        return Blocked().build(self._problem)
+
     def __call__(self, outs: Any, ins: Any) -> None:
         """Compute."""
         if not self._items:
+            return
+        if is_beyond_copying(ins[1], 1) or (self._connected and is_beyond_copying(ins[0], 1)):
+            self._general(outs, ins)
             return
         x, w, y = ins[0], in_order(ins[1], 1), outs[0]
         if self._connected:
@@ -324,10 +351,10 @@ class InnerProduct(Implementation):
         return CALL_SECONDS + 1e-6 + seconds(products + streamed + gathered + written)
 
     def workspace(self, problem: ConvProblem) -> int:
-        """For each thread columns and sums; x and w where they do not lie in order."""
+        """For each thread columns and sums; x and w where they do not lie in order, or what `blocked` needs."""
         items = _layout(problem).blocks * problem.groups * 16
-        copies = (math.prod(problem.x_shape) + math.prod(problem.w_shape)) * np_dtype(problem.dtype).itemsize
-        return min(MAX_THREADS, max(items, 1)) * _areas(problem).bytes + copies
+        own = min(MAX_THREADS, max(items, 1)) * _areas(problem).bytes + copied_bytes(problem)
+        return max(own, Blocked().workspace(problem))
 
     def build(self, problem: ConvProblem) -> _Executor:
         """The executor."""
