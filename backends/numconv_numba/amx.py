@@ -1,7 +1,7 @@
 """Whether this process may use AMX, Intel's matrix tiles: the processor, the system's permission, and a product to see it right.
 
 The environment variable NUMCONV_AMX switches it: ``off`` leaves it out; ``emulate`` computes the same results in vectors anywhere,
-a hundred times slower, which serves tests: what is emulated is never chosen by its cost.
+many times slower, which serves tests: what is emulated is never chosen by its cost.
 """
 
 from __future__ import annotations
