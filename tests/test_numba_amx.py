@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import ClassVar
 
 import ml_dtypes
@@ -282,6 +283,57 @@ def test_on_the_processor(switch, rng):
         for text in float_problems(op):
             for nonfinite in ((), (0,), (1,)):
                 check(parse(text), "numba", name, rng=rng, nonfinite=nonfinite)
+
+
+def bits(text, threads):
+    """Of a result, on tiles."""
+    problem = parse(text)
+    out = np.full(problem.output_shapes[0], np.nan, np_dtype(problem.out_dtype))
+    row = next(each for each in candidates(problem, "numba") if each.algorithm == TILED[problem.op])
+    with nc.using(threads=threads):
+        row.implementation.build(problem)((out,), inputs(problem, np.random.default_rng(4), integer=False))
+    return out.tobytes()
+
+
+def trapped_problems():
+    """Few of them, for each instruction is a signal: all numbers of products, one strip and two, few channels and many."""
+    texts = [each for op in TILED for each in float_problems(op)[-4:]]
+    more = ("f32 n3 c1 k1 g1 in37 w5 s1 p2 d1", "f32 n1 c18 k40 g1 in6x37 w3x3 s1 p1 d1 accuracy=high")
+    return [*texts, *(f"conv forward {text}" for text in more)]
+
+
+def run_trapped():
+    """On a processor without AMX: each result is right, and the same bits as emulated, for one thread and for two."""
+    import amx_traps
+
+    amx_traps.install()
+    amx._processor = amx._permission = amx.Verdict.yes
+    for text in trapped_problems():
+        found = []
+        for value, threads in (("", 1), ("", 2), ("emulate", 1)):
+            os.environ[amx.VARIABLE] = value
+            amx.forget()
+            assert amx.availability(), amx.availability().reason
+            assert amx.body() == (EMULATED if value else PROCESSOR)
+            found.append(bits(text, threads))
+        assert found[0] == found[1] == found[2], text
+    counts, configured, mistakes = amx_traps.report()
+    assert all(counts.values()), counts
+    assert counts["ldtilecfg"] == counts["tilerelease"]
+    assert (configured, mistakes) == (0, [])
+    sys.stdout.write("done\n")
+
+
+@on_linux
+def test_the_machine_code_runs_by_traps(switch):
+    """In a process of its own, for it answers a signal."""
+    switch("")
+    if amx.availability():
+        pytest.skip("this processor has AMX: nothing traps")
+    code = "import test_numba_amx; test_numba_amx.run_trapped()"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.endswith("done\n"), f"ended with {done.returncode}: {done.stderr}"
 
 
 @on_linux

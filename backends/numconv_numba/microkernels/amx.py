@@ -7,7 +7,8 @@ step is rounded to nearest even, and what is smaller than 2**-126 is taken and g
 Extensions Programming Reference", TDPBF16PS). Registers belong to a thread, which sets their sizes before and gives them back
 afterwards.
 
-LLVM takes the numbers of registers as they are given here and never moves a tile, so a kernel that calls another one keeps no tile.
+Instructions are written out as text. Of LLVM's own the registers may be renamed after they were given out, where it schedules for
+processors of AMD, to some that are not configured. LLVM never moves a tile, so a kernel that calls another one keeps no tile.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
+from llvmlite.binding import initialize_native_asmparser
 from numba import types
 from numba.core import cgutils
 
@@ -71,24 +73,26 @@ class _Processor:
 
     def zero(self, tile: int, rows: Any) -> None:
         """Clear a tile."""
-        self._call("tilezero", [tile])
+        _instruction(self._builder, f"tilezero %tmm{tile}")
 
     def load(self, tile: int, address: Any, step: Any, rows: Any) -> None:
         """Fill a tile with rows that lie `step` bytes apart."""
-        self._call("tileloadd64", [tile], address, step)
+        _instruction(self._builder, f"tileloadd ($0,$1), %tmm{tile}", address, step)
 
     def store(self, tile: int, address: Any, step: Any, rows: Any) -> None:
         """Write a tile."""
-        self._call("tilestored64", [tile], address, step)
+        _instruction(self._builder, f"tilestored %tmm{tile}, ($0,$1)", address, step)
 
     def multiply(self, c: int, a: int, b: int, rows: Any) -> None:
         """c += a * b."""
-        self._call("tdpbf16ps", [c, a, b])
+        _instruction(self._builder, f"tdpbf16ps %tmm{b}, %tmm{a}, %tmm{c}")
 
-    def _call(self, name: str, tiles: list[int], *args: Any) -> None:
-        kind = ir.FunctionType(ir.VoidType(), [_i8] * len(tiles) + [each.type for each in args])
-        function = cgutils.get_or_insert_function(self._builder.module, kind, f"llvm.x86.{name}")
-        self._builder.call(function, [*map(_i8, tiles), *args])
+
+def _instruction(builder: Any, text: str, *operands: Any) -> None:
+    """One instruction as it is written, in its place among others and among what reads and writes memory."""
+    initialize_native_asmparser()
+    kind = ir.FunctionType(ir.VoidType(), [each.type for each in operands])
+    builder.asm(kind, text, ",".join(["r"] * len(operands) + ["~{memory}"]), operands, side_effect=True)
 
 
 class _Emulation:
@@ -192,24 +196,22 @@ def _emulated_product(builder: Any, c: Any, a: Any, b: Any, rows: Any) -> None:
 
 
 @intrinsic
-def _state(typingctx: Any, body: Any, name: Any, config: Any) -> Any:
-    """The instruction called `name`; the emulation counts it."""
+def _state(typingctx: Any, body: Any, text: Any, config: Any) -> Any:
+    """One of two instructions; the emulation counts it."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         if body.value == PROCESSOR:
-            operands = [args[2]] if name.value == "ldtilecfg" else []
-            kind = ir.FunctionType(ir.VoidType(), [each.type for each in operands])
-            builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.{name.value}"), operands)
+            _instruction(builder, text.value, *([args[2]] if "$0" in text.value else []))
         else:
-            offset = COUNTS + 8 * (name.value == "tilerelease")
+            offset = COUNTS + 8 * (text.value == _RELEASE.value)
             place = builder.bitcast(builder.gep(args[2], [_i64(offset)]), _i64.as_pointer())
             builder.atomic_rmw("add", place, _i64(1), "monotonic")
         return context.get_dummy_value()
 
-    return types.void(body, name, config), codegen
+    return types.void(body, text, config), codegen
 
 
-_LOAD, _RELEASE = Tag("ldtilecfg"), Tag("tilerelease")
+_LOAD, _RELEASE = Tag("ldtilecfg ($0)"), Tag("tilerelease")
 
 
 @kernel
