@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
+from llvmlite.binding import llvm_version_info
 from numba import types
 from numba.core import cgutils
 from numba.core.registry import cpu_target
@@ -17,7 +18,7 @@ from numba.core.registry import cpu_target
 from numconv_numba.compiler import AddressType, TagType
 from numconv_numba.scalar import PAIRS, ROW_PAIRS, value_type
 
-__all__ = ["BFloat", "Emitter", "Host", "check_kinds", "emitter_of", "flag_table", "host", "lanes_of", "rolled"]
+__all__ = ["Emitter", "Host", "check_kinds", "emitter_of", "flag_table", "host", "lanes_of", "rolled", "rounded_type"]
 
 _i1, _i32, _i64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 
@@ -260,17 +261,32 @@ class Emitter:
         return self._builder.zext(self._builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0)), _i64)
 
 
-class BFloat(ir.Type):  # type: ignore[misc]
+class _BFloat(ir.Type):  # type: ignore[misc]
     """LLVM's bfloat, which llvmlite does not have."""
 
     def _to_string(self) -> str:
         return "bfloat"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, BFloat)
+        return isinstance(other, _BFloat)
 
     def __hash__(self) -> int:
-        return hash(BFloat)
+        return hash(_BFloat)
+
+
+def _named_in_integers() -> bool:
+    """Whether LLVM's instructions on bfloat16 take and give integers: before its version 16, of Numba 0.61."""
+    return bool(llvm_version_info[0] < 16)
+
+
+def rounded_type(lanes: int) -> Any:
+    """The type of the vector that `vcvtneps2bf16` gives."""
+    return ir.VectorType(ir.IntType(16) if _named_in_integers() else _BFloat(), lanes)
+
+
+def _pairs_type(lanes: int) -> Any:
+    """The type of the vectors of pairs that `vdpbf16ps` takes."""
+    return ir.VectorType(_i32, lanes) if _named_in_integers() else ir.VectorType(_BFloat(), 2 * lanes)
 
 
 class _PairEmitter(Emitter):
@@ -281,7 +297,7 @@ class _PairEmitter(Emitter):
 
     def fma(self, a: Any, b: Any, c: Any) -> Any:
         """c plus both products of each pair."""
-        pairs = ir.VectorType(BFloat(), 2 * self.lanes)
+        pairs = _pairs_type(self.lanes)
         kind = ir.FunctionType(self.vector, [self.vector, pairs, pairs])
         function = cgutils.get_or_insert_function(self._builder.module, kind, "llvm.x86.avx512bf16.dpbf16ps.512")
         return self._builder.call(function, [c, self._builder.bitcast(a, pairs), self._builder.bitcast(b, pairs)])

@@ -9,7 +9,7 @@ from numba.core import cgutils
 
 from numconv_numba.halves import BFLOAT_PARTS, HALVES, narrow_half, take_part, widen_half
 
-from .emit import BFloat, Emitter
+from .emit import Emitter, rounded_type
 
 __all__ = ["FLUSHED", "Memory", "PairMemory", "stored_bytes"]
 
@@ -101,8 +101,7 @@ class Memory:
         return self._flushed(vector) if self._dtype == FLUSHED else vector
 
     def _flushed(self, vector: Any) -> Any:
-        result = ir.VectorType(BFloat(), self._emit.lanes)
-        kind = ir.FunctionType(result, [vector.type])
+        kind = ir.FunctionType(rounded_type(self._emit.lanes), [vector.type])
         function = cgutils.get_or_insert_function(self._builder.module, kind, "llvm.x86.avx512bf16.cvtneps2bf16.512")
         return self._builder.bitcast(self._builder.call(function, [vector]), self._stored)
 
