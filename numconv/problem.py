@@ -134,6 +134,8 @@ class ConvProblem(Problem):
         One entry a spatial dimension.
     padding : tuple of (int, int)
         (low, high) for each dimension; a negative high (from a transposed convolution) leaves the last values of x unread.
+    pad_mode : str
+        What the padding holds; "zeros" where nothing is padded, so that every algorithm may serve.
     bias : {"", "x", "y"}
         The side whose channels the bias has: "y" for conv, "x" for a transposed convolution (bias of length C).
         With op="weight_grad" the gradient of that bias is a second output: the sum of grad_y ("y") or of x ("x") over each channel.
@@ -170,6 +172,8 @@ class ConvProblem(Problem):
             raise ProblemError(f"conv: pad_mode {self.pad_mode!r} is not one of {', '.join(PAD_MODES)}")
         if self.activation is not None and self.activation not in ACTIVATIONS:
             raise ProblemError(f"conv: activation {self.activation!r} is not one of None, {', '.join(ACTIVATIONS)}")
+        if self.pad_mode != "zeros" and all(width <= 0 for pair in self.padding for width in pair):
+            object.__setattr__(self, "pad_mode", "zeros")
         if any(q < 1 for q in self.output):
             raise ProblemError(f"conv {self}: the output would have the spatial shape {self.output}")
 

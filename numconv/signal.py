@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .context import Context, current
-from .errors import NumconvError
+from .errors import NumconvError, ProblemError
 from .functional import conv
 from .planning import explain
 from .problem import SHORT
@@ -478,17 +478,27 @@ def _broadcast(x: Any, k: Any, mode: str, spatial: list[int]) -> Any:
 
 def _image(in1: Any, in2: Any, mode: str, boundary: str, fillvalue: Any) -> tuple[Any, Any, Any] | None:
     """Both images, ordered, in their common dtype, and the value that fills; None if it is SciPy's affair."""
+    if mode == "full" and not np.size(in1) and np.size(in2) and _BOUNDARIES.get(boundary, "zeros") != "zeros":
+        raise ProblemError(  # SciPy 1.17 divides by zero here, which ends the process
+            f"in1 has the shape {np.shape(in1)}: there is nothing that boundary={boundary!r} could repeat; use boundary='fill'"
+        )
     arrays = _arrays(in1, in2, mode)
     if arrays is None or arrays[0].ndim != 2 or boundary not in _BOUNDARIES or arrays[0].dtype.kind not in "iufc":
         return None
     x, k = arrays
     fill = np.asarray(fillvalue)
-    real = x.dtype.kind != "c" and fill.dtype.kind == "c"
-    if x.dtype == np.float16 or not np.isscalar(fillvalue) or fill.dtype.kind not in "biufc" or real:
+    if x.dtype == np.float16 or not np.isscalar(fillvalue) or not _fits(fill, x.dtype):
         return None
     if mode == "valid" and not _covers(x.shape, k.shape):
         x, k = k, x
     return x, k, fill.astype(x.dtype)
+
+
+def _fits(fill: Any, dtype: np.dtype[Any]) -> bool:
+    """Whether the value that fills is one of this dtype, or becomes one by rounding."""
+    if fill.dtype.kind not in "biufc" or (fill.dtype.kind == "c" and dtype.kind != "c"):
+        return False
+    return not (dtype.kind == "u" and fill < 0)
 
 
 def _filtered(x: Any, k: Any, fill: Any, mode: str, boundary: str, *, flip: bool) -> Any:

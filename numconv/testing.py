@@ -435,6 +435,7 @@ _GEOMETRIES = (
     "f32 n1 c1 k2 g1 in150 w75 s1 p37 d1 flip=1",
     "c64 n2 c3 k2 g1 in19 w4 s2 p1 d1 pad=replicate",
     "i8 n2 c5 k3 g1 in23 w3 s1 p1 d1",
+    "f32 n2 c6 k8 g2 in1 w2 s2 p1 d1",
     # 2-D: dense, pointwise, regular
     "f32 n2 c5 k7 g1 in13x19 w3x3 s1 p1 d1",
     "f32 n1 c33 k18 g1 in9x11 w1x1 s1 p0 d1",
@@ -446,6 +447,7 @@ _GEOMETRIES = (
     "f32 n1 c2 k3 g1 in13x16 w2x2 s5 p0:3x1:0 d1",
     "f32 n1 c2 k2 g1 in9x9 w3x3 s1 p4 d4",
     "f32 n2 c3 k2 g1 in8x9 w3x3 s2 p1:-1x0 d1",
+    "f32 n2 c5 k7 g1 in1x2 w2x4 s2x3 p1x2 d1",
     "f64 n1 c4 k6 g1 in10x7 w3x2 s1x2 p0:1x2:0 d2x1 flip=1",
     # 2-D: groups
     "f32 n2 c19 k19 g19 in11x15 w3x3 s1 p1 d1",
@@ -466,6 +468,7 @@ _GEOMETRIES = (
     "f32 n2 c3 k5 g1 in6x7x9 w3x3x3 s1 p1 d1",
     "f64 n1 c4 k4 g2 in5x6x4 w2x3x1 s2x1x1 p1x1x0 d1",
     "f32 n1 c5 k5 g5 in5x4x6 w3x3x3 s1 p1 d1 pad=circular",
+    "f32 n2 c3 k6 g3 in5x6x4 w2x3x2 s1 p1 d1 flip=1",
     "f32 n1 c2 k3 g1 in4x3x5x3 w2x2x3x2 s1 p1x0x1x0 d1",
 )
 
@@ -527,6 +530,8 @@ WINDOW_PROBLEMS: tuple[str, ...] = (
         for mode in ("", " pad=reflect", " pad=symmetric", " pad=replicate", " pad=circular")
         for op in ("pad", "pad_backward")
     ),
+    "window pad_backward f32 n2 c3 in5x4 w1x1 s1 p2x0 d1 pad=replicate",
+    "window pad_backward f64 n1 c2 in3x4x2 w1x1x1 s1 p0x3:1x0 d1 pad=circular",
     "window pad i16 n1 c3 in1 w1 s1 p3 d1 pad=reflect layout=channels_last out=i64",
     "window pad_backward c128 n2 c2 in3x4x2 w1x1x1 s1 p1x0:2x5 d1 pad=circular",
     "window pad_backward f16 n2 c3 in5x4 w1x1 s1 p2 d1 pad=symmetric layout=channels_last",

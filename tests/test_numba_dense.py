@@ -13,6 +13,7 @@ import pytest
 from numconv_numba import patches, winograd
 from numconv_numba.blocked import layout_for
 from numconv_numba.winograd import Winograd
+from numconv_numba.winograd_weights import WinogradWeights
 
 import numconv as nc
 from numconv.plugin import parse
@@ -427,3 +428,12 @@ def test_a_batch_of_small_images_has_work_for_several_threads():
 def test_tiles_write_lines(text, changes, rng):
     """Lines, planes and what lies beyond them, with bias and activation, in every dtype and layout."""
     check(parse(f"conv forward {text}").replace(**changes), "numba", "tile", rng=rng)
+
+
+def test_winograd_leaves_weight_gradients_of_few_terms_to_plain_sums():
+    """Where few terms cancel, the error of a tile is large beside their sum."""
+    verdicts = [WinogradWeights().supports(parse(f"conv weight_grad f32 n{n} c64 k64 g1 in5x5 w2x2 s1 p0 d1")) for n in (1, 2)]
+    few = WinogradWeights().supports(parse("conv weight_grad f32 n1 c64 k64 g1 in5x4 w3x2 s1 p0 d1"))
+    assert all(verdicts)
+    assert not few
+    assert "sums of 9 terms" in few.reason

@@ -313,3 +313,9 @@ def test_impossible_problems(build, error):
 def test_level():
     assert conv().level == "default"
     assert conv(accuracy="strict").level == "strict"
+
+
+def test_a_mode_of_padding_where_nothing_is_padded_is_that_of_zeros():
+    assert conv(pad_mode="reflect", padding=((0, 0), (0, 0))).pad_mode == "zeros"
+    assert conv(op="input_grad", pad_mode="circular", padding=((0, -1), (0, 0)), stride=(2, 2)).pad_mode == "zeros"
+    assert conv(pad_mode="reflect", padding=((0, 0), (0, 1))).pad_mode == "reflect"

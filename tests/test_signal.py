@@ -160,6 +160,8 @@ ERRORS = [
     ("oaconvolve", np.ones((4, 3)), np.ones((3, 4)), "valid"), ("convolve2d", [1.0], [1.0]),
     ("convolve2d", [[1.0]], [[1.0]], "x"), ("convolve2d", [[1.0]], [[1.0]], "full", "x"),
     ("convolve2d", [[1.0]], [[1.0]], "full", "reflect"), ("convolve2d", np.ones((4, 3)), np.ones((3, 4)), "valid"),
+    ("convolve2d", np.ones((3, 4), "uint32"), np.ones((2, 2), "uint32"), "same", "fill", -3),
+    ("convolve2d", np.ones((0, 3)), np.ones((2, 2))), ("convolve2d", np.ones((0, 3)), np.ones((2, 2)), "same", "wrap"),
     ("correlate2d", [1.0], [1.0]), ("correlate2d", [[1.0]], [[1.0]], "x"), ("choose_conv_method", [1.0], [1.0], "x"),
     ("convolve", ["a"], ["b"]),
 ]  # fmt: skip
@@ -173,6 +175,14 @@ def test_errors_and_odd_inputs(name, args):
     else:
         np.testing.assert_array_equal(ours, theirs)
         assert np.asarray(ours).dtype == np.asarray(theirs).dtype
+
+
+@pytest.mark.parametrize("name", ["convolve2d", "correlate2d"])
+@pytest.mark.parametrize("boundary", ["wrap", "symm"])
+def test_an_empty_image_has_nothing_to_repeat(name, boundary):
+    """SciPy ends the process."""
+    with pytest.raises(nc.ProblemError, match=r"in1 has the shape \(0, 3\): there is nothing that boundary='(wrap|symm)'"):
+        getattr(signal, name)(np.ones((0, 3)), np.ones((2, 2)), boundary=boundary)
 
 
 @st.composite

@@ -194,7 +194,7 @@ class Adjoint:
     def __call__(self, outs: Any, ins: Any) -> None:
         """Compute, part by part."""
         swapped = self.swapped(ins[1])
-        if len(self._parts) == 1:  # all taps and all places
+        if max(self._problem.stride) == 1:  # one part: all taps and all places
             self._executors[0](outs, (ins[0], swapped, *ins[2:]))
             return
         for part, executor in zip(self._parts, self._executors, strict=True):

@@ -36,7 +36,8 @@ JOB_SIZE = len(MOVE)
 
 # The driver's vector: channels; outer and inner taps; rows of a result and of a part; parts; the byte strides (n, c) of x and y,
 # and those of y from tap to tap and row to row; the job of `move`; how many elements of a row the padding reads too; in the table
-# of the border, where that of the rows begins, and its size; then the inner taps' positions, this table, the offsets of the rows.
+# of the border, where that of the rows begins (-1: nothing is added up), and its size; then the inner taps' positions, this table,
+# the offsets of the rows.
 CHANNELS, OUTER_TAPS, TAPS, ROWS, PART_ROWS, PARTS, X, Y, Y_TAP, Y_ROW, JOB = 0, 1, 2, 3, 4, 5, 6, 8, 10, 11, 12
 FOLDED, ROW_TABLE, TABLES, HEAD = 19, 20, 21, 22
 
@@ -83,7 +84,7 @@ def _copy(begin, end, args):
         source, target = x + (n * g[X] + channel * g[X + 1]), n * g[Y] + channel * g[Y + 1] + tap * g[Y_TAP] + first * g[Y_ROW]
         rows = offsets + 8 * (tap // g[TAPS] * g[ROWS] + first)
         invoke(tool, source, rows, y + target, memory(buffer), border)
-        if g[ROW_TABLE]:
+        if g[ROW_TABLE] >= 0:
             low, table = g[HEAD], pointer(border, INT64)
             fold_border(
                 source, y + target, g[Y_ROW], first, job[0], job[2], low, g[FOLDED], g[ROW_TABLE], table, dtype
@@ -221,7 +222,7 @@ class MovedRows:
             channel, tap, row = y[1] * math.prod(problem.window), y[1], lines.results * y[2]
         elif problem.ndim == 1:
             row = y[1]
-        offsets, columns, row_table = _offsets(lines.tables, x[1:-1]), 0, 0
+        offsets, columns, row_table = _offsets(lines.tables, x[1:-1]), 0, -1
         border = lines.border.ravel() * np_dtype(problem.dtype).itemsize
         if lines.readers:
             columns, row_table, border = _reading(lines, together, x[1:-1])

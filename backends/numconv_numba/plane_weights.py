@@ -270,7 +270,7 @@ class _Executor:
         rows = [(run.result, run.vectors, run.lines, at + start) for run, start in zip(runs, starts, strict=False)]
         self._plan = np.array([*head, *(number for row in rows for number in row)], np.int64)
         self._columns = np.array(column_offsets(problem.replace(flip=False)), np.int64) * np_dtype(dtype).itemsize
-        self._vectors = conv_vectors(problem, 0)
+        self._vectors = conv_vectors(problem.replace(flip=False), 0)  # as windows meet the taps: `in_order` turns them
         self._areas = Areas(8 * job_of.JOB)
         self._work = WORK * _cycles(problem, plan)
         self._kernel = plane_weights.specialise(dtype, dtype)

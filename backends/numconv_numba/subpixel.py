@@ -125,10 +125,10 @@ STAGED = 112
 """Neighbours in a row of x that are put together before they are written: no power of two."""
 # A block's own numbers: channels of a panel, elements of a tile, channels of y of a pass, elements rounded up to tiles.
 PANEL, GROUP, CHUNK, PLACES = range(EXTRA, EXTRA + 4)
-# What kernels know of the phases: those of all dimensions but the last, those of the last, taps of all; two entries a dimension,
-# for the phases and the size of x; two a phase, its first tap and how many; then of each tap its number in w and its position in
-# the window.
-LEADS, INNER, TAPS, HEAD = range(4)
+# What kernels know of the phases: those of all dimensions but the last, those of the last, taps of all, and of the kernel, which
+# has more where x is shorter than the stride; two entries a dimension, for the phases and the size of x; two a phase, its first tap
+# and how many; then of each tap its number in w and its position in the window.
+LEADS, INNER, TAPS, KERNEL, HEAD = range(5)
 UINT8 = Tag("uint8")
 
 
@@ -139,7 +139,8 @@ def _phases_vector(problem: ConvProblem, phases: Phases) -> np.ndarray[Any, Any]
     axes = [value for both in zip(phases.counts, problem.spatial, strict=True) for value in both]
     each = [value for both in zip(firsts, counts, strict=False) for value in both]
     taps = [value for phase in phases.taps for number, place in phase for value in (number, *place)]
-    return np.array([phases.leads, phases.counts[-1], sum(counts), *axes, *each, *taps], np.int64)
+    head = [phases.leads, phases.counts[-1], sum(counts), math.prod(problem.kernel)]
+    return np.array([*head, *axes, *each, *taps], np.int64)
 
 
 # --- kernel --------------------------------------------------------------------------------------------------------------------
@@ -310,12 +311,12 @@ def _panels(begin, end, args):
     at, items, workers, scratch, areas, tools, w, target, chunk, g, b, p = args
     ws, depth, per_k, width, panels = part(g, PARTS + 1), g[PER_C], g[PER_K], b[PANEL] * itemsize(at), -(-g[PER_K] // b[PANEL])
     own = worker_area(scratch, areas, 1, workers, items, begin)
-    ndim, row, chunks = g[DIMS], p[TAPS] * width, -(-g[PER_C] // chunk)
+    ndim, row, ordered, chunks = g[DIMS], p[KERNEL] * width, p[TAPS] * width, -(-g[PER_C] // chunk)
     for item in range(begin, end):
         panel, c = item // chunks, item % chunks * chunk
         group, k, count = panel // panels, panel % panels * b[PANEL], min(chunk, depth - c)
-        source, place = w + (group * g[ws] + k * g[ws + 1]), target + panel * depth * row
-        invoke(tools[PACK_WEIGHTS], tools, own, source, min(per_k - k, b[PANEL]), c, count, p[TAPS], width, g)
+        source, place = w + (group * g[ws] + k * g[ws + 1]), target + panel * depth * ordered
+        invoke(tools[PACK_WEIGHTS], tools, own, source, min(per_k - k, b[PANEL]), c, count, p[KERNEL], width, g)
         for phase in range(p[LEADS] * p[INNER]):
             first, taps = phase_taps(p, ndim, phase)
             for tap in range(taps):

@@ -67,6 +67,8 @@ BLOCK_BYTES = 1024 * 1024
 """What the transformed input and gradient of a block may take of the second-level cache."""
 SUM_BYTES = 512 * 1024
 """The sums of an item, which share that cache."""
+LEAST_TERMS = 16
+"""Of a sum: on normal data one of 4 terms may be so small that the error of its tile is 5 times the bound, of 16 a twentieth."""
 
 
 class _Layout(NamedTuple):
@@ -343,6 +345,9 @@ class WinogradWeights(Implementation):
             return Verdict.no(f"its tiles are for real floats, and sums of {problem.dtype} are {problem.acc_dtype}")
         if problem.bias == "x":
             return Verdict.no("it sums the gradient of a bias on y only")
+        terms = problem.n * math.prod(problem.output)
+        if terms < LEAST_TERMS:
+            return Verdict.no(f"sums of {terms} terms are small beside the error of a tile; it takes {LEAST_TERMS} or more")
         return Winograd().accepts(problem)
 
     def cost(self, problem: ConvProblem) -> float:
