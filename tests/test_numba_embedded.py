@@ -35,6 +35,19 @@ def test_integers_are_exact_and_wrap(op, dtype, geometry, rng):
     check(problem, "numba", "float_products", rng=rng, integer=False)
 
 
+@pytest.mark.parametrize("op", ["forward", "input_grad"])
+@pytest.mark.parametrize("dtype", ["i8", "u8"])
+def test_integers_of_8_bits_are_exact_in_pairs(op, dtype, rng):
+    """Up to the largest sums that float32 holds: of bytes without a sign those of 256 channels."""
+    for channels in ("c256 k24", "c258 k24") if op == "forward" else ("c24 k256", "c24 k258"):
+        problem = parse(f"conv {op} {dtype} n1 {channels} g1 in7x9 w1x1 s1 p0 d1 out=i32")
+        check(problem, "numba", "float_products", rng=rng, integer=False)
+    largest = 255 if dtype == "u8" else -128
+    x, w = (np.full(shape, largest, {"i8": "int8", "u8": "uint8"}[dtype]) for shape in ((1, 256, 3, 5), (4, 256, 1, 1)))
+    y = nc.conv(x, w, dtype="int32", backend="numba", algorithm="float_products")
+    np.testing.assert_array_equal(y, np.full(y.shape, 256 * largest**2))
+
+
 def test_wider_results_of_integers(rng):
     check(parse("conv forward u8 n2 c5 k3 g1 in9x9 w3x3 s1 p1 d1 out=u32"), "numba", "float_products", rng=rng, integer=False)
 

@@ -1,13 +1,15 @@
 """Convolutions of numbers that no register tile takes, as those of real floats: small integers, and complex numbers.
 
-Sums of products of integers of up to 16 bits are exact in floats that hold the largest of them. A complex convolution is a real one
-with twice the channels: those of real and imaginary parts, and of w both once more, turned by i. Arrays are converted some images
-at a time, so only problems of which one image is small are taken.
+Sums of products of integers of up to 16 bits are exact in floats that hold the largest of them. Those of 8 bits are numbers of
+bfloat16 too, which pairs and matrix tiles multiply faster, in sums of float32. A complex convolution is a real one with twice the
+channels: those of real and imaginary parts, and of w both once more, turned by i. Arrays are converted some images at a time, so
+only problems of which one image is small are taken.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -21,14 +23,17 @@ from .depthwise import Depthwise
 from .depthwise_weights import DepthwiseWeights
 from .direct import MEASURED_ERROR
 from .implicit_gemm import ImplicitGemm
+from .paired import PairedBlocked, PairedGemm
 from .plane_weights import PlanewiseWeights
 from .planewise import Planewise
 from .tile import RegisterTile
+from .tiled_gemm import TiledGemm
 from .weights import BlockedWeights
 
 __all__ = ["FloatProducts", "RealProducts"]
 
 _OTHERS: tuple[Implementation, ...] = (Planewise(), Depthwise(), RegisterTile(), ImplicitGemm(), Blocked())
+_HALF_OTHERS: tuple[Implementation, ...] = (PairedBlocked(), PairedGemm(), TiledGemm())
 _OTHER_WEIGHTS: tuple[Implementation, ...] = (PlanewiseWeights(), DepthwiseWeights(), BlockedWeights())
 IMAGE_BYTES = 16 * 1024 * 1024
 """Of converted images that are held at a time; one of them is taken as it is up to four times of this."""
@@ -40,13 +45,17 @@ MANTISSA = {"float32": 24, "float64": 53}
 @functools.lru_cache(maxsize=256)
 def _cheapest(problem: ConvProblem) -> Implementation:
     """Who computes a problem of real floats by plain sums."""
-    others = _OTHER_WEIGHTS if problem.op == "weight_grad" else _OTHERS
-    return min((each for each in others if each.supports(problem)), key=lambda each: each.cost(problem))
+    return min(_able(problem), key=lambda each: each.cost(problem))
+
+
+def _able(problem: ConvProblem) -> list[Implementation]:
+    others = _OTHER_WEIGHTS if problem.op == "weight_grad" else _HALF_OTHERS if problem.dtype == "bfloat16" else _OTHERS
+    return [each for each in others if each.supports(problem)]
 
 
 def _image_bytes(real: ConvProblem) -> int:
-    """Of one image of x and of y."""
-    return (math.prod(real.x_shape) + math.prod(real.y_shape)) // max(1, real.n) * np_dtype(real.dtype).itemsize
+    """Of one image of x and of y, at most."""
+    return (math.prod(real.x_shape) + math.prod(real.y_shape)) // max(1, real.n) * np_dtype(real.out_dtype).itemsize
 
 
 def _some(real: ConvProblem) -> ConvProblem:
@@ -74,7 +83,7 @@ def _cost(real: ConvProblem) -> float:
 def _workspace(real: ConvProblem) -> int:
     """The converted arrays, and what the computation needs."""
     some = _some(real)
-    held = some.n * _image_bytes(real) + 3 * math.prod(real.w_shape) * np_dtype(real.dtype).itemsize
+    held = some.n * _image_bytes(real) + 3 * math.prod(real.w_shape) * np_dtype(real.out_dtype).itemsize
     return held + _cheapest(some).workspace(some)
 
 
@@ -92,7 +101,7 @@ class _Calls:
     def __call__(self, start: int, *arrays: Any) -> list[Any]:
         """The results for some images."""
         problem, executor = self._made(min(self.images.step, self._real.n - start))
-        outs = [np.empty(shape, problem.dtype) for shape in problem.output_shapes]
+        outs = [np.empty(shape, problem.out_dtype) for shape in problem.output_shapes]
         executor(tuple(outs), arrays)
         return outs
 
@@ -108,19 +117,24 @@ def _float_of(problem: ConvProblem) -> str:
     return next((name for name, bits in MANTISSA.items() if largest <= 1 << bits), "")
 
 
+@functools.lru_cache(maxsize=256)
 def _floats(problem: ConvProblem) -> ConvProblem:
     """The problem in floats, without what follows its sums."""
     name = _float_of(problem)
-    return problem.replace(dtype=name, out_dtype=name, bias="", activation=None, accuracy="high", layout="channels_first")
+    plain = problem.replace(dtype=name, out_dtype=name, bias="", activation=None, accuracy="high", layout="channels_first")
+    if name != "float32" or np_dtype(problem.dtype).itemsize > 1 or not importlib.util.find_spec("ml_dtypes"):
+        return plain
+    halves = plain.replace(dtype="bfloat16", accuracy="default")
+    return halves if _able(halves) and _cost(halves) < _cost(plain) else plain
 
 
 class _Integers:
     """One convolution of small integers."""
 
     def __init__(self, problem: ConvProblem):
-        self._problem, self._calls = problem, _Calls(_floats(problem))
-        self._float = np_dtype(_float_of(problem))
-        self._whole = np.dtype(np.int32 if self._float == np.float32 else np.int64)
+        real = _floats(problem)
+        self._problem, self._calls, self._float = problem, _Calls(real), np_dtype(real.dtype)
+        self._whole = np.dtype(np.int64 if real.dtype == "float64" else np.int32)
 
     def __call__(self, outs: Any, ins: Any) -> None:
         """Compute; sums wrap around as they are written, and so does the bias."""
