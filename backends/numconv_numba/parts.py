@@ -65,6 +65,18 @@ class _Whole(JITCodeLibrary):
         passes.run(self._final_module, builder)
 
 
+@register_pass(mutates_CFG=False, analysis_only=True)
+class _Deletions(IRLegalization):
+    _name = "numconv_deletions"
+
+    def run_pass(self, state: Any) -> bool:
+        """Mark where variables end, which takes code for each, only if references to one of them are counted."""
+        models = state.targetctx.data_model_manager
+        if any(models[each].contains_nrt_meminfo() for each in state.typemap.values()):
+            super().run_pass(state)
+        return True
+
+
 class _IntoPart:
     """What lowering into a part adds to a lowering pass of Numba's."""
 
@@ -100,7 +112,7 @@ _SERIAL = (
     ReconstructSSA,
     NopythonTypeInference,
     PreLowerStripPhis,
-    IRLegalization,
+    _Deletions,
     AnnotateTypes,
     _Lowering,
     NoPythonBackend,
