@@ -18,7 +18,7 @@ from .compiler import Address, Tag, helper, kernel
 from .elements import INT64, itemsize, keep, memory, numbers, scratch
 from .geometry import DILATION, DIMS, LOW, OUTPUT, PARTS, SIZE, STRIDE, WINDOW, part, span
 from .rows import outer_size
-from .scalar import add, load, pointer, store, wide_vectors, zero
+from .scalar import add, inlined, load, pointer, store, wide_vectors, zero
 from .threads import parallel_for
 from .window_rows import ROW, chunk_of, fill, linked_rows, rounded, row_of, write_row
 
@@ -118,9 +118,10 @@ def _slope_of_window(y, p, norm):
 # --- averages and power means --------------------------------------------------------------------------------------------------
 
 
-@helper(inline="always")
+@helper
 def add_powers(acc, x, count, step, p, norm, xt, at):
     """acc[q] += the power of x[q]."""
+    inlined()
     for q in range(count):
         place = acc + q * itemsize(at)
         store(place, add(load(place, at), power(load(x + q * step, xt, at), p, norm)), at)
@@ -161,9 +162,10 @@ def outer_count(g, counts, output):
     return product, begin
 
 
-@helper(inline="always")
+@helper
 def mean_row(y, y_step, totals, step, count, outer, counts, p, norm, xt, yt, at):
     """y[q] = the mean of a window with this sum; `counts` is the address of what the last axis counts for the first of them."""
+    inlined()
     for q in range(count):
         counted = outer * load(counts + q * 8, FLOAT64)
         store(y + q * y_step, rounded(mean(load(totals + q * step, xt, at), counted, p, norm), yt), yt)

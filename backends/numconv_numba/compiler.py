@@ -38,7 +38,7 @@ from numba.core.imputils import lower_constant
 from numba.extending import NativeValue, models, register_model, typeof_impl, unbox
 
 from . import cache
-from .parts import Library, PartCompiler
+from .parts import Helper, Library, PartCompiler, compiling
 
 __all__ = [
     "Address",
@@ -56,7 +56,6 @@ __all__ = [
 ]
 
 # untyped on purpose: Numba's annotations know neither all options nor how an intrinsic is called
-njit: Any = numba.njit
 intrinsic: Any = numba.extending.intrinsic
 
 _logger = logging.getLogger("numconv")
@@ -186,11 +185,13 @@ def invoke(typingctx: Any, entry: Any, *arguments: Any) -> Any:
 def helper(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     """Decorate a function that kernels call: compiled into them (see `parts`), with no entry from Python.
 
-    Options are `numba.njit`'s: ``inline="always"``, or ``fastmath={"reassoc", "contract", "nsz"}`` for a reduction that the
-    "strict" level does not use.
+    Options are those of `numba.njit` that concern the code made, such as ``fastmath={"reassoc", "contract", "nsz"}`` for a
+    reduction that the "strict" level does not use. `scalar.inlined` puts a helper into its callers.
     """
-    decorate = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, pipeline_class=PartCompiler, **options)
-    return decorate if function is None else decorate(function)
+    if function is None:
+        return functools.partial(helper, **options)
+    ends = {"nopython": True, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return Helper(function, targetoptions=options | ends, pipeline_class=PartCompiler)
 
 
 @dataclass(frozen=True)
@@ -248,7 +249,8 @@ class Unit:
         library = cache.load(file)
         missed = library is None
         if library is None:
-            library = Library.compiled(self.name, [kernel.part(own) for kernel, own in members], python=self._python)
+            with compiling():
+                library = Library.compiled(self.name, [kernel.part(own) for kernel, own in members], python=self._python)
             cache.save(file, library)
         self._count(tags, missed, time.perf_counter() - start)
         found = library.functions()

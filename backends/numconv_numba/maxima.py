@@ -15,7 +15,7 @@ from .compiler import Address, Tag, helper, kernel
 from .elements import INT64, itemsize, keep, memory, numbers, scratch
 from .geometry import DILATION, DIMS, LOW, OPTION, OUTPUT, PARTS, SIZE, STRIDE, WINDOW, part, span
 from .rows import outer_size
-from .scalar import add, address, is_null, load, pointer, store, wide_vectors, zero
+from .scalar import add, address, inlined, is_null, load, pointer, store, wide_vectors, zero
 from .threads import parallel_for
 from .window_rows import (
     PART,
@@ -46,12 +46,13 @@ def _lowest(number):
     return lambda number: least
 
 
-@helper(inline="always")
+@helper
 def keep_largest(best, where, x, count, step, position, advance, xt, at):
     """best[q] = the larger of best[q] and x[q], NaN if either is.
 
     Unless `where` is null, it gets the positions of what was kept, -1 before the first: the first NaN, else the first of equals.
     """
+    inlined()
     if is_null(where):
         for q in range(count):
             new, old = load(x + q * step, xt, at), load(best + q * itemsize(at), at)

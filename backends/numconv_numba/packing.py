@@ -171,7 +171,7 @@ def pack_stream(slab, x, shift, lines, channels, whole, block, g, b, tools, xt, 
                     pack_places(place + other * many[1], source + other * many[2], first, step, length, g, xt, at)
 
 
-@helper(inline="always")
+@helper
 def pack_lines(slab, x, lines, channels, block, g, b, spare, tools, xt, at):
     """Some rows of a slab, in all phases of the last dimension.
 
@@ -227,7 +227,7 @@ def copy_line(slab, source, channels, g, b, at):
             copy_cells(slab + place, source + place, axis_entry(b, g[DIMS], B_PITCH, axis), at)
 
 
-@helper(inline="always")
+@helper
 def pack_plane(slab, x, channels, block, combination, g, b, spare, tools, xt, at):
     """The rows of a slab along the last two dimensions; `combination`: of the phases of all but the last one."""
     ndim, axis = g[DIMS], g[DIMS] - 2

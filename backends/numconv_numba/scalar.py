@@ -28,6 +28,7 @@ __all__ = [
     "as_integer",
     "cast",
     "conj",
+    "inlined",
     "is_null",
     "load",
     "move",
@@ -290,6 +291,17 @@ def wide_vectors(typingctx: Any) -> Any:
         # llvmlite's own add() knows the attributes without a value only
         set.add(builder.function.attributes, '"prefer-vector-width"="512"')
         builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def inlined(typingctx: Any) -> Any:
+    """Put the function that contains this call into its callers, where its arguments may be constants."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.function.attributes.add("alwaysinline")
         return context.get_dummy_value()
 
     return types.void(), codegen

@@ -30,14 +30,14 @@ from .slab import MOST_PHASES
 __all__ = ["dot_tools", "row_tools", "split_address", "tools_for"]
 
 SPLIT_TOGETHER = {PAIRS: 1, ROW_PAIRS: 0}
-"""Phases of a row up to which splits are compiled together, by the dtype of factors; of single ones 6."""
+"""Phases of a row up to which splits are compiled together, by the dtype of factors; of single ones 2, as most strides have."""
 
 _rows = Unit(
     "tools.rows",
     lambda dtype, acc, factor, lanes: [
         (transpose, (lanes, (dtype, acc))),
         (dress, (lanes, acc)),
-        *((split, ((phases, lanes), (dtype, factor))) for phases in range(1, SPLIT_TOGETHER.get(factor, 6) + 1)),
+        *((split, ((phases, lanes), (dtype, factor))) for phases in range(1, SPLIT_TOGETHER.get(factor, 2) + 1)),
     ],
 )
 _panels = Unit("tools.panels", lambda dtype, factor, out, acc: [(pack_panel, (dtype, factor)), (write_panel, (out, acc))])
