@@ -60,8 +60,6 @@ SLAB_BYTES = 896 * 1024
 """The packed input of a block: it stays in the second-level cache while all output channels pass over it."""
 RESULT_BYTES = 256 * 1024
 """The sums of a block for a panel: they share that cache with the slab."""
-PASS_BYTES = 32 * 1024
-"""The weights of a panel that are multiplied in one pass over the block: they stay in the first-level cache."""
 LEAST_ITEMS = 8
 """Blocks and panels into which images are cut, so that small ones occupy several threads."""
 KEPT_BYTES = 2 * 1024 * 1024
@@ -154,7 +152,7 @@ def layout_for(problem: ConvProblem, paired: bool = False) -> Layout:
     if 0 < items < LEAST_ITEMS and block.images > 1:
         block = cut(problem, _steps(problem), tap_positions(problem), units, fits, max(1, block.images * items // LEAST_ITEMS))
     shape = panel_shape(problem.acc_dtype, per_k, block.pixels)
-    chunk = min(depth, max(1, PASS_BYTES // (taps * shape.width * item)))
+    chunk = min(depth, max(1, host().resident // (taps * shape.width * item)))
     packed = -(-per_k // shape.width) * shape.width * depth * taps * item
     kept = packed <= KEPT_BYTES and block.pieces * problem.groups > 1
     return Layout(shape, block, chunk, kept, reads_in_place(problem), depth)

@@ -105,7 +105,7 @@ def _tile_cycles(rows: int, vectors: int, schedule: list[tuple[int, int, int, in
     for _, begin, end, _, low, high in schedule:
         active = max(0, high - low)
         if active:
-            cycles += 11 + (end - begin) * (max(active * vectors, active + 1.9 * vectors) / 2 + 0.5)
+            cycles += 11 + (end - begin) * (max(active * vectors, active + host().unaligned * vectors) / 2 + 0.5)
     return cycles
 
 
@@ -138,14 +138,25 @@ def _cycles(problem: ConvProblem, layout: Layout) -> float:
         tile = _tile_cycles(layout.rows, layout.vectors, _schedule(*shape))
         last = _tile_cycles(left, layout.vectors, _schedule(left, *shape[1:])) if left else 0.0
         stored = 100 + layout.rows * layout.vectors * 2
-        products = tiles * per_k * (slices * (whole * tile + last) + (whole + (left > 0)) * stored)
+        products = tiles * per_k * (slices * (whole * tile + last) * _rows_inside(problem) + (whole + (left > 0)) * stored)
     return others * (products + slices * -(-tiles // layout.strip) * packing_cycles(layout))
+
+
+def _rows_inside(problem: ConvProblem) -> float:
+    """The share of the rows of all windows that lie in x: those of padding zeros are left out where tiles slide."""
+    if problem.ndim == 1 or problem.pad_mode != "zeros":
+        return 1.0
+    stride, rows = problem.stride[-2], problem.output[-2]
+    places = np.arange(problem.kernel[-2]) * problem.dilation[-2] - problem.padding[-2][0]
+    first = np.clip(-(places // stride), 0, rows)
+    beyond = np.clip((problem.spatial[-2] - 1 - places) // stride + 1, first, rows)
+    return float((beyond - first).mean() / max(rows, 1))
 
 
 def _rolling_cycles(layout: Layout) -> float:
     """Of one row of results."""
     products = layout.vectors * layout.kernel_rows / 2
-    loads = (layout.lag * 1.9 * layout.vectors + layout.kernel_rows) / 2
+    loads = (layout.lag * host().unaligned * layout.vectors + layout.kernel_rows) / 2
     return layout.columns * (max(products, loads) + layout.lag * 0.5) + layout.lag * 3 + layout.vectors
 
 

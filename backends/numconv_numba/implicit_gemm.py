@@ -29,7 +29,7 @@ from .entries import CONFIGURE, LANES, MULTIPLY, PACK_WEIGHTS
 from .geometry import DIMS, OPTION, PARTS, PER_C, PER_K, part
 from .layers import configure_tiles, pack_layers, release_tiles
 from .microkernels.emit import host
-from .microkernels.tiles import Tile, tile_for
+from .microkernels.tiles import TILE_CYCLES, Tile, tile_for
 from .panels import fill_places, fill_terms, lines_of, run_offset, runs_of
 from .results import write_rows
 from .rows import clear
@@ -59,12 +59,8 @@ __all__ = ["CHANNELS", "CHUNK", "DEPTH", "LAYERS", "TAPS", "GemmExecutor", "Impl
 
 SLAB_BYTES = 768 * 1024
 """The packed input of a block: it shares the second-level cache with a panel and the weights."""
-PANEL_BYTES = 32 * 1024
-"""The gathered terms of a panel: they stay in the first-level cache while the output channels pass over them."""
 DIRECT_TILES = 16
 """Tiles of output channels up to which vectors of neighbours are not copied into a panel, but read where they lie."""
-TILE_CYCLES = 35
-"""Of the start and the end of a tile."""
 
 
 class Layout(NamedTuple):
@@ -111,7 +107,7 @@ def layout_with(problem: ConvProblem, tile: Tile, depth: int, layers: int = 1, s
 
     block = cut(problem, problem.stride, tap_positions(problem), (1,) * problem.ndim, fits, problem.n)
     unit = step // math.gcd(step, taps)
-    chunk = max(1, PANEL_BYTES // (unit * layers * taps * tile.vectors * tile.lanes * item)) * unit
+    chunk = max(1, host().resident // (unit * layers * taps * tile.vectors * tile.lanes * item)) * unit
     return Layout(tile, block, min(depth, chunk), False, depth, layers, step)
 
 

@@ -36,8 +36,6 @@ __all__ = ["STREAM_BYTES", "InnerProduct", "copied_bytes", "in_order", "is_beyon
 
 PANEL_BYTES = 512 * 1024
 """The gathered columns of a block: they stay in the second-level cache while all output channels pass over them."""
-PASS_BYTES = 32 * 1024
-"""What a tile reads of them: it stays in the first-level cache while some rows of weights pass over it."""
 BLOCK_PIXELS = 128
 ROWS = 24
 """Output channels that pass over a block together: whole tiles of any shape."""
@@ -77,7 +75,7 @@ def _layout(problem: ConvProblem) -> _Layout:
     pixels, terms = problem.n * math.prod(problem.output), problem.c // problem.groups * math.prod(problem.kernel)
     most = host().dot_tiles[0][0]
     block = _even(pixels, max(most, min(BLOCK_PIXELS, PANEL_BYTES // (max(terms, 1) * item))), 1)
-    chunk = _even(terms, max(lanes, PASS_BYTES // (min(most, max(pixels, 1)) * item)), lanes)
+    chunk = _even(terms, max(lanes, host().resident // (min(most, max(pixels, 1)) * item)), lanes)
     return _Layout(pixels, min(block, pixels), terms, chunk)
 
 

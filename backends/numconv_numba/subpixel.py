@@ -43,6 +43,7 @@ from .direct import MEASURED_ERROR
 from .elements import INT64, itemsize, keep, memory, scratch
 from .entries import COPY, LANES, PACK, PACK_WEIGHTS, PRODUCT, WRITE_SQUARES
 from .geometry import DIMS, OPTION, PARTS, PER_C, PER_K, conv_vectors, part
+from .microkernels.emit import host
 from .packing import copy_cells
 from .panels import fill_places, lines_of, write_run
 from .phases import Phases, phases_of
@@ -69,8 +70,6 @@ from .tools import tools_for
 
 __all__ = ["Subpixel"]
 
-PASS_BYTES = 32 * 1024
-"""The weights of a panel that are multiplied in one pass over a block: they stay in the first-level cache."""
 ORDERED_BYTES = 32 * 1024
 """Packed weights that are put in the order of the phases in one go: they stay in the first-level cache."""
 PACK_WORK = 20
@@ -117,7 +116,7 @@ def _layout(problem: ConvProblem) -> _Layout:
     units = (1,) * problem.ndim
     block = cut(window, units, tap_positions(window), units, fits, window.n)
     shape = panel_shape(problem.acc_dtype, per_k, block.pixels)
-    chunk = min(depth, max(1, PASS_BYTES // (max(1, phases.most_taps) * shape.width * item)))
+    chunk = min(depth, max(1, host().resident // (max(1, phases.most_taps) * shape.width * item)))
     return _Layout(phases, shape, block, chunk, reads_in_place(window))
 
 

@@ -27,7 +27,8 @@ from .direct import MEASURED_ERROR
 from .elements import INT64, itemsize, keep, memory, numbers, scratch
 from .entries import LINES, PACK
 from .geometry import DIMS, OPTION, PARTS, PER_C, PER_K, WINDOW, part
-from .microkernels.tiles import Tile, multiply_tile, tile_channels, tile_for, tile_pixels, tile_share
+from .microkernels.emit import host
+from .microkernels.tiles import TILE_CYCLES, Tile, multiply_tile, tile_channels, tile_for, tile_pixels, tile_share
 from .results import write_rows
 from .rows import clear, outer_offset
 from .scalar import is_null, load, pointer, store, wide_vectors, zero
@@ -60,8 +61,6 @@ SLAB_BYTES = 768 * 1024
 """The packed input of a block: it stays in the second-level cache while all output channels pass over it."""
 RESULT_BYTES = 256 * 1024
 """The sums of a block for the channels of a tile: they share that cache with the slab."""
-PASS_BYTES = 32 * 1024
-"""What neighbouring tiles read again, of the input and of the weights: it stays in the first-level cache."""
 
 LINE_CYCLES = 0.2
 """Of storing one result of a line of neighbours."""
@@ -88,7 +87,7 @@ def chunk_for(problem: ConvProblem, tile: Tile) -> int:
     """Input channels that are added up in one pass: what a tile reads of them stays in the first-level cache for its neighbour."""
     item = np_dtype(problem.acc_dtype).itemsize
     pixels = math.prod(problem.kernel[:-1]) * (tile.vectors * tile.lanes + problem.kernel[-1] * problem.dilation[-1])
-    return max(1, PASS_BYTES // (item * (pixels + tile.channels * math.prod(problem.kernel))))
+    return max(1, host().resident // (item * (pixels + tile.channels * math.prod(problem.kernel))))
 
 
 # A block's own numbers: pixels from the first to the last one, taps, input channels of a pass.
@@ -328,11 +327,11 @@ class RegisterTile(DenseImplementation):
         tile, block = _layout(problem)
         per_k, taps = problem.k // problem.groups, math.prod(problem.kernel)
         tiles, width = -(-per_k // tile.channels), tile.vectors * tile.lanes
-        pieces = block.pieces * problem.groups
-        per_c = problem.c // problem.groups
-        products = pieces * tiles * tile.channels * (-(-flat_pixels(block) // width) * width) * per_c * taps
+        per_c, count = problem.c // problem.groups, block.pieces * problem.groups * tiles * -(-flat_pixels(block) // width)
+        products = count * tile.vectors * tile.channels / 2 * tile_share(tile.vectors, tile.channels) * per_c * taps
         cycles = (
-            products / (2 * tile.lanes) * tile_share(tile.vectors, tile.channels) * 1.15
+            products * 1.12
+            + count * -(-per_c // chunk_for(problem, tile)) * TILE_CYCLES
             + pack_cycles(block, problem.c)
             + math.prod(problem.y_shape) * (LINE_CYCLES if problem.layout == "channels_first" else WRITE_CYCLES / 2)
         )

@@ -63,8 +63,6 @@ __all__ = ["BlockedWeights", "Layout", "WeightsExecutor", "add_rows", "areas_of"
 
 SLAB_BYTES = 512 * 1024
 """The packed input of a block, for all input channels of a group."""
-PASS_BYTES = 40 * 1024
-"""The packed grad_y of a block for a panel: it stays in the first-level cache while the taps pass over it."""
 
 
 class Layout(NamedTuple):
@@ -88,12 +86,12 @@ def _layout(problem: ConvProblem, paired: bool) -> Layout:
 
 
 def layout_with(problem: ConvProblem, shape: Shape, paired: bool, in_place: bool, layers: int = 1, step: int = 1) -> Layout:
-    """The largest block of pixels, or pairs, that fits the caches."""
+    """The largest block of pixels, or pairs, that fits the caches: for a panel, which the taps pass over, the first one."""
     item = np_dtype(problem.acc_dtype).itemsize
 
     def fits(block: Block) -> bool:
         slab = 0 if in_place else layers * slab_bytes(problem, block)
-        return slab <= SLAB_BYTES and layers * block.tiles * shape.width * item <= PASS_BYTES
+        return slab <= SLAB_BYTES and layers * block.tiles * shape.width * item <= host().resident * 5 // 4
 
     ones = (1,) * problem.ndim
     units = (*ones[1:], 2 if paired else 1)

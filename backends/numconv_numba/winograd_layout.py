@@ -9,6 +9,7 @@ from typing import NamedTuple
 from numconv.plugin import ConvProblem, np_dtype
 
 from .blocked import CALL_SECONDS, Shape, divided, pack_weight_cycles, panel_shape, seconds, tile_cycles
+from .microkernels.emit import host
 from .slab import WRITE_CYCLES, Block, pack_cycles
 from .threads import MAX_THREADS, Areas
 from .winograd_tiles import PACKED_BYTES, Tiles, cut_tiles, direct_terms, packed_together, spread, tile_rows, tiles_of
@@ -73,7 +74,7 @@ def _layout_with(problem: ConvProblem, tiles: Tiles, budget: int) -> Layout:
 
 
 def cost_of(problem: ConvProblem, layout: Layout) -> float:
-    """Cycles of the products and of the transforms, counted in vectors; the factors are fitted to 25 problems of all kinds."""
+    """Cycles of the products and of the transforms, counted in vectors; the factors are fitted to 25 problems, with AVX-512."""
     tiles, shape, block, *_ = layout
     per_c, per_k, pieces = problem.c // problem.groups, problem.k // problem.groups, block.pieces * problem.groups
     panels, terms = -(-per_k // shape.width), per_c * direct_terms(problem, tiles)
@@ -82,11 +83,12 @@ def cost_of(problem: ConvProblem, layout: Layout) -> float:
     # loads, stores and about as many multiply-adds for each element of a transform; packing and transposing. Where one block is
     # shared, both of two threads transform its input; weights that are kept, each thread transforms for itself.
     shared = 2 if pieces == 1 else 1
-    vectors = pieces * block.images * per_c * math.prod(tiles.phases) * layout.plane / shape.lanes
+    vectors = pieces * block.images * per_c * math.prod(tiles.phases) * layout.plane / shape.lanes * host().moving
     inputs = shared * (pack_cycles(block, problem.c) * 2 + vectors * tiles.elements * 9.5)
-    outputs = pieces * panels * shape.vectors * block.tiles * (tiles.elements * 1.4 + math.prod(tiles.outputs) * 1.7)
+    output = (tiles.elements * 1.4 + math.prod(tiles.outputs) * 1.7) * host().moving
+    outputs = pieces * panels * shape.vectors * block.tiles * output
     times = 2 * problem.groups if layout.kept else pieces
-    transformed = panels * shape.vectors * terms * tiles.elements * 4.2
+    transformed = panels * shape.vectors * terms * tiles.elements * 4.2 * host().moving
     weights = times * (pack_weight_cycles(problem, panels * shape.width * per_c) * 1.4 + transformed)
     results = math.prod(problem.y_shape) * WRITE_CYCLES * 0.5
     return CALL_SECONDS + 3e-6 + seconds(products * 1.05 + inputs + outputs + weights + results)

@@ -27,6 +27,7 @@ from .compiler import Address, Tag, helper, invoke, kernel
 from .elements import INT64, itemsize
 from .entries import GRADIENT, KERNEL, LANES, PRODUCT, READ, WRITE_WEIGHTS
 from .geometry import DIMS, PARTS, PER_C, PER_K, conv_vectors, part
+from .microkernels.emit import host
 from .panels import fill_places, fill_terms
 from .rows import clear
 from .scalar import is_null, load, pointer, store
@@ -113,12 +114,12 @@ def _cost(problem: ConvProblem, layout: _Layout) -> float:
     panels, ranges, blocks = problem.groups * -(-per_k // shape.width), -(-per_c // channels), block.pieces
     groups, elements = -(-per_c * terms // shape.positions), tiles.elements
     products = elements * panels * blocks * groups * (block.tiles * tile_cycles(shape.vectors, shape.positions) * 1.05 + 60)
-    vectors = blocks * block.images * per_c * math.prod(tiles.phases) * layout.plane / shape.lanes
+    vectors = blocks * block.images * per_c * math.prod(tiles.phases) * layout.plane / shape.lanes * host().moving
     inputs = panels * (pack_cycles(block, per_c) * 1.5 + vectors * elements * 7)
     # each range packs and transforms the gradients of its panel; a single item is shared by two threads
-    gradient = shape.vectors * block.tiles * (elements * 3 + math.prod(tiles.outputs) * 4) + block.pixels * shape.width
-    gradients = max(panels * ranges, 2) * blocks * gradient
-    kernels = panels * shape.vectors * per_c * terms * (elements * 6 + 60)
+    gradient = (elements * 3 + math.prod(tiles.outputs) * 4) * host().moving
+    gradients = max(panels * ranges, 2) * blocks * (shape.vectors * block.tiles * gradient + block.pixels * shape.width)
+    kernels = panels * shape.vectors * per_c * terms * (elements * 6 + 60) * host().moving
     return CALL_SECONDS + 3e-6 + seconds(products + inputs + gradients + kernels + math.prod(problem.w_shape) * WRITE_CYCLES)
 
 

@@ -21,6 +21,7 @@ from numconv_numba.scalar import PAIRS, ROW_PAIRS, value_type
 __all__ = ["Emitter", "Host", "check_kinds", "emitter_of", "flag_table", "host", "lanes_of", "rolled", "rounded_type"]
 
 _i1, _i32, _i64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
+_LINE = 64
 
 
 class Host(NamedTuple):
@@ -44,6 +45,8 @@ class Host(NamedTuple):
         Whether there are products of pairs of bfloat16 numbers, two multiply-adds a lane (AVX512-BF16).
     pair_cycles : float
         What such a product takes, against a multiply-add: measured on Zen 5, and elsewhere taken to gain nothing.
+    first_level : int
+        Bytes of a core's first-level cache for data.
     """
 
     width: int
@@ -54,28 +57,49 @@ class Host(NamedTuple):
     dot_tiles: tuple[tuple[int, int], ...]
     pairs: bool = False
     pair_cycles: float = 2.0
+    first_level: int = 32 * 1024
+
+    @property
+    def resident(self) -> int:
+        """Bytes that stay in the first-level cache while others pass through it."""
+        return self.first_level * 2 // 3
+
+    @property
+    def unaligned(self) -> float:
+        """Loads that a vector anywhere in memory counts for, on average: one across two cache lines is two."""
+        return 1 + (self.width - 4) / _LINE
+
+    @property
+    def moving(self) -> float:
+        """What a vector on its way through the caches costs, against one of a whole line: most of that is the line's."""
+        return 0.25 + 0.75 * self.width / _LINE
 
 
 # Accumulators, the vectors of one operand and a broadcast fit the registers; and with the lanes over channels, the address of each
-# position fits the general ones.
+# position fits the general ones. Of sixteen registers a tenth position of one vector was found to be spilled, which costs a third.
 _WIDE = Host(
     64, 32, ((3, 8), (6, 4), (7, 3), (8, 2), (8, 1)), ((4, 6), (3, 8), (2, 10), (2, 8), (1, 10)),
     ((6, 4), (8, 3), (10, 2), (10, 1)), ((8, 3), (4, 6), (2, 8), (1, 8)),
 )  # fmt: skip
-_FEW = Host(
-    32, 16, ((3, 4), (3, 3), (5, 2), (8, 1)), ((1, 10), (2, 6), (3, 4)), ((4, 3), (6, 2), (10, 1)), ((4, 2), (2, 4), (1, 6))
-)
+_FEW = Host(32, 16, ((3, 4), (3, 3), (5, 2), (8, 1)), ((1, 9), (2, 6), (3, 4)), ((4, 3), (6, 2), (10, 1)), ((4, 2), (2, 4), (1, 6)))
+
+# Cores of 48 KiB, as LLVM calls them; all others are taken to have 32.
+_LARGE_CACHES = (
+    "alderlake", "arrowlake", "arrowlake-s", "emeraldrapids", "graniterapids", "graniterapids-d", "icelake-client",
+    "icelake-server", "lunarlake", "meteorlake", "raptorlake", "rocketlake", "sapphirerapids", "tigerlake", "znver5",
+)  # fmt: skip
 
 
 @functools.cache
 def host() -> Host:
     """Of the processor for which Numba compiles: AVX-512, AVX2, or 128 bits (SSE, NEON)."""
     triple, processor, features = cpu_target.target_context.codegen().magic_tuple()
-    words = features.split(",")
+    words, first_level = features.split(","), (48 if processor in _LARGE_CACHES else 32) * 1024
     if "+avx512f" in words:
-        return _WIDE._replace(pairs="+avx512bf16" in words, pair_cycles=1.0 if processor == "znver5" else 2.0)
+        pair_cycles = 1.0 if processor == "znver5" else 2.0
+        return _WIDE._replace(pairs="+avx512bf16" in words, pair_cycles=pair_cycles, first_level=first_level)
     if "+avx2" in words:
-        return _FEW
+        return _FEW._replace(first_level=first_level)
     return (_WIDE if triple.startswith(("aarch64", "arm64")) else _FEW)._replace(width=16)
 
 

@@ -19,7 +19,10 @@ from numconv_numba.compiler import intrinsic
 
 from .emit import Emitter, check_kinds, host, lanes_of, rolled
 
-__all__ = ["Tile", "multiply_tile", "tile_channels", "tile_for", "tile_pixels", "tile_share"]
+__all__ = ["TILE_CYCLES", "Tile", "multiply_tile", "tile_channels", "tile_for", "tile_pixels", "tile_share"]
+
+TILE_CYCLES = 35
+"""Of the start and the end of a tile."""
 
 
 class Tile(NamedTuple):
@@ -39,8 +42,8 @@ def tile_for(dtype: str, channels: int) -> Tile:
 
 
 def tile_share(vectors: int, channels: int) -> float:
-    """Cycles of a term against those of its multiply-adds, two of which take a cycle; so do two loads, and most cross a line."""
-    return max(1.0, (2 * vectors + channels) / (vectors * channels))
+    """Cycles of a term against those of its multiply-adds, two of which take a cycle; so do two loads."""
+    return max(1.0, (host().unaligned * vectors + channels) / (vectors * channels))
 
 
 @intrinsic
