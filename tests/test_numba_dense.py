@@ -292,6 +292,8 @@ def test_phases_of_subpixel_share_the_taps():
         "f32 n2 c6 k12 g1 in642 w16 s8 p4 d1",
         "f32 n1 c4 k8 g1 in120x27 w6x6 s3 p0 d1",
         "f32 n1 c4 k6 g1 in9x14x16 w4x4x4 s2 p1 d1",
+        "f32 n2 c1 k10 g1 in163 w40 s16 p0 d1 bias=x act=silu",
+        "f32 n1 c3 k8 g1 in45x27 w4x4 s2 p0 d1 bias=x act=relu",
     ],
 )
 def test_strided_gradients_by_winograd(text, bytes_at_once, rng, monkeypatch):
@@ -324,7 +326,7 @@ def test_strided_gradients_by_winograd(text, bytes_at_once, rng, monkeypatch):
     ("geometry", "reason"),
     [
         ("n1 c8 k8 g1 in33x33 w3x3 s2 p1 d1", "half the taps"),
-        ("n1 c8 k8 g1 in90 w6 s3 p1 d1", "positions that no window reads"),
+        ("n1 c8 k8 g1 in1 w4 s2 p4:0 d1", "positions that no window reads"),
         ("n1 c8 k8 g1 in16x16 w2x2 s2 p0 d1", "2 to 5 taps"),
         ("n1 c8 k8 g2 in16x16 w4x4 s2 p1 d1", "2 groups"),
     ],

@@ -3,7 +3,7 @@
 Counted from the padding, all phases of a stride read the same window of the gradient of y. So they are output channels of one
 forward convolution, whose input is packed and transformed once, and whose results are then woven together, some images or rows at
 a time. Shi et al., "Is the deconvolution layer the same as a convolutional layer?" (2016). Phases that have fewer taps than
-others are filled up with zeros.
+others are filled up with zeros. Positions behind the last window are no part of it: they get the bias.
 
 What is not finite would meet these zeros, so that images with a sum that is not finite are computed again by `subpixel`.
 """
@@ -18,16 +18,17 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from numconv.plugin import ConvProblem, Implementation, Verdict, np_dtype
+from numconv.plugin import ConvProblem, Implementation, Verdict, activate, np_dtype
 
 from .compiler import Address, Tag, helper, invoke, kernel
 from .dense import Weights
-from .elements import INT64, itemsize
+from .elements import INT64, itemsize, keep, memory, scratch
 from .microkernels.emit import lanes_of
 from .microkernels.weaving import weave
 from .scalar import load, pointer, store, zero
 from .subpixel import Subpixel
 from .threads import Kept, parallel_for, run
+from .tools import split_address
 from .winograd import Winograd, WinogradExecutor
 
 __all__ = ["Interleaved"]
@@ -36,11 +37,11 @@ MOST_BYTES, MOST_WEIGHTS = 4 * 2**20, 8
 """Results that are computed before they are woven, near the caches; or so many times the weights, which each piece transforms."""
 LEAST_ROWS = 20
 """Of such results: a multiple of what most tiles compute."""
-WOVEN_SECONDS = 2e-10
+WOVEN_SECONDS = 1.4e-10
 """Of weaving an element, on two threads."""
 PIECE_SECONDS = 6e-6
 """Of a piece's calls beside the kernels."""
-DEALT_SECONDS = 2.5e-10
+DEALT_SECONDS = 1.8e-10
 """Of sorting a weight by its phase, on two threads."""
 
 
@@ -66,6 +67,22 @@ def _sees_taps(problem: ConvProblem, axis: int) -> bool:
     s, r, low, outputs = problem.stride[axis], problem.kernel[axis], problem.padding[axis][0], problem.output[axis]
     ends = {*range(min(r, problem.spatial[axis])), *range(max(0, problem.spatial[axis] - r), problem.spatial[axis])}
     return all(any(0 <= (p + low) // s - j < outputs for j in range(len(range((p + low) % s, r, s)))) for p in ends)
+
+
+def read_part(problem: ConvProblem) -> ConvProblem:
+    """The problem without the positions of x behind the last window."""
+    ends = [
+        min(size, (outputs - 1) * s + r - low)
+        for size, outputs, s, r, (low, _) in zip(
+            problem.spatial, problem.output, problem.stride, problem.kernel, problem.padding, strict=True
+        )
+    ]
+    if min(ends) < 1:
+        return problem
+    padding = tuple(
+        (low, high if end == size else 0) for (low, high), end, size in zip(problem.padding, ends, problem.spatial, strict=True)
+    )
+    return problem.replace(spatial=tuple(ends), padding=padding)
 
 
 def combined(problem: ConvProblem) -> ConvProblem:
@@ -128,63 +145,69 @@ ABSENT = -(2**62)
 
 @helper
 def _kernels(begin, end, args):
-    dtype, w, w_k, w_c, count, target, offsets, taps, phases, channels = args
-    row = taps * itemsize(dtype)
+    dtype, w, w_k, w_c, count, gather, size, target, offsets, taps, phases, channels = args
+    item, row = itemsize(dtype), taps * itemsize(dtype)
+    gathered = scratch(count * size * item if gather else 0)
     for c in range(begin, end):
-        for k in range(count):
-            source = w + (k * w_k + c * w_c)
-            for phase in range(phases):
-                place = target + ((phase * channels + c) * count + k) * row
-                for tap in range(taps):
-                    offset = offsets[phase * taps + tap]
-                    value = zero(dtype) if offset == ABSENT else load(source + offset, dtype)
-                    store(place + tap * itemsize(dtype), value, dtype)
+        source, step = w + c * w_c, w_k
+        if gather:
+            invoke(gather, source, 0, size, memory(gathered), 0, size, count, w_k, size * item, 1, 0, 0)
+            source, step = memory(gathered), size * item
+        for phase in range(phases):
+            for tap in range(taps):
+                offset, place = offsets[phase * taps + tap], target + ((phase * channels + c) * count * row + tap * item)
+                for k in range(count):
+                    value = zero(dtype) if offset == ABSENT else load(source + (k * step + offset), dtype)
+                    store(place + k * row, value, dtype)
+    keep(gathered)
 
 
 @kernel
 def deal(
-    dtype: Tag, region: int, workers: int, items: int, w: Address, w_k: int, w_c: int, count: int, target: Address,
-    offsets: Address, taps: int, phases: int,
+    dtype: Tag, region: int, workers: int, items: int, w: Address, w_k: int, w_c: int, count: int, gather: int, size: int,
+    target: Address, offsets: Address, taps: int, phases: int,
 ) -> None:  # fmt: skip
     """``[phase][c][k][tap]`` from w ``[k][c][...]``: an item is a channel c.
 
-    `offsets`: of each phase, where each of its taps lies in a kernel of w, or `ABSENT` for a zero.
+    `offsets`: of each phase, where each of its taps lies in a kernel of w, or `ABSENT` for a zero. `gather`: the address of a
+    `split` by which the kernels of a channel, of `size` neighbours each, are first put side by side, or 0.
     """
-    args = dtype, w, w_k, w_c, count, target, pointer(offsets, INT64), taps, phases, items
+    args = dtype, w, w_k, w_c, count, gather, size, target, pointer(offsets, INT64), taps, phases, items
     parallel_for(region, workers, items, _kernels, args)
 
 
 # What `interleave` knows: channels of x and the tool; where the rows of x begin and end along the last dimension; bytes from image
-# to image, from phase to phase of all dimensions but the last, from channel to channel, and from phase to phase of the last one in
-# the results; the same of image and channel in x; how many other dimensions; then of each its first and last position in x, low
-# padding less the first place's, stride, and bytes from place to place in the results and from position to position in x.
-CHANNELS, TOOL, BEGIN, END, SHIFT, R_IMAGE, R_LEAD, R_CHANNEL, R_PHASE, X_IMAGE, X_CHANNEL, X_STEP, AXES, HEAD = range(14)
-FIRST, LAST, LOW, STRIDE, R_STEP, A_STEP, ENTRIES = range(7)
+# to image, from channel to channel, and from phase to phase of the last dimension in the results; the same of image and channel in
+# x, and of its places along a row; how many other dimensions, one at least; then how many positions each of them has; then of each
+# position where it lies in the results, and where in x.
+CHANNELS, TOOL, BEGIN, END, SHIFT, R_IMAGE, R_CHANNEL, R_PHASE, X_IMAGE, X_CHANNEL, X_STEP, AXES, HEAD = range(13)
 
 
 @helper
 def _rows(begin, end, args):
     results, x, v = args
-    lines = 1
-    for axis in range(v[AXES]):
-        lines *= v[HEAD + axis * ENTRIES + LAST] - v[HEAD + axis * ENTRIES + FIRST]
+    axes = v[AXES]
+    planes, rows = 1, HEAD + axes
+    for axis in range(axes - 1):
+        planes *= v[HEAD + axis]
+        rows += 2 * v[HEAD + axis]
     for item in range(begin, end):
         n, c = item // v[CHANNELS], item % v[CHANNELS]
-        for line in range(lines):
-            source, target, lead, several, left = 0, 0, 0, 1, line
-            for axis in range(v[AXES] - 1, -1, -1):
-                entry = HEAD + axis * ENTRIES
-                size = v[entry + LAST] - v[entry + FIRST]
-                position = v[entry + FIRST] + left % size
-                place = position + v[entry + LOW]
-                source += place // v[entry + STRIDE] * v[entry + R_STEP]
-                lead += place % v[entry + STRIDE] * several
-                target += position * v[entry + A_STEP]
-                several *= v[entry + STRIDE]
-                left //= size
-            row = results + (n * v[R_IMAGE] + lead * v[R_LEAD] + c * v[R_CHANNEL] + source)
-            place = x + (n * v[X_IMAGE] + c * v[X_CHANNEL] + target + v[BEGIN] * v[X_STEP])
-            invoke(v[TOOL], row, v[R_PHASE], v[BEGIN] + v[SHIFT], place, v[END] - v[BEGIN])
+        for plane in range(planes):
+            source, target, left, entries = n * v[R_IMAGE] + c * v[R_CHANNEL], n * v[X_IMAGE] + c * v[X_CHANNEL], plane, rows
+            for axis in range(axes - 2, -1, -1):
+                entries -= 2 * v[HEAD + axis]
+                position = entries + 2 * (left % v[HEAD + axis])
+                source += v[position]
+                target += v[position + 1]
+                left //= v[HEAD + axis]
+            target += v[BEGIN] * v[X_STEP]
+            for row in range(v[HEAD + axes - 1]):
+                place = rows + 2 * row
+                invoke(
+                    v[TOOL], results + (source + v[place]), v[R_PHASE], v[BEGIN] + v[SHIFT], x + (target + v[place + 1]),
+                    v[END] - v[BEGIN],
+                )  # fmt: skip
 
 
 @kernel
@@ -212,13 +235,16 @@ class _Combined(WinogradExecutor):
 class _Executor:
     """An input gradient, piece by piece."""
 
-    def __init__(self, problem: ConvProblem):
+    def __init__(self, whole: ConvProblem):
+        self._whole, problem = whole, read_part(whole)
         self._problem = problem
         self._pieces = _pieces(problem)
         self._axes = [_axis(problem, axis) for axis in range(problem.ndim)]
         self._executors = {piece.problem: _Combined(piece.problem) for piece in self._pieces}
         self._deal, self._interleave = deal.specialise(problem.dtype), interleave.specialise()
-        self._tool = weave.address((problem.stride[-1], lanes_of(problem.dtype)), problem.dtype)
+        lanes = lanes_of(problem.dtype)
+        self._gather = split_address(1, problem.dtype, problem.dtype, problem.dtype, lanes)
+        self._tool = weave.address((problem.stride[-1], lanes), problem.dtype)
         self._vectors = functools.lru_cache(maxsize=64)(self._vector)
         self._offsets = functools.lru_cache(maxsize=64)(self._tap_offsets)
 
@@ -229,13 +255,22 @@ class _Executor:
     def __call__(self, outs: Any, ins: Any) -> None:
         """Compute."""
         dealt = self._dealt(ins[1])
-        self._run(outs[0], ins, {problem: each.unpacked(dealt) for problem, each in self._executors.items()})
+        self._compute(outs[0], ins, {problem: each.unpacked(dealt) for problem, each in self._executors.items()})
 
     def bind(self, w: Any) -> Any:
         """The executor with its own copy of w, transformed."""
         original, dealt = w.copy(), self._dealt(w)
         bound = {problem: each.packed(dealt) for problem, each in self._executors.items()}
-        return lambda outs, ins: self._run(outs[0], (ins[0], original, *ins[1:]), bound)
+        return lambda outs, ins: self._compute(outs[0], (ins[0], original, *ins[1:]), bound)
+
+    def _compute(self, x: Any, ins: Any, weights: Mapping[ConvProblem, Weights]) -> None:
+        read = self._problem.spatial
+        self._run(x[(..., *map(slice, read))], ins, weights)
+        for axis, (end, size) in enumerate(zip(read, self._whole.spatial, strict=True)):
+            if end < size:
+                behind = x[(slice(None), slice(None), *[slice(None)] * axis, slice(end, None))]
+                behind[...] = ins[2].reshape(-1, *[1] * len(read)) if len(ins) > 2 else 0
+                activate(behind, self._whole.activation)
 
     def _run(self, x: Any, ins: Any, weights: Mapping[ConvProblem, Weights]) -> None:
         if x.size and x.strides[-1] != x.itemsize:
@@ -261,9 +296,10 @@ class _Executor:
         problem, window = self._problem, tuple(axis.window for axis in self._axes)
         phases = math.prod(problem.stride)
         dealt = np.empty((phases * problem.c, problem.k, *window), w.dtype)
+        gather = self._gather if w[0, 0].flags.c_contiguous else 0
         run(
-            self._deal, problem.c, 4 * dealt.size, w, w.strides[0], w.strides[1], problem.k, dealt, self._offsets(w.strides[2:]),
-            math.prod(window), phases,
+            self._deal, problem.c, 4 * dealt.size, w, w.strides[0], w.strides[1], problem.k, gather, math.prod(problem.kernel),
+            dealt, self._offsets(w.strides[2:]), math.prod(window), phases,
         )  # fmt: skip
         return dealt
 
@@ -281,18 +317,25 @@ class _Executor:
     def _vector(self, number: int, strides: tuple[int, ...]) -> np.ndarray[Any, Any]:
         """The vector of `interleave` for a piece, and an x of these strides."""
         problem, piece, item = self._problem, self._pieces[number], np_dtype(self._problem.dtype).itemsize
-        output = piece.problem.output
-        plane, inner = math.prod(output) * item, problem.stride[-1]
-        entries = []
-        for axis, one in enumerate(self._axes):
-            s, low = problem.stride[axis], problem.padding[axis][0]
-            first = one.first + (piece.first if axis == 0 else 0)
-            begin, end = max(0, first * s - low), min(problem.spatial[axis], (first + output[axis]) * s - low)
-            entries.append([begin, end, low - first * s, s, math.prod(output[axis + 1 :]) * item, strides[2 + axis]])
-        *others, (begin, end, shift, *_) = entries
+        output, inner = piece.problem.output, problem.stride[-1]
+        plane = math.prod(output) * item
         channel = problem.c * plane
-        head = [problem.c, self._tool, begin, end, shift, channel * math.prod(problem.stride), channel * inner, plane, channel]
-        return np.array([*head, *strides[:2], strides[-1], len(others), *itertools.chain.from_iterable(others)], np.int64)
+        counts, entries, step = [], [], channel * inner
+        for axis in range(problem.ndim - 2, -1, -1):
+            s, low = problem.stride[axis], problem.padding[axis][0]
+            first = self._axes[axis].first + (piece.first if axis == 0 else 0)
+            position = np.arange(max(0, first * s - low), min(problem.spatial[axis], (first + output[axis]) * s - low))
+            place, phase = np.divmod(position + low - first * s, s)
+            results = place * (math.prod(output[axis + 1 :]) * item) + phase * step
+            counts.insert(0, len(position))
+            entries.insert(0, np.stack([results, position * strides[2 + axis]], 1).ravel())
+            step *= s
+        s, low = inner, problem.padding[-1][0]
+        first = self._axes[-1].first + (piece.first if problem.ndim == 1 else 0)
+        begin, end = max(0, first * s - low), min(problem.spatial[-1], (first + output[-1]) * s - low)
+        head = [problem.c, self._tool, begin, end, low - first * s, channel * math.prod(problem.stride), plane, channel]
+        others = [*head, *strides[:2], strides[-1], max(1, len(counts)), *(counts or [1])]
+        return np.concatenate([others, *(entries or [[0, 0]])], dtype=np.int64)
 
 
 class Interleaved(Implementation):
@@ -314,6 +357,7 @@ class Interleaved(Implementation):
                 f"mode {problem.pad_mode}, layout {problem.layout}, {problem.groups} groups, dilation {problem.dilation}: it takes "
                 "none of these"
             )
+        problem = read_part(problem)
         axes = [_axis(problem, axis) for axis in range(problem.ndim)]
         if any(2 * min(axis.taps) <= axis.window and axis.window > min(axis.taps) for axis in axes):
             return Verdict.no(
@@ -326,11 +370,13 @@ class Interleaved(Implementation):
 
     def cost(self, problem: ConvProblem) -> float:
         """Of the pieces, of dealing the weights and of weaving."""
+        problem = read_part(problem)
         woven, dealt = math.prod(problem.x_shape) * WOVEN_SECONDS, math.prod(combined(problem).w_shape) * DEALT_SECONDS
         return woven + dealt + sum(PIECE_SECONDS + Winograd().cost(piece.problem) for piece in _pieces(problem))
 
     def workspace(self, problem: ConvProblem) -> int:
         """Of the piece that needs most; its results and the weights as it takes them; or what `Subpixel` needs."""
+        problem = read_part(problem)
         item, whole = np_dtype(problem.dtype).itemsize, combined(problem)
         pieces = {piece.problem for piece in _pieces(problem)}
         results = max((math.prod(piece.y_shape) for piece in pieces), default=0)

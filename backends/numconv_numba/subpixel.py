@@ -122,6 +122,8 @@ def _layout(problem: ConvProblem) -> _Layout:
 
 STAGED = 112
 """Neighbours in a row of x that are put together before they are written: no power of two."""
+LINE, SET_BYTES = 64, 4096
+"""Of a first-level cache: lines that lie so far apart share a set, of eight ways or more."""
 # A block's own numbers: channels of a panel, elements of a tile, channels of y of a pass, elements rounded up to tiles.
 PANEL, GROUP, CHUNK, PLACES = range(EXTRA, EXTRA + 4)
 # What kernels know of the phases: those of all dimensions but the last, those of the last, taps of all, and of the kernel, which
@@ -186,11 +188,14 @@ def lead_line(g, b, block, line, lead, p):
 
 
 @helper
-def write_staged(sums, width, count, columns, bias, code, x, k_step, spare, tools, yt, at):
-    """A run of neighbours, by way of a spare one of each lane; returns whether a sum is not finite.
+def crowded(k_step):
+    """Whether lines of as many channels as a vector takes fall into one or two sets of the first-level cache."""
+    return (k_step + LINE // 2) % (SET_BYTES // 2) < LINE
 
-    Lines of as many channels as a vector takes may fall into one set of the first-level cache; of one channel they do not.
-    """
+
+@helper
+def write_staged(sums, width, count, columns, bias, code, x, k_step, spare, tools, yt, at):
+    """A run of neighbours, by way of a spare one of each lane; returns whether a sum is not finite."""
     bad, row, lanes = 0, STAGED * itemsize(yt), tools[LANES]
     for k in range(0, columns, lanes):
         shift, channels = bias if is_null(bias) else bias + k * itemsize(at), min(lanes, columns - k)
@@ -223,7 +228,7 @@ def write_phases(
         inside, offset = lead_line(g, b, block, line % lines, lead, p)
         place = x + ((n + line // lines) * g[xs] + offset + start * q_step)
         source, bad = sums + line * row * width, False
-        if inside and code <= 1 and q_step == itemsize(yt) and count >= 2 * tools[LANES]:
+        if inside and code <= 1 and q_step == itemsize(yt) and count >= 2 * tools[LANES] and crowded(k_step):
             bad = write_staged(source, width, count, columns, bias, code, place, k_step, memory(spare), tools, yt, at)
         elif inside:
             bad = write_run(source, width, count, columns, bias, code, place, k_step, q_step, memory(spare), tools, yt, at)
