@@ -6,6 +6,7 @@ Public names are loaded when they are first used, so that importing numconv cost
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -73,7 +74,9 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f".{name}", __name__)
     home = _HOME.get(name)
     if home is None:
-        raise AttributeError(f"module 'numconv' has no attribute {name!r}")
+        ours = name[:-2].rstrip("_") if name[-2:] in ("1d", "2d", "3d") else ""
+        hint = f"; numconv.{ours} takes any number of spatial dimensions" if ours in _HOME else ""
+        raise AttributeError(f"module 'numconv' has no attribute {name!r}{hint}", name=name, obj=sys.modules[__name__])
     value = getattr(importlib.import_module(f".{home}", __name__), name)
     globals()[name] = value
     return value

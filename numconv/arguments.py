@@ -120,6 +120,8 @@ def freeze(value: Any, what: str) -> Any:
                 break
         else:
             return value
+    if getattr(value, "ndim", 0) > 2:  # of pairs it has two
+        raise ProblemError(f"{what} is an array of shape {tuple(value.shape)}; give integers, for a shape that of the array")
     if kind is tuple or kind is list or (hasattr(value, "tolist") and value.ndim):
         return tuple(freeze(v, what) for v in value)
     if kind is bool or kind.__name__ == "bool_":
@@ -201,9 +203,18 @@ def pool_options(
     )  # fmt: skip
 
 
+# How other libraries call these words.
+_ELSEWHERE = {
+    "constant": "zeros", "edge": "replicate", "nearest": "replicate", "wrap": "circular", "mirror": "reflect", "symm": "symmetric",
+    "nchw": "channels_first", "ncl": "channels_first", "nhwc": "channels_last", "nlc": "channels_last", "swish": "silu",
+}  # fmt: skip
+
+
 def _word(value: Any, known: Sequence[str], what: str, asked: str) -> str:
     if not isinstance(value, str) or value not in known:
-        raise ProblemError(f"{asked}: {what}={value!r} is not one of {', '.join(known)}")
+        ours = _ELSEWHERE.get(value.lower(), value.lower()) if isinstance(value, str) else ""
+        hint = f"; say {what}={ours!r}" if ours in known else ""
+        raise ProblemError(f"{asked}: {what}={value!r} is not one of {', '.join(known)}{hint}")
     return value
 
 
@@ -330,8 +341,10 @@ _CONV_OP = {
 def _weights(request: Request) -> tuple[Ints, int]:
     w_shape = _sizes(request.w_shape, "w_shape", request.asked)
     if len(w_shape) < 3:
+        plain = isinstance(request.x_shape, tuple) and len(request.x_shape) == len(w_shape) > 0
+        hint = "; for one channel and one filter give x[None] and w[None, None], or use numconv.signal" if plain else ""
         raise ProblemError(
-            f"{request.asked}: w has {len(w_shape)} dimensions; it needs at least 3: [K, C/G, *R] with one spatial dimension"
+            f"{request.asked}: w has {len(w_shape)} dimensions; it needs at least 3: [K, C/G, *R] with one spatial dimension{hint}"
         )
     if any(v < 1 for v in w_shape):
         raise ProblemError(f"{request.asked}: w has the shape {w_shape}: every size must be at least 1")

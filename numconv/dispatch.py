@@ -432,6 +432,13 @@ def _names(op: str, options: tuple[Any, ...]) -> tuple[str, ...]:
     return tuple(name.lower() for name in SIGNATURES[op][0])
 
 
+def _conversion(first: str, of_first: np.dtype[Any], name: str, dtype: np.dtype[Any]) -> str:
+    """What to write so that two arrays have one dtype: of an integer and a float the float's, else that of the first."""
+    if of_first.kind in "biu" and dtype.kind not in "biu":
+        return f"{first}.astype({str(dtype)!r})"
+    return f"{name}.astype({str(of_first)!r})"
+
+
 def _check_kinds(op: str, names: tuple[str, ...], ins: Sequence[Any]) -> None:
     """Raise if two inputs differ in dtype, or live on different devices."""
     first = ins[0]
@@ -439,7 +446,7 @@ def _check_kinds(op: str, names: tuple[str, ...], ins: Sequence[Any]) -> None:
         if name != "indices" and array.dtype != first.dtype:
             raise ProblemError(
                 f"{op}: {names[0]} has dtype {first.dtype} and {name} has {array.dtype}: all arrays of a call have one dtype; "
-                f"convert one of them, for example {name}.astype({str(first.dtype)!r})"
+                f"convert one of them, for example {_conversion(names[0], first.dtype, name, array.dtype)}"
             )
         if device_of(array) != device_of(first):
             raise ProblemError(

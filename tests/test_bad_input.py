@@ -64,7 +64,10 @@ SHAPES = [
     bad(r"x has 5 dimensions, but 2 spatial dimensions need 4 \(\[N, C, \*S\]\) or 3 \(\[C, \*S\]\)", nc.conv, X[None], W),
     bad(r"x has 2 dimensions, but 2 spatial dimensions need 4", nc.conv, X[0, 0], W),
     bad(r"x has 5 dimensions.*\[N, \*S, C\]", nc.conv, X[None], W, layout="channels_last"),
-    bad(r"w has 2 dimensions; it needs at least 3", nc.conv, X, W[0, 0]),
+    bad(r"w has 2 dimensions; it needs at least 3: .*one spatial dimension$", nc.conv, X, W[0, 0]),
+    bad(r"w has 1 dimensions.*; for one channel and one filter give x\[None\] and w\[None, None\]",
+        nc.conv, X[0, 0, 0], W[0, 0, 0]),
+    bad(r"x_shape is an array of shape \(1, 3, 6, 6\); give integers", nc.conv_input_grad, Y, W, X),
     bad(r"w has the shape \(0, 3, 3, 3\): every size must be at least 1", nc.conv, X, W[:0]),
     bad(r"x has the shape \(1, 3, 0, 6\): only the batch may be empty", nc.conv, X[:, :, :0], W),
     bad(r"x has 3 channels, but w \(4, 2, 3, 3\) takes w.shape\[1\] \* groups = 2 \* 1 = 2", nc.conv, X, W[:, :2]),
@@ -108,16 +111,16 @@ GEOMETRY = [
     bad(r"padding=\(\(1, 2\),\) has 1 pairs, but there are 2", nc.conv, X, W, padding=((1, 2),)),
     bad(r"padding=\(1, \(1, 2\)\) mixes forms", nc.conv, X, W, padding=(1, (1, 2))),
     bad(r"padding=\(\(1, 2, 3\), \(1, 2, 3\)\) mixes forms", nc.conv, X, W, padding=((1, 2, 3), (1, 2, 3))),
-    bad(r"padding='SAME' is not one of valid, same, full, causal", nc.conv, X, W, padding="SAME"),
+    bad(r"padding='SAME' is not one of valid, same, full, causal; say padding='same'", nc.conv, X, W, padding="SAME"),
     bad(r"padding=nan is a float", nc.conv, X, W, padding=float("nan")),
     bad(r"groups=0 must be an integer of at least 1", nc.conv, X, W, groups=0),
     bad(r"groups=\(1, 1\) must be an integer", nc.conv, X, W, groups=(1, 1)),
     bad(r"groups=1.0 is a float", nc.conv, X, W, groups=1.0),
-    bad(r"pad_mode='edge' is not one of zeros, reflect, symmetric, replicate, circular", nc.conv, X, W, pad_mode="edge"),
+    bad(r"pad_mode='edge' is not one of .*; say pad_mode='replicate'", nc.conv, X, W, pad_mode="edge"),
     bad(r"unhashable", nc.conv, X, W, pad_mode=["zeros"]),
     bad(r"flip=1 must be True or False", nc.conv, X, W, flip=1),
-    bad(r"layout='NCHW' is not one of channels_first, channels_last", nc.conv, X, W, layout="NCHW"),
-    bad(r"activation='tanh' is not one of relu, silu, gelu", nc.conv, X, W, activation="tanh"),
+    bad(r"layout='NCHW' is not one of channels_first, channels_last; say layout='channels_first'", nc.conv, X, W, layout="NCHW"),
+    bad(r"activation='tanh' is not one of relu, silu, gelu$", nc.conv, X, W, activation="tanh"),
     bad(r"activation='relu' is for real floats.*the dtype is complex64",
         nc.conv, X.astype("c8"), W.astype("c8"), activation="relu"),
     bad(r"activation='gelu' is for real floats.*the dtype is int16", nc.conv, X.astype("i2"), W.astype("i2"), activation="gelu"),
@@ -172,6 +175,7 @@ POOLING = [
 ]  # fmt: skip
 
 WINDOWS = [
+    bad(r"mode='constant' is not one of zeros, reflect.*; say mode='zeros'", nc.pad, X, 1, "constant"),
     bad(r"mode='edge' is not one of zeros, reflect", nc.pad, X, 1, "edge"),
     bad(r"width=-1 must be at least 0", nc.pad, X, -1),
     bad(r"x has 4 dimensions, but 1 spatial dimensions need 3", nc.pad, X, ((1, 2),)),
@@ -199,6 +203,7 @@ INDICES = [
 
 DTYPES = [
     bad(r"x has dtype float32 and w has float64.*w.astype\('float32'\)", nc.conv, X, W.astype("f8")),
+    bad(r"x has dtype int64 and w has float32.*x.astype\('float32'\)", nc.conv, X.astype("i8"), W),
     bad(r"x has dtype float32 and bias has int64", nc.conv, X, W, [1, 2, 3, 4]),
     bad(r"x has dtype int8 and w has uint8", nc.conv, X.astype("i1"), W.astype("u1")),
     bad(r"grad_y has dtype float32 and x has float16", nc.conv_weight_grad, Y, X.astype("f2"), W.shape),
@@ -459,3 +464,18 @@ def test_unknown_keywords_are_refused(name):
     shapes = {"x_shape": X.shape, "w_shape": W.shape} if name in ("plan", "explain", "output_shape") else {}
     with pytest.raises((TypeError, ProblemError), match=r"colour|no option is called"):
         getattr(nc, name)(**{"op": "conv"} | shapes if shapes else {}, colour="red")
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "text"),
+    [
+        (nc, "conv2d", "no attribute 'conv2d'; numconv.conv takes any number of spatial dimensions"),
+        (nc, "max_pool3d", "numconv.max_pool takes any number"),
+        (nc, "convolve2d", "no attribute 'convolve2d'$"),
+        (nc.nn, "Conv2d", "nn.Conv takes any number of spatial dimensions"),
+        (nc.nn, "functional", "no attribute 'functional'$"),
+    ],
+)
+def test_names_of_other_libraries(module, name, text):
+    with pytest.raises(AttributeError, match=text):
+        getattr(module, name)

@@ -117,6 +117,13 @@ def test_wrong_arguments(make, text):
         make()
 
 
+@pytest.mark.parametrize("make", [lambda: nn.Conv(3, 4, 3), lambda: nn.Linear(128, 10), lambda: nn.LpPool(2, 3)])
+def test_other_libraries_orders_of_arguments_are_no_options(make):
+    """(channels in, channels out, window), (features in, features out), (p, window)."""
+    with pytest.raises(TypeError, match="positional arguments"):
+        make()
+
+
 def test_initial_weights_follow_he(rng):
     model = nn.Sequential(nn.Conv(64, 5, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(50)).build((8, 20), rng=7)
     again = nn.Sequential(nn.Conv(64, 5, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(50)).build(

@@ -34,6 +34,7 @@ GEOMETRIES = [
     "f32 n1 c9 k3 g1 in9x8x7x10 w3x2x3x4 s1 p1 d1",
     "f16 n1 c4 k3 g1 in600 w65 s1 p32 d1",
     "f32 n1 c9 k2 g1 in20 w3 s1 p14 d1",
+    "f32 n1 c8 k6 g1 in3x2 w5x4 s1 p1 d1",
 ]
 
 

@@ -228,7 +228,8 @@ def _axis(problem: ConvProblem, axis: int) -> Axis:
     if problem.pad_mode == "zeros":
         latest = s * (out_phases - 1) + d * (tap_phases - 1) - low
         leading, inside = max(0, -(latest // step)), -(-(size + low) // step)
-        shared = max(0, min(leading, outputs + taps - 1 - inside, taps - 1))  # no output takes the place of another
+        # no output takes the place of another, and no tap
+        shared = max(0, min(leading, outputs + taps - 1 - inside, taps - 1, outputs - 1))
     return Axis(step, out_phases, tap_phases, taps, outputs, shared)
 
 

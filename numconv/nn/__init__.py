@@ -4,6 +4,8 @@ Every layer's `forward` returns y and the function that takes its gradient back,
 on NumPy arrays, with whichever backend is chosen (`numconv.using`), and on arrays of a library with NumPy's functions.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from .activations import GELU, ReLU, SiLU
 from .containers import Parallel, Residual, Sequential
 from .convolution import Conv, ConvTranspose
@@ -26,3 +28,11 @@ __all__ = [
     "LpPool", "MaxPool", "Parallel", "ReLU", "Residual", "ScaleConv", "ScaleLift", "ScalePool", "Sequential", "SiLU", "constant",
     "cosine", "cross_entropy", "evaluate", "fit", "from_config", "load", "mean_squared_error", "predict", "save", "step",
 ]  # fmt: skip
+
+
+if not TYPE_CHECKING:  # a type checker knows what there is
+
+    def __getattr__(name: str) -> Any:
+        ours = name[:-2] if name[-2:] in ("1d", "2d", "3d") else ""
+        hint = f"; nn.{ours} takes any number of spatial dimensions" if ours in __all__ else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")

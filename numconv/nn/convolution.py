@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -107,6 +107,7 @@ class Conv(_Convolution):
 
     channels: int
     window: Any
+    _: KW_ONLY
     stride: Any = 1
     padding: Any = 0
     dilation: Any = 1
@@ -158,6 +159,7 @@ class ConvTranspose(_Convolution):
 
     channels: int
     window: Any
+    _: KW_ONLY
     stride: Any = 1
     padding: Any = 0
     output_padding: Any = 0

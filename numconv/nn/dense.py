@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ class Linear(Layer):
     """
 
     features: int
+    _: KW_ONLY
     bias: bool = True
 
     fresh = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
 from numconv import functional
@@ -108,6 +108,7 @@ class LpPool(_Pool):
     """
 
     window: Any
+    _: KW_ONLY
     p: float = 2
     stride: Any = None
     padding: Any = 0
