@@ -33,6 +33,8 @@ from numba.core.typed_passes import (
 )
 from numba.core.untyped_passes import FixupArgs, GenericRewrites, IRProcessing, ReconstructSSA, TranslateByteCode
 
+from .tags import TagBranches
+
 __all__ = ["Entry", "Helper", "Library", "PartCompiler", "compiling"]
 
 
@@ -107,6 +109,7 @@ _INSTEAD = {NativeLowering: _Lowering, NativeParforLowering: _ParforLowering}
 _SERIAL = (
     TranslateByteCode,
     FixupArgs,
+    TagBranches,
     IRProcessing,
     GenericRewrites,
     ReconstructSSA,
