@@ -63,8 +63,10 @@ class _Whole(JITCodeLibrary):
 
     def _optimize_final_module(self) -> None:
         """Once: Numba's first run serves to find pairs of changes of reference counts, of which there are none."""
-        passes, builder = self._codegen._module_pass_manager()
-        passes.run(self._final_module, builder)
+        found = self._codegen._module_pass_manager()
+        # with a builder, but for Numba 0.61
+        passes, *builder = found if isinstance(found, tuple) else (found,)
+        passes.run(self._final_module, *builder)
 
 
 @register_pass(mutates_CFG=False, analysis_only=True)
