@@ -5,6 +5,7 @@ Functions named ``child_*`` run in processes of their own, whose environment and
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import multiprocessing
@@ -27,6 +28,7 @@ from numba.core.errors import TypingError
 from numba.core.registry import cpu_target
 from numconv_numba import cache, compiler, threads
 from numconv_numba.compiler import Address, Tag, Unit, Vector, helper, invoke, kernel, matches, value
+from numconv_numba.elements import held, same
 from numconv_numba.parts import Library
 from numconv_numba.scalar import add, conj, is_null, load, muladd, store, wide_vectors, zero
 from numconv_numba.threads import parallel_for, run
@@ -279,6 +281,41 @@ def test_tags_are_constants():
     np.testing.assert_array_equal(y, [1, 1, 1, 0])
     described.specialise("silu", 0)(address(y), address(y))
     np.testing.assert_array_equal(y, [2, 2, 2, 0])
+
+
+@kernel
+def doubled_or_kept(dtype: Tag, y: Address):
+    item = load(y, dtype)
+    if held(dtype) == 1 and not same(dtype, INT64):
+        store(y, add(item, zero(FLOAT32)), dtype)
+    else:
+        store(y, add(item, item), dtype)
+
+
+def test_a_branch_that_tags_decide_is_all_that_is_typed():
+    y = np.full(1, 3)
+    doubled_or_kept.specialise("int64")(y)
+    assert y[0] == 6
+    with pytest.raises(TypingError, match="add takes operands of one type"):
+        doubled_or_kept.specialise("int32")
+    assert gc.isenabled()
+
+
+@helper
+def moved(y, items):
+    return y + 4 * items
+
+
+@kernel
+def add_second_and_third(y: Address):
+    store(y, add(load(moved(y, 1), FLOAT32), load(moved(y, 2), FLOAT32)), FLOAT32)
+
+
+def test_numbers_in_calls_compile_a_helper_once(fresh_folders):
+    y = np.array([0, 2, 3], np.float32)
+    add_second_and_third.specialise()(y)
+    assert y[0] == 5
+    assert len(moved.overloads) == 1
 
 
 def test_specialise_compiles_once_and_counts():

@@ -34,17 +34,18 @@ from numba import types
 from numba.core import cgutils
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.errors import TypingError
-from numba.core.imputils import lower_constant
-from numba.extending import NativeValue, models, register_model, typeof_impl, unbox
+from numba.extending import NativeValue, models, register_model, unbox
 
 from . import cache
 from .parts import Helper, Library, PartCompiler, compiling
+from .tags import Tag, TagType
 
 __all__ = [
     "Address",
     "Kernel",
     "Statistics",
     "Tag",
+    "TagType",
     "Unit",
     "Vector",
     "helper",
@@ -65,21 +66,6 @@ Address = NewType("Address", int)
 Vector: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
 
-@dataclass(frozen=True)
-class Tag:
-    """A compile-time constant for kernels: a str, int, bool, None or a tuple of them. Also usable as a global of a helper."""
-
-    value: Any
-
-
-class TagType(types.Type):
-    """The Numba type of one tag; its instances hold nothing."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-        super().__init__(name=f"Tag({value!r})")
-
-
 class AddressType(types.Type):
     """The Numba type of `Address`: a pointer to bytes."""
 
@@ -96,23 +82,7 @@ _PARAMETERS: dict[Any, types.Type] = {
     Vector: types.Array(types.int64, 1, "C", readonly=True),
 }
 
-register_model(TagType)(models.OpaqueModel)
 register_model(AddressType)(models.OpaqueModel)
-
-
-@typeof_impl.register(Tag)
-def _typeof_tag(tag: Tag, context: Any) -> TagType:
-    return TagType(tag.value)
-
-
-@lower_constant(TagType)
-def _constant_tag(context: Any, builder: Any, tag: TagType, value: Any) -> Any:
-    return context.get_dummy_value()
-
-
-@unbox(TagType)
-def _unbox_tag(tag: TagType, obj: Any, c: Any) -> NativeValue:
-    return NativeValue(c.context.get_dummy_value())
 
 
 # Where an object has its type, and an ndarray the address of its data: the first field behind the object's head.

@@ -9,6 +9,7 @@ from numba import types
 
 from .compiler import Tag, TagType, helper, intrinsic
 from .scalar import PAIRS, ROW_PAIRS, address, pointer, storage_type
+from .tags import constant
 
 __all__ = ["INT64", "arithmetic", "element", "held", "in_rows", "itemsize", "keep", "memory", "numbers", "same", "scratch"]
 
@@ -27,34 +28,22 @@ def itemsize(typingctx: Any, dtype: Any) -> Any:
     return types.int64(dtype), codegen
 
 
-@intrinsic
-def same(typingctx: Any, one: Any, other: Any) -> Any:
+@constant
+def same(one: Any, other: Any) -> bool:
     """Whether two tags are equal, as a constant."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return context.get_constant(types.boolean, one.value == other.value)
-
-    return types.boolean(one, other), codegen
+    return bool(one == other)
 
 
-@intrinsic
-def held(typingctx: Any, factor: Any) -> Any:
+@constant
+def held(factor: Any) -> int:
     """How many channels an element of factors holds, as a constant: 2 for pairs, else 1."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return context.get_constant(types.int64, 2 if factor.value == PAIRS else 1)
-
-    return types.int64(factor), codegen
+    return 2 if factor == PAIRS else 1
 
 
-@intrinsic
-def in_rows(typingctx: Any, factor: Any) -> Any:
+@constant
+def in_rows(factor: Any) -> bool:
     """Whether factors are pairs of neighbouring results, as a constant."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return context.get_constant(types.boolean, factor.value == ROW_PAIRS)
-
-    return types.boolean(factor), codegen
+    return bool(factor == ROW_PAIRS)
 
 
 @intrinsic

@@ -268,9 +268,9 @@ def write_squares(sums, width, count, columns, bias, code, y, k_step, q_step, sp
 def write_run(sums, width, count, columns, bias, code, y, k_step, q_step, spare, tools, yt, at):
     """A run of pixels, evenly spaced in y, for `columns` channels; returns whether a sum is not finite."""
     bad, size = False, itemsize(yt)
-    if same(yt, at) & (k_step == size) & ((columns > 1) | (q_step != size)):
-        return invoke(tools[DRESS], sums, width, count, columns, bias, 0, code, y, q_step) != 0
     if (k_step == size) & ((columns > 1) | (q_step != size)):
+        if same(yt, at):
+            return invoke(tools[DRESS], sums, width, count, columns, bias, 0, code, y, q_step) != 0
         for q in range(count):
             bad |= finish_lanes(sums + q * width, y + q * q_step, columns, k_step, bias, code, yt, at)
         return bad
@@ -358,7 +358,7 @@ def read_run(target, width, count, columns, y, k_step, q_step, tools, yt, at):
 def read_pairs(target, words, width, count, columns, y, k_step, q_step, tools, yt, at):
     """A run of pixels of y as pairs of neighbours, [pair][lane]; what the last one lacks is zero."""
     whole = 0
-    if (q_step == itemsize(yt)) & same(yt, BFLOAT):
+    if same(yt, BFLOAT) and q_step == itemsize(yt):
         # neighbours in memory are pairs already
         whole = count // 2
         invoke(tools[READ_WORDS], y, k_step, columns, whole, address(0), 0, target, width)

@@ -33,6 +33,8 @@ from numba.core.typed_passes import (
 )
 from numba.core.untyped_passes import FixupArgs, GenericRewrites, IRProcessing, ReconstructSSA, TranslateByteCode
 
+from .tags import TagBranches
+
 __all__ = ["Entry", "Helper", "Library", "PartCompiler", "compiling"]
 
 
@@ -61,8 +63,10 @@ class _Whole(JITCodeLibrary):
 
     def _optimize_final_module(self) -> None:
         """Once: Numba's first run serves to find pairs of changes of reference counts, of which there are none."""
-        passes, builder = self._codegen._module_pass_manager()
-        passes.run(self._final_module, builder)
+        found = self._codegen._module_pass_manager()
+        # with a builder, but for Numba 0.61
+        passes, *builder = found if isinstance(found, tuple) else (found,)
+        passes.run(self._final_module, *builder)
 
 
 @register_pass(mutates_CFG=False, analysis_only=True)
@@ -107,6 +111,7 @@ _INSTEAD = {NativeLowering: _Lowering, NativeParforLowering: _ParforLowering}
 _SERIAL = (
     TranslateByteCode,
     FixupArgs,
+    TagBranches,
     IRProcessing,
     GenericRewrites,
     ReconstructSSA,
