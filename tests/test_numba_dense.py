@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import tracemalloc
 
 import numpy as np
@@ -149,15 +150,19 @@ def test_extra_memory_stays_small(op, size):
         assert each.workspace(problem) <= problem.max_workspace
 
 
-def test_scratch_memory_is_bounded(monkeypatch):
-    """A thread keeps what its largest call needed, up to a limit."""
+def test_scratch_memory_is_bounded():
+    """What the largest call needed is kept, up to a limit, for each thread; that of all workers is kept once."""
     from numconv_numba import threads
 
-    monkeypatch.setattr(threads._kept, "buffer", np.empty(0, np.uint8))
-    assert threads._scratch(100).size == threads._scratch(1000).size == 4 * 2**20
-    large = threads._scratch(threads._KEPT_BYTES + 1)
-    assert large.size == threads._KEPT_BYTES + 1
-    assert threads._kept.buffer.size == 4 * 2**20
+    memory = threads.Memory(5 * 2**20)
+    assert memory.take(100).size == memory.take(1000).size == 4 * 2**20
+    assert memory.take(5 * 2**20 + 1).size == 5 * 2**20 + 1
+    assert memory.take(0).size == 4 * 2**20
+    own, found = threads.Kept(), []
+    thread = threading.Thread(target=lambda: found.append(own.take(1)))
+    thread.start()
+    thread.join()
+    assert not np.shares_memory(own.take(1), found[0])
 
 
 def test_phases_of_a_strided_gradient_cover_every_tap_and_place():

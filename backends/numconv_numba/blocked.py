@@ -35,6 +35,8 @@ from .slab import (
     BLOCKS,
     CHANNEL,
     EXTRA,
+    FEW_PIECES,
+    MANY_PIECES,
     WRITE_CYCLES,
     Block,
     axis_entry,
@@ -44,6 +46,8 @@ from .slab import (
     block_vector,
     cut,
     pack_cycles,
+    pieces_for,
+    pieces_here,
     shareable,
     slab_bytes,
     tap_positions,
@@ -60,8 +64,8 @@ SLAB_BYTES = 896 * 1024
 """The packed input of a block: it stays in the second-level cache while all output channels pass over it."""
 RESULT_BYTES = 256 * 1024
 """The sums of a block for a panel: they share that cache with the slab."""
-LEAST_ITEMS = 8
-"""Blocks and panels into which images are cut, so that small ones occupy several threads."""
+LEAST_PIXELS = 128
+"""Of a block of one image that is not cut further for more threads: some tiles, beside which packing the weights is little."""
 KEPT_BYTES = 2 * 1024 * 1024
 """Packed weights that a worker keeps from block to block."""
 PAIRED_WRITE_CYCLES = 0.6
@@ -136,21 +140,27 @@ def divided(problem: ConvProblem, block: Block, width: int) -> bool:
 
 
 @functools.lru_cache(maxsize=256)
-def layout_for(problem: ConvProblem, paired: bool = False) -> Layout:
-    """The layout of a forward problem, which its cost, its workspace and its executor ask for one after the other."""
+def layout_for(problem: ConvProblem, paired: bool = False, pieces: int = FEW_PIECES) -> Layout:
+    """The layout of a forward problem, which its cost, its workspace and its executor ask for one after the other.
+
+    `pieces`: items that a large problem has at least.
+    """
     item, per_k, depth = np_dtype(problem.acc_dtype).itemsize, problem.k // problem.groups, depth_of(problem, paired)
     taps = math.prod(problem.kernel)
     width = panel_shape(problem.acc_dtype, per_k, 1 << 20).width * item
+    least = max(pieces_for(problem.flops / 2, pieces), FEW_PIECES if problem.n > 1 else 1)
 
     def fits(block: Block) -> bool:
         small = slab_bytes(problem, block, depth) <= SLAB_BYTES and block.pixels * width <= RESULT_BYTES
-        return small and divided(problem, block, width)
+        few = block.images == 1 and block.pixels <= LEAST_PIXELS
+        return small and (few or items_of(block) >= least) and divided(problem, block, width)
+
+    def items_of(block: Block) -> int:
+        panels = -(-per_k // panel_shape(problem.acc_dtype, per_k, block.pixels).width)
+        return block.pieces * problem.groups * panels
 
     units = (1,) * problem.ndim
     block = cut(problem, _steps(problem), tap_positions(problem), units, fits, problem.n)
-    items = block.pieces * problem.groups * -(-per_k * item // width)
-    if 0 < items < LEAST_ITEMS and block.images > 1:
-        block = cut(problem, _steps(problem), tap_positions(problem), units, fits, max(1, block.images * items // LEAST_ITEMS))
     shape = panel_shape(problem.acc_dtype, per_k, block.pixels)
     chunk = min(depth, max(1, host().resident // (taps * shape.width * item)))
     packed = -(-per_k // shape.width) * shape.width * depth * taps * item
@@ -340,7 +350,7 @@ class _Executor(ForwardExecutor):
     """One blocked convolution; `paired`: of pairs of bfloat16 numbers."""
 
     def __init__(self, problem: ConvProblem, paired: bool):
-        layout = layout_for(problem, paired)
+        layout = layout_for(problem, paired, pieces_here())
         shape, block = layout.shape, layout.block
         super().__init__(problem, block.pieces * problem.groups)
         self._panels = -(-(problem.k // problem.groups) // shape.width)
@@ -404,8 +414,8 @@ class Blocked(DenseImplementation):
 
     def forward_workspace(self, problem: ConvProblem) -> int:
         """For each thread a slab, the results of a block, weights and tables."""
-        layout = layout_for(problem, self.paired)
-        return most_workers(problem, layout.block, layout.shape.width) * _areas(problem, layout).bytes
+        layouts = (layout_for(problem, self.paired, pieces) for pieces in (FEW_PIECES, MANY_PIECES))
+        return max(most_workers(problem, each.block, each.shape.width) * _areas(problem, each).bytes for each in layouts)
 
     def forward(self, problem: ConvProblem) -> _Executor:
         """The executor."""

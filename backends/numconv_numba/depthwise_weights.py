@@ -344,7 +344,9 @@ class _Executor:
     def __call__(self, outs: Any, ins: Any) -> None:
         """Compute."""
         problem, w, (y, x) = self._problem, outs[0], ins
-        partial = np.empty((problem.groups, self._parts, w.size // problem.groups), problem.acc_dtype)
+        whole = self._parts == 1 and w.flags.c_contiguous and w.dtype == np_dtype(problem.acc_dtype)
+        shape = problem.groups, self._parts, w.size // problem.groups
+        partial = w.reshape(shape) if whole else np.empty(shape, problem.acc_dtype)
         shifts = np.empty((problem.groups, self._parts, problem.k // problem.groups), problem.acc_dtype)
         status = np.zeros(1, np.uint8)
         run_with(
@@ -354,7 +356,7 @@ class _Executor:
         if status[0] and self._finish.again(outs, ins):
             return
         shift = shifts.sum(axis=1).reshape(-1) if problem.bias == "y" else None
-        self._finish(outs, ins, partial.sum(axis=1).reshape(w.shape), shift)
+        self._finish(outs, ins, w if whole else partial.sum(axis=1).reshape(w.shape), shift)
 
 
 class DepthwiseWeights(Implementation):

@@ -81,10 +81,12 @@ def plan_for(problem: ConvProblem) -> _Plan:
     shape = _shapes(problem)[0]._replace(rows=-(-rows // tiles))
     firsts = tuple(min(i * shape.rows, rows - shape.rows) for i in range(tiles))
     height = problem.output[-2] if problem.ndim > 1 else 1
-    bands = max(1, min(height // (4 * rows), -(-ITEMS // max(1, problem.n * problem.k))))
+    planes = problem.n * problem.k * math.prod(problem.output[:-2])
+    bands = max(1, min(height // (4 * rows), -(-ITEMS // max(1, planes))))
     band = -(-height // bands)
     bands = -(-height // max(band, 1))
-    return _Plan(shape, firsts, band, bands, max(1, min(problem.n * bands, -(-ITEMS // problem.k))))
+    units = problem.n * math.prod(problem.output[:-2]) * bands
+    return _Plan(shape, firsts, band, bands, max(1, min(units, -(-ITEMS // problem.k))))
 
 
 def _plane_cycles(problem: ConvProblem, plan: _Plan) -> float:
@@ -180,20 +182,18 @@ def collect_tiles(job, fields, x, y, first_row, count, sums, shift, planes, alon
 
 
 @helper
-def collect_slices(job, fields, x, y, first_row, count, sums, shift, g, b, at):
-    """The sums of every slice over a band of rows; x is the address of the group in an image, y of the plane."""
+def collect_slices(job, fields, x, y, output, first_row, count, sums, shift, g, b, at):
+    """The sums of every slice over a band of rows; x is the address of the group in an image, y of the plane of `output`."""
     axes, size = g[DIMS] - 2, itemsize(at)
-    step = b[KERNEL_ROWS] * b[COLUMNS] * size
-    for output in range(b[OUTER_OUTPUTS]):
-        target, where = y + outer_place(g, output), shift
-        for index in range(g[PER_C] * b[OUTER_TAPS]):
-            inside, offset = outer_source(g, output, index % b[OUTER_TAPS], axes)
-            if inside:
-                source = x + (index // b[OUTER_TAPS] * g[part(g, PARTS) + 2] + offset)
-                collect_tiles(job, fields, source, target, first_row, count, sums + index * step, where, 1, False, g, b, at)
-                where = address(0)
-        if not is_null(where):
-            collect_tiles(job, fields, x, target, first_row, count, sums, where, 1, True, g, b, at)
+    step, where = b[KERNEL_ROWS] * b[COLUMNS] * size, shift
+    for index in range(g[PER_C] * b[OUTER_TAPS]):
+        inside, offset = outer_source(g, output, index % b[OUTER_TAPS], axes)
+        if inside:
+            source = x + (index // b[OUTER_TAPS] * g[part(g, PARTS) + 2] + offset)
+            collect_tiles(job, fields, source, y, first_row, count, sums + index * step, where, 1, False, g, b, at)
+            where = address(0)
+    if not is_null(where):
+        collect_tiles(job, fields, x, y, first_row, count, sums, where, 1, True, g, b, at)
 
 
 @helper
@@ -209,13 +209,14 @@ def _planes(begin, end, args):
     job[job_of.X_AHEAD] = g[xs + 1] if abs(g[xs + 1]) <= AHEAD_PLANE else 64 * g[part(g, STRIDE) + axis + 1]
     job[job_of.G_AHEAD] = g[ys + 1] if abs(g[ys + 1]) <= AHEAD_PLANE else 64
     together = (b[TILES] == 1) & (b[RUNS] == 1) & (b[OUTER_OUTPUTS] == 1) & (b[OUTER_TAPS] == 1) & (g[PER_C] == 1) & (g[PER_K] == 1)
-    rows, units = g[part(g, OUTPUT) + axis] if axis >= 0 else 1, g[BATCH] * b[BANDS]
+    rows, units = g[part(g, OUTPUT) + axis] if axis >= 0 else 1, g[BATCH] * b[OUTER_OUTPUTS] * b[BANDS]
     first = begin
     while first < end:
         share, k = first // channels, first % channels
         last = min(end, first - k + channels)
         for unit in range(units * share // b[SHARES], units * (share + 1) // b[SHARES]):
-            n, top = unit // b[BANDS], unit % b[BANDS] * b[BAND]
+            output, top = unit // b[BANDS], unit % b[BANDS] * b[BAND]
+            output, n = output % b[OUTER_OUTPUTS], output // b[OUTER_OUTPUTS]
             count = min(b[BAND], rows - top)
             item = first
             while item < last:
@@ -227,7 +228,8 @@ def _planes(begin, end, args):
                 if together:
                     collect_tiles(job, fields, source, target, top, count, sums, shift, planes, False, g, b, at)
                 else:
-                    collect_slices(job, fields, source, target, top, count, sums, shift, g, b, at)
+                    target = target + outer_place(g, output)
+                    collect_slices(job, fields, source, target, output, top, count, sums, shift, g, b, at)
                 item += planes
         first = last
     if begin < end and not are_finite(partial + begin * weights * size, (end - begin) * weights, at):

@@ -24,7 +24,7 @@ from numconv.plugin import ConvProblem, np_dtype
 
 from .compiler import helper
 from .geometry import BATCH, DIMS, OUTPUT, part
-from .threads import SERIAL_WORK
+from .threads import SERIAL_WORK, threads
 
 __all__ = [
     "AXES",
@@ -35,6 +35,7 @@ __all__ = [
     "COMBINATIONS",
     "IMAGES",
     "IMAGE_BLOCKS",
+    "MANY_PIECES",
     "MOST_PHASES",
     "SHARES",
     "WRITE_CYCLES",
@@ -47,6 +48,8 @@ __all__ = [
     "block_vector",
     "cut",
     "pack_cycles",
+    "pieces_for",
+    "pieces_here",
     "shareable",
     "slab_bytes",
     "steps",
@@ -57,8 +60,10 @@ __all__ = [
 
 SHARES = 4
 """Blocks that a problem is cut into at least, where it has work for several threads: what they share need not be packed by each."""
-
-
+FEW_PIECES, MANY_PIECES = 8, 32
+"""Pieces that a problem with much work is cut into at least, where that costs little: for up to four threads, and for more."""
+PIECE_WORK = 1e6
+"""Multiply-adds that are worth a piece."""
 MOST_PHASES = 12
 """Phases of a row that are split in registers; a larger stride is packed an element at a time."""
 
@@ -185,6 +190,16 @@ def cut(
 def shareable(problem: ConvProblem, block: Block) -> bool:
     """Whether threads can share the blocks evenly, or there is little to share."""
     return block.pieces * problem.groups >= SHARES or problem.flops / 2 < SHARES * SERIAL_WORK
+
+
+def pieces_for(work: float, most: int) -> int:
+    """Into how many pieces, up to `most`, to cut a problem of so many multiply-adds at least."""
+    return max(1, min(most, int(work / PIECE_WORK)))
+
+
+def pieces_here() -> int:
+    """Of a large problem, for the threads there are: blocks may depend on them, since no sum is parted."""
+    return FEW_PIECES if threads() <= FEW_PIECES // 2 else MANY_PIECES
 
 
 def _fits_with(

@@ -35,8 +35,8 @@ from .compiler import helper, intrinsic, kernel
 from .scalar import address, as_integer
 
 __all__ = [
-    "MAX_THREADS", "SERIAL_WORK", "SHARED_SECONDS", "Areas", "Kept", "layer", "parallel_for", "quota", "run", "run_with", "share",
-    "threads", "worker_area", "workers",
+    "MAX_THREADS", "SERIAL_WORK", "SHARED_SECONDS", "Areas", "Kept", "common_area", "layer", "parallel_for", "quota", "run",
+    "run_with", "share", "threads", "worker_area", "workers",
 ]  # fmt: skip
 
 MAX_THREADS = 64
@@ -75,7 +75,9 @@ def region(function: int, args: int, workers: int, items: int) -> None:
     mask = _get_num_threads()
     _set_num_threads(workers)
     for worker in prange(workers):
-        _call(function, items * worker // workers, items * (worker + 1) // workers, args)
+        begin, end = items * worker // workers, items * (worker + 1) // workers
+        if begin < end:
+            _call(function, begin, end, args)
     _set_num_threads(mask)
 
 
@@ -223,7 +225,7 @@ def workers(items: int, work: float) -> int:
 class Areas:
     """The parts of a worker's scratch memory.
 
-    It is taken from a buffer that each Python thread keeps from call to call: fresh memory would cost a page fault every 4 KiB.
+    It is taken from memory that is kept from call to call.
 
     Parameters
     ----------
@@ -237,29 +239,40 @@ class Areas:
         self.bytes = int(ends[-1])
 
 
-class Kept(threading.local):
-    """Memory that each Python thread keeps from call to call."""
+class Memory:
+    """Memory that is kept from call to call, since fresh memory costs a page fault every 4 KiB.
 
-    buffer = np.empty(0, np.uint8)
+    Parameters
+    ----------
+    most : int
+        Bytes; more are not kept.
+    """
+
+    def __init__(self, most: int):
+        self._most = most
+        self._buffer = np.empty(0, np.uint8)
 
     def take(self, size: int) -> Any:
-        """At least `size` bytes, which the next one who asks gets too; larger ones are not kept."""
-        if size > _KEPT_BYTES:
+        """At least `size` bytes, which the next one who asks gets too."""
+        if size > self._most:
             return np.empty(size, np.uint8)
-        if self.buffer.size < size:
-            self.buffer = np.empty(0, np.uint8)
+        if self._buffer.size < size:
+            self._buffer = np.empty(0, np.uint8)
             # NumPy asks for huge pages from 4 MiB on
-            self.buffer = np.empty(max(size, 4 * 2**20), np.uint8)
-        return self.buffer
+            self._buffer = np.empty(max(size, 4 * 2**20), np.uint8)
+        return self._buffer
 
 
-_KEPT_BYTES = 32 * 2**20
+class Kept(threading.local, Memory):
+    """Memory of a Python thread."""
+
+    def __init__(self) -> None:
+        super().__init__(32 * 2**20)
+
+
 _kept = Kept()
-
-
-def _scratch(size: int) -> Any:
-    """The scratch memory of this thread: at least `size` bytes."""
-    return _kept.take(size)
+_shared = Memory(256 * 2**20)
+"""Of whoever is inside the region: the scratch memory of all workers, which grows with their number."""
 
 
 @helper
@@ -269,11 +282,26 @@ def worker_area(scratch, areas, count, workers, items, begin):
     return address((as_integer(scratch) + 63) & ~63) + worker * areas[count]
 
 
-def run_with(areas: Areas, compiled: Callable[..., None], items: int, work: float, *args: Any) -> None:
-    """`run` a kernel that takes scratch memory: its parameters go on with (scratch, offsets of the areas)."""
+@helper
+def common_area(scratch, areas, count, workers):
+    """The start of the memory that all workers have in common."""
+    return address((as_integer(scratch) + 63) & ~63) + workers * areas[count]
+
+
+def run_with(areas: Areas, compiled: Callable[..., None], items: int, work: float, *args: Any, common: int = 0) -> None:
+    """`run` a kernel that takes scratch memory: its parameters go on with (scratch, offsets of the areas).
+
+    `common`: bytes behind the areas of all workers, from `common_area` on.
+    """
     count = workers(items, work)
-    memory = _scratch(count * areas.bytes + 64)
-    _run(compiled, items, count, memory, areas.offsets, *args)
+    if count > 1 and _entered.acquire(blocking=False):
+        try:
+            memory = _shared.take(count * areas.bytes + common + 64)
+            compiled(_region_address(), count, items, memory, areas.offsets, *args)
+        finally:
+            _entered.release()
+    else:
+        compiled(0, 1, items, _kept.take(areas.bytes + common + 64), areas.offsets, *args)
 
 
 def run(compiled: Callable[..., None], items: int, work: float, *args: Any) -> None:
@@ -290,13 +318,7 @@ def run(compiled: Callable[..., None], items: int, work: float, *args: Any) -> N
     *args
         The kernel's other parameters.
     """
-    if work < _Process.serial_work:
-        compiled(0, 1, items, *args)
-    else:
-        _run(compiled, items, workers(items, work), *args)
-
-
-def _run(compiled: Callable[..., None], items: int, count: int, *args: Any) -> None:
+    count = 1 if work < _Process.serial_work else workers(items, work)
     if count > 1 and _entered.acquire(blocking=False):
         try:
             compiled(_region_address(), count, items, *args)

@@ -37,6 +37,7 @@ from .slab import (
     BLOCKS,
     CHANNEL,
     EXTRA,
+    FEW_PIECES,
     SHARES,
     WRITE_CYCLES,
     Block,
@@ -47,6 +48,8 @@ from .slab import (
     block_vector,
     cut,
     pack_cycles,
+    pieces_for,
+    pieces_here,
     shareable,
     steps,
     tap_offsets,
@@ -71,14 +74,16 @@ def flat_pixels(block: Block) -> int:
     return 1 + sum((size - 1) * step for size, step in zip(block.size, steps(block.pitch), strict=True))
 
 
-def block_for(problem: ConvProblem, tile: Tile) -> Block:
-    """The largest block of one image whose slab and results fit the caches."""
+def block_for(problem: ConvProblem, tile: Tile, pieces: int) -> Block:
+    """The largest block of one image whose slab and results fit the caches; `pieces`: items of a large problem at least."""
     per_c, item = problem.c // problem.groups, np_dtype(problem.acc_dtype).itemsize
+    tiles, least = problem.groups * -(-(problem.k // problem.groups) // tile.channels), pieces_for(problem.flops / 2, pieces)
 
     def fits(block: Block) -> bool:
         slab, pixels = per_c * block.channel * item, flat_pixels(block)
         few = pixels < 2 * SHARES * tile.vectors * tile.lanes
-        return slab <= SLAB_BYTES and tile.channels * pixels * item <= RESULT_BYTES and (few or shareable(problem, block))
+        shared = few or (block.pieces * tiles >= least and shareable(problem, block))
+        return slab <= SLAB_BYTES and tile.channels * pixels * item <= RESULT_BYTES and shared
 
     return cut(problem, problem.stride, tap_positions(problem), (1,) * problem.ndim, fits, min(problem.n, 1))
 
@@ -272,17 +277,17 @@ class _Layout(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def _layout(problem: ConvProblem) -> _Layout:
+def _layout(problem: ConvProblem, pieces: int = FEW_PIECES) -> _Layout:
     """The layout of a problem, which its cost, its workspace and its executor ask for one after the other."""
     tile = tile_for(problem.acc_dtype, problem.k // problem.groups)
-    return _Layout(tile, block_for(problem, tile))
+    return _Layout(tile, block_for(problem, tile, pieces))
 
 
 class _Executor(ForwardExecutor):
     """One tiled convolution."""
 
     def __init__(self, problem: ConvProblem):
-        tile, block = _layout(problem)
+        tile, block = _layout(problem, pieces_here())
         super().__init__(problem, block.pieces * problem.groups)
         self._tiles = -(-(problem.k // problem.groups) // tile.channels)
         self._work = problem.flops / 2

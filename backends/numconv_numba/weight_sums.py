@@ -37,9 +37,10 @@ class Finish:
         return True
 
     def __call__(self, outs: Any, ins: Any, found: Any, shift: Any) -> None:
-        """The results from the gradient of w and, if it is one of y, of the bias."""
+        """The results from the gradient of w, which may be there already, and, if it is one of y, of the bias."""
         (w, *bias), (y, x) = outs, ins
-        w[...] = found
+        if found is not w:
+            w[...] = found
         if bias and shift is not None:
             bias[0][...] = shift
         elif bias:

@@ -22,16 +22,16 @@ import numpy as np
 
 from numconv.plugin import ConvProblem, Verdict
 
-from .blocked import Blocked, forget, most_workers, parts_for
-from .compiler import Address, Tag, helper, invoke, kernel
+from .blocked import Blocked, forget, parts_for
+from .compiler import Address, Tag, Unit, helper, invoke, kernel
 from .dense import DenseImplementation, ForwardExecutor, Weights
 from .elements import INT64, itemsize, keep, memory, scratch
 from .entries import LANES, OUTPUT, PACK_WEIGHTS, PRODUCT, WEIGHT, WRITE
-from .geometry import DIMS, OPTION, PARTS, PER_C, PER_K, part
+from .geometry import DIMS, GROUPS, OPTION, PARTS, PER_C, PER_K, part
 from .panels import fill_places, fill_terms
 from .scalar import is_null, pointer
 from .slab import BLOCKS, EXTRA, block_image, block_vector
-from .threads import parallel_for, run, run_with, worker_area
+from .threads import MAX_THREADS, common_area, parallel_for, run, run_with, worker_area, workers
 from .tools import tools_for
 from .winograd_inputs import (
     COLUMNS,
@@ -50,8 +50,19 @@ from .winograd_inputs import (
     tile_extents,
     transform_inputs,
 )
-from .winograd_layout import CHANNELS_AT_ONCE, areas_of, cost_of, layout_for, steps_of
-from .winograd_tiles import direct_terms, inner_taps, lead_axes, spread, tiles_of
+from .winograd_layout import (
+    BOUND_BYTES,
+    CHANNELS_AT_ONCE,
+    areas_of,
+    common_of,
+    cost_of,
+    layout_for,
+    layout_here,
+    steps_of,
+    ways_of,
+    workspace_of,
+)
+from .winograd_tiles import direct_terms, inner_taps, lead_axes, tiles_of
 
 __all__ = ["Winograd", "WinogradExecutor"]
 
@@ -65,10 +76,15 @@ MOST_TAPS = 5
 # weights.
 CHUNK, KEPT, PLACES, M_STEP, U_STEP = (EXTRA + i for i in (2, 3, 4, 8, 10))
 UINT8 = Tag("uint8")
-# The form of w: as it lies, transformed, or packed in panels that are transformed when they are needed.
-UNPACKED, TRANSFORMED, IN_PANELS = range(3)
-BOUND_BYTES = 24 * 1024 * 1024
-"""Transformed weights of a bound plan: more than a last-level cache holds would come from memory for every block of tiles."""
+# The form of w: as it lies, transformed, or packed in panels that are transformed when they are needed; or as it lies, to be
+# transformed into the common memory first.
+UNPACKED, TRANSFORMED, IN_PANELS, SHARED = range(4)
+SHARED_BYTES = 1024 * 1024
+"""Transformed weights of all threads that are worth waiting for each other, rather than that each transforms its own."""
+UNEVEN = 1.1
+"""How much longer than its equal share a thread may take for its blocks."""
+ITEMS_OF_THREAD = 4
+"""Items of a phase for each thread."""
 
 # --- kernel --------------------------------------------------------------------------------------------------------------------
 
@@ -152,7 +168,7 @@ def _blocks(begin, end, args):
             where = item // splits
             tiles = fill_places(pointer(tables, INT64), b[GROUP], per_c * phases * plane * size, axis_steps, g, b, block)
             source = x + (n * g[xs] + group * g[xs + 1])
-            transform_inputs(inputs, slabs, elements, source, per_c, block, plane, g, b, tools, at)
+            transform_inputs(inputs, slabs, elements, source, per_c, 0, per_c, block, plane, g, b, tools, at)
         if group != of_group:
             of_group = group
             forget(ready, panels)
@@ -183,6 +199,36 @@ def _blocks(begin, end, args):
             invoke(tools[WRITE], tools, results, width, used, shift, g[OPTION], target, status, block, g, b)
 
 
+@helper
+def _panels(begin, end, args):
+    at, tools, form, ranges, w, target, g, b = args
+    ws, per_c, per_k, width, panels = part(g, PARTS + 1), g[PER_C], g[PER_K], b[PANEL] * itemsize(at), -(-g[PER_K] // b[PANEL])
+    count, phases = element_counts(g, b)
+    step, taps = spread_step(per_c * phases * b[TAPS] * width), b[TAPS] * inner_window(g)
+    small, units = scratch(CHANNELS_AT_ONCE * taps * width), -(-per_c // CHANNELS_AT_ONCE)
+    for item in range(begin, end):
+        panel, one = item // ranges, item % ranges
+        group, k = panel // panels, panel % panels * b[PANEL]
+        first = units * one // ranges * CHANNELS_AT_ONCE
+        channels = min(per_c, units * (one + 1) // ranges * CHANNELS_AT_ONCE) - first
+        source, used = w + (group * g[ws] + k * g[ws + 1]), min(per_k - k, b[PANEL])
+        if form == IN_PANELS:
+            place = target + (panel * per_c + first) * taps * width
+            invoke(tools[PACK_WEIGHTS], tools, place, source, used, first, channels, taps, width, g)
+        else:
+            place = target + (panel * count * step + first * phases * b[TAPS] * width)
+            transform_weights(place, step, memory(small), source, UNPACKED, used, first, channels, g, b, tools, at)
+    keep(small)
+
+
+@helper
+def share_weights(region, workers, form, w, target, g, b, tools, at):
+    """All panels of w in a form for `winograd`, by all workers."""
+    panels = -(-g[PER_K] // b[PANEL]) * g[GROUPS]
+    ranges = min(-(-g[PER_C] // CHANNELS_AT_ONCE), -(-ITEMS_OF_THREAD * workers // panels))
+    parallel_for(region, workers, panels * ranges, _panels, (at, tools, form, ranges, w, target, g, b))
+
+
 @kernel
 def winograd(
     at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, tools: Address, splits: int, form: int,
@@ -193,52 +239,134 @@ def winograd(
     `tools`: see `tools_for`; w has one of the forms above, and lies as the vector g says if it is UNPACKED. `status` gets a 1 for
     each image of which a sum is not finite. The bias is in the accumulation dtype.
     """
+    tables, offsets, sizes, cutting = pointer(tools, INT64), pointer(areas, INT64), pointer(g, INT64), pointer(b, INT64)
+    u, ready = w, form
+    if form == SHARED:
+        u, ready = common_area(scratch, offsets, AREAS, workers), TRANSFORMED
+        share_weights(region, workers, TRANSFORMED, w, u, sizes, cutting, tables, at)
     parallel_for(
         region,
         workers,
         items,
         _blocks,
-        (
-            at, items, workers, scratch, pointer(areas, INT64), pointer(tools, INT64), splits, form, x, w, bias, y, status,
-            pointer(g, INT64), pointer(b, INT64),
-        ),
-    )  # fmt: skip
-
-
-@helper
-def _panels(begin, end, args):
-    at, tools, form, w, target, g, b = args
-    ws, per_c, per_k, width, panels = part(g, PARTS + 1), g[PER_C], g[PER_K], b[PANEL] * itemsize(at), -(-g[PER_K] // b[PANEL])
-    count, phases = element_counts(g, b)
-    step, taps = spread_step(per_c * phases * b[TAPS] * width), b[TAPS] * inner_window(g)
-    small = scratch(CHANNELS_AT_ONCE * taps * width)
-    for item in range(begin, end):
-        group, k = item // panels, item % panels * b[PANEL]
-        source, used = w + (group * g[ws] + k * g[ws + 1]), min(per_k - k, b[PANEL])
-        if form == IN_PANELS:
-            invoke(tools[PACK_WEIGHTS], tools, target + item * per_c * taps * width, source, used, 0, per_c, taps, width, g)
-        else:
-            place = target + item * count * step
-            transform_weights(place, step, memory(small), source, UNPACKED, used, 0, per_c, g, b, tools, at)
-    keep(small)
+        (at, items, workers, scratch, offsets, tables, splits, ready, x, u, bias, y, status, sizes, cutting),
+    )
 
 
 @kernel
 def bind_weights(
-    at: Tag,
-    region: int,
-    workers: int,
-    items: int,
-    tools: Address,
-    form: int,
-    w: Address,
-    target: Address,
-    g: Address,
-    b: Address,
+    at: Tag, region: int, workers: int, items: int, tools: Address, form: int, w: Address, target: Address, g: Address, b: Address
 ) -> None:
-    """All panels of w in a form for `winograd`: an item is a panel of a group."""
-    args = at, pointer(tools, INT64), form, w, target, pointer(g, INT64), pointer(b, INT64)
-    parallel_for(region, workers, items, _panels, args)
+    """All panels of w in a form for `winograd`."""
+    share_weights(region, workers, form, w, target, pointer(g, INT64), pointer(b, INT64), pointer(tools, INT64), at)
+
+
+# --- phases that follow each other ----------------------------------------------------------------------------------------------
+
+# How they are shared: where transformed input and products lie in the common memory, behind the weights; ranges of channels of a
+# block, of so many channels at least, and parts of the elements of a panel.
+AT_INPUTS, AT_PRODUCTS, RANGES, UNIT, PARTS_OF_ELEMENTS = range(5)
+
+
+@helper
+def _inputs(begin, end, args):
+    at, items, workers, scratch, areas, tools, phase, x, v, g, b = args
+    per_c, size, xs = g[PER_C], itemsize(at), part(g, PARTS)
+    count, phases = element_counts(g, b)
+    own = worker_area(scratch, areas, AREAS, workers, items, begin)
+    elements = own + areas[TABLES] + 8 * (b[PLACES] + b[CHUNK] * phases * b[TAPS])
+    plane = place_steps(pointer(elements + 8 * count * phases, INT64), g, b, size)
+    fill_elements(pointer(elements, INT64), g, b, size)
+    units = -(-per_c // phase[UNIT])
+    for item in range(begin, end):
+        where, one = item // phase[RANGES], item % phase[RANGES]
+        block, group = where % b[BLOCKS], where // b[BLOCKS]
+        first = min(per_c, units * one // phase[RANGES] * phase[UNIT])
+        last = min(per_c, units * (one + 1) // phase[RANGES] * phase[UNIT])
+        source = x + (block_image(b, g[DIMS], block) * g[xs] + group * g[xs + 1])
+        target = v + where * count * b[V_STEP] * size
+        transform_inputs(target, own + areas[SLABS], elements, source, per_c, first, last, block, plane, g, b, tools, at)
+
+
+@helper
+def _products(begin, end, args):
+    at, items, workers, scratch, areas, tools, phase, u, v, m, g, b = args
+    ndim, per_c, size, width = g[DIMS], g[PER_C], itemsize(at), b[PANEL] * itemsize(at)
+    count, phases = element_counts(g, b)
+    tables = worker_area(scratch, areas, AREAS, workers, items, begin) + areas[TABLES]
+    terms = tables + 8 * b[PLACES]
+    axis_steps = pointer(terms + 8 * (b[CHUNK] * phases * b[TAPS] + count * phases), INT64)
+    plane = place_steps(axis_steps, g, b, size)
+    fill_terms(pointer(terms, INT64), b[CHUNK] * phases, plane * size, max(ndim - 2, 0), axis_steps, g)
+    panels, parts, step = -(-g[PER_K] // b[PANEL]), phase[PARTS_OF_ELEMENTS], spread_step(per_c * phases * b[TAPS] * width)
+    filled, tiles = -1, 0
+    for item in range(begin, end):
+        panel, where, one = item // parts % panels, item // parts // panels, item % parts
+        block, group = where % b[BLOCKS], where // b[BLOCKS]
+        if where != filled:
+            filled = where
+            tiles = fill_places(pointer(tables, INT64), b[GROUP], per_c * phases * plane * size, axis_steps, g, b, block)
+        for element in range(count * one // parts, count * (one + 1) // parts):
+            a = u + ((group * panels + panel) * count + element) * step
+            source = v + (where * count + element) * b[V_STEP] * size
+            target = m + ((where * panels + panel) * count + element) * b[M_STEP] * size
+            for first in range(0, per_c, b[CHUNK]):
+                passed = min(b[CHUNK], per_c - first)
+                invoke(
+                    tools[PRODUCT], a + first * phases * b[TAPS] * width, source + first * phases * plane * size, tables, target,
+                    -(-tiles // b[GROUP]), passed * phases * b[TAPS], terms, width, 1 if first > 0 else 0,
+                )  # fmt: skip
+
+
+@helper
+def _outputs(begin, end, args):
+    at, items, workers, scratch, areas, tools, m, bias, y, status, g, b = args
+    per_k, size, ys = g[PER_K], itemsize(at), part(g, PARTS + 2)
+    count, _ = element_counts(g, b)
+    own, panels = worker_area(scratch, areas, AREAS, workers, items, begin), -(-per_k // b[PANEL])
+    results, spare = own + areas[RESULTS], own + areas[SPARE]
+    for item in range(begin, end):
+        k, where = item % panels * b[PANEL], item // panels
+        block, group = where % b[BLOCKS], where // b[BLOCKS]
+        transform_outputs(results, m + item * count * b[M_STEP] * size, spare, block, g, b, tools, at)
+        shift = bias if is_null(bias) else bias + (group * per_k + k) * size
+        target, used = y + (group * g[ys + 1] + k * g[ys + 2]), min(per_k - k, b[PANEL])
+        invoke(tools[WRITE], tools, results, b[PANEL] * size, used, shift, g[OPTION], target, status, block, g, b)
+
+
+@kernel
+def winograd_phases(
+    at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, tools: Address, phases: Address, form: int,
+    x: Address, w: Address, bias: Address, y: Address, status: Address, g: Address, b: Address,
+) -> None:  # fmt: skip
+    """What `winograd` computes, for few blocks: all workers transform weights, then input, then multiply, then transform back.
+
+    w is TRANSFORMED, or lies as the vector g says.
+    """
+    tables, offsets, phase = pointer(tools, INT64), pointer(areas, INT64), pointer(phases, INT64)
+    sizes, cutting = pointer(g, INT64), pointer(b, INT64)
+    common = common_area(scratch, offsets, AREAS, workers)
+    v, m = common + phase[AT_INPUTS], common + phase[AT_PRODUCTS]
+    panels, blocks = -(-sizes[PER_K] // cutting[PANEL]), cutting[BLOCKS] * sizes[GROUPS]
+    u = w
+    if form != TRANSFORMED:
+        u = common
+        share_weights(region, workers, TRANSFORMED, w, u, sizes, cutting, tables, at)
+    shares = blocks * phase[RANGES]
+    parallel_for(
+        region, workers, shares, _inputs, (at, shares, workers, scratch, offsets, tables, phase, x, v, sizes, cutting)
+    )  # fmt: skip
+    shares = blocks * panels * phase[PARTS_OF_ELEMENTS]
+    parallel_for(
+        region, workers, shares, _products, (at, shares, workers, scratch, offsets, tables, phase, u, v, m, sizes, cutting)
+    )  # fmt: skip
+    shares = blocks * panels
+    parallel_for(
+        region, workers, shares, _outputs, (at, shares, workers, scratch, offsets, tables, m, bias, y, status, sizes, cutting)
+    )  # fmt: skip
+
+
+_kernels = Unit("winograd.kernels", lambda acc: [(winograd, (acc,)), (bind_weights, (acc,))], python=True)
 
 
 # --- the implementation --------------------------------------------------------------------------------------------------------
@@ -248,13 +376,15 @@ class WinogradExecutor(ForwardExecutor):
     """One Winograd convolution."""
 
     def __init__(self, problem: ConvProblem):
-        layout = layout_for(problem)
+        layout = layout_here(problem)
         tiles, shape, block = layout[:3]
         super().__init__(problem, block.pieces * problem.groups)
         self._layout = layout
         self._panels = -(-(problem.k // problem.groups) // shape.width)
         self._work = problem.flops / 8
-        self._areas = areas_of(problem, layout)
+        self._areas, self._shared_areas = areas_of(problem, layout), areas_of(problem, layout, weights=False)
+        self._ways, self._common = ways_of(problem, layout), common_of(problem, layout)
+        self._phases: dict[int, tuple[Any, int, int]] = {}
         taps = math.prod(problem.kernel[: lead_axes(problem)])
         numbers = layout.chunk, layout.kept, layout.places, taps, layout.slab_channels, *steps_of(problem, layout), *tiles.outputs
         self._block = block_vector(block, shape.width, shape.positions, *numbers)
@@ -262,30 +392,46 @@ class WinogradExecutor(ForwardExecutor):
             problem.dtype, problem.acc_dtype, shape.lanes, phases=block.step[-1], out=problem.out_dtype, product_shape=shape[:2],
             transform_shape=tiles.transform,
         )  # fmt: skip
-        self._kernel = winograd.specialise(problem.acc_dtype)
-        transformed = self._panels * problem.c * direct_terms(problem, tiles) * tiles.elements
-        self._form = TRANSFORMED if transformed * shape.width * self._acc.itemsize <= BOUND_BYTES else IN_PANELS
+        self._kernel, self._bind_kernel = _kernels.functions(problem.acc_dtype)
+        self._form = TRANSFORMED if self._common.weights <= BOUND_BYTES else IN_PANELS
 
     def packed(self, w: Any) -> Weights:
         """w transformed, or in panels if it would be too large."""
-        problem, (tiles, shape) = self._problem, self._layout[:2]
-        rows, per_c = problem.groups * self._panels, problem.c // problem.groups
-        size = per_c * math.prod(problem.kernel) * shape.width
-        if self._form == TRANSFORMED:
-            size = tiles.elements * spread(per_c * direct_terms(problem, tiles) * shape.width, 64 // self._acc.itemsize)
-        packed = np.empty(rows * size, self._acc)
-        compiled = bind_weights.specialise(problem.acc_dtype)
+        panels, size = self._problem.groups * self._panels, self._common.weights // self._acc.itemsize
+        if self._form == IN_PANELS:
+            size = self._panels * self._problem.c * math.prod(self._problem.kernel) * self._layout.shape.width
+        packed = np.empty(size, self._acc)
         vector = self._vectors((0,) * w.ndim, w.strides, (0,) * w.ndim)
-        run(compiled, rows, packed.size, self._tools, self._form, w, packed, vector, self._block)
+        items = panels * -(-self._problem.c // self._problem.groups // CHANNELS_AT_ONCE)
+        run(self._bind_kernel, items, packed.size, self._tools, self._form, w, packed, vector, self._block)
         return Weights(packed, w.strides, True)
 
     def launch(self, x: Any, w: Weights, shift: Any, y: Any, status: Any, vector: Any) -> None:
-        """Run `winograd`."""
+        """Run `winograd`, or `winograd_phases` where threads could not share the blocks evenly."""
+        count, form = workers(MAX_THREADS, self._work), self._form if w.packed else UNPACKED
+        arrays = x, w.array, shift, y, status, vector, self._block
+        if count > 1 and self._ways.phases and form != IN_PANELS and -(-self._items // count) * count > UNEVEN * self._items:
+            vector, most, common = self._phases.get(count) or self._phases.setdefault(count, self._shares(count))
+            compiled = winograd_phases.specialise(self._acc.name)
+            run_with(self._ways.phases, compiled, most, self._work, self._tools, vector, form, *arrays, common=common)
+            return
         splits = parts_for(self._items, self._panels, self._work)
+        if count > 1 and form == UNPACKED and self._ways.shared and self._common.weights * count >= SHARED_BYTES:
+            form = SHARED
         run_with(
-            self._areas, self._kernel, self._items * splits, self._work, self._tools, splits,
-            self._form if w.packed else UNPACKED, x, w.array, shift, y, status, vector, self._block,
+            self._areas if form in (UNPACKED, IN_PANELS) else self._shared_areas, self._kernel, self._items * splits, self._work,
+            self._tools, splits, form, *arrays, common=self._common.weights if form == SHARED else 0,
         )  # fmt: skip
+
+    def _shares(self, count: int) -> tuple[Any, int, int]:
+        """For so many threads: how they share the phases, how many have work at most, and the bytes that they have in common."""
+        problem, layout, most = self._problem, self._layout, ITEMS_OF_THREAD * count
+        unit = layout.shape.lanes if problem.layout == "channels_last" else LEAST_CHANNELS
+        ranges = min(-(-(problem.c // problem.groups) // unit), -(-most // self._items))
+        parts = min(layout.tiles.elements, -(-most // (self._items * self._panels)))
+        weights, inputs, products = self._common
+        numbers = weights, weights + inputs * self._items, ranges, unit, parts
+        return np.array(numbers, np.int64), self._items * max(ranges, self._panels * parts), numbers[1] + products * self._items
 
     def again(self, y: Any, ins: Any, images: Any) -> None:
         """Compute images again with `Blocked`, since what is not finite has spread over its tile."""
@@ -332,9 +478,7 @@ class Winograd(DenseImplementation):
 
     def forward_workspace(self, problem: ConvProblem) -> int:
         """For each thread: packed and transformed input, products, results, transformed weights, tables."""
-        layout = layout_for(problem)
-        workers = most_workers(problem, layout.block, layout.shape.width)
-        return max(workers * areas_of(problem, layout).bytes, Blocked().forward_workspace(problem))
+        return max(workspace_of(problem), Blocked().forward_workspace(problem))
 
     def forward(self, problem: ConvProblem) -> WinogradExecutor:
         """The executor."""

@@ -92,13 +92,16 @@ def transform_channel(v, slab, elements, g, b, tools, at):
 
 
 @helper
-def transform_inputs(v, slab, elements, x, channels, block, plane, g, b, tools, at):
-    """The transformed input of a block: [element][image][channel][phase][place]; `x`: the first channel in its first image."""
+def transform_inputs(v, slab, elements, x, channels, begin, end, block, plane, g, b, tools, at):
+    """The transformed input of a block, [element][image][channel][phase][place], for the channels begin..end of `channels`.
+
+    `x`: the first channel in the first image of the block.
+    """
     size = itemsize(at)
     count, phases = element_counts(g, b)
     for image in range(block_images(g, b, block)):
-        for first in range(0, channels, b[SLAB]):
-            packed = min(b[SLAB], channels - first)
+        for first in range(begin, end, b[SLAB]):
+            packed = min(b[SLAB], end - first)
             source = x + (image * g[part(g, PARTS)] + first * g[part(g, PARTS) + 2])
             invoke(tools[PACK], tools, slab, source, block, 1, packed, g, b)
             for c in range(packed):

@@ -8,13 +8,33 @@ from typing import NamedTuple
 
 from numconv.plugin import ConvProblem, np_dtype
 
-from .blocked import CALL_SECONDS, Shape, divided, pack_weight_cycles, panel_shape, seconds, tile_cycles
+from .blocked import (
+    CALL_SECONDS,
+    Shape,
+    divided,
+    most_workers,
+    pack_weight_cycles,
+    panel_shape,
+    seconds,
+    tile_cycles,
+)
 from .microkernels.emit import host
-from .slab import WRITE_CYCLES, Block, pack_cycles
+from .slab import (
+    FEW_PIECES,
+    MANY_PIECES,
+    WRITE_CYCLES,
+    Block,
+    pack_cycles,
+    pieces_for,
+    pieces_here,
+)
 from .threads import MAX_THREADS, Areas
 from .winograd_tiles import PACKED_BYTES, Tiles, cut_tiles, direct_terms, packed_together, spread, tile_rows, tiles_of
 
-__all__ = ["CHANNELS_AT_ONCE", "Layout", "areas_of", "cost_of", "layout_for", "steps_of"]
+__all__ = [
+    "BOUND_BYTES", "CHANNELS_AT_ONCE", "Layout", "areas_of", "common_of", "cost_of", "layout_for", "layout_here", "steps_of",
+    "ways_of", "workspace_of",
+]  # fmt: skip
 
 BLOCK_BYTES = (640 * 1024, 1280 * 1024, 1920 * 1024)
 """What the transformed input of a block and the products of a panel may take of the second-level cache."""
@@ -24,6 +44,13 @@ WEIGHT_BYTES = 512 * 1024
 """Transformed weights that are multiplied in one pass over a block."""
 KEPT_BYTES = 4 * 1024 * 1024
 """Transformed weights that a worker keeps from block to block."""
+FEW_TILES = 32
+"""Of a block that is not cut further for more threads."""
+BOUND_BYTES = 24 * 1024 * 1024
+"""Transformed weights of a bound plan, or of all threads: more than a last-level cache holds would come from memory for every
+block of tiles."""
+PHASE_BYTES = 16 * 1024 * 1024
+"""Transformed input and products of all blocks on which threads work together, one phase after the other: they share it too."""
 CHANNELS_AT_ONCE = 8
 """Input channels whose weights are packed before they are transformed: transposing runs of neighbours is cheaper in one go."""
 
@@ -54,7 +81,8 @@ class Layout(NamedTuple):
         return self.rows * math.prod(self.block.pitch[:-2])
 
 
-def _layout_with(problem: ConvProblem, tiles: Tiles, budget: int) -> Layout:
+def _layout_with(problem: ConvProblem, tiles: Tiles, budget: int, pieces: int = 1) -> Layout:
+    """The layout with these tiles; `pieces`: blocks of all groups, as far as they have some tiles."""
     item, per_c, per_k = np_dtype(problem.acc_dtype).itemsize, problem.c // problem.groups, problem.k // problem.groups
     terms, phases = direct_terms(problem, tiles), math.prod(tiles.phases)
     width = panel_shape(problem.acc_dtype, per_k, 1 << 20).width * item
@@ -62,7 +90,8 @@ def _layout_with(problem: ConvProblem, tiles: Tiles, budget: int) -> Layout:
     def fits(block: Block) -> bool:
         wide = math.prod(block.pitch[:-2]) * tile_rows(tiles, block, 1)
         transformed = tiles.elements * (block.images * per_c * phases * wide * item + block.tiles * width)
-        return transformed <= budget and block.pixels * width <= RESULT_BYTES and divided(problem, block, width)
+        shared = block.pieces * problem.groups >= pieces or block.tiles <= FEW_TILES
+        return transformed <= budget and block.pixels * width <= RESULT_BYTES and shared and divided(problem, block, width)
 
     block = cut_tiles(problem, tiles, fits)
     shape = panel_shape(problem.acc_dtype, per_k, block.tiles)
@@ -101,6 +130,20 @@ def layout_for(problem: ConvProblem) -> Layout:
     return min(candidates, key=lambda layout: cost_of(problem, layout))
 
 
+@functools.lru_cache(maxsize=256)
+def fine_layout(problem: ConvProblem) -> Layout:
+    """A layout with the same tiles in many blocks, which more threads can share."""
+    layout = layout_for(problem)
+    if layout.block.tiles <= FEW_TILES:
+        return layout
+    return _layout_with(problem, layout.tiles, min(BLOCK_BYTES), pieces_for(problem.flops / 8, MANY_PIECES))
+
+
+def layout_here(problem: ConvProblem) -> Layout:
+    """The layout for the threads there are."""
+    return layout_for(problem) if pieces_here() == FEW_PIECES else fine_layout(problem)
+
+
 def steps_of(problem: ConvProblem, layout: Layout) -> tuple[int, int, int, int]:
     """V_STEP, M_STEP, V_ROWS, U_STEP."""
     line, phases = 64 // np_dtype(problem.acc_dtype).itemsize, math.prod(layout.tiles.phases)
@@ -112,8 +155,8 @@ def steps_of(problem: ConvProblem, layout: Layout) -> tuple[int, int, int, int]:
     )
 
 
-def areas_of(problem: ConvProblem, layout: Layout) -> Areas:
-    """A worker's scratch memory."""
+def areas_of(problem: ConvProblem, layout: Layout, *, weights: bool = True, whole: bool = True) -> Areas:
+    """A worker's scratch memory: with `weights` that it transforms itself; `whole`: if it takes a block through all phases."""
     tiles, shape, block, item, taps = *layout[:3], np_dtype(problem.acc_dtype).itemsize, math.prod(problem.kernel)
     v_step, m_step, _, u_step = steps_of(problem, layout)
     panels, elements = -(-(problem.k // problem.groups) // shape.width), tiles.elements
@@ -121,11 +164,60 @@ def areas_of(problem: ConvProblem, layout: Layout) -> Areas:
     tables = 8 * (layout.places + terms + elements * math.prod(tiles.phases) + problem.ndim)
     sizes = (
         layout.slab_channels * block.channel + 2 * shape.lanes,  # tiles are read in whole vectors, beyond the last position
-        elements * v_step,
-        elements * m_step,
+        elements * v_step * whole,
+        elements * m_step * whole,
         block.pixels * shape.width,
         CHANNELS_AT_ONCE * taps * shape.width,
         math.prod(tiles.outputs) * shape.width,
-        elements * u_step * (panels if layout.kept else 1),
+        elements * u_step * (panels if layout.kept else 1) * weights,
     )
     return Areas(tables, *(count * item for count in sizes), panels)
+
+
+class Common(NamedTuple):
+    """What workers can have in common, in bytes: all transformed weights; transformed input and products of a block."""
+
+    weights: int
+    inputs: int
+    products: int
+
+
+def common_of(problem: ConvProblem, layout: Layout) -> Common:
+    """Its sizes."""
+    tiles, shape, item = layout.tiles, layout.shape, np_dtype(problem.acc_dtype).itemsize
+    v_step, m_step, _, _ = steps_of(problem, layout)
+    per_c, panels = problem.c // problem.groups, -(-(problem.k // problem.groups) // shape.width)
+    weights = spread(per_c * direct_terms(problem, tiles) * shape.width, 64 // item)
+    sizes = problem.groups * panels * weights, v_step, panels * m_step
+    return Common(*(tiles.elements * size * item for size in sizes))
+
+
+class Ways(NamedTuple):
+    """What several threads may do: share transformed weights, and, with scratch memory of this kind, all phases of a block."""
+
+    shared: bool
+    phases: Areas | None
+
+
+def _ways(problem: ConvProblem, layout: Layout) -> tuple[Ways, int]:
+    """The ways that there is memory for, and how much they take."""
+    common, blocks = common_of(problem, layout), layout.block.pieces * problem.groups
+    workers = most_workers(problem, layout.block, layout.shape.width)
+    most = workers * areas_of(problem, layout).bytes
+    if common.weights > BOUND_BYTES:
+        return Ways(False, None), most
+    small, of_blocks = areas_of(problem, layout, weights=False, whole=False), (common.inputs + common.products) * blocks
+    shared = workers * areas_of(problem, layout, weights=False).bytes + common.weights
+    phases = MAX_THREADS * small.bytes + common.weights + of_blocks
+    may_share, may_follow = shared <= problem.max_workspace, of_blocks <= PHASE_BYTES and phases <= problem.max_workspace
+    return Ways(may_share, small if may_follow else None), max(most, shared * may_share, phases * may_follow)
+
+
+def ways_of(problem: ConvProblem, layout: Layout) -> Ways:
+    """The ways that there is memory for."""
+    return _ways(problem, layout)[0]
+
+
+def workspace_of(problem: ConvProblem) -> int:
+    """Working memory, whatever the number of threads."""
+    return max(_ways(problem, layout)[1] for layout in (layout_for(problem), fine_layout(problem)))

@@ -26,7 +26,7 @@ from .blocked import CALL_SECONDS, Shape, panel_shape, parts_for, seconds, tile_
 from .compiler import Address, Tag, helper, invoke, kernel
 from .elements import INT64, itemsize
 from .entries import GRADIENT, KERNEL, LANES, PRODUCT, READ, WRITE_WEIGHTS
-from .geometry import DIMS, PARTS, PER_C, PER_K, conv_vectors, part
+from .geometry import DIMS, GROUPS, PARTS, PER_C, PER_K, conv_vectors, part
 from .microkernels.emit import host
 from .panels import fill_places, fill_terms
 from .rows import clear
@@ -66,6 +66,10 @@ __all__ = ["WinogradWeights"]
 
 BLOCK_BYTES = 1024 * 1024
 """What the transformed input and gradient of a block may take of the second-level cache."""
+ITEMS = 16
+"""Work items that a large problem is cut into, by parting the sums where there are few channels."""
+SHARE_COST = 0.05
+"""What parted sums may cost more."""
 SUM_BYTES = 512 * 1024
 """The sums of an item, which share that cache."""
 LEAST_TERMS = 16
@@ -73,13 +77,14 @@ LEAST_TERMS = 16
 
 
 class _Layout(NamedTuple):
-    """How a problem is cut: tiles, register tile, block, input channels of an item and of a slab."""
+    """How a problem is cut: tiles, register tile, block, input channels of an item and of a slab, shares of the blocks."""
 
     tiles: Tiles
     shape: Shape
     block: Block
     channels: int
     slab_channels: int
+    shares: int = 1
 
     @property
     def rows(self) -> int:
@@ -104,12 +109,13 @@ def _layout_with(problem: ConvProblem, tiles: Tiles) -> _Layout:
         return tiles.elements * (block.images * channels * phases * wide * item + block.tiles * width) <= BLOCK_BYTES
 
     block = cut_tiles(problem, tiles, fits)
-    return _Layout(tiles, shape, block, channels, packed_together(problem, block, channels))
+    layout = _Layout(tiles, shape, block, channels, packed_together(problem, block, channels))
+    return layout._replace(shares=_shares(problem, layout))
 
 
-def _cost(problem: ConvProblem, layout: _Layout) -> float:
-    """Cycles of the products and of the transforms, counted in vectors."""
-    tiles, shape, block, channels, _ = layout
+def _cycles(problem: ConvProblem, layout: _Layout) -> tuple[float, float]:
+    """Of the products and the transforms before them, and of what follows for each share of the sums."""
+    tiles, shape, block, channels, *_ = layout
     per_c, per_k, terms = problem.c // problem.groups, problem.k // problem.groups, direct_terms(problem, tiles)
     panels, ranges, blocks = problem.groups * -(-per_k // shape.width), -(-per_c // channels), block.pieces
     groups, elements = -(-per_c * terms // shape.positions), tiles.elements
@@ -120,7 +126,27 @@ def _cost(problem: ConvProblem, layout: _Layout) -> float:
     gradient = (elements * 3 + math.prod(tiles.outputs) * 4) * host().moving
     gradients = max(panels * ranges, 2) * blocks * (shape.vectors * block.tiles * gradient + block.pixels * shape.width)
     kernels = panels * shape.vectors * per_c * terms * (elements * 6 + 60) * host().moving
-    return CALL_SECONDS + 3e-6 + seconds(products + inputs + gradients + kernels + math.prod(problem.w_shape) * WRITE_CYCLES)
+    return products + inputs + gradients, kernels + math.prod(problem.w_shape) * WRITE_CYCLES
+
+
+def _shares(problem: ConvProblem, layout: _Layout) -> int:
+    """Into how many sums over some of the blocks each gradient is parted: a power of two that costs little beside the products."""
+    if problem.out_dtype != problem.acc_dtype:
+        return 1
+    products, finish = _cycles(problem, layout)
+    panels = problem.groups * -(-(problem.k // problem.groups) // layout.shape.width)
+    items = panels * -(-(problem.c // problem.groups) // layout.channels)
+    # parted sums are read and added up once more
+    shares, most = 1, min(layout.block.pieces, SHARE_COST * products / max(1.3 * finish, 1))
+    while shares * items < ITEMS and 2 * shares <= most:
+        shares *= 2
+    return shares
+
+
+def _cost(problem: ConvProblem, layout: _Layout) -> float:
+    """Cycles of the products and of the transforms, counted in vectors."""
+    products, finish = _cycles(problem, layout)
+    return CALL_SECONDS + 3e-6 + seconds(products + layout.shares * finish)
 
 
 @functools.lru_cache(maxsize=256)
@@ -129,9 +155,9 @@ def _layout(problem: ConvProblem) -> _Layout:
     return min((_layout_with(problem, tiles) for tiles in tiles_of(problem)), key=lambda layout: _cost(problem, layout))
 
 
-# A block's own numbers, beside those of `winograd_inputs`: input channels of an item, outputs of a block, elements from one element
-# to the next in the transformed gradient and in the sums.
-CHANNELS, PIXELS, M_STEP, S_STEP = (EXTRA + i for i in (2, 4, 8, 10))
+# A block's own numbers, beside those of `winograd_inputs`: input channels of an item, shares of the blocks, outputs of a block,
+# elements from one element to the next in the transformed gradient and in the sums.
+CHANNELS, SHARES, PIXELS, M_STEP, S_STEP = (EXTRA + i for i in (2, 3, 4, 8, 10))
 UINT8 = Tag("uint8")
 # The parts of a worker's scratch memory: tables, packed and transformed input, packed and transformed gradient, a spare tile, sums,
 # taps, sums of the bias.
@@ -205,7 +231,8 @@ def _items(begin, end, args):
     for more in range(b[CHANNELS] * terms, rounded):
         table[more] = table[0]
     for item in range(begin, end):
-        split, panel, group = item % splits, item // splits % panels, item // splits // panels
+        split, panel, group = item % splits, item // splits % panels, item // splits // panels % g[GROUPS]
+        share = item // splits // panels // g[GROUPS]
         k, c = panel * b[PANEL], per_c * split // splits
         used, channels = min(per_k - k, b[PANEL]), per_c * (split + 1) // splits - c
         if channels == 0:
@@ -215,24 +242,25 @@ def _items(begin, end, args):
         clear(bias_sums, b[PANEL], at)
         clear(pixels, b[PIXELS] * b[PANEL] if used < b[PANEL] else 0, at)
         clear(sums, count * b[S_STEP] if b[BLOCKS] == 0 else 0, at)
-        for block in range(b[BLOCKS]):
+        begun = b[BLOCKS] * share // b[SHARES]
+        for block in range(begun, b[BLOCKS] * (share + 1) // b[SHARES]):
             source = x_c + block_image(b, ndim, block) * g[xs]
-            transform_inputs(inputs, slabs, elements, source, channels, block, plane // size, g, b, tools, at)
+            transform_inputs(inputs, slabs, elements, source, channels, 0, channels, block, plane // size, g, b, tools, at)
             tiles = fill_places(pointer(offsets, INT64), 1, channels * phases * plane, axis_steps, g, b, block)
             invoke(tools[READ], tools, pixels, width, used, y_k, block, g, b)
             if summed:
                 planes, _, height, _, length = tile_extents(g, b, block)
                 add_rows(bias_sums, pixels, planes * height * length, b[PANEL], at)
             transform_gradients(gradients, pixels, spare, block, g, b, tools, at)
-            resume = 1 if block > 0 else 0
+            resume = 1 if block > begun else 0
             add_products(sums, gradients, inputs, positions, channels * terms, offsets, tiles, resume, b, count, tools, at)
         transform_kernels(kernels, sums, channels, phases, g, b, tools, at)
-        w_k, taps = w + (group * g[ws] + k * g[ws + 1] + c * g[ws + 2]), b[TAPS] * inner_window(g)
+        w_k, taps = w + ((share * g[GROUPS] + group) * g[ws] + k * g[ws + 1] + c * g[ws + 2]), b[TAPS] * inner_window(g)
         if invoke(tools[WRITE_WEIGHTS], tools, kernels, width, used, w_k, 0, channels * taps, taps, inputs, g):
             status[0] = 1
         if summed:
             for lane in range(used):
-                store(bias + (group * per_k + k + lane) * itemsize(yt), load(bias_sums + lane * size, at), yt)
+                store(bias + ((share * g[GROUPS] + group) * per_k + k + lane) * itemsize(yt), load(bias_sums + lane * size, at), yt)
 
 
 @kernel
@@ -240,8 +268,9 @@ def winograd_weights(
     yt: Tag, at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, tools: Address, splits: int,
     y: Address, x: Address, w: Address, bias: Address, status: Address, g: Address, b: Address,
 ) -> None:  # fmt: skip
-    """The gradient of w from that of y and x: an item is a panel of output channels and a range of input channels.
+    """The gradient of w from that of y and x, [share][k][c][tap].
 
+    An item is a panel of output channels and a range of input channels, summed over a share of the blocks.
     `tools`: see `tools_for`; `bias`, if not 0, gets the gradient of a bias on y. `status` gets a 1 if a sum is not finite.
     """
     parallel_for(
@@ -261,7 +290,7 @@ def winograd_weights(
 
 def _steps(problem: ConvProblem, layout: _Layout) -> tuple[int, int, int]:
     """From element to element of the transformed input, of the transformed gradient, and of the sums."""
-    tiles, shape, block, channels, _ = layout
+    tiles, shape, block, channels, *_ = layout
     line = 64 // np_dtype(problem.acc_dtype).itemsize
     rounded = -(-channels * direct_terms(problem, tiles) // shape.positions) * shape.positions
     return (
@@ -273,7 +302,7 @@ def _steps(problem: ConvProblem, layout: _Layout) -> tuple[int, int, int]:
 
 def _areas(problem: ConvProblem, layout: _Layout) -> Areas:
     """A worker's scratch memory."""
-    tiles, shape, block, channels, slab_channels = layout
+    tiles, shape, block, channels, slab_channels, _ = layout
     item, elements = np_dtype(problem.acc_dtype).itemsize, tiles.elements
     v_step, m_step, s_step = _steps(problem, layout)
     rounded = channels * direct_terms(problem, tiles) + shape.positions
@@ -300,12 +329,24 @@ class _Executor:
         taps = math.prod(problem.kernel[: lead_axes(problem)])
         v_step, m_step, s_step = _steps(problem, layout)
         self._problem = problem
-        self._panels = problem.groups * -(-(problem.k // problem.groups) // shape.width)
+        self._shares = layout.shares
+        self._panels = layout.shares * problem.groups * -(-(problem.k // problem.groups) // shape.width)
         self._ranges = -(-problem.c // problem.groups // layout.channels)
         self._channels = layout.channels
         self._work = problem.flops / 8
         self._vectors = conv_vectors(problem, 0)
-        numbers = layout.channels, 0, block.pixels, taps, layout.slab_channels, v_step, m_step, layout.rows, s_step, *tiles.outputs
+        numbers = (
+            layout.channels,
+            layout.shares,
+            block.pixels,
+            taps,
+            layout.slab_channels,
+            v_step,
+            m_step,
+            layout.rows,
+            s_step,
+            *tiles.outputs,
+        )
         self._block = block_vector(block, shape.width, shape.positions, *numbers)
         self._areas = _areas(problem, layout)
         self._tools = tools_for(
@@ -318,18 +359,22 @@ class _Executor:
         """Compute."""
         (w, *bias), (y, x) = outs, ins
         on_y = bool(bias) and self._problem.bias == "y"
-        sums = np.empty(self._problem.k, w.dtype) if on_y else 0
-        vector = self._vectors(x.strides, w.strides, y.strides)
+        sums: Any = np.empty((self._shares, self._problem.k), w.dtype) if on_y else 0
+        parts = np.empty((self._shares, *w.shape), w.dtype) if self._shares > 1 else w[None]
+        vector = self._vectors(x.strides, parts.strides[1:], y.strides)
         splits = self._ranges * parts_for(self._panels * self._ranges, self._channels, self._work)
         status = np.zeros(1, np.uint8)
         run_with(
-            self._areas, self._kernel, self._panels * splits, self._work, self._tools, splits, y, x, w, sums, status, vector,
+            self._areas, self._kernel, self._panels * splits, self._work, self._tools, splits, y, x, parts, sums, status, vector,
             self._block,
         )  # fmt: skip
         if status[0]:
             BlockedWeights().build(self._problem)(outs, ins)
-        elif on_y:
-            bias[0][...] = sums
+            return
+        if self._shares > 1:
+            parts.sum(axis=0, out=w)
+        if on_y:
+            bias[0][...] = sums.sum(axis=0) if self._shares > 1 else sums[0]
 
 
 class WinogradWeights(Implementation):
@@ -358,8 +403,11 @@ class WinogradWeights(Implementation):
     def workspace(self, problem: ConvProblem) -> int:
         """For each thread: packed and transformed input and gradient, sums, taps, tables."""
         layout = _layout(problem)
-        items = problem.groups * -(-(problem.k // problem.groups) // layout.shape.width) * (problem.c // problem.groups)
-        return max(min(MAX_THREADS, max(items, 1)) * _areas(problem, layout).bytes, BlockedWeights().workspace(problem))
+        parted = layout.shares * math.prod(problem.w_shape) * np_dtype(problem.out_dtype).itemsize
+        items = (
+            layout.shares * problem.groups * -(-(problem.k // problem.groups) // layout.shape.width) * (problem.c // problem.groups)
+        )
+        return max(min(MAX_THREADS, max(items, 1)) * _areas(problem, layout).bytes + parted, BlockedWeights().workspace(problem))
 
     def build(self, problem: ConvProblem) -> _Executor:
         """The executor."""
