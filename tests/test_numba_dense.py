@@ -32,6 +32,7 @@ DENSE = [
     "n1 c30 k20 g1 in13x95 w3x3 s1x2 p1 d1",
     "n2 c40 k24 g1 in9x11x14 w1x1x1 s2x3x2 p0 d1",
     "n1 c40 k24 g1 in9x20 w1x1 s2 p1 d1",
+    "n5 c9 k20 g1 in3x5x6 w3x3x3 s1 p1 d1",
 ]
 LOSSY = ("winograd", "interleaved", "fft")
 
@@ -372,6 +373,18 @@ def test_narrower_processors(tmp_path, name, features, width):
     done = subprocess.run([sys.executable, "-c", HOSTS, *texts], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == width
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+@pytest.mark.parametrize("k", [5, 33, 70, 150])
+def test_the_gradient_of_a_bias_is_one_chain(k, dtype, rng):
+    """Over the images, then the outputs row-major, whatever the width of a panel."""
+    problem = parse(f"conv weight_grad {dtype} n3 c6 k{k} g1 in7x9 w3x3 s1 p1 d1 bias=y")
+    y, x = (rng.standard_normal(shape).astype(problem.dtype) for shape in problem.input_shapes)
+    chain = np.cumsum(y.swapaxes(0, 1).reshape(k, -1), axis=1, dtype=problem.dtype)[:, -1]
+    rows = {row.name: row for row in rows_of(problem)}
+    for name in ("blocked", "winograd"):
+        np.testing.assert_array_equal(computed(rows[name], problem, [y, x])[1], chain, err_msg=name)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

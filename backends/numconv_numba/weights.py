@@ -38,9 +38,10 @@ from .entries import PRODUCT, WRITE_WEIGHTS
 from .geometry import DIMS, PARTS, PER_C, PER_K, conv_vectors, part
 from .layers import configure_tiles, pack_layers, read_layers, release_tiles
 from .microkernels.emit import host
+from .microkernels.totals import add_rows
 from .panels import fill_places, fill_terms
 from .rows import clear
-from .scalar import ROW_PAIRS, add, is_null, load, pointer, store, wide_vectors
+from .scalar import ROW_PAIRS, add, is_null, load, pointer, store
 from .slab import (
     BLOCKS,
     CHANNEL,
@@ -59,7 +60,7 @@ from .slab import (
 from .threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
 from .tools import tools_for
 
-__all__ = ["BlockedWeights", "Layout", "WeightsExecutor", "add_rows", "areas_of", "layout_with"]
+__all__ = ["BlockedWeights", "Layout", "WeightsExecutor", "areas_of", "layout_with"]
 
 SLAB_BYTES = 512 * 1024
 """The packed input of a block, for all input channels of a group."""
@@ -119,18 +120,6 @@ def fill_taps(table, first, last, channel, layer_step, axis_steps, g, b, spare):
         place = (tap // b[TAPS] - start) * channel + spare[tap % b[TAPS]]
         for layer in range(b[LAYERS]):
             table[(number // group * b[LAYERS] + layer) * group + number % group] = place + layer * layer_step
-
-
-@helper
-def add_rows(sums, rows, count, width, at):
-    """sums += each of `count` rows of `width` elements, one after the other."""
-    wide_vectors()
-    size = itemsize(at)
-    for row in range(count):
-        source = rows + row * width * size
-        for lane in range(width):
-            place = sums + lane * size
-            store(place, add(load(place, at), load(source + lane * size, at)), at)
 
 
 @helper

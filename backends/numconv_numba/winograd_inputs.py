@@ -88,7 +88,7 @@ def transform_channel(v, slab, elements, g, b, tools, at):
         lead *= axis_entry(b, ndim, B_PITCH, axis)
     for position in range(lead):
         source, target = slab + position * inner * size, v + position * b[V_ROWS] * size
-        invoke(tools[INPUT], source, elements, b[V_ROWS] // tools[LANES], target, b[V_STEP] * size)
+        invoke(tools[INPUT], source, elements, -(-b[V_ROWS] // tools[LANES]), target, b[V_STEP] * size)
 
 
 @helper

@@ -68,7 +68,7 @@ class Layout(NamedTuple):
     @property
     def rows(self) -> int:
         """See `tile_rows`."""
-        return tile_rows(self.tiles, self.block, self.shape.lanes)
+        return tile_rows(self.tiles, self.block, 1)
 
     @property
     def places(self) -> int:
@@ -112,7 +112,8 @@ def cost_of(problem: ConvProblem, layout: Layout) -> float:
     # loads, stores and about as many multiply-adds for each element of a transform; packing and transposing. Where one block is
     # shared, both of two threads transform its input; weights that are kept, each thread transforms for itself.
     shared = 2 if pieces == 1 else 1
-    vectors = pieces * block.images * per_c * math.prod(tiles.phases) * layout.plane / shape.lanes * host().moving
+    vectors = pieces * block.images * per_c * math.prod(tiles.phases) * tile_rows(tiles, block, shape.lanes) / shape.lanes
+    vectors *= math.prod(block.pitch[:-2]) * host().moving
     inputs = shared * (pack_cycles(block, problem.c) * 2 + vectors * tiles.elements * 9.5)
     output = (tiles.elements * 1.4 + math.prod(tiles.outputs) * 1.7) * host().moving
     outputs = pieces * panels * shape.vectors * block.tiles * output
@@ -148,7 +149,8 @@ def steps_of(problem: ConvProblem, layout: Layout) -> tuple[int, int, int, int]:
     """V_STEP, M_STEP, V_ROWS, U_STEP."""
     line, phases = 64 // np_dtype(problem.acc_dtype).itemsize, math.prod(layout.tiles.phases)
     return (
-        spread(layout.block.images * (problem.c // problem.groups) * phases * layout.plane, line),
+        # whole vectors are stored, whose ends are overwritten by what follows: the last one goes beyond
+        spread(layout.block.images * (problem.c // problem.groups) * phases * layout.plane + layout.shape.lanes, line),
         spread(layout.places * layout.shape.width, line),
         layout.rows,
         spread(layout.chunk * direct_terms(problem, layout.tiles) * layout.shape.width, line),

@@ -28,6 +28,7 @@ from .elements import INT64, itemsize
 from .entries import GRADIENT, KERNEL, LANES, PRODUCT, READ, WRITE_WEIGHTS
 from .geometry import DIMS, GROUPS, PARTS, PER_C, PER_K, conv_vectors, part
 from .microkernels.emit import host
+from .microkernels.totals import add_rows
 from .panels import fill_places, fill_terms
 from .rows import clear
 from .scalar import is_null, load, pointer, store
@@ -42,7 +43,7 @@ from .slab import (
 )
 from .threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
 from .tools import tools_for
-from .weights import BlockedWeights, add_rows
+from .weights import BlockedWeights
 from .winograd import Winograd
 from .winograd_inputs import (
     COLUMNS,
