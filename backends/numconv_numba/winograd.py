@@ -53,6 +53,8 @@ from .winograd_inputs import (
 from .winograd_layout import (
     BOUND_BYTES,
     CHANNELS_AT_ONCE,
+    Layout,
+    apart,
     areas_of,
     common_of,
     cost_of,
@@ -372,6 +374,12 @@ _kernels = Unit("winograd.kernels", lambda acc: [(winograd, (acc,)), (bind_weigh
 # --- the implementation --------------------------------------------------------------------------------------------------------
 
 
+def _block_vector(problem: ConvProblem, layout: Layout) -> Any:
+    taps, shape = math.prod(problem.kernel[: lead_axes(problem)]), layout.shape
+    numbers = layout.chunk, layout.kept, layout.places, taps, layout.slab_channels, *steps_of(problem, layout)
+    return block_vector(layout.block, shape.width, shape.positions, *numbers, *layout.tiles.outputs)
+
+
 class WinogradExecutor(ForwardExecutor):
     """One Winograd convolution."""
 
@@ -385,9 +393,7 @@ class WinogradExecutor(ForwardExecutor):
         self._areas, self._shared_areas = areas_of(problem, layout), areas_of(problem, layout, weights=False)
         self._ways, self._common = ways_of(problem, layout), common_of(problem, layout)
         self._phases: dict[int, tuple[Any, int, int]] = {}
-        taps = math.prod(problem.kernel[: lead_axes(problem)])
-        numbers = layout.chunk, layout.kept, layout.places, taps, layout.slab_channels, *steps_of(problem, layout), *tiles.outputs
-        self._block = block_vector(block, shape.width, shape.positions, *numbers)
+        self._block, self._apart = (_block_vector(problem, each) for each in (layout, apart(layout)))
         self._tools = tools_for(
             problem.dtype, problem.acc_dtype, shape.lanes, phases=block.step[-1], out=problem.out_dtype, product_shape=shape[:2],
             transform_shape=tiles.transform,
@@ -409,18 +415,18 @@ class WinogradExecutor(ForwardExecutor):
     def launch(self, x: Any, w: Weights, shift: Any, y: Any, status: Any, vector: Any) -> None:
         """Run `winograd`, or `winograd_phases` where threads could not share the blocks evenly."""
         count, form = workers(MAX_THREADS, self._work), self._form if w.packed else UNPACKED
-        arrays = x, w.array, shift, y, status, vector, self._block
+        arrays = x, w.array, shift, y, status, vector
         if count > 1 and self._ways.phases and form != IN_PANELS and -(-self._items // count) * count > UNEVEN * self._items:
             vector, most, common = self._phases.get(count) or self._phases.setdefault(count, self._shares(count))
             compiled = winograd_phases.specialise(self._acc.name)
-            run_with(self._ways.phases, compiled, most, self._work, self._tools, vector, form, *arrays, common=common)
+            run_with(self._ways.phases, compiled, most, self._work, self._tools, vector, form, *arrays, self._apart, common=common)
             return
         splits = parts_for(self._items, self._panels, self._work)
         if count > 1 and form == UNPACKED and self._ways.shared and self._common.weights * count >= SHARED_BYTES:
             form = SHARED
         run_with(
             self._areas if form in (UNPACKED, IN_PANELS) else self._shared_areas, self._kernel, self._items * splits, self._work,
-            self._tools, splits, form, *arrays, common=self._common.weights if form == SHARED else 0,
+            self._tools, splits, form, *arrays, self._block, common=self._common.weights if form == SHARED else 0,
         )  # fmt: skip
 
     def _shares(self, count: int) -> tuple[Any, int, int]:
@@ -429,7 +435,7 @@ class WinogradExecutor(ForwardExecutor):
         unit = layout.shape.lanes if problem.layout == "channels_last" else LEAST_CHANNELS
         ranges = min(-(-(problem.c // problem.groups) // unit), -(-most // self._items))
         parts = min(layout.tiles.elements, -(-most // (self._items * self._panels)))
-        weights, inputs, products = self._common
+        weights, inputs, products = common_of(problem, apart(layout))
         numbers = weights, weights + inputs * self._items, ranges, unit, parts
         return np.array(numbers, np.int64), self._items * max(ranges, self._panels * parts), numbers[1] + products * self._items
 

@@ -56,7 +56,11 @@ CHANNELS_AT_ONCE = 8
 
 
 class Layout(NamedTuple):
-    """How a forward problem is cut: also channels of a pass, whether weights are kept, channels of a slab."""
+    """How a forward problem is cut.
+
+    Also channels of a pass, whether weights are kept, channels of a slab, and what places of a row of transformed input are a
+    multiple of.
+    """
 
     tiles: Tiles
     shape: Shape
@@ -64,11 +68,12 @@ class Layout(NamedTuple):
     chunk: int
     kept: bool
     slab_channels: int
+    row: int = 1
 
     @property
     def rows(self) -> int:
         """See `tile_rows`."""
-        return tile_rows(self.tiles, self.block, 1)
+        return tile_rows(self.tiles, self.block, self.row)
 
     @property
     def places(self) -> int:
@@ -100,6 +105,11 @@ def _layout_with(problem: ConvProblem, tiles: Tiles, budget: int, pieces: int = 
     kept = -(-per_k // shape.width) * per_c * each <= allowed and block.pieces * problem.groups > 1
     chunk = per_c if kept else min(per_c, max(1, WEIGHT_BYTES // each))
     return Layout(tiles, shape, block, chunk, kept, packed_together(problem, block, per_c))
+
+
+def apart(layout: Layout) -> Layout:
+    """With rows in whole vectors, whose ends are in no other row: threads write neighbouring channels at the same time."""
+    return layout._replace(row=layout.shape.lanes)
 
 
 def cost_of(problem: ConvProblem, layout: Layout) -> float:
@@ -203,12 +213,12 @@ class Ways(NamedTuple):
 
 def _ways(problem: ConvProblem, layout: Layout) -> tuple[Ways, int]:
     """The ways that there is memory for, and how much they take."""
-    common, blocks = common_of(problem, layout), layout.block.pieces * problem.groups
+    common, blocks = common_of(problem, apart(layout)), layout.block.pieces * problem.groups
     workers = most_workers(problem, layout.block, layout.shape.width)
     most = workers * areas_of(problem, layout).bytes
     if common.weights > BOUND_BYTES:
         return Ways(False, None), most
-    small, of_blocks = areas_of(problem, layout, weights=False, whole=False), (common.inputs + common.products) * blocks
+    small, of_blocks = areas_of(problem, apart(layout), weights=False, whole=False), (common.inputs + common.products) * blocks
     shared = workers * areas_of(problem, layout, weights=False).bytes + common.weights
     phases = MAX_THREADS * small.bytes + common.weights + of_blocks
     may_share, may_follow = shared <= problem.max_workspace, of_blocks <= PHASE_BYTES and phases <= problem.max_workspace
