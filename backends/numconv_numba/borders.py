@@ -45,6 +45,9 @@ PADDED_BYTES = 2 * 1024 * 1024
 """Gradients of padded images that are held at a time, where that is cheaper than bands."""
 BAND_SECONDS, SHORT_ROWS = 15e-6, 2.0
 """Of a call for a band beside the kernel; and what bands take against estimates that were made for whole planes. Measured."""
+CACHED_BYTES, LINE_SECONDS = 2 * 1024 * 1024, 3.5e-9
+"""Of x and the gradient of y, beyond which a band along the rows finds its places far away, a line of memory each; and of such a
+line, on two threads. Measured."""
 KEPT = 64
 """Combinations of strides whose tables an executor keeps."""
 
@@ -96,6 +99,12 @@ class _Band(NamedTuple):
     def as_it_is(self, array: Any) -> Any:
         """The results of the problem with the dimensions as they are."""
         return array.transpose(0, 1, *(2 + self.axes.index(axis) for axis in range(len(self.axes))))
+
+    @property
+    def lines(self) -> int:
+        """Lines of memory of which it uses a few bytes: along the rows one of x and one of y for each place of the others."""
+        along_rows = self.axes != tuple(range(len(self.axes)))
+        return 2 * math.prod(self.problem.x_shape) // self.problem.spatial[0] if along_rows else 0
 
     @property
     def spatial(self) -> tuple[int, ...]:
@@ -180,7 +189,9 @@ def _costs(problem: ConvProblem) -> tuple[float, float]:
     """Of computing bands, and of computing the gradient of the padded x."""
     bands = _bands(problem)
     added = sum(math.prod(band.problem.x_shape) for band in bands)
-    apart = _cheapest(_inside(problem))[0] + sum(_cheapest(band.problem)[0] * SHORT_ROWS + BAND_SECONDS for band in bands)
+    apart = _cheapest(_inside(problem))[0] + sum(_cheapest_band(band)[0] * SHORT_ROWS + BAND_SECONDS for band in bands)
+    if (math.prod(problem.x_shape) + math.prod(problem.y_shape)) * np_dtype(problem.acc_dtype).itemsize > CACHED_BYTES:
+        apart += sum(band.lines for band in bands) * LINE_SECONDS
     images = _images(problem)
     padded = _padded(problem, images)
     # written and read once more
@@ -189,12 +200,17 @@ def _costs(problem: ConvProblem) -> tuple[float, float]:
 
 
 @functools.lru_cache(maxsize=256)
-def _cheapest(problem: ConvProblem) -> tuple[float, Implementation]:
-    """Who computes an input_grad with padding of zeros, and its estimate."""
-    able = [each for each in _OTHERS if problem.level in each.levels and each.supports(problem)]
-    able = [each for each in able if each.workspace(problem) <= problem.max_workspace // 2]
+def _cheapest(problem: ConvProblem, swept: bool = True) -> tuple[float, Implementation]:
+    """Who computes an input_grad with padding of zeros, and its estimate; `swept`: whether by sweeping down planes, too."""
+    able = [each for each in _OTHERS if problem.level in each.levels and (swept or not isinstance(each, Planewise))]
+    able = [each for each in able if each.supports(problem) and each.workspace(problem) <= problem.max_workspace // 2]
     costs = [each.cost(problem) for each in able]
     return min(costs), able[costs.index(min(costs))]
+
+
+def _cheapest_band(band: _Band) -> tuple[float, Implementation]:
+    """The same of a band, which is no plane to sweep down, one input channel after the other."""
+    return _cheapest(band.problem, band.problem.k == band.problem.groups)
 
 
 # --- kernel --------------------------------------------------------------------------------------------------------------------
@@ -366,7 +382,7 @@ class _Apart:
     def __init__(self, problem: ConvProblem):
         bands, inside = _bands(problem), _inside(problem)
         self._inside = _cheapest(inside)[1].build(inside)
-        self._bands = [(band, _cheapest(band.problem)[1].build(band.problem)) for band in bands]
+        self._bands = [(band, _cheapest_band(band)[1].build(band.problem)) for band in bands]
         self._ends = np.cumsum([0, *(math.prod(band.problem.x_shape) for band in bands)]).tolist()
         self._dtype = np_dtype(problem.acc_dtype)
         buffer = np.empty(self._ends[-1], self._dtype)
@@ -444,10 +460,14 @@ class Borders(Implementation):
     def workspace(self, problem: ConvProblem) -> int:
         """The bands or some padded images, and of the part that needs most."""
         apart, whole = _costs(problem)
-        held = [band.problem for band in _bands(problem)] if apart <= whole else [_padded(problem, _images(problem))]
-        parts = [_inside(problem), *held] if apart <= whole else held
-        elements = sum(math.prod(part.x_shape) for part in held)
-        return elements * np_dtype(problem.acc_dtype).itemsize + max(_cheapest(part)[1].workspace(part) for part in parts)
+        if apart <= whole:
+            held, inside = [band.problem for band in _bands(problem)], _inside(problem)
+            bands = [_cheapest_band(band)[1].workspace(band.problem) for band in _bands(problem)]
+            most = max([_cheapest(inside)[1].workspace(inside), *bands])
+        else:
+            held = [_padded(problem, _images(problem))]
+            most = _cheapest(held[0])[1].workspace(held[0])
+        return sum(math.prod(part.x_shape) for part in held) * np_dtype(problem.acc_dtype).itemsize + most
 
     def build(self, problem: ConvProblem) -> Any:
         """The executor."""

@@ -320,7 +320,9 @@ class _Executor:
         output, inner = piece.problem.output, problem.stride[-1]
         plane = math.prod(output) * item
         channel = problem.c * plane
-        counts, entries, step = [], [], channel * inner
+        counts: list[int] = []
+        entries: list[Any] = []
+        step = channel * inner
         for axis in range(problem.ndim - 2, -1, -1):
             s, low = problem.stride[axis], problem.padding[axis][0]
             first = self._axes[axis].first + (piece.first if axis == 0 else 0)

@@ -116,7 +116,9 @@ def _layout(problem: ConvProblem) -> _Layout:
     units = (1,) * problem.ndim
     block = cut(window, units, tap_positions(window), units, fits, window.n)
     shape = panel_shape(problem.acc_dtype, per_k, block.pixels)
-    chunk = min(depth, max(1, host().resident // (max(1, phases.most_taps) * shape.width * item)))
+    # of the phase of the most taps; those of the others, half or a quarter, stay in the first-level cache, and fewer passes take up
+    # fewer sums again
+    chunk = min(depth, max(1, 2 * host().resident // (max(1, phases.most_taps) * shape.width * item)))
     return _Layout(phases, shape, block, chunk, reads_in_place(window))
 
 
