@@ -52,8 +52,9 @@ PADDED = [
 
 @pytest.mark.parametrize("mode", ["reflect", "symmetric", "replicate", "circular"])
 @pytest.mark.parametrize("geometry", PADDED)
-def test_planes_are_padded_before_they_are_swept(geometry, mode, rng):
-    problem = parse(f"conv forward {geometry}").replace(pad_mode=mode)
+@pytest.mark.parametrize("op", ["forward", "weight_grad"])
+def test_planes_are_padded_before_they_are_swept(op, geometry, mode, rng):
+    problem = parse(f"conv {op} {geometry if op == 'forward' else geometry.split(' bias')[0]}").replace(pad_mode=mode)
     check(problem, "numba", "planewise", rng=rng, integer=True)
     check(problem, "numba", "planewise", rng=rng, integer=False, nonfinite=(0,))
 

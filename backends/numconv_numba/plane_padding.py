@@ -11,6 +11,7 @@ from numconv.plugin import ConvProblem, np_dtype
 
 from .compiler import helper, invoke
 from .elements import INT64, itemsize
+from .geometry import DIMS, PARTS, STRIDE, part
 from .microkernels.emit import lanes_of
 from .microkernels.padding import place_rows
 from .packing import copy_cells
@@ -19,12 +20,12 @@ from .scalar import address, as_integer, pointer
 __all__ = [
     "PAD_PLANE",
     "PAD_PLANES",
-    "PAD_ROW",
     "is_padded",
+    "pad_band",
     "pad_cycles",
-    "pad_planes",
     "padded",
     "padded_bytes",
+    "padded_strides",
     "padding_refusal",
     "padding_vector",
 ]
@@ -76,6 +77,16 @@ def pad_planes(target, x, x_row, planes, x_plane, first, last, vector, at):
             pad_rows(place, x + source * x_row, 1, x_row, planes, x_plane, vector, p)
 
 
+@helper
+def pad_band(target, x, x_row, planes, first_row, end_row, kernel_rows, g, vector, at):
+    """What the results in the rows first_row..end_row of so many planes read; x is the address of the first plane."""
+    axis, low, high = g[DIMS] - 2, 0, 1
+    if axis >= 0:
+        stride = g[part(g, STRIDE) + axis]
+        low, high = first_row * stride, (end_row - 1) * stride + kernel_rows
+    pad_planes(target, x, x_row, planes, g[part(g, PARTS) + 1], low, high, vector, at)
+
+
 # --- what it costs and needs ---------------------------------------------------------------------------------------------------
 
 
@@ -102,12 +113,12 @@ def _plane_bytes(problem: ConvProblem) -> int:
 
 
 def padding_refusal(problem: ConvProblem) -> str:
-    """Why the planes of a forward problem are not padded, or nothing."""
+    """Why the planes of x are not padded, or nothing."""
     if not is_padded(problem):
         return ""
-    if problem.op != "forward" or problem.ndim > 2 or not problem.c == problem.k == problem.groups:
+    if problem.op == "input_grad" or problem.ndim > 2 or not problem.c == problem.k == problem.groups:
         channels = f"{problem.c} channels in {problem.groups} groups"
-        return f"pad_mode {problem.pad_mode} is for planes with one kernel each, forward, and here are {channels}"
+        return f"pad_mode {problem.pad_mode} is for planes with one kernel each, and here are {channels}"
     if _plane_bytes(problem) > MOST_BYTES:
         return f"a plane with its {problem.pad_mode} padding takes {_plane_bytes(problem)} bytes, and it pads up to {MOST_BYTES}"
     return ""
@@ -143,3 +154,10 @@ def padding_vector(problem: ConvProblem) -> np.ndarray[Any, Any]:
         problem.spatial[0] if outer else 1, size, *before, len(borders),
     ]  # fmt: skip
     return np.array([*head, *(number for place in borders for number in (place, columns[place])), *rows], np.int64)
+
+
+def padded_strides(vector: np.ndarray[Any, Any] | None, x: Any) -> tuple[tuple[int, ...], int]:
+    """The strides of x as the sweeps see it, and the bytes between its own rows; without a vector just its strides."""
+    if vector is None or x.ndim == 3:
+        return x.strides, 0
+    return (*x.strides[:2], int(vector[PAD_ROW]), x.itemsize), x.strides[2]

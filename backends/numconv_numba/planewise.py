@@ -47,12 +47,12 @@ from .microkernels.planes import sweep
 from .plane_padding import (
     PAD_PLANE,
     PAD_PLANES,
-    PAD_ROW,
     is_padded,
+    pad_band,
     pad_cycles,
-    pad_planes,
     padded,
     padded_bytes,
+    padded_strides,
     padding_refusal,
     padding_vector,
 )
@@ -211,11 +211,7 @@ def _planes(begin, end, args):
         shift = bias if is_null(bias) else bias + k * size
         job[job_of.W], job[job_of.BIAS] = as_integer(own), as_integer(shift)
         if not is_null(pads):
-            low, high = 0, 1
-            if axis >= 0:
-                low = first_row * g[part(g, STRIDE) + axis]
-                high = (end_row - 1) * g[part(g, STRIDE) + axis] + b[KERNEL_ROWS]
-            pad_planes(spare, source, x_row, count, g[xs + 1], low, high, pads, at)
+            pad_band(spare, source, x_row, count, first_row, end_row, b[KERNEL_ROWS], g, pads, at)
             source = spare
         fill_slices(job, pointer(places, INT64), output, g, b, at)
         sweep_strips(job, fields, source, target, first_row, end_row, count, g, b, at)
@@ -293,9 +289,7 @@ class _Sweeps:
         if not self._items:
             return False
         shift, status = np.ascontiguousarray(bias[0]) if bias else 0, np.zeros(1, np.uint8)
-        strides, x_row = x.strides, 0
-        if self._pads is not None and x.ndim > 3:
-            strides, x_row = (*x.strides[:2], int(self._pads[PAD_ROW]), x.itemsize), x.strides[2]
+        strides, x_row = padded_strides(self._pads, x)
         pads = 0 if self._pads is None else self._pads
         run_with(
             self._areas, self._kernel, self._items, self._work, self._vectors(strides, y.strides), self._plan, pads, x_row,
