@@ -30,10 +30,8 @@ __all__ = [
     "padding_vector",
 ]
 
-MOST_BYTES = 64 * 1024
-"""Of a padded plane: with its results it stays in the second-level cache."""
-FIRST_LEVEL_BYTES = 32 * 1024
-"""Of a plane that is still in the first-level cache when it is swept."""
+MOST_BYTES = 8 * 1024
+"""Of a padded plane: it stays in the first-level cache with what it is made of and with its results."""
 NEAR_BYTES = 16 * 1024
 """Of the planes that are padded together."""
 _NUMPY_MODES = {"reflect": "reflect", "symmetric": "symmetric", "replicate": "edge", "circular": "wrap"}
@@ -135,7 +133,7 @@ def pad_cycles(problem: ConvProblem) -> float:
         return 0.0
     rows = math.prod(padded(problem).spatial[:-1])
     row = _pitch(problem) / lanes_of(problem.dtype) * 1.7 + 1.2 * sum(problem.padding[-1]) + 2
-    return (20 + rows * row) * (1.5 if _plane_bytes(problem) > FIRST_LEVEL_BYTES else 1)
+    return 20 + rows * row
 
 
 def padding_vector(problem: ConvProblem) -> np.ndarray[Any, Any]:
