@@ -42,6 +42,30 @@ def test_results(op, geometry, rng):
         check(problem, "numba", "planewise", rng=rng, integer=integer)
 
 
+PADDED = [
+    "f32 n2 c5 k5 g5 in13x19 w3x3 s1 p1 d1",  # several planes are padded together
+    "f32 n1 c3 k3 g3 in40x9 w1x5 s2x1 p3:9x2:4 d1 bias=y act=relu",  # bands of one plane, of which some are of padding alone
+    "f32 n2 c2 k2 g2 in5x19 w3x3 s1 p12x20 d1 flip=1",  # padding beyond x
+    "f32 n3 c4 k4 g4 in150 w4 s1 p3:0 d1",
+]
+
+
+@pytest.mark.parametrize("mode", ["reflect", "symmetric", "replicate", "circular"])
+@pytest.mark.parametrize("geometry", PADDED)
+@pytest.mark.parametrize("op", ["forward", "weight_grad"])
+def test_planes_are_padded_before_they_are_swept(op, geometry, mode, rng):
+    problem = parse(f"conv {op} {geometry if op == 'forward' else geometry.split(' bias')[0]}").replace(pad_mode=mode)
+    check(problem, "numba", "planewise", rng=rng, integer=True)
+    check(problem, "numba", "planewise", rng=rng, integer=False, nonfinite=(0,))
+
+
+def test_a_large_plane_is_not_padded():
+    explanation = nc.explain("conv", (1, 1, 50, 50), (1, 1, 3, 3), padding=1, pad_mode="circular", backend="numba")
+    verdict = next(each.verdict for each in explanation.candidates if each.algorithm == "planewise")
+    assert not verdict
+    assert "circular" in verdict.reason
+
+
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("index", [0, 2, 5, 10, 11])
 def test_bias_and_activation(op, index, rng):
@@ -100,7 +124,7 @@ def test_threads_change_no_bit(op, geometry, rng):
     ("options", "reason"),
     [
         ({"layout": "channels_last"}, "channels_first"),
-        ({"pad_mode": "reflect"}, "of zeros"),
+        ({"pad_mode": "reflect", "groups": 2}, "one kernel each"),
         ({"stride": 3}, "strides of up to"),
         ({"dilation": 2}, "dilation"),
         ({"stride": 2, "flip": True}, "not flipped"),
@@ -108,7 +132,8 @@ def test_threads_change_no_bit(op, geometry, rng):
 )
 def test_what_it_refuses_it_says(options, reason):
     x = (1, 9, 9, 4) if "layout" in options else (1, 4, 9, 9)
-    explanation = nc.explain("conv", x, (4, 1, 3, 3), padding=1, groups=4, backend="numba", **options)
+    options = {"groups": 4} | options
+    explanation = nc.explain("conv", x, (4, 4 // options["groups"], 3, 3), padding=1, backend="numba", **options)
     verdict = next(each.verdict for each in explanation.candidates if each.algorithm == "planewise")
     assert not verdict
     assert reason in verdict.reason

@@ -9,7 +9,6 @@ The terms of an output form one chain in the order of the "strict" level; a flip
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias
@@ -22,11 +21,11 @@ from .activations import ACTIVATIONS, activate_rows
 from .blocked import CALL_SECONDS, seconds
 from .compiler import Address, Tag, helper, invoke, kernel
 from .dense import Adjoint, DenseImplementation, Part, accumulated, redo
+from .depthwise_plans import cycles_of, layout_for, schedule
 from .direct import MEASURED_ERROR
 from .elements import INT64, itemsize, same
 from .geometry import DIMS, FLIPPED, GROUPS, MODE, OPTION, OUTPUT, PARTS, PER_C, PER_K, WINDOW, conv_vectors, part
 from .microkernels import sliding as job_of
-from .microkernels.emit import host
 from .microkernels.rolling import roll
 from .microkernels.sliding import slide
 from .rows import finish_row
@@ -55,17 +54,14 @@ from .strips import (
     TILE,
     UINT8,
     WIDTH,
-    Layout,
     band_lines,
     band_of,
     column_places,
     entry_table,
     first_row_of,
     layout_vector,
-    layout_with,
     line_bytes_of,
     outer_place,
-    packing_cycles,
     short_pixels,
     slab_places,
     slices_of,
@@ -77,87 +73,11 @@ __all__ = ["SCATTERED_CYCLES", "Depthwise", "is_scattered"]
 
 WEIGHT_BYTES = 512 * 1024
 """The packed weights of a group."""
-ROLLING_ROWS = 8
-"""Rows of the kernel up to which tiles roll."""
 SCATTERED_CYCLES = 7
 """Of an element of x, where its neighbours in memory are other channels."""
 KEPT = 64
 """Combinations of strides whose frames an executor keeps."""
 Strides: TypeAlias = tuple[int, ...]
-
-
-def _schedule(rows: int, lag: int, kernel_rows: int, columns: int, extra: int) -> list[tuple[int, int, int, int, int, int]]:
-    """What a tile does with each line: (line, first column, last column, place of the weights, first row, last row)."""
-    reached = kernel_rows + (extra > 0)
-    phase_rows = -(-reached // lag)
-    parts = [(0, extra, reached), (extra, columns, kernel_rows)] if extra else [(0, columns, kernel_rows)]
-    found = []
-    for line in range(lag * (rows - 1) + reached):
-        weights = line % lag * phase_rows + line // lag
-        for begin, end, count in parts:
-            found.append((line, begin, end, weights, max(0, (line - count) // lag + 1), min(rows, line // lag + 1)))
-    return found
-
-
-def _tile_cycles(rows: int, vectors: int, schedule: list[tuple[int, int, int, int, int, int]]) -> float:
-    """Of one slice: two multiply-adds or two loads a cycle, where a load across two lines of memory counts twice."""
-    cycles = 0.0
-    for _, begin, end, _, low, high in schedule:
-        active = max(0, high - low)
-        if active:
-            cycles += 11 + (end - begin) * (max(active * vectors, active + host().unaligned * vectors) / 2 + 0.5)
-    return cycles
-
-
-def _rolling_vectors(problem: ConvProblem) -> list[int]:
-    """The widths of tiles that can roll down the rows of this problem: sums, pixels and a weight fit the registers."""
-    if problem.ndim != 2 or problem.c > problem.groups or problem.kernel[0] > ROLLING_ROWS:
-        return []
-    lag = problem.stride[0] // math.gcd(problem.stride[0], problem.dilation[0])
-    sums = -(-problem.kernel[0] // lag)
-    return [v for v in (4, 3, 2, 1) if (sums + 1) * v + 1 < host().registers] if lag <= 2 else []
-
-
-@functools.lru_cache(maxsize=256)
-def layout_for(problem: ConvProblem) -> Layout:
-    """The layout of a forward problem: the tile that needs the fewest cycles, and bands of rows that fit the cache."""
-    shapes = [(False, *shape) for shape in host().sliding_tiles] + [(True, 1, vectors) for vectors in _rolling_vectors(problem)]
-    return min((layout_with(problem, *shape) for shape in shapes), key=lambda layout: _cycles(problem, layout))
-
-
-def _cycles(problem: ConvProblem, layout: Layout) -> float:
-    """Of all tiles and of packing what they read."""
-    slices, per_k = slices_of(problem), problem.k // problem.groups
-    tiles = 1 if layout.folded else -(-problem.output[-1] // layout.width)
-    others = problem.n * problem.groups * math.prod(problem.output[:-2]) * layout.classes
-    if layout.rolling:
-        products = tiles * per_k * (_rolling_cycles(layout) * (layout.total + layout.bands) + layout.bands * 100)
-    else:
-        shape = layout.rows, layout.lag, layout.kernel_rows, layout.columns, layout.extra
-        whole, left = divmod(layout.total, layout.rows)
-        tile = _tile_cycles(layout.rows, layout.vectors, _schedule(*shape))
-        last = _tile_cycles(left, layout.vectors, _schedule(left, *shape[1:])) if left else 0.0
-        stored = 100 + layout.rows * layout.vectors * 2
-        products = tiles * per_k * (slices * (whole * tile + last) * _rows_inside(problem) + (whole + (left > 0)) * stored)
-    return others * (products + slices * -(-tiles // layout.strip) * packing_cycles(layout))
-
-
-def _rows_inside(problem: ConvProblem) -> float:
-    """The share of the rows of all windows that lie in x: those of padding zeros are left out where tiles slide."""
-    if problem.ndim == 1 or problem.pad_mode != "zeros":
-        return 1.0
-    stride, rows = problem.stride[-2], problem.output[-2]
-    places = np.arange(problem.kernel[-2]) * problem.dilation[-2] - problem.padding[-2][0]
-    first = np.clip(-(places // stride), 0, rows)
-    beyond = np.clip((problem.spatial[-2] - 1 - places) // stride + 1, first, rows)
-    return float((beyond - first).mean() / max(rows, 1))
-
-
-def _rolling_cycles(layout: Layout) -> float:
-    """Of one row of results."""
-    products = layout.vectors * layout.kernel_rows / 2
-    loads = (layout.lag * host().unaligned * layout.vectors + layout.kernel_rows) / 2
-    return layout.columns * (max(products, loads) + layout.lag * 0.5) + layout.lag * 3 + layout.vectors
 
 
 # --- kernel --------------------------------------------------------------------------------------------------------------------
@@ -365,7 +285,7 @@ class _Part:
         problem, layout, item = self._problem, self._layout, self._acc.itemsize
         self._vectors = conv_vectors(problem, ACTIVATIONS[problem.activation])
         places = [phase * layout.pitch + place for phase, place in column_places(problem, layout.columns)]
-        rows = _schedule(layout.rows, layout.lag, layout.kernel_rows, layout.columns, layout.extra)
+        rows = schedule(layout.rows, layout.lag, layout.kernel_rows, layout.columns, layout.extra)
         tile, shape = slide, [layout.rows, layout.vectors, layout.lanes]
         if layout.rolling:
             tile, shape = roll, [layout.vectors, layout.kernel_rows, layout.lag, layout.lanes]
@@ -501,7 +421,7 @@ class Depthwise(DenseImplementation):
         layout = layout_for(problem)
         weights = problem.k * slices_of(problem) * layout.slice_weights * 1.5
         scattered = math.prod(problem.x_shape) * SCATTERED_CYCLES if is_scattered(problem) else 0.0
-        return CALL_SECONDS + seconds(_cycles(problem, layout) + weights + scattered)
+        return CALL_SECONDS + seconds(cycles_of(problem, layout) + weights + scattered)
 
     def forward_workspace(self, problem: ConvProblem) -> int:
         """For each thread a slab, the weights of a group, and tables; weights in the accumulation dtype."""

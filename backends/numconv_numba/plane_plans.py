@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numconv.plugin import ConvProblem
+from numconv.plugin import ConvProblem, np_dtype
 
 from .microkernels.emit import host, lanes_of
 from .microkernels.planes import Sweep, accumulators
@@ -52,8 +52,10 @@ WORK = 16
 """Multiply-adds that would take a cycle: with small planes most of the time is not theirs."""
 AHEAD_PLANE = 64 * 1024
 """A plane of x up to which the next one is fetched while it is read."""
-FAR_BYTES, FAR = 24 * 1024 * 1024, 1.7
+FAR_BYTES, FAR = 14 * 1024 * 1024, 2.2
 """A plane beyond the caches, and what walking down its columns costs where a row is read again for each column of taps."""
+BAND_BYTES = 192 * 1024
+"""Rows of a band: what one strip reads stays in the second-level cache for the next."""
 FAR_GROUP_BYTES = 6 * 1024 * 1024
 """The planes of a group beyond the caches: each output channel reads them again, which costs as much."""
 UNROLLED = 3
@@ -119,7 +121,8 @@ def _cut(problem: ConvProblem, shape: Sweep) -> Plan:
     target = target_of(problem)
     planes = max(1, problem.n * (problem.c if shape.adjoint else problem.k) * math.prod(target[:-2]))
     rows = target[-2] if problem.ndim > 1 else 1
-    bands = max(1, min(-(-rows // (4 * shape.rows)), -(-ITEMS // planes)))
+    plane = math.prod(source_of(problem)[-2:]) * np_dtype(problem.dtype).itemsize
+    bands = max(1, min(-(-rows // (4 * shape.rows)), max(-(-ITEMS // planes), plane // BAND_BYTES)))
     band = -(-rows // bands)
     return Plan(shape, width, -(-target[-1] // width), band, -(-rows // band))
 

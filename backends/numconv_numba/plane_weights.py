@@ -25,6 +25,18 @@ from .geometry import BATCH, DIMS, GROUPS, LOW, OUTPUT, PARTS, PER_C, PER_K, SIZ
 from .microkernels import plane_gradients as job_of
 from .microkernels.emit import flag_table, host, lanes_of
 from .microkernels.plane_gradients import Collect, collect, registers
+from .plane_padding import (
+    PAD_PLANE,
+    PAD_PLANES,
+    is_padded,
+    pad_band,
+    pad_cycles,
+    padded,
+    padded_bytes,
+    padded_strides,
+    padding_refusal,
+    padding_vector,
+)
 from .plane_plans import AHEAD_PLANE, MOST_ROWS, WORK, column_offsets, has_rows, inside_strips, refusal
 from .planewise import are_finite
 from .rows import outer_source
@@ -137,6 +149,8 @@ def _runs(problem: ConvProblem, shape: Collect) -> list[_Run]:
 # run.
 TILE, TILES, RUNS, ROWS, COLUMNS, KERNEL_ROWS, BAND, BANDS, SHARES, OUTER_TAPS, OUTER_OUTPUTS, LANES, HEAD = range(13)
 RUN_RESULT, RUN_VECTORS, RUN_COUNT, RUN_FLAGS, RUN = range(5)
+# The parts of a worker's scratch memory: a job, padded planes.
+FIELDS, SPARE, AREAS = range(3)
 
 
 # --- kernel --------------------------------------------------------------------------------------------------------------------
@@ -198,8 +212,9 @@ def collect_slices(job, fields, x, y, output, first_row, count, sums, shift, g, 
 
 @helper
 def _planes(begin, end, args):
-    at, items, workers, scratch, areas, g, b, columns, y, x, partial, shifts, status = args
-    fields = worker_area(scratch, areas, 1, workers, items, begin)
+    at, items, workers, scratch, areas, g, b, pads, x_row, columns, y, x, partial, shifts, status = args
+    fields, p = worker_area(scratch, areas, AREAS, workers, items, begin), pointer(pads, INT64)
+    spare = fields + areas[SPARE]
     job, size, axis = pointer(fields, INT64), itemsize(at), g[DIMS] - 2
     xs, ys, channels = part(g, PARTS), part(g, PARTS + 2), g[GROUPS] * g[PER_K]
     weights = g[PER_C] * b[OUTER_TAPS] * b[KERNEL_ROWS] * b[COLUMNS]
@@ -209,7 +224,10 @@ def _planes(begin, end, args):
     job[job_of.X_AHEAD] = g[xs + 1] if abs(g[xs + 1]) <= AHEAD_PLANE else 64 * g[part(g, STRIDE) + axis + 1]
     job[job_of.G_AHEAD] = g[ys + 1] if abs(g[ys + 1]) <= AHEAD_PLANE else 64
     together = (b[TILES] == 1) & (b[RUNS] == 1) & (b[OUTER_OUTPUTS] == 1) & (b[OUTER_TAPS] == 1) & (g[PER_C] == 1) & (g[PER_K] == 1)
-    rows, units = g[part(g, OUTPUT) + axis] if axis >= 0 else 1, g[BATCH] * b[OUTER_OUTPUTS] * b[BANDS]
+    rows, most = g[part(g, OUTPUT) + axis] if axis >= 0 else 1, channels
+    units = g[BATCH] * b[OUTER_OUTPUTS] * b[BANDS]
+    if not is_null(pads):
+        job[job_of.X_PLANE], job[job_of.X_AHEAD], most = p[PAD_PLANE], p[PAD_PLANE], p[PAD_PLANES]
     first = begin
     while first < end:
         share, k = first // channels, first % channels
@@ -221,9 +239,12 @@ def _planes(begin, end, args):
             item = first
             while item < last:
                 channel = item % channels
-                group, planes = channel // g[PER_K], last - item if together else 1
+                group, planes = channel // g[PER_K], min(last - item, most) if together else 1
                 source = x + (n * g[xs] + group * g[xs + 1])
                 target = y + (n * g[ys] + group * g[ys + 1] + channel % g[PER_K] * g[ys + 2])
+                if not is_null(pads):
+                    pad_band(spare, source, x_row, planes, top, top + count, b[KERNEL_ROWS], g, pads, at)
+                    source = spare
                 sums, shift = partial + item * weights * size, shifts if is_null(shifts) else shifts + item * size
                 if together:
                     collect_tiles(job, fields, source, target, top, count, sums, shift, planes, False, g, b, at)
@@ -239,14 +260,15 @@ def _planes(begin, end, args):
 @kernel
 def plane_weights(
     xt: Tag, at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, sizes: Address, plan: Address,
-    columns: Address, y: Address, x: Address, partial: Address, shifts: Address, status: Address,
+    pads: Address, x_row: int, columns: Address, y: Address, x: Address, partial: Address, shifts: Address, status: Address,
 ) -> None:  # fmt: skip
     """The gradient of w from that of y and x, added to [share][k][slice][tap]: an item is a share of one k.
 
-    `shifts`, [share][k], gets the sums of grad_y if it is not null, `status` a 1 if a sum is not finite.
+    `shifts`, [share][k], gets the sums of grad_y if it is not null, `status` a 1 if a sum is not finite. `pads` is a
+    `padding_vector`, of planes whose rows lie `x_row` bytes apart, or 0.
     """
     g, b = pointer(sizes, INT64), pointer(plan, INT64)
-    args = at, items, workers, scratch, pointer(areas, INT64), g, b, columns, y, x, partial, shifts, status
+    args = at, items, workers, scratch, pointer(areas, INT64), g, b, pads, x_row, columns, y, x, partial, shifts, status
     parallel_for(region, workers, items, _planes, args)
 
 
@@ -257,9 +279,11 @@ class _Executor:
     """One weight gradient; arrays whose pixels are no neighbours go to `DepthwiseWeights`."""
 
     def __init__(self, problem: ConvProblem):
+        self._problem, self._finish = problem, Finish(problem)
+        self._pads = padding_vector(problem) if is_padded(problem) else None
+        spare, problem = padded_bytes(problem), padded(problem)
         plan, dtype = plan_for(problem), problem.dtype
-        shape, runs = plan.shape, _runs(problem, plan.shape)
-        self._problem, self._shares, self._finish = problem, plan.shares, Finish(problem)
+        shape, runs, self._shares = plan.shape, _runs(problem, plan.shape), plan.shares
         tables = [flag_table(run.flags, dtype) for run in runs]
         self._flags = np.concatenate([table.view(np.uint8).ravel() for table in tables] or [np.zeros(1, np.uint8)])
         starts = np.cumsum([0, *(table.nbytes for table in tables)])
@@ -273,7 +297,7 @@ class _Executor:
         self._plan = np.array([*head, *(number for row in rows for number in row)], np.int64)
         self._columns = np.array(column_offsets(problem.replace(flip=False)), np.int64) * np_dtype(dtype).itemsize
         self._vectors = conv_vectors(problem.replace(flip=False), 0)  # as windows meet the taps: `in_order` turns them
-        self._areas = Areas(8 * job_of.JOB)
+        self._areas = Areas(8 * job_of.JOB, spare)
         self._work = WORK * _cycles(problem, plan)
         self._kernel = plane_weights.specialise(dtype, dtype)
 
@@ -286,10 +310,12 @@ class _Executor:
         own = bias and problem.bias == "y"
         partial, status = np.zeros((self._shares, *problem.w_shape), problem.dtype), np.zeros(1, np.uint8)
         shifts: Any = np.zeros((self._shares, problem.k), problem.dtype) if own else 0
+        strides, x_row = padded_strides(self._pads, x)
         if y.size:
             run_with(
                 self._areas, self._kernel, self._shares * problem.k, self._work,
-                self._vectors(x.strides, w.strides, y.strides), self._plan, self._columns, y, x, partial, shifts, status,
+                self._vectors(strides, w.strides, y.strides), self._plan, 0 if self._pads is None else self._pads, x_row,
+                self._columns, y, x, partial, shifts, status,
             )  # fmt: skip
         if status[0] and self._finish.again(outs, ins):
             return
@@ -310,26 +336,28 @@ class PlanewiseWeights(Implementation):
     measured_error: ClassVar[Mapping[str, float]] = MEASURED_ERROR
 
     def supports(self, problem: ConvProblem) -> Verdict:
-        """Channels first, padding of zeros, kernels of few rows and columns, a stride along the rows of up to 2."""
-        reason = refusal(problem, MOST_ROWS, MOST_COLUMNS)
+        """Channels first, kernels of few rows and columns, a stride of up to 2; padding of zeros, or small planes."""
+        reason = padding_refusal(problem) or refusal(padded(problem), MOST_ROWS, MOST_COLUMNS)
         if not reason and not _shapes(problem):
             reason = f"no tile for a kernel {problem.kernel} fits the registers"
         return Verdict.no(reason) if reason else Verdict.yes()
 
     def cost(self, problem: ConvProblem) -> float:
-        """Of all walks."""
+        """Of all walks, and of padding."""
+        pads = problem.n * problem.k * pad_cycles(problem)
+        problem = padded(problem)
         plan = plan_for(problem)
         factor = 2.0 if problem.k * plan.shares == 1 else 1.0
         if problem.c > problem.groups or problem.ndim > 2:
             factor *= SLICED
         if math.prod(problem.spatial[-2:]) * np_dtype(problem.dtype).itemsize > AHEAD_PLANE and problem.ndim > 1:
             factor *= LARGE
-        return CALL_SECONDS + 3e-6 + seconds(factor * _cycles(problem, plan))
+        return CALL_SECONDS + 3e-6 + seconds(factor * _cycles(problem, plan) + pads)
 
     def workspace(self, problem: ConvProblem) -> int:
-        """A job for each thread and the sums of all shares; or what `DepthwiseWeights` needs for other orders."""
-        own = 2 * math.prod(problem.w_shape) * plan_for(problem).shares * np_dtype(problem.dtype).itemsize
-        return max(MAX_THREADS * 8 * job_of.JOB + own, DepthwiseWeights().workspace(problem))
+        """A job and padded planes for each thread, the sums of all shares; or what `DepthwiseWeights` needs for other orders."""
+        own = 2 * math.prod(problem.w_shape) * plan_for(padded(problem)).shares * np_dtype(problem.dtype).itemsize
+        return max(MAX_THREADS * (8 * job_of.JOB + padded_bytes(problem)) + own, DepthwiseWeights().workspace(problem))
 
     def build(self, problem: ConvProblem) -> _Executor:
         """The executor."""

@@ -44,6 +44,18 @@ from .microkernels import planes as job_of
 from .microkernels.activation import dress
 from .microkernels.emit import flag_table
 from .microkernels.planes import sweep
+from .plane_padding import (
+    PAD_PLANE,
+    PAD_PLANES,
+    is_padded,
+    pad_band,
+    pad_cycles,
+    padded,
+    padded_bytes,
+    padded_strides,
+    padding_refusal,
+    padding_vector,
+)
 from .plane_plans import (
     AHEAD_PLANE,
     FAR,
@@ -85,6 +97,8 @@ INT32, FLOAT64 = Tag("int32"), Tag("float64")
 EXPONENT32, EXPONENT64 = np.int32(0x7F800000), np.int64(0x7FF0000000000000)
 """The bits of an exponent, which are all set in what is not finite."""
 RUN_SOURCE, RUN_TARGET, RUN_COUNT, RUN_USED, RUN_FLAGS, RUN = range(6)
+# The parts of a worker's scratch memory: a job, places of slices, padded planes.
+FIELDS, PLACES, SPARE, AREAS = range(4)
 
 
 # --- kernel --------------------------------------------------------------------------------------------------------------------
@@ -163,9 +177,9 @@ def fill_slices(job, table, output, g, b, at):
 
 @helper
 def _planes(begin, end, args):
-    at, items, workers, scratch, areas, g, b, columns, x, w, bias, y, status = args
-    own_area = worker_area(scratch, areas, 2, workers, items, begin)
-    fields, places = own_area, own_area + areas[1]
+    at, items, workers, scratch, areas, g, b, pads, x_row, columns, x, w, bias, y, status = args
+    own_area, p = worker_area(scratch, areas, AREAS, workers, items, begin), pointer(pads, INT64)
+    fields, places, spare = own_area, own_area + areas[PLACES], own_area + areas[SPARE]
     job, size, axis = pointer(fields, INT64), itemsize(at), g[DIMS] - 2
     xs, ys, taps = part(g, PARTS), part(g, PARTS + 2), b[KERNEL_ROWS] * b[KERNEL_COLUMNS]
     channels, weights = g[GROUPS] * g[PER_K], g[PER_C] * b[OUTER_TAPS] * taps
@@ -179,6 +193,8 @@ def _planes(begin, end, args):
     together = one_slice & (b[BANDS] == 1) & (b[OUTER_OUTPUTS] == 1) & (g[PER_K] == 1) & (b[RUNS] == 1)
     # few planes with an activation, so that they are still near when it is applied
     most = max(1, NEAR // (rows * length * size)) if g[OPTION] > 1 else channels
+    if not is_null(pads):
+        job[job_of.X_PLANE], most = p[PAD_PLANE], min(most, p[PAD_PLANES])
     item = begin
     while item < end:
         band, plane = item % b[BANDS], item // b[BANDS]
@@ -194,6 +210,9 @@ def _planes(begin, end, args):
             store(status, np.uint8(1), UINT8)
         shift = bias if is_null(bias) else bias + k * size
         job[job_of.W], job[job_of.BIAS] = as_integer(own), as_integer(shift)
+        if not is_null(pads):
+            pad_band(spare, source, x_row, count, first_row, end_row, b[KERNEL_ROWS], g, pads, at)
+            source = spare
         fill_slices(job, pointer(places, INT64), output, g, b, at)
         sweep_strips(job, fields, source, target, first_row, end_row, count, g, b, at)
         if g[OPTION] > 1:
@@ -207,14 +226,14 @@ def _planes(begin, end, args):
 @kernel
 def planewise(
     xt: Tag, at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, sizes: Address, plan: Address,
-    columns: Address, x: Address, w: Address, bias: Address, y: Address, status: Address,
+    pads: Address, x_row: int, columns: Address, x: Address, w: Address, bias: Address, y: Address, status: Address,
 ) -> None:  # fmt: skip
     """y from x and contiguous w: an item is a band of rows of a plane. `plan` has what stands above, `columns` byte offsets.
 
-    `status` gets a 1 if a weight is not finite.
+    `pads` is a `padding_vector`, of planes whose rows lie `x_row` bytes apart, or 0. `status` gets a 1 if a weight is not finite.
     """
     g, b = pointer(sizes, INT64), pointer(plan, INT64)
-    args = at, items, workers, scratch, pointer(areas, INT64), g, b, columns, x, w, bias, y, status
+    args = at, items, workers, scratch, pointer(areas, INT64), g, b, pads, x_row, columns, x, w, bias, y, status
     parallel_for(region, workers, items, _planes, args)
 
 
@@ -239,6 +258,8 @@ class _Sweeps:
     """The compiled driver and its tables."""
 
     def __init__(self, problem: ConvProblem):
+        self._pads = padding_vector(problem) if is_padded(problem) else None
+        spare, problem = padded_bytes(problem), padded(problem)
         plan = plan_for(problem)
         shape, runs = plan.shape, runs_of(problem, plan)
         size = np_dtype(problem.dtype).itemsize
@@ -256,7 +277,7 @@ class _Sweeps:
         self._plan = np.array([*head, *(number for row in rows for number in row)], np.int64)
         self._columns = np.array(column_offsets(problem), np.int64) * size
         self._vectors = _vectors(problem)
-        self._areas = Areas(8 * job_of.JOB, 16 * slices_of(problem))
+        self._areas = Areas(8 * job_of.JOB, 16 * slices_of(problem), spare)
         planes = problem.n * (problem.c if shape.adjoint else problem.k)
         self._items, self._work = planes * outer[1] * plan.bands, WORK * planes * outer[1] * plane_cycles(problem, plan)
         if not math.prod(target_of(problem)):
@@ -268,9 +289,11 @@ class _Sweeps:
         if not self._items:
             return False
         shift, status = np.ascontiguousarray(bias[0]) if bias else 0, np.zeros(1, np.uint8)
+        strides, x_row = padded_strides(self._pads, x)
+        pads = 0 if self._pads is None else self._pads
         run_with(
-            self._areas, self._kernel, self._items, self._work, self._vectors(x.strides, y.strides), self._plan, self._columns, x,
-            w, shift, y, status,
+            self._areas, self._kernel, self._items, self._work, self._vectors(strides, y.strides), self._plan, pads, x_row,
+            self._columns, x, w, shift, y, status,
         )  # fmt: skip
         return bool(status[0])
 
@@ -335,8 +358,8 @@ class Planewise(DenseImplementation):
     measured_error: ClassVar[Mapping[str, float]] = MEASURED_ERROR
 
     def accepts(self, problem: ConvProblem) -> Verdict:
-        """Channels first, padding of zeros, kernels of few rows, a stride along the rows of up to 2."""
-        reason = refusal(problem, MOST_ROWS, MOST_COLUMNS)
+        """Channels first, kernels of few rows, a stride along the rows of up to 2; padding of zeros, or small planes."""
+        reason = padding_refusal(problem) or refusal(padded(problem), MOST_ROWS, MOST_COLUMNS)
         if not reason and problem.flip and max(problem.stride[-2:]) > 1:
             reason = "with a stride its kernels are not flipped"
         if not reason and problem.level == "strict" and slices_of(problem) > 1:
@@ -354,7 +377,9 @@ class Planewise(DenseImplementation):
         return self.accepts(problem)
 
     def forward_cost(self, problem: ConvProblem) -> float:
-        """Of all sweeps."""
+        """Of all sweeps, and of padding."""
+        pads = pad_cycles(problem)
+        problem = padded(problem)
         plan = plan_for(problem)
         planes = problem.n * (problem.c if plan.shape.adjoint else problem.k) * math.prod(target_of(problem)[:-2])
         factor = (2.0 if planes * plan.bands == 1 else 1.0) * (SLICED if plan.shape.sliced else 1.0)
@@ -365,15 +390,18 @@ class Planewise(DenseImplementation):
         far = not plan.shape.columns and plane * item > FAR_BYTES
         if far or (outputs > 1 and inputs * math.prod(source_of(problem)) * item > FAR_GROUP_BYTES):
             factor *= FAR
-        return CALL_SECONDS + seconds(factor * planes * plane_cycles(problem, plan))
+        return CALL_SECONDS + seconds(planes * (factor * plane_cycles(problem, plan) + pads))
 
     def cost(self, problem: ConvProblem) -> float:
         """Of a forward problem, or of one sweep with a stride."""
         return super().cost(problem) if problem.op == "forward" or max(problem.stride) == 1 else self.forward_cost(problem)
 
     def forward_workspace(self, problem: ConvProblem) -> int:
-        """A job for each thread, and weights in one piece; or what `Depthwise` needs for other orders."""
-        own = MAX_THREADS * 8 * job_of.JOB + 2 * math.prod(problem.w_shape) * np_dtype(problem.dtype).itemsize
+        """A job and padded planes for each thread, and weights in one piece; or what `Depthwise` needs for other orders."""
+        own = (
+            MAX_THREADS * (8 * job_of.JOB + padded_bytes(problem))
+            + 2 * math.prod(problem.w_shape) * np_dtype(problem.dtype).itemsize
+        )
         return max(own, Depthwise().workspace(problem))
 
     def workspace(self, problem: ConvProblem) -> int:

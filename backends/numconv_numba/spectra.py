@@ -185,6 +185,17 @@ def result(source, anchor, st, at):
     return cast(rounded(load(source, st), anchor), at)
 
 
+@helper(inline="always")
+def smooth_run(source, target, count, step, anchor, shift, code, st, yt, at):
+    """`scatter_run` for silu and gelu: a loop that becomes vectors where `step` and `code` are constants."""
+    bad = 0
+    for i in range(count):
+        value = result(source + i * itemsize(st), anchor, st, at)
+        bad += 0 if value - value == 0 else 1
+        store(target + i * step, activated(add(value, shift), code), yt)
+    return bad
+
+
 @helper
 def scatter_run(source, target, count, step, anchor, shift, code, st, yt, at):
     """A run of results: rounding, bias, activation; returns how many sums are not finite."""
@@ -200,11 +211,12 @@ def scatter_run(source, target, count, step, anchor, shift, code, st, yt, at):
             value = result(source + i * wide, anchor, st, at)
             bad += 0 if value - value == 0 else 1
             store(target + i * step, rectified(add(value, shift), code), yt)
+    elif step != itemsize(yt):
+        bad = smooth_run(source, target, count, step, anchor, shift, code, st, yt, at)
+    elif code == 2:
+        bad = smooth_run(source, target, count, itemsize(yt), anchor, shift, 2, st, yt, at)
     else:
-        for i in range(count):
-            value = result(source + i * wide, anchor, st, at)
-            bad += 0 if value - value == 0 else 1
-            store(target + i * step, activated(add(value, shift), code), yt)
+        bad = smooth_run(source, target, count, itemsize(yt), anchor, shift, 3, st, yt, at)
     return bad
 
 

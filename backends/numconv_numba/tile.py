@@ -39,7 +39,6 @@ from .slab import (
     EXTRA,
     FEW_PIECES,
     SHARES,
-    WRITE_CYCLES,
     Block,
     axis_entry,
     block_extent,
@@ -66,7 +65,9 @@ RESULT_BYTES = 256 * 1024
 """The sums of a block for the channels of a tile: they share that cache with the slab."""
 
 LINE_CYCLES = 0.2
-"""Of storing one result of a line of neighbours."""
+"""Of storing four bytes of a line of neighbours."""
+APART_CYCLES = 0.9, 1.2
+"""Of packing an element of x, and of storing a result, where neighbours in memory are other channels."""
 
 
 def flat_pixels(block: Block) -> int:
@@ -86,6 +87,15 @@ def block_for(problem: ConvProblem, tile: Tile, pieces: int) -> Block:
         return slab <= SLAB_BYTES and tile.channels * pixels * item <= RESULT_BYTES and shared
 
     return cut(problem, problem.stride, tap_positions(problem), (1,) * problem.ndim, fits, min(problem.n, 1))
+
+
+def moved_cycles(problem: ConvProblem) -> float:
+    """Of storing the results, and of packing x beyond what rows of neighbours take."""
+    last = problem.layout == "channels_last"
+    of_x, of_y = APART_CYCLES
+    line = LINE_CYCLES * np_dtype(problem.acc_dtype).itemsize / 4
+    packed = math.prod(problem.x_shape) * of_x if last and problem.c > 1 else 0.0
+    return packed + math.prod(problem.y_shape) * (of_y if last and problem.k > 1 else line)
 
 
 def chunk_for(problem: ConvProblem, tile: Tile) -> int:
@@ -338,7 +348,7 @@ class RegisterTile(DenseImplementation):
             products * 1.12
             + count * -(-per_c // chunk_for(problem, tile)) * TILE_CYCLES
             + pack_cycles(block, problem.c)
-            + math.prod(problem.y_shape) * (LINE_CYCLES if problem.layout == "channels_first" else WRITE_CYCLES / 2)
+            + moved_cycles(problem)
         )
         return CALL_SECONDS + seconds(cycles)
 

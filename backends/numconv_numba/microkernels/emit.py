@@ -214,9 +214,17 @@ class Emitter:
         zeros = ir.Constant(ir.VectorType(_i32, self.lanes), [0] * self.lanes)
         return builder.shuffle_vector(builder.insert_element(undefined, number, _i32(0)), undefined, zeros)
 
+    def load_one(self, address: Any) -> Any:
+        """One element."""
+        return self._builder.load(self._builder.bitcast(address, self._element.as_pointer()))
+
+    def store_one(self, value: Any, address: Any) -> None:
+        """Write one element."""
+        self._builder.store(value, self._builder.bitcast(address, self._element.as_pointer()))
+
     def broadcast(self, address: Any) -> Any:
         """One element of memory in all lanes."""
-        return self.spread(self._builder.load(self._builder.bitcast(address, self._element.as_pointer())))
+        return self.spread(self.load_one(address))
 
     def first(self, count: Any) -> Any:
         """The mask of the first `count` lanes: all where there are fewer, none where the count is negative."""

@@ -147,25 +147,25 @@ class _Tiles:
                 _repeat(self.builder, self.terms, lambda term: self.add_term(w, term, self.in_panel(term)))
 
     def write(self, y: Any, bias: Any) -> None:
-        """To y with bias and activation; whole vectors that need neither without masks."""
+        """To y with bias and activation; whole vectors without masks."""
         emit, builder = self.emit, self.builder
-        absent = builder.icmp_unsigned("==", builder.ptrtoint(bias, _i64), _i64(0))
         clip = builder.icmp_signed("!=", self.relu, _i64(0))
-        full = builder.icmp_signed("==", self.pixels, _i64(self.vectors * emit.lanes))
-        bare = builder.and_(builder.and_(absent, full), builder.not_(clip))
         each = [(k, v, slot, emit.at(emit.at(y, emit.times(self.y_k, k)), v * self.results.width)) for k, v, slot in self.each()]
-        with builder.if_else(bare) as (plain, dressed):
-            with plain:
+        with builder.if_then(builder.icmp_unsigned("!=", builder.ptrtoint(bias, _i64), _i64(0))):
+            for k, _, slot, _ in each:
+                shift = emit.broadcast(emit.at(bias, k * emit.width // emit.lanes))
+                builder.store(builder.fadd(builder.load(slot), shift), slot)
+        with builder.if_then(clip):
+            for _, _, slot, _ in each:
+                builder.store(emit.positive(builder.load(slot), emit.spread(clip)), slot)
+        full = builder.icmp_signed("==", self.pixels, _i64(self.vectors * emit.lanes))
+        with builder.if_else(full) as (whole, part):
+            with whole:
                 for _, _, slot, place in each:
                     self.results.store(builder.load(slot), place)
-            with dressed:
-                with builder.if_then(builder.not_(absent)):
-                    for k, _, slot, _ in each:
-                        shift = emit.broadcast(emit.at(bias, k * emit.width // emit.lanes))
-                        builder.store(builder.fadd(builder.load(slot), shift), slot)
-                relu = emit.spread(clip)
+            with part:
                 for _, v, slot, place in each:
-                    self.results.store_masked(emit.positive(builder.load(slot), relu), place, self.masks[v])
+                    self.results.store_masked(builder.load(slot), place, self.masks[v])
 
     def store(self, sums: Any, y: Any, bias: Any) -> Any:
         """To y with bias and activation, or the bare sums; returns the mask of lanes in which a sum is not finite."""
