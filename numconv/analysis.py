@@ -115,6 +115,7 @@ def as_matrix(
     groups: int = 1,
     pad_mode: str = "zeros",
     flip: bool = False,
+    layout: str = "channels_first",
 ) -> Any:
     """The sparse matrix A with ``conv(x, w).ravel() == A @ x.ravel()``: a Toeplitz matrix in one dimension with one channel.
 
@@ -124,8 +125,8 @@ def as_matrix(
     ----------
     w : array ``[K, C/G, *R]``
     x_shape : sequence of int
-        ``[C, *S]``, or ``[N, C, *S]`` for a block-diagonal matrix over the batch.
-    stride, padding, dilation, groups, pad_mode, flip
+        ``[C, *S]``, or ``[N, C, *S]`` for a block-diagonal matrix over the batch; C last with ``layout="channels_last"``.
+    stride, padding, dilation, groups, pad_mode, flip, layout
         As for `conv`.
 
     Returns
@@ -157,6 +158,7 @@ def as_matrix(
         "groups": groups,
         "pad_mode": pad_mode,
         "flip": flip,
+        "layout": layout,
     }
     problem = explain("conv", x_shape, w.shape, "int64", **options).problem
     positions = _read_positions(problem)
@@ -166,8 +168,10 @@ def as_matrix(
     first = np.arange(k) // (k // problem.groups) * per_group
     channel = first[:, None] + np.arange(per_group)
     shape = (k, per_group, taps, outputs)
-    row = np.broadcast_to(np.arange(k)[:, None, None, None] * outputs + np.arange(outputs), shape)
-    column = channel[:, :, None, None] * volume + positions
+    # elements from a channel to the next, and from a position to the next, of y and of x
+    of_y, of_x = ((1, k), (1, problem.c)) if layout == "channels_last" else ((outputs, 1), (volume, 1))
+    row = np.broadcast_to(np.arange(k)[:, None, None, None] * of_y[0] + np.arange(outputs) * of_y[1], shape)
+    column = channel[:, :, None, None] * of_x[0] + positions * of_x[1]
     value = np.broadcast_to(kernel.reshape(k, per_group, taps, 1), shape)
     inside = np.broadcast_to(positions >= 0, shape)
     entries = (value[inside], (row[inside], column[inside]))

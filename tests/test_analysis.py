@@ -76,6 +76,7 @@ OPTIONS = [
     {}, {"stride": 2}, {"padding": ((2, 1), (0, 3)), "dilation": (1, 2)}, {"groups": 2, "padding": "same", "stride": (1, 3)},
     {"flip": True, "padding": 1}, {"padding": 3, "pad_mode": "circular"}, {"padding": (5, 4), "pad_mode": "reflect", "flip": True},
     {"padding": 2, "pad_mode": "replicate", "groups": 2}, {"padding": 4, "pad_mode": "symmetric", "stride": 2},
+    {"layout": "channels_last", "padding": ((1, 0), (2, 1)), "stride": (2, 1), "groups": 2},
 ]  # fmt: skip
 
 
@@ -83,7 +84,8 @@ OPTIONS = [
 @pytest.mark.parametrize("batch", [(), (1,), (3,)])
 def test_matrix_is_the_convolution(rng, options, batch):
     groups = options.get("groups", 1)
-    x, w = rng.integers(-4, 5, (*batch, 4, 5, 4)), rng.integers(-4, 5, (6, 4 // groups, 2, 2))
+    shape = (5, 4, 4) if options.get("layout") == "channels_last" else (4, 5, 4)
+    x, w = rng.integers(-4, 5, (*batch, *shape)), rng.integers(-4, 5, (6, 4 // groups, 2, 2))
     y, matrix = nc.conv(x, w, **options), nc.as_matrix(w, x.shape, **options)
     assert matrix.shape == (y.size, x.size)
     np.testing.assert_array_equal(matrix @ x.ravel(), y.ravel())

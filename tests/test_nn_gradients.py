@@ -95,6 +95,18 @@ def test_gradients_of_layers(name, rng):
         np.testing.assert_array_equal(again[parameter], array)
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_an_empty_batch(name):
+    layer, shape = LAYERS[name]
+    layer.build(shape, dtype="float64")
+    y, backward = layer.forward(np.zeros((0, *shape)))
+    assert y.shape == (0, *layer.output_shape(shape))
+    grad_x, grads = backward(np.zeros(y.shape))
+    assert grad_x.shape == (0, *shape)
+    assert {name: grad.shape for name, grad in grads.items()} == {name: w.shape for name, w in layer.parameters.items()}
+    assert not any(grad.any() for grad in grads.values())
+
+
 def test_gradient_of_batch_norm_in_inference(rng):
     layer = nn.BatchNorm().build((3, 4), dtype="float64")
     layer.state["mean"][...] = rng.standard_normal(3)

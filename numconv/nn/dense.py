@@ -88,7 +88,7 @@ class Flatten(Layer):
         def backward(grad_y: Array, needs_x: bool = True) -> tuple[Array, Grads]:
             return (grad_y.reshape(x.shape) if needs_x else None), {}
 
-        return x.reshape(x.shape[0], -1), backward
+        return x.reshape(x.shape[0], math.prod(x.shape[1:])), backward
 
 
 @dataclass(eq=False, repr=False)

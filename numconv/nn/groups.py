@@ -234,7 +234,8 @@ class MemberPool(Layer):
     def forward(self, x: Array, training: bool = False, rng: Any = None) -> tuple[Array, Backward]:
         """Compute y, and the function that takes its gradient back; see `Layer.forward`."""
         members = self.members()
-        columns = x.reshape(x.shape[0], channels_of(self, x.shape[1:], members), members, -1)
+        channels = channels_of(self, x.shape[1:], members)
+        columns = x.reshape(x.shape[0], channels, members, math.prod(x.shape[2:]))
         window = (members, 1)
         pooled = functional.max_pool(columns, window) if self.mode == "max" else functional.avg_pool(columns, window)
 
@@ -246,7 +247,7 @@ class MemberPool(Layer):
                 return functional.max_pool_backward(grad, columns, window).reshape(x.shape), {}
             return functional.avg_pool_backward(grad, columns.shape, window).reshape(x.shape), {}
 
-        return pooled.reshape(x.shape[0], -1, *x.shape[2:]), backward
+        return pooled.reshape(x.shape[0], channels, *x.shape[2:]), backward
 
     def flops(self, shape: Shape) -> int:
         """One operation for each element of one x of this shape."""

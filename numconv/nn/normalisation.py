@@ -78,7 +78,7 @@ class BatchNorm(Layer):
             raise ProblemError(f"{self!r}: x has shape {tuple(x.shape)}, and must be [N, {w.shape[0]}, *S] for w {tuple(w.shape)}")
         if x.dtype != w.dtype:
             raise ProblemError(f"{self!r}: x has dtype {x.dtype} and w {w.dtype}; convert one, as by model.to({str(x.dtype)!r})")
-        volume = x.reshape(*x.shape[:2], -1)
+        volume = x.reshape(*x.shape[:2], math.prod(x.shape[2:]))
         count = x.size // x.shape[1]
         if training:
             mean = volume.mean(axis=(0, 2))

@@ -100,7 +100,7 @@ class ScaleLift(Layer):
                 grad_x += functional.conv_input_grad(grads[:, :, level], w, x.shape, padding=padding, **options)
             return grad_x, {}
 
-        return xp.stack(levels, axis=2).reshape(x.shape[0], -1, *x.shape[2:]), backward
+        return xp.stack(levels, axis=2).reshape(x.shape[0], x.shape[1] * self.scales, *x.shape[2:]), backward
 
     def flops(self, shape: Shape) -> int:
         """Multiplications and additions for one x of this shape, each counted; padding counts too."""
@@ -177,12 +177,13 @@ class ScaleConv(Layer):
         """Compute y, and the function that takes its gradient back; see `Layer.forward`."""
         xp, w, bias = namespace(x), self.parameters["w"], self.parameters.get("bias")
         n, size, k = x.shape[0], x.shape[2:], self.channels
-        levels = x.reshape(n, -1, self.scales, *size)
+        channels = channels_of(self, x.shape[1:], self.scales)
+        levels = x.reshape(n, channels, self.scales, *size)
         calls = []
         for level in range(self.scales):
             seen, options = self._level(level)
             part = w[:, :, : seen.stop - seen.start].reshape(k, -1, *w.shape[3:])
-            calls.append((levels[:, :, seen].reshape(n, -1, *size), part, options))
+            calls.append((levels[:, :, seen].reshape(n, part.shape[1], *size), part, options))
         ys = [functional.conv(inputs, part, bias, **options) for inputs, part, options in calls]
 
         def backward(grad_y: Array, needs_x: bool = True) -> tuple[Array, Grads]:
@@ -198,11 +199,11 @@ class ScaleConv(Layer):
                 if grad_bias is not None:
                     grad_bias += found.bias
                 if needs_x:
-                    grad_x[:, :, seen] += found.x.reshape(n, -1, span, *size)
+                    grad_x[:, :, seen] += found.x.reshape(n, channels, span, *size)
             grads = {"w": grad_w} if grad_bias is None else {"w": grad_w, "bias": grad_bias}
             return (grad_x.reshape(x.shape) if needs_x else None), grads
 
-        return xp.stack(ys, axis=2).reshape(n, -1, *size), backward
+        return xp.stack(ys, axis=2).reshape(n, k * self.scales, *size), backward
 
     def flops(self, shape: Shape) -> int:
         """Multiplications and additions for one x of this shape, each counted; padding counts too."""
