@@ -218,6 +218,10 @@ def _word(value: Any, known: Sequence[str], what: str, asked: str) -> str:
     return value
 
 
+_LARGEST = 2**48
+"""Of a stride, a dilation or a padding: beyond any memory, and far from where 64 bits of an address end."""
+
+
 def _ints(value: Any, ndim: int, least: int, what: str, asked: str) -> Ints:
     """One int a spatial dimension, each at least `least`."""
     values = (value,) * ndim if isinstance(value, int) else value
@@ -227,6 +231,8 @@ def _ints(value: Any, ndim: int, least: int, what: str, asked: str) -> Ints:
         raise ProblemError(
             f"{asked}: {what}={value!r} has {len(values)} entries, but there are {ndim} spatial dimensions; give one each"
         )
+    if any(v > _LARGEST for v in values):
+        raise ProblemError(f"{asked}: {what}={value!r} holds {max(values)}, and no array reaches further than {_LARGEST} elements")
     if any(v < least for v in values):
         raise ProblemError(f"{asked}: {what}={value!r} must be at least {least} in every dimension, but holds {min(values)}")
     return tuple(values)

@@ -95,6 +95,7 @@ GEOMETRY = [
     bad(r"dimension 1:.*floor\(\(6 \+ 1 \+ 2 - 5\*\(3 - 1\) - 1\) / 2\) \+ 1 = 0: a kernel that spans 11.*there are 9; pad by 2",
         nc.conv, X, W, padding=((2, 3), (1, 2)), dilation=5, stride=(1, 2)),
     bad(r"stride=0 must be at least 1 in every dimension, but holds 0", nc.conv, X, W, stride=0),
+    bad(r"stride=1180591620717411303424 holds 1180591620717411303424, and no array reaches further", nc.conv, X, W, stride=2**70),
     bad(r"stride=\(1, -2\) must be at least 1.*holds -2", nc.conv, X, W, stride=(1, -2)),
     bad(r"stride=\(1, 1, 1\) has 3 entries, but there are 2 spatial dimensions", nc.conv, X, W, stride=(1, 1, 1)),
     bad(r"stride=1.5 is a float", nc.conv, X, W, stride=1.5),

@@ -169,12 +169,13 @@ def cut(
         tuple(range(s)) if unit > 1 else tuple(sorted({p % s for p in found}))
         for found, s, unit in zip(positions, step, units, strict=True)
     )
+    lasts = list(map(max, positions))  # of half a million taps, too long to be found for every block
     whole = (images, *problem.output)
 
     def block(size: Sequence[int]) -> Block:
         inner = tuple(size[1:])
         whole_tiles = [-(-q // unit) * unit for q, unit in zip(inner, units, strict=True)]
-        reach = [(q - 1) * s + max(found) for q, s, found in zip(whole_tiles, problem.stride, positions, strict=True)]
+        reach = [(q - 1) * s + last for q, s, last in zip(whole_tiles, problem.stride, lasts, strict=True)]
         pitch = tuple(r // s + 1 for r, s in zip(reach, step, strict=True))
         counts = tuple(-(-q // b) for q, b in zip(problem.output, inner, strict=True))
         return Block(size[0], -(-problem.n // max(size[0], 1)), inner, counts, pitch, tuple(step), tuple(units), phases)
