@@ -2,7 +2,7 @@
 
 Rows whose places are neighbours in x are split into phases by vectors (`microkernels.copies`), channels that are neighbours are
 turned by squares (`microkernels.transpose`); what neither does, the borders of other padding than zeros among it, is moved element
-by element. A helper that has one caller is inlined before LLVM sees it, which would else optimise it once for each level of calls.
+by element. Long helpers that have one caller are inlined whatever LLVM thinks of their length.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from .elements import INT64, arithmetic, element, held, in_rows, itemsize, keep,
 from .entries import LANES, READ_SQUARES, SPLIT
 from .geometry import DILATION, DIMS, LOW, MODE, OUTPUT, PARTS, SIZE, STRIDE, WINDOW, part, source_index, span
 from .rows import clear
-from .scalar import address, load, move, pointer, store, wide_vectors, zero
+from .scalar import address, inlined, load, move, pointer, store, wide_vectors, zero
 from .slab import AXES, B_PHASES, B_PITCH, B_PLACE, B_STEP, CHANNEL, COMBINATIONS, axis_entry, block_start
 
 __all__ = ["copy_cells", "pack_borders", "pack_places", "pack_slab"]
@@ -177,6 +177,7 @@ def pack_lines(slab, x, lines, channels, block, g, b, spare, tools, xt, at):
 
     `lines` and `channels`: how many, bytes between them in the slab and in x. Two channels of a pair have one place in the slab.
     """
+    inlined()
     count, slab_row, x_row = channels
     step, phases = axis_entry(b, g[DIMS], B_STEP, g[DIMS] - 1), axis_entry(b, g[DIMS], B_PHASES, g[DIMS] - 1)
     even = is_even(g, b, tools, xt)
@@ -230,6 +231,7 @@ def copy_line(slab, source, channels, g, b, at):
 @helper
 def pack_plane(slab, x, channels, block, combination, g, b, spare, tools, xt, at):
     """The rows of a slab along the last two dimensions; `combination`: of the phases of all but the last one."""
+    inlined()
     ndim, axis = g[DIMS], g[DIMS] - 2
     line = axis_entry(b, ndim, B_PITCH, ndim - 1) * itemsize(at)
     rows, first, step, size, x_step = 1, 0, 1, 1, 0  # of one dimension

@@ -61,13 +61,6 @@ class _Whole(JITCodeLibrary):
                 for called in library._linking_libraries:
                     self.add_linking_library(called)
 
-    def _optimize_final_module(self) -> None:
-        """Once: Numba's first run serves to find pairs of changes of reference counts, of which there are none."""
-        found = self._codegen._module_pass_manager()
-        # with a builder, but for Numba 0.61
-        passes, *builder = found if isinstance(found, tuple) else (found,)
-        passes.run(self._final_module, *builder)
-
 
 @register_pass(mutates_CFG=False, analysis_only=True)
 class _Deletions(IRLegalization):
