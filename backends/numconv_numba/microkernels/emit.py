@@ -82,6 +82,11 @@ _WIDE = Host(
 )  # fmt: skip
 _FEW = Host(32, 16, ((3, 4), (3, 3), (5, 2), (8, 1)), ((1, 9), (2, 6), (3, 4)), ((4, 3), (6, 2), (10, 1)), ((4, 2), (2, 4), (1, 6)))
 
+# A multiply-add of NEON takes its factor from a lane, but LLVM loads the eight broadcasts of a tile of 3 x 8 ahead, and spills.
+_NEON = _WIDE._replace(
+    width=16, pixel_tiles=((4, 6), (6, 4), (7, 3), (8, 2), (8, 1)), channel_tiles=((4, 6), (2, 10), (2, 8), (1, 10))
+)
+
 # Cores of 48 KiB, as LLVM calls them; all others are taken to have 32.
 _LARGE_CACHES = (
     "alderlake", "arrowlake", "arrowlake-s", "emeraldrapids", "graniterapids", "graniterapids-d", "icelake-client",
@@ -99,7 +104,7 @@ def host() -> Host:
         return _WIDE._replace(pairs="+avx512bf16" in words, pair_cycles=pair_cycles, first_level=first_level)
     if "+avx2" in words:
         return _FEW._replace(first_level=first_level)
-    return (_WIDE if triple.startswith(("aarch64", "arm64")) else _FEW)._replace(width=16)
+    return _NEON if triple.startswith(("aarch64", "arm64")) else _FEW._replace(width=16)
 
 
 def lanes_of(dtype: str) -> int:
