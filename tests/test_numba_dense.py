@@ -369,6 +369,7 @@ def test_narrower_processors(tmp_path, name, features, width):
     """The same kernels for AVX2 and for 128 bits."""
     texts = [f"conv {op} f32 n2 c5 k19 g1 in11x13 w3x3 s1 p1 d1" for op in ("forward", "input_grad", "weight_grad")]
     texts.append("conv input_grad f32 n2 c19 k5 g1 in11x43 w3x3 s2 p1 d1")
+    texts.append("conv forward f32 n1 c4 k7 g1 in9x10 w3x3 s1 p1 d1")
     environment = os.environ | {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features, "NUMCONV_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", HOSTS, *texts], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

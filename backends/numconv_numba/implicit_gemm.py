@@ -29,7 +29,7 @@ from .entries import CONFIGURE, LANES, MULTIPLY, PACK_WEIGHTS
 from .geometry import DIMS, OPTION, PARTS, PER_C, PER_K, part
 from .layers import configure_tiles, pack_layers, release_tiles
 from .microkernels.emit import host
-from .microkernels.tiles import TILE_CYCLES, Tile, tile_for
+from .microkernels.tiles import Tile, tile_for
 from .panels import fill_places, fill_terms, lines_of, run_offset, runs_of
 from .results import write_rows
 from .rows import clear
@@ -61,6 +61,8 @@ SLAB_BYTES = 768 * 1024
 """The packed input of a block: it shares the second-level cache with a panel and the weights."""
 DIRECT_TILES = 16
 """Tiles of output channels up to which vectors of neighbours are not copied into a panel, but read where they lie."""
+TILE_CYCLES = 35
+"""Of the start and the end of a tile."""
 
 
 class Layout(NamedTuple):

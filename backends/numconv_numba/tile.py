@@ -28,7 +28,7 @@ from .elements import INT64, itemsize, keep, memory, numbers, scratch
 from .entries import LINES, PACK
 from .geometry import DIMS, OPTION, PARTS, PER_C, PER_K, WINDOW, part
 from .microkernels.emit import host
-from .microkernels.tiles import TILE_CYCLES, Tile, multiply_tile, tile_channels, tile_for, tile_pixels, tile_share
+from .microkernels.tiles import Tile, multiply_tile, tile_channels, tile_for, tile_pixels, tile_share
 from .results import write_rows
 from .rows import clear, outer_offset
 from .scalar import is_null, load, pointer, store, wide_vectors, zero
@@ -345,8 +345,8 @@ class RegisterTile(DenseImplementation):
         per_c, count = problem.c // problem.groups, block.pieces * problem.groups * tiles * -(-flat_pixels(block) // width)
         products = count * tile.vectors * tile.channels / 2 * tile_share(tile.vectors, tile.channels) * per_c * taps
         cycles = (
-            products * 1.12
-            + count * -(-per_c // chunk_for(problem, tile)) * TILE_CYCLES
+            products * 1.15
+            + count * -(-per_c // chunk_for(problem, tile)) * host().start_cycles
             + pack_cycles(block, problem.c)
             + moved_cycles(problem)
         )

@@ -19,10 +19,7 @@ from numconv_numba.compiler import intrinsic
 
 from .emit import Emitter, check_kinds, host, lanes_of, rolled
 
-__all__ = ["TILE_CYCLES", "Tile", "multiply_tile", "tile_channels", "tile_for", "tile_pixels", "tile_share"]
-
-TILE_CYCLES = 35
-"""Of the start and the end of a tile."""
+__all__ = ["Tile", "multiply_tile", "tile_channels", "tile_for", "tile_pixels", "tile_share"]
 
 
 class Tile(NamedTuple):

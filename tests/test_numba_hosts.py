@@ -1,0 +1,132 @@
+"""What the kernels of the CPU know of processors other than the one at hand, and what they choose there."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from numconv_numba.depthwise import _rows_inside
+from numconv_numba.microkernels import emit
+
+from numconv.plugin import parse
+
+X86, ARM = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
+PROCESSORS = {
+    "haswell": (X86, "+avx,+avx2,+fma"),
+    "znver3": (X86, "+avx,+avx2,+fma"),
+    "alderlake": (X86, "+avx,+avx2,+fma"),
+    "skylake-avx512": (X86, "+avx,+avx2,+fma,+avx512f,+avx512vl"),
+    "znver4": (X86, "+avx,+avx2,+fma,+avx512f,+avx512vl,+avx512bf16"),
+    "sapphirerapids": (X86, "+avx,+avx2,+fma,+avx512f,+avx512vl,+avx512bf16"),
+    "nehalem": (X86, "+sse4.2"),
+    "neoverse-n1": (ARM, "+neon"),
+}
+
+
+@pytest.fixture
+def host_of(monkeypatch):
+    """The host of a processor of this name."""
+
+    def found(name):
+        triple, features = PROCESSORS[name]
+        codegen = SimpleNamespace(magic_tuple=lambda: (triple, name, features))
+        target = SimpleNamespace(target_context=SimpleNamespace(codegen=lambda: codegen))
+        monkeypatch.setattr(emit, "cpu_target", target)
+        return emit.host.__wrapped__()
+
+    return found
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_tiles_fit_the_registers(host_of, name):
+    """The accumulators, all vectors of the operand of which a term has fewer, and one of the other."""
+    host = host_of(name)
+    for one, other in itertools.chain(host.pixel_tiles, host.channel_tiles, host.sliding_tiles):
+        assert one * other + min(one, other) + 1 <= host.registers, (one, other)
+    assert any(channels == 1 for _, channels in host.pixel_tiles)
+    assert any(positions == 1 for positions, _ in host.dot_tiles)
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "registers", "kibibytes"),
+    [
+        ("haswell", 32, 16, 32),
+        ("znver3", 32, 16, 32),
+        ("alderlake", 32, 16, 48),
+        ("skylake-avx512", 64, 32, 32),
+        ("znver4", 64, 32, 32),
+        ("sapphirerapids", 64, 32, 48),
+        ("nehalem", 16, 16, 32),
+        ("neoverse-n1", 16, 32, 32),
+    ],
+)
+def test_vectors_and_caches(host_of, name, width, registers, kibibytes):
+    host = host_of(name)
+    assert (host.width, host.registers, host.first_level) == (width, registers, kibibytes * 1024)
+    assert 0 < host.resident < host.first_level
+
+
+def test_narrow_vectors_cross_fewer_lines_and_cost_less(host_of):
+    wide, narrow, least = map(host_of, ("sapphirerapids", "haswell", "neoverse-n1"))
+    places = range(0, 64, 4)
+    for host in (wide, narrow, least):
+        assert host.unaligned == 1 + sum(place + host.width > 64 for place in places) / len(places)
+    assert 1 == wide.moving > narrow.moving > least.moving > least.width / wide.width
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        "in9x9 w3x3 s1 p1 d1",
+        "in28x28 w31x31 s1 p15 d1",
+        "in20x7 w5x3 s3x1 p4x1 d2x1",
+        "in6x6 w3x3 s1 p0 d1",
+        "in4x5x6 w3x4x3 s2 p3 d1",
+    ],
+)
+def test_rows_of_padding_are_not_counted(geometry):
+    problem = parse(f"conv forward f32 n1 c4 k4 g4 {geometry}")
+    rows = [
+        0 <= q * problem.stride[-2] - problem.padding[-2][0] + r * problem.dilation[-2] < problem.spatial[-2]
+        for q in range(problem.output[-2])
+        for r in range(problem.kernel[-2])
+    ]
+    assert _rows_inside(problem) == pytest.approx(sum(rows) / len(rows))
+    assert _rows_inside(problem.replace(pad_mode="replicate")) == 1
+
+
+CHOICES = """
+import json, sys
+from numconv.plugin import parse
+from numconv.registry import default_registry
+
+def chosen(text):
+    found = [each for each in default_registry().candidates(parse(text), "cpu", "numba", None) if each.verdict.ok]
+    return min(found, key=lambda each: each.cost).implementation.name
+
+print(json.dumps([chosen(text) for text in sys.argv[1:]]))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux") or os.uname().machine != "x86_64", reason="forces x86 processors")
+def test_the_choice_with_avx2(tmp_path):
+    """Where what vectors of 64 bytes cost would lead to an algorithm that was measured to take 1.2 to 2.5 times as long."""
+    expected = {
+        "conv forward f32 n1 c384 k384 g384 in28x28 w31x31 s1 p15 d1": "depthwise",
+        "conv forward f32 n1 c64 k256 g1 in56x56 w1x1 s1 p0 d1": "implicit_gemm",
+        "conv weight_grad f32 n1 c256 k256 g1 in14x14 w3x3 s1 p1 d1": "winograd",
+        "conv input_grad f32 n1 c512 k512 g1 in7x7 w3x3 s1 p1 d1": "winograd",
+    }
+    environment = os.environ | {
+        "NUMBA_CPU_NAME": "haswell",
+        "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c",
+        "NUMCONV_CACHE_DIR": str(tmp_path),
+    }
+    done = subprocess.run([sys.executable, "-c", CHOICES, *expected], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert dict(zip(expected, json.loads(done.stdout), strict=True)) == expected
