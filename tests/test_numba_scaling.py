@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from numconv.plugin import parse
 from numconv.registry import default_registry
 
 BODY = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
-REGION = ctypes.CFUNCTYPE(ctypes.c_void_p, *[ctypes.c_int64] * 4)
+REGION = ctypes.CFUNCTYPE(ctypes.c_void_p, *[ctypes.c_int64] * 5)
 
 
 @pytest.fixture
@@ -21,7 +24,8 @@ def regions(monkeypatch):
     """(items, workers) of every parallel loop: the last worker's part is done first."""
     found = []
 
-    def region(function, args, workers, items):
+    def region(function, args, team, workers, items):
+        assert workers <= team
         found.append((items, workers))
         for worker in reversed(range(workers)):
             begin, end = items * worker // workers, items * (worker + 1) // workers
@@ -96,3 +100,22 @@ def test_memory_of_many_workers_is_kept_once(regions):
         computed("blocked", problem, arrays)
     assert kept is threads._shared.take(1)
     assert kept.size > threads._kept.take(1).size
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_a_small_loop_ends_no_thread():
+    """GCC's OpenMP would end those that it leaves out, and start others for the next large loop."""
+    code = """
+import os
+import numpy as np
+import numconv as nc
+
+def threads(size):
+    with nc.using(threads=4, algorithm="blocked"):
+        nc.conv(np.ones((1, 32, size, size), "f4"), np.ones((128, 32, 3, 3), "f4"), padding=1)
+    return set(os.listdir("/proc/self/task"))
+
+assert threads(40) == threads(6) == threads(40)
+"""
+    environment = {**os.environ, "NUMBA_NUM_THREADS": "4"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=100)

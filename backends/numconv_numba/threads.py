@@ -54,7 +54,8 @@ _external: Any = types.ExternalFunction
 # by symbol: numba.set_num_threads is reached through a pointer, which keeps its caller out of the disk cache
 _get_num_threads = _external("get_num_threads", signature(types.intp))
 _set_num_threads = _external("set_num_threads", signature(types.void, types.intp))
-_region_type = ir.FunctionType(_i8p, [_i64] * 4)
+_region_type = ir.FunctionType(_i8p, [_i64] * 5)
+_TEAM_BIT = 56  # addresses end before it
 
 
 @intrinsic
@@ -70,10 +71,14 @@ def _call(typingctx: Any, function: Any, begin: Any, end: Any, args: Any) -> Any
 
 
 @kernel(parallel=True)
-def region(function: int, args: int, workers: int, items: int) -> None:
-    """Share the items 0..items between the workers, in contiguous parts."""
+def region(function: int, args: int, team: int, workers: int, items: int) -> None:
+    """Share the items 0..items between the workers, in contiguous parts.
+
+    All threads of the team are called, whatever the number of workers: GCC's OpenMP ends those that a smaller team leaves out, and
+    starts others for the next large one.
+    """
     mask = _get_num_threads()
-    _set_num_threads(workers)
+    _set_num_threads(team)
     for worker in prange(workers):
         begin, end = items * worker // workers, items * (worker + 1) // workers
         if begin < end:
@@ -91,6 +96,12 @@ def _region_address() -> int:
     if layer() == "workqueue":
         _Process.serial_work = _SERIAL_WORK_WORKQUEUE
     return address
+
+
+def _region_of(team: int) -> int:
+    """What kernels take for the region: its address, and above it how many threads there are."""
+    address = _region_address()
+    return address | team << _TEAM_BIT if address else 0
 
 
 @intrinsic
@@ -122,8 +133,10 @@ def parallel_for(typingctx: Any, region: Any, workers: Any, items: Any, body: An
             with alone:
                 builder.call(trampoline, [_i64(0), items, builder.bitcast(spilled, _i8p)])
             with shared:
+                address = builder.and_(region, _i64((1 << _TEAM_BIT) - 1))
+                team = builder.lshr(region, _i64(_TEAM_BIT))
                 addresses = [builder.ptrtoint(trampoline, _i64), builder.ptrtoint(spilled, _i64)]
-                builder.call(builder.inttoptr(region, _region_type.as_pointer()), [*addresses, workers, items])
+                builder.call(builder.inttoptr(address, _region_type.as_pointer()), [*addresses, team, workers, items])
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64, body, args), codegen
@@ -297,7 +310,7 @@ def run_with(areas: Areas, compiled: Callable[..., None], items: int, work: floa
     if count > 1 and _entered.acquire(blocking=False):
         try:
             memory = _shared.take(count * areas.bytes + common + 64)
-            compiled(_region_address(), count, items, memory, areas.offsets, *args)
+            compiled(_region_of(threads()), count, items, memory, areas.offsets, *args)
         finally:
             _entered.release()
     else:
@@ -321,7 +334,7 @@ def run(compiled: Callable[..., None], items: int, work: float, *args: Any) -> N
     count = 1 if work < _Process.serial_work else workers(items, work)
     if count > 1 and _entered.acquire(blocking=False):
         try:
-            compiled(_region_address(), count, items, *args)
+            compiled(_region_of(threads()), count, items, *args)
         finally:
             _entered.release()
     else:

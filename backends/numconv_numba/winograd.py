@@ -83,6 +83,8 @@ UINT8 = Tag("uint8")
 UNPACKED, TRANSFORMED, IN_PANELS, SHARED = range(4)
 SHARED_BYTES = 1024 * 1024
 """Transformed weights of all threads that are worth waiting for each other, rather than that each transforms its own."""
+FEW_THREADS = 4
+"""Up to so many threads each transforms what it needs: to wait for each other costs more."""
 UNEVEN = 1.1
 """How much longer than its equal share a thread may take for its blocks."""
 ITEMS_OF_THREAD = 4
@@ -415,14 +417,14 @@ class WinogradExecutor(ForwardExecutor):
     def launch(self, x: Any, w: Weights, shift: Any, y: Any, status: Any, vector: Any) -> None:
         """Run `winograd`, or `winograd_phases` where threads could not share the blocks evenly."""
         count, form = workers(MAX_THREADS, self._work), self._form if w.packed else UNPACKED
-        arrays = x, w.array, shift, y, status, vector
-        if count > 1 and self._ways.phases and form != IN_PANELS and -(-self._items // count) * count > UNEVEN * self._items:
+        arrays, many = (x, w.array, shift, y, status, vector), count > FEW_THREADS
+        if many and self._ways.phases and form != IN_PANELS and -(-self._items // count) * count > UNEVEN * self._items:
             vector, most, common = self._phases.get(count) or self._phases.setdefault(count, self._shares(count))
             compiled = winograd_phases.specialise(self._acc.name)
             run_with(self._ways.phases, compiled, most, self._work, self._tools, vector, form, *arrays, self._apart, common=common)
             return
         splits = parts_for(self._items, self._panels, self._work)
-        if count > 1 and form == UNPACKED and self._ways.shared and self._common.weights * count >= SHARED_BYTES:
+        if many and form == UNPACKED and self._ways.shared and self._common.weights * count >= SHARED_BYTES:
             form = SHARED
         run_with(
             self._areas if form in (UNPACKED, IN_PANELS) else self._shared_areas, self._kernel, self._items * splits, self._work,
