@@ -128,8 +128,8 @@ def cost_of(problem: ConvProblem, layout: Layout) -> float:
     output = (tiles.elements * 1.4 + math.prod(tiles.outputs) * 1.7) * host().moving
     outputs = pieces * panels * shape.vectors * block.tiles * output
     times = 2 * problem.groups if layout.kept else pieces
-    transformed = panels * shape.vectors * terms * tiles.elements * 4.2 * host().moving
-    weights = times * (pack_weight_cycles(problem, panels * shape.width * per_c) * 1.4 + transformed)
+    transformed = panels * shape.vectors * terms * tiles.elements * 3.3 * host().moving
+    weights = times * (pack_weight_cycles(problem, panels * shape.width * per_c) + transformed)
     results = math.prod(problem.y_shape) * WRITE_CYCLES * 0.5
     return CALL_SECONDS + 3e-6 + seconds(products * 1.05 + inputs + outputs + weights + results)
 
