@@ -41,7 +41,7 @@ WOVEN_SECONDS = 1.4e-10
 """Of weaving an element, on two threads."""
 PIECE_SECONDS = 6e-6
 """Of a piece's calls beside the kernels."""
-DEALT_SECONDS = 1.8e-10
+DEALT_SECONDS = 2.5e-10
 """Of sorting a weight by its phase, on two threads."""
 
 
