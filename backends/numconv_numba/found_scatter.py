@@ -88,7 +88,8 @@ class FoundScatter(Implementation):
     def cost(self, problem: PoolProblem) -> float:
         """Of both steps, and of the arrays between them."""
         found, parts = _found(problem), -(-problem.n // max(_images(problem), 1))
-        between = math.prod(problem.y_shape) * (8 + np_dtype(problem.dtype).itemsize) / 5e10
+        near = math.prod(found.y_shape) <= TOGETHER  # else what lies between leaves the second-level cache
+        between = math.prod(problem.y_shape) * (8 + np_dtype(problem.dtype).itemsize) / (5e10 if near else 2e10)
         return parts * (1e-5 + _finder(problem).cost(found)) + VectorScatter().cost(problem.replace(indices=True)) + between
 
     def workspace(self, problem: PoolProblem) -> int:
