@@ -11,13 +11,14 @@ from numconv_numba.crosswise_plans import bands_of, groups_of
 from numconv_numba.crosswise_pooling import CrosswisePool
 from numconv_numba.direct import Direct
 from numconv_numba.flat_unpooling import FlatUnpool
+from numconv_numba.found_scatter import FoundScatter
 from numconv_numba.pooling import Pool
 from numconv_numba.sliding import CHUNK
+from numconv_numba.vector_gather import VectorGather
 from numconv_numba.vector_pooling import VectorPool
 from numconv_numba.vector_scatter import VectorScatter
 from numconv_numba.vector_windows import VectorWindows
 from numconv_numba.wide_pooling import PART, WidePool, merged
-from numconv_numba.wide_scatter import WideScatter
 from numconv_numba.windows import Windows
 from numconv_numba.woven import Woven
 
@@ -90,12 +91,14 @@ def test_the_gradient_of_maxima_adds_windows_in_the_order_of_y(layout, rng):
     if layout == "channels_last":
         arrays, places = [_last(each) for each in arrays], _last(places)
     expected = run(Pool, problem, arrays)
-    outs = (
-        [_last(np.full(problem.x_shape, 7, np.float32))] if layout == "channels_last" else [np.full(problem.x_shape, 7, np.float32)]
-    )
-    for given, ins in ((False, arrays), (True, [arrays[0], places])):
-        VectorScatter().build(problem.replace(indices=given))(outs, ins)
-        assert np.ascontiguousarray(outs[0]).tobytes() == expected[0].tobytes()
+    given = (VectorScatter(), problem.replace(indices=True), [arrays[0], places])
+    found = [(each, problem, arrays) for each in (CrosswisePool(), FoundScatter(), VectorGather()) if each.supports(problem)]
+    assert len(found) == (2 if layout == "channels_last" else 3)
+    for implementation, asked, ins in (given, *found):
+        out = np.full(problem.x_shape, 7, np.float32)
+        out = _last(out) if layout == "channels_last" else out
+        implementation.build(asked)([out], ins)
+        assert np.ascontiguousarray(out).tobytes() == expected[0].tobytes()
 
 
 def _last(array):
@@ -116,13 +119,14 @@ def test_winners_from_elsewhere_are_taken_where_they_are(rng):
     [
         *((VectorPool, f"pool {op} f32 n2 c5 in61x67 w3x3 s2x1 p1 d1") for op in POOLS[:3]),
         *((WidePool, f"pool {op} f32 n2 c5 in61x367 w3x40 s2x39 p1x3 d1") for op in POOLS[:3]),
-        (VectorScatter, "pool max_pool_backward f32 n2 c5 in61x67 w3x3 s2x1 p1 d1"),
+        (VectorScatter, "pool max_pool_backward f32 n2 c5 in61x67 w3x3 s2x1 p1 d1 indices=1"),
+        (VectorGather, "pool max_pool_backward f32 n2 c5 in61x67 w3x3 s2x1 p1 d1"),
         (VectorWindows, "window unfold f32 n2 c5 in60x67 w3x3 s1 p1 d1"),
         (VectorWindows, "window fold f32 n2 c5 in60x67 w3x3 s1 p1 d1"),
         (VectorWindows, "window fold f32 n2 c5 in60x167 w3x9 s1x6 p1 d1"),
         (VectorWindows, "window pad f32 n2 c5 in60x67 w1x1 s1 p3 d1 pad=reflect"),
         (VectorWindows, "window pad_backward f32 n2 c5 in60x67 w1x1 s1 p3 d1 pad=circular"),
-        (WideScatter, "pool max_pool_backward f32 n2 c5 in61x367 w3x40 s2x39 p1x3 d1"),
+        (FoundScatter, "pool max_pool_backward f32 n2 c5 in61x367 w3x40 s2x39 p1x3 d1"),
         *((CrosswisePool, f"pool {op} f32 n3 c37 in61x67 w3x3 s2x1 p1 d1") for op in POOLS),
         (Woven, "conv input_grad f32 n2 c5 k5 g5 in120x131 w4x4 s2 p1 d1"),
     ],
@@ -141,7 +145,7 @@ def test_threads_change_no_bit(implementation, text, rng):
         (VectorPool, "pool avg_pool f32 n2 c3 in8x9 w3x3 s2 p1 d1"),
         (WidePool, "pool avg_pool f32 n2 c3 in8x9 w8x9 s1 p0 d1"),
         *((CrosswisePool, f"pool {op} f32 n2 c3 in8x9 w3x3 s2 p1 d1") for op in POOLS),
-        (VectorScatter, "pool max_pool_backward f32 n2 c3 in8x9 w3x3 s2 p1 d1"),
+        (VectorGather, "pool max_pool_backward f32 n2 c3 in8x9 w3x3 s2 p1 d1"),
         (VectorWindows, "window unfold f32 n2 c3 in8x9 w3x3 s2 p1 d1"),
         (VectorWindows, "window fold f32 n2 c3 in8x9 w3x3 s2 p1 d1"),
         (VectorWindows, "window pad f32 n2 c3 in8x9 w1x1 s1 p2 d1 pad=symmetric"),
@@ -248,8 +252,33 @@ def test_windows_across_channels(text, rng):
 
 
 def test_winners_are_found_some_images_at_a_time(rng, monkeypatch):
-    monkeypatch.setattr("numconv_numba.wide_scatter.TOGETHER", 20)
-    check(parse("pool max_pool_backward f32 n7 c5 in6x50 w3x40 s2x5 p1x3 d1"), "numba", "wide_scatter", rng=rng)
+    monkeypatch.setattr("numconv_numba.found_scatter.TOGETHER", 20)
+    check(parse("pool max_pool_backward f32 n7 c5 in6x50 w3x40 s2x5 p1x3 d1"), "numba", "found_scatter", rng=rng)
+
+
+GATHERED = [
+    "n2 c3 in33x70 w3x3 s2 p1 d1",
+    "n1 c2 in21x150 w2x3 s3x4 p0x1 d1",
+    "n1 c3 in19x23 w3x5 s1 p1x2 d2 ceil=1",
+    "n2 c2 in300 w4 s2 p1 d1",
+    "n1 c2 in7x9x40 w2x3x3 s1x2x2 p1 d1",
+    "n1 c1 in9x40 w1x1 s2x3 p0 d1",
+    "n1 c1 in40x41 w5x6 s2x1 p2 d3x1",
+]
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+@pytest.mark.parametrize("geometry", GATHERED)
+def test_gathered_gradients_have_the_bits_of_the_general_implementation(geometry, dtype, rng, monkeypatch):
+    """In bands of a few rows, with equal elements, infinities and NaN in x."""
+    monkeypatch.setattr("numconv_numba.vector_gather.BAND", 1 << 9)
+    problem = parse(f"pool max_pool_backward {dtype} {geometry}")
+    assert VectorGather().supports(problem)
+    grad_y, x = inputs(problem, rng, False)
+    x = x.round(0)
+    for position in rng.integers(0, x.size, 8):
+        x.flat[position] = rng.choice([np.nan, np.inf, -np.inf])
+    assert bits(run(VectorGather, problem, [grad_y, x])) == bits(run(Pool, problem, [grad_y, x]))
 
 
 @pytest.mark.parametrize("op", POOLS)

@@ -35,7 +35,7 @@ class PoolingForced(Pooling):
     params = (
         OPS,
         [ROWS[name] for name in ("stem", "morphology")],
-        [f"numba {name}" for name in ("vector_pool", "vector_scatter", "wide_pool", "pool")],
+        [f"numba {name}" for name in ("vector_pool", "vector_gather", "vector_scatter", "found_scatter", "wide_pool", "pool")],
     )
 
 

@@ -30,6 +30,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .embedded import FloatProducts, RealProducts
     from .fft import Fft, FftDouble, FftDoubleWeights, FftWeights
     from .flat_unpooling import FlatUnpool
+    from .found_scatter import FoundScatter
     from .implicit_gemm import ImplicitGemm
     from .inner_product import InnerProduct
     from .interleaved import Interleaved
@@ -42,12 +43,12 @@ def _implementations() -> tuple[Implementation, ...]:
     from .tile import RegisterTile
     from .tiled_gemm import TiledGemm
     from .tiled_weights import TiledWeights
+    from .vector_gather import VectorGather
     from .vector_pooling import VectorPool
     from .vector_scatter import VectorScatter
     from .vector_windows import VectorWindows
     from .weights import BlockedWeights
     from .wide_pooling import WidePool
-    from .wide_scatter import WideScatter
     from .windows import Windows
     from .winograd import Winograd
     from .winograd_weights import WinogradWeights
@@ -89,8 +90,9 @@ def _implementations() -> tuple[Implementation, ...]:
         CrosswisePool(),
         VectorPool(),
         WidePool(),
+        VectorGather(),
         VectorScatter(),
-        WideScatter(),
+        FoundScatter(),
         Pool(),
         VectorWindows(),
         FlatUnpool(),

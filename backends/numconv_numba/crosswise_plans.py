@@ -16,7 +16,19 @@ from .microkernels.crosswise import CROSSWISE, ENTRY
 from .microkernels.emit import lanes_of
 from .sliding import outer_axis
 
-__all__ = ["JOB_SIZE", "LISTS", "PER_INDEX", "SPANS", "Groups", "band_extents", "bands_of", "groups_of", "list_bytes", "sweeps_of"]
+__all__ = [
+    "JOB_SIZE",
+    "LISTS",
+    "PER_INDEX",
+    "SPANS",
+    "Groups",
+    "band_extents",
+    "bands_of",
+    "groups_of",
+    "list_bytes",
+    "reached",
+    "sweeps_of",
+]
 
 JOB_SIZE = len(CROSSWISE)
 LISTS, SPANS, PER_INDEX, HEAD = JOB_SIZE, JOB_SIZE + 1, JOB_SIZE + 2, JOB_SIZE + 3
@@ -74,7 +86,7 @@ def _reach(problem: PoolProblem) -> int:
 # --- bands ---------------------------------------------------------------------------------------------------------------------
 
 
-def _reached(table: np.ndarray[Any, Any], first: int, last: int) -> tuple[int, int]:
+def reached(table: np.ndarray[Any, Any], first: int, last: int) -> tuple[int, int]:
     """From where to where the results first..last of an axis read."""
     found = table[first:last][table[first:last] >= 0]
     return (int(found.min()), int(found.max()) + 1) if found.size else (0, 0)
@@ -95,8 +107,8 @@ def bands_of(problem: PoolProblem, groups: Groups) -> np.ndarray[Any, Any]:
     bands = []
     for first in range(0, results, step):
         last = min(first + step, results)
-        read = _reached(table, first, last)
-        bands.append((first, last, *read, *(_reached(ahead, *read) if back else (0, 0))))
+        read = reached(table, first, last)
+        bands.append((first, last, *read, *(reached(ahead, *read) if back else (0, 0))))
     return np.array(bands, np.int64)
 
 

@@ -58,9 +58,10 @@ FLOAT64 = Tag("float64")
 JOB_SIZE = len(JOB)
 
 # The driver's vector: sizes; the sizes of the outer axes of results, their windows and sizes of x; the byte strides (n, c, outer
-# axes) of x, y and the array beside y; how far apart the taps of all axes lie in x beside that; where each table begins.
+# axes) of x, y and the array beside y; how far apart the taps of all axes lie in x beside that; where each table begins; the bytes
+# of x that are fetched ahead for a row.
 CHANNELS, LENGTH, SIZE, PHASES, ADVANCE, PITCH, OUTER, WINDOW, SOURCE = 0, 1, 2, 3, 4, 5, 6, 9, 12
-X, Y, BESIDE, TAPS, TABLES, INNER, HEAD = 15, 20, 25, 30, 34, 37, 38
+X, Y, BESIDE, TAPS, TABLES, INNER, FETCHED, HEAD = 15, 20, 25, 30, 34, 37, 38, 39
 
 
 # --- the driver ----------------------------------------------------------------------------------------------------------------
@@ -131,6 +132,7 @@ def _slide(begin, end, args):
     buffer = scratch(8 * JOB_SIZE + g[OUTER + 2] * list_bytes(g))
     job, lists = pointer(memory(buffer), INT64), memory(buffer) + 8 * JOB_SIZE
     job[1], job[2], job[3], job[6], job[7], job[8] = list_bytes(g), g[Y + 4], g[BESIDE + 4], g[SIZE], g[TAPS + 3], g[ADVANCE]
+    job[9] = g[FETCHED]
     item, listed = begin, -1
     while item < end:
         n, channel, a, b, c, chunk = split_item(g, item, chunks)
@@ -254,6 +256,8 @@ class Rows:
         self.inner = Inner(problem.c, problem.c, 1, (((0, 0),),)) if innermost else inner_axis(problem, back)
         self.vector = functools.lru_cache(maxsize=KEPT)(self._vector)
         self._innermost, self._channels = innermost, 1 if innermost else problem.c
+        # long rows are streams that the processor fetches by itself
+        self._ahead = 0 if back or innermost or problem.ndim == 1 else problem.stride[-2]
         chunks = -(-self.inner.results // (CHUNK * len(self.inner.phases)))
         self.items = problem.n * self._channels * math.prod(axis.results for axis in self._outer) * chunks
 
@@ -272,6 +276,7 @@ class Rows:
             self._channels, inner.results, inner.sources, phases, *((0, 1) if self._innermost else (inner.stride, inner.sources)),
             *(axis.results for axis in outer), *(axis.table.shape[1] for axis in outer), *(axis.sources for axis in outer),
             *(step for each in strides for step in self._arranged(each)), *[0] * (OUTER_AXES + 1 - len(taps)), *taps, *ends,
+            self._ahead * self._arranged(strides[0])[-1],
         ]  # fmt: skip
         starts = np.cumsum([phases // 2 + 1, *map(len, inner.phases), 0])[: phases // 2 * 2 + 2]
         pairs = [number for phase in inner.phases for tap, place in phase for number in (place, tap)]

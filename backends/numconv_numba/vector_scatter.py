@@ -1,4 +1,4 @@
-"""The gradient of max pooling: winners that are given, or found in vectors, get the gradients of their windows where they lie.
+"""The gradient of max pooling whose winners are given: they get the gradients of their windows where they lie.
 
 Windows come in the row-major order of y, as in `pooling`. An item is a channel, or some channels where these are neighbours in
 memory: no two items write to the same element.
@@ -14,39 +14,22 @@ import numpy as np
 
 from numconv.plugin import Implementation, PoolProblem, Verdict
 
-from .compiler import Address, Tag, helper, invoke, kernel
-from .elements import INT64, itemsize, keep, memory, scratch
+from .compiler import Address, Tag, helper, kernel
+from .elements import INT64, itemsize
 from .places import check_places
 from .pooling import Pool
-from .scalar import add, address, load, pointer, store, zero
-from .sliding import (
-    ADVANCE,
-    BESIDE,
-    CHANNELS,
-    INNER,
-    JOB_SIZE,
-    LENGTH,
-    OUTER,
-    SIZE,
-    SOURCE,
-    TAPS,
-    Rows,
-    X,
-    Y,
-    list_bytes,
-    list_rows,
-    place_in,
-)  # fmt: skip
-from .threads import MAX_THREADS, parallel_for, run
-from .vector_pooling import lists_bytes, pooled_in_vectors, seconds_in_vectors, stepped_in_vectors
+from .scalar import add, load, pointer, store, zero
+from .sliding import ADVANCE, BESIDE, CHANNELS, LENGTH, OUTER, SIZE, SOURCE, Rows, Y, place_in
+from .threads import parallel_for, run
+from .vector_pooling import pooled_in_vectors
 from .window_rows import fill
 
 __all__ = ["VectorScatter"]
 
 BLOCK, ITEMS = 32, 8
 """Channels of an item where they are neighbours in memory: whole cache lines, and more where so many items stay."""
-FOUND = 4096
-"""Winners that are found before their gradients are added."""
+ADD_SECONDS = 4e-10
+"""Of a winner, on two threads."""
 
 
 @helper
@@ -75,56 +58,31 @@ def add_won(grad, places, y, first, last, step, advance, dtype):
 
 @helper
 def _scatter(begin, end, args):
-    dtype, tool, block, x, y, places, grad, vector = args
+    dtype, block, y, places, grad, vector = args
     g = pointer(vector, INT64)
     length, innermost = g[LENGTH], g[ADVANCE] == 0
     step, advance = (g[SIZE] * itemsize(dtype), itemsize(dtype)) if innermost else (itemsize(dtype), 0)
-    blocks = -(-length // block)
-    together = min(max(FOUND // length, 1), g[OUTER + 2])
-    buffer = scratch(8 * JOB_SIZE + g[OUTER + 2] * list_bytes(g) + together * length * (8 + itemsize(dtype)))
-    job, lists = pointer(memory(buffer), INT64), memory(buffer) + 8 * JOB_SIZE
-    found = lists + g[OUTER + 2] * list_bytes(g)
-    values = found + together * length * 8
-    job[1], job[2], job[3] = list_bytes(g), length * itemsize(dtype), length * 8
-    job[6], job[7], job[8] = g[SIZE], g[TAPS + 3], g[ADVANCE]
-    volume, listed = g[SOURCE] * g[SOURCE + 1] * g[SOURCE + 2] * g[SIZE], -1
+    blocks, rows = -(-length // block), g[OUTER] * g[OUTER + 1] * g[OUTER + 2]
+    volume = g[SOURCE] * g[SOURCE + 1] * g[SOURCE + 2] * g[SIZE]
     for item in range(begin, end):
         plane, first = item // blocks, item % blocks * block
         last, n, channel = min(first + block, length), plane // g[CHANNELS], plane % g[CHANNELS]
-        job[4], job[5] = first, last
-        target, x_c = grad + plane * volume * itemsize(dtype), x + (n * g[X] + channel * g[X + 1])
+        source, where = place_in(g, y, Y, n, channel, 0, 0, 0), place_in(g, places, BESIDE, n, channel, 0, 0, 0)
+        target = grad + plane * volume * itemsize(dtype)
         clear(target, g, first, last, dtype)
-        if not (tool or innermost):
-            source, where = place_in(g, y, Y, n, channel, 0, 0, 0), place_in(g, places, BESIDE, n, channel, 0, 0, 0)
-            add_won(target, where, source, 0, g[OUTER] * g[OUTER + 1] * g[OUTER + 2] * length, step, 0, dtype)
+        if not innermost:
+            add_won(target, where, source, 0, rows * length, step, 0, dtype)
             continue
-        for outer in range(g[OUTER] * g[OUTER + 1]):
-            a, b = outer // g[OUTER + 1], outer % g[OUTER + 1]
-            if tool and listed != outer:
-                list_rows(g, address(0), address(0), lists, a, b)
-                listed = outer
-            for c in range(0, g[OUTER + 2], together):
-                rows, where = min(together, g[OUTER + 2] - c), place_in(g, places, BESIDE, n, channel, a, b, c)
-                place_step = g[BESIDE + 4]
-                if tool:
-                    job[0], where, place_step = rows, found, length * 8
-                    invoke(tool, x_c, lists + c * list_bytes(g), values, found, memory(buffer), vector + 8 * g[INNER])
-                source = place_in(g, y, Y, n, channel, a, b, c)
-                for row in range(rows):
-                    add_won(target, where + row * place_step, source + row * g[Y + 4], first, last, step, advance, dtype)
-    keep(buffer)
+        for row in range(rows):
+            add_won(target, where + row * length * 8, source + row * length * itemsize(dtype), first, last, step, advance, dtype)
 
 
 @kernel
 def scatter(
-    dtype: Tag, region: int, workers: int, items: int, tool: int, block: int, x: Address, y: Address, places: Address,
-    grad: Address, g: Address,
-) -> None:  # fmt: skip
-    """The gradient of x from that of y, and the winners' places, or x where `tool` is not 0.
-
-    An item is `block` results of each row of a channel.
-    """
-    parallel_for(region, workers, items, _scatter, (dtype, tool, block, x, y, places, grad, g))
+    dtype: Tag, region: int, workers: int, items: int, block: int, y: Address, places: Address, grad: Address, g: Address
+) -> None:
+    """The gradient of x from that of y, and the winners' places: an item is `block` results of each row of a channel."""
+    parallel_for(region, workers, items, _scatter, (dtype, block, y, places, grad, g))
 
 
 class _Executor:
@@ -140,45 +98,43 @@ class _Executor:
             self._block = -(-problem.c // BLOCK // max(1, ITEMS // max(problem.n, 1))) * BLOCK
         items = problem.n * (-(-problem.c // self._block) if self._innermost else problem.c)
         self._run = functools.partial(run, scatter.specialise(problem.dtype), items, 3 * problem.bytes)
-        self._tool = 0 if problem.indices else self._rows.tool("argmax", problem.dtype)
 
     @functools.cached_property
     def _general(self) -> Any:
         return Pool().build(self._problem)
 
     def __call__(self, outs: Any, ins: Any) -> None:
-        (grad,), (y, second) = outs, ins
-        if not all(self._fills_memory(array) for array in (grad, y, second)):
+        (grad,), (y, places) = outs, ins
+        if not all(self._fills_memory(array) for array in (grad, y, places)):
             self._general(outs, ins)
             return
-        if self._problem.indices:
-            check_places(self._problem.op, second, math.prod(self._problem.spatial))
-        g = self._rows.vector(second.strides, y.strides, second.strides)
-        x, places = (0, second) if self._problem.indices else (second, 0)
-        self._run(self._tool, self._block, x, y, places, grad, g)
+        check_places(self._problem.op, places, math.prod(self._problem.spatial))
+        g = self._rows.vector((0,) * y.ndim, y.strides, places.strides)
+        self._run(self._block, y, places, grad, g)
 
     def _fills_memory(self, array: np.ndarray[Any, Any]) -> bool:
         return bool((array.transpose(self._in_memory) if self._innermost else array).flags.c_contiguous)
 
 
 class VectorScatter(Implementation):
-    """The gradient of max pooling in float32 and float64."""
+    """The gradient of max pooling whose winners are given, in float32 and float64."""
 
     name = "vector_scatter"
     ops = frozenset(("max_pool_backward",))
 
     def supports(self, problem: PoolProblem) -> Verdict:
-        """What `vector_pool` takes, at any stride if the winners are given."""
-        return pooled_in_vectors(problem) and (Verdict.yes() if problem.indices else stepped_in_vectors(problem))
+        """What `vector_pool` takes, at any stride, with indices."""
+        if not problem.indices:
+            return Verdict.no("no winners are given: it takes their indices")
+        return pooled_in_vectors(problem)
 
     def cost(self, problem: PoolProblem) -> float:
-        """The time to move the arrays, to look at the windows unless winners are given, and to add gradients one by one."""
-        found = 0 if problem.indices else seconds_in_vectors(problem, places=True)
-        return 2e-6 + problem.bytes / 1e11 + math.prod(problem.y_shape) * 5e-10 + found
+        """The time to move the arrays, and to add gradients one by one."""
+        return 2e-6 + problem.bytes / 1e11 + math.prod(problem.y_shape) * ADD_SECONDS
 
     def workspace(self, problem: PoolProblem) -> int:
-        """For each thread the lists of the rows of a plane, and the winners of some rows."""
-        return MAX_THREADS * (lists_bytes(problem) + 16 * max(FOUND, problem.output[-1], problem.c) + 256)
+        """None."""
+        return 0
 
     def build(self, problem: PoolProblem) -> _Executor:
         """The executor."""

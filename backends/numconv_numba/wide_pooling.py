@@ -50,8 +50,8 @@ __all__ = ["WidePool"]
 
 PART = 256
 """Results of a row that one work item computes."""
-RESULT_SECONDS, SUM_SECONDS, MAX_SECONDS, SPREAD_SECONDS = 1e-9, 1.5e-10, 2.5e-10, 6e-10
-"""Of a result, and of a vector of its window, on two threads."""
+RESULT_SECONDS, SUM_SECONDS, MAX_SECONDS, SPREAD_SECONDS, REST_SECONDS = 1e-9, 1.5e-10, 2.5e-10, 6e-10, 8e-10
+"""Of a result, of a vector of its window, and of one that a row of the window does not fill, on two threads."""
 JOB_SIZE = len(REDUCTION)
 
 
@@ -249,9 +249,10 @@ class WidePool(Implementation):
     def cost(self, problem: PoolProblem) -> float:
         """The time to move the arrays, to reduce each result, and to look at its vectors."""
         wide = merged(problem)
-        vectors = math.prod(wide.window[:-1]) * -(-wide.window[-1] // lanes_of(problem.dtype))
+        vectors, rest = divmod(wide.window[-1], lanes_of(problem.dtype))
         each = {"max_pool": MAX_SECONDS, "avg_pool": SUM_SECONDS}.get(problem.op, SPREAD_SECONDS)
-        return 2e-6 + problem.bytes / 1e11 + math.prod(problem.y_shape) * (RESULT_SECONDS + vectors * each)
+        row = vectors * each + (rest > 0) * max(each, REST_SECONDS)
+        return 2e-6 + problem.bytes / 1e11 + math.prod(problem.y_shape) * (RESULT_SECONDS + math.prod(wide.window[:-1]) * row)
 
     def workspace(self, problem: PoolProblem) -> int:
         """For each thread the lists of the rows of a plane."""

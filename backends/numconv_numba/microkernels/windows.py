@@ -30,7 +30,9 @@ TOGETHER = 4
 SHORT = 2
 """Vectors of a row that are computed one by one in all rows."""
 ROW_ENTRY, TAP_ENTRY = 24, 16
-JOB = ("results", "list_step", "y_step", "extra_step", "first", "last", "size", "tap_step", "advance")
+LINE, AHEAD = 64, 4096
+"""Bytes that one prefetch brings; how far ahead the source is fetched: masked loads of short rows train no prefetcher."""
+JOB = ("results", "list_step", "y_step", "extra_step", "first", "last", "size", "tap_step", "advance", "fetched")
 HEAD = 2
 """Elements before the weights of a channel: what is added to a sum, and not 0 if only the positive part of it is stored."""
 _i32, _i64, _double = ir.IntType(32), ir.IntType(64), ir.DoubleType()
@@ -61,7 +63,8 @@ class _Windows(Row):
     def __init__(self, builder: Any, shape: Any, dtype: Any, given: dict[str, Any]):
         self.kind, lanes, stride, self.phases, self.taps = shape
         super().__init__(builder, lanes, stride, dtype, given)
-        self.largest, self.backwards = self.kind in ("max", "argmax"), self.kind == "argmax"
+        self.placed = self.kind in ("argmax", "winner")
+        self.largest, self.backwards = self.placed or self.kind == "max", self.placed or self.kind == "won"
 
     def whole(self, at: Any, vectors: int) -> Any:
         """Whether so many vectors of results from `at` on exist and have all their elements inside the row."""
@@ -111,8 +114,18 @@ class _Windows(Row):
             given["count"] = emit.offset(given["lists"], 0)
             given["scale"] = builder.bitcast(emit.offset(given["lists"], 1), _double)
             given["rows"] = emit.at(given["lists"], ROW_ENTRY)
+            given["row_place"] = builder.add(given["advance"], builder.mul(loop.index, builder.sdiv(steps["y"], _i64(self.item))))
+            self.fetch_ahead()
             yield
         given.update(bases)
+
+    def fetch_ahead(self) -> None:
+        """Bring what some later rows of results read first into the cache, as much as one of them needs."""
+        builder, emit, given = self.builder, self.emit, self.given
+        newest = emit.offset(emit.at(given["lists"], builder.mul(given["count"], _i64(ROW_ENTRY))), 0)
+        begin = emit.at(given["x"], builder.add(newest, builder.add(given["fetched"], _i64(AHEAD))))
+        with cgutils.for_range(builder, builder.sdiv(given["fetched"], _i64(LINE))) as loop:
+            emit.prefetch(emit.at(begin, builder.mul(loop.index, _i64(LINE))), write=False)
 
     def row(self) -> None:
         """All vectors of a row: four together, or one, or one with masks at the ends of a row."""
@@ -149,13 +162,17 @@ class _Windows(Row):
         """The results of so many vectors from result `first` of the row on."""
         builder, emit = self.builder, self.emit
         slots = [self.accumulators(vectors) for _ in range(self.phases)]
+        own = [self.own_places(first, phase, vectors) for phase in range(self.phases)] if self.kind == "won" else []
         with cgutils.for_range(builder, self.given["count"]) as loop:
             last = builder.sub(self.given["count"], _i64(1))
             number = builder.sub(last, loop.index) if self.backwards else loop.index
             row = emit.at(self.given["rows"], builder.mul(number, _i64(ROW_ENTRY)))
             for phase, states in enumerate(slots):
                 for tap in self.each_tap(phase):
-                    self.add_tap(row, tap, first, states, whole)
+                    if self.kind == "won":
+                        self.add_won(row, tap, first, states, own[phase], whole)
+                    else:
+                        self.add_tap(row, tap, first, states, whole)
         for vector in range(vectors):
             at = builder.add(first, _i64(vector * emit.lanes))
             self.finish([states[vector] for states in slots], at, whole)
@@ -183,7 +200,7 @@ class _Windows(Row):
     def accumulators(self, vectors: int) -> list[tuple[Any, Any]]:
         """Slots for the value and, of maxima, the place of each result, or whether it is NaN."""
         start = self.emit.constant(float("-inf")) if self.largest else self.emit.zero
-        kind = self.numbers if self.kind == "argmax" else ir.VectorType(ir.IntType(1), self.emit.lanes)
+        kind = self.numbers if self.placed else ir.VectorType(ir.IntType(1), self.emit.lanes)
         made = []
         for _ in range(vectors):
             value, beside = cgutils.alloca_once(self.builder, self.emit.vector), cgutils.alloca_once(self.builder, kind)
@@ -206,11 +223,43 @@ class _Windows(Row):
             new = self.fetch(emit.at(address, number * step * self.item), start, whole, other, tap.ahead)
             if self.kind == "max":
                 self.keep_value(state, new)
-            elif self.kind == "argmax":
+            elif self.placed:
                 inside = None if whole else self.inside(begin, self.stride)
                 self.keep_larger(state, new, inside, builder.add(emit.offset(row, 1), tap.place))
             else:
                 self.add_term(state[0], new, row, begin, tap.number, whole)
+
+    def own_places(self, first: Any, phase: int, vectors: int) -> list[Any]:
+        """The places of the results themselves, from result `first` of a phase on."""
+        builder, lanes, phases = self.builder, self.emit.lanes, self.phases
+        begin = builder.add(self.given["row_place"], builder.add(builder.mul(first, _i64(phases)), _i64(phase)))
+        return [self.positions(builder.add(begin, _i64(number * lanes * phases)), phases) for number in range(vectors)]
+
+    def add_won(self, row: Any, tap: _Tap, first: Any, states: list[tuple[Any, Any]], own: list[Any], whole: bool) -> None:
+        """Add what the results won of the windows that one tap of one row leads to."""
+        builder, emit = self.builder, self.emit
+        begin = builder.add(tap.place, first)
+        gradients = emit.at(emit.at(self.given["x"], builder.add(emit.offset(row, 0), tap.shift)), emit.times(first, self.item))
+        winners = emit.at(self.given["extra"], emit.times(builder.add(emit.offset(row, 1), begin), 4))
+        for number, ((slot, _), place) in enumerate(zip(states, own, strict=True)):
+            at = builder.add(begin, _i64(number * emit.lanes))
+            new = self.fetch(emit.at(gradients, number * emit.width), at, whole)
+            won = builder.icmp_signed("==", self.load_places(emit.at(winners, 4 * number * emit.lanes), at, whole), place)
+            old = builder.load(slot)
+            builder.store(builder.select(won, builder.fadd(old, new), old), slot)
+
+    def load_places(self, address: Any, start: Any, whole: bool) -> Any:
+        """A vector of int32 places, -1 outside the row."""
+        builder, lanes = self.builder, self.emit.lanes
+        pointer = builder.bitcast(address, self.numbers.as_pointer())
+        if whole:
+            loaded = builder.load(pointer)
+            loaded.align = 4
+            return loaded
+        mask = self.inside(start)
+        signature = ir.FunctionType(self.numbers, [pointer.type, _i32, mask.type, self.numbers])
+        function = cgutils.get_or_insert_function(builder.module, signature, f"llvm.masked.load.v{lanes}i32.p0")
+        return builder.call(function, [pointer, _i32(4), mask, ir.Constant(self.numbers, [-1] * lanes)])
 
     def keep_value(self, state: tuple[Any, Any], new: Any) -> None:
         """The larger value, of equal ones the old one, as the processor's maximum has it; and where there was a NaN."""
@@ -277,7 +326,7 @@ class _Windows(Row):
             flag = emit.spread(builder.fcmp_ordered("!=", relu, ir.Constant(relu.type, 0.0)))
             values = [emit.positive(value, flag) for value in values]
         target = emit.at(self.given["y"], builder.mul(at, _i64(self.phases * self.item)))
-        for number in range(self.phases):
+        for number in range(0 if self.kind == "winner" else self.phases):
             lanes = range(number * emit.lanes, (number + 1) * emit.lanes)
             woven = self.pick(values, [e % self.phases * emit.lanes + e // self.phases for e in lanes])
             place = emit.at(target, number * emit.width)
@@ -285,21 +334,28 @@ class _Windows(Row):
                 emit.store(woven, place)
             else:
                 emit.store_masked(woven, place, emit.first(builder.sub(left, _i64(number * emit.lanes))))
-        if self.kind == "argmax":
-            places = builder.load(states[0][1])
-            write_places(emit, builder, places, at, left, self.given["advance"], self.given["extra"])
+        if self.placed:
+            bits, count = (64 if self.kind == "argmax" else 32), None if whole else left
+            write_places(emit, builder, builder.load(states[0][1]), at, count, self.given["advance"], self.given["extra"], bits)
 
 
-def write_places(emit: Emitter, builder: Any, places: Any, at: Any, left: Any, advance: Any, target: Any) -> None:
-    """Write the places of `left` results from result `at` on as int64: those of the vector, more by `advance` for each result."""
-    kind = ir.VectorType(_i64, emit.lanes)
-    numbers = builder.add(emit.spread(at), ir.Constant(kind, list(range(emit.lanes))))
-    wide = builder.add(builder.sext(places, kind), builder.mul(numbers, emit.spread(advance)))
-    pointer = builder.bitcast(emit.at(target, builder.mul(at, _i64(8))), kind.as_pointer())
+def write_places(
+    emit: Emitter, builder: Any, places: Any, at: Any, left: Any, advance: Any, target: Any, bits: int = 64
+) -> None:  # fmt: skip
+    """Write the places of `left` results from result `at` on, all if None: those of the vector, more by `advance` a result."""
+    lanes = emit.lanes
+    numbers = builder.add(emit.spread(builder.trunc(at, _i32)), ir.Constant(places.type, list(range(lanes))))
+    numbers = builder.add(places, builder.mul(numbers, emit.spread(builder.trunc(advance, _i32))))
+    if bits == 64:
+        numbers = builder.sext(numbers, ir.VectorType(_i64, lanes))
+    pointer = builder.bitcast(emit.at(target, builder.mul(at, _i64(bits // 8))), numbers.type.as_pointer())
+    if left is None:
+        builder.store(numbers, pointer).align = bits // 8
+        return
     mask = emit.first(left)
-    signature = ir.FunctionType(ir.VoidType(), [kind, pointer.type, _i32, mask.type])
-    function = cgutils.get_or_insert_function(builder.module, signature, f"llvm.masked.store.v{emit.lanes}i64.p0")
-    builder.call(function, [wide, pointer, _i32(8), mask])
+    signature = ir.FunctionType(ir.VoidType(), [numbers.type, pointer.type, _i32, mask.type])
+    function = cgutils.get_or_insert_function(builder.module, signature, f"llvm.masked.store.v{lanes}i{bits}.p0")
+    builder.call(function, [numbers, pointer, _i32(bits // 8), mask])
 
 
 @intrinsic
@@ -328,10 +384,11 @@ def windows(
     ----------
     shape : Tag
         (kind, lanes, stride, number of phases, taps): the stride or the number of phases is 1. Kinds: "max"; "argmax", which also
-        writes places; "mean": the sum times the scale of its row and the share of its place in it; "sum"; "share": each term
-        times the factor of its source's row; "weighted": and times the weight of its position; "product": each term times the
-        weight of its tap. The taps are, for each phase,
-        pairs (tap, its position for result 0), to be unrolled; where there are none, they come in `inner`.
+        writes places; "winner", which writes only these, as int32; "won": the sum of the windows whose winner the result is;
+        "mean": the sum times the scale of its row and the share of its place in it; "sum"; "share": each term times the factor of
+        its source's row; "weighted": and times the weight of its position; "product": each term times the weight of its tap. The
+        taps are, for each phase, pairs (tap, its position for result 0), to be unrolled; where there are none, they come in
+        `inner`.
     dtype : Tag
         float32 or float64.
     x, y : Address
@@ -340,13 +397,15 @@ def windows(
         For each row of results, an entry of 24 bytes (the number of rows of x that it reads, scale), and behind it one for each of
         those (byte offset, place, factor): int64, but float64 for scales and factors.
     extra : Address
-        "argmax": of the int64 places to write. "mean": of the shares. "weighted": of the weights. "product": of the `HEAD`, and
+        "argmax": of the int64 places to write. "winner": of int32 ones. "won": of those of all windows, in the order that the
+        places of rows count. "mean": of the shares. "weighted": of the weights. "product": of the `HEAD`, and
         of the weights in rows of `advance`, of which a row of x has the number of its own instead of a factor.
     job : Address
         Of int64 numbers, in the order of `JOB`: rows of results; the bytes from one list to the next; bytes from row to row of y
         and of `extra`; which results of a row, `first` counted in a phase; how many positions a row of x has; how many bytes the
         data of a tap lie behind those of the tap before it, beside what their positions say; the step of places from result to
-        result, to which the place of the row and the position are added.
+        result, to which the place of the row and the position are added, or for "won" the place of the first result of all, whose
+        rows then lie one behind the other in y; the bytes between the source of a row and that of the next, if it is fetched ahead.
     inner : Address
         Of an int64 table: where in it the taps of each phase begin, and where the last ones end, counted in pairs; and these
         pairs (position for result 0, tap).
