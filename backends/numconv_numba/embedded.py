@@ -1,6 +1,7 @@
 """Convolutions of numbers that no register tile takes, as those of real floats: small integers, and complex numbers.
 
-Sums of products of integers of up to 16 bits are exact in floats that hold the largest of them. A complex convolution is a real one
+Sums of products of integers are exact in floats that hold the largest of them: of 8 and 16 bits always, of 32 and 64 bits where the
+values of a call are small enough, which is looked at. A complex convolution is a real one
 with twice the channels: those of real and imaginary parts, and of w both once more, turned by i. Arrays are converted some images
 at a time, so only problems of which one image is small are taken.
 """
@@ -19,7 +20,7 @@ from numconv.plugin import ConvProblem, Implementation, Verdict, np_dtype
 from .blocked import CALL_SECONDS, Blocked
 from .depthwise import Depthwise
 from .depthwise_weights import DepthwiseWeights
-from .direct import MEASURED_ERROR
+from .direct import MEASURED_ERROR, Direct
 from .implicit_gemm import ImplicitGemm
 from .plane_weights import PlanewiseWeights
 from .planewise import Planewise
@@ -100,64 +101,93 @@ class _Calls:
 # --- integers ------------------------------------------------------------------------------------------------------------------
 
 
-def _float_of(problem: ConvProblem) -> str:
-    """The float that holds every sum of products; "" if there is none."""
-    if problem.dtype not in ("int8", "uint8", "int16", "uint16"):
-        return ""
-    largest = problem.terms << 2 * (8 * np_dtype(problem.dtype).itemsize - problem.dtype.startswith("int"))
+_SMALL, _LARGE = ("int8", "uint8", "int16", "uint16"), ("int32", "uint32", "int64", "uint64")
+SEEN_SECONDS = 3e-10
+"""Of looking at the value of an element."""
+
+
+def _holding(largest: int) -> str:
+    """The float that holds every integer of up to this magnitude; "" if there is none."""
     return next((name for name, bits in MANTISSA.items() if largest <= 1 << bits), "")
 
 
-def _floats(problem: ConvProblem) -> ConvProblem:
+def _float_of(problem: ConvProblem) -> str:
+    """The float that holds every sum of products, for large integers if it can; "" if there is none."""
+    if problem.dtype in _LARGE:
+        return "float64"
+    if problem.dtype not in _SMALL:
+        return ""
+    return _holding(problem.terms << 2 * (8 * np_dtype(problem.dtype).itemsize - problem.dtype.startswith("int")))
+
+
+def _floats(problem: ConvProblem, name: str) -> ConvProblem:
     """The problem in floats, without what follows its sums."""
-    name = _float_of(problem)
     return problem.replace(dtype=name, out_dtype=name, bias="", activation=None, accuracy="high", layout="channels_first")
 
 
+def _largest(array: Any) -> int:
+    """The largest magnitude of some integers."""
+    return max(abs(int(array.max(initial=0))), abs(int(array.min(initial=0))))
+
+
 class _Integers:
-    """One convolution of small integers."""
+    """One convolution of integers."""
 
     def __init__(self, problem: ConvProblem):
-        self._problem, self._calls = problem, _Calls(_floats(problem))
-        self._float = np_dtype(_float_of(problem))
-        self._whole = np.dtype(np.int32 if self._float == np.float32 else np.int64)
+        self._problem = problem
+        self._calls_of = functools.cache(lambda name: _Calls(_floats(problem, name)))
+
+    @functools.cached_property
+    def _other(self) -> Any:
+        return Direct().build(self._problem)
 
     def __call__(self, outs: Any, ins: Any) -> None:
         """Compute; sums wrap around as they are written, and so does the bias."""
-        (out,), (x, w, *bias) = outs, ins
-        factors = w.astype(self._float, order="C")
-        for start in self._calls.images:
-            part = out[start : start + self._calls.images.step]
-            (found,) = self._calls(start, x[start : start + len(part)].astype(self._float, order="C"), factors)
-            part[...] = found.astype(self._whole)
+        problem, (out,), (x, w, *bias) = self._problem, outs, ins
+        name = _float_of(problem)
+        if problem.dtype in _LARGE:
+            name = _holding(problem.terms * _largest(x) * _largest(w))
+        if not name:
+            self._other(outs, ins)
+            return
+        calls, real, whole = self._calls_of(name), np_dtype(name), np.int32 if name == "float32" else np.int64
+        factors = w.astype(real, order="C")
+        for start in calls.images:
+            part = out[start : start + calls.images.step]
+            (found,) = calls(start, x[start : start + len(part)].astype(real, order="C"), factors)
+            part[...] = found.astype(whole)
             if bias:
-                part += bias[0].astype(out.dtype).reshape(-1, *[1] * self._problem.ndim)
-            if self._problem.activation:
+                part += bias[0].astype(out.dtype).reshape(-1, *[1] * problem.ndim)
+            if problem.activation:
                 np.maximum(part, 0, out=part)
 
 
 class FloatProducts(Implementation):
-    """Convolution of integers of 8 and 16 bits, exactly, in floats."""
+    """Convolution of integers, exactly, in floats; by `Direct` where the values of a call are too large for them."""
 
     name = "float_products"
     ops = frozenset(("forward", "input_grad"))
     measured_error: ClassVar[Mapping[str, float]] = {}
 
     def supports(self, problem: ConvProblem) -> Verdict:
-        """Integers whose sums a float holds, images that are small."""
-        if not _float_of(problem):
+        """Integers whose sums a float holds, or may hold, images that are small."""
+        name = _float_of(problem)
+        if not name:
             return Verdict.no(f"a float must hold each sum of products, and here are {problem.terms} products of {problem.dtype}")
-        reason = _refusal(_floats(problem))
+        reason = _refusal(_floats(problem, name))
         return Verdict.no(reason) if reason else Verdict.yes()
 
     def cost(self, problem: ConvProblem) -> float:
-        """Of the floats; results are converted twice."""
-        return _cost(_floats(problem)) + math.prod(problem.output_shapes[0]) * CONVERTED_SECONDS
+        """Of the floats; results are converted twice, and large integers looked at."""
+        x, w = (math.prod(shape) for shape in problem.input_shapes[:2])
+        seen = (x + w) * SEEN_SECONDS + 1.5e-5 if problem.dtype in _LARGE else 0.0
+        return _cost(_floats(problem, _float_of(problem))) + seen + math.prod(problem.output_shapes[0]) * CONVERTED_SECONDS
 
     def workspace(self, problem: ConvProblem) -> int:
-        """Of the floats, and of results on their way."""
-        real = _floats(problem)
-        return _workspace(real) + 2 * _some(real).n * _image_bytes(real)
+        """Of the floats, and of results on their way; or of `Direct`."""
+        real = _floats(problem, _float_of(problem))
+        own = _workspace(real) + 2 * _some(real).n * _image_bytes(real)
+        return max(own, Direct().workspace(problem)) if problem.dtype in _LARGE else own
 
     def build(self, problem: ConvProblem) -> _Integers:
         """The executor."""
