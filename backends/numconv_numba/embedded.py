@@ -1,9 +1,9 @@
-"""Convolutions of numbers that no register tile takes, as those of real floats: small integers, and complex numbers.
+"""Convolutions of numbers that no register tile takes, as those of real floats: integers, and complex numbers.
 
-Sums of products of integers are exact in floats that hold the largest of them: of 8 and 16 bits always, of 32 and 64 bits where the
-values of a call are small enough, which is looked at. A complex convolution is a real one
-with twice the channels: those of real and imaginary parts, and of w both once more, turned by i. Arrays are converted some images
-at a time, so only problems of which one image is small are taken.
+Sums of products of integers are exact in floats that hold the largest of them: of 8 and 16 bits mostly, of 32 and 64 bits where the
+values of a call are small enough, which is looked at; else those of 32 bits are multiplied in parts. A complex convolution is a
+real one with twice the channels: those of real and imaginary parts, and of w both once more, turned by i. Arrays are converted some
+images at a time, so only problems of which one image is small are taken.
 """
 
 from __future__ import annotations
@@ -130,6 +130,36 @@ def _largest(array: Any) -> int:
     return max(abs(int(array.max(initial=0))), abs(int(array.min(initial=0))))
 
 
+def _is_parted(problem: ConvProblem) -> bool:
+    """Whether numbers of 32 bits are multiplied in parts of 16, of which double precision holds the sums."""
+    return np_dtype(problem.dtype).itemsize == np_dtype(problem.out_dtype).itemsize == 4 and problem.terms <= 1 << 20
+
+
+class _Sums:
+    """The sums of some images, as integers: of factors of which a float holds the sums."""
+
+    def __init__(self, calls: _Calls, w: Any, name: str):
+        self._calls, self._float, self._w = calls, np_dtype(name), w.astype(name, order="C")
+        self._whole = np.int32 if name == "float32" else np.int64
+
+    def __call__(self, start: int, x: Any) -> Any:
+        """From the images that begin at `start`."""
+        (found,) = self._calls(start, x.astype(self._float, order="C"), self._w)
+        return found.astype(self._whole)
+
+
+class _PartedSums:
+    """The same modulo 2**32 from parts of 16 bits: what two upper parts give lies above that."""
+
+    def __init__(self, calls: _Calls, w: Any):
+        self._upper, self._lower = (_Sums(calls, part, "float64") for part in (w >> 16, w & 0xFFFF))
+
+    def __call__(self, start: int, x: Any) -> Any:
+        """From the images that begin at `start`."""
+        lower = x & 0xFFFF
+        return self._lower(start, lower) + ((self._lower(start, x >> 16) + self._upper(start, lower)) << 16)
+
+
 class _Integers:
     """One convolution of integers."""
 
@@ -147,15 +177,14 @@ class _Integers:
         name = _float_of(problem)
         if problem.dtype in _LARGE:
             name = _holding(problem.terms * _largest(x) * _largest(w))
-        if not name:
+        if not name and not _is_parted(problem):
             self._other(outs, ins)
             return
-        calls, real, whole = self._calls_of(name), np_dtype(name), np.int32 if name == "float32" else np.int64
-        factors = w.astype(real, order="C")
+        calls = self._calls_of(name or "float64")
+        sums = _Sums(calls, w, name) if name else _PartedSums(calls, w)
         for start in calls.images:
             part = out[start : start + calls.images.step]
-            (found,) = calls(start, x[start : start + len(part)].astype(real, order="C"), factors)
-            part[...] = found.astype(whole)
+            part[...] = sums(start, x[start : start + len(part)])
             if bias:
                 part += bias[0].astype(out.dtype).reshape(-1, *[1] * problem.ndim)
             if problem.activation:
@@ -163,7 +192,7 @@ class _Integers:
 
 
 class FloatProducts(Implementation):
-    """Convolution of integers, exactly, in floats; by `Direct` where the values of a call are too large for them."""
+    """Convolution of integers, exactly, in floats; where those of a call are too large, in parts or by `Direct`."""
 
     name = "float_products"
     ops = frozenset(("forward", "input_grad"))
@@ -186,8 +215,10 @@ class FloatProducts(Implementation):
     def workspace(self, problem: ConvProblem) -> int:
         """Of the floats, and of results on their way; or of `Direct`."""
         real = _floats(problem, _float_of(problem))
-        own = _workspace(real) + 2 * _some(real).n * _image_bytes(real)
-        return max(own, Direct().workspace(problem)) if problem.dtype in _LARGE else own
+        image = _some(real).n * _image_bytes(real)
+        if problem.dtype in _LARGE:
+            return max(_workspace(real) + 4 * image, Direct().workspace(problem))
+        return _workspace(real) + 2 * image
 
     def build(self, problem: ConvProblem) -> _Integers:
         """The executor."""
