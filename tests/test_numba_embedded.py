@@ -48,6 +48,18 @@ def test_integers_of_8_bits_are_exact_in_pairs(op, dtype, rng):
     np.testing.assert_array_equal(y, np.full(y.shape, 256 * largest**2))
 
 
+@pytest.mark.parametrize("dtype", ["int32", "uint32", "int64", "uint64"])
+@pytest.mark.parametrize("bits", [5, 20, 31])
+def test_large_integers_are_exact_and_wrap_whatever_their_values(dtype, bits, rng):
+    """By single precision, by double precision, and where no float holds the sums."""
+    x, w = (rng.integers(0, 2**bits, shape).astype(dtype) for shape in ((2, 6, 9, 10), (4, 3, 3, 3)))
+    if dtype.startswith("int"):
+        x[0], w[:, 0] = -x[0], -w[:, 0]
+    options = {"padding": 1, "groups": 2, "activation": "relu"}
+    found = nc.conv(x, w, w[:, 0, 0, 0], backend="numba", algorithm="float_products", **options)
+    np.testing.assert_array_equal(found, nc.conv(x, w, w[:, 0, 0, 0], backend="reference", **options))
+
+
 def test_wider_results_of_integers(rng):
     check(parse("conv forward u8 n2 c5 k3 g1 in9x9 w3x3 s1 p1 d1 out=u32"), "numba", "float_products", rng=rng, integer=False)
 
@@ -82,7 +94,7 @@ def test_images_are_converted_some_at_a_time(dtype, rng, monkeypatch):
 def test_refusals_say_what_is_too_much():
     reasons = {}
     for text in (
-        "conv forward i32 n1 c1 k1 g1 in9 w3 s1 p0 d1",
+        "conv forward i16 n1 c9000000 k1 g1 in3 w3 s1 p0 d1",
         "conv forward u8 n1 c1 k1 g1 in9000x9000 w3x3 s1 p0 d1",
         "conv forward f32 n1 c1 k1 g1 in9 w3 s1 p0 d1",
     ):
@@ -90,6 +102,6 @@ def test_refusals_say_what_is_too_much():
         reasons[text] = " ".join(
             each.verdict.reason for each in found if each.implementation.name in ("float_products", "real_products")
         )
-    assert "3 products of int32" in reasons["conv forward i32 n1 c1 k1 g1 in9 w3 s1 p0 d1"]
+    assert "27000000 products of int16" in reasons["conv forward i16 n1 c9000000 k1 g1 in3 w3 s1 p0 d1"]
     assert "it converts at most 67108864" in reasons["conv forward u8 n1 c1 k1 g1 in9000x9000 w3x3 s1 p0 d1"]
     assert "it takes and gives complex64" in reasons["conv forward f32 n1 c1 k1 g1 in9 w3 s1 p0 d1"]

@@ -1,6 +1,7 @@
-"""Convolutions of numbers that no register tile takes, as those of real floats: small integers, and complex numbers.
+"""Convolutions of numbers that no register tile takes, as those of real floats: integers, and complex numbers.
 
-Sums of products of integers of up to 16 bits are exact in floats that hold the largest of them. Those of 8 bits are numbers of
+Sums of products of integers are exact in floats that hold the largest of them: of 8 and 16 bits mostly, of 32 and 64 bits where the
+values of a call are small enough, which is looked at; else those of 32 bits are multiplied in parts. Those of 8 bits are numbers of
 bfloat16 too, which pairs and matrix tiles multiply faster, in sums of float32. A complex convolution is a real one with twice the
 channels: those of real and imaginary parts, and of w both once more, turned by i. Arrays are converted some images at a time, so
 only problems of which one image is small are taken.
@@ -21,7 +22,7 @@ from numconv.plugin import ConvProblem, Implementation, Verdict, np_dtype
 from .blocked import CALL_SECONDS, Blocked
 from .depthwise import Depthwise
 from .depthwise_weights import DepthwiseWeights
-from .direct import MEASURED_ERROR
+from .direct import MEASURED_ERROR, Direct
 from .implicit_gemm import ImplicitGemm
 from .paired import PairedBlocked, PairedGemm
 from .plane_weights import PlanewiseWeights
@@ -91,16 +92,16 @@ class _Calls:
     """The executors of a problem of real floats, for so many images."""
 
     def __init__(self, real: ConvProblem):
-        self._real, self._made = real, functools.lru_cache(maxsize=2)(self._build)
+        self.real, self._made = real, functools.lru_cache(maxsize=2)(self._build)
         self.images = range(0, real.n, _some(real).n)
 
     def _build(self, count: int) -> tuple[ConvProblem, Any]:
-        problem = self._real.replace(n=count)
+        problem = self.real.replace(n=count)
         return problem, _cheapest(problem).build(problem)
 
     def __call__(self, start: int, *arrays: Any) -> list[Any]:
         """The results for some images."""
-        problem, executor = self._made(min(self.images.step, self._real.n - start))
+        problem, executor = self._made(min(self.images.step, self.real.n - start))
         outs = [np.empty(shape, problem.out_dtype) for shape in problem.output_shapes]
         executor(tuple(outs), arrays)
         return outs
@@ -109,18 +110,28 @@ class _Calls:
 # --- integers ------------------------------------------------------------------------------------------------------------------
 
 
-def _float_of(problem: ConvProblem) -> str:
-    """The float that holds every sum of products; "" if there is none."""
-    if problem.dtype not in ("int8", "uint8", "int16", "uint16"):
-        return ""
-    largest = problem.terms << 2 * (8 * np_dtype(problem.dtype).itemsize - problem.dtype.startswith("int"))
+_SMALL, _LARGE = ("int8", "uint8", "int16", "uint16"), ("int32", "uint32", "int64", "uint64")
+SEEN_SECONDS = 3e-10
+"""Of looking at the value of an element."""
+
+
+def _holding(largest: int) -> str:
+    """The float that holds every integer of up to this magnitude; "" if there is none."""
     return next((name for name, bits in MANTISSA.items() if largest <= 1 << bits), "")
 
 
+def _float_of(problem: ConvProblem) -> str:
+    """The float that holds every sum of products, for large integers if it can; "" if there is none."""
+    if problem.dtype in _LARGE:
+        return "float64"
+    if problem.dtype not in _SMALL:
+        return ""
+    return _holding(problem.terms << 2 * (8 * np_dtype(problem.dtype).itemsize - problem.dtype.startswith("int")))
+
+
 @functools.lru_cache(maxsize=256)
-def _floats(problem: ConvProblem) -> ConvProblem:
-    """The problem in floats, without what follows its sums."""
-    name = _float_of(problem)
+def _floats(problem: ConvProblem, name: str) -> ConvProblem:
+    """The problem in floats, without what follows its sums; in bfloat16 if that holds its numbers, and is cheaper."""
     plain = problem.replace(dtype=name, out_dtype=name, bias="", activation=None, accuracy="high", layout="channels_first")
     if name != "float32" or np_dtype(problem.dtype).itemsize > 1 or not importlib.util.find_spec("ml_dtypes"):
         return plain
@@ -128,50 +139,100 @@ def _floats(problem: ConvProblem) -> ConvProblem:
     return halves if _able(halves) and _cost(halves) < _cost(plain) else plain
 
 
+def _largest(array: Any) -> int:
+    """The largest magnitude of some integers."""
+    return max(abs(int(array.max(initial=0))), abs(int(array.min(initial=0))))
+
+
+def _is_parted(problem: ConvProblem) -> bool:
+    """Whether numbers of 32 bits are multiplied in parts of 16, of which double precision holds the sums."""
+    return np_dtype(problem.dtype).itemsize == np_dtype(problem.out_dtype).itemsize == 4 and problem.terms <= 1 << 20
+
+
+class _Sums:
+    """The sums of some images, as integers: of factors of which a float holds the sums."""
+
+    def __init__(self, calls: _Calls, w: Any):
+        self._calls, self._float = calls, np_dtype(calls.real.dtype)
+        self._w, self._whole = w.astype(self._float, order="C"), np.int64 if calls.real.dtype == "float64" else np.int32
+
+    def __call__(self, start: int, x: Any) -> Any:
+        """From the images that begin at `start`."""
+        (found,) = self._calls(start, x.astype(self._float, order="C"), self._w)
+        return found.astype(self._whole)
+
+
+class _PartedSums:
+    """The same modulo 2**32 from parts of 16 bits: what two upper parts give lies above that."""
+
+    def __init__(self, calls: _Calls, w: Any):
+        self._upper, self._lower = (_Sums(calls, part) for part in (w >> 16, w & 0xFFFF))
+
+    def __call__(self, start: int, x: Any) -> Any:
+        """From the images that begin at `start`."""
+        lower = x & 0xFFFF
+        return self._lower(start, lower) + ((self._lower(start, x >> 16) + self._upper(start, lower)) << 16)
+
+
 class _Integers:
-    """One convolution of small integers."""
+    """One convolution of integers."""
 
     def __init__(self, problem: ConvProblem):
-        real = _floats(problem)
-        self._problem, self._calls, self._float = problem, _Calls(real), np_dtype(real.dtype)
-        self._whole = np.dtype(np.int64 if real.dtype == "float64" else np.int32)
+        self._problem = problem
+        self._calls_of = functools.cache(lambda name: _Calls(_floats(problem, name)))
+
+    @functools.cached_property
+    def _other(self) -> Any:
+        return Direct().build(self._problem)
 
     def __call__(self, outs: Any, ins: Any) -> None:
         """Compute; sums wrap around as they are written, and so does the bias."""
-        (out,), (x, w, *bias) = outs, ins
-        factors = w.astype(self._float, order="C")
-        for start in self._calls.images:
-            part = out[start : start + self._calls.images.step]
-            (found,) = self._calls(start, x[start : start + len(part)].astype(self._float, order="C"), factors)
-            part[...] = found.astype(self._whole)
+        problem, (out,), (x, w, *bias) = self._problem, outs, ins
+        name = _float_of(problem)
+        if problem.dtype in _LARGE:
+            name = _holding(problem.terms * _largest(x) * _largest(w))
+        if not name and not _is_parted(problem):
+            self._other(outs, ins)
+            return
+        calls = self._calls_of(name or "float64")
+        sums = _Sums(calls, w) if name else _PartedSums(calls, w)
+        for start in calls.images:
+            part = out[start : start + calls.images.step]
+            part[...] = sums(start, x[start : start + len(part)])
             if bias:
-                part += bias[0].astype(out.dtype).reshape(-1, *[1] * self._problem.ndim)
-            if self._problem.activation:
+                part += bias[0].astype(out.dtype).reshape(-1, *[1] * problem.ndim)
+            if problem.activation:
                 np.maximum(part, 0, out=part)
 
 
 class FloatProducts(Implementation):
-    """Convolution of integers of 8 and 16 bits, exactly, in floats."""
+    """Convolution of integers, exactly, in floats; where those of a call are too large, in parts or by `Direct`."""
 
     name = "float_products"
     ops = frozenset(("forward", "input_grad"))
     measured_error: ClassVar[Mapping[str, float]] = {}
 
     def supports(self, problem: ConvProblem) -> Verdict:
-        """Integers whose sums a float holds, images that are small."""
-        if not _float_of(problem):
+        """Integers whose sums a float holds, or may hold, images that are small."""
+        name = _float_of(problem)
+        if not name:
             return Verdict.no(f"a float must hold each sum of products, and here are {problem.terms} products of {problem.dtype}")
-        reason = _refusal(_floats(problem))
+        reason = _refusal(_floats(problem, name))
         return Verdict.no(reason) if reason else Verdict.yes()
 
     def cost(self, problem: ConvProblem) -> float:
-        """Of the floats; results are converted twice."""
-        return _cost(_floats(problem)) + math.prod(problem.output_shapes[0]) * CONVERTED_SECONDS
+        """Of the floats; results are converted twice, and large integers looked at."""
+        x, w = (math.prod(shape) for shape in problem.input_shapes[:2])
+        seen = (x + w) * SEEN_SECONDS + 1.5e-5 if problem.dtype in _LARGE else 0.0
+        return _cost(_floats(problem, _float_of(problem))) + seen + math.prod(problem.output_shapes[0]) * CONVERTED_SECONDS
 
     def workspace(self, problem: ConvProblem) -> int:
-        """Of the floats, and of results on their way."""
-        real = _floats(problem)
-        return _workspace(real) + 2 * _some(real).n * _image_bytes(real)
+        """Of the floats, and of results on their way; or of `Direct`."""
+        real = _floats(problem, _float_of(problem))
+        image = _some(real).n * _image_bytes(real)
+        if problem.dtype in _LARGE:
+            return max(_workspace(real) + 4 * image, Direct().workspace(problem))
+        return _workspace(real) + 2 * image
 
     def build(self, problem: ConvProblem) -> _Integers:
         """The executor."""
