@@ -152,7 +152,7 @@ SIGNATURES = {
     "out_dtype=None, **options",
     "output_shape": "op, x_shape, w_shape, **options",
     "receptive_field": "layers",
-    "as_matrix": "w, x_shape, *, stride=1, padding=0, dilation=1, groups=1, pad_mode='zeros', flip=False",
+    "as_matrix": "w, x_shape, *, stride=1, padding=0, dilation=1, groups=1, pad_mode='zeros', flip=False, layout='channels_first'",
     "backends": "",
     "using": "backend=None, algorithm=None, accuracy=None, tune=None, max_workspace=None, threads=None",
     "warmup": "dtypes=('float32',), *, backend=None, progress=None",

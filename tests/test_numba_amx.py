@@ -345,7 +345,7 @@ def test_a_forked_child_asks_again():
 
 COMPILED = """
 from numconv_numba.microkernels import amx, amx_gemm, amx_product
-from numconv_numba.parts import Library
+from numconv_numba.parts import Library, compiling
 kinds = {
     "configure": (amx.configure, amx.PROCESSOR, None), "release": (amx.release, amx.PROCESSOR, None),
     "gemm": (amx_gemm.multiply_tiles, (amx.PROCESSOR, 3), "bfloat16, flushed"),
@@ -353,7 +353,8 @@ kinds = {
 }
 for name, (kernel, *tags) in kinds.items():
     print("kernel", name)
-    print(Library.compiled(kernel.name, [kernel.part(tuple(tags))], python=True).code.get_asm_str())
+    with compiling():
+        print(Library.compiled(kernel.name, [kernel.part(tuple(tags))], python=True).code.get_asm_str())
 """
 
 

@@ -451,6 +451,16 @@ def test_tiles_write_lines(text, changes, rng):
     check(parse(f"conv forward {text}").replace(**changes), "numba", "tile", rng=rng)
 
 
+def test_winograd_counts_what_padding_leaves_of_leading_taps():
+    """Of 3x3 slices one or four are inside where planes are padded: with one channel a window may hold nothing but a zero."""
+    supports = [
+        Winograd().supports(parse(f"conv forward f32 n1 c1 k4 g1 in{size}x9x9 w3x3x3x3 s1 p{pad}x{pad}x1x1 d1"))
+        for size, pad in (("5x5", 1), ("5x5", 2), ("1x1", 1), ("9x9", 0))
+    ]
+    assert [bool(each) for each in supports] == [True, False, False, True]
+    assert "channels of a group may be small" in supports[1].reason
+
+
 def test_winograd_leaves_weight_gradients_of_few_terms_to_plain_sums():
     """Where few terms cancel, the error of a tile is large beside their sum."""
     verdicts = [WinogradWeights().supports(parse(f"conv weight_grad f32 n{n} c64 k64 g1 in5x5 w2x2 s1 p0 d1")) for n in (1, 2)]

@@ -10,7 +10,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from numconv_numba.depthwise import _rows_inside
+from numconv_numba.depthwise_plans import _rows_inside
 from numconv_numba.microkernels import emit
 
 from numconv.plugin import parse

@@ -64,7 +64,7 @@ from .winograd_layout import (
     ways_of,
     workspace_of,
 )
-from .winograd_tiles import direct_terms, inner_taps, lead_axes, tiles_of
+from .winograd_tiles import Tiles, direct_terms, inner_taps, lead_axes, tiles_of
 
 __all__ = ["Winograd", "WinogradExecutor"]
 
@@ -448,6 +448,18 @@ class WinogradExecutor(ForwardExecutor):
             executor((y[n : n + 1],), (ins[0][n : n + 1], *ins[1:]))
 
 
+def _least_terms(problem: ConvProblem, tiles: Tiles) -> int:
+    """What is left of `direct_terms` in the windows that hold the most padding of the leading dimensions."""
+    if problem.pad_mode != "zeros":
+        return direct_terms(problem, tiles)
+    least = math.prod(tiles.phases)
+    for axis in range(lead_axes(problem)):
+        step = problem.dilation[axis]
+        beside = -(-max(*problem.padding[axis], 0) // step)
+        least *= max(1, min(problem.kernel[axis] - beside, -(-problem.spatial[axis] // step)))
+    return int(least)
+
+
 class Winograd(DenseImplementation):
     """Winograd convolution of real floats with short kernels along the last two dimensions."""
 
@@ -473,7 +485,7 @@ class Winograd(DenseImplementation):
         tiles = tiles_of(problem)
         if not tiles:
             return Verdict.no(f"no tile has both {taps[0]} and {taps[-1]} taps a phase")
-        if problem.c // problem.groups * direct_terms(problem, tiles[0]) < LEAST_CHANNELS:
+        if problem.c // problem.groups * _least_terms(problem, tiles[0]) < LEAST_CHANNELS:
             return Verdict.no(
                 f"its error is relative to a whole tile, and {problem.c // problem.groups} channels of a group may be small in one "
                 "window"
