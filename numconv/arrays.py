@@ -2,13 +2,16 @@
 
 What lives on a GPU is known by ``__cuda_array_interface__``, which Numba's documentation specifies. CuPy's arrays behave as NumPy's
 and are passed on as they are; those of any other library become a `DeviceArray`, a view that has what the core needs.
-Results are allocated by the library of the caller's arrays.
+Results are allocated by the library of the caller's arrays; large ones of NumPy in memory of earlier ones that are no longer held.
 """
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import importlib
 import math
+import weakref
 from typing import Any
 
 import numpy as np
@@ -187,13 +190,43 @@ ALIGNED_BYTES = 1024 * 1024
 """Results from this size on start on a cache line: there stores that cross lines cost more than finding the place."""
 
 
+KEPT_BYTES = 16 * 1024 * 1024, 128 * 1024 * 1024
+"""Results from the one size to the other leave their memory for later ones: the system would take it back and clear it anew."""
+_kept: collections.deque[np.ndarray[Any, Any]] = collections.deque(maxlen=2)
+
+
 def on_line(shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
     """An uninitialised NumPy array, which starts on a cache line if it is large."""
     size = math.prod(shape) * dtype.itemsize
     if size < ALIGNED_BYTES:
         return np.empty(shape, dtype)
-    memory = np.empty(size + LINE, np.uint8)
+    memory = np.empty(size + LINE, np.uint8) if size < KEPT_BYTES[0] else _kept_memory(size + LINE)
     return np.ndarray(shape, dtype, memory, -memory.ctypes.data % LINE)
+
+
+class _Loan:
+    """A block as an array whose base is no array: views keep that one alive, where they would skip to the block else."""
+
+    def __init__(self, block: np.ndarray[Any, Any]) -> None:
+        self.block, self.__array_interface__ = block, block.__array_interface__
+
+
+def _kept_memory(size: int) -> np.ndarray[Any, Any]:
+    """So many bytes or more, which serve a later result when nobody holds them any longer."""
+    block = None
+    for _ in range(len(_kept)):
+        with contextlib.suppress(IndexError):  # another thread was faster
+            block = _kept.popleft()
+            if size <= block.size <= 2 * size:
+                break
+            _kept.append(block)
+        block = None
+    if block is None:
+        block = np.empty(size, np.uint8)
+    memory = np.asarray(_Loan(block))
+    if block.size <= KEPT_BYTES[1]:
+        weakref.finalize(memory, _kept.append, block).atexit = False
+    return memory
 
 
 def empty(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import numconv as nc
+from numconv import arrays
 
 RNG = np.random.default_rng(5)
 
@@ -262,6 +264,54 @@ def test_results_are_writeable_arrays_of_their_own_on_cache_lines_where_they_are
     assert not np.shares_memory(y, other)
     assert y.nbytes < 2**20 or y.ctypes.data % 64 == 0
     np.testing.assert_array_equal(y, x)
+
+
+def test_memory_of_large_results_serves_later_ones_once_nobody_holds_it(monkeypatch):
+    monkeypatch.setattr(arrays, "KEPT_BYTES", (2 * 2**20, 8 * 2**20))
+    kept = arrays._kept
+    kept.clear()
+
+    def result(megabytes, fill):
+        made = arrays.on_line((megabytes, 2**18), np.dtype(np.float32))
+        made[...] = fill
+        return made
+
+    first, second = result(4, 1), result(4, 2)
+    assert not np.shares_memory(first, second)
+    place, part = first.ctypes.data, first[1:2, ::2].T.view(np.int32)
+    del first
+    assert not kept  # a view holds it
+    other = result(4, 3)
+    np.testing.assert_array_equal(part.view(np.float32), 1)
+    del part
+    assert len(kept) == 1
+    again = result(3, 4)
+    assert again.ctypes.data == place
+    assert not kept
+    assert np.all(second == 2)
+    assert np.all(other == 3)
+    del again, other, second
+    assert len(kept) == 2  # what is held without a use is bounded
+    small, large = result(1, 5), result(9, 6)
+    del small, large
+    assert sorted(block.size // 2**20 for block in kept) == [4, 4]
+    kept.clear()
+
+
+def test_threads_share_the_kept_memory(monkeypatch):
+    monkeypatch.setattr(arrays, "KEPT_BYTES", (2**20, 2**22))
+    arrays._kept.clear()
+
+    def work(number):
+        for i in range(200):
+            made = arrays.on_line((2**18 + 1024 * (i % 3),), np.dtype(np.float32))
+            made[::4096] = number
+            assert np.all(made[::4096] == number)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert len(arrays._kept) <= 2
+    arrays._kept.clear()
 
 
 @every_call
