@@ -19,7 +19,7 @@ from numconv_numba.winograd_weights import WinogradWeights
 import numconv as nc
 from numconv.plugin import parse
 from numconv.registry import default_registry
-from numconv.testing import check
+from numconv.testing import candidates, check
 
 DENSE = [
     "n1 c3 k40 g1 in38x37 w7x7 s2 p3 d1",
@@ -449,6 +449,14 @@ def test_a_batch_of_small_images_has_work_for_several_threads():
 def test_tiles_write_lines(text, changes, rng):
     """Lines, planes and what lies beyond them, with bias and activation, in every dtype and layout."""
     check(parse(f"conv forward {text}").replace(**changes), "numba", "tile", rng=rng)
+
+
+def test_strides_of_too_many_phases_are_left_to_others():
+    """To plan a million phases would take minutes."""
+    problem = parse("conv input_grad f32 n1 c1 k1 g1 in1048577 w2 s1048576 p0 d1")
+    reasons = {each.algorithm: each.verdict.reason for each in candidates(problem, "numba") if not each.verdict}
+    for name in ("blocked", "tile", "winograd", "fft"):
+        assert "at most 4096, and here are 1048576" in reasons[name]
 
 
 def test_winograd_counts_what_padding_leaves_of_leading_taps():

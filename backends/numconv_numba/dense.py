@@ -24,10 +24,14 @@ __all__ = [
     "Weights",
     "accumulated",
     "compute_again",
+    "few_phases",
     "forward_parts",
     "forward_problems",
     "redo",
 ]
+
+MOST_PHASES = 4096
+"""Of a strided input_grad: planning takes some microseconds for each."""
 
 
 class Part(NamedTuple):
@@ -316,6 +320,8 @@ class DenseImplementation(Implementation):
             return Verdict.no(f"an input_grad with pad_mode {problem.pad_mode} folds back: it is no dense convolution")
         if is_patchwise(problem):
             return self.accepts(patch_products(problem))
+        if not (few := few_phases(problem)):
+            return few
         verdicts = [self.accepts(part) for part in forward_problems(problem)]
         return next((verdict for verdict in verdicts if not verdict), Verdict.yes())
 
@@ -355,6 +361,14 @@ class DenseImplementation(Implementation):
     def adjoint(self, problem: ConvProblem, parts: list[Part], executors: list[Any]) -> Any:
         """The executor of an input_grad, from those of its parts."""
         return Adjoint(problem, parts, executors)
+
+
+def few_phases(problem: ConvProblem) -> Verdict:
+    """Whether the phases of an input_grad are few enough to plan each of them."""
+    phases = math.prod(map(min, problem.stride, problem.spatial))
+    if phases > MOST_PHASES:
+        return Verdict.no(f"each phase of a stride is a convolution of its own, of at most {MOST_PHASES}, and here are {phases}")
+    return Verdict.yes()
 
 
 def forward_problems(problem: ConvProblem) -> list[ConvProblem]:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from numconv.plugin import ConvProblem, Implementation, Verdict
 
 from .bands import Band, bands_of
-from .dense import DenseImplementation, forward_problems
+from .dense import DenseImplementation, few_phases, forward_problems
 from .folded import Folded, folded_bytes, unpadded
 from .overlap import layout_for
 from .transforms import TransformedForward, TransformedWeightGrad
@@ -115,6 +115,8 @@ class Fft(DenseImplementation):
             return _verdict(problem, self.double)
         if _folds(problem) and min(high for _, high in problem.padding) < 0:
             return Verdict.no(f"it folds back what was padded, and cannot leave out what padding {problem.padding} does not read")
+        if not (few := few_phases(problem)):
+            return few
         parts = forward_problems(unpadded(problem) if _folds(problem) else problem)
         verdicts = [_verdict(part, self.double) for part in parts]
         return next((verdict for verdict in verdicts if not verdict), Verdict.yes())
