@@ -21,7 +21,7 @@ from .geometry import MODES, source_index
 from .microkernels.conjugate import add_conjugates
 from .nonfinite import classified, marked
 from .rows import clear
-from .scalar import add, cast, is_null, load, pointer, store, wide_vectors, zero
+from .scalar import add, cast, inlined, is_null, load, pointer, store, wide_vectors, zero
 
 __all__ = ["transforming", "walk"]
 
@@ -185,9 +185,10 @@ def result(source, anchor, st, at):
     return cast(rounded(load(source, st), anchor), at)
 
 
-@helper(inline="always")
+@helper
 def smooth_run(source, target, count, step, anchor, shift, code, st, yt, at):
     """`scatter_run` for silu and gelu: a loop that becomes vectors where `step` and `code` are constants."""
+    inlined()
     bad = 0
     for i in range(count):
         value = result(source + i * itemsize(st), anchor, st, at)

@@ -84,7 +84,7 @@ UNPACKED, TRANSFORMED, IN_PANELS, SHARED = range(4)
 SHARED_BYTES = 1024 * 1024
 """Transformed weights of all threads that are worth waiting for each other, rather than that each transforms its own."""
 FEW_THREADS = 4
-"""Up to so many threads each transforms what it needs: to wait for each other costs more."""
+"""Up to so many threads each transforms what it needs: two that shared were 10 to 19 % slower in layers of 14 and 56 pixels."""
 UNEVEN = 1.1
 """How much longer than its equal share a thread may take for its blocks."""
 ITEMS_OF_THREAD = 4
