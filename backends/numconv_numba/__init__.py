@@ -37,6 +37,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .paired import PairedBlocked, PairedGemm, PairedWeights
     from .plane_weights import PlanewiseWeights
     from .planewise import Planewise
+    from .polyphase import Polyphase, PolyphaseWeights
     from .pooling import Pool
     from .separable import Separable
     from .subpixel import Subpixel
@@ -63,6 +64,8 @@ def _implementations() -> tuple[Implementation, ...]:
         Woven(),
         Interleaved(),
         Subpixel(),
+        Polyphase(),
+        PolyphaseWeights(),
         Depthwise(),
         DepthwiseWeights(),
         InnerProduct(),

@@ -25,6 +25,7 @@ __all__ = [
     "accumulated",
     "compute_again",
     "few_phases",
+    "fill",
     "forward_parts",
     "forward_problems",
     "redo",
@@ -187,6 +188,12 @@ def compute_again(problem: ConvProblem, y: Any, ins: Sequence[Any], images: Any)
         executor((y[n : n + 1],), (ins[0][n : n + 1], *ins[1:]))
 
 
+def fill(view: Any, bias: Sequence[Any], activation: str | None) -> None:
+    """What no tap sees: the bias alone."""
+    view[...] = bias[0].reshape(-1, *[1] * (view.ndim - 2)) if bias else 0
+    activate(view, activation)
+
+
 class Adjoint:
     """An input_grad: the executors of its parts, on views of w and grad_x."""
 
@@ -204,7 +211,7 @@ class Adjoint:
         for part, executor in zip(self._parts, self._executors, strict=True):
             view = outs[0][(..., *part.places)]
             if executor is None:
-                self.fill(view, ins[2:])
+                fill(view, ins[2:], self._problem.activation)
             else:
                 executor((view,), (ins[0], swapped[(..., *part.taps)], *ins[2:]))
 
@@ -220,7 +227,7 @@ class Adjoint:
             for part, executor in zip(self._parts, bound, strict=True):
                 view = outs[0][(..., *part.places)]
                 if executor is None:
-                    self.fill(view, ins[1:])
+                    fill(view, ins[1:], self._problem.activation)
                 else:
                     executor((view,), ins)
 
@@ -238,11 +245,6 @@ class Adjoint:
             return w.swapaxes(0, 1)
         split = w.reshape(groups, w.shape[0] // groups, *w.shape[1:]).swapaxes(1, 2)
         return split.reshape(-1, *split.shape[2:])
-
-    def fill(self, view: Any, bias: Sequence[Any]) -> None:
-        """What no tap sees: the bias alone."""
-        view[...] = bias[0].reshape(-1, *[1] * self._problem.ndim) if bias else 0
-        activate(view, self._problem.activation)
 
 
 class Patches(Adjoint):
@@ -279,7 +281,7 @@ class Patches(Adjoint):
     def _run(self, x: Any, y: Any, bias: Sequence[Any], executors: Mapping[int, Any]) -> None:
         shift = [np.repeat(each, math.prod(self._problem.kernel)) for each in bias]
         if self._moves.gaps:
-            self.fill(x, bias)
+            fill(x, bias, self._problem.activation)
         for first in range(0, self._problem.n, max(self._images, 1)):
             some = slice(first, min(first + self._images, self._problem.n))
             products = np.empty(patch_products(self._problem).replace(n=some.stop - first).y_shape, x.dtype)

@@ -20,7 +20,7 @@ from numconv.plugin import ConvProblem, Verdict, np_dtype
 from .activations import ACTIVATIONS, activate_rows
 from .blocked import CALL_SECONDS, seconds
 from .compiler import Address, Tag, helper, invoke, kernel
-from .dense import Adjoint, DenseImplementation, Part, accumulated, redo
+from .dense import Adjoint, DenseImplementation, Part, accumulated, fill, redo
 from .depthwise_plans import cycles_of, layout_for, schedule
 from .direct import MEASURED_ERROR
 from .elements import INT64, itemsize, same
@@ -399,7 +399,7 @@ class _Phases(Adjoint):
             super().__call__(outs, ins)
             return
         for places in self._unseen:
-            self.fill(outs[0][places], ins[2:])
+            fill(outs[0][places], ins[2:], self._problem.activation)
 
 
 class Depthwise(DenseImplementation):
