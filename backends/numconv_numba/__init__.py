@@ -22,6 +22,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .borders import Borders, PlainBorders
     from .channelwise import Channelwise
     from .channelwise_weights import ChannelwiseWeights
+    from .col2im import Col2im
     from .connected_gradients import ConnectedGradients
     from .crosswise_pooling import CrosswisePool
     from .depthwise import Depthwise
@@ -64,6 +65,7 @@ def _implementations() -> tuple[Implementation, ...]:
         Woven(),
         Interleaved(),
         Subpixel(),
+        Col2im(),
         Polyphase(),
         PolyphaseWeights(),
         Depthwise(),

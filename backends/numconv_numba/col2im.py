@@ -1,0 +1,198 @@
+"""Input gradients of long kernels with a stride and few input channels, as in decoders of sound: one product, then col2im.
+
+A matrix product of the gradient of y with all taps of all input channels gives, for each window, what it adds to the positions
+that it reads; `vector_windows` adds these columns up. The product has a row for each tap of each input channel, where each phase
+of the stride would be a product of few rows. Columns are computed some windows at a time, so that they stay in the second-level
+cache. (Chellapilla, Puri and Simard, "High performance convolutional neural networks for document processing", 2006, section 3,
+the other way round.)
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from numconv.plugin import ConvProblem, Implementation, Verdict, WindowProblem, activate, np_dtype
+
+from .blocked import CALL_SECONDS, Blocked
+from .direct import MEASURED_ERROR
+from .implicit_gemm import ImplicitGemm
+from .vector_windows import VectorWindows
+
+__all__ = ["Col2im"]
+
+_PRODUCTS: tuple[Implementation, ...] = (ImplicitGemm(), Blocked())
+COLUMN_BYTES = 1 << 20
+"""Columns that are computed before they are added up."""
+MOST_BYTES = 16 << 20
+"""Of the columns of one slice of windows, at least: those of wide images are left to others."""
+MOVED_SECONDS = 4e-10
+"""Of an element of x that is added to, or gets its bias and activation."""
+
+
+class _Piece(NamedTuple):
+    """Some images and windows.
+
+    Attributes
+    ----------
+    images : slice
+    windows, places : slice
+        Along the first dimension: windows, and the positions of x that they read.
+    product : ConvProblem
+        From grad_y to columns.
+    fold : WindowProblem
+        From columns to x.
+    """
+
+    images: slice
+    windows: slice
+    places: slice
+    product: ConvProblem
+    fold: WindowProblem
+
+
+def _columns(problem: ConvProblem, images: int, windows: int) -> ConvProblem:
+    """The product for so many images, and windows along the first dimension."""
+    ones, outputs = (1,) * problem.ndim, (windows, *problem.output[1:])
+    return problem.replace(
+        op="forward", n=images, c=problem.k, k=problem.c * math.prod(problem.kernel), spatial=outputs, kernel=ones, stride=ones,
+        padding=((0, 0),) * problem.ndim, dilation=ones, flip=False, bias="", activation=None, layout="channels_first",
+    )  # fmt: skip
+
+
+def _fold(problem: ConvProblem, images: int, size: int, pads: tuple[int, int]) -> WindowProblem:
+    """Adding up, for so many images and positions along the first dimension."""
+    return WindowProblem(
+        op="fold", dtype=problem.dtype, n=images, c=problem.c, spatial=(size, *problem.spatial[1:]), window=problem.kernel,
+        stride=problem.stride, padding=(pads, *problem.padding[1:]), dilation=problem.dilation, accuracy=problem.accuracy,
+        max_workspace=problem.max_workspace,
+    )  # fmt: skip
+
+
+def _slice_bytes(problem: ConvProblem) -> int:
+    """Of the columns of one window along the first dimension, and all along the others."""
+    rows = problem.c * math.prod(problem.kernel) * math.prod(problem.output[1:])
+    return max(1, rows * np_dtype(problem.dtype).itemsize)
+
+
+def _pieces(problem: ConvProblem) -> Iterator[_Piece]:
+    """All images and windows, in order."""
+    slices = max(1, COLUMN_BYTES // _slice_bytes(problem))
+    images, windows = max(1, slices // problem.output[0]), min(slices, problem.output[0])
+    for n, first in itertools.product(range(0, problem.n, images), range(0, problem.output[0], windows)):
+        some, count = min(images, problem.n - n), min(windows, problem.output[0] - first)
+        start, end = 0, problem.spatial[0]
+        pads = problem.padding[0]
+        if count < problem.output[0]:
+            reach = problem.dilation[0] * (problem.kernel[0] - 1) + 1
+            low, high = first * problem.stride[0] - pads[0], (first + count - 1) * problem.stride[0] - pads[0] + reach
+            start, end = max(low, 0), min(high, end)
+            pads = start - low, high - end
+        if start < end:
+            yield _Piece(
+                slice(n, n + some), slice(first, first + count), slice(start, end), _columns(problem, some, count),
+                _fold(problem, some, end - start, pads),
+            )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=256)
+def _cheapest(problem: ConvProblem) -> Any:
+    """Who computes a product."""
+    return min(_PRODUCTS, key=lambda each: each.cost(problem))
+
+
+def _rows(w: Any, problem: ConvProblem) -> Any:
+    """w as that of the products ``[C*prod(R), K/G, 1...]``: of one group a view, where taps of all channels lie in one row."""
+    if problem.flip:
+        w = np.flip(w, tuple(range(2, w.ndim)))
+    grouped = w.reshape(problem.groups, problem.k // problem.groups, -1).swapaxes(1, 2)
+    return grouped.reshape(problem.c * math.prod(problem.kernel), -1, *[1] * problem.ndim)
+
+
+class _Executor:
+    """One input gradient."""
+
+    def __init__(self, problem: ConvProblem):
+        self._problem = problem
+        self._pieces = list(_pieces(problem))
+        self._whole = bool(self._pieces) and all(each.windows == slice(0, problem.output[0]) for each in self._pieces)
+        self._products = {p: _cheapest(p).build(p) for p in {each.product for each in self._pieces}}
+        self._folds = {p: VectorWindows().build(p) for p in {each.fold for each in self._pieces}}
+
+    def __call__(self, outs: Any, ins: Any) -> None:
+        """Compute."""
+        rows = _rows(ins[1], self._problem)
+        self._run(outs[0], ins[0], ins[2:], {p: functools.partial(_call, each, rows) for p, each in self._products.items()})
+
+    def bind(self, w: Any) -> Any:
+        """The executor with its own copy of w, packed."""
+        rows = _rows(w, self._problem)
+        bound = {p: each.bind(rows) for p, each in self._products.items()}
+        return lambda outs, ins: self._run(outs[0], ins[0], ins[1:], bound)
+
+    def _run(self, x: Any, y: Any, bias: Sequence[Any], products: Mapping[ConvProblem, Any]) -> None:
+        if not self._whole:
+            x[...] = 0
+        with np.errstate(invalid="ignore", over="ignore"):
+            for images, windows, places, product, fold in self._pieces:
+                columns = np.empty(product.y_shape, x.dtype)
+                products[product]((columns,), (y[images, :, windows],))
+                target = x[images, :, places]
+                sums = target if self._whole else np.empty(fold.x_shape, x.dtype)
+                self._folds[fold]((sums,), (columns.reshape(fold.y_shape),))
+                if not self._whole:
+                    target += sums
+            if bias:
+                x += bias[0].reshape(-1, *[1] * self._problem.ndim)
+        activate(x, self._problem.activation)
+
+
+def _call(executor: Any, w: Any, outs: Any, ins: Any) -> None:
+    """Like a bound executor, with these weights."""
+    executor(outs, (ins[0], w))
+
+
+class Col2im(Implementation):
+    """The input gradient of a convolution with a stride, as columns that are added up."""
+
+    name = "col2im"
+    ops = frozenset(("input_grad",))
+    levels = frozenset(("high", "default", "fast"))
+    measured_error: ClassVar[Mapping[str, float]] = MEASURED_ERROR
+
+    def supports(self, problem: ConvProblem) -> Verdict:
+        """float32 and float64, a stride, padding of zeros, columns of moderate size."""
+        if problem.dtype not in ("float32", "float64") or problem.out_dtype != problem.dtype:
+            return Verdict.no(f"columns are rounded to {problem.out_dtype}: it takes and gives float32, or float64")
+        if max(problem.stride) == 1:
+            return Verdict.no("stride 1: other algorithms add up in registers")
+        if problem.pad_mode != "zeros":
+            return Verdict.no(f"an input_grad with pad_mode {problem.pad_mode} folds back what lies beside x")
+        if (size := _slice_bytes(problem)) > MOST_BYTES:
+            return Verdict.no(f"the columns of one slice of windows take {size} bytes, and it computes at most {MOST_BYTES}")
+        return VectorWindows().supports(_fold(problem, 1, problem.spatial[0], problem.padding[0]))
+
+    def cost(self, problem: ConvProblem) -> float:
+        """Of products, and of adding up."""
+        pieces = list(_pieces(problem))
+        alike = {(each.product, each.fold) for each in pieces}
+        seconds = {both: _cheapest(both[0]).cost(both[0]) + VectorWindows().cost(both[1]) for both in alike}
+        moved = math.prod(problem.x_shape) * MOVED_SECONDS * (len(pieces) > 1 or bool(problem.bias))
+        return CALL_SECONDS + moved + sum(seconds[each.product, each.fold] for each in pieces)
+
+    def workspace(self, problem: ConvProblem) -> int:
+        """The columns, what a piece adds to x, weights in rows, and what the computations need."""
+        pieces, item = list(_pieces(problem)), np_dtype(problem.dtype).itemsize
+        most = max((math.prod(each.product.y_shape) + math.prod(each.fold.x_shape) for each in pieces), default=0)
+        inner = max((_cheapest(p).workspace(p) for p in {each.product for each in pieces}), default=0)
+        folds = max((VectorWindows().workspace(p) for p in {each.fold for each in pieces}), default=0)
+        return (most + math.prod(problem.w_shape)) * item + inner + folds
+
+    def build(self, problem: ConvProblem) -> _Executor:
+        """The executor."""
+        return _Executor(problem)
