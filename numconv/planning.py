@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import functional
-from .arguments import Request, flag, freeze, geometry_options, pool_options, problem_of
+from .arguments import Geometry, PoolGeometry, Request, flag, freeze, geometry_options, pool_options, problem_of
 from .arrays import device_of
 from .context import current
 from .dispatch import Choice, Explanation, Plan, _arrays_of, explain_request, find_plan, make_request
 from .errors import ProblemError
-from .functional import ConvGrads, as_grads, check_needs, compute_grads
+from .functional.gradients import ConvGrads, as_grads, check_needs, compute_grads
 from .registry import BackendInfo, default_registry
 
 __all__ = ["BackendTable", "BackwardPlan", "backends", "explain", "output_shape", "plan"]
@@ -204,8 +204,6 @@ class BackwardPlan:
 
 
 def _request(op: str, x_shape: Any, w_shape: Any, dtype: Any, options: dict[str, Any], choice: Choice, bias: bool) -> Request:
-    from .arguments import Geometry, PoolGeometry
-
     kind = Geometry if op.startswith("conv") else PoolGeometry
     shapes = freeze(x_shape, "x_shape"), freeze(w_shape, "w_shape")
     return make_request(op, *shapes, dtype, kind(*_options(op, options)), choice, current(), bias)
