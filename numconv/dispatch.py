@@ -164,7 +164,8 @@ class Plan:
         outs: list[Any] = []
         for array, known in zip(given, self._outs, strict=True):
             if array is not None:
-                check_out(self.op, array, known.shape, known.dtype, [*ins, *outs])
+                name = "out" if len(self._outs) == 1 else f"out for {known.name}"
+                check_out(self.op, array, known.shape, known.dtype, [*ins, *outs], name)
             outs.append(empty(known.shape, known.dtype, ins[0]) if array is None else array)
         return outs
 

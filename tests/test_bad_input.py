@@ -95,6 +95,8 @@ GEOMETRY = [
     bad(r"dimension 1:.*floor\(\(6 \+ 1 \+ 2 - 5\*\(3 - 1\) - 1\) / 2\) \+ 1 = 0: a kernel that spans 11.*there are 9; pad by 2",
         nc.conv, X, W, padding=((2, 3), (1, 2)), dilation=5, stride=(1, 2)),
     bad(r"stride=0 must be at least 1 in every dimension, but holds 0", nc.conv, X, W, stride=0),
+    bad(r"padding=\(\(0, 1180591620717411303424\),\) holds 1180591620717411303424, and no array reaches further",
+        nc.conv, X[0, :1, 0], W[:1, :1, 0], padding=((0, 2**70),)),
     bad(r"stride=1180591620717411303424 holds 1180591620717411303424, and no array reaches further", nc.conv, X, W, stride=2**70),
     bad(r"stride=\(1, -2\) must be at least 1.*holds -2", nc.conv, X, W, stride=(1, -2)),
     bad(r"stride=\(1, 1, 1\) has 3 entries, but there are 2 spatial dimensions", nc.conv, X, W, stride=(1, 1, 1)),
@@ -249,6 +251,8 @@ OUT = [
     bad(r"out is a int", nc.conv, X, W, out=5),
     bad(r"out is a masked array", nc.conv, X, W, out=np.ma.masked_array(Y)),
     bad(r"out holds 2 arrays, and there are 1 results: y", nc.conv, X, W, out=(Y, Y)),
+    bad(r"out for indices has shape \(1, 2, 8\)",
+        nc.max_pool, WAVE, 2, return_indices=True, out=(np.zeros_like(HALVES), np.zeros(WAVE.shape, "i8"))),
     bad(r"out holds 1 arrays, and there are 2 results: y, indices",
         nc.max_pool, WAVE, 2, return_indices=True, out=np.zeros_like(HALVES)),
     bad(r"dtype int32, and the result has .* int64",
@@ -259,8 +263,8 @@ OUT = [
     bad(r"out has shape \(4, 3, 3, 3\).*the result has \(1, 3, 6, 6\)",
         nc.conv_backward, Y, X, W, out=(np.zeros_like(W), None, None)),
     bad(r"out overlaps", nc.conv_backward, Y, X, W, out=(X, None, None)),
-    bad(r"out overlaps", nc.conv_backward, Y, X, W, out=(None, W, None)),
-    bad(r"out overlaps", nc.conv_transpose_backward, X, Y, W, out=(None, W, None)),
+    bad(r"out for grad_w overlaps", nc.conv_backward, Y, X, W, out=(None, W, None)),
+    bad(r"out for grad_w overlaps", nc.conv_transpose_backward, X, Y, W, out=(None, W, None)),
 ]  # fmt: skip
 
 CHOICE = [
@@ -363,7 +367,7 @@ def test_bad_indices(backend, function, args, options, error, text):
 
 def test_conv_backward_checks_both_parts_before_it_computes():
     grad_x = np.full_like(X, 7)
-    with pytest.raises(ProblemError, match=r"out has shape \(3, 3\)"):
+    with pytest.raises(ProblemError, match=r"out for grad_w has shape \(3, 3\)"):
         nc.conv_backward(Y, X, W, out=(grad_x, np.zeros((3, 3), np.float32), None))
     assert (grad_x == 7).all()
 

@@ -63,6 +63,9 @@ def pairs(value: Any, ndim: int, what: str, asked: str) -> Pairs:
             raise ProblemError(
                 f"{asked}: {what}={value!r} has {len(value)} pairs, but there are {ndim} spatial dimensions; give one each"
             )
+        if any(width > _LARGEST for pair in value for width in pair):
+            largest = max(map(max, value))
+            raise ProblemError(f"{asked}: {what}={value!r} holds {largest}, and no array reaches further than {_LARGEST} elements")
         if any(width < 0 for pair in value for width in pair):
             raise ProblemError(f"{asked}: {what}={value!r} must be at least 0 in every dimension, but holds {min(map(min, value))}")
         return tuple(value)

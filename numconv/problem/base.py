@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from numconv.errors import ProblemError
 
-from .names import ITEMSIZE, LAYOUTS, LEVELS, SHORT, WIDER, Ints, accumulator
+from .names import ITEMSIZE, LAYOUTS, LEVELS, SHORT, WIDER, Ints, Pairs, accumulator
 
 __all__ = ["Problem"]
 
@@ -20,10 +20,23 @@ class Problem:
     word: ClassVar[str]
     op: str
     dtype: str
+    n: int
+    c: int
+    spatial: Ints
     out_dtype: str
     layout: str
     accuracy: str | None
     max_workspace: int
+
+    @property
+    def ndim(self) -> int:
+        """Number of spatial dimensions."""
+        return len(self.spatial)
+
+    @property
+    def x_shape(self) -> Ints:
+        """``[N, C, *S]``: of the input of a convolution or pooling; unpadded, folded or unpooled."""
+        return (self.n, self.c, *self.spatial)
 
     @property
     def acc_dtype(self) -> str:
@@ -61,6 +74,8 @@ class Problem:
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
     def _check_common(self) -> None:
+        if not self.out_dtype:
+            object.__setattr__(self, "out_dtype", self.dtype)
         for name in (self.dtype, self.out_dtype):
             if name not in SHORT:
                 raise ProblemError(f"{self.op}: dtype {name} is not one of {', '.join(SHORT)}")
@@ -73,3 +88,15 @@ class Problem:
         for value, known, what in ((self.layout, LAYOUTS, "layout"), (self.level, LEVELS, "accuracy")):
             if value not in known:
                 raise ProblemError(f"{self.op}: {what} {value!r} is not one of {', '.join(known)}")
+
+    def _check_geometry(self, window: Ints, stride: Ints, padding: Pairs, dilation: Ints) -> None:
+        """Raise unless there is one entry a spatial dimension, and no size or step is below 1."""
+        if self.n < 0 or self.c < 1:
+            raise ProblemError(f"{self.op}: a batch of {self.n} and {self.c} channels: at least 0 and 1 are needed")
+        for what, values in (("sizes", self.spatial), ("window", window), ("stride", stride), ("dilation", dilation)):
+            if len(values) != self.ndim or not values:
+                raise ProblemError(f"{self.op}: {what} {values} for spatial sizes {self.spatial}: one entry each is needed")
+            if min(values) < 1:
+                raise ProblemError(f"{self.op}: {what} {values} holds {min(values)}, and must be at least 1")
+        if len(padding) != self.ndim:
+            raise ProblemError(f"{self.op}: padding {padding} for spatial sizes {self.spatial}: one pair each is needed")

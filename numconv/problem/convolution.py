@@ -60,8 +60,6 @@ class ConvProblem(Problem):
     max_workspace: int = DEFAULT_WORKSPACE
 
     def __post_init__(self) -> None:
-        if not self.out_dtype:
-            object.__setattr__(self, "out_dtype", self.dtype)
         self._check_common()
         if self.op not in CONV_OPS:
             raise ProblemError(f"conv: operation {self.op!r} is not one of {', '.join(CONV_OPS)}")
@@ -69,15 +67,13 @@ class ConvProblem(Problem):
             raise ProblemError(f"conv: pad_mode {self.pad_mode!r} is not one of {', '.join(PAD_MODES)}")
         if self.activation is not None and self.activation not in ACTIVATIONS:
             raise ProblemError(f"conv: activation {self.activation!r} is not one of None, {', '.join(ACTIVATIONS)}")
+        if self.k < 1 or self.groups < 1 or self.c % self.groups or self.k % self.groups:
+            raise ProblemError(f"conv: {self.c} input and {self.k} output channels cannot be split into {self.groups} groups")
         if self.pad_mode != "zeros" and all(width <= 0 for pair in self.padding for width in pair):
             object.__setattr__(self, "pad_mode", "zeros")
+        self._check_geometry(self.kernel, self.stride, self.padding, self.dilation)
         if any(q < 1 for q in self.output):
             raise ProblemError(f"conv {self}: the output would have the spatial shape {self.output}")
-
-    @property
-    def ndim(self) -> int:
-        """Number of spatial dimensions."""
-        return len(self.spatial)
 
     @property
     def output(self) -> Ints:
@@ -86,11 +82,6 @@ class ConvProblem(Problem):
             (size + low + high - d * (r - 1) - 1) // s + 1
             for size, r, s, (low, high), d in zip(self.spatial, self.kernel, self.stride, self.padding, self.dilation, strict=True)
         )
-
-    @property
-    def x_shape(self) -> Ints:
-        """``[N, C, *S]``."""
-        return (self.n, self.c, *self.spatial)
 
     @property
     def w_shape(self) -> Ints:

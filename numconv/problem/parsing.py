@@ -75,9 +75,10 @@ def parse(text: str) -> ConvProblem | PoolProblem | WindowProblem:
                 key, _, value = part.partition("=")
                 field, convert = _OPTION_FIELDS[key]
                 fields[field] = convert(value)  # type: ignore[operator]
-        kind = kinds[word]
-    except (ValueError, KeyError) as error:
+        problem: ConvProblem | PoolProblem | WindowProblem = kinds[word](**fields)
+    except ProblemError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
         example = "conv forward f32 n1 c64 k64 g1 in56x56 w3x3 s1 p1 d1"
         raise ProblemError(f"{text!r} is not the text form of a problem ({error!r}); an example: {example}") from error
-    problem: ConvProblem | PoolProblem | WindowProblem = kind(**fields)
     return problem

@@ -48,18 +48,12 @@ class PoolProblem(Problem):
     max_workspace: int = DEFAULT_WORKSPACE
 
     def __post_init__(self) -> None:
-        if not self.out_dtype:
-            object.__setattr__(self, "out_dtype", self.dtype)
         self._check_common()
         if self.op not in POOL_OPS:
             raise ProblemError(f"pool: operation {self.op!r} is not one of {', '.join(POOL_OPS)}")
+        self._check_geometry(self.window, self.stride, self.padding, self.dilation)
         if any(q < 1 for q in self.output):
             raise ProblemError(f"pool {self}: the output would have the spatial shape {self.output}")
-
-    @property
-    def ndim(self) -> int:
-        """Number of spatial dimensions."""
-        return len(self.spatial)
 
     @property
     def output(self) -> Ints:
@@ -73,11 +67,6 @@ class PoolProblem(Problem):
             return room // s + 1
         q = -(-room // s) + 1
         return min(q, -(-(self.spatial[axis] + low) // s))
-
-    @property
-    def x_shape(self) -> Ints:
-        """``[N, C, *S]``."""
-        return (self.n, self.c, *self.spatial)
 
     @property
     def y_shape(self) -> Ints:

@@ -48,20 +48,14 @@ class WindowProblem(Problem):
     max_workspace: int = DEFAULT_WORKSPACE
 
     def __post_init__(self) -> None:
-        if not self.out_dtype:
-            object.__setattr__(self, "out_dtype", self.dtype)
         self._check_common()
         if self.op not in WINDOW_OPS:
             raise ProblemError(f"window: operation {self.op!r} is not one of {', '.join(WINDOW_OPS)}")
         if self.pad_mode not in PAD_MODES:
             raise ProblemError(f"{self.op}: mode {self.pad_mode!r} is not one of {', '.join(PAD_MODES)}")
+        self._check_geometry(self.window, self.stride, self.padding, self.dilation)
         if any(q < 1 for q in self.output):
             raise ProblemError(f"window {self}: the output would have the spatial shape {self.output}")
-
-    @property
-    def ndim(self) -> int:
-        """Number of spatial dimensions."""
-        return len(self.spatial)
 
     @property
     def output(self) -> Ints:
@@ -72,11 +66,6 @@ class WindowProblem(Problem):
             (size + low + high - d * (r - 1) - 1) // s + 1
             for size, r, s, (low, high), d in zip(self.spatial, self.window, self.stride, self.padding, self.dilation, strict=True)
         )
-
-    @property
-    def x_shape(self) -> Ints:
-        """``[N, C, *S]``: unpadded, folded or unpooled."""
-        return (self.n, self.c, *self.spatial)
 
     @property
     def y_shape(self) -> Ints:
