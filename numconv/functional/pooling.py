@@ -37,7 +37,7 @@ def max_pool(
     ----------
     x : array ``[N, C, *S]`` or ``[C, *S]``
     window : int or sequence of int
-        R. An int means that x has a batch axis; without N give one entry a spatial dimension.
+        R; an int means that x has a batch axis; without N give one entry a spatial dimension.
     stride : int or sequence of int, optional
         The window by default.
     padding : int, sequence of int, sequence of (low, high), "valid" or "same"
@@ -240,7 +240,7 @@ def avg_pool(
     x : array ``[N, C, *S]`` or ``[C, *S]``
         Of a float or complex dtype.
     window : int or sequence of int
-        R. An int means that x has a batch axis; without N give one entry a spatial dimension.
+        R; an int means that x has a batch axis; without N give one entry a spatial dimension.
     stride : int or sequence of int, optional
         The window by default.
     padding : int, sequence of int, sequence of (low, high), "valid" or "same"
@@ -336,14 +336,14 @@ def lp_pool(
     dtype: Any = None,
     out: Any = None,
 ) -> Any:
-    """The p-norm of each window: (sum of |x|^p)^(1/p).
+    """The p-norm of each window: ``(sum of |x|^p)^(1/p)``.
 
     Parameters
     ----------
     x : array ``[N, C, *S]`` or ``[C, *S]``
         Of a real float dtype.
     window : int or sequence of int
-        R. An int means that x has a batch axis; without N give one entry a spatial dimension.
+        R; an int means that x has a batch axis; without N give one entry a spatial dimension.
     stride : int or sequence of int, optional
         The window by default.
     padding : int, sequence of int, sequence of (low, high), "valid" or "same"
@@ -392,7 +392,7 @@ def lp_pool_backward(
     dtype: Any = None,
     out: Any = None,
 ) -> Any:
-    """Gradient of `lp_pool`: grad_y sign(x) |x|^(p - 1) y^(1 - p), and zero where x or y is.
+    """Gradient of `lp_pool`: ``grad_y sign(x) |x|^(p - 1) y^(1 - p)``, and zero where x or y is.
 
     Parameters
     ----------

@@ -114,7 +114,7 @@ def unfold(
     ----------
     x : array ``[N, C, *S]`` or ``[C, *S]``
     window : int or sequence of int
-        R. An int means that x has a batch axis; without N give one entry a spatial dimension.
+        R; an int means that x has a batch axis; without N give one entry a spatial dimension.
     stride, padding, dilation
         As for `conv`; padding holds zeros.
     backend, algorithm, accuracy, dtype, out
