@@ -106,6 +106,13 @@ def test_documents_name_only_what_exists():
     assert [name for name in named if not hasattr(numconv, name.removeprefix("_"))] == ["_backward"]
 
 
+def test_architecture_describes_every_algorithm():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    described = {name for row in re.findall(r"^\| (`.*?) \|", text, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+    backend = importlib.import_module("numconv_numba").backend
+    assert {each.name for each in backend.implementations()} <= described
+
+
 def tree_modules():
     """The modules that the tree in CONTRIBUTING.md names, with their folders: a line under that of a module is in its folder."""
     tree = (ROOT / "CONTRIBUTING.md").read_text().partition("## The tree")[2].partition("```\n")[2].partition("```")[0]
