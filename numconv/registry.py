@@ -17,7 +17,7 @@ from .context import current, environment
 from .errors import BackendUnavailableError, ProblemError, UnknownBackendError, UnsupportedProblemError
 from .plugin import Backend, Implementation, Verdict
 
-__all__ = ["BackendInfo", "Candidate", "Registry", "default_registry"]
+__all__ = ["BackendInfo", "Candidate", "Registry", "consider", "default_registry"]
 
 GROUP = "numconv.backends"
 _DISTRIBUTION = "numconv-nd"
@@ -249,10 +249,11 @@ def _consider_all(name: str, backend: Backend, problem: Any) -> list[Candidate]:
     except Exception as error:  # noqa: BLE001 - whatever a plugin raises
         return [Candidate(name, "-", _failed(error), 0.0, 0, None)]
     refusal = Candidate(name, "-", Verdict.no(f"has no implementation of {problem.op}"), 0.0, 0, None)
-    return [_consider(name, each, problem) for each in able] or [refusal]
+    return [consider(name, each, problem) for each in able] or [refusal]
 
 
-def _consider(backend: str, implementation: Implementation, problem: Any) -> Candidate:
+def consider(backend: str, implementation: Implementation, problem: Any) -> Candidate:
+    """The candidate that one implementation is for a problem."""
     try:
         verdict, cost, workspace = _judge(implementation, problem)
     except Exception as error:  # noqa: BLE001 - whatever a plugin raises

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import itertools
 import math
@@ -69,10 +70,7 @@ class Memory:
     def __init__(self, form: _Form, shape: tuple[int, ...], dtype: Any, byte: int, xp: Any):
         self.base, self.view = form(shape, dtype, xp)
         self.base.reshape(-1).view(xp.uint8)[...] = byte
-        inside, view = form(shape, bool, np)
-        inside[...] = False
-        view[...] = True
-        self._outside = ~inside.reshape(-1)
+        self._form = form
         self._byte = byte
 
     def bytes(self) -> Array:
@@ -82,7 +80,17 @@ class Memory:
 
     def is_clean_outside(self) -> bool:
         """Whether nothing was written beside the view."""
-        return bool((self.bytes()[self._outside] == self._byte).all())
+        return bool((self.bytes()[_outside(self._form, self.view.shape)] == self._byte).all())
+
+
+@functools.lru_cache(maxsize=64)
+def _outside(form: _Form, shape: tuple[int, ...]) -> Array:
+    """Which elements of the base are not in the view."""
+    base, view = form(shape, bool, np)
+    base[...] = True
+    view[...] = False
+    outside: Array = base.reshape(-1)
+    return outside
 
 
 def _host(array: Any) -> Array:
