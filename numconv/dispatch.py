@@ -444,6 +444,7 @@ def _check_kinds(op: str, names: tuple[str, ...], ins: Sequence[Any]) -> None:
     """Raise if two inputs differ in dtype, or live on different devices."""
     first = ins[0]
     for name, array in zip(names, ins, strict=False):
+        dtype_name(array.dtype, f"{op}: {name}")
         if name != "indices" and array.dtype != first.dtype:
             raise ProblemError(
                 f"{op}: {names[0]} has dtype {first.dtype} and {name} has {array.dtype}: all arrays of a call have one dtype; "

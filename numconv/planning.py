@@ -11,7 +11,7 @@ from .arguments import Geometry, PoolGeometry, Request, flag, freeze, geometry_o
 from .arrays import device_of
 from .context import current
 from .dispatch import Choice, Explanation, Plan, _arrays_of, explain_request, find_plan, make_request
-from .errors import ProblemError
+from .errors import ProblemError, did_you_mean
 from .functional.gradients import ConvGrads, as_grads, check_needs, compute_grads
 from .registry import BackendInfo, default_registry
 
@@ -58,7 +58,9 @@ def _options(op: str, given: dict[str, Any]) -> tuple[Any, ...]:
     known = {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in (*_CHOICE, "needs", "bias")}
     unknown = sorted(set(given) - set(known))
     if unknown:
-        raise ProblemError(f"plan for {op}: no option is called {', '.join(unknown)}; it takes {', '.join(known)}")
+        names = ", ".join(unknown)
+        hint = did_you_mean(unknown[0], known)
+        raise ProblemError(f"plan for {op}: no option is called {names}; it takes {', '.join(known)}{hint}")
     values = known | given
     if "mode" in values:
         values["pad_mode"] = values.pop("mode")
@@ -72,7 +74,8 @@ def _options(op: str, given: dict[str, Any]) -> tuple[Any, ...]:
 def _check_op(op: Any, bias: bool = False) -> None:
     if op not in functional.__all__ or op == "ConvGrads":
         names = ", ".join(name for name in functional.__all__ if name != "ConvGrads")
-        raise ProblemError(f"op={op!r} is not the name of a function; use one of {names}")
+        hint = did_you_mean(op, functional.__all__)
+        raise ProblemError(f"op={op!r} is not the name of a function; use one of {names}{hint}")
     if bias and op not in ("conv", "conv_transpose"):
         raise ProblemError(f"bias={bias!r}: {op} takes no bias; conv and conv_transpose do")
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from numconv.errors import ProblemError
-from numconv.problem import LAYOUTS, LEVELS, WIDER, Ints, Pairs
+from numconv.problem import LAYOUTS, LEVELS, PAD_MODES, WIDER, Ints, Pairs
 
 from .request import Request
 
@@ -82,6 +82,8 @@ def conv_padding(value: Any, spatial: Ints, kernel: Ints, stride: Ints, dilation
     """(low, high) for each spatial dimension, from numbers or one of the `words`."""
     if not isinstance(value, str):
         return pairs(value, len(spatial), "padding", asked)
+    if value in PAD_MODES:
+        raise ProblemError(f"{asked}: padding={value!r} says what the padding holds, not how much there is; say pad_mode={value!r}")
     word(value, words, "padding", asked)
     extents = tuple(d * (r - 1) for d, r in zip(dilation, kernel, strict=True))
     if value == "same":
