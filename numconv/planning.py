@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 from . import functional
 from .arguments import Geometry, PoolGeometry, Request, flag, freeze, geometry_options, pool_options, problem_of
@@ -88,6 +88,24 @@ def _parts(op: str, needs: Sequence[str]) -> dict[str, str]:
     return {name: part for name, part in parts.items() if name in needs or (name != "x" and "w" in needs)}
 
 
+@overload
+def plan(
+    op: Literal["conv_backward", "conv_transpose_backward"],
+    x_shape: Sequence[int],
+    w_shape: Any,
+    dtype: Any = "float32",
+    *,
+    bias: bool = False,
+    activation: str | None = None,
+    like: Any = None,
+    needs: Sequence[str] = ("x", "w", "bias"),
+    backend: str | None = None,
+    algorithm: str | None = None,
+    accuracy: str | None = None,
+    out_dtype: Any = None,
+    **options: Any,
+) -> BackwardPlan: ...
+@overload
 def plan(
     op: str,
     x_shape: Sequence[int],
@@ -103,7 +121,23 @@ def plan(
     accuracy: str | None = None,
     out_dtype: Any = None,
     **options: Any,
-) -> Any:
+) -> Plan: ...
+def plan(
+    op: str,
+    x_shape: Sequence[int],
+    w_shape: Any,
+    dtype: Any = "float32",
+    *,
+    bias: bool = False,
+    activation: str | None = None,
+    like: Any = None,
+    needs: Sequence[str] = ("x", "w", "bias"),
+    backend: str | None = None,
+    algorithm: str | None = None,
+    accuracy: str | None = None,
+    out_dtype: Any = None,
+    **options: Any,
+) -> Plan | BackwardPlan:
     """The implementation that a call would use, found beforehand, to be called many times.
 
     Parameters
@@ -133,7 +167,7 @@ def plan(
 
     Returns
     -------
-    Plan
+    Plan, or BackwardPlan for conv_backward and conv_transpose_backward
         Called with the function's arrays and `out`. `bind(w)` holds the weights in the executor's own form; `backend`,
         `algorithm`, `workspace_bytes`, `problem` and `explain()` tell what was chosen. Immutable, and shared between threads.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from numconv.errors import ProblemError
 
@@ -69,7 +69,7 @@ class Problem:
         read = sum(math.prod(s) for s in self.input_shapes) * ITEMSIZE[self.dtype]
         return read + sum(math.prod(s) for s in self.output_shapes) * ITEMSIZE[self.out_dtype]
 
-    def replace(self, **changes: Any) -> Any:
+    def replace(self, **changes: Any) -> Self:
         """The same problem with some fields changed."""
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
