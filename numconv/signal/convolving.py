@@ -190,8 +190,8 @@ def _estimate_under(
 
 
 def _seconds(call: Callable[[], Any]) -> float:
-    """Of a call, the best of three; the first one, which may compile, does not count."""
+    """Of a call, the best of three runs of 10 ms or one call; the first call, which may compile, does not count."""
     call()
     timer = timeit.Timer(call)
-    number, _ = timer.autorange() if timer.timeit(1) < 0.02 else (1, 0.0)
+    number = max(1, int(0.01 / max(timer.timeit(1), 1e-6)))
     return min(timer.repeat(3, number)) / number
