@@ -1,6 +1,7 @@
 """The site of the documentation: the Markdown files of the repository, and the docstrings. CONTRIBUTING.md has its command."""
 
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 project = "numconv"
@@ -32,49 +33,22 @@ html_theme = "pydata_sphinx_theme"
 html_theme_options = {"navigation_with_keys": False, "secondary_sidebar_items": ["page-toc"]}
 html_copy_source = False
 
-CONTENTS = """
-```{toctree}
-:hidden:
-:caption: Guides
-
-docs/nn
-docs/media
-docs/train
-docs/equivariance
-docs/signal
-docs/lecture
-examples/README
-```
-
-```{toctree}
-:hidden:
-:caption: Reference
-
-docs/reference/numconv
-docs/reference/nn
-docs/reference/media
-docs/reference/training
-docs/reference/equivariance
-docs/reference/signal
-docs/reference/plugin
-```
-
-```{toctree}
-:hidden:
-:caption: How it works
-
-docs/architecture
-docs/speed
-docs/half
-docs/amx
-docs/gpu
-docs/cupy
-examples/plugin/README
-asv_bench/README
-CONTRIBUTING
-CHANGELOG
-```
-"""
+DOCS = Path(__file__).parent
+INNER = ["architecture", "speed", "half", "amx", "gpu", "cupy"]
+CONTENTS = {
+    "Guides": [
+        *sorted(f"docs/{path.stem}" for path in DOCS.glob("*.md") if path.stem not in {*INNER, "README"}),
+        "examples/README",
+    ],
+    "Reference": sorted(f"docs/reference/{path.stem}" for path in DOCS.glob("reference/*.md")),
+    "How it works": [
+        *(f"docs/{name}" for name in INNER),
+        "examples/plugin/README",
+        "asv_bench/README",
+        "CONTRIBUTING",
+        "CHANGELOG",
+    ],
+}
 
 
 def setup(app: Any) -> None:
@@ -87,6 +61,7 @@ def setup(app: Any) -> None:
 
     def add_contents(_app: Any, page: str, source: list[str]) -> None:
         if page == root_doc:
-            source[0] += CONTENTS
+            for caption, pages in CONTENTS.items():
+                source[0] += "\n".join(["", "```{toctree}", ":hidden:", f":caption: {caption}", "", *pages, "```", ""])
 
     app.connect("source-read", add_contents)
