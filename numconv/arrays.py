@@ -258,7 +258,7 @@ def plain(array: Any) -> Any:
     return np.asarray(array) if isinstance(array, np.ndarray) else as_array(array, "out", "array")
 
 
-def check_out(op: str, out: Any, shape: tuple[int, ...], dtype: Any, inputs: list[Any], name: str = "out") -> None:
+def check_out(op: str, out: Any, shape: tuple[int, ...], dtype: Any, inputs: list[Any], name: str) -> None:
     """Raise ProblemError unless results can be written to `out`."""
     like = inputs[0].owner if inputs and isinstance(inputs[0], DeviceArray) else inputs[0] if inputs else None
     kind = np.ndarray if like is None else type(like)

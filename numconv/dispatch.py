@@ -164,7 +164,8 @@ class Plan:
         outs: list[Any] = []
         for array, known in zip(given, self._outs, strict=True):
             if array is not None:
-                check_out(self.op, array, known.shape, known.dtype, [*ins, *outs])
+                name = "out" if len(self._outs) == 1 else f"out for {known.name}"
+                check_out(self.op, array, known.shape, known.dtype, [*ins, *outs], name)
             outs.append(empty(known.shape, known.dtype, ins[0]) if array is None else array)
         return outs
 
@@ -443,6 +444,7 @@ def _check_kinds(op: str, names: tuple[str, ...], ins: Sequence[Any]) -> None:
     """Raise if two inputs differ in dtype, or live on different devices."""
     first = ins[0]
     for name, array in zip(names, ins, strict=False):
+        dtype_name(array.dtype, f"{op}: {name}")
         if name != "indices" and array.dtype != first.dtype:
             raise ProblemError(
                 f"{op}: {names[0]} has dtype {first.dtype} and {name} has {array.dtype}: all arrays of a call have one dtype; "

@@ -1,5 +1,8 @@
 """The errors of numconv. All derive from `NumconvError`, and each also from the built-in class that a caller would expect."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class NumconvError(Exception):
     """Base class of every error that numconv raises on purpose."""
@@ -19,3 +22,16 @@ class BackendUnavailableError(NumconvError, ImportError):
 
 class UnknownBackendError(NumconvError, ValueError):
     """No installed plugin has this name."""
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """What an error text about an unknown name ends with: the known name that is most like it, if one is.
+
+    Examples
+    --------
+    >>> from numconv.errors import did_you_mean
+    >>> did_you_mean("winogard", ("blocked", "winograd")), did_you_mean("x", ("blocked", "winograd"))
+    ("; did you mean 'winograd'?", '')
+    """
+    close = difflib.get_close_matches(str(name), list(known), 1)
+    return f"; did you mean {close[0]!r}?" if close else ""

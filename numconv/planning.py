@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 from . import functional
-from .arguments import Request, flag, freeze, geometry_options, pool_options, problem_of
+from .arguments import Geometry, PoolGeometry, Request, flag, freeze, geometry_options, pool_options, problem_of
 from .arrays import device_of
 from .context import current
 from .dispatch import Choice, Explanation, Plan, _arrays_of, explain_request, find_plan, make_request
-from .errors import ProblemError
-from .functional import ConvGrads, as_grads, check_needs, compute_grads
+from .errors import ProblemError, did_you_mean
+from .functional.gradients import ConvGrads, as_grads, check_needs, compute_grads
 from .registry import BackendInfo, default_registry
 
 __all__ = ["BackendTable", "BackwardPlan", "backends", "explain", "output_shape", "plan"]
@@ -58,7 +58,9 @@ def _options(op: str, given: dict[str, Any]) -> tuple[Any, ...]:
     known = {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in (*_CHOICE, "needs", "bias")}
     unknown = sorted(set(given) - set(known))
     if unknown:
-        raise ProblemError(f"plan for {op}: no option is called {', '.join(unknown)}; it takes {', '.join(known)}")
+        names = ", ".join(unknown)
+        hint = did_you_mean(unknown[0], known)
+        raise ProblemError(f"plan for {op}: no option is called {names}; it takes {', '.join(known)}{hint}")
     values = known | given
     if "mode" in values:
         values["pad_mode"] = values.pop("mode")
@@ -72,7 +74,8 @@ def _options(op: str, given: dict[str, Any]) -> tuple[Any, ...]:
 def _check_op(op: Any, bias: bool = False) -> None:
     if op not in functional.__all__ or op == "ConvGrads":
         names = ", ".join(name for name in functional.__all__ if name != "ConvGrads")
-        raise ProblemError(f"op={op!r} is not the name of a function; use one of {names}")
+        hint = did_you_mean(op, functional.__all__)
+        raise ProblemError(f"op={op!r} is not the name of a function; use one of {names}{hint}")
     if bias and op not in ("conv", "conv_transpose"):
         raise ProblemError(f"bias={bias!r}: {op} takes no bias; conv and conv_transpose do")
 
@@ -85,6 +88,24 @@ def _parts(op: str, needs: Sequence[str]) -> dict[str, str]:
     return {name: part for name, part in parts.items() if name in needs or (name != "x" and "w" in needs)}
 
 
+@overload
+def plan(
+    op: Literal["conv_backward", "conv_transpose_backward"],
+    x_shape: Sequence[int],
+    w_shape: Any,
+    dtype: Any = "float32",
+    *,
+    bias: bool = False,
+    activation: str | None = None,
+    like: Any = None,
+    needs: Sequence[str] = ("x", "w", "bias"),
+    backend: str | None = None,
+    algorithm: str | None = None,
+    accuracy: str | None = None,
+    out_dtype: Any = None,
+    **options: Any,
+) -> BackwardPlan: ...
+@overload
 def plan(
     op: str,
     x_shape: Sequence[int],
@@ -100,7 +121,23 @@ def plan(
     accuracy: str | None = None,
     out_dtype: Any = None,
     **options: Any,
-) -> Any:
+) -> Plan: ...
+def plan(
+    op: str,
+    x_shape: Sequence[int],
+    w_shape: Any,
+    dtype: Any = "float32",
+    *,
+    bias: bool = False,
+    activation: str | None = None,
+    like: Any = None,
+    needs: Sequence[str] = ("x", "w", "bias"),
+    backend: str | None = None,
+    algorithm: str | None = None,
+    accuracy: str | None = None,
+    out_dtype: Any = None,
+    **options: Any,
+) -> Plan | BackwardPlan:
     """The implementation that a call would use, found beforehand, to be called many times.
 
     Parameters
@@ -130,7 +167,7 @@ def plan(
 
     Returns
     -------
-    Plan
+    Plan, or BackwardPlan for conv_backward and conv_transpose_backward
         Called with the function's arrays and `out`. `bind(w)` holds the weights in the executor's own form; `backend`,
         `algorithm`, `workspace_bytes`, `problem` and `explain()` tell what was chosen. Immutable, and shared between threads.
 
@@ -204,8 +241,6 @@ class BackwardPlan:
 
 
 def _request(op: str, x_shape: Any, w_shape: Any, dtype: Any, options: dict[str, Any], choice: Choice, bias: bool) -> Request:
-    from .arguments import Geometry, PoolGeometry
-
     kind = Geometry if op.startswith("conv") else PoolGeometry
     shapes = freeze(x_shape, "x_shape"), freeze(w_shape, "w_shape")
     return make_request(op, *shapes, dtype, kind(*_options(op, options)), choice, current(), bias)

@@ -87,7 +87,7 @@ class Implementation(ABC):
     levels: ClassVar[frozenset[str]] = frozenset(LEVELS)
     """The accuracy levels at which it may be chosen."""
     measured_error: ClassVar[Mapping[str, float]] = {}
-    """Largest |y - y64| measured, relative to the convolution of |x| with |w|, by accumulation dtype; see docs."""
+    """Largest ``|y - y64|`` measured, relative to the convolution of ``|x|`` with ``|w|``, by accumulation dtype; see docs."""
 
     @abstractmethod
     def supports(self, problem: Any) -> Verdict:

@@ -5,7 +5,6 @@ There is no list of built-in backends: ours are declared in ``pyproject.toml`` i
 
 from __future__ import annotations
 
-import difflib
 import functools
 import threading
 import warnings
@@ -14,10 +13,10 @@ from importlib import metadata
 from typing import Any, NamedTuple
 
 from .context import current, environment
-from .errors import BackendUnavailableError, ProblemError, UnknownBackendError, UnsupportedProblemError
+from .errors import BackendUnavailableError, ProblemError, UnknownBackendError, UnsupportedProblemError, did_you_mean
 from .plugin import Backend, Implementation, Verdict
 
-__all__ = ["BackendInfo", "Candidate", "Registry", "default_registry"]
+__all__ = ["BackendInfo", "Candidate", "Registry", "consider", "default_registry"]
 
 GROUP = "numconv.backends"
 _DISTRIBUTION = "numconv-nd"
@@ -117,9 +116,9 @@ class Registry:
         devices: dict[str, str] = {}
         for name in names:
             if name not in self._entries:
-                close = difflib.get_close_matches(str(name), self._entries, 1)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
-                raise UnknownBackendError(f"{asked}: no backend is called {name!r}; installed: {', '.join(self._entries)}{hint}")
+                known = ", ".join(self._entries)
+                hint = did_you_mean(name, self._entries)
+                raise UnknownBackendError(f"{asked}: no backend is called {name!r}; installed: {known}{hint}")
             backend = self._entries[name].backend
             device = backend.device if backend else name
             if device in devices:
@@ -204,8 +203,7 @@ class Registry:
             if found.device != device:
                 raise UnsupportedProblemError(
                     f"{asked}: backend {backend!r} computes on the {found.device}, and the arrays live on the {device}; "
-                    "numconv never "
-                    f"moves data between devices: convert the arrays, or leave backend out"
+                    "numconv never moves data between devices: convert the arrays, or leave backend out"
                 )
         rows = self.candidates(problem, device, backend, algorithm)
         if rows and rows[0].verdict:
@@ -218,7 +216,10 @@ class Registry:
         known = {r.algorithm for r in rows}
         if algorithm is not None and algorithm not in known:
             names = ", ".join(f"{r.backend}: {r.algorithm}" for r in rows if r.algorithm != "-")
-            return ProblemError(f"{asked}: no implementation of {problem.op} is called {algorithm!r}; there are {names or 'none'}")
+            return ProblemError(
+                f"{asked}: no implementation of {problem.op} is called {algorithm!r}; there are {names or 'none'}"
+                f"{did_you_mean(algorithm, known)}"
+            )
         who = f"on {backend!r} " if backend else ""
         reasons = (
             "; ".join(f"{r.backend} {r.algorithm}: {r.verdict.reason}" for r in rows) or f"no backend computes on the {device}"
@@ -249,10 +250,11 @@ def _consider_all(name: str, backend: Backend, problem: Any) -> list[Candidate]:
     except Exception as error:  # noqa: BLE001 - whatever a plugin raises
         return [Candidate(name, "-", _failed(error), 0.0, 0, None)]
     refusal = Candidate(name, "-", Verdict.no(f"has no implementation of {problem.op}"), 0.0, 0, None)
-    return [_consider(name, each, problem) for each in able] or [refusal]
+    return [consider(name, each, problem) for each in able] or [refusal]
 
 
-def _consider(backend: str, implementation: Implementation, problem: Any) -> Candidate:
+def consider(backend: str, implementation: Implementation, problem: Any) -> Candidate:
+    """The candidate that one implementation is for a problem."""
     try:
         verdict, cost, workspace = _judge(implementation, problem)
     except Exception as error:  # noqa: BLE001 - whatever a plugin raises

@@ -11,7 +11,7 @@ import numpy as np
 from .dispatch import dtype_name
 from .errors import ProblemError
 from .plugin import np_dtype
-from .problem import SHORT, parse
+from .problem import CONV_OPS, POOL_OPS, SHORT, parse
 from .registry import default_registry
 
 __all__ = ["WarmedUp", "warmup"]
@@ -19,14 +19,11 @@ __all__ = ["WarmedUp", "warmup"]
 _CONV = "n1 c3 k5 g1 in9x10 w3x3 s1 p1 d1"
 _CONV_MANY = "n1 c16 k16 g1 in9x10 w3x3 s1 p1 d1"
 _POOL = "n1 c2 in9x10 w2x2 s2 p0 d1"
-_MOVE = "n1 c2 in9x10 w1 s1 p1 d1"
+_MOVE = "n1 c2 in9x10 w1x1 s1 p1 d1"
 _SAMPLES = {
-    **{f"conv {op}": (_CONV, _CONV_MANY) for op in ("forward", "input_grad", "weight_grad")},
-    **{
-        f"pool {op}": (_POOL,)
-        for op in ("max_pool", "max_pool_backward", "avg_pool", "avg_pool_backward", "lp_pool", "lp_pool_backward")
-    },
-    **{f"window {op}": (_MOVE.replace("w1", "w1x1"),) for op in ("pad", "pad_backward")},
+    **{f"conv {op}": (_CONV, _CONV_MANY) for op in CONV_OPS},
+    **{f"pool {op}": (_POOL,) for op in POOL_OPS},
+    **{f"window {op}": (_MOVE,) for op in ("pad", "pad_backward")},
     **{f"window {op}": (_POOL,) for op in ("unfold", "fold")},
 }
 

@@ -1,5 +1,10 @@
 """What all tests share: the backends they run on, and a random generator."""
 
+import json
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -70,3 +75,47 @@ def pytest_pyfunc_call(pyfuncitem):
 @pytest.fixture
 def rng():
     return np.random.default_rng(SEED)
+
+
+FEATURES = {"haswell": "+avx2,+fma,+f16c", "x86-64-v2": "+fma"}
+"""Processors with narrower vectors than AVX-512 has: 32 and 16 bytes."""
+
+CHECKS = """
+import json, sys
+import numpy as np
+from numconv.plugin import parse
+from numconv.testing import check
+from numconv_numba.microkernels.emit import host
+
+rng = np.random.default_rng(1)
+for algorithm, text in json.loads(sys.argv[1]):
+    for integer in (True, False):
+        check(parse(text), "numba", algorithm, rng=rng, integer=integer)
+print(host().width)
+"""
+
+
+@pytest.fixture
+def run_on(tmp_path):
+    """Run a script for another x86 processor, whose instructions this one has too: (processor, script, *arguments) -> output."""
+    if not sys.platform.startswith("linux") or os.uname().machine != "x86_64":
+        pytest.skip("forces x86 processors")
+
+    def run(processor, script, *arguments):
+        target = {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": FEATURES[processor], "NUMCONV_CACHE_DIR": str(tmp_path)}
+        command = [sys.executable, "-c", script, *arguments]
+        done = subprocess.run(command, env=os.environ | target, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture
+def check_on(run_on):
+    """Check algorithms of the numba backend on another processor: (processor, [(algorithm, text)]) -> bytes of its vectors."""
+
+    def check(processor, jobs):
+        return int(run_on(processor, CHECKS, json.dumps(jobs)))
+
+    return check

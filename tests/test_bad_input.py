@@ -95,6 +95,10 @@ GEOMETRY = [
     bad(r"dimension 1:.*floor\(\(6 \+ 1 \+ 2 - 5\*\(3 - 1\) - 1\) / 2\) \+ 1 = 0: a kernel that spans 11.*there are 9; pad by 2",
         nc.conv, X, W, padding=((2, 3), (1, 2)), dilation=5, stride=(1, 2)),
     bad(r"stride=0 must be at least 1 in every dimension, but holds 0", nc.conv, X, W, stride=0),
+    bad(r"padding='reflect' says what the padding holds, not how much there is; say pad_mode='reflect'",
+        nc.conv, X, W, padding="reflect"),
+    bad(r"padding=\(\(0, 1180591620717411303424\),\) holds 1180591620717411303424, and no array reaches further",
+        nc.conv, X[0, :1, 0], W[:1, :1, 0], padding=((0, 2**70),)),
     bad(r"stride=1180591620717411303424 holds 1180591620717411303424, and no array reaches further", nc.conv, X, W, stride=2**70),
     bad(r"stride=\(1, -2\) must be at least 1.*holds -2", nc.conv, X, W, stride=(1, -2)),
     bad(r"stride=\(1, 1, 1\) has 3 entries, but there are 2 spatial dimensions", nc.conv, X, W, stride=(1, 1, 1)),
@@ -211,6 +215,8 @@ DTYPES = [
     bad(r"grad_y has dtype float32 and w has float64", nc.conv_backward, Y, X, W.astype("f8")),
     bad(r"grad_y has dtype float32 and x has float64", nc.lp_pool_backward, HALVES, WAVE.astype("f8"), 2),
     bad(r"dtype bool is not supported; use one of float16", nc.conv, X.astype(bool), W.astype(bool)),
+    bad(r"x: dtype object is not supported; use one of float16", nc.conv, X.astype(object), W),
+    bad(r"bias: dtype bool is not supported; use one of float16", nc.conv, X, W, True),
     bad(r"dtype object is not supported", nc.conv, X.astype(object), W.astype(object)),
     bad(r"dtype (longdouble|float128|float96) is not supported", nc.conv, X.astype(np.longdouble), W.astype(np.longdouble)),
     bad(r"dtype str\d+ is not supported", nc.pad, X.astype(str), 1),
@@ -249,6 +255,8 @@ OUT = [
     bad(r"out is a int", nc.conv, X, W, out=5),
     bad(r"out is a masked array", nc.conv, X, W, out=np.ma.masked_array(Y)),
     bad(r"out holds 2 arrays, and there are 1 results: y", nc.conv, X, W, out=(Y, Y)),
+    bad(r"out for indices has shape \(1, 2, 8\)",
+        nc.max_pool, WAVE, 2, return_indices=True, out=(np.zeros_like(HALVES), np.zeros(WAVE.shape, "i8"))),
     bad(r"out holds 1 arrays, and there are 2 results: y, indices",
         nc.max_pool, WAVE, 2, return_indices=True, out=np.zeros_like(HALVES)),
     bad(r"dtype int32, and the result has .* int64",
@@ -259,8 +267,8 @@ OUT = [
     bad(r"out has shape \(4, 3, 3, 3\).*the result has \(1, 3, 6, 6\)",
         nc.conv_backward, Y, X, W, out=(np.zeros_like(W), None, None)),
     bad(r"out overlaps", nc.conv_backward, Y, X, W, out=(X, None, None)),
-    bad(r"out overlaps", nc.conv_backward, Y, X, W, out=(None, W, None)),
-    bad(r"out overlaps", nc.conv_transpose_backward, X, Y, W, out=(None, W, None)),
+    bad(r"out for grad_w overlaps", nc.conv_backward, Y, X, W, out=(None, W, None)),
+    bad(r"out for grad_w overlaps", nc.conv_transpose_backward, X, Y, W, out=(None, W, None)),
 ]  # fmt: skip
 
 CHOICE = [
@@ -268,6 +276,8 @@ CHOICE = [
         nc.conv, X, W, backend="referense", error=UnknownBackendError),
     bad(r"no backend is called 'torch'; installed", nc.max_pool, X, 2, backend="torch", error=UnknownBackendError),
     bad(r"no implementation of forward is called 'quantum'; there are .*reference: direct", nc.conv, X, W, algorithm="quantum"),
+    bad(r"no implementation of forward is called 'directly'.*did you mean 'direct'", nc.conv, X, W, algorithm="directly"),
+    bad(r"op='conv2d' is not the name of a function.*did you mean 'conv'", nc.plan, "conv2d", X.shape, W.shape),
     bad(r"no implementation of max_pool is called 'direct'", nc.max_pool, X, 2, backend="reference", algorithm="direct"),
     bad(r"accuracy='exact' is not one of strict, high, default, fast", nc.conv, X, W, accuracy="exact"),
     bad(r"accuracy=1e-05 is not one of", nc.conv, X, W, accuracy=1e-5),
@@ -277,7 +287,8 @@ CHOICE = [
 PLANS = [
     bad(r"op='convolve' is not the name of a function; use one of avg_pool", nc.plan, "convolve", X.shape, W.shape),
     bad(r"op=None is not the name", nc.plan, None, X.shape, W.shape),
-    bad(r"no option is called strides; it takes stride, padding", nc.plan, "conv", X.shape, W.shape, strides=2),
+    bad(r"no option is called strides; it takes stride, padding.*did you mean 'stride'",
+        nc.plan, "conv", X.shape, W.shape, strides=2),
     bad(r"no option is called groups", nc.plan, "max_pool", X.shape, 2, groups=2),
     bad(r"x has 3 channels, but w", nc.plan, "conv", X.shape, (4, 2, 3, 3)),
     bad(r"needs=\('y',\) must name at least one of x, w, bias", nc.plan, "conv_backward", X.shape, W.shape, needs=("y",)),
@@ -363,7 +374,7 @@ def test_bad_indices(backend, function, args, options, error, text):
 
 def test_conv_backward_checks_both_parts_before_it_computes():
     grad_x = np.full_like(X, 7)
-    with pytest.raises(ProblemError, match=r"out has shape \(3, 3\)"):
+    with pytest.raises(ProblemError, match=r"out for grad_w has shape \(3, 3\)"):
         nc.conv_backward(Y, X, W, out=(grad_x, np.zeros((3, 3), np.float32), None))
     assert (grad_x == 7).all()
 
@@ -470,6 +481,7 @@ def test_unknown_keywords_are_refused(name):
 @pytest.mark.parametrize(
     ("module", "name", "text"),
     [
+        (nc, "Conv2d", "layers for any number of spatial dimensions are in numconv.nn"),
         (nc, "conv2d", "no attribute 'conv2d'; numconv.conv takes any number of spatial dimensions"),
         (nc, "max_pool3d", "numconv.max_pool takes any number"),
         (nc, "convolve2d", "no attribute 'convolve2d'$"),

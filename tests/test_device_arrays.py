@@ -199,8 +199,8 @@ def test_no_way_to_allocate():
 def test_out_is_checked_by_its_addresses():
     memory = np.zeros(40)
     x = as_array(Board(memory[:20]), "conv", "x")
-    check_out("conv", Board(memory[20:30]), (10,), np.float64, [x])
-    check_out("conv", Board(memory[1:20:2]), (10,), np.float64, [as_array(Board(memory[:20:2]), "conv", "x")])
+    check_out("conv", Board(memory[20:30]), (10,), np.float64, [x], "out")
+    check_out("conv", Board(memory[1:20:2]), (10,), np.float64, [as_array(Board(memory[:20:2]), "conv", "x")], "out")
     read_only = Board(memory[20:30], data=(memory.ctypes.data, True))
     folded = Board(memory[20:30], strides=(0,))
     for out, words in (
@@ -208,13 +208,13 @@ def test_out_is_checked_by_its_addresses():
         (Board(memory[20:31]), r"shape \(11,\).*\(10,\)"), (memory[20:30], "out is a ndarray, and the arrays are Board on the gpu"),
     ):  # fmt: skip
         with pytest.raises(ProblemError, match=words):
-            check_out("conv", out, (10,), np.float64, [x])
+            check_out("conv", out, (10,), np.float64, [x], "out")
 
 
 def test_an_empty_out():
     """What is empty has no address."""
     nothing = Board(np.empty((0, 3)), data=(0, False))
-    check_out("conv", nothing, (0, 3), np.float64, [as_array(nothing, "conv", "x")])
+    check_out("conv", nothing, (0, 3), np.float64, [as_array(nothing, "conv", "x")], "out")
 
 
 def test_nobody_computes_there():

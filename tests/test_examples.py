@@ -86,6 +86,10 @@ CHECKS = {
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 
 
+def test_the_list_names_every_example():
+    assert sorted(re.findall(r"\]\((\w+)\.py\)", (EXAMPLES / "README.md").read_text(encoding="utf-8"))) == NAMES
+
+
 def test_checks_are_of_examples_that_are_there():
     assert set(CHECKS) <= set(NAMES)
 

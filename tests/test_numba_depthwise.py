@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -110,25 +105,8 @@ def test_it_is_chosen_for_few_channels_only():
     assert chosen((1, 64, 4000), (64, 64, 9), padding=4) != "depthwise"
 
 
-HOSTS = """
-import json, sys
-import numpy as np
-from numconv.plugin import parse
-from numconv.testing import check
-from numconv_numba.microkernels.emit import host
-
-for text in sys.argv[1:]:
-    check(parse(text), "numba", "depthwise", rng=np.random.default_rng(1), integer=True)
-print(json.dumps(host().width))
-"""
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux") or os.uname().machine != "x86_64", reason="forces x86 processors")
-@pytest.mark.parametrize(("name", "features", "width"), [("haswell", "+avx2,+fma,+f16c", 32), ("x86-64-v2", "+fma", 16)])
-def test_narrower_processors(tmp_path, name, features, width):
-    geometries = ("n1 c2 k2 g2 in20x41 w3x3 s1 p1 d1", "n1 c2 k2 g2 in20x41 w9x9 s2 p4 d1")
-    texts = [f"conv {op} f32 {geometry}" for op in ("forward", "weight_grad") for geometry in geometries]
-    environment = os.environ | {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features, "NUMCONV_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", HOSTS, *texts], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == width
+@pytest.mark.parametrize(("processor", "width"), [("haswell", 32), ("x86-64-v2", 16)])
+def test_narrower_processors(check_on, processor, width):
+    geometries = ("f32 n1 c2 k2 g2 in20x41 w3x3 s1 p1 d1", "f32 n1 c2 k2 g2 in20x41 w9x9 s2 p4 d1")
+    jobs = [("depthwise", f"conv {op} {geometry}") for op in ("forward", "weight_grad") for geometry in geometries]
+    assert check_on(processor, jobs) == width

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 import tracemalloc
 
@@ -294,28 +291,12 @@ def test_chosen_for_large_kernels_only(op):
         assert chosen(f"conv {op} f32 {geometry}") not in ("fft", "fft64")
 
 
-HOST = """
-import numpy as np
-from numconv.plugin import parse
-from numconv.testing import check
-from numconv_numba.microkernels.emit import host
-
-rng = np.random.default_rng(1)
-for op in ("forward", "weight_grad"):
-    for dtype in ("f32", "f64"):
-        check(parse(f"conv {op} {dtype} n2 c5 k3 g1 in90 w40 s1 p19 d1"), "numba", "fft", rng=rng, integer=False)
-print(host().width)
-"""
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux") or os.uname().machine != "x86_64", reason="forces x86 processors")
-@pytest.mark.parametrize(("name", "features", "width"), [("haswell", "+avx2,+fma,+f16c", 32), ("x86-64-v2", "+fma", 16)])
-def test_narrower_processors(tmp_path, name, features, width):
-    environment = os.environ | {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features, "NUMCONV_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", HOST], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) == width
+@pytest.mark.parametrize(("processor", "width"), [("haswell", 32), ("x86-64-v2", 16)])
+def test_narrower_processors(check_on, processor, width):
+    geometries = [f"{dtype} n2 c5 k3 g1 in90 w40 s1 p19 d1" for dtype in ("f32", "f64")]
+    jobs = [("fft", f"conv {op} {geometry}") for op in ("forward", "weight_grad") for geometry in geometries]
+    assert check_on(processor, jobs) == width
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import sys
 import tomllib
 import zipfile
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -98,19 +99,42 @@ def test_documents_name_only_what_exists():
         for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
             assert (path.parent / target).exists(), f"{path} links to {target}"
         for name in re.findall(r"\bnumconv\.([a-z]\w*)", path.read_text()):
-            assert hasattr(numconv, name) or (ROOT / f"numconv/{name}.py").is_file() or name == "backends", f"{path}: {name}"
+            assert hasattr(numconv, name) or find_spec(f"numconv.{name}") or name == "backends", f"{path}: {name}"
     table = re.search(r"\| functions \|.*?\n\n", README, re.DOTALL)
     assert table
     named = re.findall(r"`(\w+)`", table[0])
     assert [name for name in named if not hasattr(numconv, name.removeprefix("_"))] == ["_backward"]
 
 
+def test_architecture_describes_every_algorithm():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    described = {name for row in re.findall(r"^\| (`.*?) \|", text, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+    backend = importlib.import_module("numconv_numba").backend
+    assert {each.name for each in backend.implementations()} <= described
+
+
+def tree_modules():
+    """The modules that the tree in CONTRIBUTING.md names, with their folders: a line under that of a module is in its folder."""
+    tree = (ROOT / "CONTRIBUTING.md").read_text().partition("## The tree")[2].partition("```\n")[2].partition("```")[0]
+    folders = [(-1, "")]  # of the lines above, by indentation
+    for line in tree.splitlines():
+        names = re.match(r"( *)((?:[\w.]+(?:\.py|/)(?: |$))*)", line)
+        indent, words = len(names[1]), names[2].split()
+        while words and folders[-1][0] >= indent:
+            folders.pop()
+        folder = folders[-1][1]
+        yield from (folder + word for word in words if word.endswith(".py"))
+        if words:
+            folders.append((indent, folder + (words[0] if words[0].endswith("/") else "")))
+
+
 def test_the_tree_shows_every_module():
-    tree = (ROOT / "CONTRIBUTING.md").read_text().partition("## The tree")[2].partition("## Letters")[0]
     modules = [path for folder in ("numconv", "backends") for path in (ROOT / folder).rglob("*.py")]
-    missing = [path for path in modules if path.name not in {"__init__.py", "__main__.py"} and path.name not in tree]
-    folders = [path.parent for path in modules if path.name == "__init__.py" and f"{path.parent.name}/" not in tree]
-    assert missing + folders == []
+    exist = {str(path.relative_to(ROOT)) for path in modules if path.name not in {"__init__.py", "__main__.py"}}
+    named = [name for name in tree_modules() if name.startswith(("numconv/", "backends/")) and not name.endswith("__.py")]
+    assert sorted(exist - set(named)) == []
+    assert sorted(set(named) - exist) == []
+    assert len(named) == len(set(named))
 
 
 def test_wheel_contents(tmp_path):

@@ -307,12 +307,14 @@ class TestIt(BackendContract):
 @pytest.fixture
 def contract(pytester, monkeypatch):
     """Run the contract of a backend in a pytest of its own, in a registry that holds `spoil` as the backend dummy."""
-    import numconv.testing
     from numconv.registry import Registry
+    from numconv.testing import cases, checking
+    from numconv.testing import contract as contract_of
 
     def run(backend, problems):
         registry = Registry([Entry("reference", default_registry().backend("reference")), Entry(backend.name, backend)])
-        monkeypatch.setattr(numconv.testing, "default_registry", lambda: registry)
+        for module in (cases, checking, contract_of):
+            monkeypatch.setattr(module, "default_registry", lambda: registry)
         pytester.makepyfile(CONTRACT.format(backend=backend.name, problems=problems))
         return pytester.runpytest_inprocess("-rs", "-p", "no:cacheprovider")
 

@@ -40,10 +40,13 @@ def train(model: nn.Sequential, data: tuple[np.ndarray, np.ndarray]) -> None:
     nn.fit(model, data, epochs=1, batch_size=BATCH, progress=False)
 
 
+def setup(name: str) -> None:
+    prepared(name)
+
+
 def time_ten_steps(name: str) -> None:
     train(*prepared(name))
 
 
 time_ten_steps.params = [list(SHAPES)]
 time_ten_steps.param_names = ["network"]
-time_ten_steps.setup = prepared

@@ -70,7 +70,7 @@ def kernel(name: str, problem: Problem, tile: Mapping[str, int] = NO_TILE, *, ou
     outputs : str
         The dtype of the outputs, if it is not that of the problem.
     """
-    ndim = len(problem.spatial)  # type: ignore[attr-defined]
+    ndim = problem.ndim
     macros = {
         "NDIM": str(ndim),
         "IN": _TYPES[problem.dtype],

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import numpy as np
 
@@ -192,7 +192,7 @@ class Layer:
         """The layers inside that have no further ones, each with the prefix of its names and the shape of its input."""
         yield prefix, self, shape
 
-    def build(self, shape: Sequence[int], rng: int | np.random.Generator = 0, dtype: Any = "float32", like: Array = None) -> Any:
+    def build(self, shape: Sequence[int], rng: int | np.random.Generator = 0, dtype: Any = "float32", like: Array = None) -> Self:
         """Make the parameters, in one vector of memory.
 
         Parameters
@@ -232,7 +232,7 @@ class Layer:
         pack(self)
         return self
 
-    def to(self, dtype: Any = None, like: Array = None) -> Any:
+    def to(self, dtype: Any = None, like: Array = None) -> Self:
         """A copy of another dtype, or on another device.
 
         Parameters
@@ -261,7 +261,7 @@ class Layer:
         """
         if self._built is None:
             raise ProblemError("to: the model was not built; call model.build(shape) first")
-        copy = from_config(self.config)
+        copy = cast(Self, from_config(self.config))
         copy.build(self._built.shape, dtype=dtype or self._built.dtype, like=like)
         for target, source in ((copy.parameters, self.parameters), (copy.state, self.state)):
             for name, array in target.items():

@@ -89,7 +89,7 @@ def build_model(task: Task, settings: Settings, like: Any = None) -> nn.Sequenti
     else:
         layers = [nn.from_config(layer) for layer in settings.model]
     model = nn.Sequential(*layers, nn.Linear(len(task.classes)))
-    return model.build(task.shape, rng=settings.seed, like=like)  # type: ignore[no-any-return]
+    return model.build(task.shape, rng=settings.seed, like=like)
 
 
 def train(
