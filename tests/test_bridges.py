@@ -9,7 +9,7 @@ import pytest
 
 import numconv as nc
 
-BRIDGES = ("torch",)
+BRIDGES = ("dask", "torch")
 
 
 @pytest.mark.parametrize("name", BRIDGES)
