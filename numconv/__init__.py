@@ -26,13 +26,14 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 _MODULES = ("equivariance", "media", "nn", "signal", "training")
-_BRIDGES = ("dask", "torch")  # those who name one have the package, so `import *` leaves them out
+_BRIDGES = ("dask", "jax", "torch")  # those who name one have the package, so `import *` leaves them out
 
 __all__ = sorted([*_HOME, *_MODULES, "__version__"])
 
 if TYPE_CHECKING:
     from . import dask as dask
     from . import equivariance as equivariance
+    from . import jax as jax
     from . import media as media
     from . import nn as nn
     from . import signal as signal

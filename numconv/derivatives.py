@@ -116,6 +116,10 @@ class Trilinear:
         """The axis of the channels in x and y, counted from the end."""
         return -1 if Geometry(*self.options).layout == "channels_last" else 1 - len(self.w_shape)
 
+    def channels(self, dtype: str) -> int:
+        """The number of channels of the result, every option checked."""
+        return self.result_shape(dtype)[self.channel_axis]
+
     @property
     def batchless(self) -> bool:
         """Whether x and y have no N."""

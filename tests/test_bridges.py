@@ -9,7 +9,7 @@ import pytest
 
 import numconv as nc
 
-BRIDGES = ("dask", "torch")
+BRIDGES = ("dask", "jax", "torch")
 
 
 @pytest.mark.parametrize("name", BRIDGES)
