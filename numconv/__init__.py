@@ -26,14 +26,18 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 _MODULES = ("equivariance", "media", "nn", "signal", "training")
+_BRIDGES = ("dask", "jax", "torch")  # those who name one have the package, so `import *` leaves them out
 
 __all__ = sorted([*_HOME, *_MODULES, "__version__"])
 
 if TYPE_CHECKING:
+    from . import dask as dask
     from . import equivariance as equivariance
+    from . import jax as jax
     from . import media as media
     from . import nn as nn
     from . import signal as signal
+    from . import torch as torch
     from . import training as training
     from .analysis import as_matrix as as_matrix
     from .analysis import receptive_field as receptive_field
@@ -70,7 +74,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
+    if name in _MODULES or name in _BRIDGES:
         return importlib.import_module(f".{name}", __name__)
     home = _HOME.get(name)
     if home is None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from .errors import ProblemError
 from .problem import LEVELS
 
-__all__ = ["Context", "current", "environment", "using"]
+__all__ = ["Context", "current", "environment", "resumed", "using"]
 
 
 class Context(NamedTuple):
@@ -95,6 +95,16 @@ def using(
     token = _current.set(merged)
     try:
         yield merged
+    finally:
+        _current.reset(token)
+
+
+@contextmanager
+def resumed(settings: Context | None) -> Iterator[None]:
+    """The settings that were in force elsewhere: in another thread, or when work was put off; None: those in force here."""
+    token = _current.set(current() if settings is None else settings)
+    try:
+        yield
     finally:
         _current.reset(token)
 

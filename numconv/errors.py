@@ -20,6 +20,10 @@ class BackendUnavailableError(NumconvError, ImportError):
     """A backend that is known cannot run here: a package, a driver or a device is missing, or it failed to load."""
 
 
+class MissingPackageError(NumconvError, ImportError):
+    """An optional package that this needs is not installed. The text says how to get it."""
+
+
 class UnknownBackendError(NumconvError, ValueError):
     """No installed plugin has this name."""
 

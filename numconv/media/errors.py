@@ -7,17 +7,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from numconv.errors import NumconvError
+from numconv.errors import MissingPackageError, NumconvError
 
 __all__ = ["MediaError", "MissingPackageError", "existing_file", "reader"]
 
 
 class MediaError(NumconvError, ValueError):
     """A file or an array is not what was asked for: empty, truncated, too large, of another kind. The text names the file."""
-
-
-class MissingPackageError(NumconvError, ImportError):
-    """A package that reads or writes this kind of file is not installed. The text says how to get it."""
 
 
 def reader(module: str, package: str) -> Any:

@@ -1,0 +1,222 @@
+"""numconv on Dask arrays: the same results whatever the chunks, lazily, in blocks of bounded size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import numconv as nc
+from numconv.errors import ProblemError
+
+da = pytest.importorskip("dask.array", reason="the package dask is not installed")
+ncd = pytest.importorskip("numconv.dask")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    import dask
+
+    with dask.config.set(scheduler="synchronous"):
+        yield
+
+
+def integers(rng, shape, dtype="float64"):
+    return rng.integers(-4, 5, tuple(shape)).astype(dtype)
+
+
+def chunked(rng, array):
+    """A Dask array with borders anywhere."""
+    chunks = []
+    for size in array.shape:
+        borders = {0, size, *rng.integers(0, size + 1, rng.integers(0, 4)).tolist()}
+        chunks.append(tuple(np.diff(sorted(borders)).tolist()))
+    return da.from_array(array, chunks=tuple(chunks))
+
+
+def problem(seed):
+    """Arrays and options of a convolution with every option in any combination."""
+    rng = np.random.default_rng(seed)
+    while True:
+        ndim, groups = int(rng.integers(1, 4)), int(rng.choice([1, 1, 2, 3]))
+        per_group, filters, n = rng.integers(1, 3, 3).tolist()
+        size, kernel, stride, dilation = (
+            tuple(rng.integers(low, high, ndim).tolist()) for low, high in ((3, 12), (1, 5), (1, 5), (1, 3))
+        )
+        pairs = tuple(map(tuple, rng.integers(0, 7, (ndim, 2)).tolist()))
+        options = {
+            "stride": stride, "dilation": dilation, "padding": [0, 1, "same", "full", "causal", pairs][rng.integers(6)],
+            "groups": groups, "flip": bool(rng.integers(2)), "layout": str(rng.choice(["channels_first", "channels_last"])),
+            "pad_mode": str(rng.choice(["zeros", "zeros", "reflect", "symmetric", "replicate", "circular"])),
+        }  # fmt: skip
+        shape = (n, *size, groups * per_group) if options["layout"] == "channels_last" else (n, groups * per_group, *size)
+        x = integers(rng, shape[rng.integers(2) :] if n == 1 else shape)
+        w, bias = integers(rng, (groups * filters, per_group, *kernel)), integers(rng, (groups * filters,))
+        try:
+            return rng, x, w, bias, integers(rng, nc.output_shape("conv", x.shape, w.shape, **options)), options
+        except ProblemError:
+            continue
+
+
+def agrees(found, expected):
+    assert (found.shape, found.dtype, type(found._meta)) == (expected.shape, expected.dtype, np.ndarray)
+    computed = found.compute()
+    assert computed.shape == found.shape
+    np.testing.assert_array_equal(computed, expected)
+
+
+# --- results -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_chunks_change_no_result(seed):
+    rng, x, w, bias, grad, options = problem(seed)
+    chunked_x, chunked_w, chunked_grad = (chunked(rng, array) for array in (x, w, grad))
+    with nc.using(backend="reference"):
+        agrees(ncd.conv(chunked_x, chunked_w, bias, **options), nc.conv(x, w, bias, **options))
+        agrees(ncd.conv_input_grad(chunked_grad, chunked_w, x.shape, **options), nc.conv_input_grad(grad, w, x.shape, **options))
+        agrees(ncd.conv_weight_grad(chunked_grad, chunked_x, w.shape, **options), nc.conv_weight_grad(grad, x, w.shape, **options))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_transposed(seed):
+    rng, _, w, _, grad, options = problem(seed)
+    options["padding"] = 0
+    options["output_padding"] = tuple(max(s, d) - 1 for s, d in zip(options["stride"], options["dilation"], strict=True))
+    bias = integers(rng, (w.shape[1] * options["groups"],))
+    with nc.using(backend="reference"):
+        agrees(ncd.conv_transpose(chunked(rng, grad), w, bias, **options), nc.conv_transpose(grad, w, bias, **options))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_pooling(seed):
+    rng, x, w, _, _, options = problem(seed)
+    window = w.shape[2:]
+    reach = [d * (r - 1) for d, r in zip(options["dilation"], window, strict=True)]
+    rest = {name: options[name] for name in ("stride", "dilation", "layout")}
+    rest |= {"padding": tuple((min(1, each), min(2, each)) for each in reach), "ceil_mode": bool(seed % 2)}
+    try:
+        nc.output_shape("max_pool", x.shape, window, **rest)
+    except ProblemError:
+        rest |= {"stride": 1, "dilation": 1, "padding": 0, "ceil_mode": False}
+        window = (1,) * len(window)
+    with nc.using(backend="reference"):
+        agrees(ncd.max_pool(chunked(rng, x), window, **rest), nc.max_pool(x, window, **rest))
+        agrees(ncd.lp_pool(chunked(rng, x), window, p=1, **rest), nc.lp_pool(x, window, p=1, **rest))
+        for inside in (True, False):
+            found = ncd.avg_pool(chunked(rng, x), window, count_include_pad=inside, **rest)
+            np.testing.assert_allclose(found.compute(), nc.avg_pool(x, window, count_include_pad=inside, **rest), rtol=1e-15)
+
+
+def test_backward(rng):
+    x, w, grad = integers(rng, (2, 4, 11)), integers(rng, (6, 2, 3)), integers(rng, (2, 6, 6))
+    options = {"stride": 2, "padding": 1, "groups": 2}
+    found = ncd.conv_backward(da.from_array(grad, chunks=2), da.from_array(x, chunks=3), w, **options)
+    for ours, plain in zip(found, nc.conv_backward(grad, x, w, **options), strict=True):
+        agrees(ours, plain)
+    assert ncd.conv_backward(grad, da.from_array(x, chunks=3), w, needs="bias", **options)[:2] == (None, None)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex64", "int8", "float16"])
+def test_dtypes(rng, dtype):
+    x, w = integers(rng, (2, 3, 20), dtype), integers(rng, (4, 3, 5), dtype)
+    agrees(ncd.conv(da.from_array(x, chunks=(1, 2, 7)), da.from_array(w, chunks=2)), nc.conv(x, w))
+
+
+def test_a_wider_dtype(rng):
+    x, w = integers(rng, (1, 3, 20), "int8") * 20, integers(rng, (4, 3, 5), "int8") * 20
+    agrees(ncd.conv(da.from_array(x, chunks=6), w, dtype="int32"), nc.conv(x, w, dtype="int32"))
+
+
+def test_padding_zeros_are_no_terms(rng):
+    x, w = integers(rng, (1, 1, 12)), np.array([[[np.inf, 1.0, 1.0]]])
+    agrees(ncd.conv(da.from_array(x, chunks=4), w, padding=2), nc.conv(x, w, padding=2))
+
+
+def test_strict_has_the_bits_of_one_call(rng):
+    x, w = rng.standard_normal((2, 6, 40), dtype="float32"), rng.standard_normal((4, 6, 7), dtype="float32")
+    found = ncd.conv(da.from_array(x, chunks=(1, 2, 9)), da.from_array(w, chunks=(3, 2, 2)), padding=3, accuracy="strict")
+    agrees(found, nc.conv(x, w, padding=3, accuracy="strict"))
+
+
+# --- chunks --------------------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_computed_before_it_is_asked_for():
+    def never(block):
+        raise AssertionError("computed")
+
+    x = da.zeros((4, 2, 1000), chunks=(2, 2, 100), dtype="float32").map_blocks(
+        never, dtype="float32", meta=np.empty((0, 0, 0), "float32")
+    )
+    y = ncd.max_pool(ncd.conv(x, np.ones((3, 2, 5), "float32"), stride=2, padding="same", pad_mode="reflect"), 2)
+    assert (y.shape, y.dtype) == ((4, 3, 250), "float32")
+    assert y.numblocks == (2, 1, 10)
+    with pytest.raises(AssertionError, match="computed"):
+        y.compute()
+
+
+def test_chunks_stay():
+    x = da.zeros((4, 6, 100, 90), chunks=(2, 2, 25, 30), dtype="float32")
+    assert ncd.conv(x, np.ones((6, 2, 5, 5), "float32"), padding=2, groups=3).chunks == ((2, 2), (2, 2, 2), (25,) * 4, (30,) * 3)
+    circular = ncd.conv(x, np.ones((6, 2, 5, 5), "float32"), padding="same", pad_mode="circular", groups=3)
+    assert circular.chunks == x.chunks
+    w = da.ones((8, 6, 5, 5), chunks=(3, 6, 5, 5), dtype="float32")
+    assert ncd.conv(x, w, padding=2).chunks[:2] == ((2, 2), (3, 3, 2))
+    assert ncd.conv(x[:, :, :, 0], np.ones((1, 6, 60), "float32")).chunks == ((2, 2), (1,), (41,)), "a kernel longer than a chunk"
+
+
+def test_blocks_are_bounded(monkeypatch):
+    """A signal of 512 MB that never exists: no block holds more than its chunk, its halo, and what is made of them."""
+    from numconv.dask import blocks
+
+    seen = []
+    real = blocks.run
+
+    def run(op, arrays, *rest):
+        seen.append(sum(array.nbytes for array in arrays))
+        return real(op, arrays, *rest)
+
+    monkeypatch.setattr(blocks, "run", run)
+    x = da.zeros((1, 1, 2**27), chunks=(1, 1, 2**24), dtype="float32")
+    y = ncd.conv(x, np.ones((1, 1, 3), "float32"), stride=4096, padding="same")
+    assert not y.sum().compute()
+    assert len(seen) == 8
+    assert max(seen) < 2**26 + 4096
+    assert ncd.blocks.as_one(da.zeros((1, 64, 1000), chunks=(1, 8, 1000)), blocks.Frame(1, False)).chunksize == (1, 64, 125)
+
+
+def test_threads_and_settings(rng):
+    x, w = integers(rng, (4, 3, 30, 30), "float32"), integers(rng, (4, 3, 3, 3), "float32")
+    with nc.using(backend="reference"):
+        y = ncd.conv(da.from_array(x[:1], chunks=(1, 3, 12, 12)), w)
+    assert y.blocks[0, 0, 0, 0].dask  # the setting travels with the task:
+    with pytest.raises(nc.UnknownBackendError, match="nobody"), nc.using(backend="nobody"):
+        pass
+    whole = ncd.conv(da.from_array(x, chunks=(1, 3, 15, 15)), w, padding=1).compute(scheduler="threads", num_workers=4)
+    np.testing.assert_array_equal(whole, nc.conv(x, w, padding=1))
+    np.testing.assert_array_equal(y.compute(scheduler="threads"), nc.conv(x[:1], w))
+
+
+# --- errors --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda x, w: ncd.conv(x, w, groups=3), r"2 input channels cannot be split into groups=3: 2 % 3 = 2"),
+        (lambda x, w: ncd.conv(x, w.astype("float32")), r"x has dtype float64 and w has float32.*w.astype\('float64'\)"),
+        (lambda x, w: ncd.conv(x, w, np.ones(5)), r"conv: bias has shape \(5,\), and must have \(3,\)"),
+        (
+            lambda x, w: ncd.conv_transpose(x, w.swapaxes(0, 1), np.ones(5)),
+            r"conv_transpose: bias has shape \(5,\), and must have \(3,\)",
+        ),
+        (lambda x, w: ncd.conv(x[x > 0][None, None], w), r"x has chunks of unknown sizes; call x.compute_chunk_sizes\(\) first"),
+        (lambda x, w: ncd.conv_weight_grad(x, x, w.shape), r"grad_y has shape \(1, 2, 8\), and must have \(1, 3, 6\)"),
+        (lambda x, w: ncd.conv_input_grad(x, w, (1, 2, 9)), r"grad_y has shape \(1, 2, 8\), and must have \(1, 3, 7\)"),
+        (lambda x, w: ncd.max_pool(x, 9), "the window is larger than the padded input"),
+        (lambda x, w: ncd.conv_backward(x, x, w, needs="y"), "needs=.* must name at least one of x, w, bias"),
+    ],
+)
+def test_errors(call, text):
+    with pytest.raises(ProblemError, match=text):
+        call(da.ones((1, 2, 8), chunks=3), np.ones((3, 2, 3)))
