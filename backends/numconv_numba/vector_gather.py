@@ -176,7 +176,7 @@ class VectorGather(Implementation):
         elements = rows * -(-problem.spatial[-1] // (lanes * problem.stride[-1])) * problem.stride[-1]
         won = windows * math.prod(problem.window) * WON_SECONDS + elements * VECTOR_SECONDS
         listed = 2 * problem.n * problem.c * math.prod((*problem.output[:-1], *problem.window[:-1])) if problem.ndim > 2 else 0
-        found = seconds_in_vectors(problem, places=True)
+        found = seconds_in_vectors(problem)
         return 2e-6 + problem.bytes / 1e11 + found + won + listed * LIST_SECONDS
 
     def workspace(self, problem: PoolProblem) -> int:

@@ -29,6 +29,7 @@ __all__ = [
     "pooled_in_vectors",
     "seconds_in_vectors",
     "stepped_in_vectors",
+    "vector_seconds",
 ]
 
 DTYPES = ("float32", "float64")
@@ -38,8 +39,12 @@ MAX_TABLE = 1 << 16
 """Entries of the table of an axis."""
 MAX_LISTS = 1 << 20
 """Bytes of the lists of a plane."""
-VALUE_SECONDS, PLACE_SECONDS, VECTOR_SECONDS = 3.5e-10, 9e-10, 1e-9
-"""Of a vector of one tap, for the value or also the place of a result, and of a vector of results, on two threads."""
+STEP_SECONDS, VECTOR_STEPS = 1e-10, 16
+"""On two threads, of an operation on a vector; and how many a vector of results takes beside those of its taps."""
+TAP_STEPS = {"avg_pool": 2, "avg_pool_backward": 2, "max_pool": 3}
+"""Of a tap, with its load: an addition, or a maximum and half a look for NaNs."""
+PLACE_STEPS = 2
+"""More where the tap of a maximum is remembered."""
 NO_FACTORS = np.ones(1)
 
 
@@ -120,13 +125,19 @@ def averaged_in_vectors(problem: PoolProblem) -> Verdict:
     return Verdict.yes()
 
 
-def seconds_in_vectors(problem: PoolProblem, *, places: bool) -> float:
+def vector_seconds(problem: PoolProblem, vectors: int, taps: int, *, stride: int) -> float:
+    """So many vectors of results, of so many taps, which lie in memory at a stride."""
+    places = PLACE_STEPS if problem.indices or problem.op == "max_pool_backward" else 0
+    tap = TAP_STEPS.get(problem.op, TAP_STEPS["max_pool"]) + places + (stride > 1)
+    return vectors * (VECTOR_STEPS + taps * tap) * STEP_SECONDS
+
+
+def seconds_in_vectors(problem: PoolProblem) -> float:
     """To look at the windows row by row, a vector of results at a time."""
-    lanes, results = lanes_of(problem.dtype), problem.y_shape
-    row = problem.c if problem.layout == "channels_last" else problem.output[-1]
-    vectors = math.prod(results) // row * -(-row // lanes)
-    tap = PLACE_SECONDS if places else VALUE_SECONDS
-    return vectors * (math.prod(problem.window) * tap + VECTOR_SECONDS)
+    last, lanes = problem.layout == "channels_last", lanes_of(problem.dtype)
+    row, stride = (problem.c, 1) if last else (problem.output[-1], problem.stride[-1])
+    vectors = math.prod(problem.y_shape) // row * -(-row // lanes)
+    return vector_seconds(problem, vectors, math.prod(problem.window), stride=stride)
 
 
 def lists_bytes(problem: PoolProblem) -> int:
@@ -149,7 +160,7 @@ class VectorPool(Implementation):
 
     def cost(self, problem: PoolProblem) -> float:
         """The time to move the arrays, and to look at the windows."""
-        return 2e-6 + problem.bytes / 1e11 + seconds_in_vectors(problem, places=problem.indices)
+        return 2e-6 + problem.bytes / 1e11 + seconds_in_vectors(problem)
 
     def workspace(self, problem: PoolProblem) -> int:
         """For each thread the lists of the rows of a plane."""
