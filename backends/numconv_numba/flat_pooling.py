@@ -38,6 +38,8 @@ MOST_TAPS = 12
 """Along the outer axes: the place of each has a register."""
 ITEMS = 8
 """Work items at least, where there are blocks enough."""
+STACK_SECONDS = 5e-11
+"""Of a vector of a tap along the outer axes, on two threads."""
 JOB_SIZE = len(JOB)
 
 # The driver's vector: blocks, and how many are taken together; bytes of one in x, in y, and between the steps; bytes before the
@@ -113,7 +115,7 @@ class _Blocks(NamedTuple):
 
 def _blocks(problem: PoolProblem) -> _Blocks:
     """The windows along the last of the outer axes, or one row of them where nothing lies between one and the next."""
-    *outer, height, width = problem.spatial
+    height, width = problem.spatial[-2:]
     *strides, stride, _ = problem.stride
     steps = [dilation * math.prod(problem.spatial[axis + 1 :]) for axis, dilation in enumerate(problem.dilation[:-1])]
     total, rows = problem.n * problem.c * math.prod(problem.output[:-2]), problem.output[-2]
@@ -205,7 +207,9 @@ class _Executor:
         ]  # fmt: skip
         self._vector = np.concatenate([np.array(head, np.int64), lists.ravel(), inner.table()])
         self._shares = np.tile(share, 1 if largest else together * blocks.rows).astype(problem.dtype)
-        stack = stacks.address(("copy" if back else "max" if largest else "sum", lanes_of(problem.dtype), len(blocks.taps)), problem.dtype)
+        stack = stacks.address(
+            ("copy" if back else "max" if largest else "sum", lanes_of(problem.dtype), len(blocks.taps)), problem.dtype
+        )
         fixed = -(-blocks.total // together), 3 * problem.bytes, int(back), -math.inf if largest else 0.0, stack
         self._run = functools.partial(run, pool.specialise(problem.dtype), *fixed, inner.tool(kind, problem.dtype))
 
@@ -240,10 +244,10 @@ class FlatPool(Implementation):
     def cost(self, problem: PoolProblem) -> float:
         """The time to move the arrays, and of both steps."""
         lanes, rows = lanes_of(problem.dtype), problem.n * problem.c * math.prod(problem.output[:-1])
-        outer = rows * -(-problem.spatial[-1] // lanes), math.prod(problem.window[:-1])
-        inner = -(-rows * problem.output[-1] // lanes), problem.window[-1]
-        seconds = vector_seconds(problem, *outer, stride=1) + vector_seconds(problem, *inner, stride=problem.stride[-1])
-        return 3e-6 + problem.bytes / 1e11 + seconds
+        stacked = rows * -(-problem.spatial[-1] // lanes) * math.prod(problem.window[:-1])
+        slid = vector_seconds(problem, -(-rows * problem.output[-1] // lanes), 0, problem.window[-1])
+        back = problem.op.endswith("_backward")  # stores, not loads
+        return 3e-6 + problem.bytes / 1e11 + stacked * STACK_SECONDS * (1 + back) + slid
 
     def workspace(self, problem: PoolProblem) -> int:
         """For each thread what lies between the steps, and the jobs."""

@@ -289,7 +289,8 @@ class Rows:
         inner, outer = self.inner, self._outer
         ends = np.cumsum([HEAD, *(axis.table.size for axis in outer)])
         head = [
-            self._channels, inner.results, inner.sources, len(inner.phases), *((0, 1) if self._innermost else (inner.stride, inner.sources)),
+            self._channels, inner.results, inner.sources, len(inner.phases),
+            *((0, 1) if self._innermost else (inner.stride, inner.sources)),
             *(axis.results for axis in outer), *(axis.table.shape[1] for axis in outer), *(axis.sources for axis in outer),
             *(step for each in strides for step in self._arranged(each)), *[0] * (OUTER_AXES + 1 - len(taps)), *taps, *ends,
             self._ahead * self._arranged(strides[0])[-1],

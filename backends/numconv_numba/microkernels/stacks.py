@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from llvmlite import ir
@@ -61,22 +62,16 @@ class _Stacks:
 
     def sum(self, values: list[Any]) -> Any:
         """The sum of vectors."""
-        total = values[0]
-        for value in values[1:]:
-            total = self.builder.fadd(total, value)
-        return total
+        return functools.reduce(self.builder.fadd, values)
 
     def largest(self, values: list[Any]) -> Any:
         """The first of the largest elements, NaN if one is."""
-        builder, most, nans = self.builder, values[0], []
+        builder, most = self.builder, values[0]
         for value in values[1:]:
             most = builder.select(builder.fcmp_ordered(">", value, most), value, most)
-        for pair in zip(values[::2], [*values[1::2], values[-1]], strict=False):
-            nans.append(builder.fcmp_unordered("uno", *pair))
-        found = nans[0]
-        for each in nans[1:]:
-            found = builder.or_(found, each)
-        return builder.select(found, self.emit.constant(float("nan")), most)
+        pairs = zip(values[::2], [*values[1::2], values[-1]], strict=False)
+        nans = functools.reduce(builder.or_, (builder.fcmp_unordered("uno", *pair) for pair in pairs))
+        return builder.select(nans, self.emit.constant(float("nan")), most)
 
     def load(self, address: Any, mask: Any) -> Any:
         """A vector, or the lanes of a mask."""

@@ -23,7 +23,7 @@ from numconv_numba.compiler import Address, Tag, intrinsic, kernel
 from .emit import Emitter, check_kinds
 from .row_access import Row
 
-__all__ = ["HEAD", "JOB", "ROW_ENTRY", "TAP_ENTRY", "windows", "write_places"]
+__all__ = ["HEAD", "JOB", "ROW_ENTRY", "SHORT", "TAP_ENTRY", "windows", "write_places"]
 
 TOGETHER = 4
 """Vectors that share the work of finding their taps."""
@@ -148,7 +148,8 @@ class _Windows(Row):
         at = builder.load(slot)
         builder.cbranch(builder.icmp_signed("<", at, end), body, done)
         builder.position_at_end(body)
-        ways = [(TOGETHER, True)] * (phases * self.stride == 1) + [(1, True)] * (phases == 1 or self.taps != ())
+        together = TOGETHER // max(phases, self.stride)
+        ways = [(together, True)] * (together > 1 and phases == 1) + [(1, True)] * (phases == 1 or self.taps != ())
         self.choose(at, slot, [*ways, (1, False)])
         builder.branch(test)
         builder.position_at_end(done)
