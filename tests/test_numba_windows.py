@@ -10,6 +10,7 @@ pytest.importorskip("numba")
 from numconv_numba.crosswise_plans import bands_of, groups_of
 from numconv_numba.crosswise_pooling import CrosswisePool
 from numconv_numba.direct import Direct
+from numconv_numba.flat_pooling import FlatPool
 from numconv_numba.flat_unpooling import FlatUnpool
 from numconv_numba.found_scatter import FoundScatter
 from numconv_numba.pooling import Pool
@@ -83,6 +84,42 @@ def test_maxima_have_the_bits_of_the_general_implementation(stride, size, rng):
     assert bits(run(CrosswisePool, problem.replace(indices=False), [x])) == bits(run(Pool, problem, [x])[:1])
 
 
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        "n2 c19 in14x14 w2x2 s2 p0 d1",  # blocks of one row, the last group smaller
+        "n1 c5 in15x29 w2x3 s2x3 p0 d1",  # rows and columns that no window holds
+        "n2 c3 in12x7 w2x3 s2 p0x1 d1",  # padding between the rows
+        "n2 c3 in12x7 w2x4 s2x3 p0x2:1 d1 countpad=0",
+        "n1 c3 in13x33 w3x1 s2x1 p0 d2x1",  # windows that overlap along the outer axis
+        "n2 c2 in4x6x20 w2x3x4 s2x3x4 p0 d1",  # blocks of several rows
+        "n2 c2 in5x7x20 w1x3x2 s1x2x2 p0 d1",
+    ],
+)
+def test_rows_of_many_planes_are_one_row(shape, dtype, rng):
+    taken = 0
+    for op in POOLS[:3]:
+        problem = parse(
+            f"pool {op} {dtype} {shape}" if op != "max_pool" else f"pool {op} {dtype} {shape}".removesuffix(" countpad=0")
+        )
+        taken += bool(FlatPool().supports(problem))
+        if FlatPool().supports(problem):
+            arrays = inputs(problem, rng)
+            one, other = (run(each, problem, arrays)[0] for each in (FlatPool, Pool))
+            np.testing.assert_allclose(one, other, rtol=0, atol=8 * np.finfo(one.dtype).eps * np.abs(other).max())
+    assert taken >= 2
+
+
+def test_maxima_of_many_planes_have_the_bits_of_the_general_implementation(rng):
+    """Infinities and NaN; zeros have one sign: of both, either may stay."""
+    problem = parse("pool max_pool f32 n3 c37 in12x23 w2x3 s2 p0x1 d1")
+    values = np.array([-np.inf, -1, 0.0, 1, np.inf, np.nan], np.float32)
+    x = rng.choice(values, problem.x_shape, p=[0.4, 0.2, 0.2, 0.1, 0.05, 0.05])
+    x[0, 2] = -np.inf
+    assert bits(run(FlatPool, problem, [x])) == bits(run(Pool, problem, [x]))
+
+
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
 def test_the_gradient_of_maxima_adds_windows_in_the_order_of_y(layout, rng):
     problem = parse(f"pool max_pool_backward f32 n2 c37 in9x40 w3x3 s1 p1 d1 layout={layout}")
@@ -118,6 +155,7 @@ def test_winners_from_elsewhere_are_taken_where_they_are(rng):
     ("implementation", "text"),
     [
         *((VectorPool, f"pool {op} f32 n2 c5 in61x67 w3x3 s2x1 p1 d1") for op in POOLS[:3]),
+        *((FlatPool, f"pool {op} f32 n2 c37 in62x65 w2x3 s2 p0x1 d1") for op in POOLS[:3]),
         *((WidePool, f"pool {op} f32 n2 c5 in61x367 w3x40 s2x39 p1x3 d1") for op in POOLS[:3]),
         (VectorScatter, "pool max_pool_backward f32 n2 c5 in61x67 w3x3 s2x1 p1 d1 indices=1"),
         (VectorGather, "pool max_pool_backward f32 n2 c5 in61x67 w3x3 s2x1 p1 d1"),
@@ -143,6 +181,7 @@ def test_threads_change_no_bit(implementation, text, rng):
     ("implementation", "text"),
     [
         (VectorPool, "pool avg_pool f32 n2 c3 in8x9 w3x3 s2 p1 d1"),
+        (FlatPool, "pool avg_pool_backward f32 n2 c3 in8x9 w2x3 s2x3 p0 d1"),
         (WidePool, "pool avg_pool f32 n2 c3 in8x9 w8x9 s1 p0 d1"),
         *((CrosswisePool, f"pool {op} f32 n2 c3 in8x9 w3x3 s2 p1 d1") for op in POOLS),
         (VectorGather, "pool max_pool_backward f32 n2 c3 in8x9 w3x3 s2 p1 d1"),

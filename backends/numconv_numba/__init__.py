@@ -30,6 +30,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .direct import Direct
     from .embedded import FloatProducts, RealProducts
     from .fft import Fft, FftDouble, FftDoubleWeights, FftWeights
+    from .flat_pooling import FlatPool
     from .flat_unpooling import FlatUnpool
     from .found_scatter import FoundScatter
     from .implicit_gemm import ImplicitGemm
@@ -93,6 +94,7 @@ def _implementations() -> tuple[Implementation, ...]:
         RealProducts(),
         Direct(),
         CrosswisePool(),
+        FlatPool(),
         VectorPool(),
         WidePool(),
         VectorGather(),

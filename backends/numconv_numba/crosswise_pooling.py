@@ -33,8 +33,10 @@ __all__ = ["CrosswisePool"]
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 MAX_LISTS = 1 << 20
 """Bytes of the lists of a plane."""
-TURN_SECONDS, TAP_SECONDS, RESULT_SECONDS, GROUP_SECONDS = 6e-10, 1.5e-10, 5e-10, 5e-8
-"""On two threads: of a vector, to transpose it, to look at it, for a value or a place, to write it; and of a group of channels."""
+TURN_SECONDS, TAP_SECONDS, RESULT_SECONDS, GROUP_SECONDS = 5e-10, 7e-11, 2e-10, 5e-8
+"""On two threads: of a vector, to transpose it; to look at it; to write it, and what lies beside it; and of a group of channels."""
+LOOKS = {"avg_pool": 1, "avg_pool_backward": 1, "max_pool": 2, "max_pool_backward": 5}
+"""What each tap of a result costs, against an addition."""
 FRESH = 1 << 25
 """Bytes of results from which on they are new memory at each call."""
 AREAS = 5
@@ -244,10 +246,10 @@ def _vector_seconds(problem: PoolProblem, groups: Groups) -> float:
     """Of the channels of one vector."""
     back, places = problem.op.endswith("_backward"), problem.indices or problem.op == "max_pool_backward"
     moved = sum(map(math.prod, (*problem.input_shapes, *problem.output_shapes))) / max(problem.n * problem.c, 1)
-    turned = 0.0 if problem.layout == "channels_last" else moved * TURN_SECONDS
-    looks = math.prod(problem.output) * math.prod(problem.window) * TAP_SECONDS * (1 + places) * (1 + back)
+    turned = 0.0 if problem.layout == "channels_last" else moved * TURN_SECONDS * (1.3 if back else 1)  # more is written
+    looks = math.prod(problem.output) * math.prod(problem.window) * TAP_SECONDS * LOOKS[problem.op]
     alone = 2 if groups.vectors == 1 else 1  # less takes each step together
-    return turned + alone * looks + math.prod(problem.spatial if back else problem.output) * RESULT_SECONDS
+    return turned + alone * looks + math.prod(problem.spatial if back else problem.output) * RESULT_SECONDS * (1 + 2 * places)
 
 
 def _touching_seconds(problem: PoolProblem, groups: Groups) -> float:

@@ -93,7 +93,7 @@ class Pool(Implementation):
 
     def cost(self, problem: PoolProblem) -> float:
         """The time to move the arrays, and to look at every tap."""
-        return 2e-6 + problem.bytes / 1e10 + problem.flops / 4e9
+        return 2e-6 + problem.bytes / 1e10 + problem.flops / (6e9 if problem.op == "avg_pool" else 4e9)
 
     def workspace(self, problem: PoolProblem) -> int:
         """For each thread some rows of sums and the tables of the rows that they read, or the sums of a part of a channel."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -46,6 +47,7 @@ __all__ = [
     "list_bytes",
     "list_rows",
     "outer_axis",
+    "phases_of",
     "place_in",
     "slide",
     "split_item",
@@ -165,6 +167,10 @@ def slide(
 # --- what the driver's vector holds --------------------------------------------------------------------------------------------
 
 
+UNROLLED = 12
+"""Taps along a row that the microkernel has unrolled."""
+
+
 class Axis(NamedTuple):
     """An outer axis: how many results and sources it has, and which source each result reads with each tap, -1 for none."""
 
@@ -180,6 +186,18 @@ class Inner(NamedTuple):
     sources: int
     stride: int
     phases: tuple[tuple[tuple[int, int], ...], ...]
+
+    def tool(self, kind: str, dtype: str) -> int:
+        """The address of the microkernel."""
+        unrolled = self.phases if sum(map(len, self.phases)) <= UNROLLED else ()
+        return windows.address((kind, lanes_of(dtype), self.stride, len(self.phases), unrolled), dtype)
+
+    def table(self) -> np.ndarray[Any, Any]:
+        """The taps as the microkernel reads them."""
+        phases = len(self.phases)
+        starts = np.cumsum([phases // 2 + 1, *map(len, self.phases), 0])[: phases // 2 * 2 + 2]
+        pairs = [number for phase in self.phases for tap, place in phase for number in (place, tap)]
+        return np.concatenate([starts, np.array(pairs, np.int64)])
 
 
 Problem: TypeAlias = ConvProblem | PoolProblem | WindowProblem
@@ -211,16 +229,17 @@ def inner_axis(problem: Problem, back: bool) -> Inner:
     taps = [(tap, problem.dilation[-1] * tap - low) for tap in range(_window(problem)[-1])]
     if not back:
         return Inner(output, size, stride, (tuple(taps),))
+    return Inner(size, output, 1, phases_of(taps, stride))
+
+
+def phases_of(taps: Sequence[tuple[int, int]], stride: int) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """For each phase of a stride the taps (number, place) that reach it, and the positions that they have for its first element."""
     phases = [[(tap, (p - place) // stride) for tap, place in taps if (p - place) % stride == 0] for p in range(stride)]
-    return Inner(size, output, 1, tuple(map(tuple, phases)))
+    return tuple(map(tuple, phases))
 
 
 KEPT = 64
 """Vectors of a problem that are kept for arrays of the same strides."""
-UNROLLED = 12
-"""Taps along a row that the microkernel has unrolled."""
-
-
 MAX_TABLE = 1 << 16
 """Entries of the table of an axis."""
 
@@ -263,25 +282,21 @@ class Rows:
 
     def tool(self, kind: str, dtype: str) -> int:
         """The address of the microkernel."""
-        phases = self.inner.phases
-        unrolled = phases if sum(map(len, phases)) <= UNROLLED else ()
-        return windows.address((kind, lanes_of(dtype), self.inner.stride, len(phases), unrolled), dtype)
+        return self.inner.tool(kind, dtype)
 
     def _vector(self, *strides: tuple[int, ...], taps: tuple[int, ...] = ()) -> np.ndarray[Any, Any]:
         """The vector for x, y and what lies beside y, of these byte strides; `taps`: those of the axes that x has for the taps."""
         inner, outer = self.inner, self._outer
-        phases = len(inner.phases)
         ends = np.cumsum([HEAD, *(axis.table.size for axis in outer)])
         head = [
-            self._channels, inner.results, inner.sources, phases, *((0, 1) if self._innermost else (inner.stride, inner.sources)),
+            self._channels, inner.results, inner.sources, len(inner.phases),
+            *((0, 1) if self._innermost else (inner.stride, inner.sources)),
             *(axis.results for axis in outer), *(axis.table.shape[1] for axis in outer), *(axis.sources for axis in outer),
             *(step for each in strides for step in self._arranged(each)), *[0] * (OUTER_AXES + 1 - len(taps)), *taps, *ends,
             self._ahead * self._arranged(strides[0])[-1],
         ]  # fmt: skip
-        starts = np.cumsum([phases // 2 + 1, *map(len, inner.phases), 0])[: phases // 2 * 2 + 2]
-        pairs = [number for phase in inner.phases for tap, place in phase for number in (place, tap)]
         tables = [axis.table.ravel() for axis in outer]
-        return np.concatenate([np.array(head, np.int64), *tables, starts, np.array(pairs, np.int64)])
+        return np.concatenate([np.array(head, np.int64), *tables, inner.table()])
 
     def _arranged(self, strides: tuple[int, ...]) -> tuple[int, ...]:
         n, c, *spatial = strides

@@ -23,7 +23,7 @@ from .pooling import Pool
 from .scalar import address, pointer
 from .sliding import CHANNELS, FETCHED, INNER, JOB_SIZE, LENGTH, OUTER, SIZE, TAPS, Rows, X, list_bytes, list_rows, outer_axis
 from .threads import MAX_THREADS, parallel_for, run
-from .vector_pooling import lists_bytes, pooled_in_vectors, seconds_in_vectors, stepped_in_vectors
+from .vector_pooling import call_seconds, lists_bytes, pooled_in_vectors, seconds_in_vectors, stepped_in_vectors
 
 __all__ = ["VectorGather"]
 
@@ -31,9 +31,8 @@ BAND = 1 << 17
 """Bytes of the rows of x that an item fills, if its windows need no more."""
 ITEMS = 16
 """Work items at least, where channels have rows enough."""
-WON_SECONDS, VECTOR_SECONDS, LIST_SECONDS = 2.5e-10, 5e-10, 2.5e-9
-"""On two threads: of a tap of a vector of windows, compared; of a vector of elements; of a row in a list, which each plane of a
-volume makes again."""
+WON_SECONDS, VECTOR_SECONDS = 2.5e-10, 5e-10
+"""On two threads: of a tap of a vector of windows, compared; of a vector of elements."""
 PLACE_BYTES = 4
 """Of the place of a winner: fewer than 2**31 positions are in a channel."""
 
@@ -175,9 +174,7 @@ class VectorGather(Implementation):
         windows = problem.n * problem.c * math.prod(problem.output[:-1]) * -(-problem.output[-1] // lanes)
         elements = rows * -(-problem.spatial[-1] // (lanes * problem.stride[-1])) * problem.stride[-1]
         won = windows * math.prod(problem.window) * WON_SECONDS + elements * VECTOR_SECONDS
-        listed = 2 * problem.n * problem.c * math.prod((*problem.output[:-1], *problem.window[:-1])) if problem.ndim > 2 else 0
-        found = seconds_in_vectors(problem, places=True)
-        return 2e-6 + problem.bytes / 1e11 + found + won + listed * LIST_SECONDS
+        return 2e-6 + problem.bytes / 1e11 + seconds_in_vectors(problem) + won + call_seconds(problem)
 
     def workspace(self, problem: PoolProblem) -> int:
         """For each thread the lists of the rows of both sides, and the winners of a band."""

@@ -17,7 +17,7 @@ from numconv.plugin import Implementation, PoolProblem, Verdict
 from .averages import axis_counts
 from .microkernels.emit import lanes_of
 from .microkernels.row_access import MAX_STRIDE
-from .microkernels.windows import ROW_ENTRY
+from .microkernels.windows import ROW_ENTRY, SHORT
 from .pooling import Pool
 from .sliding import OUTER_AXES, Rows, slide
 from .threads import MAX_THREADS, run
@@ -25,10 +25,12 @@ from .threads import MAX_THREADS, run
 __all__ = [
     "VectorPool",
     "averaged_in_vectors",
+    "call_seconds",
     "lists_bytes",
     "pooled_in_vectors",
     "seconds_in_vectors",
     "stepped_in_vectors",
+    "vector_seconds",
 ]
 
 DTYPES = ("float32", "float64")
@@ -38,8 +40,16 @@ MAX_TABLE = 1 << 16
 """Entries of the table of an axis."""
 MAX_LISTS = 1 << 20
 """Bytes of the lists of a plane."""
-VALUE_SECONDS, PLACE_SECONDS, VECTOR_SECONDS = 3.5e-10, 9e-10, 1e-9
-"""Of a vector of one tap, for the value or also the place of a result, and of a vector of results, on two threads."""
+STEP_SECONDS = 8e-11
+"""Of an operation on a vector, on two threads."""
+VECTOR_STEPS, MASKED_STEPS = 2, 12
+"""Of a vector of results beside its taps; and of one whose elements are not all in the row, for its masks, with one more a tap."""
+TAP_STEPS = {"max_pool": 2.0, "avg_pool": 2.0, "avg_pool_backward": 1.0, "max_pool_backward": 3.5}
+"""Of a tap, with its load and what it shares with others."""
+PLACE_STEPS = 1.5
+"""More where a maximum keeps its place."""
+CALL_SECONDS, LIST_SECONDS = 1.7e-8, 1.3e-9
+"""Of a call of the microkernel, and of a row in the lists of one, which several outer axes make again, on two threads."""
 NO_FACTORS = np.ones(1)
 
 
@@ -120,13 +130,36 @@ def averaged_in_vectors(problem: PoolProblem) -> Verdict:
     return Verdict.yes()
 
 
-def seconds_in_vectors(problem: PoolProblem, *, places: bool) -> float:
-    """To look at the windows row by row, a vector of results at a time."""
-    lanes, results = lanes_of(problem.dtype), problem.y_shape
-    row = problem.c if problem.layout == "channels_last" else problem.output[-1]
-    vectors = math.prod(results) // row * -(-row // lanes)
-    tap = PLACE_SECONDS if places else VALUE_SECONDS
-    return vectors * (math.prod(problem.window) * tap + VECTOR_SECONDS)
+def vector_seconds(problem: PoolProblem, whole: int, masked: int, taps: float, phases: int = 1) -> float:
+    """So many vectors of results, or of each of some phases, of so many taps."""
+    tap = TAP_STEPS[problem.op] + PLACE_STEPS * problem.indices
+    return STEP_SECONDS * (whole * (VECTOR_STEPS * phases + taps * tap) + masked * (MASKED_STEPS + taps * (tap + 1)))
+
+
+def call_seconds(problem: PoolProblem) -> float:
+    """Of the calls of the microkernel, one for the rows along the last outer axis, and of their lists, made again for each."""
+    outer = problem.ndim - (problem.layout != "channels_last")
+    calls = problem.n * (1 if problem.layout == "channels_last" else problem.c) * math.prod(problem.output[: max(outer - 1, 0)])
+    listed = math.prod(problem.output[outer - 1 : outer]) * math.prod(problem.window[:outer]) if outer > 1 else 0
+    return calls * (CALL_SECONDS + listed * LIST_SECONDS)
+
+
+def seconds_in_vectors(problem: PoolProblem) -> float:
+    """To look at the windows row by row, a vector of results at a time; of max_pool_backward, to find the winners."""
+    last, back, lanes = problem.layout == "channels_last", problem.op == "avg_pool_backward", lanes_of(problem.dtype)
+    results, taps = problem.spatial if back else problem.output, math.prod(problem.window)
+    window, stride = problem.window[-1], problem.stride[-1]
+    phases, phased = (stride, taps / math.prod(problem.stride)) if back else (1, taps)
+    more = call_seconds(problem)
+    if last:  # each tap is a row of its own
+        rows, vectors, masked = problem.n * math.prod(results), -(-problem.c // lanes), int(problem.c % lanes > 0)
+        return more + vector_seconds(problem, rows * (vectors - masked), rows * masked, 1.5 * phased)
+    rows, vectors = problem.n * problem.c * math.prod(results[:-1]), -(-results[-1] // (lanes * phases))
+    low, high = (window > stride,) * 2 if back else (side > 0 for side in problem.padding[-1])
+    masked = min(vectors, low + (high or results[-1] % (lanes * phases) > 0))
+    if vectors <= SHORT and masked:
+        masked = vectors
+    return more + vector_seconds(problem, rows * (vectors - masked), rows * masked, phased * phases, phases)
 
 
 def lists_bytes(problem: PoolProblem) -> int:
@@ -149,7 +182,7 @@ class VectorPool(Implementation):
 
     def cost(self, problem: PoolProblem) -> float:
         """The time to move the arrays, and to look at the windows."""
-        return 2e-6 + problem.bytes / 1e11 + seconds_in_vectors(problem, places=problem.indices)
+        return 2e-6 + problem.bytes / 1e11 + seconds_in_vectors(problem)
 
     def workspace(self, problem: PoolProblem) -> int:
         """For each thread the lists of the rows of a plane."""

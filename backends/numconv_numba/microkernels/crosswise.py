@@ -6,7 +6,7 @@ element, which are such spans too. Places are numbers of the elements' own dtype
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from llvmlite import ir
 from numba import types
@@ -36,12 +36,16 @@ class _Member(NamedTuple):
     shift: int
 
 
+_State: TypeAlias = tuple[Any, Any]
+
+
 class _Crosswise:
     """The code of one call of `crosswise`."""
 
     def __init__(self, builder: Any, kind: str, lanes: int, vectors: int, dtype: Any, given: dict[str, Any]):
         self.builder, self.kind, self.vectors, self.given = builder, kind, vectors, given
         self.emit = Emitter(builder, dtype, lanes)
+        self.mask = ir.VectorType(ir.IntType(1), lanes)
         self.placed, self.largest = kind in ("argmax", "winner"), kind in ("max", "argmax", "winner")
 
     def rows(self) -> None:
@@ -79,10 +83,26 @@ class _Crosswise:
 
     def block(self, first: Any, members: list[_Member]) -> None:
         """What takes each step together: vectors of a result, or of results whose spans are equally long."""
+        builder, emit = self.builder, self.emit
+        span = emit.at(self.given["spans"], builder.mul(first, _i64(ENTRY)))
+        states, nans = self.seen(first, span, members)
+        if nans is None:
+            self.finish_all(states, first, span, members)
+            return
+        bits = ir.IntType(emit.lanes)
+        any_nan = builder.icmp_unsigned("!=", builder.bitcast(builder.load(nans), bits), bits(0))
+        with builder.if_else(any_nan) as (again, done):
+            with again:
+                self.finish_all(self.seen(first, span, members, careful=True)[0], first, span, members)
+            with done:
+                self.finish_all(states, first, span, members)
+
+    def seen(self, first: Any, span: Any, members: list[_Member], *, careful: bool = False) -> tuple[list[_State], Any]:
+        """What all elements give to the states of the members; and for places, unless `careful`, where there were NaNs."""
         builder, emit, given = self.builder, self.emit, self.given
-        span = emit.at(given["spans"], builder.mul(first, _i64(ENTRY)))
         position, taps = emit.offset(span, 0), emit.offset(span, 1)
         states = [self.state() for _ in members]
+        nans = self.slot(ir.Constant(self.mask, None)) if self.placed and not careful else None
         number = cgutils.alloca_once(builder, emit.vector)
         own = [self.own(first, member) for member in members] if self.kind == "won" else []
         if self.placed:  # the first element, which stays where no other is larger than minus infinity
@@ -98,16 +118,22 @@ class _Crosswise:
                 reached = builder.mul(tap.index, given["step"])
                 read = self.vector(source, builder.add(position, reached), "x_pitch")
                 won = self.vector(given["places"], builder.add(place, reached), "places_pitch")
-                for k, (state, member) in enumerate(zip(states, members, strict=True)):
-                    new = emit.load(self.of_member(read, member, "x_pitch"))
+                elements = [emit.load(self.of_member(read, member, "x_pitch")) for member in members]
+                for k, (state, member, new) in enumerate(zip(states, members, elements, strict=True)):
                     if self.kind == "won":
                         self.add_won(state[0], new, emit.load(self.of_member(won, member, "places_pitch")), own[k])
                     else:
-                        self.take(state, new, number)
+                        self.take(state, new, number, careful)
+                if nans is not None:
+                    self.note_nans(nans, elements)
                 if self.placed:
                     builder.store(builder.fadd(builder.load(number), self.spread(given["step"])), number)
+        return states, nans
+
+    def finish_all(self, states: list[_State], first: Any, span: Any, members: list[_Member]) -> None:
+        """Write the vectors of all members."""
         for state, member in zip(states, members, strict=True):
-            self.finish(state, first, member, emit.offset(span, 3 * member.result + 2))
+            self.finish(state, first, member, self.emit.offset(span, 3 * member.result + 2))
 
     def vector(self, array: Any, position: Any, pitch: str) -> Any:
         """The address of a position in an array."""
@@ -127,18 +153,23 @@ class _Crosswise:
         result = self.builder.add(first, _i64(member.result))
         return self.spread(self.builder.add(self.emit.offset(self.given["list"], 1), result))
 
-    def state(self) -> tuple[Any, Any]:
+    def state(self) -> _State:
         """Slots for the sum or the largest element, and for its place, or whether it is NaN."""
-        builder, emit = self.builder, self.emit
-        start = emit.constant(float("-inf")) if self.largest else emit.zero
-        kind = emit.vector if self.placed else ir.VectorType(ir.IntType(1), emit.lanes)
-        value, beside = cgutils.alloca_once(builder, emit.vector), cgutils.alloca_once(builder, kind)
-        builder.store(start, value)
-        builder.store(ir.Constant(kind, None), beside)
-        return value, beside
+        start = self.emit.constant(float("-inf")) if self.largest else self.emit.zero
+        return self.slot(start), self.slot(self.emit.zero if self.placed else ir.Constant(self.mask, None))
 
-    def take(self, state: tuple[Any, Any], new: Any, number: Any) -> None:
-        """Let an element take part in a result."""
+    def slot(self, start: Any) -> Any:
+        """A slot that holds a value."""
+        return cgutils.alloca_once_value(self.builder, start)
+
+    def note_nans(self, nans: Any, elements: list[Any]) -> None:
+        """Note the NaNs among the elements of a step: a comparison sees those of two."""
+        builder = self.builder
+        for pair in zip(elements[::2], [*elements[1::2], elements[-1]], strict=False):
+            builder.store(builder.or_(builder.load(nans), builder.fcmp_unordered("uno", *pair)), nans)
+
+    def take(self, state: _State, new: Any, number: Any, careful: bool) -> None:
+        """Let an element take part in a result; places are right where there is no NaN, or `careful`."""
         builder, (value, beside) = self.builder, state
         old = builder.load(value)
         if self.kind == "mean":
@@ -148,8 +179,9 @@ class _Crosswise:
             builder.store(builder.select(builder.fcmp_ordered(">", new, old), new, old), value)
             builder.store(builder.or_(builder.load(beside), builder.fcmp_unordered("uno", new, new)), beside)
             return
-        # the first of equal ones stays, and the first NaN
-        wins = builder.and_(builder.fcmp_unordered(">", new, old), builder.fcmp_ordered("ord", old, old))
+        wins = builder.fcmp_ordered(">", new, old)  # the first of equal ones stays
+        if careful:  # and the first NaN
+            wins = builder.and_(builder.fcmp_unordered(">", new, old), builder.fcmp_ordered("ord", old, old))
         builder.store(builder.select(wins, new, old), value)
         builder.store(builder.select(wins, builder.load(number), builder.load(beside)), beside)
 
@@ -159,7 +191,7 @@ class _Crosswise:
         old = builder.load(total)
         builder.store(builder.select(builder.fcmp_ordered("==", winner, own), builder.fadd(old, new), old), total)
 
-    def finish(self, state: tuple[Any, Any], first: Any, member: _Member, share: Any) -> None:
+    def finish(self, state: _State, first: Any, member: _Member, share: Any) -> None:
         """Write the vector of a member."""
         builder, emit, given = self.builder, self.emit, self.given
         value, result = builder.load(state[0]), builder.add(first, _i64(member.result))

@@ -23,7 +23,7 @@ from numconv_numba.compiler import Address, Tag, intrinsic, kernel
 from .emit import Emitter, check_kinds
 from .row_access import Row
 
-__all__ = ["HEAD", "JOB", "ROW_ENTRY", "TAP_ENTRY", "windows", "write_places"]
+__all__ = ["HEAD", "JOB", "ROW_ENTRY", "SHORT", "TAP_ENTRY", "windows", "write_places"]
 
 TOGETHER = 4
 """Vectors that share the work of finding their taps."""
@@ -57,6 +57,14 @@ class _Tap(NamedTuple):
     ahead: int = 0
 
 
+class _State(NamedTuple):
+    """Slots of a vector of results: the sum or the largest element; of maxima the places, and where there was a NaN."""
+
+    value: Any
+    place: Any
+    nans: Any
+
+
 class _Windows(Row):
     """The code of one call of `windows`."""
 
@@ -65,6 +73,7 @@ class _Windows(Row):
         super().__init__(builder, lanes, stride, dtype, given)
         self.placed = self.kind in ("argmax", "winner")
         self.largest, self.backwards = self.placed or self.kind == "max", self.placed or self.kind == "won"
+        self.careful = False
 
     def whole(self, at: Any, vectors: int) -> Any:
         """Whether so many vectors of results from `at` on exist and have all their elements inside the row."""
@@ -139,7 +148,8 @@ class _Windows(Row):
         at = builder.load(slot)
         builder.cbranch(builder.icmp_signed("<", at, end), body, done)
         builder.position_at_end(body)
-        ways = [(TOGETHER, True)] * (phases * self.stride == 1) + [(1, True)] * (phases == 1 or self.taps != ())
+        together = TOGETHER // max(phases, self.stride)
+        ways = [(together, True)] * (together > 1 and phases == 1) + [(1, True)] * (phases == 1 or self.taps != ())
         self.choose(at, slot, [*ways, (1, False)])
         builder.branch(test)
         builder.position_at_end(done)
@@ -160,6 +170,38 @@ class _Windows(Row):
 
     def block(self, first: Any, vectors: int, whole: bool) -> None:
         """The results of so many vectors from result `first` of the row on."""
+        builder, slots = self.builder, self.seen(first, vectors, whole)
+        if not self.placed or self.careful:
+            self.finish_all(slots, first, whole)
+            return
+        with builder.if_else(self.undecided(slots[0], first, whole)) as (again, done):
+            with again, self.carefully(), cgutils.for_range(builder, _i64(vectors)) as loop:
+                self.block(builder.add(first, builder.mul(loop.index, _i64(self.emit.lanes))), 1, False)
+            with done:
+                self.finish_all(slots, first, whole)
+
+    @contextlib.contextmanager
+    def carefully(self) -> Iterator[None]:
+        """Places are found one after the other: the first NaN stays, and no place outside a row is taken."""
+        taps, self.taps, self.careful = self.taps, (), True
+        yield
+        self.taps, self.careful = taps, False
+
+    def undecided(self, states: list[_State], first: Any, whole: bool) -> Any:
+        """Whether there was a NaN, or nothing but minus infinity, which is what lies outside a row."""
+        builder, emit = self.builder, self.emit
+        found = ir.Constant(ir.VectorType(ir.IntType(1), emit.lanes), None)
+        for number, state in enumerate(states):
+            found = builder.or_(found, builder.load(state.nans))
+            if not whole:
+                least = builder.fcmp_ordered("==", builder.load(state.value), emit.constant(float("-inf")))
+                left = builder.sub(self.given["last"], builder.add(first, _i64(number * emit.lanes)))
+                found = builder.or_(found, builder.and_(least, emit.first(left)))
+        bits = ir.IntType(emit.lanes)
+        return builder.icmp_unsigned("!=", builder.bitcast(found, bits), bits(0))
+
+    def seen(self, first: Any, vectors: int, whole: bool) -> list[list[_State]]:
+        """What all rows give to so many vectors of results, for each phase."""
         builder, emit = self.builder, self.emit
         slots = [self.accumulators(vectors) for _ in range(self.phases)]
         own = [self.own_places(first, phase, vectors) for phase in range(self.phases)] if self.kind == "won" else []
@@ -168,14 +210,22 @@ class _Windows(Row):
             number = builder.sub(last, loop.index) if self.backwards else loop.index
             row = emit.at(self.given["rows"], builder.mul(number, _i64(ROW_ENTRY)))
             for phase, states in enumerate(slots):
+                loaded: list[list[Any]] = []
                 for tap in self.each_tap(phase):
                     if self.kind == "won":
                         self.add_won(row, tap, first, states, own[phase], whole)
-                    else:
-                        self.add_tap(row, tap, first, states, whole)
-        for vector in range(vectors):
-            at = builder.add(first, _i64(vector * emit.lanes))
-            self.finish([states[vector] for states in slots], at, whole)
+                        continue
+                    loaded.append(self.add_tap(row, tap, first, states, whole))
+                    if not self.taps:
+                        self.note_nans(states, loaded)
+                        loaded.clear()
+                self.note_nans(states, loaded)
+        return slots
+
+    def finish_all(self, slots: list[list[_State]], first: Any, whole: bool) -> None:
+        """Write all vectors of a block."""
+        for number, states in enumerate(zip(*slots, strict=True)):
+            self.finish(states, self.builder.add(first, _i64(number * self.emit.lanes)), whole)
 
     def each_tap(self, phase: int) -> Iterator[_Tap]:
         """The taps of a phase: those of the tag unrolled, or one in a loop over those of the table."""
@@ -197,37 +247,44 @@ class _Windows(Row):
             )
             yield _Tap(emit.offset(entry, 0), emit.offset(entry, 1), shift)
 
-    def accumulators(self, vectors: int) -> list[tuple[Any, Any]]:
-        """Slots for the value and, of maxima, the place of each result, or whether it is NaN."""
+    def accumulators(self, vectors: int) -> list[_State]:
+        """Slots of so many vectors."""
         start = self.emit.constant(float("-inf")) if self.largest else self.emit.zero
-        kind = self.numbers if self.placed else ir.VectorType(ir.IntType(1), self.emit.lanes)
-        made = []
-        for _ in range(vectors):
-            value, beside = cgutils.alloca_once(self.builder, self.emit.vector), cgutils.alloca_once(self.builder, kind)
-            self.builder.store(start, value)
-            if self.largest:
-                self.builder.store(ir.Constant(kind, None), beside)
-            made.append((value, beside))
-        return made
+        starts = start, ir.Constant(self.numbers, None), ir.Constant(ir.VectorType(ir.IntType(1), self.emit.lanes), None)
+        return [_State(*(cgutils.alloca_once_value(self.builder, each) for each in starts)) for _ in range(vectors)]
 
-    def add_tap(self, row: Any, tap: _Tap, first: Any, states: list[tuple[Any, Any]], whole: bool) -> None:
-        """Let one tap of one row take part in the results of some vectors."""
+    def add_tap(self, row: Any, tap: _Tap, first: Any, states: list[_State], whole: bool) -> list[Any]:
+        """Let one tap of one row take part in the results of some vectors; returns its elements."""
         builder, emit = self.builder, self.emit
         place = builder.mul(first, _i64(self.stride))
         address = emit.at(emit.at(self.given["x"], builder.add(emit.offset(row, 0), tap.shift)), emit.times(place, self.item))
-        step = self.stride * emit.lanes
+        step, loaded = self.stride * emit.lanes, []
         for number, state in enumerate(states):
             begin = builder.add(builder.add(tap.place, place), _i64(number * step))
             other = emit.constant(float("-inf")) if self.largest else emit.zero
             start = builder.sub(begin, _i64(tap.ahead))
             new = self.fetch(emit.at(address, number * step * self.item), start, whole, other, tap.ahead)
+            loaded.append(new)
             if self.kind == "max":
                 self.keep_value(state, new)
+            elif self.placed and not self.careful:
+                self.keep_last(state, new, builder.add(emit.offset(row, 1), tap.place))
             elif self.placed:
                 inside = None if whole else self.inside(begin, self.stride)
                 self.keep_larger(state, new, inside, builder.add(emit.offset(row, 1), tap.place))
             else:
-                self.add_term(state[0], new, row, begin, tap.number, whole)
+                self.add_term(state.value, new, row, begin, tap.number, whole)
+        return loaded
+
+    def note_nans(self, states: list[_State], loaded: list[list[Any]]) -> None:
+        """Note the NaNs among what some taps loaded for each state: a comparison sees those of two."""
+        builder = self.builder
+        if not self.largest:
+            return
+        for state, elements in zip(states, zip(*loaded, strict=True), strict=False):
+            for pair in zip(elements[::2], [*elements[1::2], elements[-1]], strict=False):
+                found = builder.or_(builder.load(state.nans), builder.fcmp_unordered("uno", *pair))
+                builder.store(found, state.nans)
 
     def own_places(self, first: Any, phase: int, vectors: int) -> list[Any]:
         """The places of the results themselves, from result `first` of a phase on."""
@@ -235,18 +292,18 @@ class _Windows(Row):
         begin = builder.add(self.given["row_place"], builder.add(builder.mul(first, _i64(phases)), _i64(phase)))
         return [self.positions(builder.add(begin, _i64(number * lanes * phases)), phases) for number in range(vectors)]
 
-    def add_won(self, row: Any, tap: _Tap, first: Any, states: list[tuple[Any, Any]], own: list[Any], whole: bool) -> None:
+    def add_won(self, row: Any, tap: _Tap, first: Any, states: list[_State], own: list[Any], whole: bool) -> None:
         """Add what the results won of the windows that one tap of one row leads to."""
         builder, emit = self.builder, self.emit
         begin = builder.add(tap.place, first)
         gradients = emit.at(emit.at(self.given["x"], builder.add(emit.offset(row, 0), tap.shift)), emit.times(first, self.item))
         winners = emit.at(self.given["extra"], emit.times(builder.add(emit.offset(row, 1), begin), 4))
-        for number, ((slot, _), place) in enumerate(zip(states, own, strict=True)):
+        for number, (state, place) in enumerate(zip(states, own, strict=True)):
             at = builder.add(begin, _i64(number * emit.lanes))
             new = self.fetch(emit.at(gradients, number * emit.width), at, whole)
             won = builder.icmp_signed("==", self.load_places(emit.at(winners, 4 * number * emit.lanes), at, whole), place)
-            old = builder.load(slot)
-            builder.store(builder.select(won, builder.fadd(old, new), old), slot)
+            old = builder.load(state.value)
+            builder.store(builder.select(won, builder.fadd(old, new), old), state.value)
 
     def load_places(self, address: Any, start: Any, whole: bool) -> Any:
         """A vector of int32 places, -1 outside the row."""
@@ -261,23 +318,33 @@ class _Windows(Row):
         function = cgutils.get_or_insert_function(builder.module, signature, f"llvm.masked.load.v{lanes}i32.p0")
         return builder.call(function, [pointer, _i32(4), mask, ir.Constant(self.numbers, [-1] * lanes)])
 
-    def keep_value(self, state: tuple[Any, Any], new: Any) -> None:
-        """The larger value, of equal ones the old one, as the processor's maximum has it; and where there was a NaN."""
+    def keep_value(self, state: _State, new: Any) -> None:
+        """The larger value, of equal ones the old one, as the processor's maximum has it."""
         builder = self.builder
-        old = builder.load(state[0])
-        builder.store(builder.select(builder.fcmp_ordered(">", new, old), new, old), state[0])
-        builder.store(builder.or_(builder.load(state[1]), builder.fcmp_unordered("uno", new, new)), state[1])
+        old = builder.load(state.value)
+        builder.store(builder.select(builder.fcmp_ordered(">", new, old), new, old), state.value)
 
-    def keep_larger(self, state: tuple[Any, Any], new: Any, inside: Any, place: Any) -> None:
-        """Taps come last first, and an equal one wins: so the first of them stays, and the first NaN."""
+    def keep_last(self, state: _State, new: Any, place: Any) -> None:
+        """Taps come last first, and an equal one wins. The next tap waits for the value, which does not wait for the comparison."""
         builder = self.builder
-        old = builder.load(state[0])
+        old = builder.load(state.value)
+        builder.store(builder.select(builder.fcmp_ordered(">", old, new), old, new), state.value)
+        self.keep_place(state, builder.fcmp_unordered(">=", new, old), place)
+
+    def keep_place(self, state: _State, wins: Any, place: Any) -> None:
+        """The place of what wins."""
+        spread = self.emit.spread(self.builder.trunc(place, _i32))
+        self.builder.store(self.builder.select(wins, spread, self.builder.load(state.place)), state.place)
+
+    def keep_larger(self, state: _State, new: Any, inside: Any, place: Any) -> None:
+        """The same, where the first NaN stays, and what is not inside the row never wins."""
+        builder = self.builder
+        old = builder.load(state.value)
         wins = builder.or_(builder.fcmp_ordered(">=", new, old), builder.fcmp_unordered("uno", new, new))
         if inside is not None:
             wins = builder.and_(inside, wins)
-        builder.store(builder.select(wins, new, old), state[0])
-        spread = self.emit.spread(builder.trunc(place, _i32))
-        builder.store(builder.select(wins, spread, builder.load(state[1])), state[1])
+        builder.store(builder.select(wins, new, old), state.value)
+        self.keep_place(state, wins, place)
 
     def add_term(self, slot: Any, new: Any, row: Any, begin: Any, tap: Any, whole: bool) -> None:
         """Add a vector to a sum, with what its kind multiplies it by."""
@@ -309,13 +376,13 @@ class _Windows(Row):
         element = self.emit.vector.element
         return self.emit.spread(double if element == _double else self.builder.fptrunc(double, element))
 
-    def finish(self, states: list[tuple[Any, Any]], at: Any, whole: bool) -> None:
+    def finish(self, states: tuple[_State, ...], at: Any, whole: bool) -> None:
         """Write a vector of results, or as many as there are phases."""
         builder, emit = self.builder, self.emit
-        values = [builder.load(value) for value, _ in states]
+        values = [builder.load(state.value) for state in states]
         left = builder.sub(self.given["last"], builder.mul(at, _i64(self.phases)))
         if self.kind == "max":
-            values = [builder.select(builder.load(states[0][1]), emit.constant(float("nan")), values[0])]
+            values = [builder.select(builder.load(states[0].nans), emit.constant(float("nan")), values[0])]
         if self.kind == "mean":
             table = emit.at(self.given["extra"], builder.mul(at, _i64(self.item)))
             shares = emit.load(table) if whole else emit.load_masked(table, emit.first(left))
@@ -336,7 +403,7 @@ class _Windows(Row):
                 emit.store_masked(woven, place, emit.first(builder.sub(left, _i64(number * emit.lanes))))
         if self.placed:
             bits, count = (64 if self.kind == "argmax" else 32), None if whole else left
-            write_places(emit, builder, builder.load(states[0][1]), at, count, self.given["advance"], self.given["extra"], bits)
+            write_places(emit, builder, builder.load(states[0].place), at, count, self.given["advance"], self.given["extra"], bits)
 
 
 def write_places(
