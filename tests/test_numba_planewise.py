@@ -34,6 +34,19 @@ GEOMETRIES = [
 ]
 
 
+APART = [
+    "f32 n2 c3 k3 g3 in20x150 w2x5 s3 p1 d1",  # columns of taps in groups of three and two
+    "f64 n1 c4 k2 g2 in9x41 w1x3 s2x4 p1 d1",  # fewer columns than the stride
+]
+
+
+@pytest.mark.parametrize("op", ["forward", "weight_grad"])
+@pytest.mark.parametrize("geometry", APART)
+def test_strides_of_three_and_four(op, geometry, rng):
+    for integer in (True, False):
+        check(parse(f"conv {op} {geometry}"), "numba", "planewise", rng=rng, integer=integer)
+
+
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_results(op, geometry, rng):
@@ -125,7 +138,7 @@ def test_threads_change_no_bit(op, geometry, rng):
     [
         ({"layout": "channels_last"}, "channels_first"),
         ({"pad_mode": "reflect", "groups": 2}, "one kernel each"),
-        ({"stride": 3}, "strides of up to"),
+        ({"stride": 5}, "strides of up to 4"),
         ({"dilation": 2}, "dilation"),
         ({"stride": 2, "flip": True}, "not flipped"),
     ],
@@ -165,6 +178,7 @@ print(json.dumps(host().width))
 @pytest.mark.skipif(not sys.platform.startswith("linux") or os.uname().machine != "x86_64", reason="forces x86 processors")
 def test_a_narrower_processor(tmp_path):
     texts = [f"conv {op} f32 n1 c3 k3 g3 in9x21 w3x3 s{stride} p1 d1" for op in OPS for stride in (1, 2)]
+    texts.append("conv forward f32 n1 c3 k3 g3 in9x31 w1x3 s1x3 p1 d1")
     environment = os.environ | {
         "NUMBA_CPU_NAME": "haswell",
         "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c",

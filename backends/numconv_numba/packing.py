@@ -17,6 +17,9 @@ from .slab import AXES, B_PHASES, B_PITCH, B_PLACE, B_STEP, CHANNEL, COMBINATION
 
 __all__ = ["copy_cells", "pack_borders", "pack_places", "pack_slab"]
 
+FEW_LINES = 8
+"""Rows of a channel up to which those of all channels are copied one after the other."""
+
 
 @helper
 def slab_position(g, b, block, axis, phase, i):
@@ -130,7 +133,8 @@ def pack_even(slab, x, lines, channels, block, g, b, tools, xt, at):
     if follows & (length == size) & (start == 0) & (axis_entry(b, g[DIMS], B_PHASES, axis) == 1):
         # rows that follow each other in x as they do in the slab are one
         size, length, lines = size * lines[0], length * lines[0], (1, lines[1], lines[2])
-    few, many = (lines, channels) if held(at) == 2 or lines[0] < channels[0] else (channels, lines)
+    # rows of a channel are neighbours in memory, which are fetched on the way
+    few, many = (lines, channels) if held(at) == 2 or lines[0] < min(FEW_LINES, channels[0]) else (channels, lines)
     invoke(tools[SPLIT], x, start, size, slab, step, length, many[0], many[2], many[1], few[0], few[2], few[1])
 
 

@@ -44,6 +44,8 @@ __all__ = [
 MOST_ROWS = 8
 """Of a kernel: their sums are in registers."""
 MOST_COLUMNS = 31
+MOST_STEP = 4
+"""A stride of which the phases of a row are parted in registers."""
 WIDTHS = (1, 2, 3, 4, 7)
 """Vectors of a tile: few, so that few are compiled."""
 SLICED = 1.45
@@ -205,10 +207,12 @@ def refusal(problem: ConvProblem, most_rows: int, most_columns: int) -> str:
         return "its lanes are pixels, which must be neighbours in memory: layout channels_first"
     if problem.pad_mode != "zeros" and any(low or high for low, high in problem.padding):
         return f"it leaves padding out, which must be of zeros, not {problem.pad_mode}"
-    if rows > most_rows or problem.kernel[-1] > most_columns or problem.stride[-1] > 2 or step > 4:
+    # two phases of an adjoint are put together in registers
+    most_step = 2 if is_adjoint(problem) else MOST_STEP
+    if rows > most_rows or problem.kernel[-1] > most_columns or problem.stride[-1] > most_step or step > MOST_STEP:
         return (
-            f"it takes kernels of up to {most_rows} rows and {most_columns} columns with strides of up to 4 and 2,"
-            f" and here are kernel {problem.kernel} and stride {problem.stride}"
+            f"it takes kernels of up to {most_rows} rows and {most_columns} columns with strides of up to {MOST_STEP} and"
+            f" {most_step}, and here are kernel {problem.kernel} and stride {problem.stride}"
         )
     if (rows > 1 and dilation > 1) or (problem.stride[-1] > 1 and problem.dilation[-1] > 1):
         return f"rows of taps, and columns beside a stride, are neighbours, and here is a dilation of {problem.dilation}"

@@ -15,7 +15,7 @@ from numconv_numba.scalar import PAIRS
 from .emit import Emitter, check_kinds, emitter_of
 from .memory import Memory, PairMemory, stored_bytes
 
-__all__ = ["join_neighbours", "split", "spread"]
+__all__ = ["join_neighbours", "parted", "split", "spread"]
 
 _i64 = ir.IntType(64)
 
@@ -32,7 +32,7 @@ def _phase(emit: Emitter, vectors: list[Any], phase: int) -> Any:
     return result
 
 
-def _phases(emit: Emitter, vectors: list[Any]) -> list[Any]:
+def parted(emit: Emitter, vectors: list[Any]) -> list[Any]:
     """The elements of neighbouring vectors at each remainder by their number."""
     if len(vectors) == 1:
         return vectors
@@ -41,7 +41,7 @@ def _phases(emit: Emitter, vectors: list[Any]) -> list[Any]:
     pairs = list(zip(vectors[::2], vectors[1::2], strict=True))
     even = [emit.shuffle(a, b, range(0, 2 * emit.lanes, 2)) for a, b in pairs]
     odd = [emit.shuffle(a, b, range(1, 2 * emit.lanes, 2)) for a, b in pairs]
-    return [part for both in zip(_phases(emit, even), _phases(emit, odd), strict=True) for part in both]
+    return [part for both in zip(parted(emit, even), parted(emit, odd), strict=True) for part in both]
 
 
 def _clamp(builder: Any, number: Any, low: Any, high: Any) -> Any:
@@ -50,7 +50,8 @@ def _clamp(builder: Any, number: Any, low: Any, high: Any) -> Any:
 
 
 AHEAD = 8
-"""Rows that are fetched before they are copied: about as many as are copied in the time that the third-level cache takes."""
+"""Rows, also of the next plane, that are fetched before they are copied: about as many as are copied in the time that the
+third-level cache takes."""
 
 
 class _Rows:
@@ -113,7 +114,7 @@ class _Rows:
     def copy_masked(self, memory: Memory, line: Any, into: Any, y_step: Any, vector: Any, masks: list[Any]) -> None:
         """One vector of a row, in all its phases."""
         sources, targets = self.places(memory, line, into, y_step, vector)
-        for part, target in zip(_phases(self.emit, list(map(memory.load_masked, sources, masks))), targets, strict=True):
+        for part, target in zip(parted(self.emit, list(map(memory.load_masked, sources, masks))), targets, strict=True):
             self.emit.store_masked(part, target, masks[-1])
 
     def copy(self, memory: Memory, line: Any, into: Any, y_step: Any) -> None:
@@ -121,7 +122,7 @@ class _Rows:
         builder, emit, row = self.builder, self.emit, (memory, line, into, y_step)
         with cgutils.for_range_slice(builder, self.low, self.high, _i64(1)) as (vector, _):
             sources, targets = self.places(*row, vector)
-            for part, target in zip(_phases(emit, list(map(memory.load, sources))), targets, strict=True):
+            for part, target in zip(parted(emit, list(map(memory.load, sources))), targets, strict=True):
                 emit.store(part, target)
         with cgutils.for_range_slice(builder, *self.present, _i64(1)) as (side, _):
             first = builder.icmp_signed("==", side, _i64(0))
@@ -148,7 +149,7 @@ def _split(
         copies = _Rows(builder, emit, each, stored_bytes(stored), start, size, count)
         pieces = builder.sdiv(builder.add(rows, _i64(several - 1)), _i64(several))
 
-        def each_row(body: Callable[[Any, Memory, Any, Any], None]) -> None:
+        def each_row(body: Callable[[Any, Any, Memory, Any, Any], None]) -> None:
             with cgutils.for_range(builder, planes) as plane, cgutils.for_range(builder, pieces) as piece:
                 row = builder.mul(piece.index, _i64(several))
                 line = emit.at(emit.at(x, builder.mul(plane.index, x_plane)), builder.mul(row, x_row))
@@ -158,17 +159,20 @@ def _split(
                     memory: Memory = PairMemory(context, builder, emit, stored, x_row, complete)
                 else:
                     memory = Memory(context, builder, emit, stored)
-                body(row, memory, line, into)
+                body(plane.index, row, memory, line, into)
 
-        def long(row: Any, memory: Memory, line: Any, into: Any) -> None:
-            with builder.if_then(builder.icmp_signed("<", builder.add(row, _i64(AHEAD)), rows)):
-                copies.fetch(emit.at(line, emit.times(x_row, AHEAD)))
+        def long(plane: Any, row: Any, memory: Memory, line: Any, into: Any) -> None:
+            ahead, last = builder.add(row, _i64(AHEAD)), builder.icmp_signed("==", builder.add(plane, _i64(1)), planes)
+            here, beyond = builder.icmp_signed("<", ahead, rows), builder.icmp_signed("<", builder.sub(ahead, rows), rows)
+            with builder.if_then(builder.or_(here, builder.and_(beyond, builder.not_(last)))):
+                following = builder.select(here, _i64(0), builder.sub(x_plane, builder.mul(rows, x_row)))
+                copies.fetch(emit.at(line, builder.add(emit.times(x_row, AHEAD), following)))
             copies.copy(memory, line, into, y_step)
 
         with builder.if_else(builder.icmp_signed("<=", count, _i64(lanes))) as (one, many):
             with one:
                 masks = copies.masks(_i64(0))
-                each_row(lambda _, memory, line, into: copies.copy_masked(memory, line, into, y_step, _i64(0), masks))
+                each_row(lambda _, row, memory, line, into: copies.copy_masked(memory, line, into, y_step, _i64(0), masks))
             with many:
                 each_row(long)
         return context.get_dummy_value()

@@ -23,6 +23,7 @@ from .memory import Memory
 __all__ = ["Columns", "multiply"]
 
 _i64 = ir.IntType(64)
+_LINE = 64
 UNROLLED = 2
 PIECES = 5
 """Pieces that are copied together: each takes a mask register and two general ones."""
@@ -104,8 +105,8 @@ class _Tiles:
         """(channel, vector, accumulator) of a tile."""
         return ((k, v, self.slots[k][v]) for k in range(self.channels) for v in range(self.vectors))
 
-    def start(self, sums: Any, y: Any) -> None:
-        """Zero, or the sums so far; the lines of y are fetched meanwhile."""
+    def start(self, sums: Any) -> None:
+        """Zero, or the sums so far."""
         emit, builder = self.emit, self.builder
         with builder.if_else(builder.icmp_signed("!=", self.resume, _i64(0))) as (go_on, begin):
             with go_on:
@@ -114,9 +115,19 @@ class _Tiles:
             with begin:
                 for _, _, slot in self.each():
                     builder.store(emit.zero, slot)
+
+    def fetch(self, y: Any) -> None:
+        """Bring the lines of y that a tile will write: a row that begins within one ends in another."""
+        emit, builder, width = self.emit, self.builder, self.results.width
+        rows = [emit.at(y, emit.times(self.y_k, k)) for k in range(self.channels)]
         with builder.if_then(builder.icmp_signed("!=", self.finish, _i64(0))):
-            for k, v, _ in self.each():
-                emit.prefetch(emit.at(emit.at(y, emit.times(self.y_k, k)), v * self.results.width), write=True)
+            for row in rows:
+                for v in range(self.vectors):
+                    emit.prefetch(emit.at(row, v * width), write=True)
+            apart = builder.and_(builder.or_(builder.ptrtoint(y, _i64), self.y_k), _i64(_LINE - 1))
+            with builder.if_then(builder.icmp_signed("!=", apart, _i64(0))):
+                for row in rows:
+                    emit.prefetch(emit.at(row, self.vectors * width - 1), write=True)
 
     def add_term(self, w: Any, term: Any, places: list[Any]) -> None:
         """One term, whose pixels lie at these places."""
@@ -191,11 +202,15 @@ class _Tiles:
         absent = builder.icmp_unsigned("==", builder.ptrtoint(self.bias, _i64), _i64(0))
         bias_step = builder.select(absent, _i64(0), _i64(self.channels * emit.width // emit.lanes))
         self.columns.copy_all(self.count)
+        self.fetch(self.y)
         with cgutils.for_range(builder, self.tiles) as tile:
             sums = emit.at(self.sums, emit.times(tile.index, self.channels * self.vectors * emit.width))
             y = emit.at(self.y, builder.mul(tile.index, emit.times(self.y_k, self.channels)))
             w = emit.at(self.w, builder.mul(tile.index, self.w_tile))
-            self.start(sums, y)
+            self.start(sums)
+            following = builder.add(tile.index, _i64(1))
+            step = builder.select(builder.icmp_signed("<", following, self.tiles), emit.times(self.y_k, self.channels), _i64(0))
+            self.fetch(emit.at(y, step))
             self.add_terms(w)
             bad = self.store(sums, y, emit.at(self.bias, builder.mul(tile.index, bias_step)))
             builder.store(builder.or_(builder.load(flag), emit.any(bad)), flag)

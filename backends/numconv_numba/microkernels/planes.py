@@ -18,6 +18,7 @@ from numba.core import cgutils
 
 from numconv_numba.compiler import Address, Tag, intrinsic, kernel
 
+from .copies import parted
 from .emit import Emitter, check_kinds
 
 __all__ = ["Sweep", "accumulators", "column_groups", "each_plane", "forward_turns", "load_columns", "sweep", "walk"]
@@ -108,11 +109,8 @@ def _adjoint_turns(rows: int, step: int) -> list[_Turn]:
 
 
 def load_columns(emit: Emitter, place: Any, masks: Sequence[Any], count: int) -> list[Any]:
-    """The pixels that `count` neighbouring columns of taps meet: one with one mask, up to two that every second pixel is of."""
-    loaded = [emit.load_masked(emit.at(place, part * emit.width), mask) for part, mask in enumerate(masks)]
-    if len(masks) == 1:
-        return loaded
-    return [emit.shuffle(*loaded, range(t, 2 * emit.lanes, 2)) for t in range(count)]
+    """The pixels that `count` neighbouring columns of taps meet: every one with one mask, every second one with two, and so on."""
+    return parted(emit, [emit.load_masked(emit.at(place, part * emit.width), mask) for part, mask in enumerate(masks)])[:count]
 
 
 def column_groups(columns: int, step: int) -> list[range]:
