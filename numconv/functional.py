@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from .arguments import flag, freeze, geometry_options, pool_options, shape
 from .arrays import as_array
-from .dispatch import Choice, Plan, prepare, run
+from .dispatch import Chosen, Plan, prepare, run
 from .errors import ProblemError
 
 __all__ = [
@@ -118,7 +118,7 @@ def conv(
     """
     options = geometry_options(stride, padding, dilation, groups, pad_mode, flip, layout, activation)
     arrays = (x, w) if bias is None else (x, w, bias)
-    return run("conv", arrays, 0, 1, options, Choice(backend, algorithm, accuracy, dtype), out, bias is not None)
+    return run("conv", arrays, 0, 1, options, (backend, algorithm, accuracy, dtype), out, bias is not None)
 
 
 def conv_input_grad(
@@ -169,7 +169,7 @@ def conv_input_grad(
     array([[1., 3., 6., 5., 3.]])
     """
     options = geometry_options(stride, padding, dilation, groups, pad_mode, flip, layout)
-    choice = Choice(backend, algorithm, accuracy, dtype)
+    choice = (backend, algorithm, accuracy, dtype)
     return run("conv_input_grad", (grad_y, w), shape(x_shape, "x_shape"), 1, options, choice, out)
 
 
@@ -222,7 +222,7 @@ def conv_weight_grad(
     array([[[3., 6., 9.]]])
     """
     options = geometry_options(stride, padding, dilation, groups, pad_mode, flip, layout)
-    choice = Choice(backend, algorithm, accuracy, dtype)
+    choice = (backend, algorithm, accuracy, dtype)
     return run("conv_weight_grad", (grad_y, x), 1, shape(w_shape, "w_shape"), options, choice, out)
 
 
@@ -277,7 +277,7 @@ def conv_backward(
     (None, array([[[3., 6., 9.]]]), array([3.]))
     """
     options = geometry_options(stride, padding, dilation, groups, pad_mode, flip, layout)
-    choice = Choice(backend, algorithm, accuracy, dtype)
+    choice = (backend, algorithm, accuracy, dtype)
     return _backward("conv", ("conv_input_grad", (grad_y, w)), ("conv_weight_grad", (grad_y, x)), x, w, needs, options, choice, out)
 
 
@@ -302,7 +302,7 @@ def _backward(
     w: Any,
     needs: Sequence[str],
     options: tuple[Any, ...],
-    choice: Choice,
+    choice: Chosen,
     out: Any,
 ) -> ConvGrads:
     """The gradients asked for, bias and w in one pass; every check comes before any of them is computed."""
@@ -344,7 +344,8 @@ def compute_grads(
         else:
             results = plan.results([*ins, *taken], tuple([getattr(outs, name) for name in names]))
             taken += results
-        found.update(zip(names, results, strict=True))
+        for number, name in enumerate(names):
+            found[name] = results[number]
         jobs.append((plan, results, ins))
     for plan, results, ins in jobs:
         plan.compute(results, ins)
@@ -411,7 +412,7 @@ def conv_transpose(
     """
     options = geometry_options(stride, padding, dilation, groups, pad_mode, flip, layout, activation, output_padding)
     arrays = (x, w) if bias is None else (x, w, bias)
-    return run("conv_transpose", arrays, 0, 1, options, Choice(backend, algorithm, accuracy, dtype), out, bias is not None)
+    return run("conv_transpose", arrays, 0, 1, options, (backend, algorithm, accuracy, dtype), out, bias is not None)
 
 
 def conv_transpose_backward(
@@ -466,7 +467,7 @@ def conv_transpose_backward(
     (array([[3., 3.]]), array([[[3., 3., 3.]]]), array([5.]))
     """
     options = geometry_options(stride, padding, dilation, groups, pad_mode, flip, layout, None, output_padding)
-    choice = Choice(backend, algorithm, accuracy, dtype)
+    choice = (backend, algorithm, accuracy, dtype)
     for_x, for_w = ("conv_transpose_input_grad", (grad_y, w)), ("conv_transpose_weight_grad", (x, grad_y))
     return _backward("conv_transpose", for_x, for_w, x, w, needs, options, choice, out)
 
@@ -526,7 +527,7 @@ def max_pool(
     (array([[5., 7.]]), array([[1, 3]]))
     """
     options = pool_options(stride, padding, dilation, layout, ceil_mode, indices=flag(return_indices, "return_indices"))
-    return run("max_pool", (x,), 0, freeze(window, "window"), options, Choice(backend, algorithm, accuracy, dtype), out)
+    return run("max_pool", (x,), 0, freeze(window, "window"), options, (backend, algorithm, accuracy, dtype), out)
 
 
 def max_pool_backward(
@@ -576,7 +577,7 @@ def max_pool_backward(
     """
     options = pool_options(stride, padding, dilation, layout, ceil_mode, indices=indices is not None)
     arrays = (grad_y, x if indices is None else indices)
-    choice = Choice(backend, algorithm, accuracy, dtype)
+    choice = (backend, algorithm, accuracy, dtype)
     return run(
         "max_pool_backward", arrays, as_array(x, "max_pool_backward", "x").shape, freeze(window, "window"), options, choice, out
     )
@@ -625,7 +626,7 @@ def max_unpool(
     array([[[0., 5., 0., 7.]]])
     """
     options = pool_options(layout=layout, ndim=ndim)
-    choice = Choice(backend, algorithm, accuracy, dtype)
+    choice = (backend, algorithm, accuracy, dtype)
     return run("max_unpool", (y, indices), shape(x_shape, "x_shape"), 0, options, choice, out)
 
 
@@ -669,7 +670,7 @@ def max_unpool_backward(
     array([[[1., 3.]]])
     """
     options = pool_options(layout=layout, ndim=ndim)
-    choice = Choice(backend, algorithm, accuracy, dtype)
+    choice = (backend, algorithm, accuracy, dtype)
     return run("max_unpool_backward", (grad, indices), 0, 1, options, choice, out)
 
 
@@ -725,7 +726,7 @@ def avg_pool(
     array([[3. , 4.5]])
     """
     options = pool_options(stride, padding, dilation, layout, ceil_mode, count_include_pad)
-    return run("avg_pool", (x,), 0, freeze(window, "window"), options, Choice(backend, algorithm, accuracy, dtype), out)
+    return run("avg_pool", (x,), 0, freeze(window, "window"), options, (backend, algorithm, accuracy, dtype), out)
 
 
 def avg_pool_backward(
@@ -772,7 +773,7 @@ def avg_pool_backward(
     array([[1., 1., 2., 2.]])
     """
     options = pool_options(stride, padding, dilation, layout, ceil_mode, count_include_pad)
-    choice = Choice(backend, algorithm, accuracy, dtype)
+    choice = (backend, algorithm, accuracy, dtype)
     return run("avg_pool_backward", (grad_y,), shape(x_shape, "x_shape"), freeze(window, "window"), options, choice, out)
 
 
@@ -828,7 +829,7 @@ def lp_pool(
     array([[ 5., 13.]])
     """
     options = pool_options(stride, padding, dilation, layout, ceil_mode, p=p)
-    return run("lp_pool", (x,), 0, freeze(window, "window"), options, Choice(backend, algorithm, accuracy, dtype), out)
+    return run("lp_pool", (x,), 0, freeze(window, "window"), options, (backend, algorithm, accuracy, dtype), out)
 
 
 def lp_pool_backward(
@@ -875,9 +876,7 @@ def lp_pool_backward(
     array([[ 0.6  , -0.8  ,  0.385,  0.923]])
     """
     options = pool_options(stride, padding, dilation, layout, ceil_mode, p=p)
-    return run(
-        "lp_pool_backward", (grad_y, x), 1, freeze(window, "window"), options, Choice(backend, algorithm, accuracy, dtype), out
-    )
+    return run("lp_pool_backward", (grad_y, x), 1, freeze(window, "window"), options, (backend, algorithm, accuracy, dtype), out)
 
 
 def pad(
@@ -920,7 +919,7 @@ def pad(
     array([[3, 2, 1, 2, 3, 2]])
     """
     options = pool_options(layout=layout, pad_mode=mode)
-    return run("pad", (x,), 0, freeze(width, "width"), options, Choice(backend, algorithm, accuracy, dtype), out)
+    return run("pad", (x,), 0, freeze(width, "width"), options, (backend, algorithm, accuracy, dtype), out)
 
 
 def pad_backward(
@@ -961,7 +960,7 @@ def pad_backward(
     array([[   100, 101010,  10001]])
     """
     options = pool_options(layout=layout, pad_mode=mode)
-    return run("pad_backward", (grad,), 0, freeze(width, "width"), options, Choice(backend, algorithm, accuracy, dtype), out)
+    return run("pad_backward", (grad,), 0, freeze(width, "width"), options, (backend, algorithm, accuracy, dtype), out)
 
 
 def unfold(
@@ -1007,7 +1006,7 @@ def unfold(
            [2, 3, 4]])
     """
     options = pool_options(stride, padding, dilation)
-    return run("unfold", (x,), 0, freeze(window, "window"), options, Choice(backend, algorithm, accuracy, dtype), out)
+    return run("unfold", (x,), 0, freeze(window, "window"), options, (backend, algorithm, accuracy, dtype), out)
 
 
 def fold(
@@ -1050,5 +1049,5 @@ def fold(
     array([[1, 4, 6, 4]])
     """
     options = pool_options(stride, padding, dilation)
-    choice = Choice(backend, algorithm, accuracy, dtype)
+    choice = (backend, algorithm, accuracy, dtype)
     return run("fold", (columns,), shape(x_shape, "x_shape"), freeze(window, "window"), options, choice, out)

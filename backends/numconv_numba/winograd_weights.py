@@ -155,7 +155,9 @@ def _input_cycles(problem: ConvProblem, layout: _Layout) -> float:
     per_c = problem.c // problem.groups
     if layout.deep:
         return -(-per_c // channels) * deep_cycles(problem, tiles, block, channels)
-    vectors = block.pieces * block.images * per_c * math.prod(tiles.phases) * layout.rows * math.prod(block.pitch[:-2]) / shape.lanes
+    vectors = (
+        block.pieces * block.images * per_c * math.prod(tiles.phases) * layout.rows * math.prod(block.pitch[:-2]) / shape.lanes
+    )
     return pack_cycles(block, per_c) * 1.5 + vectors * host().moving * tiles.elements * 7
 
 
