@@ -12,6 +12,7 @@ import contextlib
 import importlib
 import math
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from .errors import ProblemError
 _OVERLAP_WORK = 100_000
 """Candidate solutions examined before two views count as overlapping."""
 
-__all__ = ["DeviceArray", "as_array", "check_out", "device_of", "empty", "on_line", "plain", "scratch"]
+__all__ = ["DeviceArray", "allocator", "as_array", "check_out", "device_of", "empty", "on_line", "plain", "scratch"]
 
 
 class DeviceArray:
@@ -202,6 +203,12 @@ def on_line(shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
         return np.empty(shape, dtype)
     memory = np.empty(size + LINE, np.uint8) if size < KEPT_BYTES[0] else _kept_memory(size + LINE)
     return np.ndarray(shape, dtype, memory, -memory.ctypes.data % LINE)
+
+
+def allocator(forms: list[tuple[tuple[int, ...], Any]]) -> Callable[[tuple[int, ...], Any], np.ndarray[Any, Any]]:
+    """What makes arrays of these shapes and dtypes: `on_line`, or where that would ask for nothing special NumPy itself."""
+    large = any(math.prod(shape) * dtype.itemsize >= ALIGNED_BYTES for shape, dtype in forms)
+    return on_line if large else np.empty
 
 
 class _Loan:

@@ -7,21 +7,21 @@ between threads.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from .arguments import Geometry, PoolGeometry, Request, problem_of
-from .arrays import as_array, check_out, device_of, empty, on_line, plain
+from .arrays import allocator, as_array, check_out, device_of, empty, plain
 from .context import Context, current
 from .errors import BackendUnavailableError, ProblemError
 from .plugin import np_dtype
 from .problem import DEFAULT_WORKSPACE, SHORT, ConvProblem
 from .registry import Candidate, default_registry
 
-__all__ = ["BoundPlan", "Choice", "Explanation", "Plan", "cached_plan", "find_plan", "make_request", "prepare", "run"]
+__all__ = ["BoundPlan", "Choice", "Chosen", "Explanation", "Plan", "cached_plan", "find_plan", "make_request", "prepare", "run"]
 
 # What the caller calls the arrays of a function: inputs, then outputs. A name in capitals is used as it is; the others have a batch
 # axis and follow the layout.
@@ -48,12 +48,26 @@ SIGNATURES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 
 class Choice(NamedTuple):
-    """Who computes, as the caller asked."""
+    """Who computes, as the caller asked. Calls pass a plain tuple of the same: to construct this costs half a look-up."""
 
     backend: str | None = None
     algorithm: str | None = None
     accuracy: str | None = None
     dtype: Any = None
+
+
+Chosen: TypeAlias = tuple[str | None, str | None, str | None, Any]
+Form: TypeAlias = tuple[tuple[int, ...], np.dtype[Any]]
+
+
+def forms_of(arrays: Sequence[Any]) -> list[Form] | None:
+    """The shapes and dtypes of NumPy arrays that executors take as they are; None if there are others among them."""
+    forms = []
+    for array in arrays:
+        if type(array) is not np.ndarray or not array.flags.aligned:
+            return None
+        forms.append((array.shape, array.dtype))
+    return forms
 
 
 class _Array(NamedTuple):
@@ -86,6 +100,10 @@ class Plan:
     _ins: tuple[_Array, ...]
     _outs: tuple[_Array, ...]
     _plain: bool
+    _forms: list[Form]
+    _allocate: Callable[[tuple[int, ...], Any], Any]
+    gradient_names: tuple[str, ...]
+    """The arrays of which the results are the gradients."""
 
     @classmethod
     def of(cls, request: Request, problem: Any, batchless: bool, rows: list[Candidate], executor: Any) -> Plan:
@@ -105,6 +123,9 @@ class Plan:
             ins,
             outs,
             plain,
+            [(each.shape, each.dtype) for each in ins],
+            allocator([(each.shape, each.dtype) for each in outs]),
+            tuple(each.name.removeprefix("grad_") for each in outs),
         )
 
     def __call__(self, *arrays: Any, out: Any = None) -> Any:
@@ -119,8 +140,10 @@ class Plan:
         """
         return self.execute(self.accept(arrays), out)
 
-    def accept(self, arrays: Sequence[Any], known: tuple[_Array, ...] | None = None) -> list[Any]:
+    def accept(self, arrays: Sequence[Any], known: tuple[_Array, ...] | None = None) -> Sequence[Any]:
         """The arrays of a call in a form that executors take, checked against those of the plan (or `known` ones of them)."""
+        if known is None and forms_of(arrays) == self._forms:
+            return arrays
         expected = self._ins if known is None else known
         if len(arrays) == len(expected) + 1 and arrays[-1] is None:
             arrays = arrays[:-1]
@@ -155,7 +178,7 @@ class Plan:
         """The arrays for the results: those of `out`, checked, or new ones where it is None."""
         if out is None:
             if type(ins[0]) is np.ndarray:
-                return [on_line(each.shape, each.dtype) for each in self._outs]
+                return [self._allocate(each.shape, each.dtype) for each in self._outs]
             return [empty(each.shape, each.dtype, ins[0]) for each in self._outs]
         given = list(out) if isinstance(out, tuple | list) else [out]
         if len(given) != len(self._outs):
@@ -169,25 +192,19 @@ class Plan:
             outs.append(empty(known.shape, known.dtype, ins[0]) if array is None else array)
         return outs
 
-    @property
-    def gradient_names(self) -> tuple[str, ...]:
-        """The arrays of which the results are the gradients."""
-        return _gradient_names(self._outs)
-
     def compute(self, outs: list[Any], ins: Sequence[Any]) -> None:
         """Fill `outs`."""
-        if not self._plain:
-            self._compute_with(self._executor, self._ins, outs, ins)
-            return
+        self._compute_with(self._executor, self._ins, outs, ins)
+
+    def _compute_with(self, executor: Any, known: tuple[_Array, ...], outs: list[Any], ins: Sequence[Any]) -> None:
         for array in outs:
             if type(array) is not np.ndarray:
                 outs = list(map(plain, outs))
                 break
-        self._executor(outs, ins)
-
-    def _compute_with(self, executor: Any, known: tuple[_Array, ...], outs: list[Any], ins: Sequence[Any]) -> None:
-        views = [a.canonical(v) for a, v in zip(known, ins, strict=True)]
-        executor([a.canonical(plain(v)) for a, v in zip(self._outs, outs, strict=True)], views)
+        if not self._plain:
+            outs = [a.canonical(v) for a, v in zip(self._outs, outs, strict=True)]
+            ins = [a.canonical(v) for a, v in zip(known, ins, strict=True)]
+        executor(outs, ins)
 
     def bind(self, w: Any) -> BoundPlan:
         """The plan with the weights `w` in the executor's own form; later changes of `w` are not seen.
@@ -212,26 +229,22 @@ class Plan:
         return f"<Plan {self.op}: {self.problem} -> {self.backend} {self.algorithm}>"
 
 
-@functools.lru_cache(maxsize=64)
-def _gradient_names(outs: tuple[_Array, ...]) -> tuple[str, ...]:
-    return tuple(each.name.removeprefix("grad_") for each in outs)
-
-
 class BoundPlan:
     """A plan with weights bound: call it with the other arrays."""
 
-    __slots__ = ("_executor", "_ins", "plan")
+    __slots__ = ("_executor", "_forms", "_ins", "plan")
 
     def __init__(self, plan: Plan, w: Any):
         self.plan = plan
         self._ins = tuple(a for a in plan._ins if a.name != "w")
+        self._forms = [(each.shape, each.dtype) for each in self._ins]
         bind = getattr(plan._executor, "bind", None)
         self._executor = _Bound(plan._executor, w.copy()) if bind is None else bind(w)
 
     def __call__(self, *arrays: Any, out: Any = None) -> Any:
         """Compute with the bound weights; the arrays are those of the function without w."""
         plan = self.plan
-        ins = plan.accept(arrays, self._ins)
+        ins = arrays if forms_of(arrays) == self._forms else plan.accept(arrays, self._ins)
         outs = plan.results(ins, out)
         plan._compute_with(self._executor, self._ins, outs, ins)
         return outs[0]
@@ -340,9 +353,10 @@ def explain_request(request: Request, choice: Choice, device: str) -> Explanatio
 
 @functools.lru_cache(maxsize=4096)
 def cached_plan(
-    op: str, x_shape: Any, w_shape: Any, dtype: Any, options: Any, choice: Choice, context: Context, bias: bool, device: str
+    op: str, x_shape: Any, w_shape: Any, dtype: Any, options: Any, chosen: Chosen, context: Context, bias: bool, device: str
 ) -> Plan:
     """The plan of these raw arguments; the context is an argument, so that a plan never outlives the settings it was made under."""
+    choice = Choice(*chosen)
     kind = Geometry if op.startswith("conv") else PoolGeometry
     request = make_request(op, x_shape, w_shape, dtype, kind(*options), choice, context, bias)
     problem, batchless = problem_of(request)
@@ -357,42 +371,41 @@ def cached_plan(
     return Plan.of(request, problem, batchless, rows, implementation.build(problem))
 
 
-def find_plan(op: str, x_shape: Any, w_shape: Any, dtype: Any, options: Any, choice: Choice, bias: bool, device: str) -> Plan:
+def find_plan(op: str, x_shape: Any, w_shape: Any, dtype: Any, options: Any, choice: Chosen, bias: bool, device: str) -> Plan:
     """`cached_plan` under the settings in force, with an error text for what cannot be a key."""
     try:
         return cached_plan(op, x_shape, w_shape, dtype, options, choice, current(), bias, device)
     except TypeError as error:
         if "unhashable" not in str(error):
             raise
-        raise ProblemError(f"{op}: an option is of a kind that none takes ({error}): options {options}, {choice}") from None
+        raise ProblemError(
+            f"{op}: an option is of a kind that none takes ({error}): options {options}, {Choice(*choice)}"
+        ) from None
 
 
 def prepare(
-    op: str, arrays: tuple[Any, ...], x: Any, w: Any, options: tuple[Any, ...], choice: Choice, bias: bool = False
+    op: str, arrays: tuple[Any, ...], x: Any, w: Any, options: tuple[Any, ...], choice: Chosen, bias: bool = False
 ) -> tuple[Plan, Sequence[Any]]:
     """The plan of a call, and its arrays, checked.
 
     `x` and `w` are the two shapes of a `numconv.arguments.Request`, or the positions in `arrays` of the arrays that have them.
     """
-    for array in arrays:
-        if type(array) is not np.ndarray or not array.flags.aligned:
-            return _prepare_any(op, arrays, x, w, options, choice, bias)
-    x_shape = arrays[x].shape if x.__class__ is int else x
-    w_shape = arrays[w].shape if w.__class__ is int and op in _WEIGHTED else w
+    forms = forms_of(arrays)
+    if forms is None:
+        return _prepare_any(op, arrays, x, w, options, choice, bias)
+    x_shape = forms[x][0] if x.__class__ is int else x
+    w_shape = forms[w][0] if w.__class__ is int and op in _WEIGHTED else w
     try:
-        plan = find_plan(op, x_shape, w_shape, arrays[0].dtype, options, choice, bias, "cpu")
+        plan = find_plan(op, x_shape, w_shape, forms[0][1], options, choice, bias, "cpu")
     except ProblemError:
         _check_kinds(op, _names(op, options), arrays)
         raise
-    for array, known in zip(arrays, plan._ins, strict=True):
-        # a dtype in the byte order of another machine is never the plan's own
-        if array.dtype is not known.dtype or array.shape != known.shape:
-            return _prepare_any(op, arrays, x, w, options, choice, bias)
-    return plan, arrays
+    # a dtype in the byte order of another machine is never the plan's own
+    return (plan, arrays) if forms == plan._forms else _prepare_any(op, arrays, x, w, options, choice, bias)
 
 
 def _prepare_any(
-    op: str, arrays: tuple[Any, ...], x: Any, w: Any, options: tuple[Any, ...], choice: Choice, bias: bool
+    op: str, arrays: tuple[Any, ...], x: Any, w: Any, options: tuple[Any, ...], choice: Chosen, bias: bool
 ) -> tuple[Plan, Sequence[Any]]:
     """`prepare` for arrays of any kind, and for those that do not fit."""
     ins = [as_array(array, op, name) for array, name in zip(arrays, _names(op, options), strict=False)]
@@ -416,7 +429,7 @@ def _prepare_any(
 
 
 def run(
-    op: str, arrays: tuple[Any, ...], x: Any, w: Any, options: tuple[Any, ...], choice: Choice, out: Any = None, bias: bool = False
+    op: str, arrays: tuple[Any, ...], x: Any, w: Any, options: tuple[Any, ...], choice: Chosen, out: Any = None, bias: bool = False
 ) -> Any:
     """The one door of the public functions: arrays -> plan -> result; see `prepare`."""
     plan, ins = prepare(op, arrays, x, w, options, choice, bias)

@@ -7,9 +7,10 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from numconv_numba import patches, winograd
+from numconv_numba import patches, winograd, winograd_layout, winograd_weights
 from numconv_numba.blocked import layout_for
 from numconv_numba.winograd import Winograd
+from numconv_numba.winograd_tiles import tiles_of
 from numconv_numba.winograd_weights import WinogradWeights
 
 import numconv as nc
@@ -195,6 +196,59 @@ def test_winograd_transforms_bound_weights_in_parts_where_they_would_leave_the_c
         got = np.full_like(expected, np.nan)
         Winograd().build(problem).bind(w)((got,), (x,))
         np.testing.assert_array_equal(got, expected)
+
+
+def winograd_layouts(monkeypatch, deep, budget):
+    """Layouts in which the lanes of the input's transform are channels (or else tiles), of the largest tiles in small blocks."""
+    for module in (winograd_layout, winograd_weights):
+        monkeypatch.setattr(module, "tiles_of", lambda problem: tiles_of(problem)[:1])
+        monkeypatch.setattr(module, "deep_cycles", lambda *_: -1e15 if deep else 1e15)
+    monkeypatch.setattr(winograd_layout, "BLOCK_BYTES", (budget,))
+    monkeypatch.setattr(winograd_weights, "BLOCK_BYTES", budget)
+    caches = winograd_layout.layout_for, winograd_layout.fine_layout, winograd_weights._layout
+    for each in caches:
+        each.cache_clear()
+    return caches
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "n3 c24 k20 g1 in9x7 w3x3 s1 p1 d1",
+        "n2 c34 k20 g2 in61 w3 s1 p2 d1 pad=reflect",
+        "n1 c40 k9 g1 in37x50 w3x3 s1 p1x2 d1 pad=circular",
+        "n3 c20 k24 g1 in25x22 w5x5 s1 p2 d1 flip=1",
+        "n2 c48 k17 g1 in30x33 w3x3 s1 p0 d1 layout=channels_last",
+    ],
+)
+def test_winograd_takes_tiles_or_channels_for_its_lanes(text, monkeypatch, rng):
+    """With the same bits, in blocks of any part of an image."""
+    forward, found = parse(f"conv forward f32 {text}"), []
+    arrays = [rng.standard_normal(shape, np.float32) for shape in forward.input_shapes]
+    for deep in (False, True):
+        caches = winograd_layouts(monkeypatch, deep, 96 * 1024)
+        assert winograd_layout.layout_for(forward).deep == deep
+        found += computed(Winograd(), forward, arrays)
+        for problem in (forward, forward.replace(op="weight_grad")) if deep else ():
+            check(problem, "numba", "winograd", rng=rng, integer=False)
+    np.testing.assert_array_equal(*found)
+    monkeypatch.undo()
+    for each in caches:
+        each.cache_clear()
+
+
+def test_winograd_transforms_small_images_with_the_lanes_over_channels():
+    """256 images of 8x8 in 16 channels: a vector of tiles of one channel would be three quarters empty."""
+    problem = parse("conv forward f32 n256 c16 k32 g1 in8x8 w3x3 s1 p1 d1")
+    for op in ("forward", "input_grad", "weight_grad"):
+        each = problem.replace(op=op)
+        assert (
+            nc.explain(f"conv_{op}" if op != "forward" else "conv", each.x_shape, each.w_shape, padding=1).chosen.algorithm
+            == "winograd"
+        )
+    few = parse("conv forward f32 n1 c4 k16 g1 in112x112 w3x3 s1 p1 d1")
+    assert winograd_layout.layout_for(problem).deep
+    assert not winograd_layout.layout_for(few).deep
 
 
 def test_winograd_matrices_compute_a_convolution(rng):

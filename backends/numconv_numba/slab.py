@@ -227,12 +227,12 @@ def _parts(whole: int, unit: int, fits: Callable[[int], bool]) -> int:
 
 
 # What kernels know of a block: a head, then seven entries a dimension, then the phases.
-IMAGES, IMAGE_BLOCKS, CHANNEL, BLOCKS, COMBINATIONS, EXTRA, AXES = 0, 1, 2, 3, 4, 5, 18
+IMAGES, IMAGE_BLOCKS, CHANNEL, BLOCKS, COMBINATIONS, EXTRA, AXES = 0, 1, 2, 3, 4, 5, 19
 B_SIZE, B_BLOCKS, B_PITCH, B_PHASES, B_PLACE, B_STEP, B_UNIT = range(7)
 
 
 def block_vector(block: Block, *extra: int) -> np.ndarray[Any, Any]:
-    """The vector of a block; up to thirteen numbers of the kernel's own start at EXTRA."""
+    """The vector of a block; up to fourteen numbers of the kernel's own start at EXTRA."""
     combinations = math.prod(map(len, block.phases))
     head = [block.images, block.image_blocks, block.channel, block.pieces, combinations, *extra, *[0] * (AXES - EXTRA - len(extra))]
     places: list[int] = []

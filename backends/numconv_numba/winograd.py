@@ -43,6 +43,7 @@ from .winograd_inputs import (
     copy_pixels,
     element_counts,
     fill_elements,
+    image_elements,
     inner_window,
     phase_taps,
     place_steps,
@@ -170,7 +171,8 @@ def _blocks(begin, end, args):
         n = block_image(b, ndim, block)
         if item // splits != where:
             where = item // splits
-            tiles = fill_places(pointer(tables, INT64), b[GROUP], per_c * phases * plane * size, axis_steps, g, b, block)
+            image = image_elements(per_c * phases, plane, b, tools) * size
+            tiles = fill_places(pointer(tables, INT64), b[GROUP], image, axis_steps, g, b, block)
             source = x + (n * g[xs] + group * g[xs + 1])
             transform_inputs(inputs, slabs, elements, source, per_c, 0, per_c, block, plane, g, b, tools, at)
         if group != of_group:
@@ -309,7 +311,8 @@ def _products(begin, end, args):
         block, group = where % b[BLOCKS], where // b[BLOCKS]
         if where != filled:
             filled = where
-            tiles = fill_places(pointer(tables, INT64), b[GROUP], per_c * phases * plane * size, axis_steps, g, b, block)
+            image = image_elements(per_c * phases, plane, b, tools) * size
+            tiles = fill_places(pointer(tables, INT64), b[GROUP], image, axis_steps, g, b, block)
         for element in range(count * one // parts, count * (one + 1) // parts):
             a = u + ((group * panels + panel) * count + element) * step
             source = v + (where * count + element) * b[V_STEP] * size
@@ -378,8 +381,9 @@ _kernels = Unit("winograd.kernels", lambda acc: [(winograd, (acc,)), (bind_weigh
 
 def _block_vector(problem: ConvProblem, layout: Layout) -> Any:
     taps, shape = math.prod(problem.kernel[: lead_axes(problem)]), layout.shape
-    numbers = layout.chunk, layout.kept, layout.places, taps, layout.slab_channels, *steps_of(problem, layout)
-    return block_vector(layout.block, shape.width, shape.positions, *numbers, *layout.tiles.outputs)
+    inputs = layout.inputs(problem)
+    numbers = layout.chunk, layout.kept, layout.places, taps, inputs.channels, *steps_of(problem, layout)
+    return block_vector(layout.block, shape.width, shape.positions, *numbers, *layout.tiles.outputs, inputs.tile)
 
 
 class WinogradExecutor(ForwardExecutor):
@@ -434,7 +438,7 @@ class WinogradExecutor(ForwardExecutor):
     def _shares(self, count: int) -> tuple[Any, int, int]:
         """For so many threads: how they share the phases, how many have work at most, and the bytes that they have in common."""
         problem, layout, most = self._problem, self._layout, ITEMS_OF_THREAD * count
-        unit = layout.shape.lanes if problem.layout == "channels_last" else LEAST_CHANNELS
+        unit = layout.shape.lanes if layout.deep or problem.layout == "channels_last" else LEAST_CHANNELS
         ranges = min(-(-(problem.c // problem.groups) // unit), -(-most // self._items))
         parts = min(layout.tiles.elements, -(-most // (self._items * self._panels)))
         weights, inputs, products = common_of(problem, apart(layout))

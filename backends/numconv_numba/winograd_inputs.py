@@ -1,23 +1,42 @@
-"""What Winograd's forward convolutions and weight gradients have in common: their tiles in kernels, and their transformed input."""
+"""What Winograd's forward convolutions and weight gradients have in common: their tiles in kernels, and their transformed input.
+
+The lanes of the transform of the input are tiles of a channel, read from a slab in which every element of all tiles is a row of
+neighbours; or, for small images of many channels, whose tiles would leave most lanes empty, they are channels, read from pixels
+``[pixel][channel]``, among which a table tells where the elements of each tile lie.
+"""
 
 from __future__ import annotations
 
 from .compiler import helper, invoke
-from .elements import itemsize
-from .entries import COPY, INPUT, LANES, PACK
-from .geometry import DIMS, FLIPPED, PARTS, STRIDE, WINDOW, part
+from .elements import INT64, itemsize
+from .entries import COPY, INPUT, LANES, PACK, READ_ROWS, READ_SQUARES
+from .geometry import DIMS, FLIPPED, LOW, MODE, PARTS, SIZE, STRIDE, WINDOW, part, source_index
 from .panels import tiles_along
-from .slab import B_PHASES, B_PITCH, B_STEP, CHANNEL, EXTRA, axis_entry, block_extent, block_images
+from .rows import clear
+from .scalar import address, pointer
+from .slab import (
+    B_PHASES,
+    B_PITCH,
+    B_SIZE,
+    B_STEP,
+    B_UNIT,
+    CHANNEL,
+    EXTRA,
+    axis_entry,
+    block_extent,
+    block_images,
+    block_start,
+)  # fmt: skip
 
 __all__ = [
-    "COLUMNS", "GROUP", "PANEL", "ROWS", "TAPS", "V_STEP", "copy_pixels", "element_counts", "fill_elements", "inner_window",
-    "phase_taps", "place_steps", "spread_step", "tile_extents", "transform_inputs",
+    "COLUMNS", "GROUP", "PANEL", "ROWS", "TAPS", "V_STEP", "copy_pixels", "element_counts", "fill_elements", "image_elements",
+    "inner_window", "phase_taps", "place_steps", "spread_step", "tile_extents", "transform_inputs",
 ]  # fmt: skip
 
 # A block's own numbers that both have: channels of a panel, tiles (or terms) of a register tile, taps that are summed directly,
 # channels that are packed together; elements from one element of transformed tiles to the next in the input, places of one direct
-# position; outputs of a tile.
-PANEL, GROUP, TAPS, SLAB, V_STEP, V_ROWS, ROWS, COLUMNS = (EXTRA + i for i in (0, 1, 5, 6, 7, 9, 11, 12))
+# position; outputs of a tile; elements from tile to tile of transformed input with the lanes over channels, else 0.
+PANEL, GROUP, TAPS, SLAB, V_STEP, V_ROWS, ROWS, COLUMNS, V_TILE = (EXTRA + i for i in (0, 1, 5, 6, 7, 9, 11, 12, 13))
 
 
 @helper
@@ -66,8 +85,15 @@ def fill_elements(table, g, b, size):
 
 @helper
 def place_steps(axis_steps, g, b, size):
-    """The byte distance of neighbouring places of transformed input, per dimension."""
+    """The byte distance of neighbouring places of transformed input, per dimension; returns elements from channel to channel."""
     ndim, step = g[DIMS], b[V_ROWS] * size
+    if b[V_TILE] > 0:
+        axis_steps[ndim - 1] = b[V_TILE] * size
+        if ndim > 1:
+            axis_steps[ndim - 2] = axis_steps[ndim - 1] * -(
+                -axis_entry(b, ndim, B_SIZE, ndim - 1) // axis_entry(b, ndim, B_UNIT, ndim - 1)
+            )
+        return 1
     axis_steps[ndim - 1] = size
     if ndim > 1:
         axis_steps[ndim - 2] = axis_entry(b, ndim, B_PITCH, ndim - 1) * size
@@ -75,6 +101,12 @@ def place_steps(axis_steps, g, b, size):
         axis_steps[axis] = step
         step *= axis_entry(b, ndim, B_PITCH, axis)
     return step // size
+
+
+@helper
+def image_elements(channels, plane, b, tools):
+    """Elements from image to image of transformed input, for so many channels and phases."""
+    return -(-channels // tools[LANES]) * tools[LANES] if b[V_TILE] > 0 else channels * plane
 
 
 @helper
@@ -93,10 +125,14 @@ def transform_channel(v, slab, elements, g, b, tools, at):
 
 @helper
 def transform_inputs(v, slab, elements, x, channels, begin, end, block, plane, g, b, tools, at):
-    """The transformed input of a block, [element][image][channel][phase][place], for the channels begin..end of `channels`.
+    """The transformed input of a block for the channels begin..end of `channels`.
 
+    It is [element][image][channel][phase][place], or, with the lanes over channels, [element][place][image][channel].
     `x`: the first channel in the first image of the block.
     """
+    if b[V_TILE] > 0:
+        transform_pixels(v, slab, x, channels, begin, end, block, g, b, tools, at)
+        return
     size = itemsize(at)
     count, phases = element_counts(g, b)
     for image in range(block_images(g, b, block)):
@@ -108,6 +144,93 @@ def transform_inputs(v, slab, elements, x, channels, begin, end, block, plane, g
                 for phase in range(phases):
                     target = v + ((image * channels + first + c) * phases + phase) * plane * size
                     transform_channel(target, slab + c * b[CHANNEL] * size, elements + 8 * phase * count, g, b, tools, at)
+
+
+@helper
+def read_extent(g, b, block, axis, taps):
+    """Of the positions of x that the tiles of a block read along a dimension: the first, and how many.
+
+    All of them if padding may have its values from anywhere.
+    """
+    if axis < 0:
+        return 0, 1
+    size, start = g[part(g, SIZE) + axis], block_start(b, g[DIMS], block, axis) - g[part(g, LOW) + axis]
+    if g[MODE] != 0:
+        return 0, size
+    first = min(max(start, 0), size)
+    last = start + tiles_along(g, b, block, axis) * axis_entry(b, g[DIMS], B_UNIT, axis) + taps - 1
+    return first, max(min(last, size) - first, 0)
+
+
+@helper
+def fill_pixels(table, box, width, block, g, b):
+    """The byte offset of each element of each tile, [tile][element], among the pixels of a box, behind which lies a zero.
+
+    `box`: see `read_extent`, for rows and columns; `width`: bytes of a pixel.
+    """
+    ndim, axis, filled = g[DIMS], g[DIMS] - 1, 0
+    first_row, rows, first_column, columns = box
+    column_start, lines, row_start, row_size = block_start(b, ndim, block, axis) - g[part(g, LOW) + axis], 1, 0, 1
+    if axis > 0:
+        lines = tiles_along(g, b, block, axis - 1)
+        row_start, row_size = block_start(b, ndim, block, axis - 1) - g[part(g, LOW) + axis - 1], g[part(g, SIZE) + axis - 1]
+    for line in range(lines):
+        for tile in range(tiles_along(g, b, block, axis)):
+            for i in range(b[ROWS] + inner_axis(g, 1)[2] - 1):
+                row = source_index(row_start + line * b[ROWS] + i, row_size, g[MODE])
+                for j in range(b[COLUMNS] + inner_axis(g, 0)[2] - 1):
+                    column = source_index(column_start + tile * b[COLUMNS] + j, g[part(g, SIZE) + axis], g[MODE])
+                    pixel = (row - first_row) * columns + column - first_column
+                    table[filled] = (pixel if row >= 0 and column >= 0 else rows * columns) * width
+                    filled += 1
+
+
+@helper
+def read_pixels(slab, x, box, width, channels, g, tools, at):
+    """So many channels of the pixels of a box, [pixel][channel]."""
+    axis, xs, size = g[DIMS] - 1, part(g, PARTS), itemsize(at)
+    first_row, rows, first_column, columns = box
+    c_step, column_step, row_step = g[xs + 2], g[xs + 3 + axis], g[xs + 2 + axis] if axis > 0 else 0
+    source = x + (first_row * row_step + first_column * column_step)
+    if c_step == size and column_step != size:
+        invoke(
+            tools[READ_ROWS], source, 0, channels, slab, 0, channels, columns, column_step, width, rows, row_step, columns * width
+        )  # fmt: skip
+        return
+    run, runs = columns if column_step == size else 1, rows
+    if run == columns and row_step == columns * size:
+        run, runs = rows * columns, 1
+    for one in range(runs):
+        for start in range(0, rows * columns // runs, run):
+            place, target = source + (one * row_step + start * column_step), slab + (one * columns + start) * width
+            invoke(tools[READ_SQUARES], place, c_step, channels, run, address(0), 0, target, width)
+
+
+@helper
+def transform_pixels(v, slab, x, channels, begin, end, block, g, b, tools, at):
+    """What `transform_inputs` does, with the lanes over channels."""
+    size, axis, lanes = itemsize(at), g[DIMS] - 1, tools[LANES]
+    first_row, rows = read_extent(g, b, block, axis - 1, inner_axis(g, 1)[2])
+    first_column, columns = read_extent(g, b, block, axis, inner_axis(g, 0)[2])
+    box, width, count = (first_row, rows, first_column, columns), b[SLAB] * size, element_counts(g, b)[0]
+    behind = slab + rows * columns * width
+    table = behind + width
+    clear(behind, b[SLAB], at)
+    fill_pixels(pointer(table, INT64), box, width, block, g, b)
+    _, lines, _, tiles, _ = tile_extents(g, b, block)
+    across = -(-axis_entry(b, g[DIMS], B_SIZE, axis) // axis_entry(b, g[DIMS], B_UNIT, axis))
+    for image in range(block_images(g, b, block)):
+        for first in range(begin, end, b[SLAB]):
+            read = min(b[SLAB], end - first)
+            if read % lanes > 0:
+                # stray bits could be denormal numbers, which are slow
+                clear(slab, rows * columns * b[SLAB], at)
+            read_pixels(slab, x + (image * g[part(g, PARTS)] + first * g[part(g, PARTS) + 2]), box, width, read, g, tools, at)
+            start = v + (image * image_elements(channels, 1, b, tools) + first) * size
+            for line in range(lines):
+                for tile in range(tiles):
+                    target, elements = start + (line * across + tile) * b[V_TILE] * size, table + 8 * count * (line * tiles + tile)
+                    invoke(tools[INPUT], slab, elements, -(-read // lanes), target, b[V_STEP] * size)
 
 
 @helper

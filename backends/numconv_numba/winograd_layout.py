@@ -29,7 +29,21 @@ from .slab import (
     pieces_here,
 )
 from .threads import MAX_THREADS, Areas
-from .winograd_tiles import PACKED_BYTES, Tiles, cut_tiles, direct_terms, packed_together, spread, tile_rows, tiles_of
+from .winograd_tiles import (
+    PACKED_BYTES,
+    Inputs,
+    Tiles,
+    channel_inputs_of,
+    channel_vectors,
+    cut_tiles,
+    deep_cycles,
+    direct_terms,
+    input_places,
+    inputs_of,
+    spread,
+    tile_rows,
+    tiles_of,
+)  # fmt: skip
 
 __all__ = [
     "BOUND_BYTES", "CHANNELS_AT_ONCE", "Layout", "areas_of", "common_of", "cost_of", "layout_for", "layout_here", "steps_of",
@@ -58,8 +72,8 @@ CHANNELS_AT_ONCE = 8
 class Layout(NamedTuple):
     """How a forward problem is cut.
 
-    Also channels of a pass, whether weights are kept, channels of a slab, and what places of a row of transformed input are a
-    multiple of.
+    Also channels of a pass, whether weights are kept, whether the lanes of the input's transform are channels, and what places of a
+    row of transformed input are a multiple of.
     """
 
     tiles: Tiles
@@ -67,7 +81,7 @@ class Layout(NamedTuple):
     block: Block
     chunk: int
     kept: bool
-    slab_channels: int
+    deep: bool
     row: int = 1
 
     @property
@@ -80,21 +94,22 @@ class Layout(NamedTuple):
         """Tiles of a block, rounded up to register tiles."""
         return -(-self.block.tiles // self.shape.positions) * self.shape.positions
 
-    @property
-    def plane(self) -> int:
-        """Places of a transformed channel."""
-        return self.rows * math.prod(self.block.pitch[:-2])
+    def inputs(self, problem: ConvProblem) -> Inputs:
+        """How the input of a block is packed and transformed."""
+        per_c = problem.c // problem.groups
+        if self.deep:
+            return channel_inputs_of(problem, self.tiles, self.block, per_c)
+        return inputs_of(problem, self.tiles, self.block, per_c, self.rows)
 
 
-def _layout_with(problem: ConvProblem, tiles: Tiles, budget: int, pieces: int = 1) -> Layout:
+def _layout_with(problem: ConvProblem, tiles: Tiles, budget: int, deep: bool, pieces: int = 1) -> Layout:
     """The layout with these tiles; `pieces`: blocks of all groups, as far as they have some tiles."""
     item, per_c, per_k = np_dtype(problem.acc_dtype).itemsize, problem.c // problem.groups, problem.k // problem.groups
-    terms, phases = direct_terms(problem, tiles), math.prod(tiles.phases)
+    terms = direct_terms(problem, tiles)
     width = panel_shape(problem.acc_dtype, per_k, 1 << 20).width * item
 
     def fits(block: Block) -> bool:
-        wide = math.prod(block.pitch[:-2]) * tile_rows(tiles, block, 1)
-        transformed = tiles.elements * (block.images * per_c * phases * wide * item + block.tiles * width)
+        transformed = tiles.elements * (input_places(problem, tiles, block, per_c, deep) * item + block.tiles * width)
         shared = block.pieces * problem.groups >= pieces or block.tiles <= FEW_TILES
         return transformed <= budget and block.pixels * width <= RESULT_BYTES and shared and divided(problem, block, width)
 
@@ -104,7 +119,7 @@ def _layout_with(problem: ConvProblem, tiles: Tiles, budget: int, pieces: int = 
     allowed = min(KEPT_BYTES, problem.max_workspace // MAX_THREADS - budget - RESULT_BYTES - PACKED_BYTES)
     kept = -(-per_k // shape.width) * per_c * each <= allowed and block.pieces * problem.groups > 1
     chunk = per_c if kept else min(per_c, max(1, WEIGHT_BYTES // each))
-    return Layout(tiles, shape, block, chunk, kept, packed_together(problem, block, per_c))
+    return Layout(tiles, shape, block, chunk, kept, deep)
 
 
 def apart(layout: Layout) -> Layout:
@@ -122,9 +137,7 @@ def cost_of(problem: ConvProblem, layout: Layout) -> float:
     # loads, stores and about as many multiply-adds for each element of a transform; packing and transposing. Where one block is
     # shared, both of two threads transform its input; weights that are kept, each thread transforms for itself.
     shared = 2 if pieces == 1 else 1
-    vectors = pieces * block.images * per_c * math.prod(tiles.phases) * tile_rows(tiles, block, shape.lanes) / shape.lanes
-    vectors *= math.prod(block.pitch[:-2]) * host().moving
-    inputs = shared * (pack_cycles(block, problem.c) * 2 + vectors * tiles.elements * 9.5)
+    inputs = shared * problem.groups * input_cycles(problem, layout)
     output = (tiles.elements * 1.4 + math.prod(tiles.outputs) * 1.7) * host().moving
     outputs = pieces * panels * shape.vectors * block.tiles * output
     times = 2 * problem.groups if layout.kept else pieces
@@ -134,10 +147,24 @@ def cost_of(problem: ConvProblem, layout: Layout) -> float:
     return CALL_SECONDS + 3e-6 + seconds(products * 1.05 + inputs + outputs + weights + results)
 
 
+def input_cycles(problem: ConvProblem, layout: Layout) -> float:
+    """Of packing and transforming the input of all blocks of a group."""
+    tiles, shape, block, *_ = layout
+    per_c = problem.c // problem.groups
+    if layout.deep:
+        return deep_cycles(problem, tiles, block, per_c)
+    vectors = block.pieces * block.images * per_c * math.prod(tiles.phases) * tile_rows(tiles, block, shape.lanes) / shape.lanes
+    vectors *= math.prod(block.pitch[:-2]) * host().moving
+    return pack_cycles(block, per_c) * 2 + vectors * tiles.elements * 9.5
+
+
 @functools.lru_cache(maxsize=256)
 def layout_for(problem: ConvProblem) -> Layout:
     """The layout with the least cost."""
-    candidates = (_layout_with(problem, tiles, budget) for tiles in tiles_of(problem) for budget in BLOCK_BYTES)
+    ways = (False, True) if channel_vectors(problem) else (False,)
+    candidates = (
+        _layout_with(problem, tiles, budget, deep) for tiles in tiles_of(problem) for budget in BLOCK_BYTES for deep in ways
+    )
     return min(candidates, key=lambda layout: cost_of(problem, layout))
 
 
@@ -147,7 +174,7 @@ def fine_layout(problem: ConvProblem) -> Layout:
     layout = layout_for(problem)
     if layout.block.tiles <= FEW_TILES:
         return layout
-    return _layout_with(problem, layout.tiles, min(BLOCK_BYTES), pieces_for(problem.flops / 8, MANY_PIECES))
+    return _layout_with(problem, layout.tiles, min(BLOCK_BYTES), layout.deep, pieces_for(problem.flops / 8, MANY_PIECES))
 
 
 def layout_here(problem: ConvProblem) -> Layout:
@@ -157,10 +184,10 @@ def layout_here(problem: ConvProblem) -> Layout:
 
 def steps_of(problem: ConvProblem, layout: Layout) -> tuple[int, int, int, int]:
     """V_STEP, M_STEP, V_ROWS, U_STEP."""
-    line, phases = 64 // np_dtype(problem.acc_dtype).itemsize, math.prod(layout.tiles.phases)
+    line = 64 // np_dtype(problem.acc_dtype).itemsize
     return (
         # whole vectors are stored, whose ends are overwritten by what follows: the last one goes beyond
-        spread(layout.block.images * (problem.c // problem.groups) * phases * layout.plane + layout.shape.lanes, line),
+        spread(layout.inputs(problem).places + layout.shape.lanes, line),
         spread(layout.places * layout.shape.width, line),
         layout.rows,
         spread(layout.chunk * direct_terms(problem, layout.tiles) * layout.shape.width, line),
@@ -175,7 +202,7 @@ def areas_of(problem: ConvProblem, layout: Layout, *, weights: bool = True, whol
     terms = layout.chunk * direct_terms(problem, tiles)
     tables = 8 * (layout.places + terms + elements * math.prod(tiles.phases) + problem.ndim)
     sizes = (
-        layout.slab_channels * block.channel + 2 * shape.lanes,  # tiles are read in whole vectors, beyond the last position
+        layout.inputs(problem).elements,
         elements * v_step * whole,
         elements * m_step * whole,
         block.pixels * shape.width,

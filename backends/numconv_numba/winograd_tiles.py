@@ -8,15 +8,19 @@ from typing import NamedTuple
 
 from numconv.plugin import ConvProblem, np_dtype
 
-from .microkernels.emit import lanes_of
+from .microkernels.emit import host, lanes_of
 from .slab import Block, cut, tap_positions
 
 __all__ = [
-    "Tiles", "cut_tiles", "direct_terms", "inner_taps", "lead_axes", "packed_together", "spread", "tile_rows", "tiles_of",
+    "Inputs", "Tiles", "channel_inputs_of", "channel_vectors", "cut_tiles", "deep_cycles", "direct_terms", "inner_taps",
+    "input_places", "inputs_of", "lead_axes", "spread", "tile_rows", "tiles_of",
 ]  # fmt: skip
 
 ELEMENTS = 6, 4
 """Of a tile along a dimension."""
+PIXEL_CYCLES, VECTOR_CYCLES, ENTRY_CYCLES = 5.0, 5.0, 2.0
+"""With the lanes over channels: of packing a vector of channels of a pixel, of an element of a tile for each of them, and of its
+entry in a table."""
 PACKED_BYTES = 64 * 1024
 """Packed input that is transformed in one go: it stays near the first-level cache."""
 
@@ -90,18 +94,84 @@ def tile_rows(tiles: Tiles, block: Block, lanes: int) -> int:
     return -(-rows * block.pitch[-1] // lanes) * lanes
 
 
+def channel_vectors(problem: ConvProblem) -> bool:
+    """Whether the lanes of the input's transform may be channels: all terms of a sum are channels, of the dtype of sums."""
+    return problem.ndim <= 2 and max(problem.stride) == 1 and problem.dtype == problem.acc_dtype
+
+
+class Inputs(NamedTuple):
+    """How the input of a block is packed and transformed.
+
+    Attributes
+    ----------
+    channels, elements : int
+        Channels that are packed together, and elements of their slab, the tables behind it included.
+    places : int
+        Of all transformed tiles, for one of their elements.
+    tile : int
+        From tile to tile of these; 0 where the lanes are tiles, which are neighbours.
+    """
+
+    channels: int
+    elements: int
+    places: int
+    tile: int
+
+
+def inputs_of(problem: ConvProblem, tiles: Tiles, block: Block, channels: int, rows: int) -> Inputs:
+    """For so many input channels, with the lanes over tiles; `rows`: see `tile_rows`."""
+    packed, lanes = packed_together(problem, block.channel, channels), lanes_of(problem.acc_dtype)
+    plane = rows * math.prod(block.pitch[:-2]) * math.prod(tiles.phases)
+    return Inputs(packed, packed * block.channel + 2 * lanes, block.images * channels * plane, 0)
+
+
+def channel_inputs_of(problem: ConvProblem, tiles: Tiles, block: Block, channels: int) -> Inputs:
+    """For so many input channels, with the lanes over channels."""
+    lanes, item, of_image = lanes_of(problem.acc_dtype), np_dtype(problem.acc_dtype).itemsize, block.tiles // max(block.images, 1)
+    pixels = pixels_of(problem, tiles, block) + 1
+    packed = packed_together(problem, pixels, -(-channels // lanes) * lanes, lanes)
+    tile = block.images * -(-channels // lanes) * lanes
+    tile += lanes * (tile * item % 1024 == 0)  # neighbouring tiles lie in different sets of a cache
+    return Inputs(packed, packed * pixels + tiles.elements * of_image * 8 // item, of_image * tile, tile)
+
+
+def input_places(problem: ConvProblem, tiles: Tiles, block: Block, channels: int, deep: bool) -> int:
+    """Places of the transformed tiles of a block at least, for one of their elements; `deep`: with the lanes over channels."""
+    if deep:
+        lanes = lanes_of(problem.acc_dtype)
+        return block.tiles * -(-channels // lanes) * lanes
+    lead = math.prod(block.pitch[:-2])
+    return block.images * channels * math.prod(tiles.phases) * lead * tile_rows(tiles, block, 1)
+
+
+def pixels_of(problem: ConvProblem, tiles: Tiles, block: Block) -> int:
+    """Positions of a channel of x that the tiles of a block read: all of them if padding may have its values from anywhere."""
+    if problem.pad_mode != "zeros":
+        return math.prod(problem.spatial)
+    units = zip(problem.spatial, block.size, block.unit, tiles.taps[-problem.ndim :], strict=True)
+    return math.prod(min(size, -(-q // unit) * unit + taps - 1) for size, q, unit, taps in units)
+
+
+def deep_cycles(problem: ConvProblem, tiles: Tiles, block: Block, channels: int) -> float:
+    """Of packing and transforming the input of all blocks with the lanes over channels."""
+    vectors = -(-channels // lanes_of(problem.acc_dtype)) * host().moving
+    packed = pixels_of(problem, tiles, block) * block.images * vectors * PIXEL_CYCLES
+    return block.pieces * (packed + tiles.elements * block.tiles * (vectors * VECTOR_CYCLES + ENTRY_CYCLES / max(block.images, 1)))
+
+
 def direct_terms(problem: ConvProblem, tiles: Tiles) -> int:
     """Terms of a sum between the transforms, for each input channel: phases and taps of the leading dimensions."""
     return int(math.prod(tiles.phases) * math.prod(problem.kernel[: lead_axes(problem)]))
 
 
-def packed_together(problem: ConvProblem, block: Block, channels: int) -> int:
-    """Channels of a slab: as many as stay near the first-level cache; of channels that are last whole vectors."""
-    count = PACKED_BYTES // (block.channel * np_dtype(problem.acc_dtype).itemsize)
-    if problem.layout == "channels_last":
-        lanes = lanes_of(problem.acc_dtype)
-        count = max(lanes, count // lanes * lanes)
-    return min(channels, max(1, count))
+def packed_together(problem: ConvProblem, each: int, channels: int, unit: int = 1) -> int:
+    """Channels of a slab, of `each` elements: as many as stay near the first-level cache, a multiple of `unit`.
+
+    Those that are last are counted in vectors.
+    """
+    count = PACKED_BYTES // (each * np_dtype(problem.acc_dtype).itemsize)
+    unit = lanes_of(problem.acc_dtype) if problem.layout == "channels_last" else unit
+    return min(channels, max(unit, count // unit * unit))
 
 
 def spread(size: int, line: int) -> int:

@@ -55,13 +55,28 @@ from .winograd_inputs import (
     copy_pixels,
     element_counts,
     fill_elements,
+    image_elements,
     inner_window,
     phase_taps,
     place_steps,
     tile_extents,
     transform_inputs,
 )
-from .winograd_tiles import Tiles, cut_tiles, direct_terms, lead_axes, packed_together, spread, tile_rows, tiles_of
+from .winograd_tiles import (
+    Inputs,
+    Tiles,
+    channel_inputs_of,
+    channel_vectors,
+    cut_tiles,
+    deep_cycles,
+    direct_terms,
+    input_places,
+    inputs_of,
+    lead_axes,
+    spread,
+    tile_rows,
+    tiles_of,
+)  # fmt: skip
 
 __all__ = ["WinogradWeights"]
 
@@ -78,13 +93,16 @@ LEAST_TERMS = 16
 
 
 class _Layout(NamedTuple):
-    """How a problem is cut: tiles, register tile, block, input channels of an item and of a slab, shares of the blocks."""
+    """How a problem is cut: tiles, register tile, block, input channels of an item, shares of the blocks.
+
+    `deep`: whether the lanes of the input's transform are channels.
+    """
 
     tiles: Tiles
     shape: Shape
     block: Block
     channels: int
-    slab_channels: int
+    deep: bool
     shares: int = 1
 
     @property
@@ -92,25 +110,26 @@ class _Layout(NamedTuple):
         """See `tile_rows`."""
         return tile_rows(self.tiles, self.block, self.shape.lanes)
 
-    @property
-    def plane(self) -> int:
-        """Places of a transformed channel."""
-        return self.rows * math.prod(self.block.pitch[:-2])
+    def inputs(self, problem: ConvProblem) -> Inputs:
+        """How the input of a block is packed and transformed."""
+        if self.deep:
+            return channel_inputs_of(problem, self.tiles, self.block, self.channels)
+        return inputs_of(problem, self.tiles, self.block, self.channels, self.rows)
 
 
-def _layout_with(problem: ConvProblem, tiles: Tiles) -> _Layout:
+def _layout_with(problem: ConvProblem, tiles: Tiles, deep: bool) -> _Layout:
     item, per_c, per_k = np_dtype(problem.acc_dtype).itemsize, problem.c // problem.groups, problem.k // problem.groups
-    terms, phases = direct_terms(problem, tiles), math.prod(tiles.phases)
+    terms = direct_terms(problem, tiles)
     shape = panel_shape(problem.acc_dtype, per_k, per_c * terms)
     width = shape.width * item
     channels = min(per_c, max(1, SUM_BYTES // (tiles.elements * terms * width)))
 
     def fits(block: Block) -> bool:
-        wide = math.prod(block.pitch[:-2]) * tile_rows(tiles, block, 1)
-        return tiles.elements * (block.images * channels * phases * wide * item + block.tiles * width) <= BLOCK_BYTES
+        places = input_places(problem, tiles, block, channels, deep)
+        return tiles.elements * (places * item + block.tiles * width) <= BLOCK_BYTES
 
     block = cut_tiles(problem, tiles, fits)
-    layout = _Layout(tiles, shape, block, channels, packed_together(problem, block, channels))
+    layout = _Layout(tiles, shape, block, channels, deep)
     return layout._replace(shares=_shares(problem, layout))
 
 
@@ -121,13 +140,25 @@ def _cycles(problem: ConvProblem, layout: _Layout) -> tuple[float, float]:
     panels, ranges, blocks = problem.groups * -(-per_k // shape.width), -(-per_c // channels), block.pieces
     groups, elements = -(-per_c * terms // shape.positions), tiles.elements
     products = elements * panels * blocks * groups * (block.tiles * tile_cycles(shape.vectors, shape.positions) * 1.05 + 60)
-    vectors = blocks * block.images * per_c * math.prod(tiles.phases) * layout.plane / shape.lanes * host().moving
-    inputs = panels * (pack_cycles(block, per_c) * 1.5 + vectors * elements * 7)
-    # each range packs and transforms the gradients of its panel; a single item is shared by two threads
+    inputs = panels * _input_cycles(problem, layout)
+    # each range packs and transforms the gradients of its panel; so does each of two threads that share a single item
     gradient = (elements * 3 + math.prod(tiles.outputs) * 4) * host().moving
-    gradients = max(panels * ranges, 2) * blocks * (shape.vectors * block.tiles * gradient + block.pixels * shape.width)
+    times = max(panels * ranges, 2 if layout.shares == 1 else 1) * blocks
+    gradients = times * (shape.vectors * block.tiles * gradient + block.pixels * shape.width)
     kernels = panels * shape.vectors * per_c * terms * (elements * 6 + 60) * host().moving
     return products + inputs + gradients, kernels + math.prod(problem.w_shape) * WRITE_CYCLES
+
+
+def _input_cycles(problem: ConvProblem, layout: _Layout) -> float:
+    """Of packing and transforming the input of all blocks of a group, for one panel."""
+    tiles, shape, block, channels, *_ = layout
+    per_c = problem.c // problem.groups
+    if layout.deep:
+        return -(-per_c // channels) * deep_cycles(problem, tiles, block, channels)
+    vectors = (
+        block.pieces * block.images * per_c * math.prod(tiles.phases) * layout.rows * math.prod(block.pitch[:-2]) / shape.lanes
+    )
+    return pack_cycles(block, per_c) * 1.5 + vectors * host().moving * tiles.elements * 7
 
 
 def _shares(problem: ConvProblem, layout: _Layout) -> int:
@@ -153,7 +184,9 @@ def _cost(problem: ConvProblem, layout: _Layout) -> float:
 @functools.lru_cache(maxsize=256)
 def _layout(problem: ConvProblem) -> _Layout:
     """The layout with the least cost."""
-    return min((_layout_with(problem, tiles) for tiles in tiles_of(problem)), key=lambda layout: _cost(problem, layout))
+    ways = (False, True) if channel_vectors(problem) else (False,)
+    layouts = (_layout_with(problem, tiles, deep) for tiles in tiles_of(problem) for deep in ways)
+    return min(layouts, key=lambda layout: _cost(problem, layout))
 
 
 # A block's own numbers, beside those of `winograd_inputs`: input channels of an item, shares of the blocks, outputs of a block,
@@ -247,7 +280,8 @@ def _items(begin, end, args):
         for block in range(begun, b[BLOCKS] * (share + 1) // b[SHARES]):
             source = x_c + block_image(b, ndim, block) * g[xs]
             transform_inputs(inputs, slabs, elements, source, channels, 0, channels, block, plane // size, g, b, tools, at)
-            tiles = fill_places(pointer(offsets, INT64), 1, channels * phases * plane, axis_steps, g, b, block)
+            image = image_elements(channels * phases, plane // size, b, tools) * size
+            tiles = fill_places(pointer(offsets, INT64), 1, image, axis_steps, g, b, block)
             invoke(tools[READ], tools, pixels, width, used, y_k, block, g, b)
             if summed:
                 planes, _, height, _, length = tile_extents(g, b, block)
@@ -295,7 +329,7 @@ def _steps(problem: ConvProblem, layout: _Layout) -> tuple[int, int, int]:
     line = 64 // np_dtype(problem.acc_dtype).itemsize
     rounded = -(-channels * direct_terms(problem, tiles) // shape.positions) * shape.positions
     return (
-        spread(block.images * channels * math.prod(tiles.phases) * layout.plane, line),
+        spread(layout.inputs(problem).places, line),
         spread(block.tiles * shape.width, line),
         spread(rounded * shape.width, line),
     )
@@ -303,13 +337,13 @@ def _steps(problem: ConvProblem, layout: _Layout) -> tuple[int, int, int]:
 
 def _areas(problem: ConvProblem, layout: _Layout) -> Areas:
     """A worker's scratch memory."""
-    tiles, shape, block, channels, slab_channels, _ = layout
+    tiles, shape, block, channels, *_ = layout
     item, elements = np_dtype(problem.acc_dtype).itemsize, tiles.elements
     v_step, m_step, s_step = _steps(problem, layout)
     rounded = channels * direct_terms(problem, tiles) + shape.positions
     tables = 8 * (rounded + elements * math.prod(tiles.phases) + problem.ndim + block.tiles)
     sizes = (
-        slab_channels * block.channel + 2 * shape.lanes,  # tiles are read in whole vectors, beyond the last position
+        layout.inputs(problem).elements,
         max(elements * v_step, shape.lanes**2),
         block.pixels * shape.width,
         elements * m_step,
@@ -329,6 +363,7 @@ class _Executor:
         tiles, shape, block = layout[:3]
         taps = math.prod(problem.kernel[: lead_axes(problem)])
         v_step, m_step, s_step = _steps(problem, layout)
+        inputs = layout.inputs(problem)
         self._problem = problem
         self._shares = layout.shares
         self._panels = layout.shares * problem.groups * -(-(problem.k // problem.groups) // shape.width)
@@ -341,12 +376,13 @@ class _Executor:
             layout.shares,
             block.pixels,
             taps,
-            layout.slab_channels,
+            inputs.channels,
             v_step,
             m_step,
             layout.rows,
             s_step,
             *tiles.outputs,
+            inputs.tile,
         )
         self._block = block_vector(block, shape.width, shape.positions, *numbers)
         self._areas = _areas(problem, layout)

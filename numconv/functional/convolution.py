@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from numconv.arguments import geometry_options, shape
-from numconv.dispatch import Choice, run
+from numconv.dispatch import run
 
 from .gradients import ConvGrads, backward
 
@@ -101,7 +101,7 @@ def conv(
     """
     options = geometry_options(stride, padding, dilation, groups, pad_mode, flip, layout, activation)
     arrays = (x, w) if bias is None else (x, w, bias)
-    return run("conv", arrays, 0, 1, options, Choice(backend, algorithm, accuracy, dtype), out, bias is not None)
+    return run("conv", arrays, 0, 1, options, (backend, algorithm, accuracy, dtype), out, bias is not None)
 
 
 def conv_input_grad(
@@ -152,7 +152,7 @@ def conv_input_grad(
     array([[1., 3., 6., 5., 3.]])
     """
     options = geometry_options(stride, padding, dilation, groups, pad_mode, flip, layout)
-    choice = Choice(backend, algorithm, accuracy, dtype)
+    choice = (backend, algorithm, accuracy, dtype)
     return run("conv_input_grad", (grad_y, w), shape(x_shape, "x_shape"), 1, options, choice, out)
 
 
@@ -205,7 +205,7 @@ def conv_weight_grad(
     array([[[3., 6., 9.]]])
     """
     options = geometry_options(stride, padding, dilation, groups, pad_mode, flip, layout)
-    choice = Choice(backend, algorithm, accuracy, dtype)
+    choice = (backend, algorithm, accuracy, dtype)
     return run("conv_weight_grad", (grad_y, x), 1, shape(w_shape, "w_shape"), options, choice, out)
 
 
@@ -260,5 +260,5 @@ def conv_backward(
     (None, array([[[3., 6., 9.]]]), array([3.]))
     """
     options = geometry_options(stride, padding, dilation, groups, pad_mode, flip, layout)
-    choice = Choice(backend, algorithm, accuracy, dtype)
+    choice = (backend, algorithm, accuracy, dtype)
     return backward("conv", grad_y, x, w, needs, options, choice, out)

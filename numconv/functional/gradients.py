@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from numconv.arrays import as_array
-from numconv.dispatch import Choice, Plan, prepare
+from numconv.dispatch import Chosen, Plan, prepare
 from numconv.errors import ProblemError
 
 __all__ = ["ConvGrads", "as_grads", "backward", "check_needs", "compute_grads"]
@@ -43,7 +43,7 @@ def as_grads(op: str, out: Any) -> ConvGrads:
 
 
 def backward(
-    op: str, grad_y: Any, x: Any, w: Any, needs: Sequence[str], options: tuple[Any, ...], choice: Choice, out: Any
+    op: str, grad_y: Any, x: Any, w: Any, needs: Sequence[str], options: tuple[Any, ...], choice: Chosen, out: Any
 ) -> ConvGrads:
     """The gradients of `conv` or `conv_transpose` that were asked for, bias and w in one pass."""
     name = f"{op}_backward"

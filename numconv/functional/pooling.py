@@ -7,7 +7,7 @@ from typing import Any
 
 from numconv.arguments import flag, freeze, pool_options, shape
 from numconv.arrays import as_array
-from numconv.dispatch import Choice, run
+from numconv.dispatch import run
 
 __all__ = [
     "avg_pool", "avg_pool_backward", "lp_pool", "lp_pool_backward", "max_pool", "max_pool_backward", "max_unpool",
@@ -70,7 +70,7 @@ def max_pool(
     (array([[5., 7.]]), array([[1, 3]]))
     """
     options = pool_options(stride, padding, dilation, layout, ceil_mode, indices=flag(return_indices, "return_indices"))
-    return run("max_pool", (x,), 0, freeze(window, "window"), options, Choice(backend, algorithm, accuracy, dtype), out)
+    return run("max_pool", (x,), 0, freeze(window, "window"), options, (backend, algorithm, accuracy, dtype), out)
 
 
 def max_pool_backward(
@@ -120,7 +120,7 @@ def max_pool_backward(
     """
     options = pool_options(stride, padding, dilation, layout, ceil_mode, indices=indices is not None)
     arrays = (grad_y, x if indices is None else indices)
-    choice = Choice(backend, algorithm, accuracy, dtype)
+    choice = (backend, algorithm, accuracy, dtype)
     return run(
         "max_pool_backward", arrays, as_array(x, "max_pool_backward", "x").shape, freeze(window, "window"), options, choice, out
     )
@@ -169,7 +169,7 @@ def max_unpool(
     array([[[0., 5., 0., 7.]]])
     """
     options = pool_options(layout=layout, ndim=ndim)
-    choice = Choice(backend, algorithm, accuracy, dtype)
+    choice = (backend, algorithm, accuracy, dtype)
     return run("max_unpool", (y, indices), shape(x_shape, "x_shape"), 0, options, choice, out)
 
 
@@ -213,7 +213,7 @@ def max_unpool_backward(
     array([[[1., 3.]]])
     """
     options = pool_options(layout=layout, ndim=ndim)
-    choice = Choice(backend, algorithm, accuracy, dtype)
+    choice = (backend, algorithm, accuracy, dtype)
     return run("max_unpool_backward", (grad, indices), 0, 1, options, choice, out)
 
 
@@ -269,7 +269,7 @@ def avg_pool(
     array([[3. , 4.5]])
     """
     options = pool_options(stride, padding, dilation, layout, ceil_mode, count_include_pad)
-    return run("avg_pool", (x,), 0, freeze(window, "window"), options, Choice(backend, algorithm, accuracy, dtype), out)
+    return run("avg_pool", (x,), 0, freeze(window, "window"), options, (backend, algorithm, accuracy, dtype), out)
 
 
 def avg_pool_backward(
@@ -316,7 +316,7 @@ def avg_pool_backward(
     array([[1., 1., 2., 2.]])
     """
     options = pool_options(stride, padding, dilation, layout, ceil_mode, count_include_pad)
-    choice = Choice(backend, algorithm, accuracy, dtype)
+    choice = (backend, algorithm, accuracy, dtype)
     return run("avg_pool_backward", (grad_y,), shape(x_shape, "x_shape"), freeze(window, "window"), options, choice, out)
 
 
@@ -372,7 +372,7 @@ def lp_pool(
     array([[ 5., 13.]])
     """
     options = pool_options(stride, padding, dilation, layout, ceil_mode, p=p)
-    return run("lp_pool", (x,), 0, freeze(window, "window"), options, Choice(backend, algorithm, accuracy, dtype), out)
+    return run("lp_pool", (x,), 0, freeze(window, "window"), options, (backend, algorithm, accuracy, dtype), out)
 
 
 def lp_pool_backward(
@@ -419,6 +419,4 @@ def lp_pool_backward(
     array([[ 0.6  , -0.8  ,  0.385,  0.923]])
     """
     options = pool_options(stride, padding, dilation, layout, ceil_mode, p=p)
-    return run(
-        "lp_pool_backward", (grad_y, x), 1, freeze(window, "window"), options, Choice(backend, algorithm, accuracy, dtype), out
-    )
+    return run("lp_pool_backward", (grad_y, x), 1, freeze(window, "window"), options, (backend, algorithm, accuracy, dtype), out)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from numconv.arguments import geometry_options
-from numconv.dispatch import Choice, run
+from numconv.dispatch import run
 
 from .gradients import ConvGrads, backward
 
@@ -73,7 +73,7 @@ def conv_transpose(
     """
     options = geometry_options(stride, padding, dilation, groups, pad_mode, flip, layout, activation, output_padding)
     arrays = (x, w) if bias is None else (x, w, bias)
-    return run("conv_transpose", arrays, 0, 1, options, Choice(backend, algorithm, accuracy, dtype), out, bias is not None)
+    return run("conv_transpose", arrays, 0, 1, options, (backend, algorithm, accuracy, dtype), out, bias is not None)
 
 
 def conv_transpose_backward(
@@ -128,5 +128,5 @@ def conv_transpose_backward(
     (array([[3., 3.]]), array([[[3., 3., 3.]]]), array([5.]))
     """
     options = geometry_options(stride, padding, dilation, groups, pad_mode, flip, layout, None, output_padding)
-    choice = Choice(backend, algorithm, accuracy, dtype)
+    choice = (backend, algorithm, accuracy, dtype)
     return backward("conv_transpose", grad_y, x, w, needs, options, choice, out)

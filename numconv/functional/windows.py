@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from numconv.arguments import freeze, pool_options, shape
-from numconv.dispatch import Choice, run
+from numconv.dispatch import run
 
 __all__ = ["fold", "pad", "pad_backward", "unfold"]
 
@@ -51,7 +51,7 @@ def pad(
     array([[3, 2, 1, 2, 3, 2]])
     """
     options = pool_options(layout=layout, pad_mode=mode)
-    return run("pad", (x,), 0, freeze(width, "width"), options, Choice(backend, algorithm, accuracy, dtype), out)
+    return run("pad", (x,), 0, freeze(width, "width"), options, (backend, algorithm, accuracy, dtype), out)
 
 
 def pad_backward(
@@ -92,7 +92,7 @@ def pad_backward(
     array([[   100, 101010,  10001]])
     """
     options = pool_options(layout=layout, pad_mode=mode)
-    return run("pad_backward", (grad,), 0, freeze(width, "width"), options, Choice(backend, algorithm, accuracy, dtype), out)
+    return run("pad_backward", (grad,), 0, freeze(width, "width"), options, (backend, algorithm, accuracy, dtype), out)
 
 
 def unfold(
@@ -138,7 +138,7 @@ def unfold(
            [2, 3, 4]])
     """
     options = pool_options(stride, padding, dilation)
-    return run("unfold", (x,), 0, freeze(window, "window"), options, Choice(backend, algorithm, accuracy, dtype), out)
+    return run("unfold", (x,), 0, freeze(window, "window"), options, (backend, algorithm, accuracy, dtype), out)
 
 
 def fold(
@@ -181,5 +181,5 @@ def fold(
     array([[1, 4, 6, 4]])
     """
     options = pool_options(stride, padding, dilation)
-    choice = Choice(backend, algorithm, accuracy, dtype)
+    choice = (backend, algorithm, accuracy, dtype)
     return run("fold", (columns,), shape(x_shape, "x_shape"), freeze(window, "window"), options, choice, out)
