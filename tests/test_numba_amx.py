@@ -354,7 +354,7 @@ kinds = {
 for name, (kernel, *tags) in kinds.items():
     print("kernel", name)
     with compiling():
-        print(Library.compiled(kernel.name, [kernel.part(tuple(tags))], python=True).code.get_asm_str())
+        print(Library.compiled(kernel.name, [kernel.part(tuple(tags), python=True)]).code.get_asm_str())
 """
 
 

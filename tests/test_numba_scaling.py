@@ -15,8 +15,10 @@ import numconv as nc
 from numconv.plugin import parse
 from numconv.registry import default_registry
 
-BODY = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
-REGION = ctypes.CFUNCTYPE(ctypes.c_void_p, *[ctypes.c_int64] * 5)
+INT64, POINTER = ctypes.c_int64, ctypes.c_void_p
+BODY = ctypes.CFUNCTYPE(None, POINTER, POINTER, POINTER, POINTER)
+LOOP = ctypes.CFUNCTYPE(None, *[POINTER] * 5, *[INT64] * 3)
+ASKED, SET = ctypes.CFUNCTYPE(ctypes.c_int), ctypes.CFUNCTYPE(None, ctypes.c_int)
 
 
 @pytest.fixture
@@ -24,18 +26,20 @@ def regions(monkeypatch):
     """(items, workers) of every parallel loop: the last worker's part is done first."""
     found = []
 
-    def region(function, args, team, workers, items):
-        assert workers <= team
-        found.append((items, workers))
+    def loop(body, firsts, counts, steps, data, dimensions, arrays, team):
+        workers, frame = INT64.from_address(counts).value, (INT64 * 2).from_address(data)
+        assert workers == frame[0] <= team
+        found.append((frame[1], workers))
         for worker in reversed(range(workers)):
-            begin, end = items * worker // workers, items * (worker + 1) // workers
-            if begin < end:
-                BODY(function)(begin, end, args)
+            first = INT64(INT64.from_address(firsts).value + worker * INT64.from_address(steps).value)
+            BODY(body)(ctypes.addressof(first), ctypes.addressof(INT64(1)), steps, data)
 
-    entry = REGION(region)
+    entries = LOOP(loop), ASKED(lambda: threads.MAX_THREADS), SET(lambda count: None)
+    table = np.array([ctypes.cast(each, POINTER).value for each in entries])
     monkeypatch.setattr(threads, "_launched", lambda: threads.MAX_THREADS)
-    monkeypatch.setattr(threads, "_region_address", lambda: ctypes.cast(entry, ctypes.c_void_p).value)
-    return found
+    monkeypatch.setattr(threads, "_entries", lambda: table)
+    yield found
+    del entries
 
 
 PROBLEMS = [

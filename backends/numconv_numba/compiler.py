@@ -37,7 +37,7 @@ from numba.core.errors import TypingError
 from numba.extending import NativeValue, models, register_model, unbox
 
 from . import cache
-from .parts import Helper, Library, PartCompiler, compiling
+from .parts import Helper, Library, Part, PartCompiler, compiling
 from .tags import Tag, TagType
 
 __all__ = [
@@ -180,6 +180,13 @@ class Statistics:
         return Statistics(*map(operator.add, astuple(self), astuple(other)))
 
 
+Members = Callable[..., Iterable[tuple["Kernel", tuple[Any, ...]]]]
+
+
+def _nobody(*tags: Any) -> tuple[()]:
+    return ()
+
+
 class Unit:
     """Kernels that are needed together, compiled by one run of the compiler into one file on disk.
 
@@ -187,24 +194,21 @@ class Unit:
     ----------
     name : str
         Unique in the package.
-    members : callable
-        Of the unit's tags: each kernel with its own tags.
-    python : bool, default False
-        Whether the kernels are called from Python, rather than by their addresses.
+    native : callable
+        Of the unit's tags: each kernel that is called by its address, with its own tags.
+    called : callable
+        The same of those that are called from Python.
     """
 
-    def __init__(
-        self, name: str, members: Callable[..., Iterable[tuple[Kernel, tuple[Any, ...]]]], *, python: bool = False
-    ) -> None:
+    def __init__(self, name: str, native: Members = _nobody, *, called: Members = _nobody) -> None:
         self.name = name
         self.statistics = Statistics()
-        self._members = members
-        self._python = python
+        self._native, self._called = native, called
         self._functions: dict[str, tuple[Any, ...]] = {}
         _units.append(self)
 
     def functions(self, *tags: Any) -> tuple[Any, ...]:
-        """The compiled kernels for these tags, or the addresses of their native entries, for `invoke`."""
+        """For these tags, those that are called from Python, compiled; then the addresses of the others, for `invoke`."""
         key = repr(tags)  # unlike the tags themselves, it tells 1 from True
         found = self._functions.get(key)
         if found is None:
@@ -213,20 +217,22 @@ class Unit:
         return found
 
     def _made(self, tags: tuple[Any, ...]) -> tuple[Any, ...]:
-        start, members = time.perf_counter(), [*self._members(*tags)]
+        start, called, native = time.perf_counter(), [*self._called(*tags)], [*self._native(*tags)]
+        members = [*called, *native]
         signatures = [str(kernel.signature(own)) for kernel, own in members]
-        file = cache.file_of(self.name, (self._python, *signatures), {kernel.source for kernel, _ in members})
+        file = cache.file_of(self.name, (len(called), *signatures), {kernel.source for kernel, _ in members})
         library = cache.load(file)
         missed = library is None
         if library is None:
             with compiling():
-                library = Library.compiled(self.name, [kernel.part(own) for kernel, own in members], python=self._python)
+                parts = [kernel.part(own, python=i < len(called)) for i, (kernel, own) in enumerate(members)]
+                library = Library.compiled(self.name, parts)
             cache.save(file, library)
         self._count(tags, missed, time.perf_counter() - start)
-        found = library.functions()
-        if self._python:
-            return tuple(functools.partial(each, *[None] * len(own)) for each, (_, own) in zip(found, members, strict=True))
-        return found
+        functions = library.functions()
+        # tags are parameters too, of which nothing is read
+        bound = [functools.partial(each, *[None] * len(own)) for each, (_, own) in zip(functions, called, strict=False)]
+        return (*bound, *functions[len(bound) :])
 
     def _count(self, tags: tuple[Any, ...], missed: bool, seconds: float) -> None:
         self.statistics += Statistics(1, not missed, missed, missed * seconds)
@@ -243,21 +249,27 @@ class Kernel:
         ``module.function``, unique in the package.
     source : str
         The file that defines it.
+    emitted : bool
+        Whether an intrinsic emits its code as the processor shall run it, which LLVM then leaves as it is.
     """
 
-    def __init__(self, function: Callable[..., int | None], **options: Any) -> None:
+    def __init__(self, function: Callable[..., int | None], *, emitted: bool = False, **options: Any) -> None:
         self.name = f"{function.__module__.removeprefix(f'{__package__}.')}.{function.__name__}"
         self.source = function.__code__.co_filename
+        self.emitted = emitted
         annotations = [p.annotation for p in inspect.signature(function, eval_str=True).parameters.values()]
         self._tags = annotations.count(Tag)
         if Tag in annotations[self._tags :]:
             raise TypeError(f"kernel {self.name}: parameters annotated Tag come first")
         self._runtime = tuple(_PARAMETERS[annotation] for annotation in annotations[self._tags :])
         self._dispatcher = helper(function, **options)
-        self._called, self._native = (Unit(self.name, lambda *tags: [(self, tags)], python=python) for python in (True, False))
+        self._called, self._native = Unit(self.name, called=self._alone), Unit(self.name, self._alone)
 
     def __repr__(self) -> str:
         return f"Kernel({self.name})"
+
+    def _alone(self, *tags: Any) -> list[tuple[Kernel, tuple[Any, ...]]]:
+        return [(self, tags)]
 
     @property
     def statistics(self) -> Statistics:
@@ -291,18 +303,18 @@ class Kernel:
             raise TypeError(f"kernel {self.name} has {self._tags} tags, not {len(tags)}")
         return (*map(TagType, tags), *self._runtime)
 
-    def part(self, tags: tuple[Any, ...]) -> Any:
-        """Numba's CompileResult for these tags, of which the library is a part: see `parts`."""
+    def part(self, tags: tuple[Any, ...], *, python: bool) -> Part:
+        """What a library is made of, for these tags."""
         signature = self.signature(tags)
         self._dispatcher.compile(signature)
-        return self._dispatcher.overloads[signature]
+        return Part(self._dispatcher.overloads[signature], python, self.emitted)
 
 
 _units: list[Unit] = []
 
 
 def kernel(function: Callable[..., int | None] | None = None, **options: Any) -> Any:
-    """Decorate a kernel: see the module's text. Options are those of `numba.njit`."""
+    """Decorate a kernel: see the module's text and `Kernel`. Other options are those of `numba.njit`."""
     return functools.partial(kernel, **options) if function is None else Kernel(function, **options)
 
 

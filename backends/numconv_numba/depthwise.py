@@ -19,13 +19,14 @@ from numconv.plugin import ConvProblem, Verdict, np_dtype
 
 from .activations import ACTIVATIONS, activate_rows
 from .blocked import CALL_SECONDS, seconds
-from .compiler import Address, Tag, helper, invoke, kernel
+from .compiler import Address, Tag, Unit, helper, invoke, kernel
 from .dense import Adjoint, DenseImplementation, Part, accumulated, fill, redo
 from .depthwise_plans import cycles_of, layout_for, schedule
 from .direct import MEASURED_ERROR
 from .elements import INT64, itemsize, same
 from .geometry import DIMS, FLIPPED, GROUPS, MODE, OPTION, OUTPUT, PARTS, PER_C, PER_K, WINDOW, conv_vectors, part
 from .microkernels import sliding as job_of
+from .microkernels.emit import host, lanes_of
 from .microkernels.rolling import roll
 from .microkernels.sliding import slide
 from .rows import finish_row
@@ -264,7 +265,34 @@ def depthwise(
     parallel_for(region, workers, items, _bands, args)
 
 
+_kernels = Unit(
+    "depthwise.kernels",
+    lambda dtype, out, acc, lanes: [
+        (slide, ((*tile, lanes, False), (acc, each))) for each in dict.fromkeys((out, acc)) for tile in host().sliding_tiles
+    ],
+    called=lambda dtype, out, acc, lanes: [(depthwise, (dtype, out, acc))],
+)
+
+
 # --- the implementation --------------------------------------------------------------------------------------------------------
+
+
+def _functions(problem: ConvProblem, lanes: int) -> tuple[Any, ...]:
+    """The driver, and all of the host's tiles that slide: first those that write results, then those that write sums."""
+    return _kernels.functions(problem.dtype, problem.out_dtype, problem.acc_dtype, lanes)
+
+
+def _tiles(problem: ConvProblem, layout: Any) -> list[int]:
+    """The addresses of the tiles of a layout: that which writes results, and that which writes sums."""
+    acc, places = problem.acc_dtype, host().sliding_tiles
+    if layout.rolling:
+        shape = layout.vectors, layout.kernel_rows, layout.lag, layout.lanes
+        return [roll.address(shape, (acc, dtype)) for dtype in (problem.out_dtype, acc)]
+    if layout.phase_rows < layout.rows:
+        few = layout.rows, layout.vectors, layout.lanes, True
+        return [slide.address(few, (acc, dtype)) for dtype in (problem.out_dtype, acc)]
+    found, first = _functions(problem, layout.lanes)[1:], places.index((layout.rows, layout.vectors))
+    return [found[first], found[first - len(places)]]  # the same where results are sums
 
 
 class _Part:
@@ -286,12 +314,8 @@ class _Part:
         self._vectors = conv_vectors(problem, ACTIVATIONS[problem.activation])
         places = [phase * layout.pitch + place for phase, place in column_places(problem, layout.columns)]
         rows = schedule(layout.rows, layout.lag, layout.kernel_rows, layout.columns, layout.extra)
-        tile, shape = slide, [layout.rows, layout.vectors, layout.lanes]
-        if layout.rolling:
-            tile, shape = roll, [layout.vectors, layout.kernel_rows, layout.lag, layout.lanes]
-        tiles = [tile.address(tuple(shape), (problem.acc_dtype, dtype)) for dtype in (problem.out_dtype, problem.acc_dtype)]
         self._tables = [
-            layout_vector(problem, layout), entry_table(problem, *tiles), np.array(places, np.int64) * item,
+            layout_vector(problem, layout), entry_table(problem, *_tiles(problem, layout)), np.array(places, np.int64) * item,
             np.array(rows, np.int64) * np.array([1, 1, 1, item, 1, 1]),
         ]  # fmt: skip
         self._fixed = [table.ctypes.data for table in self._tables]
@@ -318,7 +342,7 @@ class _Kernel:
         self._work = problem.flops / 2
         self._acc = np_dtype(problem.acc_dtype)
         self._areas = _areas(parts)
-        self._kernel = depthwise.specialise(problem.dtype, problem.out_dtype, problem.acc_dtype)
+        self._kernel = _functions(problem, lanes_of(problem.acc_dtype))[0]
         self._made: dict[tuple[Strides, ...], tuple[Any, list[Any]]] = {}
 
     def __call__(self, x: Any, w: Any, bias: Sequence[Any], y: Any) -> bool:

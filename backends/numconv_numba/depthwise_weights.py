@@ -18,7 +18,7 @@ import numpy as np
 from numconv.plugin import ConvProblem, Implementation, Verdict, np_dtype
 
 from .blocked import CALL_SECONDS, seconds
-from .compiler import Address, Tag, helper, invoke, kernel
+from .compiler import Address, Tag, Unit, helper, invoke, kernel
 from .depthwise import SCATTERED_CYCLES, is_scattered
 from .direct import MEASURED_ERROR
 from .direct_gradients import added
@@ -71,6 +71,8 @@ __all__ = ["DepthwiseWeights"]
 
 GRADIENT_BYTES = 512 * 1024
 """The sums of a group, for all its taps."""
+USUAL = (3, 3), (3, 7), (3, 8), (4, 6)
+"""Tiles of kernels with 3 and 7 columns, and of wide ones: rows and columns. They are compiled with the driver."""
 
 
 class _Plan(NamedTuple):
@@ -125,17 +127,21 @@ def _cycles(problem: ConvProblem, plan: _Plan) -> float:
     return _units(problem, layout) / layout.bands * (products + slices_of(problem) * strips * packing_cycles(layout))
 
 
+def _fits(rows: int, columns: int) -> bool:
+    """Whether the registers hold a tile."""
+    return rows * (columns + 1) + 1 < host().registers
+
+
 @functools.lru_cache(maxsize=256)
 def plan_for(problem: ConvProblem) -> _Plan:
     """The plan of a problem: the tile that needs the fewest cycles."""
     forward = problem.replace(op="forward", bias="", flip=False)
-    registers = host().registers
     plans = []
     for vectors in (1, 2, 4) if problem.ndim == 1 else (1,):
         layout = layout_with(forward, False, 1, vectors)
         most = -(-layout.reached // layout.lag)
         shapes = itertools.product(range(1, min(most, 8) + 1), range(1, min(layout.columns, 12) + 1))
-        plans += [_tiled(problem, layout, *shape) for shape in shapes if shape[0] * (shape[1] + 1) + 1 < registers]
+        plans += [_tiled(problem, layout, *shape) for shape in shapes if _fits(*shape)]
     return min(plans, key=lambda plan: _cycles(problem, plan))
 
 
@@ -302,6 +308,18 @@ def depthwise_weights(
     )  # fmt: skip
 
 
+def _usual() -> list[tuple[int, int]]:
+    """Those of `USUAL` that fit the registers."""
+    return [shape for shape in USUAL if _fits(*shape)]
+
+
+_kernels = Unit(
+    "depthwise_weights.kernels",
+    lambda dtype, acc, lanes: [(correlate, ((*shape, lanes), acc)) for shape in _usual()],
+    called=lambda dtype, acc, lanes: [(depthwise_weights, (dtype, acc))],
+)
+
+
 # --- the implementation --------------------------------------------------------------------------------------------------------
 
 
@@ -334,12 +352,14 @@ class _Executor:
         self._tables = [np.array(table, np.int64) for table in (columns, plan.row_tiles, plan.column_tiles)]
         self._block = layout_vector(problem, layout)
         taps = math.prod(problem.kernel[-2:])
-        tile = plan.rows, plan.columns, layout.lanes
-        counts = len(plan.row_tiles), len(plan.column_tiles), sum_places(*tile), taps, int(problem.bias == "y")
+        each = sum_places(plan.rows, plan.columns, layout.lanes)
+        counts = len(plan.row_tiles), len(plan.column_tiles), each, taps, int(problem.bias == "y")
         self._plan = np.array([plan.parts, plan.rows, plan.columns, *counts], np.int64)
         self._areas = _areas(problem, plan)
-        self._entries = entry_table(problem, correlate.address(tile, problem.acc_dtype))
-        self._kernel = depthwise_weights.specialise(problem.dtype, problem.acc_dtype)
+        self._kernel, *tiles = _kernels.functions(problem.dtype, problem.acc_dtype, layout.lanes)
+        shape, usual = (plan.rows, plan.columns), dict(zip(_usual(), tiles, strict=True))
+        tile = usual.get(shape) or correlate.address((*shape, layout.lanes), problem.acc_dtype)
+        self._entries = entry_table(problem, tile)
 
     def __call__(self, outs: Any, ins: Any) -> None:
         """Compute."""

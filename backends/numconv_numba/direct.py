@@ -6,6 +6,7 @@ kernels serve every level. A row of results stays in the first-level cache while
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -139,14 +140,19 @@ class _Executor:
     """One direct convolution: the compiled kernel, the vectors of its problem, the number of work items."""
 
     def __init__(self, problem: ConvProblem):
-        compiled = {"forward": forward, "input_grad": input_grad, "weight_grad": weight_grad}[problem.op]
         option = problem.level == "strict" if problem.op == "weight_grad" else ACTIVATIONS[problem.activation]
-        self._kernel = compiled.specialise(problem.dtype, problem.out_dtype, problem.acc_dtype)
+        self._dtypes = problem.dtype, problem.out_dtype, problem.acc_dtype
         self._vectors = conv_vectors(problem, int(option))
         self._work = problem.flops * 2  # rows are about four times as slow as register tiles
         self._items = {"forward": _row_items, "input_grad": _row_items, "weight_grad": _tap_items}[problem.op](problem)
         self._problem = problem
         self._acc = np_dtype(problem.acc_dtype)
+
+    @functools.cached_property
+    def _kernel(self) -> Any:
+        """Compiled when it is called first: others have an executor for the gradient of the bias alone."""
+        compiled = {"forward": forward, "input_grad": input_grad, "weight_grad": weight_grad}[self._problem.op]
+        return compiled.specialise(*self._dtypes)
 
     def __call__(self, outs: Any, ins: Any) -> None:
         if not self._items:
@@ -176,7 +182,7 @@ class _Executor:
         problem, on_y = self._problem, self._problem.bias == "y"
         channels = problem.k if on_y else problem.c
         sums = bias if bias.flags.c_contiguous else np.empty_like(bias)
-        compiled = bias_grad.specialise(problem.dtype, problem.out_dtype, problem.acc_dtype)
+        compiled = bias_grad.specialise(*self._dtypes)
         where = (OUTPUT, PARTS + 2) if on_y else (SIZE, PARTS)
         source, vector = y if on_y else x, self._vectors(x.strides, w.strides, y.strides)
         run(compiled, channels, source.size, source, sums, *where, channels // problem.groups, vector)

@@ -21,7 +21,7 @@ import numpy as np
 from numconv.plugin import ConvProblem, Verdict, np_dtype
 
 from .blocked import CALL_SECONDS, array_origin, depth_of, most_workers, parts_for, seconds, window_steps
-from .compiler import Address, Tag, helper, invoke, kernel
+from .compiler import Address, Tag, Unit, helper, invoke, kernel
 from .dense import DenseImplementation, ForwardExecutor, Weights
 from .direct import MEASURED_ERROR
 from .elements import INT64, itemsize
@@ -295,6 +295,9 @@ def pack_tiles(
     parallel_for(region, workers, items, _tiles, (at, pointer(tools, INT64), w, target, pointer(g, INT64), pointer(b, INT64)))
 
 
+_kernels = Unit("implicit_gemm.kernels", called=lambda out, acc: [(implicit_gemm, (out, acc)), (pack_tiles, (acc,))])
+
+
 # --- the implementation --------------------------------------------------------------------------------------------------------
 
 
@@ -346,7 +349,7 @@ class GemmExecutor(ForwardExecutor):
         numbers = layout.chunk, len(self._taps), layout.depth, layout.layers
         self._block = block_vector(block, tile.channels, tile.vectors, *numbers)
         self._tools = self.tools(block.step[-1])
-        self._kernel = implicit_gemm.specialise(problem.out_dtype, problem.acc_dtype)
+        self._kernel, self._pack = _kernels.functions(problem.out_dtype, problem.acc_dtype)
 
     def tools(self, phases: int) -> Any:
         """What the kernel calls by address; `phases`: of a row of the slab."""
@@ -363,11 +366,10 @@ class GemmExecutor(ForwardExecutor):
 
     def packed(self, w: Any) -> Weights:
         """w in tiles."""
-        problem, rows = self._problem, self._problem.groups * self._tiles
+        rows = self._problem.groups * self._tiles
         packed = np.empty(rows * self._tile.channels * self._terms, self._acc)
-        tools = tools_for(problem.dtype, problem.acc_dtype, self._tile.lanes, factor=self._factor, packs=True)
         vector = self._vectors((0,) * w.ndim, w.strides, (0,) * w.ndim)
-        run(pack_tiles.specialise(problem.acc_dtype), rows, packed.size, tools, w, packed, vector, self._block)
+        run(self._pack, rows, packed.size, self._tools, w, packed, vector, self._block)
         return Weights(packed, w.strides, True)
 
     def _steps(self, w: Weights) -> tuple[int, int, int, int, int]:

@@ -1,9 +1,10 @@
 """Numba's pipeline with less in it, and ended in another way: functions become parts, and parts one library of machine code.
 
 Numba optimises a called function by itself and makes machine code of it, then links it into its caller, where all is done again,
-level by level. Here a function is lowered to LLVM code and waits: a library links its parts once, and is optimised as a whole. Most
-of the time is still Numba's own, in Python: the passes over a function, and the types of its calls, of which the first are those
-that plain scalar code needs, and the others are remembered. A library loaded from disk is machine code alone.
+level by level. Here a function is lowered to LLVM code and waits: a library links its parts once, and is optimised as a whole; code
+that was emitted as the processor shall run it is left as it is. Most of the time is still Numba's own, in Python: the passes over a
+function, and the types of its calls, of which the first are those that plain scalar code needs, and the others are remembered. A
+library loaded from disk is machine code alone.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import pickle
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+from llvmlite import binding as llvm
 from numba import _dynfunc, types  # type: ignore[attr-defined]
 from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import CompilerBase, DefaultPassBuilder
+from numba.core.compiler import CompilerBase
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.compiler_machinery import PassManager, register_pass
 from numba.core.registry import CPUDispatcher, cpu_target
@@ -26,7 +28,6 @@ from numba.core.typed_passes import (
     AnnotateTypes,
     IRLegalization,
     NativeLowering,
-    NativeParforLowering,
     NoPythonBackend,
     NopythonTypeInference,
     PreLowerStripPhis,
@@ -35,7 +36,7 @@ from numba.core.untyped_passes import FixupArgs, GenericRewrites, IRProcessing, 
 
 from .tags import TagBranches
 
-__all__ = ["Entry", "Helper", "Library", "PartCompiler", "compiling"]
+__all__ = ["Entry", "Helper", "Library", "Part", "PartCompiler", "compiling"]
 
 
 class _Part(JITCodeLibrary):
@@ -50,7 +51,7 @@ class _Part(JITCodeLibrary):
         self._finalized = True
 
 
-class _Whole(JITCodeLibrary):
+class _Linked(JITCodeLibrary):
     """What is linked of parts."""
 
     def add_linking_library(self, library: Any) -> None:
@@ -60,6 +61,39 @@ class _Whole(JITCodeLibrary):
             if isinstance(library, _Part):
                 for called in library._linking_libraries:
                     self.add_linking_library(called)
+
+
+class _Emitted(_Linked):
+    """What is linked of parts whose code was emitted as the processor shall run it."""
+
+    def finalize(self) -> None:
+        """Link and optimise, and make no machine code.
+
+        LLVM cleans up, without unrolling loops that are unrolled already, or looking for vectors where all are: that took most of
+        the time, and made no kernel faster.
+        """
+        for library in self._linking_libraries:
+            self._final_module.link_in(library._get_module_for_linking(), preserve=True)
+        options = llvm.create_pipeline_tuning_options(speed_level=1)
+        options.loop_unrolling = options.loop_vectorization = options.slp_vectorization = False
+        passes = llvm.create_pass_builder(self._codegen._tm, options)
+        passes.getModulePassManager().run(self._final_module, passes)
+        self._finalized = True
+
+
+class _Whole(_Linked):
+    """The library: what is linked of other parts, optimised as Numba does, and beside it what was emitted."""
+
+    def __init__(self, codegen: Any, name: str):
+        super().__init__(codegen, name)
+        self.emitted = _Emitted(codegen, name)
+
+    def _optimize_final_module(self) -> None:
+        if self._linking_libraries:
+            super()._optimize_final_module()
+        if self.emitted._linking_libraries:
+            self.emitted.finalize()
+            self._final_module.link_in(self.emitted._final_module)
 
 
 @register_pass(mutates_CFG=False, analysis_only=True)
@@ -74,14 +108,15 @@ class _Deletions(IRLegalization):
         return True
 
 
-class _IntoPart:
-    """What lowering into a part adds to a lowering pass of Numba's."""
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _Lowering(NativeLowering):
+    _name = "numconv_lowering"
 
     def run_pass(self, state: Any) -> bool:
-        """Lower, and let callers find the function, which has no machine code of its own."""
+        """Lower into a part, and let callers find the function, which has no machine code of its own."""
         state.library = _Part(state.targetctx.codegen(), state.func_id.func_qualname)
         state.flags.no_compile = True
-        super().run_pass(state)  # type: ignore[misc]
+        super().run_pass(state)
         lowered = state["cr"]
         # callers find it by the identity of this object, which nobody calls
         entry = _dynfunc.make_function(lowered.fndesc.lookup_module(), lowered.fndesc.qualname, "", 0, lowered.env, ())
@@ -90,18 +125,7 @@ class _IntoPart:
         return True
 
 
-@register_pass(mutates_CFG=True, analysis_only=False)
-class _Lowering(_IntoPart, NativeLowering):
-    _name = "numconv_lowering"
-
-
-@register_pass(mutates_CFG=True, analysis_only=False)
-class _ParforLowering(_IntoPart, NativeParforLowering):
-    _name = "numconv_parfor_lowering"
-
-
-_INSTEAD = {NativeLowering: _Lowering, NativeParforLowering: _ParforLowering}
-_SERIAL = (
+_PASSES = (
     TranslateByteCode,
     FixupArgs,
     TagBranches,
@@ -165,15 +189,10 @@ class PartCompiler(CompilerBase):
         super().__init__(_typing_context, _Context(target_context), *rest)
 
     def define_pipelines(self) -> list[Any]:
-        """For parallel loops the usual one, with another end; else what helpers need of it."""
-        if self.state.flags.auto_parallel.enabled:
-            passes = DefaultPassBuilder.define_nopython_pipeline(self.state)
-            passes.passes = [(_INSTEAD.get(each, each), text) for each, text in passes.passes]
-            passes._finalized = False
-        else:
-            passes = _Passes("part")
-            for each in _SERIAL:
-                passes.add_pass(each, each.__name__)
+        """What functions on addresses and numbers need of Numba's."""
+        passes = _Passes("part")
+        for each in _PASSES:
+            passes.add_pass(each, each.__name__)
         passes.finalize()
         return [passes]
 
@@ -204,6 +223,24 @@ def compiling() -> Iterator[None]:
             gc.enable()
 
 
+class Part(NamedTuple):
+    """A function that a library is made of.
+
+    Attributes
+    ----------
+    result : CompileResult
+        Of `PartCompiler`.
+    python : bool
+        Whether it is called from Python, without the GIL, rather than as C functions are.
+    emitted : bool
+        Whether its code was emitted as the processor shall run it.
+    """
+
+    result: Any
+    python: bool
+    emitted: bool
+
+
 class Entry(NamedTuple):
     """How a function of a library is reached: the name of a C function, or what a callable of Python is made from."""
 
@@ -212,52 +249,49 @@ class Entry(NamedTuple):
 
 
 class Library(NamedTuple):
-    """Machine code, its entries, and what to call before they are used: a parallel loop needs Numba's threads."""
+    """Machine code, and its entries."""
 
     code: Any
     entries: tuple[Entry, ...]
-    starts: tuple[Any, ...]
 
     @classmethod
     @global_compiler_lock
-    def compiled(cls, name: str, parts: Iterable[Any], *, python: bool) -> Library:
-        """Of the results of `PartCompiler`, to be called from `python`, without the GIL, or as C functions are."""
+    def compiled(cls, name: str, parts: Iterable[Part]) -> Library:
+        """Of these parts."""
         context = cpu_target.target_context
         code = _Whole(context.codegen(), name)
         code.enable_object_caching()
-        entries, starts = [], set()
-        for part in parts:
-            starts.update(part.reload_init)
-            code.add_linking_library(part.library)
+        entries = []
+        for result, python, emitted in parts:
+            function, own = result.fndesc, code.emitted if emitted else code
+            own.add_linking_library(result.library)
             if python:
-                context.create_cpython_wrapper(code, part.fndesc, part.environment, part.call_helper, release_gil=True)
-                part.fndesc.typemap = part.fndesc.calltypes = None  # can't be pickled, and are done with
-                entries.append(Entry(part.fndesc.llvm_cpython_wrapper_name, (part.fndesc, part.environment)))
+                context.create_cpython_wrapper(own, function, result.environment, result.call_helper, release_gil=True)
+                function.typemap = function.calltypes = None  # can't be pickled, and are done with
+                entries.append(Entry(function.llvm_cpython_wrapper_name, (function, result.environment)))
             else:
-                context.create_cfunc_wrapper(code, part.fndesc, part.environment, part.call_helper)
-                entries.append(Entry(part.fndesc.llvm_cfunc_wrapper_name, None))
+                context.create_cfunc_wrapper(own, function, result.environment, result.call_helper)
+                entries.append(Entry(function.llvm_cfunc_wrapper_name, None))
         code.finalize()
-        return cls(code, tuple(entries), tuple(starts))
+        return cls(code, tuple(entries))
 
     def dumped(self) -> bytes:
         """For `loaded`."""
-        return bytes(dumps((self.code.name, self.code._get_compiled_object(), self.entries, self.starts)))
+        return bytes(dumps((self.code.name, self.code._get_compiled_object(), self.entries)))
 
     @classmethod
     def loaded(cls, content: bytes) -> Library:
         """What was dumped."""
-        name, machine_code, entries, starts = pickle.loads(content)
+        name, machine_code, entries = pickle.loads(content)
         context = cpu_target.target_context
         rtsys.initialize(context)  # all of Numba that machine code may need; to compile, far more is imported
-        for start in starts:
-            start()
         code = context.codegen().create_library(name)
         code.enable_object_caching()
         code._set_compiled_object(machine_code)
         code._finalize_final_module()
         # Numba asks this set before it looks for a symbol
         code.codegen._engine._defined_symbols.update(entry.symbol for entry in entries)
-        return cls(code, entries, starts)
+        return cls(code, entries)
 
     def functions(self) -> tuple[Any, ...]:
         """The address of each C function, and a callable for each of the others."""

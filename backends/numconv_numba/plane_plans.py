@@ -27,6 +27,7 @@ __all__ = [
     "Plan",
     "Run",
     "column_offsets",
+    "fits",
     "has_rows",
     "inside_strips",
     "is_adjoint",
@@ -99,6 +100,11 @@ def source_of(problem: ConvProblem) -> tuple[int, ...]:
     return tuple(problem.output if is_adjoint(problem) else problem.spatial)
 
 
+def fits(shape: Sweep) -> bool:
+    """Whether the registers hold a tile."""
+    return accumulators(shape) + shape.vectors + 2 < host().registers
+
+
 def shapes_of(problem: ConvProblem) -> list[Sweep]:
     """The tiles that fit the registers."""
     adjoint, taps = is_adjoint(problem), problem.kernel[-1]
@@ -109,7 +115,7 @@ def shapes_of(problem: ConvProblem) -> list[Sweep]:
     # where a slice begins depends on the outer dimensions of the output
     sliced = slices_of(problem) > 1 or problem.ndim > 2
     shapes = [Sweep(vectors, rows, columns, row_step, step, adjoint, first, sliced, lanes_of(problem.dtype)) for vectors in WIDTHS]
-    return [each for each in shapes if accumulators(each) + each.vectors + 2 < host().registers]
+    return [each for each in shapes if fits(each)]
 
 
 @functools.lru_cache(maxsize=256)

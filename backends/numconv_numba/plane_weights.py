@@ -17,7 +17,7 @@ import numpy as np
 from numconv.plugin import ConvProblem, Implementation, Verdict, np_dtype
 
 from .blocked import CALL_SECONDS, seconds
-from .compiler import Address, Tag, helper, invoke, kernel
+from .compiler import Address, Tag, Unit, helper, invoke, kernel
 from .depthwise_weights import DepthwiseWeights
 from .direct import MEASURED_ERROR
 from .elements import INT64, itemsize
@@ -272,6 +272,19 @@ def plane_weights(
     parallel_for(region, workers, items, _planes, args)
 
 
+def _usual(lanes: int) -> list[Collect]:
+    """The tiles of kernels of 3 x 3 and 5 x 5, as far as they fit the registers."""
+    shapes = [Collect(size, size, step, step, lanes) for size, step in ((3, 1), (3, 2), (5, 1))]
+    return [shape for shape in shapes if registers(shape) <= host().registers]
+
+
+_kernels = Unit(
+    "plane_weights.kernels",
+    lambda dtype, lanes: [(collect, (tuple(shape), dtype)) for shape in _usual(lanes)],
+    called=lambda dtype, lanes: [(plane_weights, (dtype, dtype))],
+)
+
+
 # --- the implementation --------------------------------------------------------------------------------------------------------
 
 
@@ -288,8 +301,11 @@ class _Executor:
         self._flags = np.concatenate([table.view(np.uint8).ravel() for table in tables] or [np.zeros(1, np.uint8)])
         starts = np.cumsum([0, *(table.nbytes for table in tables)])
         at = self._flags.ctypes.data
+        self._kernel, *tiles = _kernels.functions(dtype, shape.lanes)
+        usual = _usual(shape.lanes)
+        tile = tiles[usual.index(shape)] if shape in usual else collect.address(tuple(shape), dtype)
         head = [
-            collect.address(tuple(shape), dtype), len(plan.tiles), len(runs), shape.rows, shape.columns,
+            tile, len(plan.tiles), len(runs), shape.rows, shape.columns,
             _steps(problem)[0], plan.band, plan.bands, plan.shares, math.prod(problem.kernel[:-2]),
             math.prod(problem.output[:-2]), shape.lanes, *plan.tiles,
         ]  # fmt: skip
@@ -299,7 +315,6 @@ class _Executor:
         self._vectors = conv_vectors(problem.replace(flip=False), 0)  # as windows meet the taps: `in_order` turns them
         self._areas = Areas(8 * job_of.JOB, spare)
         self._work = WORK * _cycles(problem, plan)
-        self._kernel = plane_weights.specialise(dtype, dtype)
 
     def __call__(self, outs: Any, ins: Any) -> None:
         """Compute."""

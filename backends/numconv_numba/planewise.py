@@ -19,7 +19,7 @@ from numconv.plugin import ConvProblem, Verdict, np_dtype
 
 from .activations import ACTIVATIONS, activate_rows
 from .blocked import CALL_SECONDS, seconds
-from .compiler import Address, Tag, helper, invoke, kernel
+from .compiler import Address, Tag, Unit, helper, invoke, kernel
 from .dense import Adjoint, DenseImplementation, redo
 from .depthwise import Depthwise
 from .direct import MEASURED_ERROR
@@ -43,7 +43,7 @@ from .geometry import (
 from .microkernels import planes as job_of
 from .microkernels.activation import dress
 from .microkernels.emit import flag_table
-from .microkernels.planes import sweep
+from .microkernels.planes import Sweep, sweep
 from .plane_padding import (
     PAD_PLANE,
     PAD_PLANES,
@@ -66,6 +66,7 @@ from .plane_plans import (
     SLICED,
     WORK,
     column_offsets,
+    fits,
     has_rows,
     is_adjoint,
     plan_for,
@@ -84,6 +85,8 @@ from .threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
 
 __all__ = ["Planewise", "are_finite"]
 
+USUAL_PIXELS = 64
+"""Results of a row in the tiles that are compiled with the driver."""
 NEAR = 16 * 1024
 """Bytes of results that stay in the first-level cache until their activation is applied."""
 
@@ -237,6 +240,19 @@ def planewise(
     parallel_for(region, workers, items, _planes, args)
 
 
+def _usual(lanes: int) -> list[Sweep]:
+    """The tiles of 3 x 3 kernels for rows of some size: without a stride, with one, and for the gradient of that."""
+    kinds = (1, False, 0), (2, False, 0), (2, True, 1)
+    return [Sweep(USUAL_PIXELS // lanes, 3, 3, step, step, adjoint, first, False, lanes) for step, adjoint, first in kinds]
+
+
+_kernels = Unit(
+    "planewise.kernels",
+    lambda dtype, lanes: [(sweep, (tuple(shape), dtype)) for shape in _usual(lanes) if fits(shape)],
+    called=lambda dtype, lanes: [(planewise, (dtype, dtype))],
+)
+
+
 # --- the implementation --------------------------------------------------------------------------------------------------------
 
 
@@ -267,8 +283,11 @@ class _Sweeps:
         self._flags = np.concatenate([table.view(np.uint8).ravel() for table in tables] or [np.zeros(1, np.uint8)])
         starts = np.cumsum([0, *(table.nbytes for table in tables)])
         outer = math.prod(problem.kernel[:-2]), math.prod(target_of(problem)[:-2])
+        self._kernel, *tiles = _kernels.functions(problem.dtype, shape.lanes)
+        usual = [each for each in _usual(shape.lanes) if fits(each)]
+        tile = tiles[usual.index(shape)] if shape in usual else sweep.address(tuple(shape), problem.dtype)
         head = [
-            sweep.address(tuple(shape), problem.dtype), len(runs), plan.band, plan.bands, shape.rows, problem.kernel[-1],
+            tile, len(runs), plan.band, plan.bands, shape.rows, problem.kernel[-1],
             shape.adjoint, plan.width, plan.width // shape.column_step if shape.adjoint else plan.width * shape.column_step, *outer,
             dress.address(shape.lanes, problem.dtype) if ACTIVATIONS[problem.activation] > 1 else 0,
         ]  # fmt: skip
@@ -282,7 +301,6 @@ class _Sweeps:
         self._items, self._work = planes * outer[1] * plan.bands, WORK * planes * outer[1] * plane_cycles(problem, plan)
         if not math.prod(target_of(problem)):
             self._items = 0
-        self._kernel = planewise.specialise(problem.dtype, problem.dtype)
 
     def __call__(self, x: Any, w: Any, bias: Sequence[Any], y: Any) -> bool:
         """Compute, with contiguous w. Whether a weight is not finite."""

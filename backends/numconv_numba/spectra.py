@@ -347,12 +347,11 @@ def correlate(
 
 transforming = Unit(
     "spectra.transforming",
-    lambda dtype, arithmetic, out, acc, lanes, part: [
+    called=lambda dtype, arithmetic, out, acc, lanes, part: [
         (gather, (dtype, arithmetic)),
         (scatter, (arithmetic, out, acc)),
         (multiply, (lanes, part)),
         (correlate, (lanes, part)),
     ],
-    python=True,
 )
 """The four of a problem's dtypes, in this order: its convolution needs three of them and its gradients the fourth."""

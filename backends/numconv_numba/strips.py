@@ -29,12 +29,13 @@ from .geometry import (
     part,
     source_index,
 )
-from .microkernels.copies import spread
+from .microkernels.activation import dress
+from .microkernels.copies import split, spread
 from .microkernels.emit import lanes_of
 from .packing import copy_cells, pack_borders, pack_places
 from .rows import clear, outer_source
 from .scalar import pointer
-from .tools import row_tools, split_address
+from .tools import lone_split
 
 __all__ = [
     "BAND", "BANDS", "CLASSES", "COLUMNS", "EXTRA", "FOLDED", "ITEMS", "KERNEL_ROWS", "LAG", "OUTER_OUTPUTS", "OUTER_TAPS",
@@ -362,14 +363,22 @@ SPLIT, PACK, TILE, SPREAD, SUMS_TILE, SMOOTH = range(6)
 """The functions that drivers call by address; the tiles are those of the driver: one writes results, the other sums."""
 
 
-_packing = Unit("strips.packing", lambda dtype, acc, lanes: [(pack_strip, (dtype, acc)), (spread, (lanes, acc))])
+_packing = Unit(
+    "strips.packing",
+    lambda dtype, acc, lanes: [
+        (pack_strip, (dtype, acc)),
+        (spread, (lanes, acc)),
+        (dress, (lanes, acc)),
+        *((split, ((phases, lanes), (dtype, acc))) for phases in (1, 2)),
+    ],
+)
 
 
 def entry_table(problem: ConvProblem, tile: int, sums_tile: int = 0) -> np.ndarray[Any, Any]:
     """Their addresses; 0 for a stride whose phases are packed an element at a time."""
     dtype, acc, phases = problem.dtype, problem.acc_dtype, problem.stride[-1]
     lanes = lanes_of(acc)
-    dressed, split = row_tools(dtype, acc, acc, lanes).dress, split_address(phases, dtype, acc, acc, lanes)
-    pack, spreading = _packing.functions(dtype, acc, lanes)
-    found = split, pack, tile, spreading, sums_tile, dressed
+    pack, spreading, dressed, *splits = _packing.functions(dtype, acc, lanes)
+    apart = splits[phases - 1] if phases <= len(splits) else lone_split(phases, lanes, (dtype, acc))
+    found = apart, pack, tile, spreading, sums_tile, dressed
     return np.array(found, np.int64)

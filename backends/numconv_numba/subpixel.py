@@ -37,7 +37,7 @@ from .blocked import (
     tile_cycles,
     window_steps,
 )
-from .compiler import Address, Tag, helper, invoke, kernel
+from .compiler import Address, Tag, Unit, helper, invoke, kernel
 from .dense import ForwardExecutor, Weights
 from .direct import MEASURED_ERROR
 from .elements import INT64, itemsize, keep, memory, scratch
@@ -350,6 +350,13 @@ def pack_phases(
     )  # fmt: skip
 
 
+_kernels = Unit(
+    "subpixel.kernels",
+    lambda out, acc: [(write_phases, (out, acc))],
+    called=lambda out, acc: [(subpixel, (acc,)), (pack_phases, (acc,))],
+)
+
+
 # --- the implementation --------------------------------------------------------------------------------------------------------
 
 
@@ -385,9 +392,7 @@ class _Executor(ForwardExecutor):
         self._tools = tools_for(
             problem.dtype, problem.acc_dtype, shape.lanes, out=problem.out_dtype, product_shape=shape[:2]
         )  # fmt: skip
-        self._write = write_phases.address(problem.out_dtype, problem.acc_dtype)
-        self._kernel = subpixel.specialise(problem.acc_dtype)
-        self._pack = pack_phases.specialise(problem.acc_dtype)
+        self._kernel, self._pack, self._write = _kernels.functions(problem.out_dtype, problem.acc_dtype)
 
     def unpacked(self, w: Any) -> Weights:
         """w in panels."""

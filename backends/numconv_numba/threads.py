@@ -1,8 +1,8 @@
 """The package's only parallel loop, and who may enter it.
 
-Kernels are serial code. `parallel_for` in a kernel hands its body to the *region*, one compiled loop over workers that the kernel
-reaches through an address given at the call; address 0 means serial. So nothing in a compiled kernel depends on Numba's threading
-layer, and a process that never needs two workers never starts it.
+Kernels are serial code. `parallel_for` in a kernel hands its body to the *region*, the loop of Numba's threading layer, which the
+kernel reaches through an address given at the call; address 0 means serial. So nothing in a compiled kernel depends on the
+layer, nothing is compiled for it, and a process that never needs two workers never starts it.
 
 One Python thread at a time is inside the region: one that finds it taken runs serially. That keeps the layer ``workqueue`` from
 aborting the process, and keeps workers of Dask or joblib from multiplying threads. A forked child runs serially for ever, because
@@ -23,15 +23,16 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import prange, types
+from llvmlite.binding import address_of_symbol
+from numba import types
 from numba.core import cgutils, config
 from numba.core.errors import TypingError
 from numba.core.typing.templates import signature
-from numba.np.ufunc.parallel import threading_layer
+from numba.np.ufunc.parallel import _launch_threads, threading_layer
 
 from numconv.plugin import requested_threads
 
-from .compiler import helper, intrinsic, kernel
+from .compiler import helper, intrinsic
 from .scalar import address, as_integer
 
 __all__ = [
@@ -49,66 +50,39 @@ _SERIAL_WORK_WORKQUEUE = 5e6  # Numba's last resort takes over 100 us to start a
 
 _entered = threading.Lock()
 _i8p, _i64 = cgutils.voidptr_t, ir.IntType(64)
-_body_type = ir.FunctionType(ir.VoidType(), [_i64, _i64, _i8p])
-_external: Any = types.ExternalFunction
-# by symbol: numba.set_num_threads is reached through a pointer, which keeps its caller out of the disk cache
-_get_num_threads = _external("get_num_threads", signature(types.intp))
-_set_num_threads = _external("set_num_threads", signature(types.void, types.intp))
-_region_type = ir.FunctionType(_i8p, [_i64] * 5)
+_i32 = ir.IntType(32)
 _TEAM_BIT = 56  # addresses end before it
 
-
-@intrinsic
-def _call(typingctx: Any, function: Any, begin: Any, end: Any, args: Any) -> Any:
-    """Call the trampoline of `parallel_for` at address `function`."""
-
-    def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
-        target = builder.inttoptr(values[0], _body_type.as_pointer())
-        builder.call(target, [values[1], values[2], builder.inttoptr(values[3], _i8p)])
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 4), codegen
-
-
-@kernel(parallel=True)
-def region(function: int, args: int, team: int, workers: int, items: int) -> None:
-    """Share the items 0..items between the workers, in contiguous parts.
-
-    All threads of the team are called, whatever the number of workers: GCC's OpenMP ends those that a smaller team leaves out, and
-    starts others for the next large one.
-    """
-    mask = _get_num_threads()
-    _set_num_threads(team)
-    for worker in prange(workers):
-        begin, end = items * worker // workers, items * (worker + 1) // workers
-        if begin < end:
-            _call(function, begin, end, args)
-    _set_num_threads(mask)
+# What a threading layer of Numba calls, and its entries: the loop, and the threads that it may use, to ask and to set.
+_body_type = ir.FunctionType(ir.VoidType(), [_i8p.as_pointer(), _i64.as_pointer(), _i64.as_pointer(), _i8p])
+_loop_type = ir.FunctionType(ir.VoidType(), [_i8p, _i8p.as_pointer(), _i64.as_pointer(), _i64.as_pointer(), _i8p, _i64, _i64, _i64])
+_asking_type, _setting_type = ir.FunctionType(_i32, []), ir.FunctionType(ir.VoidType(), [_i32])
+_ENTRIES = "numba_parallel_for", "get_num_threads", "set_num_threads"
 
 
 @functools.cache
-def _region_address() -> int:
-    """The region's native entry, or 0 if Numba finds no threading layer."""
+def _entries() -> np.ndarray[Any, Any] | None:
+    """The addresses of the layer's entries, or None if Numba finds no threading layer."""
     try:
-        address = region.address()
+        _launch_threads()
     except ValueError:
-        return 0
+        return None
     if layer() == "workqueue":
         _Process.serial_work = _SERIAL_WORK_WORKQUEUE
-    return address
+    return np.array([address_of_symbol(name) for name in _ENTRIES], np.int64)
 
 
 def _region_of(team: int) -> int:
-    """What kernels take for the region: its address, and above it how many threads there are."""
-    address = _region_address()
-    return address | team << _TEAM_BIT if address else 0
+    """What kernels take for the region: the address of its entries, and above it how many threads there are."""
+    entries = _entries()
+    return 0 if entries is None else int(entries.ctypes.data) | team << _TEAM_BIT
 
 
 @intrinsic
 def parallel_for(typingctx: Any, region: Any, workers: Any, items: Any, body: Any, args: Any) -> Any:
     """Call ``body(begin, end, args)`` so that the work items 0..items are all done, by several workers or by this thread.
 
-    Used inside kernels. The body is compiled once, whether it runs serially or not.
+    Used inside kernels. The body is compiled once, whether it runs serially or not. Workers get contiguous parts of the items.
 
     Parameters
     ----------
@@ -126,37 +100,66 @@ def parallel_for(typingctx: Any, region: Any, workers: Any, items: Any, body: An
     def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
         region, workers, items, _, arguments = values
         context.active_code_library.add_linking_library(compiled.library)
-        trampoline = _trampoline(context, builder.module, compiled.fndesc)
-        spilled = cgutils.alloca_once_value(builder, arguments)
-        serial = builder.or_(builder.icmp_signed("==", region, _i64(0)), builder.icmp_signed("<=", workers, _i64(1)))
-        with builder.if_else(serial) as (alone, shared):
-            with alone:
-                builder.call(trampoline, [_i64(0), items, builder.bitcast(spilled, _i8p)])
+        loop = _loop_body(context, builder.module, compiled.fndesc)
+        frame = cgutils.alloca_once_value(builder, cgutils.pack_struct(builder, [workers, items, arguments]))
+        parallel = builder.and_(builder.icmp_signed("!=", region, _i64(0)), builder.icmp_signed(">", workers, _i64(1)))
+        workers = builder.select(parallel, workers, _i64(1))
+        builder.store(workers, cgutils.gep_inbounds(builder, frame, 0, 0))
+        # worker `i` is told so by the address i, that of the layer's only array: it starts at 0, in steps of 1
+        first = cgutils.alloca_once_value(builder, ir.Constant(_i8p, None))
+        step = cgutils.alloca_once_value(builder, _i64(1))
+        count = cgutils.alloca_once_value(builder, workers)
+        data = builder.bitcast(frame, _i8p)
+        with builder.if_else(parallel) as (shared, alone):
             with shared:
-                address = builder.and_(region, _i64((1 << _TEAM_BIT) - 1))
-                team = builder.lshr(region, _i64(_TEAM_BIT))
-                addresses = [builder.ptrtoint(trampoline, _i64), builder.ptrtoint(spilled, _i64)]
-                builder.call(builder.inttoptr(address, _region_type.as_pointer()), [*addresses, team, workers, items])
+                _enter(builder, region, [builder.bitcast(loop, _i8p), first, count, step, data, _i64(0), _i64(1)])
+            with alone:
+                builder.call(loop, [first, count, step, data])
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64, body, args), codegen
 
 
-def _trampoline(context: Any, module: Any, body: Any) -> Any:
-    """A function ``void(begin, end, pointer to the tuple)`` that calls the body."""
-    name = f"{body.mangled_name}.trampoline"
+def _enter(builder: Any, region: Any, arguments: list[Any]) -> None:
+    """Run the layer's loop.
+
+    All threads of the team are called, whatever the number of workers: GCC's OpenMP ends those that a smaller team leaves out, and
+    starts others for the next large one. Afterwards this thread may use as many as before.
+    """
+    team = builder.lshr(region, _i64(_TEAM_BIT))
+    entries = builder.inttoptr(builder.and_(region, _i64((1 << _TEAM_BIT) - 1)), _i64.as_pointer())
+    loop, asked, set_to = (
+        builder.inttoptr(builder.load(builder.gep(entries, [_i64(i)])), kind.as_pointer())
+        for i, kind in enumerate((_loop_type, _asking_type, _setting_type))
+    )
+    before = builder.call(asked, [])
+    builder.call(set_to, [builder.trunc(team, _i32)])
+    builder.call(loop, [*arguments, team])
+    builder.call(set_to, [before])
+
+
+def _loop_body(context: Any, module: Any, body: Any) -> Any:
+    """A function that the layer calls, for some of the workers: each calls the body for its part of the items."""
+    name = f"{body.mangled_name}.loop"
     if name in module.globals:
         return module.globals[name]
     function = ir.Function(module, _body_type, name)
     function.linkage = "internal"
     builder = ir.IRBuilder(function.append_basic_block("entry"))
-    begin, end, spilled = function.args
+    first, count, _, data = function.args
     args_type = body.argtypes[2]
-    args = builder.load(builder.bitcast(spilled, context.get_value_type(args_type).as_pointer()))
-    # inlined, the body would lose the attributes that its intrinsics gave it
-    context.call_conv.call_function(
-        builder, context.declare_function(module, body), body.restype, body.argtypes, [begin, end, args], attrs=("noinline",)
-    )
+    frame_type = ir.LiteralStructType([_i64, _i64, context.get_value_type(args_type)])
+    frame = builder.load(builder.bitcast(data, frame_type.as_pointer()))
+    workers, items, arguments = (builder.extract_value(frame, i) for i in range(3))
+    start = builder.ptrtoint(builder.load(first), _i64)
+    with cgutils.for_range_slice(builder, start, builder.add(start, builder.load(count)), _i64(1)) as (worker, _):
+        begin, end = (builder.sdiv(builder.mul(items, each), workers) for each in (worker, builder.add(worker, _i64(1))))
+        with builder.if_then(builder.icmp_signed("<", begin, end)):
+            # inlined, the body would lose the attributes that its intrinsics gave it
+            context.call_conv.call_function(
+                builder, context.declare_function(module, body), body.restype, body.argtypes, [begin, end, arguments],
+                attrs=("noinline",),
+            )  # fmt: skip
     builder.ret_void()
     return function
 

@@ -21,14 +21,15 @@ import numpy as np
 from numconv.plugin import ConvProblem, Verdict, np_dtype
 
 from .blocked import CALL_SECONDS, seconds
-from .compiler import Address, Tag, helper, invoke, kernel
+from .compiler import Address, Tag, Unit, helper, invoke, kernel
 from .dense import DenseImplementation, ForwardExecutor, Weights, accumulated
 from .direct import MEASURED_ERROR
 from .elements import INT64, itemsize, keep, memory, numbers, scratch
-from .entries import LINES, PACK
+from .entries import LINES, MULTIPLY, PACK
 from .geometry import DIMS, OPTION, PARTS, PER_C, PER_K, WINDOW, part
 from .microkernels.emit import host
-from .microkernels.tiles import Tile, multiply_tile, tile_channels, tile_for, tile_pixels, tile_share
+from .microkernels.lines import write_lines
+from .microkernels.tiles import Tile, multiply_tiles, tile_for, tile_share
 from .results import write_rows
 from .rows import clear, outer_offset
 from .scalar import is_null, load, pointer, store, wide_vectors, zero
@@ -106,7 +107,8 @@ def chunk_for(problem: ConvProblem, tile: Tile) -> int:
 
 
 # A block's own numbers: pixels from the first to the last one, taps, input channels of a pass.
-FLAT, TAPS, CHUNK = EXTRA, EXTRA + 1, EXTRA + 2
+# Pixels and output channels of a tile.
+FLAT, TAPS, CHUNK, WIDTH, CHANNELS = range(EXTRA, EXTRA + 5)
 UINT8 = Tag("uint8")
 
 
@@ -211,29 +213,28 @@ def weight_taps(g, taps, table):
 
 
 @helper
-def multiply_block(shape, at, slab, x_taps, w, w_taps, sums, pixels, length, g, b):
+def multiply_block(slab, x_taps, w, w_taps, sums, pixels, length, g, b, tools, at):
     """The sums of a block's first `length` pixels for the channels of one tile."""
-    ws, width, step = part(g, PARTS + 1), tile_pixels(shape), b[CHANNEL] * itemsize(at)
+    ws, step = part(g, PARTS + 1), b[CHANNEL] * itemsize(at)
     for first in range(0, g[PER_C], b[CHUNK]):
         count = min(b[CHUNK], g[PER_C] - first)
-        for pixel in range(0, length, width):
-            multiply_tile(
-                shape, at, slab + (first * step + pixel * itemsize(at)), x_taps, w + first * g[ws + 2], w_taps,
-                sums + pixel * itemsize(at), count, b[TAPS], step, g[ws + 2], g[ws + 1], pixels * itemsize(at), first > 0,
-            )  # fmt: skip
+        invoke(
+            tools[MULTIPLY], length, slab + first * step, x_taps, w + first * g[ws + 2], w_taps, sums, count, b[TAPS], step,
+            g[ws + 2], g[ws + 1], pixels * itemsize(at), min(first, 1),
+        )  # fmt: skip
 
 
 @helper
 def _blocks(begin, end, args):
-    shape, yt, at, tools, splits, x, w, bias, y, status, g, b, taps = args
+    yt, at, tools, splits, x, w, bias, y, status, g, b, taps = args
     wide_vectors()
-    xs, ws, ys, width, channels = part(g, PARTS), part(g, PARTS + 1), part(g, PARTS + 2), tile_pixels(shape), tile_channels(shape)
+    xs, ws, ys, width, channels = part(g, PARTS), part(g, PARTS + 1), part(g, PARTS + 2), b[WIDTH], b[CHANNELS]
     per_k, slab_size = g[PER_K], g[PER_C] * b[CHANNEL]
     pixels = -(-b[FLAT] // width) * width
     # one vector more than needed: tiles read, and vectors of results are read, beyond the last pixel
     packed, results = scratch((slab_size + width) * itemsize(at)), scratch((channels * pixels + width) * itemsize(at))
     w_taps = scratch(8 * b[TAPS])
-    slab, sums, w_table = memory(packed), memory(results), memory(w_taps)
+    slab, sums = memory(packed), memory(results)
     weight_taps(g, b[TAPS], numbers(w_taps, 0))
     clear(slab + slab_size * itemsize(at), width, at)
     filled, tiles = -1, -(-per_k // channels)
@@ -249,7 +250,7 @@ def _blocks(begin, end, args):
             # the last tile overlaps the one before, whose channels it does not write again
             k = min(tile * channels, per_k - channels)
             w_k, skip = w + (group * g[ws] + k * g[ws + 1]), tile * channels - k
-            multiply_block(shape, at, slab, taps, w_k, w_table, sums, pixels, length, g, b)
+            multiply_block(slab, taps, w_k, memory(w_taps), sums, pixels, length, g, b, tools, at)
             new, y_n = sums + skip * pixels * itemsize(at), y + (n * g[ys] + group * g[ys + 1])
             if finish_block(new, pixels, length, bias, y_n, group, k + skip, channels - skip, block, g, b, tools, yt, at):
                 store(status + n, np.uint8(1), UINT8)
@@ -260,7 +261,7 @@ def _blocks(begin, end, args):
 
 @kernel
 def tiled(
-    shape: Tag, yt: Tag, at: Tag, region: int, workers: int, items: int, tools: Address, splits: int,
+    yt: Tag, at: Tag, region: int, workers: int, items: int, tools: Address, splits: int,
     x: Address, w: Address, bias: Address, y: Address, status: Address, g: Address, b: Address, taps: Address,
 ) -> None:  # fmt: skip
     """y from x and w: an item is a block of outputs, or the part of it that belongs to some of the output channels.
@@ -272,8 +273,19 @@ def tiled(
         workers,
         items,
         _blocks,
-        (shape, yt, at, pointer(tools, INT64), splits, x, w, bias, y, status, pointer(g, INT64), pointer(b, INT64), taps),
+        (yt, at, pointer(tools, INT64), splits, x, w, bias, y, status, pointer(g, INT64), pointer(b, INT64), taps),
     )
+
+
+_kernels = Unit(
+    "tile.kernels",
+    lambda out, acc, lanes: [
+        (write_lines, (lanes, (acc, out))),
+        *((multiply_tiles, ((*tile, lanes), acc)) for tile in host().pixel_tiles),
+    ],
+    called=lambda out, acc, lanes: [(tiled, (out, acc))],
+)
+"""All tiles of the host, which differ by the number of output channels."""
 
 
 # --- the implementation --------------------------------------------------------------------------------------------------------
@@ -302,12 +314,12 @@ class _Executor(ForwardExecutor):
         self._tiles = -(-(problem.k // problem.groups) // tile.channels)
         self._work = problem.flops / 2
         taps = tap_offsets(problem, block)
-        self._block = block_vector(block, flat_pixels(block), len(taps), chunk_for(problem, tile))
-        self._tools = tools_for(
-            problem.dtype, problem.acc_dtype, tile.lanes, phases=block.step[-1], out=problem.out_dtype, lines=True
-        )
+        numbers = flat_pixels(block), len(taps), chunk_for(problem, tile), tile.vectors * tile.lanes, tile.channels
+        self._block = block_vector(block, *numbers)
+        self._kernel, lines, *tiles = _kernels.functions(problem.out_dtype, problem.acc_dtype, tile.lanes)
+        self._tools = tools_for(problem.dtype, problem.acc_dtype, tile.lanes, phases=block.step[-1], out=problem.out_dtype).copy()
+        self._tools[[LINES, MULTIPLY]] = lines, tiles[host().pixel_tiles.index((tile.vectors, tile.channels))]
         self._taps = np.array(taps, np.int64) * self._acc.itemsize
-        self._kernel = tiled.specialise(tuple(tile), problem.out_dtype, problem.acc_dtype)
 
     def unpacked(self, w: Any) -> Weights:
         """w in the accumulation dtype."""

@@ -6,7 +6,7 @@ Those that come together are units: one run of the compiler, one file on disk.
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -17,53 +17,84 @@ from .microkernels.copies import join_neighbours, split
 from .microkernels.dots import dots
 from .microkernels.emit import host
 from .microkernels.gemm import multiply
-from .microkernels.lines import write_lines
 from .microkernels.memory import FLUSHED
-from .microkernels.product import product_address
-from .microkernels.transforms import transforms
+from .microkernels.product import products
+from .microkernels.transforms import TRANSFORMS, shapes_for
 from .microkernels.transpose import transpose
 from .packing import pack_slab
 from .panels import pack_panel, read_panel, write_panel, write_weights
 from .scalar import PAIRS, ROW_PAIRS
 from .slab import MOST_PHASES
 
-__all__ = ["dot_tools", "row_tools", "split_address", "tools_for"]
+__all__ = ["dot_tools", "lone_split", "split_address", "tools_for"]
 
-SPLIT_TOGETHER = {PAIRS: 1, ROW_PAIRS: 0}
-"""Phases of a row up to which splits are compiled together, by the dtype of factors; of single ones 2, as most strides have."""
+USUAL_PHASES = {PAIRS: (1,), ROW_PAIRS: ()}
+"""Phases of a row whose splits are compiled together, by the dtype of factors; of single ones `SINGLE_PHASES`."""
+SINGLE_PHASES = 1, 2, 4
 
-_rows = Unit(
-    "tools.rows",
+_slab = Unit(
+    "tools.slab",
     lambda dtype, acc, factor, lanes: [
+        (pack_slab, (dtype, factor)),
         (transpose, (lanes, (dtype, acc))),
         (dress, (lanes, acc)),
-        *((split, ((phases, lanes), (dtype, factor))) for phases in range(1, SPLIT_TOGETHER.get(factor, 2) + 1)),
+        *((split, ((phases, lanes), (dtype, factor))) for phases in USUAL_PHASES.get(factor, SINGLE_PHASES)),
     ],
 )
-_panels = Unit("tools.panels", lambda dtype, factor, out, acc: [(pack_panel, (dtype, factor)), (write_panel, (out, acc))])
-_gradients = Unit("tools.gradients", lambda dtype, factor, out, acc: [(read_panel, (dtype, factor)), (write_weights, (out, acc))])
+_panels = Unit(
+    "tools.panels",
+    lambda dtype, factor, out, acc, lanes: [
+        (pack_panel, (dtype, factor)),
+        (write_panel, (out, acc)),
+        *products(lanes, factor),
+    ],
+)
+_gradients = Unit(
+    "tools.gradients",
+    lambda dtype, factor, out, acc, lanes: [
+        (read_panel, (dtype, factor)),
+        (write_weights, (out, acc)),
+        *(products(lanes, factor) if lanes else ()),
+    ],
+)
+_gemm = Unit(
+    "tools.gemm",
+    lambda shape, dtype, factor, stored: [(pack_panel, (dtype, factor)), (multiply, (shape, (factor, stored)))],
+)
+_transforms = Unit(
+    "tools.transforms",
+    lambda taps, stride, lanes, dtype, acc: [
+        *((each, ((*shape, lanes), acc)) for shape in shapes_for(*taps) for each in TRANSFORMS),
+        *((split, ((phases, lanes), (dtype, acc))) for phases in _many_phases(taps, stride)),
+    ],
+)
 
 
-class RowTools(NamedTuple):
-    """What serves rows of all kinds: addresses of the `transpose` that reads squares, `dress`, and `split` for 1, 2, ... phases."""
-
-    squares: int
-    dress: int
-    splits: tuple[int, ...]
+def _many_phases(taps: tuple[int, int], stride: int) -> list[int]:
+    """Phases of a row that tiles for so many taps leave apart, for which `_slab` has no split."""
+    found = [stride * columns for *_, columns, _ in shapes_for(*taps)]
+    return [phases for phases in found if phases not in SINGLE_PHASES and phases <= MOST_PHASES]
 
 
-def row_tools(dtype: str, acc: str, factor: str, lanes: int) -> RowTools:
-    """Of rows of `dtype` that are packed as `factor` for sums of `acc`."""
-    squares, dressed, *splits = _rows.functions(dtype, acc, factor, lanes)
-    return RowTools(squares, dressed, tuple(splits))
+def _transforms_for(shape: tuple[int, ...], phases: int, lanes: int, dtype: str, acc: str) -> tuple[tuple[int, ...], int]:
+    """The addresses of `TRANSFORMS` for tiles of a shape, and that of the split for so many phases of a row."""
+    taps, stride = (shape[1], shape[3]), phases // shape[2]
+    found = _transforms.functions(taps, stride, lanes, dtype, acc)
+    many, first = _many_phases(taps, stride), len(TRANSFORMS) * shapes_for(*taps).index((shape[0], shape[1], shape[2], shape[3]))
+    apart = found[len(found) - len(many) + many.index(phases)] if phases in many else split_address(phases, dtype, acc, acc, lanes)
+    return found[first : first + len(TRANSFORMS)], apart
+
+
+def lone_split(phases: int, lanes: int, dtypes: tuple[str, str]) -> int:
+    """A `split` that is compiled by itself; 0 for more phases than are parted in registers."""
+    return int(split.address((phases, lanes), dtypes)) if phases <= MOST_PHASES else 0
 
 
 def split_address(phases: int, dtype: str, acc: str, factor: str, lanes: int) -> int:
-    """The `split` of `row_tools` for so many phases; 0 for more than are parted in registers."""
-    splits = row_tools(dtype, acc, factor, lanes).splits
-    if phases <= len(splits):
-        return splits[phases - 1]
-    return int(split.address((phases, lanes), (dtype, factor))) if phases <= MOST_PHASES else 0
+    """A `split` of rows of `dtype` that are packed as `factor` for sums of `acc`; 0 for too many phases."""
+    _, _, _, *together = _slab.functions(dtype, acc, factor, lanes)
+    usual = dict(zip(USUAL_PHASES.get(factor, SINGLE_PHASES), together, strict=True))
+    return int(usual.get(phases) or lone_split(phases, lanes, (dtype, factor)))
 
 
 @functools.cache
@@ -80,13 +111,11 @@ def tools_for(
     transform_shape: tuple[int, ...] | None = None,
     packs: bool = False,
     reads: bool = False,
-    lines: bool = False,
 ) -> np.ndarray[Any, Any]:
     """The table for inputs of `dtype`, sums of `acc` and, where they are given, outputs of `out` and tiles of these shapes.
 
     `factor`: the dtype of factors, where it is not that of sums. `phases`: of a row of the slab. `packs`: whether weights are
     packed, as they are for products. `reads`: whether panels of `dtype` are read and weights written, as for a weight gradient.
-    `lines`: whether sums are written by lines.
     What is not asked for has the address 0.
     """
     factor = factor or acc
@@ -94,37 +123,37 @@ def tools_for(
     stored = FLUSHED if factor in (PAIRS, ROW_PAIRS) and out == "bfloat16" and host().pairs else out
     table = np.zeros(entries.COUNT, np.int64)
     table[entries.LANES] = lanes
-    squares, dressed, _ = row_tools(dtype, acc, factor, lanes)
+    packed, squares, dressed, *_ = _slab.functions(dtype, acc, factor, lanes)
 
     def copy(source: str, target: str) -> int:
         known = (source, target) == (dtype, factor)
         return split_address(1, dtype, acc, factor, lanes) if known else split.address((1, lanes), (source, target))
 
-    table[[entries.PACK, entries.READ_SQUARES, entries.DRESS]] = pack_slab.address(dtype, factor), squares, dressed
+    table[[entries.PACK, entries.READ_SQUARES, entries.DRESS]] = packed, squares, dressed
     if factor == ROW_PAIRS:
         table[entries.SPLIT] = join_neighbours.address(lanes, dtype)
         table[entries.READ_WORDS] = transpose.address(lanes, (acc, acc))
+    elif transform_shape:
+        places = [entries.INPUT, entries.WEIGHT, entries.OUTPUT, entries.GRADIENT, entries.KERNEL]
+        table[places], table[entries.SPLIT] = _transforms_for(transform_shape, phases, lanes, dtype, acc)
     else:
         table[entries.SPLIT] = split_address(phases, dtype, acc, factor, lanes)
     table[entries.COPY] = copy(acc, acc)
     table[entries.READ_ROWS] = copy(dtype, acc)
     written = stored or acc
     table[entries.WRITE_SQUARES] = squares if (acc, written) == (dtype, acc) else transpose.address(lanes, (acc, written))
-    if lines:
-        table[entries.LINES] = write_lines.address(lanes, (acc, out))
-    if product_shape:
-        table[entries.PRODUCT] = product_address(product_shape, lanes, factor)
-    if gemm_shape:
-        table[entries.MULTIPLY] = multiply.address(gemm_shape, (factor, stored))
     if reads:
-        table[[entries.READ, entries.WRITE_WEIGHTS]] = _gradients.functions(dtype, factor, out, acc)
-    elif (product_shape or packs) and out:
-        table[[entries.PACK_WEIGHTS, entries.WRITE]] = _panels.functions(dtype, factor, out, acc)
-    elif product_shape or packs:
+        read, write, *tiles = _gradients.functions(dtype, factor, out, acc, lanes if product_shape else 0)
+        table[[entries.READ, entries.WRITE_WEIGHTS]] = read, write
+    elif product_shape:
+        pack, write, *tiles = _panels.functions(dtype, factor, out, acc, lanes)
+        table[[entries.PACK_WEIGHTS, entries.WRITE]] = pack, write
+    elif gemm_shape:
+        table[[entries.PACK_WEIGHTS, entries.MULTIPLY]] = _gemm.functions(gemm_shape, dtype, factor, stored)
+    elif packs:
         table[entries.PACK_WEIGHTS] = pack_panel.address(dtype, factor)
-    if transform_shape:
-        places = [entries.INPUT, entries.WEIGHT, entries.OUTPUT, entries.GRADIENT, entries.KERNEL]
-        table[places] = transforms.functions((*transform_shape, lanes), acc)
+    if product_shape:
+        table[entries.PRODUCT] = tiles[host().channel_tiles.index(product_shape)]
     return table
 
 

@@ -373,7 +373,7 @@ def winograd_phases(
     )  # fmt: skip
 
 
-_kernels = Unit("winograd.kernels", lambda acc: [(winograd, (acc,)), (bind_weights, (acc,))], python=True)
+_kernels = Unit("winograd.kernels", called=lambda acc: [(winograd, (acc,)), (bind_weights, (acc,))])
 
 
 # --- the implementation --------------------------------------------------------------------------------------------------------

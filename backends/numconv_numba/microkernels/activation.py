@@ -229,7 +229,7 @@ def _dress(
     return types.int64(lanes, dtype, x, n, n, n, bias, n, n, y, n), codegen
 
 
-@kernel
+@kernel(emitted=True)
 def dress(
     lanes: Tag, dtype: Tag, x: Address, x_row: int, rows: int, columns: int, bias: Address, by_row: int, code: int, y: Address,
     y_row: int,

@@ -102,7 +102,7 @@ def _combine(
     return types.void(lanes, dtype, factors, n, n, source, n, target, n, n, n, n), codegen
 
 
-@kernel
+@kernel(emitted=True)
 def combine(
     lanes: Tag, dtype: Tag, factors: Address, factor_i: int, factor_j: int, source: Address, source_j: int, target: Address,
     target_i: int, rows: int, terms: int, columns: int,

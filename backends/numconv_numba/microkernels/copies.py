@@ -181,7 +181,7 @@ def _split(
     return types.void(shape, dtype, x, *integers, y, *integers, *integers, *integers, *integers), codegen
 
 
-@kernel
+@kernel(emitted=True)
 def split(
     shape: Tag, dtype: Tag, x: Address, start: int, size: int, y: Address, y_step: int, count: int, rows: int, x_row: int,
     y_row: int, planes: int, x_plane: int, y_plane: int,
@@ -230,7 +230,7 @@ def _join_neighbours(
     return types.void(lanes, dtype, x, *integers, y, *integers), codegen
 
 
-@kernel
+@kernel(emitted=True)
 def join_neighbours(
     lanes: Tag, dtype: Tag, x: Address, start: int, size: int, y: Address, distance: int, count: int, rows: int, x_row: int,
     y_row: int, planes: int, x_plane: int, y_plane: int,
@@ -276,7 +276,7 @@ def _spread(typingctx: Any, lanes: Any, dtype: Any, x: Any, x_row: Any, y: Any, 
     return types.void(lanes, dtype, x, i64, y, i64, i64, i64), codegen
 
 
-@kernel
+@kernel(emitted=True)
 def spread(lanes: Tag, dtype: Tag, x: Address, x_row: int, y: Address, y_row: int, rows: int, count: int) -> None:
     """y[2 * i] = x[i] for i < count, in so many rows; what lies between stays. Whole vectors of x are read."""
     _spread(lanes, dtype, x, x_row, y, y_row, rows, count)

@@ -127,7 +127,7 @@ def _correlate(typingctx: Any, shape: Any, dtype: Any, task: Any) -> Any:
     return types.void(shape, dtype, task), codegen
 
 
-@kernel
+@kernel(emitted=True)
 def correlate(shape: Tag, dtype: Tag, task: Address) -> None:
     """sums[a, t] += the sum over rows r and pixels j of x[r + a, j + columns[t]] * g[r, j].
 

@@ -132,7 +132,7 @@ def _dots(
     return types.void(lanes, dtype, x, n, n, n, w, n, n, sums, n, n), codegen
 
 
-@kernel
+@kernel(emitted=True)
 def dots(
     lanes: Tag, dtype: Tag, x: Address, x_step: int, positions: int, terms: int, w: Address, w_k: int, rows: int, sums: Address,
     sums_k: int, resume: int,

@@ -80,7 +80,7 @@ def _write_lines(
     return n(lanes, dtype, sums, n, n, n, n, n, bias, n, y, n, n), codegen
 
 
-@kernel
+@kernel(emitted=True)
 def write_lines(
     lanes: Tag, dtype: Tag, sums: Address, sums_k: int, sums_line: int, channels: int, lines: int, columns: int, bias: Address,
     relu: int, y: Address, y_k: int, y_line: int,

@@ -54,7 +54,7 @@ def _place_rows(
     return types.void(lanes, dtype, x, n, n, y, n, n, n, n, n, n, n, pairs, n), codegen
 
 
-@kernel
+@kernel(emitted=True)
 def place_rows(
     lanes: Tag, dtype: Tag, x: Address, x_row: int, x_plane: int, y: Address, y_row: int, y_plane: int, planes: int, rows: int,
     before: int, size: int, vectors: int, pairs: Address, borders: int,

@@ -297,7 +297,7 @@ def _sweep(typingctx: Any, tag: Any, dtype: Any, job: Any) -> Any:
     return types.void(tag, dtype, job), codegen
 
 
-@kernel
+@kernel(emitted=True)
 def sweep(shape: Tag, dtype: Tag, job: Address) -> None:
     """y[i, j] = the sum over rows a and columns t of taps of x[step * i + a, step * j + columns[t]] * w[a, t], in this order.
 

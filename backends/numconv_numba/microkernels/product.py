@@ -16,11 +16,11 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from numconv_numba.compiler import Address, Tag, Unit, intrinsic, kernel
+from numconv_numba.compiler import Address, Tag, intrinsic, kernel
 
 from .emit import check_kinds, emitter_of, host
 
-__all__ = ["product", "product_address"]
+__all__ = ["product", "products"]
 
 _i64 = ir.IntType(64)
 
@@ -78,7 +78,7 @@ def _product(
     return types.void(shape, dtype, a, b, places, y, types.int64, types.int64, offsets, types.int64, types.int64), codegen
 
 
-@kernel
+@kernel(emitted=True)
 def product(
     shape: Tag, dtype: Tag, a: Address, b: Address, places: Address, y: Address, groups: int, terms: int, offsets: Address,
     y_step: int, resume: int,
@@ -107,9 +107,6 @@ def product(
     _product(shape, dtype, a, b, places, y, groups, terms, offsets, y_step, resume)
 
 
-_products = Unit("microkernels.product", lambda lanes, dtype: [(product, ((*tile, lanes), dtype)) for tile in host().channel_tiles])
-
-
-def product_address(tile: tuple[int, int], lanes: int, dtype: str) -> int:
-    """The native entry of `product` for one of the host's tiles: all of them are compiled together."""
-    return int(_products.functions(lanes, dtype)[host().channel_tiles.index(tile)])
+def products(lanes: int, dtype: str) -> list[Any]:
+    """For all of the host's tiles: members of a unit."""
+    return [(product, ((*tile, lanes), dtype)) for tile in host().channel_tiles]

@@ -128,7 +128,7 @@ def _roll(typingctx: Any, tag: Any, dtype: Any, job: Any) -> Any:
     return types.void(tag, dtype, job), codegen
 
 
-@kernel
+@kernel(emitted=True)
 def roll(shape: Tag, dtype: Tag, job: Address) -> None:
     """y[r, j] = the sum over kernel rows a and columns t of x[lag * r + a, j + columns[t]] * w[a, t], in this order.
 

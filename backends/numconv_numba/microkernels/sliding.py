@@ -3,8 +3,8 @@
 A tile holds `rows` x `vectors` accumulators: pixels of `vectors` vectors, in `rows` rows of results. It walks over the rows of x;
 for each column of the kernel it loads the pixels of the row once and multiplies them with one weight for each row of results
 whose window reaches this row of x. So loads stay below what a processor does beside its multiply-adds, though there is one output
-channel only. Which rows of results a row of x reaches is known at run time, and there is a loop for each possible range of them:
-the tile serves any size of kernel, any stride and any dilation, and is compiled once.
+channel only. Which rows of results a row of x reaches is known at run time, and there is a loop for each usual range of them, and
+one that asks for each row: the tile serves any size of kernel, any stride and any dilation, and is compiled once.
 
 A sum over one dimension is folded: neighbouring outputs are cut into rows of the tile's width, its taps into rows of the kernel, of
 which the last may be short.
@@ -12,7 +12,8 @@ which the last may be short.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -82,17 +83,30 @@ def _most(builder: Any, a: Any, b: Any) -> Any:
     return builder.select(builder.icmp_signed(">", a, b), a, b)
 
 
-def _branch(builder: Any, rows: int, low: Any, high: Any, body: Callable[[range], None]) -> None:
-    """Run the code that `body` emits for the rows low..high; nothing if there are none."""
-    end = builder.append_basic_block("rows.end")
-    switch = builder.switch(builder.add(builder.mul(low, _i64(rows + 1)), high), end)
-    for first in range(rows):
-        for last in range(first + 1, rows + 1):
-            block = builder.append_basic_block(f"rows.{first}.{last}")
-            switch.add_case(_i64(first * (rows + 1) + last), block)
-            builder.position_at_end(block)
-            body(range(first, last))
-            builder.branch(end)
+def _ranges(rows: int, few: bool) -> list[tuple[int, int]]:
+    """Ranges of rows of results that have code of their own: any, if windows have few rows, else those at an edge."""
+    every = [(first, last) for first in range(rows) for last in range(first + 1, rows + 1)]
+    return [each for each in every if few or each[0] == 0 or each[1] == rows]
+
+
+def _branch(builder: Any, rows: int, few: bool, low: Any, high: Any, body: Callable[[Sequence[int], Any], None]) -> None:
+    """Run the code that `body` emits for the rows low..high; nothing if there are none.
+
+    It gets rows, and what says which of them are meant, bit by bit: None for all.
+    """
+    end, others = builder.append_basic_block("rows.end"), builder.append_basic_block("rows.others")
+    switch = builder.switch(builder.add(builder.mul(low, _i64(rows + 1)), high), others)
+    for first, last in _ranges(rows, few):
+        block = builder.append_basic_block(f"rows.{first}.{last}")
+        switch.add_case(_i64(first * (rows + 1) + last), block)
+        builder.position_at_end(block)
+        body(range(first, last), None)
+        builder.branch(end)
+    builder.position_at_end(others)
+    if not few:
+        with builder.if_then(builder.icmp_signed("<", low, high)):
+            body(range(rows), builder.sub(builder.shl(_i64(1), high), builder.shl(_i64(1), low)))
+    builder.branch(end)
     builder.position_at_end(end)
 
 
@@ -118,7 +132,7 @@ def _store_rows(
 @intrinsic
 def _slide(typingctx: Any, shape: Any, dtype: Any, job: Any) -> Any:
     check_kinds((shape, dtype), (job,))
-    rows, vectors, lanes = shape.value
+    rows, vectors, lanes, few = shape.value
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         emit = Emitter(builder, dtype.value[0], lanes)
@@ -129,16 +143,23 @@ def _slide(typingctx: Any, shape: Any, dtype: Any, job: Any) -> Any:
         x_row, first, last, slices, w_column, relu, y_row, used_rows, used, short, left, _ = fields[X_ROW:]
         sums = [[emit.accumulator() for _ in range(vectors)] for _ in range(rows)]
 
-        def add_columns(x_line: Any, w_line: Any, begin: Any, end: Any, active: range) -> None:
+        def add_row(row: int, pixels: list[Any], weights: Any) -> None:
+            weight = emit.broadcast(emit.at(weights, -row * item))
+            for slot, pixel in zip(sums[row], pixels, strict=True):
+                builder.store(emit.fma(pixel, weight, builder.load(slot)), slot)
+
+        def add_columns(x_line: Any, w_line: Any, begin: Any, end: Any, active: Sequence[int], bits: Any) -> None:
             """All products of one row of x with the columns begin..end of the kernel, for the active rows of results."""
             with cgutils.for_range_slice(builder, begin, end, _i64(1)) as (column, _):
                 x_tap = emit.at(x_line, emit.offset(columns, column))
                 w_tap = emit.at(w_line, builder.mul(column, w_column))
                 pixels = [emit.load(emit.at(x_tap, v * emit.width)) for v in range(vectors)]
                 for row in active:
-                    weight = emit.broadcast(emit.at(w_tap, -row * item))
-                    for v in range(vectors):
-                        builder.store(emit.fma(pixels[v], weight, builder.load(sums[row][v])), sums[row][v])
+                    if bits is None:
+                        add_row(row, pixels, w_tap)
+                        continue
+                    with builder.if_then(builder.icmp_unsigned("!=", builder.and_(bits, _i64(1 << row)), _i64(0))):
+                        add_row(row, pixels, w_tap)
 
         with cgutils.for_range(builder, slices) as slice_:
             entry = builder.mul(slice_.index, _i64(2))
@@ -149,7 +170,7 @@ def _slide(typingctx: Any, shape: Any, dtype: Any, job: Any) -> Any:
                 line, begin, end, weights, low, high = (emit.offset(schedule, builder.add(entry, _i64(i))) for i in range(6))
                 x_line, w_line = emit.at(x_slice, builder.mul(line, x_row)), emit.at(w_slice, weights)
                 high = builder.select(builder.icmp_signed("<", high, used_rows), high, used_rows)
-                _branch(builder, rows, low, high, lambda active: add_columns(x_line, w_line, begin, end, active))
+                _branch(builder, rows, few, low, high, functools.partial(add_columns, x_line, w_line, begin, end))
         with builder.if_then(builder.icmp_unsigned("!=", builder.ptrtoint(bias, _i64), _i64(0))):
             shift = emit.broadcast(bias)
             for slot in (slot for line in sums for slot in line):
@@ -164,7 +185,7 @@ def _slide(typingctx: Any, shape: Any, dtype: Any, job: Any) -> Any:
     return types.void(shape, dtype, job), codegen
 
 
-@kernel
+@kernel(emitted=True)
 def slide(shape: Tag, dtype: Tag, job: Address) -> None:
     """y[r, j] = the sum over slices, kernel rows a and columns t of x[lag * r + a, j + columns[t]] * w[a, t], in this order.
 
@@ -174,7 +195,7 @@ def slide(shape: Tag, dtype: Tag, job: Address) -> None:
     Parameters
     ----------
     shape : Tag
-        (rows, vectors, lanes) of the tile.
+        (rows, vectors, lanes) of the tile, and whether windows have fewer rows than it.
     dtype : Tag
         A pair: of the sums, and of y.
     job : Address

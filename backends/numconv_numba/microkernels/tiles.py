@@ -11,15 +11,17 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from numconv_numba.compiler import intrinsic
+from numconv_numba.compiler import Address, Tag, intrinsic, kernel
+from numconv_numba.tags import constant
 
 from .emit import Emitter, check_kinds, host, lanes_of, rolled
 
-__all__ = ["Tile", "multiply_tile", "tile_channels", "tile_for", "tile_pixels", "tile_share"]
+__all__ = ["Tile", "multiply_tiles", "tile_for", "tile_share"]
 
 
 class Tile(NamedTuple):
@@ -43,20 +45,18 @@ def tile_share(vectors: int, channels: int) -> float:
     return max(1.0, (host().unaligned * vectors + channels) / (vectors * channels))
 
 
-@intrinsic
-def tile_pixels(typingctx: Any, shape: Any) -> Any:
-    """The pixels of a tile, as a constant."""
-    return types.int64(shape), lambda context, *_: context.get_constant(types.int64, shape.value[0] * shape.value[2])
+@constant
+def _pixels(shape: tuple[int, int, int]) -> int:
+    return shape[0] * shape[2]
+
+
+@constant
+def _item(dtype: str) -> int:
+    return int(np.dtype(dtype).itemsize)
 
 
 @intrinsic
-def tile_channels(typingctx: Any, shape: Any) -> Any:
-    """The output channels of a tile, as a constant."""
-    return types.int64(shape), lambda context, *_: context.get_constant(types.int64, shape.value[1])
-
-
-@intrinsic
-def multiply_tile(
+def _multiply_tile(
     typingctx: Any,
     shape: Any,
     dtype: Any,
@@ -73,25 +73,6 @@ def multiply_tile(
     y_k: Any,
     resume: Any,
 ) -> Any:
-    """y[k, i] = the sum over c and taps t of x[c, i + t] * w[k, c, t]: one chain of fused multiply-adds each, in this order.
-
-    Parameters
-    ----------
-    shape : Tag
-        A `Tile`: i < vectors * lanes, k < channels.
-    dtype : Tag
-        Of all three arrays.
-    x, w, y : Address
-        x and y are contiguous in i.
-    x_taps, w_taps : Address
-        Of int64 tables: the byte offset of each tap in x and in w.
-    c, taps : int
-        Number of channels and of taps.
-    x_c, w_c, w_k, y_k : int
-        Byte strides.
-    resume : bool
-        Go on with the sums that y holds, instead of zero.
-    """
     check_kinds((shape, dtype), (x, x_taps, w, w_taps, y))
     vectors, channels, lanes = shape.value
     signature = types.void(shape, dtype, x, x_taps, w, w_taps, y, *[types.int64] * 6, types.boolean)
@@ -125,3 +106,34 @@ def multiply_tile(
         return context.get_dummy_value()
 
     return signature, codegen
+
+
+@kernel(emitted=True)
+def multiply_tiles(
+    shape: Tag, dtype: Tag, pixels: int, x: Address, x_taps: Address, w: Address, w_taps: Address, y: Address, c: int, taps: int,
+    x_c: int, w_c: int, w_k: int, y_k: int, resume: int,
+) -> None:  # fmt: skip
+    """y[k, i] = the sum over c and taps t of x[c, i + t] * w[k, c, t]: one chain of fused multiply-adds each, in this order.
+
+    Parameters
+    ----------
+    shape : Tag
+        A `Tile`: k < channels.
+    dtype : Tag
+        Of all three arrays.
+    pixels : int
+        i < pixels, rounded up to whole tiles.
+    x, w, y : Address
+        x and y are contiguous in i.
+    x_taps, w_taps : Address
+        Of int64 tables: the byte offset of each tap in x and in w.
+    c, taps : int
+        Number of channels and of taps.
+    x_c, w_c, w_k, y_k : int
+        Byte strides.
+    resume : int
+        1 to go on with the sums that y holds, instead of zero.
+    """
+    for pixel in range(0, pixels, _pixels(shape)):
+        offset = pixel * _item(dtype)
+        _multiply_tile(shape, dtype, x + offset, x_taps, w, w_taps, y + offset, c, taps, x_c, w_c, w_k, y_k, resume != 0)

@@ -20,20 +20,11 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from numconv_numba.compiler import Address, Tag, Unit, intrinsic, kernel
+from numconv_numba.compiler import Address, Tag, intrinsic, kernel
 
 from .emit import Emitter, check_kinds
 
-__all__ = [
-    "Matrices",
-    "matrices",
-    "transform_gradient",
-    "transform_input",
-    "transform_kernel",
-    "transform_output",
-    "transform_weight",
-    "transforms",
-]
+__all__ = ["TRANSFORMS", "Matrices", "matrices", "shapes_for"]
 
 Matrix = tuple[tuple[float, ...], ...]
 
@@ -184,7 +175,7 @@ def _input(typingctx: Any, shape: Any, dtype: Any, x: Any, offsets: Any, vectors
     return types.void(shape, dtype, x, offsets, types.int64, y, types.int64), codegen
 
 
-@kernel
+@kernel(emitted=True)
 def transform_input(shape: Tag, dtype: Tag, x: Address, offsets: Address, vectors: int, y: Address, y_step: int) -> None:
     """Input tiles, so many vectors of them that follow each other.
 
@@ -224,7 +215,7 @@ def _weight(
     return types.void(shape, dtype, w, n, n, n, n, n, u, n), codegen
 
 
-@kernel
+@kernel(emitted=True)
 def transform_weight(
     shape: Tag, dtype: Tag, w: Address, row_step: int, column_step: int, rows: int, columns: int, vectors: int, u: Address,
     u_step: int, count: int, w_next: int, u_next: int,
@@ -255,7 +246,7 @@ def _output(
     return types.void(shape, dtype, s, n, n, y, n, n), codegen
 
 
-@kernel
+@kernel(emitted=True)
 def transform_output(
     shape: Tag, dtype: Tag, s: Address, s_step: int, vectors: int, y: Address, row_step: int, column_step: int
 ) -> None:
@@ -282,7 +273,7 @@ def _gradient(
     return types.void(shape, dtype, y, n, n, n, m, n), codegen
 
 
-@kernel
+@kernel(emitted=True)
 def transform_gradient(
     shape: Tag, dtype: Tag, y: Address, row_step: int, column_step: int, vectors: int, m: Address, m_step: int
 ) -> None:
@@ -315,7 +306,7 @@ def _kernel(
     return types.void(shape, dtype, s, n, n, w, n, n, n, n), codegen
 
 
-@kernel
+@kernel(emitted=True)
 def transform_kernel(
     shape: Tag, dtype: Tag, s: Address, s_step: int, vectors: int, w: Address, row_step: int, column_step: int, rows: int,
     columns: int,
@@ -324,11 +315,15 @@ def transform_kernel(
     _kernel(shape, dtype, s, s_step, vectors, w, row_step, column_step, rows, columns)
 
 
-transforms = Unit(
-    "microkernels.transforms",
-    lambda shape, dtype: [
-        (each, (shape, dtype))
-        for each in (transform_input, transform_weight, transform_output, transform_gradient, transform_kernel)
-    ],
-)
-"""The five of a shape, in this order: a network that is trained needs them all, and alone each would cost as much as all."""
+TRANSFORMS = transform_input, transform_weight, transform_output, transform_gradient, transform_kernel
+"""Of one shape: a network that is trained needs them all."""
+
+
+def shapes_for(row_taps: int, column_taps: int) -> list[tuple[int, int, int, int]]:
+    """The shapes of all tiles for kernels of so many taps."""
+    found = []
+    for elements in _POINTS:
+        rows, columns = (1 if taps == 1 else elements - taps + 1 for taps in (row_taps, column_taps))
+        if all(m > 1 or taps == 1 for m, taps in ((rows, row_taps), (columns, column_taps))):
+            found.append((rows, row_taps, columns, column_taps))
+    return found

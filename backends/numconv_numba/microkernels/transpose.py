@@ -121,7 +121,7 @@ def _transpose_whole(typingctx: Any, lanes: Any, dtype: Any, x: Any, x_step: Any
     return types.int64(lanes, dtype, x, types.int64, types.int64, y, types.int64), codegen
 
 
-@kernel
+@kernel(emitted=True)
 def transpose(
     lanes: Tag, dtype: Tag, x: Address, x_step: int, rows: int, columns: int, bias: Address, relu: int, y: Address, y_step: int
 ) -> int:

@@ -69,7 +69,7 @@ def _weave(typingctx: Any, shape: Any, dtype: Any, x: Any, x_phase: Any, first: 
     return types.void(shape, dtype, x, types.int64, types.int64, y, types.int64), codegen
 
 
-@kernel
+@kernel(emitted=True)
 def weave(shape: Tag, dtype: Tag, x: Address, x_phase: int, first: int, y: Address, count: int) -> None:
     """y[i] = x[phase][place] for i < count, where first + i = place * phases + phase. Whole vectors of x are read.
 
