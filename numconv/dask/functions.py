@@ -14,7 +14,7 @@ from numconv.arguments import shape as as_shape
 from numconv.context import current
 from numconv.dispatch import Choice, make_request
 from numconv.errors import ProblemError
-from numconv.functional import ConvGrads, check_needs
+from numconv.functional.gradients import ConvGrads, check_needs
 from numconv.plugin import np_dtype
 
 from .blocks import (
