@@ -35,12 +35,13 @@ html_copy_source = False
 
 DOCS = Path(__file__).parent
 INNER = ["architecture", "speed", "half", "amx", "gpu", "cupy"]
+OTHERS = {path.stem for path in DOCS.glob("reference/*.md")} - {"numconv"}
 CONTENTS = {
     "Guides": [
         *sorted(f"docs/{path.stem}" for path in DOCS.glob("*.md") if path.stem not in {*INNER, "README"}),
         "examples/README",
     ],
-    "Reference": sorted(f"docs/reference/{path.stem}" for path in DOCS.glob("reference/*.md")),
+    "Reference": ["docs/reference/numconv", *sorted(f"docs/reference/{name}" for name in OTHERS)],
     "How it works": [
         *(f"docs/{name}" for name in INNER),
         "examples/plugin/README",
