@@ -15,7 +15,7 @@ except ImportError:
 
 import numconv.torch
 
-CHANNELS, SIZE, KERNEL = 64, 56, 31
+CHANNELS, SIZE, KERNEL = 64, 28, 31
 
 
 def network():
@@ -47,7 +47,7 @@ def main():
     numconv.torch.convert(ours, where=lambda _, layer: max(layer.kernel_size) > 7)
     x, target = torch.randn(4, CHANNELS, SIZE, SIZE), torch.randn(4, CHANNELS, SIZE, SIZE)
     for name, model in (("torch", theirs), ("numconv", ours)):
-        steps = [step(model, x, target) for _ in range(5)]
+        steps = [step(model, x, target) for _ in range(8)]
         milliseconds = 1e3 * min(seconds for _, seconds in steps[1:])
         print(f"{name:8s} loss {steps[0][0]:.4f} -> {steps[-1][0]:.4f}, {milliseconds:.1f} ms a step")
     difference = (theirs[0].weight - ours[0].weight).abs().max() / theirs[0].weight.abs().max()
