@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -185,16 +187,24 @@ def test_blocks_are_bounded(monkeypatch):
     assert ncd.blocks.as_one(da.zeros((1, 64, 1000), chunks=(1, 8, 1000)), blocks.Frame(1, False)).chunksize == (1, 64, 125)
 
 
-def test_threads_and_settings(rng):
+def test_many_threads(rng):
     x, w = integers(rng, (4, 3, 30, 30), "float32"), integers(rng, (4, 3, 3, 3), "float32")
+    y = ncd.conv(da.from_array(x, chunks=(1, 3, 15, 15)), w, padding=1)
+    np.testing.assert_array_equal(y.compute(scheduler="threads", num_workers=4), nc.conv(x, w, padding=1))
+
+
+def test_settings_travel_with_the_tasks(rng, monkeypatch):
+    from numconv.context import current
+    from numconv.dask import blocks
+
+    seen = []
+    real = blocks.run
+    monkeypatch.setattr(blocks, "run", lambda *given: seen.append(current().backend) or real(*given))
     with nc.using(backend="reference"):
-        y = ncd.conv(da.from_array(x[:1], chunks=(1, 3, 12, 12)), w)
-    assert y.blocks[0, 0, 0, 0].dask  # the setting travels with the task:
-    with pytest.raises(nc.UnknownBackendError, match="nobody"), nc.using(backend="nobody"):
-        pass
-    whole = ncd.conv(da.from_array(x, chunks=(1, 3, 15, 15)), w, padding=1).compute(scheduler="threads", num_workers=4)
-    np.testing.assert_array_equal(whole, nc.conv(x, w, padding=1))
-    np.testing.assert_array_equal(y.compute(scheduler="threads"), nc.conv(x[:1], w))
+        y = ncd.conv(da.from_array(integers(rng, (1, 2, 12)), chunks=4), np.ones((1, 2, 3)))
+    again = pickle.loads(pickle.dumps(y))
+    np.testing.assert_array_equal(again.compute(scheduler="threads"), y.compute())
+    assert seen == [("reference",)] * 6
 
 
 # --- errors --------------------------------------------------------------------------------------------------------------------

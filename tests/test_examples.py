@@ -75,13 +75,20 @@ def p4_network(text: str) -> None:
     assert accuracy["plain"][2] < accuracy["plain"][0] - 20
 
 
+def large_kernels_in_torch(text: str) -> None:
+    first, last, _, first_again, last_again, _ = numbers(r"([\d.]+) -> ([\d.]+), ([\d.]+) ms", text)
+    assert (first, last) == (first_again, last_again)
+    assert last < first
+
+
 def figures(text: str) -> None:
     """What any example prints."""
     numbers(r"(\d+)", text)
 
 
 CHECKS = {
-    check.__name__: check for check in (filter_a_sound, learn_a_filter, deblur, shifted_digits, equivariance_of_a_net, p4_network)
+    check.__name__: check
+    for check in (filter_a_sound, learn_a_filter, deblur, shifted_digits, equivariance_of_a_net, p4_network, large_kernels_in_torch)
 }
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 
@@ -96,6 +103,8 @@ def test_checks_are_of_examples_that_are_there():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_example(name, tmp_path):
+    if name.endswith("_in_torch"):
+        pytest.importorskip("torch", reason="the package torch is not installed")
     before = listing()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-W", "error", EXAMPLES / f"{name}.py"]

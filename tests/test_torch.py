@@ -189,6 +189,15 @@ def test_gradients_are_those_of_torch():
     assert all(map(torch.equal, ours, theirs))
 
 
+def test_what_has_no_tangent_is_no_term():
+    """Forward differentiation along the bias, or along w, meets no product with zero."""
+    x, w, bias = normal(1, 1, 5).detach(), torch.tensor([[[1.0, torch.inf]]], dtype=torch.float64), normal(1).detach()
+    _, along_bias = torch.func.jvp(lambda bias: nt.conv(x, w, bias), (bias,), (torch.ones_like(bias),))
+    assert torch.equal(along_bias, torch.ones(1, 1, 4, dtype=torch.float64))
+    _, along_x = torch.func.jvp(lambda x: nt.conv(x, w[:, :, :1], bias), (x,), (torch.ones_like(x),))
+    assert torch.equal(along_x, torch.ones(1, 1, 5, dtype=torch.float64))
+
+
 def test_frozen_weights_keep_no_input():
     """What is not needed for a gradient is freed as soon as its owner is."""
     w = integers(2, 2, 3)

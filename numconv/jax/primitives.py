@@ -41,7 +41,7 @@ def _primitive(name: str, compute: Callable[..., Any], shapes: Callable[..., Any
             return tuple(results) if several else (results,)
 
         results, _, _ = mlir.emit_python_callback(
-            ctx, called, None, list(operands), ctx.avals_in, ctx.avals_out, has_side_effect=False, returns_token=False
+            ctx, called, None, list(operands), ctx.avals_in, ctx.avals_out, has_side_effect=False
         )
         return results
 

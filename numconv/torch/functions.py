@@ -128,7 +128,7 @@ def conv_transpose(
 def _convolution(family: str, tensors: tuple[Any, ...], options: tuple[Any, ...], choice: Choice, activation: str | None) -> Tensor:
     if activation is not None and activation not in _ACTIVATIONS:
         raise ProblemError(f"{family}: activation={activation!r} is not one of {', '.join(_ACTIVATIONS)}")
-    x, w, bias = map(_autocast, tensors)
+    x, w, bias = _autocast(tensors)
     checked(family, x=x, w=w, bias=bias)
     fused = activation is not None and not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
     if fused:
@@ -146,12 +146,14 @@ def _settings() -> Context | None:
     return None if torch.compiler.is_compiling() else current()
 
 
-def _autocast(tensor: Any) -> Any:
-    """The tensor in the dtype that `torch.autocast` asks for, as torch's own convolutions take it."""
-    if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.dtype == torch.float64:
-        return tensor
-    device = tensor.device.type
-    return tensor.to(torch.get_autocast_dtype(device)) if device != "meta" and torch.is_autocast_enabled(device) else tensor
+def _autocast(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The tensors in the dtype that `torch.autocast` asks for, as torch's own convolutions take them."""
+    device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "meta"
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    lower = (torch.float32, torch.float16, torch.bfloat16)
+    return tuple([each.to(dtype) if isinstance(each, Tensor) and each.dtype in lower else each for each in tensors])
 
 
 def max_pool(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,18 @@ from numconv.derivatives import Trilinear, Windows, parsed
 from numconv.errors import ProblemError
 from numconv.plugin import np_dtype
 
-__all__ = ["apply", "array_of", "checked", "compute", "dtype_name", "joined_batch", "parsed_call", "split_batch", "tensor_of"]
+__all__ = [
+    "apply",
+    "array_of",
+    "checked",
+    "compute",
+    "dtype_name",
+    "joined_batch",
+    "parsed_call",
+    "split_batch",
+    "tensor_of",
+    "with_signature",
+]
 
 # --- tensors and arrays --------------------------------------------------------------------------------------------------------
 
@@ -62,7 +74,7 @@ def tensor_of(result: Any) -> Tensor:
     if not isinstance(result, np.ndarray):
         tensor: Tensor = result
         return tensor
-    if result.dtype.name == "bfloat16":
+    if result.dtype.kind == "V":  # bfloat16, of ml_dtypes
         return torch.from_numpy(result.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(result)
 
@@ -111,6 +123,13 @@ def _with_bias(call: Trilinear, y: Tensor, bias: Tensor | None) -> Tensor:
     return y if bias is None else y + bias.reshape(-1, *[1] * (-1 - call.channel_axis))
 
 
+def with_signature(function: Any) -> Any:
+    """The class with the signature of its `forward` kept: torch asks for it at every call, which costs more than a small one."""
+    function.forward.__signature__ = inspect.signature(function.forward)
+    return function
+
+
+@with_signature
 class _Bilinear(torch.autograd.Function):
     """An operation of a convolution: linear in each of its two inputs, and in a bias."""
 
@@ -124,22 +143,25 @@ class _Bilinear(torch.autograd.Function):
         needs = ctx.needs_input_grad
         ctx.save_for_backward(first if needs[2] else None, second if needs[1] else None)
         ctx.save_for_forward(first, second)
+        ctx.set_materialize_grads(False)  # what has no derivative is not computed
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
+    def backward(ctx: Any, gradient: Tensor | None) -> Any:
+        if gradient is None:
+            return (None,) * len(ctx.needs_input_grad)
         first, second = ctx.saved_tensors
         return (None, *_gradients(apply, ctx.call, gradient, first, second, ctx.needs_input_grad[1:]))
 
     @staticmethod
     def jvp(ctx: Any, _: None, d_first: Tensor | None, d_second: Tensor | None, d_bias: Tensor | None = None) -> Any:
         first, second = ctx.saved_tensors
-        terms = []
+        terms: list[Tensor] = []
         if d_first is not None:
             terms.append(apply(ctx.call, d_first, second))
         if d_second is not None:
             terms.append(apply(ctx.call, first, d_second))
         if not terms:
-            terms.append(apply(ctx.call, torch.zeros_like(first), second))
+            terms.append(first.new_zeros(ctx.call.result_shape(dtype_name(first))))
         return _with_bias(ctx.call, sum(terms[1:], terms[0]), d_bias)
 
     @staticmethod
@@ -174,6 +196,7 @@ def _joined(tensor: Tensor, dim: int | None, axis: int, size: int, joined: bool)
     return tensor.flatten(axis - 1, axis) if joined else tensor
 
 
+@with_signature
 class _Linear(torch.autograd.Function):
     """A linear function of windows."""
 
@@ -226,7 +249,9 @@ def parsed_call(text: str, sizes: Sequence[int], axes: int) -> Any:
     return parsed(text, shape[:axes], shape[axes:])
 
 
-@torch.library.custom_op("numconv::call", mutates_args=())
+@torch.library.custom_op(
+    "numconv::call", mutates_args=(), schema="(Tensor[] tensors, str text, SymInt[] sizes, SymInt axes) -> Tensor"
+)
 def _compiled_call(tensors: list[Tensor], text: str, sizes: list[int], axes: int) -> Tensor:
     return compute(parsed_call(text, sizes, axes), *tensors)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from numconv.derivatives import Windows
 
-from .operators import apply, array_of, compute, dtype_name, joined_batch, parsed_call, split_batch, tensor_of
+from .operators import apply, array_of, compute, dtype_name, joined_batch, parsed_call, split_batch, tensor_of, with_signature
 
 __all__ = ["lp_pool", "max_pool"]
 
@@ -53,6 +53,7 @@ def _put_back(call: Windows, gradient: Tensor, indices: Tensor) -> Tensor:
     return flat.scatter_add(first, indices.flatten(first, last), gradient.flatten(first, last)).reshape(call.x_shape)
 
 
+@with_signature
 class _Maxima(torch.autograd.Function):
     """Maxima and their positions, which make the derivatives linear."""
 
@@ -86,7 +87,7 @@ class _Maxima(torch.autograd.Function):
         return tuple(split_batch(call, size, each) for each in found), (0, 0)
 
 
-@torch.library.custom_op("numconv::maxima", mutates_args=())
+@torch.library.custom_op("numconv::maxima", mutates_args=(), schema="(Tensor x, str text, SymInt[] sizes) -> Tensor")
 def _compiled_maxima(x: Tensor, text: str, sizes: list[int]) -> Tensor:
     return _maxima(parsed_call(text, sizes, len(sizes)), x)[1]
 
@@ -124,6 +125,7 @@ def _slope(x: Tensor, p: float) -> Tensor:
     return x.sign() * _power(x.abs(), p - 1)
 
 
+@with_signature
 class _Norms(torch.autograd.Function):
     """y = (sum of |x|^p)^(1/p), whose derivative is sign(x) |x|^(p - 1) y^(1 - p)."""
 
