@@ -29,12 +29,14 @@ from numba.core.registry import cpu_target
 from numconv_numba import cache, compiler, threads
 from numconv_numba.compiler import Address, Tag, Unit, Vector, helper, invoke, kernel, matches, value
 from numconv_numba.elements import held, same
+from numconv_numba.microkernels.emit import host
 from numconv_numba.parts import Library, compiling
 from numconv_numba.scalar import add, conj, is_null, load, muladd, store, wide_vectors, zero
 from numconv_numba.threads import parallel_for, run
 
 import numconv.context
 from numconv import kernel_files
+from numconv.benchmarking.rows import all_rows
 from numconv.plugin import np_dtype
 
 HERE = pathlib.Path(__file__).resolve()
@@ -410,6 +412,37 @@ def test_wrong_types_are_refused():
     refused(mixes, "operands of one type, not int64, float32, float32")
     refused(unknown, "not the tag of a dtype")
     refused(rounds_twice, "rounded from a float32")
+
+
+# How much is compiled.
+
+GIVEN = {"conv": {"bias": True}, "conv_input_grad": {}, "conv_weight_grad": {}}
+
+
+def child_planned():
+    """Plan all rows of float32; what would be compiled is noted instead."""
+    noted = []
+
+    def note(unit, tags):
+        noted.append(f"{unit.name} {tags}")
+        called, native = (len([*members(*tags)]) for members in (unit._called, unit._native))
+        return (*[print] * called, *range(1, native + 1))
+
+    Unit._made = note
+    problems = [row.problem for row in all_rows() if row.problem.dtype == "float32"]
+    for problem in problems:
+        names = "stride", "padding", "dilation", "groups"
+        geometry = {name: getattr(problem, name) for name in names}
+        for op, given in GIVEN.items():
+            numconv.plan(op, problem.x_shape, problem.w_shape, "float32", **geometry, **given)
+    report(rows=len(problems), noted=noted, most=25 if host().width == 64 else 36)
+
+
+def test_the_rows_of_float32_need_few_compilations(tmp_path):
+    """Each is one run of the compiler. Narrower vectors have more shapes of tiles to choose between."""
+    found = child("child_planned", tmp_path)
+    assert found["rows"] > 25
+    assert len(set(found["noted"])) == len(found["noted"]) <= found["most"], "\n".join(found["noted"])
 
 
 # The disk cache.

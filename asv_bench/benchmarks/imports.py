@@ -1,5 +1,8 @@
 """Import, cold start and first compilation: each in a process of its own."""
 
+import subprocess
+import sys
+
 _CONV = "numconv.conv(np.ones((1, 1, 8, 8), 'f4'), np.ones((16, 1, 3, 3), 'f4'), padding=1)"
 _EMPTY_CACHE = """
 import os, tempfile
@@ -42,3 +45,31 @@ class FirstCompile:
             "max_pool": "numconv.max_pool(np.ones((1, 16, 9, 9), 'f4'), 2)",
         }
         return _EMPTY_CACHE + code[call]
+
+
+_ALL_ROWS = """
+from numconv.benchmarking.rows import all_rows
+from numconv_numba import compiler
+for problem in (row.problem for row in all_rows() if row.problem.dtype == "float32"):
+    options = {name: getattr(problem, name) for name in ("stride", "padding", "dilation", "groups")}
+    x, w, bias = (np.ones(shape, "float32") for shape in (problem.x_shape, problem.w_shape, problem.k))
+    numconv.conv_backward(numconv.conv(x, w, bias, **options), x, w, **options)
+found = compiler.statistics().values()
+print(sum(each.misses for each in found), sum(each.seconds for each in found))
+"""
+
+
+class Compilations:
+    """What all rows of float32 compile, forward and backward: how often the compiler runs, and for how long."""
+
+    params = ("runs", "seconds")
+    param_names = ("of",)
+    timeout = 600
+
+    def setup_cache(self):
+        """Both, from a process with an empty cache."""
+        done = subprocess.run([sys.executable, "-c", _EMPTY_CACHE + _ALL_ROWS], capture_output=True, text=True, check=True)
+        return dict(zip(self.params, map(float, done.stdout.split()), strict=True))
+
+    def track_compilations(self, found, of):
+        return found[of]

@@ -13,10 +13,11 @@ import contextlib
 import gc
 import pickle
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from llvmlite import binding as llvm
 from numba import _dynfunc, types  # type: ignore[attr-defined]
+from numba.core import cgutils
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase
 from numba.core.compiler_lock import global_compiler_lock
@@ -42,13 +43,21 @@ __all__ = ["Entry", "Helper", "Library", "Part", "PartCompiler", "compiling"]
 class _Part(JITCodeLibrary):
     """The code of a function, and the parts that it calls."""
 
-    def _optimize_functions(self, ll_module: Any) -> None:
-        """The library that is linked of parts is optimised as a whole."""
-        ll_module.data_layout = self._codegen._data_layout
+    def add_ir_module(self, ir_module: Any) -> None:
+        """Keep its code, which is neither verified, nor optimised, nor made machine code before it is linked."""
+        self._final_module = llvm.parse_assembly(cgutils.normalize_ir_text(str(ir_module)))
+        self._final_module.name = ir_module.name
+        self._final_module.data_layout = self._codegen._data_layout
+        for function in self._final_module.functions:
+            if not function.is_declaration and function.linkage == llvm.Linkage.external:
+                function.linkage = "linkonce_odr"  # several libraries may be linked of it
 
     def finalize(self) -> None:
-        """Neither link, nor optimise, nor make machine code."""
+        """It is complete."""
         self._finalized = True
+
+    def _get_module_for_linking(self) -> Any:
+        return self._final_module
 
 
 class _Linked(JITCodeLibrary):
@@ -61,6 +70,10 @@ class _Linked(JITCodeLibrary):
             if isinstance(library, _Part):
                 for called in library._linking_libraries:
                     self.add_linking_library(called)
+
+    def _optimize_functions(self, ll_module: Any) -> None:
+        """Of entries from outside, which are optimised with all else."""
+        ll_module.data_layout = self._codegen._data_layout
 
 
 class _Emitted(_Linked):
@@ -154,6 +167,26 @@ class _Context:
         """Nothing: `compiling` has done it."""
 
 
+class _TargetContext(_Context):
+    """Its contexts for single functions remember the size of each type, for which Numba has LLVM read a module."""
+
+    _sizes: ClassVar[dict[str, int]] = {}
+
+    def subtarget(self, **names: Any) -> Any:
+        """The context in which a function is lowered."""
+        context = self._context.subtarget(**names)
+        ask = context.get_abi_sizeof
+
+        def size_of(kind: Any) -> int:
+            text = str(kind)
+            if text not in self._sizes:
+                self._sizes[text] = ask(kind)
+            return self._sizes[text]
+
+        context.get_abi_sizeof = size_of
+        return context
+
+
 class _TypingContext(_Context):
     """Remembers what each function returns for each combination of types.
 
@@ -186,7 +219,7 @@ class PartCompiler(CompilerBase):
     """Numba's pipeline for compiled functions, up to parts."""
 
     def __init__(self, typing_context: Any, target_context: Any, *rest: Any) -> None:
-        super().__init__(_typing_context, _Context(target_context), *rest)
+        super().__init__(_typing_context, _TargetContext(target_context), *rest)
 
     def define_pipelines(self) -> list[Any]:
         """What functions on addresses and numbers need of Numba's."""

@@ -141,7 +141,7 @@ def _beside(typingctx: Any, tag: Any, dtype: Any, job: Any) -> Any:
     return types.void(tag, dtype, job), codegen
 
 
-@kernel(emitted=True)
+@kernel
 def beside(shape: Tag, dtype: Tag, job: Address) -> None:
     """sums[a, t] += the sum over results p of x[a, p * stride + t * dilation] * g[p], a vector of channels each.
 

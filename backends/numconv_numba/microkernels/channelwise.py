@@ -136,7 +136,7 @@ def _point(typingctx: Any, tag: Any, dtype: Any, job: Any) -> Any:
     return types.void(tag, dtype, job), codegen
 
 
-@kernel(emitted=True)
+@kernel
 def along(shape: Tag, dtype: Tag, job: Address) -> None:
     """y[p] = the sum over rows of taps and taps t of x[p * stride + t * dilation] * w[t], a vector of channels each; p < results.
 
@@ -145,7 +145,7 @@ def along(shape: Tag, dtype: Tag, job: Address) -> None:
     _along(shape, dtype, job)
 
 
-@kernel(emitted=True)
+@kernel
 def point(shape: Tag, dtype: Tag, job: Address) -> None:
     """y = the sum over taps of x * w, for neighbouring vectors of channels; `shape` is (vectors, lanes)."""
     _point(shape, dtype, job)
