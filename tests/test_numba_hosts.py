@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import json
 import os
@@ -9,7 +10,11 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import llvmlite.binding as llvm
+import numpy as np
 import pytest
+from llvmlite import ir
+from numba.core import cgutils
 from numconv_numba.depthwise_plans import _rows_inside
 from numconv_numba.microkernels import emit
 
@@ -130,3 +135,27 @@ def test_the_choice_with_avx2(tmp_path):
     done = subprocess.run([sys.executable, "-c", CHOICES, *expected], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert dict(zip(expected, json.loads(done.stdout), strict=True)) == expected
+
+
+@pytest.mark.parametrize("name", ["neoverse-n1", "haswell"])
+def test_some_lanes_are_loaded_and_stored(host_of, monkeypatch, name):
+    """With masks, and around them: lanes that are off stay as they are, and what is not loaded is zero."""
+    host = host_of(name)
+    monkeypatch.setattr(emit, "host", lambda: host)
+    module, lanes = ir.Module(), 4
+    module.triple = llvm.get_process_triple()
+    kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, cgutils.voidptr_t, ir.IntType(64), ir.IntType(64)])
+    function = ir.Function(module, kind, "move")
+    builder = ir.IRBuilder(function.append_basic_block())
+    emitter, (source, target, read, written) = emit.Emitter(builder, "float32", lanes), function.args
+    emitter.store_masked(emitter.load_masked(source, emitter.first(read)), target, emitter.first(written))
+    builder.ret_void()
+    machine = llvm.Target.from_triple(module.triple).create_target_machine()
+    with llvm.create_mcjit_compiler(llvm.parse_assembly(str(module)), machine) as engine:
+        move = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 2)(engine.get_function_address("move"))
+        x = np.arange(1, lanes + 1, dtype="float32")
+        for counts in itertools.product(range(lanes + 1), repeat=2):
+            y = np.full(lanes, -1, "float32")
+            move(x.ctypes.data, y.ctypes.data, *counts)
+            loaded = np.where(np.arange(lanes) < counts[0], x, 0)
+            np.testing.assert_array_equal(y, np.where(np.arange(lanes) < counts[1], loaded, -1))

@@ -65,13 +65,15 @@ from .slab import (
     slab_bytes,
     tap_positions,
 )  # fmt: skip
-from .threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
-from .tools import tools_for
+from .threads import MAX_THREADS, Areas, Kept, parallel_for, run_with, worker_area
+from .tools import split_address, tools_for
 
 __all__ = ["Subpixel"]
 
 ORDERED_BYTES = 32 * 1024
 """Packed weights that are put in the order of the phases in one go: they stay in the first-level cache."""
+PARTED_TAPS = 2, 4, 8
+"""Of a kernel, which few shuffles part: squares of as many columns as a vector has lanes would stay nearly empty."""
 PACK_WORK = 20
 """Multiply-adds that take as long as packing one weight."""
 TILE_CYCLES = 60
@@ -314,7 +316,7 @@ def subpixel(
 
 @helper
 def _panels(begin, end, args):
-    at, items, workers, scratch, areas, tools, w, target, chunk, g, b, p = args
+    at, items, workers, scratch, areas, tools, parted, w, target, chunk, g, b, p = args
     ws, depth, per_k, width, panels = part(g, PARTS + 1), g[PER_C], g[PER_K], b[PANEL] * itemsize(at), -(-g[PER_K] // b[PANEL])
     own = worker_area(scratch, areas, 1, workers, items, begin)
     ndim, row, ordered, chunks = g[DIMS], p[KERNEL] * width, p[TAPS] * width, -(-g[PER_C] // chunk)
@@ -322,7 +324,12 @@ def _panels(begin, end, args):
         panel, c = item // chunks, item % chunks * chunk
         group, k, count = panel // panels, panel % panels * b[PANEL], min(chunk, depth - c)
         source, place = w + (group * g[ws] + k * g[ws + 1]), target + panel * depth * ordered
-        invoke(tools[PACK_WEIGHTS], tools, own, source, min(per_k - k, b[PANEL]), c, count, p[KERNEL], width, g)
+        channels = min(per_k - k, b[PANEL])
+        if parted:
+            size = channels * p[KERNEL]
+            invoke(parted, source + c * g[ws + 2], 0, size, own, width, b[PANEL], count, g[ws + 2], row, 1, 0, 0)
+        else:
+            invoke(tools[PACK_WEIGHTS], tools, own, source, channels, c, count, p[KERNEL], width, g)
         for phase in range(p[LEADS] * p[INNER]):
             first, taps = phase_taps(p, ndim, phase)
             for tap in range(taps):
@@ -334,18 +341,21 @@ def _panels(begin, end, args):
 
 @kernel
 def pack_phases(
-    at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, tools: Address, w: Address, target: Address,
-    chunk: int, g: Address, b: Address, p: Address,
+    at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, tools: Address, parted: int, w: Address,
+    target: Address, chunk: int, g: Address, b: Address, p: Address,
 ) -> None:  # fmt: skip
-    """All panels of w, ``[panel][phase][c][tap][lane]``: an item is `chunk` channels of y in a panel of a group."""
+    """All panels of w, ``[panel][phase][c][tap][lane]``: an item is `chunk` channels of y in a panel of a group.
+
+    `parted`: the address of a `split` that parts the taps of kernels which follow each other in memory, or 0.
+    """
     parallel_for(
         region,
         workers,
         items,
         _panels,
         (
-            at, items, workers, scratch, pointer(areas, INT64), pointer(tools, INT64), w, target, chunk, pointer(g, INT64),
-            pointer(b, INT64), pointer(p, INT64),
+            at, items, workers, scratch, pointer(areas, INT64), pointer(tools, INT64), parted, w, target, chunk,
+            pointer(g, INT64), pointer(b, INT64), pointer(p, INT64),
         ),
     )  # fmt: skip
 
@@ -368,6 +378,9 @@ def _areas(problem: ConvProblem, layout: _Layout) -> Areas:
     return Areas(tables, 0 if in_place else slab_bytes(phases.window, block), results)
 
 
+_kept = Kept()
+
+
 class _Executor(ForwardExecutor):
     """One input gradient, computed like a forward convolution of the gradient of y."""
 
@@ -385,6 +398,7 @@ class _Executor(ForwardExecutor):
         self._work = problem.flops / 2
         self._width, self._depth = shape.width, window.c // window.groups
         self._taps = math.prod(problem.kernel)
+        self._panel_weights = problem.groups * self._panels * self._depth * self._width * self._taps
         self._block = block_vector(block, shape.width, shape.positions, chunk, layout.places)
         self._phases = _phases_vector(problem, phases)
         self._areas, self._in_place = _areas(problem, layout), int(in_place)
@@ -393,21 +407,29 @@ class _Executor(ForwardExecutor):
             problem.dtype, problem.acc_dtype, shape.lanes, out=problem.out_dtype, product_shape=shape[:2]
         )  # fmt: skip
         self._kernel, self._pack, self._write = _kernels.functions(problem.out_dtype, problem.acc_dtype)
+        lanes, parts = shape.lanes, self._taps in PARTED_TAPS
+        self._parted = split_address(self._taps, problem.dtype, problem.acc_dtype, problem.acc_dtype, lanes) if parts else 0
 
     def unpacked(self, w: Any) -> Weights:
-        """w in panels."""
-        return self.packed(w)
+        """w in panels, in memory that this thread keeps: fresh pages would take longer than packing."""
+        size, item = self._panel_weights, self._acc.itemsize
+        memory = _kept.take(size * item + LINE)
+        start = -memory.ctypes.data % LINE
+        return self._in_panels(w, memory[start : start + size * item].view(self._acc))
 
     def packed(self, w: Any) -> Weights:
         """w in panels."""
-        panels, each = self._problem.groups * self._panels, self._width * self._taps
-        packed = np.empty(panels * self._depth * each, self._acc)
+        return self._in_panels(w, np.empty(self._panel_weights, self._acc))
+
+    def _in_panels(self, w: Any, target: Any) -> Weights:
+        each, panels = self._width * self._taps, self._problem.groups * self._panels
+        follows = w[0, 0].flags.c_contiguous and w.strides[1] == self._taps * w.itemsize
         run_with(
             Areas(self._ordered * each * self._acc.itemsize), self._pack, panels * -(-self._depth // self._ordered),
-            packed.size * PACK_WORK, self._tools, w, packed, self._ordered,
+            target.size * PACK_WORK, self._tools, self._parted if follows else 0, w, target, self._ordered,
             self._kernels((0,) * w.ndim, w.strides, (0,) * w.ndim), self._block, self._phases,
         )  # fmt: skip
-        return Weights(packed, w.strides, True)
+        return Weights(target, w.strides, True)
 
     def launch(self, x: Any, w: Weights, shift: Any, y: Any, status: Any, vector: Any) -> None:
         """Run `subpixel`: `x` is the gradient of y, and `y` that of x."""

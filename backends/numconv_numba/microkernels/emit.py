@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,6 +66,11 @@ class Host(NamedTuple):
     def resident(self) -> int:
         """Bytes that stay in the first-level cache while others pass through it."""
         return self.first_level * 2 // 3
+
+    @property
+    def masks(self) -> bool:
+        """Whether some lanes of a vector are loaded and stored by one instruction: LLVM takes a branch for each lane otherwise."""
+        return self.width > 16
 
     @property
     def unaligned(self) -> float:
@@ -267,7 +272,8 @@ class Emitter:
         kind = ir.FunctionType(self.vector, [pointer.type, _i32, mask.type, self.vector])
         name = f"llvm.masked.load.v{self.lanes}f{self._letters}.p0"
         function = cgutils.get_or_insert_function(self._builder.module, kind, name)
-        return self._builder.call(function, [pointer, _i32(self._align), mask, self.zero if other is None else other])
+        arguments = [pointer, _i32(self._align), mask, self.zero if other is None else other]
+        return self.whole_or(mask, lambda: self.load(address), lambda: self._builder.call(function, arguments))
 
     def store_masked(self, vector: Any, address: Any, mask: Any) -> None:
         """Write the lanes of a mask."""
@@ -275,7 +281,27 @@ class Emitter:
         kind = ir.FunctionType(ir.VoidType(), [self.vector, pointer.type, _i32, mask.type])
         name = f"llvm.masked.store.v{self.lanes}f{self._letters}.p0"
         function = cgutils.get_or_insert_function(self._builder.module, kind, name)
-        self._builder.call(function, [vector, pointer, _i32(self._align), mask])
+        arguments = [vector, pointer, _i32(self._align), mask]
+        self.whole_or(mask, lambda: self.store(vector, address), lambda: self._builder.call(function, arguments))
+
+    def whole_or(self, mask: Any, whole: Callable[[], Any], part: Callable[[], Any]) -> Any:
+        """What the masked access `part` gives; or, where the host has none, `whole` if all lanes are on."""
+        if host().masks:
+            return part()
+        builder = self._builder
+        kind = ir.FunctionType(_i1, [mask.type])
+        function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.and.v{self.lanes}i1")
+        with builder.if_else(builder.call(function, [mask]), likely=True) as (all_on, some_on):
+            with all_on:
+                found = [(whole(), builder.block)]
+            with some_on:
+                found.append((part(), builder.block))
+        if found[0][0] is None:
+            return None
+        result = builder.phi(found[0][0].type)
+        for value, block in found:
+            result.add_incoming(value, block)
+        return result
 
     def shuffle(self, a: Any, b: Any, indices: Sequence[int]) -> Any:
         """The lanes of a, then b, at these indices."""

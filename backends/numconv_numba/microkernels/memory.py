@@ -60,14 +60,15 @@ class Memory:
 
     def store(self, vector: Any, address: Any) -> None:
         """Write a vector, rounded to nearest even."""
-        self._builder.store(self._narrowed(vector), self._pointer(address)).align = self.item
+        self._put(self._narrowed(vector), self._pointer(address))
 
     def store_masked(self, vector: Any, address: Any, mask: Any) -> None:
         """Write the lanes of a mask, rounded to nearest even."""
-        pointer = self._pointer(address)
+        pointer, narrow = self._pointer(address), self._narrowed(vector)
         kind = ir.FunctionType(ir.VoidType(), [self._stored, pointer.type, _i32, mask.type])
         function = cgutils.get_or_insert_function(self._builder.module, kind, self._name("store"))
-        self._builder.call(function, [self._narrowed(vector), pointer, _i32(self.item), mask])
+        arguments = [narrow, pointer, _i32(self.item), mask]
+        self._emit.whole_or(mask, lambda: self._put(narrow, pointer), lambda: self._builder.call(function, arguments))
 
     def bits(self, address: Any) -> Any:
         """A vector as it lies in memory."""
@@ -80,7 +81,11 @@ class Memory:
         pointer = self._pointer(address)
         kind = ir.FunctionType(self._stored, [pointer.type, _i32, mask.type, self._stored])
         function = cgutils.get_or_insert_function(self._builder.module, kind, self._name("load"))
-        return self._builder.call(function, [pointer, _i32(self.item), mask, ir.Constant(self._stored, None)])
+        arguments = [pointer, _i32(self.item), mask, ir.Constant(self._stored, None)]
+        return self._emit.whole_or(mask, lambda: self.bits(address), lambda: self._builder.call(function, arguments))
+
+    def _put(self, narrow: Any, pointer: Any) -> None:
+        self._builder.store(narrow, pointer).align = self.item
 
     def _pointer(self, address: Any) -> Any:
         return self._builder.bitcast(address, self._stored.as_pointer())
