@@ -23,6 +23,13 @@ ROWS = [
     "f32 n2 c20 k14 g2 in9x11 w1x1 s2 p0 d1",
     "f64 n3 c16 k8 g4 in5x6x7 w1x1x1 s1x2x1 p0 d1",
     "f32 n0 c4 k3 g1 in2x2 w1x1 s1 p0 d1",
+    "f32 n2 c37 k29 g1 in5x6 w3x3 s2 p1 d1",
+    "f64 n3 c20 k8 g2 in7x4 w3x2 s1x2 p1x0 d2x1",
+    "f32 n2 c40 k7 g1 in9 w5 s1 p4 d1",
+    "f32 n1 c3 k50 g1 in40x41 w20x20 s20 p0 d1",
+    "f32 n1 c4 k6 g1 in4x5x6 w3x2x3 s1 p1 d1",
+    "f32 n2 c4 k6 g1 in6x6 w3x3 s1 p1 d2",
+    "f32 n1 c6 k4 g1 in5x5 w1x1 s1 p1 d1",
 ]
 
 
@@ -31,6 +38,18 @@ ROWS = [
 def test_inner_products_keep_the_contract(text, integer, rng):
     problem = parse(f"conv forward {text}").replace(bias="y", activation="relu")
     check(problem, "numba", "inner_product", rng=rng, integer=integer)
+
+
+@pytest.mark.parametrize("change", [{"layout": "channels_last"}, {"flip": True}, {"pad_mode": "reflect"}], ids=str)
+def test_windows_in_any_order_keep_the_contract(change, rng):
+    problem = parse("conv forward f32 n2 c18 k7 g1 in5x6 w3x3 s2x1 p1 d1").replace(**change)
+    check(problem, "numba", "inner_product", rng=rng, integer=True)
+
+
+@pytest.mark.parametrize("position", [0, 1], ids=["x", "w"])
+def test_padding_zeros_meet_no_infinite_weight(position, rng):
+    for text in ("f32 n3 c6 k30 g1 in5x6 w3x3 s1 p1 d1", "f32 n5 c4 k6 g2 in4 w1 s1 p1 d1"):
+        check(parse(f"conv forward {text}"), "numba", "inner_product", rng=rng, nonfinite=(position,))
 
 
 CONNECTED = [
@@ -60,34 +79,34 @@ def test_gradients_of_connected_layers_are_strict_for_any_number_of_threads(rng)
     assert len(found) == 1
 
 
-def test_threads_change_no_bit(rng):
-    x, w = rng.standard_normal((3, 300, 7, 7), dtype="float32"), rng.standard_normal((500, 300, 1, 1), dtype="float32")
+@pytest.mark.parametrize(("images", "size", "taps"), [(3, 7, 1), (1, 7, 3), (1, 4, 3), (1, 3, 1)])
+def test_threads_change_no_bit(images, size, taps, rng):
+    x = rng.standard_normal((images, 300, size, size), dtype="float32")
+    w = rng.standard_normal((500, 300, taps, taps), dtype="float32")
     found = set()
     for threads in (1, 2, 3):
         with nc.using(threads=threads, backend="numba", algorithm="inner_product"):
-            found.add(nc.conv(x, w).tobytes())
+            found.add(nc.conv(x, w, padding=taps // 2).tobytes())
     assert len(found) == 1
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("f32 n1 c4 k4 g1 in5x5 w3x3 s1 p0 d1", "one tap"),
-        ("f32 n1 c4 k4 g1 in5x5 w1x1 s1 p1 d1", "padding"),
-        ("i32 n1 c4 k4 g1 in5x5 w1x1 s1 p0 d1", "float32 or float64"),
-    ],
-)
-def test_inner_products_say_why_not(text, words):
+def test_inner_products_say_why_not():
     implementation = next(each for each in default_registry().backend("numba").implementations() if each.name == "inner_product")
-    verdict = implementation.supports(parse(f"conv forward {text}"))
+    verdict = implementation.supports(parse("conv forward i32 n1 c4 k4 g1 in5x5 w1x1 s1 p0 d1"))
     assert not verdict
-    assert words in verdict.reason
+    assert "float32 or float64" in verdict.reason
 
 
 def test_fully_connected_layers_are_inner_products_except_in_strict_order():
     shapes = (1, 2048, 1, 1), (1000, 2048, 1, 1)
     assert nc.explain("conv", *shapes, backend="numba").chosen.algorithm == "inner_product"
     assert nc.explain("conv", *shapes, backend="numba", accuracy="strict").chosen.algorithm != "inner_product"
+
+
+def test_few_pixels_with_many_weights_are_inner_products():
+    for size, taps in ((2, 3), (4, 3), (3, 2)):
+        shapes = (1, 512, size, size), (512, 512, taps, taps)
+        assert nc.explain("conv", *shapes, padding=1, backend="numba").chosen.algorithm == "inner_product"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux") or os.uname().machine != "x86_64", reason="forces x86 processors")

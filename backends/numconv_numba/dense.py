@@ -28,6 +28,7 @@ __all__ = [
     "fill",
     "forward_parts",
     "forward_problems",
+    "is_padded",
     "redo",
 ]
 
@@ -133,7 +134,7 @@ class ForwardExecutor:
     def __init__(self, problem: ConvProblem, items: int):
         self._problem = problem
         self._items = items
-        self._padded = problem.pad_mode == "zeros" and any(low > 0 or high > 0 for low, high in problem.padding)
+        self._padded = is_padded(problem)
         self._vectors = conv_vectors(problem, ACTIVATIONS[problem.activation])
         self._acc = np_dtype(problem.acc_dtype)
         self._images = problem.n
@@ -173,6 +174,11 @@ class ForwardExecutor:
         """Compute images again: see `redo`."""
         if self._padded:
             redo(self._problem, y, ins, images)
+
+
+def is_padded(problem: ConvProblem) -> bool:
+    """Whether windows hold zeros of padding."""
+    return problem.pad_mode == "zeros" and any(low > 0 or high > 0 for low, high in problem.padding)
 
 
 def redo(problem: ConvProblem, y: Any, ins: Sequence[Any], images: Any) -> None:

@@ -63,6 +63,8 @@ DIRECT_TILES = 16
 """Tiles of output channels up to which vectors of neighbours are not copied into a panel, but read where they lie."""
 TILE_CYCLES = 35
 """Of the start and the end of a tile."""
+LOADED_CYCLES = 0.4
+"""Of a weight on its way to the first-level cache, once for a block."""
 
 
 class Layout(NamedTuple):
@@ -424,7 +426,7 @@ class ImplicitGemm(DenseImplementation):
         packed = 0 if in_place else pack_cycles(block, depth * problem.groups)
         # kernels are flipped in an input_grad, where the terms of an output channel do not follow each other
         packs = problem.dtype != problem.acc_dtype or (problem.flip and math.prod(problem.kernel) > 1)
-        weights = math.prod(problem.w_shape) * 2 if packs else 0
+        weights = math.prod(problem.w_shape) * (2 if packs else LOADED_CYCLES * pieces / problem.groups)
         written = math.prod(problem.y_shape) * WRITE_CYCLES if problem.layout == "channels_last" else 0
         return CALL_SECONDS + 2e-6 + seconds(pieces * block.images * (products + gathered) + packed + weights + written)
 

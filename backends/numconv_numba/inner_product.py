@@ -1,10 +1,12 @@
-"""Convolutions of few pixels and many weights as inner products, for real floats: neither factor is packed for the other.
+"""Convolutions of few pixels and many weights as inner products, for real floats: weights are not packed.
 
-Fully connected layers, and kernels of one tap on the small planes at the end of a network, have more weights than all else: to pack
-them, as `blocked` does, takes as long as to multiply them. Here the terms of an output channel are read as they lie, and so are
-those of a fully connected layer's x; of other x the columns are gathered, ``[pixel][term]``. See `microkernels.dots`.
+Fully connected layers, the small planes at the end of a network and embeddings of large patches have more weights than all else: to
+pack them, as `blocked` does, takes as long as to multiply them. Here the terms of an output channel are read as they lie, and so
+are those of a fully connected layer's x; of other x the columns are gathered, ``[pixel][term]``, some pixels at a time. See
+`microkernels.dots`.
 
-A sum is as many chains as a vector has lanes, so the "strict" level leaves it out. No padding takes part.
+A sum is as many chains as a vector has lanes, so the "strict" level leaves it out. Padding zeros are terms: where w is not finite,
+images whose sums are not are computed again by `direct`.
 """
 
 from __future__ import annotations
@@ -20,16 +22,18 @@ from numconv.plugin import ConvProblem, Implementation, Verdict, np_dtype
 
 from .activations import ACTIVATIONS
 from .blocked import CALL_SECONDS, Blocked, parts_for, seconds
+from .columns import CHANNELS, IMAGES, READY, WINDOWS, even_run, fill_columns, image_size, line_offset, step_of
 from .compiler import Address, Tag, helper, invoke, kernel
-from .dense import accumulated
+from .dense import accumulated, is_padded, redo
 from .direct import MEASURED_ERROR
 from .elements import INT64, itemsize
-from .entries import DOTS, READ_SQUARES
-from .geometry import DIMS, OPTION, OUTPUT, PARTS, PER_C, PER_K, STRIDE, conv_vectors, part
+from .entries import DOTS
+from .geometry import DIMS, OPTION, PARTS, PER_K, conv_vectors, part
 from .microkernels.emit import host, lanes_of
+from .panels import is_not_finite
 from .results import write_rows
-from .scalar import address, is_null, load, pointer, store
-from .threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
+from .scalar import is_null, pointer
+from .threads import MAX_THREADS, Areas, common_area, parallel_for, run_with, worker_area
 from .tools import dot_tools
 
 __all__ = ["STREAM_BYTES", "InnerProduct", "copied_bytes", "in_order", "is_beyond_copying", "is_connected", "lies_in_order"]
@@ -37,9 +41,10 @@ __all__ = ["STREAM_BYTES", "InnerProduct", "copied_bytes", "in_order", "is_beyon
 PANEL_BYTES = 512 * 1024
 """The gathered columns of a block: they stay in the second-level cache while all output channels pass over them."""
 BLOCK_PIXELS = 128
-ROWS = 24
-"""Output channels that pass over a block together: whole tiles of any shape."""
-SUM_CYCLES = 2.5
+ROWS, LEAST_ROWS = 96, 24
+"""Output channels that pass over a block together, so that columns come into the first-level cache for many of them, and those that
+are worth an item: whole tiles of any shape."""
+SUM_CYCLES = 1.5
 """Of adding up the lanes of a sum."""
 COPIED_BYTES = 16 * 1024 * 1024
 """Arrays up to this size are copied where they do not lie in order; larger ones are left to what takes any order."""
@@ -47,6 +52,8 @@ STREAM_BYTES = 20
 """Of weights that come from memory, or a cache that all share, in a cycle."""
 GATHER_CYCLES, GATHER_APART_CYCLES = 0.6, 2.0
 """Of an element of a column, from pixels that are neighbours or lie apart."""
+ROW_CYCLES, TAP_CYCLES = 3.0, 4.0
+"""Of a vector of a row of a window, and of an element that lies apart from its neighbours."""
 
 
 class _Layout(NamedTuple):
@@ -73,7 +80,7 @@ def _even(whole: int, most: int, unit: int) -> int:
 def _layout(problem: ConvProblem) -> _Layout:
     item, lanes = np_dtype(problem.dtype).itemsize, lanes_of(problem.dtype)
     pixels, terms = problem.n * math.prod(problem.output), problem.c // problem.groups * math.prod(problem.kernel)
-    most = host().dot_tiles[0][0]
+    most = host().dot_tiles[0][0] & ~1  # a tile of an odd number stands in for the last two
     block = _even(pixels, max(most, min(BLOCK_PIXELS, PANEL_BYTES // (max(terms, 1) * item))), 1)
     chunk = _even(terms, max(lanes, host().resident // (min(most, max(pixels, 1)) * item)), lanes)
     return _Layout(pixels, min(block, pixels), terms, chunk)
@@ -88,6 +95,9 @@ def is_connected(problem: ConvProblem) -> bool:
 
 # A block's own numbers.
 PIXELS, BLOCK, BLOCKS, TERMS, CHUNK, PITCH = range(6)
+SHARED_TERMS = 8192
+"""Of all columns: fewer are gathered by each thread for itself sooner than they wait for each other."""
+UINT8 = Tag("uint8")
 # The parts of a worker's scratch memory.
 SUMS, PANEL, AREAS = range(3)
 
@@ -96,71 +106,14 @@ SUMS, PANEL, AREAS = range(3)
 
 
 @helper
-def step_of(g, strides, scaled, axis):
-    """The bytes from output to output along a dimension, in y, or in x where strides are `scaled` by that of the convolution."""
-    step = g[part(g, strides) + 3 + axis]
-    return step * g[part(g, STRIDE) + axis] if scaled else step
-
-
-@helper
-def even_run(g, strides, scaled):
-    """(dimensions before a run, outputs of a run): dimensions that follow each other evenly in an image make one run."""
-    inner = g[DIMS] - 1
-    step, run = step_of(g, strides, scaled, inner), g[part(g, OUTPUT) + inner]
-    while inner > 0 and step_of(g, strides, scaled, inner - 1) == run * step:
-        inner -= 1
-        run *= g[part(g, OUTPUT) + inner]
-    return inner, run
-
-
-@helper
-def line_offset(g, strides, scaled, inner, line):
-    """The byte offset of a run in its image."""
-    offset = 0
-    for axis in range(inner - 1, -1, -1):
-        size = g[part(g, OUTPUT) + axis]
-        offset += line % size * step_of(g, strides, scaled, axis)
-        line //= size
-    return offset
-
-
-@helper
-def image_size(g):
-    """Outputs of an image."""
-    size = 1
-    for axis in range(g[DIMS]):
-        size *= g[part(g, OUTPUT) + axis]
-    return size
-
-
-@helper
-def gather(panel, pitch, x, first, count, g, tools, at):
-    """The columns of pixels first .. first + count of kernels of one tap, ``[pixel][channel]``; x at the group's first channel."""
-    xs, size, image = part(g, PARTS), itemsize(at), image_size(g)
-    inner, run = even_run(g, PARTS, True)
-    step, done = step_of(g, PARTS, True, g[DIMS] - 1), 0
-    while done < count:
-        n, q = (first + done) // image, (first + done) % image
-        length = min(run - q % run, count - done)
-        source = x + (n * g[xs] + line_offset(g, PARTS, True, inner, q // run) + q % run * step)
-        target = panel + done * pitch
-        if step == size and length > 1:
-            invoke(tools[READ_SQUARES], source, g[xs + 2], g[PER_C], length, address(0), 0, target, pitch)
-        else:
-            for one in range(length):
-                for c in range(g[PER_C]):
-                    store(target + (one * pitch + c * size), load(source + (one * step + c * g[xs + 2]), at), at)
-        done += length
-
-
-@helper
-def copy_images(panel, pitch, x, first, count, terms, g, at):
-    """The columns of images first .. first + count that are columns as they lie."""
-    size = itemsize(at)
-    for one in range(count):
-        source, target = x + (first + one) * g[part(g, PARTS)], panel + one * pitch
-        for term in range(terms):
-            store(target + term * size, load(source + term * size, at), at)
+def watch_sums(status, sums, pitch, rows, first, count, g, at):
+    """A 1 in `status` for each image of which one of these sums is not finite."""
+    size, image, flags = itemsize(at), image_size(g), pointer(status, UINT8)
+    for row in range(rows):
+        if is_not_finite(sums + row * pitch, count, at):
+            for one in range(count):
+                if is_not_finite(sums + (row * pitch + one * size), 1, at):
+                    flags[(first + one) // image] = 1
 
 
 @helper
@@ -181,8 +134,14 @@ def write_pixels(sums, pitch, rows, first, count, bias, y, g, tools, at):
 
 
 @helper
+def _columns(begin, end, args):
+    at, tools, columns_of, x, panel, g, b = args
+    fill_columns(panel + begin * b[PITCH], b[PITCH], columns_of, x, begin, end - begin, b[TERMS], g, tools, at)
+
+
+@helper
 def _blocks(begin, end, args):
-    at, items, workers, scratch, areas, tools, splits, connected, x, w, bias, y, g, b = args
+    at, items, workers, scratch, areas, tools, splits, columns_of, x, w, bias, y, status, g, b = args
     own = worker_area(scratch, areas, AREAS, workers, items, begin)
     sums, panel, size = own + areas[SUMS], own + areas[PANEL], itemsize(at)
     xs, ws, ys, per_k, pitch = part(g, PARTS), part(g, PARTS + 1), part(g, PARTS + 2), g[PER_K], b[BLOCK] * itemsize(at)
@@ -192,15 +151,12 @@ def _blocks(begin, end, args):
         first = block * b[BLOCK]
         count = min(b[BLOCK], b[PIXELS] - first)
         columns, step = x + group * g[xs + 1], b[PITCH]
-        if connected and b[PIXELS] == 1:
+        if columns_of == IMAGES and b[PIXELS] == 1:
             step = g[xs]
-        else:
+        elif columns_of != READY:
             if item // splits != where:
                 where = item // splits
-                if connected:
-                    copy_images(panel, step, columns, first, count, b[TERMS], g, at)
-                else:
-                    gather(panel, step, columns, first, count, g, tools, at)
+                fill_columns(panel, step, columns_of, columns, first, count, b[TERMS], g, tools, at)
             columns = panel
         for k in range(per_k * split // splits, per_k * (split + 1) // splits, ROWS):
             rows = min(ROWS, per_k * (split + 1) // splits - k)
@@ -210,32 +166,56 @@ def _blocks(begin, end, args):
                 invoke(
                     tools[DOTS], columns + term * size, step, count, passed, w_k, g[ws + 1], rows, sums, pitch, 1 if term > 0 else 0
                 )
+            if not is_null(status):
+                watch_sums(status, sums, pitch, rows, first, count, g, at)
             shift = bias if is_null(bias) else bias + (group * per_k + k) * size
             write_pixels(sums, pitch, rows, first, count, shift, y + (group * g[ys + 1] + k * g[ys + 2]), g, tools, at)
 
 
 @kernel
 def inner_product(
-    at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, tools: Address, splits: int, connected: int,
-    x: Address, w: Address, bias: Address, y: Address, g: Address, b: Address,
+    at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, tools: Address, splits: int, columns: int,
+    shared: int, x: Address, w: Address, bias: Address, y: Address, status: Address, g: Address, b: Address,
 ) -> None:  # fmt: skip
     """y from x and w, whose terms follow each other: an item is a block of pixels for a part of the output channels.
 
-    `connected`: whether each image of x is a column as it lies.
+    `columns`: one of the kinds above. If they are `shared`, all workers gather those of the only block first, into their common
+    memory. `status`, if it is not 0, gets a 1 for each image of which a sum is not finite.
     """
+    offsets, table, sizes, cutting = pointer(areas, INT64), pointer(tools, INT64), pointer(g, INT64), pointer(b, INT64)
+    source, kind = x, columns
+    if shared:
+        source, kind = common_area(scratch, offsets, AREAS, workers), READY
+        parallel_for(region, workers, cutting[PIXELS], _columns, (at, table, columns, x, source, sizes, cutting))
     parallel_for(
         region,
         workers,
         items,
         _blocks,
-        (
-            at, items, workers, scratch, pointer(areas, INT64), pointer(tools, INT64), splits, connected, x, w, bias, y,
-            pointer(g, INT64), pointer(b, INT64),
-        ),
-    )  # fmt: skip
+        (at, items, workers, scratch, offsets, table, splits, kind, source, w, bias, y, status, sizes, cutting),
+    )
 
 
 # --- the implementation --------------------------------------------------------------------------------------------------------
+
+
+def _columns_of(problem: ConvProblem) -> int:
+    """The kind of columns that x has."""
+    if is_connected(problem) and not any(map(any, problem.padding)):
+        return IMAGES
+    return WINDOWS if math.prod(problem.kernel) > 1 or any(map(any, problem.padding)) else CHANNELS
+
+
+def _gather_cycles(problem: ConvProblem) -> float:
+    """Of an element of a column."""
+    kind, first = _columns_of(problem), problem.layout == "channels_first"
+    if kind == IMAGES:
+        return 0.25
+    if kind == CHANNELS:
+        return GATHER_CYCLES if first and problem.stride[-1] == 1 else GATHER_APART_CYCLES
+    window = problem.kernel[-1]
+    in_rows = first and problem.dilation[-1] == 1 and not problem.flip and problem.pad_mode == "zeros"
+    return ROW_CYCLES * -(-window // lanes_of(problem.dtype)) / window if in_rows else TAP_CYCLES
 
 
 def _pitch(problem: ConvProblem) -> int:
@@ -247,6 +227,13 @@ def _areas(problem: ConvProblem) -> Areas:
     """A worker's scratch memory."""
     layout = _layout(problem)
     return Areas(ROWS * layout.block * np_dtype(problem.dtype).itemsize, layout.block * _pitch(problem))
+
+
+def _common_bytes(problem: ConvProblem) -> int:
+    """Of the columns that workers share: those of the only block, if they are gathered and many."""
+    layout = _layout(problem)
+    alone = layout.blocks * problem.groups == 1 and layout.pixels > 1
+    return layout.pixels * _pitch(problem) if alone and layout.pixels * layout.terms >= SHARED_TERMS else 0
 
 
 def lies_in_order(array: Any, first: int) -> bool:
@@ -284,10 +271,12 @@ class _Executor:
         layout = _layout(problem)
         self._problem = problem
         self._items = layout.blocks * problem.groups
-        self._parts = -(-(problem.k // problem.groups) // ROWS)
+        self._parts = -(-(problem.k // problem.groups) // LEAST_ROWS)
         self._work = problem.flops / 2
         self._vectors = conv_vectors(problem, ACTIVATIONS[problem.activation])
-        self._connected = int(is_connected(problem))
+        self._columns = _columns_of(problem)
+        self._padded = is_padded(problem)
+        self._common = _common_bytes(problem)
         numbers = layout.pixels, layout.block, layout.blocks, layout.terms, layout.chunk, _pitch(problem)
         self._block = np.array(numbers, np.int64)
         self._areas = _areas(problem)
@@ -304,21 +293,26 @@ class _Executor:
         """Compute."""
         if not self._items:
             return
-        if is_beyond_copying(ins[1], 1) or (self._connected and is_beyond_copying(ins[0], 1)):
+        if is_beyond_copying(ins[1], 1) or (self._columns == IMAGES and is_beyond_copying(ins[0], 1)):
             self._general(outs, ins)
             return
         x, w, y = ins[0], in_order(ins[1], 1), outs[0]
-        if self._connected:
+        if self._columns == IMAGES:
             x = in_order(x, 1)
+        status: Any = np.zeros(self._problem.n, np.uint8) if self._padded else 0
         splits = parts_for(self._items, self._parts, self._work)
+        shared = splits > 1 and self._common > 0
         run_with(
-            self._areas, self._kernel, self._items * splits, self._work, self._tools, splits, self._connected, x, w,
-            accumulated(ins[2], self._acc) if len(ins) > 2 else 0, y, self._vectors(x.strides, w.strides, y.strides), self._block,
+            self._areas, self._kernel, self._items * splits, self._work, self._tools, splits, self._columns, int(shared), x, w,
+            accumulated(ins[2], self._acc) if len(ins) > 2 else 0, y, status, self._vectors(x.strides, w.strides, y.strides),
+            self._block, common=self._common if shared else 0,
         )  # fmt: skip
+        if self._padded and b"\1" in status.tobytes():
+            redo(self._problem, y, ins, np.flatnonzero(status))
 
 
 class InnerProduct(Implementation):
-    """Convolutions of real floats with one tap, or with kernels as large as x, with the lanes over terms."""
+    """Forward convolutions of real floats with the lanes over the terms of a sum."""
 
     name = "inner_product"
     ops = frozenset(("forward",))
@@ -326,13 +320,9 @@ class InnerProduct(Implementation):
     measured_error: ClassVar[Mapping[str, float]] = MEASURED_ERROR
 
     def supports(self, problem: ConvProblem) -> Verdict:
-        """Real floats in one dtype, without padding."""
+        """Real floats in one dtype."""
         if problem.dtype not in ("float32", "float64") or problem.out_dtype != problem.dtype:
             return Verdict.no(f"its tiles are for float32 or float64 alone, and here {problem.dtype} becomes {problem.out_dtype}")
-        if any(low or high for low, high in problem.padding):
-            return Verdict.no(f"windows have to stay inside x, and the padding is {problem.padding}")
-        if math.prod(problem.kernel) > 1 and not is_connected(problem):
-            return Verdict.no(f"kernels have one tap, or cover x, and {problem.kernel} is in between for {problem.spatial}")
         return Verdict.yes()
 
     def cost(self, problem: ConvProblem) -> float:
@@ -342,16 +332,14 @@ class InnerProduct(Implementation):
         vectors = passes * -(-layout.chunk // lanes)
         products = layout.pixels * problem.k * (vectors / 2 * 1.05 + passes * SUM_CYCLES)
         streamed = layout.blocks * math.prod(problem.w_shape) * item / STREAM_BYTES
-        even = problem.stride[-1] == 1 and problem.layout == "channels_first"
-        each = 0.25 if is_connected(problem) else GATHER_CYCLES if even else GATHER_APART_CYCLES
-        gathered = math.prod(problem.x_shape) / math.prod(problem.stride) * each
+        gathered = layout.pixels * problem.c * math.prod(problem.kernel) * _gather_cycles(problem)
         written = math.prod(problem.y_shape) * 1.0
         return CALL_SECONDS + 1e-6 + seconds(products + streamed + gathered + written)
 
     def workspace(self, problem: ConvProblem) -> int:
         """For each thread columns and sums; x and w where they do not lie in order, or what `blocked` needs."""
         items = _layout(problem).blocks * problem.groups * 16
-        own = min(MAX_THREADS, max(items, 1)) * _areas(problem).bytes + copied_bytes(problem)
+        own = min(MAX_THREADS, max(items, 1)) * _areas(problem).bytes + _common_bytes(problem) + copied_bytes(problem)
         return max(own, Blocked().workspace(problem))
 
     def build(self, problem: ConvProblem) -> _Executor:

@@ -21,6 +21,7 @@ from .slab import B_STEP, B_UNIT, axis_entry, block_extent, block_image, block_i
 __all__ = [
     "fill_places",
     "fill_terms",
+    "is_not_finite",
     "lines_of",
     "pack_panel",
     "read_panel",

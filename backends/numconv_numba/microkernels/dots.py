@@ -24,19 +24,21 @@ _i64 = ir.IntType(64)
 
 
 def _added_up(emit: Emitter, builder: Any, vectors: Sequence[Any]) -> Any:
-    """Of as many vectors as there are lanes, or fewer, the sums across their lanes, one in each lane."""
-    found = [*vectors, *[None] * (emit.lanes - len(vectors))]
-    step = emit.lanes // 2
-    while step:
-        found = [_paired(emit, builder, found[i], found[i + step], step) for i in range(step)]
-        step //= 2
+    """Of as many vectors as there are lanes, or fewer, the sums across their lanes, one in each lane.
+
+    Lanes are added in one order, whatever the number of vectors: it depends on how threads share the rows.
+    """
+    found, step = list(vectors), 1
+    while step < emit.lanes:
+        found = [*found, None] if len(found) % 2 and len(found) > 1 else found
+        pairs = zip(found[::2], found[1::2] or [None], strict=True)
+        found = [_paired(emit, builder, a, b, step) for a, b in pairs]
+        step *= 2
     return found[0]
 
 
 def _paired(emit: Emitter, builder: Any, a: Any, b: Any, step: int) -> Any:
     """Lanes of a and b added to those `step` further: the sums of b in the lanes whose number has this bit."""
-    if a is None:
-        return None
     lanes = range(emit.lanes)
     other = a if b is None else b
     own = emit.shuffle(a, other, [lane + emit.lanes * bool(lane & step) for lane in lanes])
@@ -77,13 +79,22 @@ class _Dots:
 
     def store(self, totals: list[Any], sums: Any, sums_k: Any, used: Any, resume: Any) -> None:
         """The totals of `used` rows, added to what is there where it goes on."""
+        item, begin = self.emit.width // self.emit.lanes, 0
+        while begin < self.positions:
+            # powers of two, which fill a vector of sums evenly
+            several = min(1 << ((self.positions - begin).bit_length() - 1), self.emit.lanes)
+            some = [totals[k * self.positions + begin + p] for k in range(self.rows) for p in range(several)]
+            self.store_even(some, several, self.emit.at(sums, begin * item), sums_k, used, resume)
+            begin += several
+
+    def store_even(self, totals: list[Any], positions: int, sums: Any, sums_k: Any, used: Any, resume: Any) -> None:
+        """Those of a power of two of positions, no more than there are lanes."""
         emit, builder, item = self.emit, self.builder, self.emit.width // self.emit.lanes
-        run = min(self.positions, emit.lanes)
-        mask = emit.first(_i64(run))
+        mask = emit.first(_i64(positions))
         for first in range(0, len(totals), emit.lanes):
             added = _added_up(emit, builder, totals[first : first + emit.lanes])
-            for start in range(first, min(first + emit.lanes, len(totals)), run):
-                k, p = divmod(start, self.positions)
+            for start in range(first, min(first + emit.lanes, len(totals)), positions):
+                k, p = divmod(start, positions)
                 place = emit.at(emit.at(sums, emit.times(sums_k, k)), p * item)
                 moved = emit.shuffle(added, added, [(start - first + lane) % emit.lanes for lane in range(emit.lanes)])
                 wanted = builder.icmp_signed("<", _i64(k), used)
@@ -120,7 +131,12 @@ def _dots(
         go_on = builder.icmp_signed("!=", resume, _i64(0))
         done = cgutils.alloca_once_value(builder, _i64(0))
         for several, at_once in host().dot_tiles:
-            count = builder.sdiv(builder.sub(positions, builder.load(done)), _i64(several))
+            left = builder.sub(positions, builder.load(done))
+            count = builder.sdiv(left, _i64(several))
+            if several & several - 1:
+                # a tile of one position more than a power of two leaves none to be alone
+                odd = builder.icmp_signed("==", builder.srem(left, _i64(several - 1)), _i64(1))
+                count = builder.select(builder.and_(odd, builder.icmp_signed(">", left, _i64(1))), _i64(1), _i64(0))
             tile = _Dots(emit, builder, at_once, several)
             with cgutils.for_range(builder, count):
                 start = builder.load(done)

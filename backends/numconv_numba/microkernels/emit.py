@@ -40,7 +40,8 @@ class Host(NamedTuple):
     sliding_tiles : tuple of (rows, vectors)
         Shapes of tiles that slide over the rows of one channel.
     dot_tiles : tuple of (positions, rows)
-        Shapes of tiles with the lanes over terms; powers of two positions, down to one.
+        Shapes of tiles with the lanes over terms: powers of two positions, down to one, and before them perhaps one with a position
+        more, for those that would be left alone.
     pairs : bool
         Whether there are products of pairs of bfloat16 numbers, two multiply-adds a lane (AVX512-BF16).
     pair_cycles : float
@@ -87,7 +88,7 @@ class Host(NamedTuple):
 # position fits the general ones. Of sixteen registers a tenth position of one vector was found to be spilled, which costs a third.
 _WIDE = Host(
     64, 32, ((3, 8), (6, 4), (7, 3), (8, 2), (8, 1)), ((4, 6), (3, 8), (2, 10), (2, 8), (1, 10)),
-    ((6, 4), (8, 3), (10, 2), (10, 1)), ((8, 3), (4, 6), (2, 8), (1, 8)),
+    ((6, 4), (8, 3), (10, 2), (10, 1)), ((9, 3), (8, 3), (4, 6), (2, 8), (1, 8)),
 )  # fmt: skip
 _FEW = Host(
     32, 16, ((3, 4), (3, 3), (5, 2), (8, 1)), ((1, 9), (2, 6), (3, 4)), ((4, 3), (6, 2), (10, 1)), ((4, 2), (2, 4), (1, 6)),
