@@ -31,6 +31,7 @@ from .layers import configure_tiles, pack_layers, release_tiles
 from .microkernels.emit import host
 from .microkernels.tiles import Tile, tile_for
 from .panels import fill_places, fill_terms, lines_of, run_offset, runs_of
+from .patches import is_patchwise
 from .results import write_rows
 from .rows import clear
 from .scalar import PAIRS, is_null, pointer, store
@@ -65,6 +66,8 @@ TILE_CYCLES = 35
 """Of the start and the end of a tile."""
 LOADED_CYCLES = 0.4
 """Of a weight on its way to the first-level cache, once for a block."""
+APART_CYCLES = 24
+"""Of a term of a tile in a phase of a strided input_grad: its weights lie a kernel apart, and those of the next term pages away."""
 
 
 class Layout(NamedTuple):
@@ -429,6 +432,16 @@ class ImplicitGemm(DenseImplementation):
         weights = math.prod(problem.w_shape) * (2 if packs else LOADED_CYCLES * pieces / problem.groups)
         written = math.prod(problem.y_shape) * WRITE_CYCLES if problem.layout == "channels_last" else 0
         return CALL_SECONDS + 2e-6 + seconds(pieces * block.images * (products + gathered) + packed + weights + written)
+
+    def cost(self, problem: ConvProblem) -> float:
+        """Of all phases of an input_grad with a stride too, which read w where it lies."""
+        cost = super().cost(problem)
+        if problem.op == "forward" or max(problem.stride) == 1 or is_patchwise(problem) or problem.dtype != problem.acc_dtype:
+            return cost
+        tile = tile_for(problem.acc_dtype, problem.c // problem.groups)
+        places = problem.n * math.prod(-(-size // s) for size, s in zip(problem.spatial, problem.stride, strict=True))
+        terms = math.prod(problem.w_shape) / tile.channels * -(-places // (tile.vectors * tile.lanes))
+        return cost + seconds(terms * APART_CYCLES)
 
     def forward_workspace(self, problem: ConvProblem) -> int:
         """For each thread a slab, a panel, sums and tables; w packed or in the accumulation dtype."""

@@ -351,7 +351,7 @@ class PlanewiseWeights(Implementation):
     measured_error: ClassVar[Mapping[str, float]] = MEASURED_ERROR
 
     def supports(self, problem: ConvProblem) -> Verdict:
-        """Channels first, kernels of few rows and columns, a stride of up to 2; padding of zeros, or small planes."""
+        """Channels first, kernels of few rows and columns, a stride of up to 4; padding of zeros, or small planes."""
         reason = padding_refusal(problem) or refusal(padded(problem), MOST_ROWS, MOST_COLUMNS)
         if not reason and not _shapes(problem):
             reason = f"no tile for a kernel {problem.kernel} fits the registers"

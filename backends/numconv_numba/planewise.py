@@ -376,7 +376,7 @@ class Planewise(DenseImplementation):
     measured_error: ClassVar[Mapping[str, float]] = MEASURED_ERROR
 
     def accepts(self, problem: ConvProblem) -> Verdict:
-        """Channels first, kernels of few rows, a stride along the rows of up to 2; padding of zeros, or small planes."""
+        """Channels first, kernels of few rows, a stride of up to 4 along the rows, or 2; padding of zeros, or small planes."""
         reason = padding_refusal(problem) or refusal(padded(problem), MOST_ROWS, MOST_COLUMNS)
         if not reason and problem.flip and max(problem.stride[-2:]) > 1:
             reason = "with a stride its kernels are not flipped"

@@ -78,8 +78,8 @@ PACK_WORK = 20
 """Multiply-adds that take as long as packing one weight."""
 TILE_CYCLES = 60
 """Of the start and the end of a tile."""
-ORDER_CYCLES = 1.2
-"""Of packing one weight, and of putting it in the order of the phases."""
+ORDER_CYCLES, PARTED_CYCLES = 1.2, 0.7
+"""Of packing one weight, and of putting it in the order of the phases; and of one whose taps are parted."""
 
 
 class _Layout(NamedTuple):
@@ -468,7 +468,7 @@ class Subpixel(Implementation):
         cycles = pieces * panels * tiles * (terms * tile_cycles(shape.vectors, shape.positions) + len(phases.taps) * TILE_CYCLES)
         cycles *= 1.12 if in_place else 1  # channels of y lie pages apart
         packed = 0 if in_place else pack_cycles(block, depth * problem.groups)
-        weights = math.prod(problem.w_shape) * ORDER_CYCLES
+        weights = math.prod(problem.w_shape) * (PARTED_CYCLES if math.prod(problem.kernel) in PARTED_TAPS else ORDER_CYCLES)
         written = pieces * block.pixels * len(phases.taps) * problem.c / problem.groups * WRITE_CYCLES
         return CALL_SECONDS + 4e-6 + seconds(cycles + packed + weights + written)
 

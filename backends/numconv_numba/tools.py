@@ -162,8 +162,8 @@ def dot_tools(dtype: str, lanes: int) -> np.ndarray[Any, Any]:
     """The table for products along the terms, all of one dtype."""
     table = np.zeros(entries.COUNT, np.int64)
     table[entries.LANES] = lanes
-    rows = row_tools(dtype, dtype, dtype, lanes)
-    table[[entries.READ_SQUARES, entries.WRITE_SQUARES]] = rows.squares
-    table[[entries.DRESS, entries.COPY]] = rows.dress, rows.splits[0]
+    _, squares, dressed, *_ = _slab.functions(dtype, dtype, dtype, lanes)
+    table[[entries.READ_SQUARES, entries.WRITE_SQUARES]] = squares
+    table[[entries.DRESS, entries.COPY]] = dressed, split_address(1, dtype, dtype, dtype, lanes)
     table[entries.DOTS] = dots.address(lanes, dtype)
     return table
