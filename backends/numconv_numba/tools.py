@@ -26,6 +26,7 @@ from .packing import pack_slab
 from .panels import pack_panel, read_panel, write_panel, write_weights
 from .scalar import PAIRS, ROW_PAIRS
 from .slab import MOST_PHASES
+from .winograd_inputs import transform_pixels
 
 __all__ = ["dot_tools", "row_tools", "split_address", "tools_for"]
 
@@ -78,6 +79,7 @@ def tools_for(
     product_shape: tuple[int, int] | None = None,
     gemm_shape: tuple[int, ...] | None = None,
     transform_shape: tuple[int, ...] | None = None,
+    pixels: bool = False,
     packs: bool = False,
     reads: bool = False,
     lines: bool = False,
@@ -86,7 +88,7 @@ def tools_for(
 
     `factor`: the dtype of factors, where it is not that of sums. `phases`: of a row of the slab. `packs`: whether weights are
     packed, as they are for products. `reads`: whether panels of `dtype` are read and weights written, as for a weight gradient.
-    `lines`: whether sums are written by lines.
+    `pixels`: whether the lanes of a transform of inputs are channels. `lines`: whether sums are written by lines.
     What is not asked for has the address 0.
     """
     factor = factor or acc
@@ -125,6 +127,8 @@ def tools_for(
     if transform_shape:
         places = [entries.INPUT, entries.WEIGHT, entries.OUTPUT, entries.GRADIENT, entries.KERNEL]
         table[places] = transforms.functions((*transform_shape, lanes), acc)
+    if pixels:
+        table[entries.PIXELS] = transform_pixels.address(dtype, acc)
     return table
 
 
