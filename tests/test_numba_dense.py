@@ -214,17 +214,18 @@ def winograd_layouts(monkeypatch, deep, budget):
 @pytest.mark.parametrize(
     "text",
     [
-        "n3 c24 k20 g1 in9x7 w3x3 s1 p1 d1",
-        "n2 c34 k20 g2 in61 w3 s1 p2 d1 pad=reflect",
-        "n1 c40 k9 g1 in37x50 w3x3 s1 p1x2 d1 pad=circular",
-        "n3 c20 k24 g1 in25x22 w5x5 s1 p2 d1 flip=1",
-        "n2 c48 k17 g1 in30x33 w3x3 s1 p0 d1 layout=channels_last",
+        "f32 n3 c24 k20 g1 in9x7 w3x3 s1 p1 d1",
+        "f32 n2 c34 k20 g2 in61 w3 s1 p2 d1 pad=reflect",
+        "f32 n1 c40 k9 g1 in37x50 w3x3 s1 p1x2 d1 pad=circular",
+        "f32 n3 c20 k24 g1 in25x22 w5x5 s1 p2 d1 flip=1",
+        "f32 n2 c48 k17 g1 in30x33 w3x3 s1 p0 d1 layout=channels_last",
+        "f16 n3 c18 k20 g1 in8x8 w3x3 s1 p1 d1",
     ],
 )
 def test_winograd_takes_tiles_or_channels_for_its_lanes(text, monkeypatch, rng):
     """With the same bits, in blocks of any part of an image."""
-    forward, found = parse(f"conv forward f32 {text}"), []
-    arrays = [rng.standard_normal(shape, np.float32) for shape in forward.input_shapes]
+    forward, found = parse(f"conv forward {text}"), []
+    arrays = [rng.standard_normal(shape, np.float32).astype(forward.dtype) for shape in forward.input_shapes]
     for deep in (False, True):
         caches = winograd_layouts(monkeypatch, deep, 96 * 1024)
         assert winograd_layout.layout_for(forward).deep == deep

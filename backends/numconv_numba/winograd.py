@@ -402,7 +402,7 @@ class WinogradExecutor(ForwardExecutor):
         self._block, self._apart = (_block_vector(problem, each) for each in (layout, apart(layout)))
         self._tools = tools_for(
             problem.dtype, problem.acc_dtype, shape.lanes, phases=block.step[-1], out=problem.out_dtype, product_shape=shape[:2],
-            transform_shape=tiles.transform,
+            transform_shape=tiles.transform, pixels=layout.deep,
         )  # fmt: skip
         self._kernel, self._bind_kernel = _kernels.functions(problem.acc_dtype)
         self._form = TRANSFORMED if self._common.weights <= BOUND_BYTES else IN_PANELS

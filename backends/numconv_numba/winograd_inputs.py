@@ -7,9 +7,9 @@ neighbours; or, for small images of many channels, whose tiles would leave most 
 
 from __future__ import annotations
 
-from .compiler import helper, invoke
+from .compiler import Address, Tag, helper, invoke, kernel
 from .elements import INT64, itemsize
-from .entries import COPY, INPUT, LANES, PACK, READ_ROWS, READ_SQUARES
+from .entries import COPY, INPUT, LANES, PACK, PIXELS, READ_ROWS, READ_SQUARES
 from .geometry import DIMS, FLIPPED, LOW, MODE, PARTS, SIZE, STRIDE, WINDOW, part, source_index
 from .panels import tiles_along
 from .rows import clear
@@ -30,7 +30,7 @@ from .slab import (
 
 __all__ = [
     "COLUMNS", "GROUP", "PANEL", "ROWS", "TAPS", "V_STEP", "copy_pixels", "element_counts", "fill_elements", "image_elements",
-    "inner_window", "phase_taps", "place_steps", "spread_step", "tile_extents", "transform_inputs",
+    "inner_window", "phase_taps", "place_steps", "spread_step", "tile_extents", "transform_inputs", "transform_pixels",
 ]  # fmt: skip
 
 # A block's own numbers that both have: channels of a panel, tiles (or terms) of a register tile, taps that are summed directly,
@@ -131,7 +131,7 @@ def transform_inputs(v, slab, elements, x, channels, begin, end, block, plane, g
     `x`: the first channel in the first image of the block.
     """
     if b[V_TILE] > 0:
-        transform_pixels(v, slab, x, channels, begin, end, block, g, b, tools, at)
+        invoke(tools[PIXELS], tools, v, slab, x, channels, begin, end, block, g, b)
         return
     size = itemsize(at)
     count, phases = element_counts(g, b)
@@ -186,9 +186,9 @@ def fill_pixels(table, box, width, block, g, b):
 
 
 @helper
-def read_pixels(slab, x, box, width, channels, g, tools, at):
+def read_pixels(slab, x, box, width, channels, g, tools, xt):
     """So many channels of the pixels of a box, [pixel][channel]."""
-    axis, xs, size = g[DIMS] - 1, part(g, PARTS), itemsize(at)
+    axis, xs, size = g[DIMS] - 1, part(g, PARTS), itemsize(xt)
     first_row, rows, first_column, columns = box
     c_step, column_step, row_step = g[xs + 2], g[xs + 3 + axis], g[xs + 2 + axis] if axis > 0 else 0
     source = x + (first_row * row_step + first_column * column_step)
@@ -204,33 +204,6 @@ def read_pixels(slab, x, box, width, channels, g, tools, at):
         for start in range(0, rows * columns // runs, run):
             place, target = source + (one * row_step + start * column_step), slab + (one * columns + start) * width
             invoke(tools[READ_SQUARES], place, c_step, channels, run, address(0), 0, target, width)
-
-
-@helper
-def transform_pixels(v, slab, x, channels, begin, end, block, g, b, tools, at):
-    """What `transform_inputs` does, with the lanes over channels."""
-    size, axis, lanes = itemsize(at), g[DIMS] - 1, tools[LANES]
-    first_row, rows = read_extent(g, b, block, axis - 1, inner_axis(g, 1)[2])
-    first_column, columns = read_extent(g, b, block, axis, inner_axis(g, 0)[2])
-    box, width, count = (first_row, rows, first_column, columns), b[SLAB] * size, element_counts(g, b)[0]
-    behind = slab + rows * columns * width
-    table = behind + width
-    clear(behind, b[SLAB], at)
-    fill_pixels(pointer(table, INT64), box, width, block, g, b)
-    _, lines, _, tiles, _ = tile_extents(g, b, block)
-    across = -(-axis_entry(b, g[DIMS], B_SIZE, axis) // axis_entry(b, g[DIMS], B_UNIT, axis))
-    for image in range(block_images(g, b, block)):
-        for first in range(begin, end, b[SLAB]):
-            read = min(b[SLAB], end - first)
-            if read % lanes > 0:
-                # stray bits could be denormal numbers, which are slow
-                clear(slab, rows * columns * b[SLAB], at)
-            read_pixels(slab, x + (image * g[part(g, PARTS)] + first * g[part(g, PARTS) + 2]), box, width, read, g, tools, at)
-            start = v + (image * image_elements(channels, 1, b, tools) + first) * size
-            for line in range(lines):
-                for tile in range(tiles):
-                    target, elements = start + (line * across + tile) * b[V_TILE] * size, table + 8 * count * (line * tiles + tile)
-                    invoke(tools[INPUT], slab, elements, -(-read // lanes), target, b[V_STEP] * size)
 
 
 @helper
@@ -271,3 +244,37 @@ def tile_extents(g, b, block):
     for other in range(axis - 1):
         planes *= block_extent(g, b, block, other)
     return planes, lines, height, tiles_along(g, b, block, axis), block_extent(g, b, block, axis)
+
+
+@kernel
+def transform_pixels(
+    xt: Tag, at: Tag, table: Address, v: Address, slab: Address, x: Address, channels: int, begin: int, end: int, block: int,
+    sizes: Address, cutting: Address,
+) -> None:  # fmt: skip
+    """What `transform_inputs` does, with the lanes over channels: compiled alone, and where it is needed.
+
+    `table`: see `tools`; `sizes` and `cutting` are the vectors of the problem and of the block.
+    """
+    tools, g, b = pointer(table, INT64), pointer(sizes, INT64), pointer(cutting, INT64)
+    size, axis, lanes = itemsize(at), g[DIMS] - 1, tools[LANES]
+    first_row, rows = read_extent(g, b, block, axis - 1, inner_axis(g, 1)[2])
+    first_column, columns = read_extent(g, b, block, axis, inner_axis(g, 0)[2])
+    box, width, count = (first_row, rows, first_column, columns), b[SLAB] * size, element_counts(g, b)[0]
+    behind = slab + rows * columns * width
+    places = behind + width
+    clear(behind, b[SLAB], at)
+    fill_pixels(pointer(places, INT64), box, width, block, g, b)
+    _, lines, _, tiles, _ = tile_extents(g, b, block)
+    across = -(-axis_entry(b, g[DIMS], B_SIZE, axis) // axis_entry(b, g[DIMS], B_UNIT, axis))
+    for image in range(block_images(g, b, block)):
+        for first in range(begin, end, b[SLAB]):
+            read = min(b[SLAB], end - first)
+            if read % lanes > 0:
+                # stray bits could be denormal numbers, which are slow
+                clear(slab, rows * columns * b[SLAB], at)
+            read_pixels(slab, x + (image * g[part(g, PARTS)] + first * g[part(g, PARTS) + 2]), box, width, read, g, tools, xt)
+            start = v + (image * image_elements(channels, 1, b, tools) + first) * size
+            for line in range(lines):
+                for tile in range(tiles):
+                    target, elements = start + (line * across + tile) * b[V_TILE] * size, places + 8 * count * (line * tiles + tile)
+                    invoke(tools[INPUT], slab, elements, -(-read // lanes), target, b[V_STEP] * size)

@@ -95,8 +95,8 @@ def tile_rows(tiles: Tiles, block: Block, lanes: int) -> int:
 
 
 def channel_vectors(problem: ConvProblem) -> bool:
-    """Whether the lanes of the input's transform may be channels: all terms of a sum are channels, of the dtype of sums."""
-    return problem.ndim <= 2 and max(problem.stride) == 1 and problem.dtype == problem.acc_dtype
+    """Whether the lanes of the input's transform may be channels: all terms of a sum are channels."""
+    return problem.ndim <= 2 and max(problem.stride) == 1
 
 
 class Inputs(NamedTuple):

@@ -388,7 +388,7 @@ class _Executor:
         self._areas = _areas(problem, layout)
         self._tools = tools_for(
             problem.dtype, problem.acc_dtype, shape.lanes, phases=block.step[-1], out=problem.out_dtype, product_shape=shape[:2],
-            transform_shape=tiles.transform, reads=True,
+            transform_shape=tiles.transform, pixels=layout.deep, reads=True,
         )  # fmt: skip
         self._kernel = winograd_weights.specialise(problem.out_dtype, problem.acc_dtype)
 
