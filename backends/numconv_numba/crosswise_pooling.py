@@ -35,7 +35,7 @@ MAX_LISTS = 1 << 20
 """Bytes of the lists of a plane."""
 TURN_SECONDS, TAP_SECONDS, RESULT_SECONDS, GROUP_SECONDS = 5e-10, 7e-11, 2e-10, 5e-8
 """On two threads: of a vector, to transpose it; to look at it; to write it, and what lies beside it; and of a group of channels."""
-LOOKS = {"avg_pool": 1, "avg_pool_backward": 1, "max_pool": 2, "max_pool_backward": 5}
+LOOKS = {"avg_pool": 1, "avg_pool_backward": 1.5, "max_pool": 2, "max_pool_backward": 5}
 """What each tap of a result costs, against an addition."""
 FRESH = 1 << 25
 """Bytes of results from which on they are new memory at each call."""

@@ -40,6 +40,8 @@ ITEMS = 8
 """Work items at least, where there are blocks enough."""
 STACK_SECONDS = 5e-11
 """Of a vector of a tap along the outer axes, on two threads."""
+FAR, LARGE = 4e10, 1 << 24
+"""Bytes a second more that gradients take which leave the caches, and how large these are: copies of rows wait for their lines."""
 JOB_SIZE = len(JOB)
 
 # The driver's vector: blocks, and how many are taken together; bytes of one in x, in y, and between the steps; bytes before the
@@ -246,8 +248,11 @@ class FlatPool(Implementation):
         lanes, rows = lanes_of(problem.dtype), problem.n * problem.c * math.prod(problem.output[:-1])
         stacked = rows * -(-problem.spatial[-1] // lanes) * math.prod(problem.window[:-1])
         slid = vector_seconds(problem, -(-rows * problem.output[-1] // lanes), 0, problem.window[-1])
-        back = problem.op.endswith("_backward")  # stores, not loads
-        return 3e-6 + problem.bytes / 1e11 + stacked * STACK_SECONDS * (1 + back) + slid
+        back, written = problem.op.endswith("_backward"), np_dtype(problem.dtype).itemsize * math.prod(problem.x_shape)
+        leaving = written / FAR if back and written >= LARGE else 0.0
+        return (
+            3e-6 + problem.bytes / 1e11 + stacked * STACK_SECONDS * (1 + back) + slid + leaving
+        )  # gradients are stored, not loaded
 
     def workspace(self, problem: PoolProblem) -> int:
         """For each thread what lies between the steps, and the jobs."""

@@ -50,7 +50,7 @@ __all__ = ["WidePool"]
 
 PART = 256
 """Results of a row that one work item computes."""
-RESULT_SECONDS, SUM_SECONDS, MAX_SECONDS, SPREAD_SECONDS, REST_SECONDS = 1e-9, 1.5e-10, 2.5e-10, 6e-10, 8e-10
+RESULT_SECONDS, SUM_SECONDS, MAX_SECONDS, SPREAD_SECONDS, REST_SECONDS = 1e-9, 1.5e-10, 2.5e-10, 4e-10, 8e-10
 """Of a result, of a vector of its window, and of one that a row of the window does not fill, on two threads."""
 JOB_SIZE = len(REDUCTION)
 

@@ -43,21 +43,25 @@ class _Stacks:
                 for side in "xy"
             )
             source, target = self.emit.at(given["x"], source), self.emit.at(given["y"], target)
-            with cgutils.for_range(builder, vectors) as vector:
-                here = builder.mul(vector.index, _i64(self.emit.width))
-                self.column(self.emit.at(source, here), self.emit.at(target, here), None)
-            with builder.if_then(some):
-                here = builder.mul(vectors, _i64(self.emit.width))
-                self.column(self.emit.at(source, here), self.emit.at(target, here), rest)
+            # rows are written one after the other: in turns they would be lines of several pages
+            targets = [self.emit.at(target, offset) for offset in self.offsets] if self.kind == "copy" else [target]
+            for row_start in targets:
+                with cgutils.for_range(builder, vectors) as vector:
+                    here = builder.mul(vector.index, _i64(self.emit.width))
+                    self.column(self.emit.at(source, here), self.emit.at(row_start, here), None)
+                with builder.if_then(some):
+                    here = builder.mul(vectors, _i64(self.emit.width))
+                    self.column(self.emit.at(source, here), self.emit.at(row_start, here), rest)
 
     def column(self, source: Any, target: Any, mask: Any) -> None:
         """A vector of a row, or the lanes of a mask."""
         if self.kind == "copy":
-            value = self.load(source, mask)
-            for offset in self.offsets:
-                self.store(value, self.emit.at(target, offset), mask)
+            self.store(self.load(source, mask), target, mask)
             return
-        values = [self.load(self.emit.at(source, offset), mask) for offset in self.offsets]
+        values = []
+        for offset in self.offsets:
+            self.emit.prefetch(self.emit.at(self.emit.at(source, offset), AHEAD), write=False)
+            values.append(self.load(self.emit.at(source, offset), mask))
         self.store(self.largest(values) if self.kind == "max" else self.sum(values), target, mask)
 
     def sum(self, values: list[Any]) -> Any:
@@ -75,7 +79,6 @@ class _Stacks:
 
     def load(self, address: Any, mask: Any) -> Any:
         """A vector, or the lanes of a mask."""
-        self.emit.prefetch(self.emit.at(address, AHEAD), write=False)
         return self.emit.load(address) if mask is None else self.emit.load_masked(address, mask)
 
     def store(self, value: Any, address: Any, mask: Any) -> None:
