@@ -99,7 +99,8 @@ def test_documents_name_only_what_exists():
         for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
             assert (path.parent / target).exists(), f"{path} links to {target}"
         for name in re.findall(r"\bnumconv\.([a-z]\w*)", path.read_text()):
-            assert find_spec(f"numconv.{name}") or hasattr(numconv, name) or name == "backends", f"{path}: {name}"
+            files = (ROOT / f"numconv/{name}.py", ROOT / f"numconv/{name}/__init__.py")  # a bridge need not be importable
+            assert any(file.is_file() for file in files) or hasattr(numconv, name) or name == "backends", f"{path}: {name}"
     table = re.search(r"\| functions \|.*?\n\n", README, re.DOTALL)
     assert table
     named = re.findall(r"`(\w+)`", table[0])

@@ -1,8 +1,8 @@
 """numconv in JAX, on the CPU: its functions on jax arrays, under jit, grad, vmap and forward differentiation, to any order.
 
 The functions have the options of those of `numconv`, but for `dtype` (convert with `astype`, which is differentiated) and `out`.
-Outside of `jax.jit` nothing is copied; inside, XLA calls back, which copies the result. The settings of `numconv.using` are those
-in force when a function is traced. See ``docs/frameworks.md``.
+Outside of `jax.jit` nothing large is copied; inside, XLA calls back, which copies the result. The settings of `numconv.using` are
+those in force when a function is traced. See ``docs/frameworks.md``.
 """
 
 from __future__ import annotations

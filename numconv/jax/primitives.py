@@ -33,7 +33,7 @@ def _primitive(name: str, compute: Callable[..., Any], shapes: Callable[..., Any
 
     def on_arrays(*arrays: Any, call: Any) -> Any:
         results = compute(call, *map(_host, arrays))
-        return [jnp.asarray(each) for each in results] if several else jnp.asarray(results)
+        return [_array(each) for each in results] if several else _array(results)
 
     def lowered(ctx: Any, *operands: Any, call: Any) -> Any:
         def called(*arrays: Any) -> Any:
@@ -60,6 +60,12 @@ def _host(array: Any) -> Any:
             "jax.device_put(array, jax.devices('cpu')[0])"
         )
     return np.asarray(array)
+
+
+def _array(result: Any) -> Any:
+    """A result as JAX's array on its memory, of the CPU where others are the default."""
+    device = None if jax.default_backend() == "cpu" else jax.devices("cpu")[0]
+    return jax.device_put(result, device, may_alias=True)
 
 
 def _shape(x: Any, *_: Any, call: Any) -> Any:
