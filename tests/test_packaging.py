@@ -12,7 +12,6 @@ import sys
 import tomllib
 import zipfile
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
