@@ -73,7 +73,7 @@ _transforms = Unit(
 
 def _many_phases(taps: tuple[int, int], stride: int) -> list[int]:
     """Phases of a row that tiles for so many taps leave apart, for which `_slab` has no split."""
-    found = [stride * columns for *_, columns, _ in shapes_for(*taps)]
+    found = dict.fromkeys(stride * columns for *_, columns, _ in shapes_for(*taps))
     return [phases for phases in found if phases not in SINGLE_PHASES and phases <= MOST_PHASES]
 
 
