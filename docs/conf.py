@@ -24,6 +24,7 @@ html_extra_path = ["site"]
 extensions = ["myst_parser", "numpydoc", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 default_role = "py:obj"
 autodoc_member_order = "groupwise"
+autodoc_mock_imports = ["torch"]  # the largest of packages, of which the page of numconv.torch needs the names alone
 autodoc_typehints = "none"  # shapes and dtypes, which docstrings have, say more
 maximum_signature_line_length = 100
 myst_heading_anchors = 3
