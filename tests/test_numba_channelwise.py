@@ -15,6 +15,7 @@ GEOMETRIES = [
     "f32 n1 c80 k80 g80 in6x40 w3x5 s2x3 p1x3 d1x2 flip=1",
     "f64 n2 c9 k9 g9 in30 w11 s1 p10 d1",
     "f64 n1 c16 k16 g16 in4x5x13 w2x3x4 s1x2x1 p1x0x2 d1",
+    "f64 n1 c16 k16 g16 in4x5x13 w2x3x4 s1x2x1 p1x0x2 d1 flip=1",
     "f32 n1 c16 k16 g16 in3x3 w5x5 s1 p2 d1",  # no window lies inside x
     "f32 n1 c20 k20 g20 in5x17 w3x9 s1x2 p1x11 d1x2 flip=1",  # some windows lie beside x
 ]

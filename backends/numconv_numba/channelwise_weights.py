@@ -160,7 +160,7 @@ class _Executor:
             ], np.int64,
         )  # fmt: skip
         self._sums = plan.shares, plan.blocks, outer, plan.tiles * shape.rows, shape.columns, shape.lanes
-        self._vectors = conv_vectors(problem, 0)
+        self._vectors = conv_vectors(problem.replace(flip=False), 0)  # as windows meet the taps: `in_order` turns them
         self._areas = Areas(8 * job_of.JOB, host().width)
         self._kernel = channelwise_weights.specialise(dtype, dtype)
 
