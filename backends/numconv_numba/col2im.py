@@ -20,8 +20,10 @@ import numpy as np
 from numconv.plugin import ConvProblem, Implementation, Verdict, WindowProblem, activate, np_dtype
 
 from .blocked import CALL_SECONDS, Blocked
+from .dense import with_weights
 from .direct import MEASURED_ERROR
 from .implicit_gemm import ImplicitGemm
+from .patches import patch_products, product_weights
 from .vector_windows import VectorWindows
 
 __all__ = ["Col2im"]
@@ -58,11 +60,8 @@ class _Piece(NamedTuple):
 
 def _columns(problem: ConvProblem, images: int, windows: int) -> ConvProblem:
     """The product for so many images, and windows along the first dimension."""
-    ones, outputs = (1,) * problem.ndim, (windows, *problem.output[1:])
-    return problem.replace(
-        op="forward", n=images, c=problem.k, k=problem.c * math.prod(problem.kernel), spatial=outputs, kernel=ones, stride=ones,
-        padding=((0, 0),) * problem.ndim, dilation=ones, flip=False, bias="", activation=None, layout="channels_first",
-    )  # fmt: skip
+    products, outputs = patch_products(problem), (windows, *problem.output[1:])
+    return products.replace(n=images, spatial=outputs, bias="", activation=None, layout="channels_first")
 
 
 def _fold(problem: ConvProblem, images: int, size: int, pads: tuple[int, int]) -> WindowProblem:
@@ -106,14 +105,6 @@ def _cheapest(problem: ConvProblem) -> Any:
     return min(_PRODUCTS, key=lambda each: each.cost(problem))
 
 
-def _rows(w: Any, problem: ConvProblem) -> Any:
-    """w as that of the products ``[C*prod(R), K/G, 1...]``: of one group a view, where taps of all channels lie in one row."""
-    if problem.flip:
-        w = np.flip(w, tuple(range(2, w.ndim)))
-    grouped = w.reshape(problem.groups, problem.k // problem.groups, -1).swapaxes(1, 2)
-    return grouped.reshape(problem.c * math.prod(problem.kernel), -1, *[1] * problem.ndim)
-
-
 class _Executor:
     """One input gradient."""
 
@@ -126,12 +117,12 @@ class _Executor:
 
     def __call__(self, outs: Any, ins: Any) -> None:
         """Compute."""
-        rows = _rows(ins[1], self._problem)
-        self._run(outs[0], ins[0], ins[2:], {p: functools.partial(_call, each, rows) for p, each in self._products.items()})
+        rows = product_weights(self._problem, ins[1])
+        self._run(outs[0], ins[0], ins[2:], {p: with_weights(each, rows) for p, each in self._products.items()})
 
     def bind(self, w: Any) -> Any:
         """The executor with its own copy of w, packed."""
-        rows = _rows(w, self._problem)
+        rows = product_weights(self._problem, w)
         bound = {p: each.bind(rows) for p, each in self._products.items()}
         return lambda outs, ins: self._run(outs[0], ins[0], ins[1:], bound)
 
@@ -150,11 +141,6 @@ class _Executor:
             if bias:
                 x += bias[0].reshape(-1, *[1] * self._problem.ndim)
         activate(x, self._problem.activation)
-
-
-def _call(executor: Any, w: Any, outs: Any, ins: Any) -> None:
-    """Like a bound executor, with these weights."""
-    executor(outs, (ins[0], w))
 
 
 class Col2im(Implementation):

@@ -14,7 +14,7 @@ from numconv.plugin import ConvProblem, Implementation, Verdict, activate, np_dt
 from .activations import ACTIVATIONS
 from .direct import Direct
 from .geometry import conv_vectors
-from .patches import MOVED_SECONDS, PATCH_SECONDS, Moves, is_patchwise, patch_products
+from .patches import MOVED_SECONDS, PATCH_SECONDS, Moves, is_patchwise, patch_products, product_weights
 
 __all__ = [
     "Adjoint",
@@ -30,6 +30,7 @@ __all__ = [
     "forward_problems",
     "is_padded",
     "redo",
+    "with_weights",
 ]
 
 MOST_PHASES = 4096
@@ -203,6 +204,11 @@ def fill(view: Any, bias: Sequence[Any], activation: str | None) -> None:
     activate(view, activation)
 
 
+def with_weights(executor: Any, w: Any) -> Any:
+    """What is called like a bound executor, for a single call: w is read where it lies."""
+    return lambda outs, ins: executor(outs, (ins[0], w, *ins[1:]))
+
+
 class Adjoint:
     """An input_grad: the executors of its parts, on views of w and grad_x."""
 
@@ -268,24 +274,14 @@ class Patches(Adjoint):
 
     def __call__(self, outs: Any, ins: Any) -> None:
         """Compute, some images at a time."""
-        w = self.columns(ins[1])
-        self._run(
-            outs[0], ins[0], ins[2:], {n: lambda o, i, each=each: each(o, (i[0], w, *i[1:])) for n, each in self._forward.items()}
-        )
+        w = product_weights(self._problem, ins[1])
+        self._run(outs[0], ins[0], ins[2:], {n: with_weights(each, w) for n, each in self._forward.items()})
 
     def bind(self, w: Any) -> Any:
         """The executor with its own copy of w."""
-        columns = self.columns(w)
+        columns = product_weights(self._problem, w)
         bound = {count: each.bind(columns) for count, each in self._forward.items()}
         return lambda outs, ins: self._run(outs[0], ins[0], ins[1:], bound)
-
-    def columns(self, w: Any) -> Any:
-        """w as that of `patch_products`: an output channel for each input channel and tap."""
-        problem = self._problem
-        moved = np.moveaxis(self.swapped(w), 1, -1)
-        if problem.flip:
-            moved = np.flip(moved, tuple(range(1, 1 + problem.ndim)))
-        return moved.reshape(-1, problem.k // problem.groups, *[1] * problem.ndim)
 
     def _run(self, x: Any, y: Any, bias: Sequence[Any], executors: Mapping[int, Any]) -> None:
         shift = [np.repeat(each, math.prod(self._problem.kernel)) for each in bias]

@@ -12,11 +12,12 @@ import itertools
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from numconv.plugin import ConvProblem, np_dtype
 
-__all__ = ["MOVED_SECONDS", "PATCH_SECONDS", "Moves", "is_patchwise", "patch_products"]
+__all__ = ["MOVED_SECONDS", "PATCH_SECONDS", "Moves", "is_patchwise", "patch_products", "product_weights"]
 
 WIDE_STRIDE = 4
 """Along a row: phases of less hold pixels enough for vectors, and are stored where they belong."""
@@ -49,6 +50,14 @@ def patch_products(problem: ConvProblem) -> ConvProblem:
         op="forward", n=min(problem.n, max(1, MOST_BYTES // image)), c=problem.k, k=channels, spatial=problem.output, kernel=ones,
         stride=ones, padding=((0, 0),) * problem.ndim, dilation=ones, flip=False, bias="y" if problem.bias else "",
     )  # fmt: skip
+
+
+def product_weights(problem: ConvProblem, w: Any) -> Any:
+    """w as that of `patch_products` ``[C*prod(R), K/G, 1...]``: of one group a view, where taps of all channels are one row."""
+    if problem.flip:
+        w = np.flip(w, tuple(range(2, w.ndim)))
+    grouped = w.reshape(problem.groups, problem.k // problem.groups, -1).swapaxes(1, 2)
+    return grouped.reshape(problem.c * math.prod(problem.kernel), -1, *[1] * problem.ndim)
 
 
 class _Segment(NamedTuple):

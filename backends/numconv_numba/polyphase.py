@@ -25,7 +25,7 @@ from numpy.lib.stride_tricks import as_strided
 from numconv.plugin import ConvProblem, Implementation, Verdict, np_dtype
 
 from .blocked import Blocked
-from .dense import DenseImplementation, fill
+from .dense import DenseImplementation, fill, with_weights
 from .direct import MEASURED_ERROR
 from .implicit_gemm import ImplicitGemm
 from .tile import RegisterTile
@@ -173,9 +173,14 @@ def _part_problem(problem: ConvProblem, pieces: tuple[_Piece, ...]) -> ConvProbl
     )
 
 
+def _along(problem: ConvProblem, axes: tuple[int, ...], bordered: bool) -> list[list[_Piece]]:
+    """The pieces of each dimension, some with phases; borders of the first one only, so that the taps of a part are neighbours."""
+    return [_pieces(problem, axis, axis in axes, bordered and axis == 0) for axis in range(problem.ndim)]
+
+
 def _parts(problem: ConvProblem, axes: tuple[int, ...], bordered: bool) -> list[_Part]:
-    """All parts, with phases along some dimensions; borders of the first one only, so that the taps of a part are neighbours."""
-    along = [_pieces(problem, axis, axis in axes, bordered and axis == 0) for axis in range(problem.ndim)]
+    """All parts, with phases along some dimensions; none where they are too many."""
+    along = _along(problem, axes, bordered)
     if math.prod(map(len, along)) > MOST_PARTS:
         return []
     return [_Part(_part_problem(problem, pieces), pieces) for pieces in itertools.product(*along)]
@@ -225,7 +230,8 @@ def _plan(problem: ConvProblem) -> tuple[float, list[_Part]]:
 
 def _verdict(problem: ConvProblem) -> Verdict:
     """Whether there are phases that views show."""
-    if not _split_axes(problem):
+    ways = _split_axes(problem)
+    if not ways:
         return Verdict.no(
             f"it computes the phases of a dilation, along the last dimension from {LEAST_ROW} on, without a stride there, and here "
             f"are dilation {problem.dilation}, stride {problem.stride} and kernel {problem.kernel}"
@@ -235,7 +241,8 @@ def _verdict(problem: ConvProblem) -> Verdict:
     if min(map(min, problem.padding)) < 0:
         return Verdict.no(f"the windows of a phase begin in x or in its padding, and here is padding {problem.padding}")
     if not _plan(problem)[1]:
-        return Verdict.no(f"the phases that are alike are computed together, in at most {MOST_PARTS} calls, and here are more")
+        calls = min(math.prod(map(len, _along(problem, axes, False))) for axes in ways)
+        return Verdict.no(f"phases that are alike are computed together, in at most {MOST_PARTS} calls, and here are {calls}")
     return Verdict.yes()
 
 
@@ -251,7 +258,7 @@ class _Executor:
     def __call__(self, outs: Any, ins: Any) -> None:
         """Compute."""
         kernels = [part.kernel(ins[1], self._problem.flip) for part in self._parts]
-        calls = [each and functools.partial(_call, each, w) for each, w in zip(self._executors, kernels, strict=True)]
+        calls = [each and with_weights(each, w) for each, w in zip(self._executors, kernels, strict=True)]
         self._run(outs[0], ins[0], ins[2:], calls)
 
     def bind(self, w: Any) -> Any:
@@ -268,11 +275,6 @@ class _Executor:
                 fill(view, bias, self._problem.activation)
             else:
                 call((view,), (part.view(x, dilation, of_x=True), *bias))
-
-
-def _call(executor: Any, w: Any, outs: Any, ins: Any) -> None:
-    """Like a bound executor, with these weights."""
-    executor(outs, (ins[0], w, *ins[1:]))
 
 
 class Polyphase(DenseImplementation):
@@ -306,16 +308,18 @@ class _WeightsExecutor:
         self._parts = _plan(problem)[1]
         executors = {p: BlockedWeights().build(p) for p in {part.problem for part in self._parts} if p}
         self._executors = [executors[part.problem] if part.problem else None for part in self._parts]
+        first = self._parts[0].problem
+        self._begun = first is not None and math.prod(first.kernel) == math.prod(problem.kernel)
 
     def __call__(self, outs: Any, ins: Any) -> None:
-        """Compute."""
-        for out in outs:
+        """Compute; where the first part has all taps, it writes the results that others are added to."""
+        for out in () if self._begun else outs:
             out[...] = 0
         with np.errstate(invalid="ignore", over="ignore"):  # infinite sums of several parts, as in the middle of any sum
-            for part, executor in zip(self._parts, self._executors, strict=True):
-                self._add(part, executor, outs, *ins)
+            for number, (part, executor) in enumerate(zip(self._parts, self._executors, strict=True)):
+                self._add(part, executor, number == 0 and self._begun, outs, *ins)
 
-    def _add(self, part: _Part, executor: Any, outs: Any, y: Any, x: Any) -> None:
+    def _add(self, part: _Part, executor: Any, begins: bool, outs: Any, y: Any, x: Any) -> None:
         dilation = self._problem.dilation
         of_y = part.view(y, dilation, of_x=False)
         if executor is None:
@@ -323,9 +327,9 @@ class _WeightsExecutor:
                 bias[...] += of_y.sum(axis=(0, *range(2, of_y.ndim)))
             return
         found = [part.kernel(outs[0], self._problem.flip), *outs[1:]]
-        sums = [np.empty(out.shape, out.dtype) for out in found]
+        sums = found if begins else [np.empty(out.shape, out.dtype) for out in found]
         executor(tuple(sums), (of_y, part.view(x, dilation, of_x=True)))
-        for out, each in zip(found, sums, strict=True):
+        for out, each in () if begins else zip(found, sums, strict=True):
             out[...] += each
 
 
