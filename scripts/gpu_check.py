@@ -13,7 +13,8 @@ races     the same bits from twenty runs on outputs filled with different bytes,
 torch     seconds of torch, and so of cuDNN, on larger batches and on the rows of `numconv bench`, without and with TF32
 timing    seconds of the chosen implementation on the same rows, then of all others, at the default level and at "fast"
 
-Seconds are those between two events on the device, around calls that nobody waits for; `host` is what a call takes to return.
+Seconds are those between two events on the device, around calls that are queued behind a sleep of it, so that they are the device's
+alone; `host` is what a call takes to return. A call is as slow as the slower of the two.
 The contract needs CuPy and pytest, the peers torch; a part whose library is missing says so. What is compiled is kept in a folder
 that is removed at the end.
 """
@@ -54,6 +55,13 @@ SIZES = {"product": 8192, "copy": 2**28}
 PACKAGES = ("numba", "numba-cuda", "cuda-core", "numpy", "torch", "cupy-cuda12x", "cupy-cuda13x", "nvidia-cudnn-frontend", "pytest")
 MUCH = 0.5
 """Estimated seconds beyond which an implementation that nobody would choose is not timed."""
+ENOUGH = 0.005
+"""Seconds of a group of calls, of which there are at most `MOST` in each of `GROUPS` groups."""
+MOST = 20
+GROUPS = 3
+LONGEST = 0.03
+"""Seconds that the device sleeps at most, at a rate of `CLOCK` cycles a second or less."""
+CLOCK = 2e9
 BATCHES = (32, 256)
 BATCHED = ("resnet50.conv1", "resnet50.56", "resnet50.28s2", "pointwise.256to64", "depthwise3.144")
 HALVES = ("float16", "bfloat16")
@@ -201,7 +209,8 @@ def shards(backends: Sequence[str]) -> list[tuple[str, str, str]]:
 
 
 def _contract_process(backend: str, algorithm: str, op: str, log: Path) -> subprocess.Popen[bytes]:
-    wanted = ["-k", chosen_by(backend, algorithm, op), "--backend", backend, str(ROOT / "tests" / "test_contract.py")]
+    tests = f"{ROOT / 'tests' / 'test_contract.py'}::Test{backend.capitalize()}"  # no other backend's are collected
+    wanted = ["-k", chosen_by(backend, algorithm, op), "--backend", backend, tests]
     how = ["-v", "--no-header", "-p", "no:cacheprovider", "-W", "default", "--tb=short", "--maxfail=40"]
     with log.open("wb") as file:
         return subprocess.Popen([sys.executable, "-m", "pytest", *how, *wanted], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
@@ -219,12 +228,13 @@ def chosen_by(backend: str, algorithm: str, op: str) -> str:
 
 
 def outcome(text: str, status: int, *, late: bool = False) -> dict[str, Any]:
-    """What a run of pytest told: how many tests passed, which failed, and the words of the first failure."""
+    """What a run of pytest told: how many tests passed, which failed, the words of the first failure, the errors of others."""
     lines = text.strip().splitlines()
     failed = [line.split(" - ")[0].strip() for line in lines if re.match(r".+ (FAILED|ERROR)( |$)", line)]
     passed = sum(" PASSED" in line for line in lines)
-    start = next((number for number, line in enumerate(lines) if re.match(r"_{3,} .* _{3,}$", line)), None)
-    words = lines[start : start + 40] if start is not None else lines[-5:] if failed or status not in (0, 5) else []
+    start = next((number for number, line in enumerate(lines) if re.match(r"_+ .* _+$", line)), None)
+    words = lines[start : start + 25] if start is not None else lines[-5:] if failed or status not in (0, 5) else []
+    words += list(dict.fromkeys(line[:300] for line in lines if line.startswith("E  ") and line not in words))[:40]
     summary = f"stopped after {passed} passed" if late else lines[-1] if lines else ""
     verdict = False if failed or (status not in (0, 5) and not late) else None if late else True  # 5: no test of this name
     return {"passed": verdict, "tests": passed, "summary": summary, "failures": failed, "words": words}
@@ -319,11 +329,7 @@ def timed(problem: Any, backend: str, *, chosen: bool) -> Iterator[tuple[str, st
 
 
 def _seconds_of(implementation: Any, problem: Any, outs: Sequence[Any], arrays: Sequence[Any]) -> dict[str, Any]:
-    return seconds(functools.partial(_execute, implementation.build(problem), outs, arrays))
-
-
-def _execute(executor: Any, outs: Sequence[Any], arrays: Sequence[Any]) -> None:
-    executor(_forms(outs), _forms(arrays))
+    return seconds(functools.partial(implementation.build(problem), _forms(outs), _forms(arrays)))
 
 
 def rows() -> Iterator[tuple[str, Any]]:
@@ -394,7 +400,7 @@ def _bytes(array: Any) -> bytes:
 
 
 def seconds(call: Callable[[], Any]) -> dict[str, float]:
-    """Seconds of a call: the median of several groups of calls between events on the device, and what a call takes to return.
+    """Seconds of a call on the device, and what it takes to return: the medians of several groups of calls.
 
     Two calls warm up and compile, so that no group waits for them.
     """
@@ -402,21 +408,22 @@ def seconds(call: Callable[[], Any]) -> dict[str, float]:
     for _ in range(2):
         call()
     torch.cuda.synchronize()
-    once = _group(torch, call, 1)[0]
-    count = max(1, min(100, int(0.01 / max(once, 1e-6))))
-    groups = [_group(torch, call, count) for _ in range(5 if once < 0.05 else 1)]
+    once, host = _group(torch, call, 1, 0.0)
+    count = max(1, min(MOST, int(ENOUGH / max(once, 1e-6))))
+    groups = [_group(torch, call, count, 1.5 * host * count) for _ in range(GROUPS if once < 0.05 else 1)]
     return {"seconds": statistics.median(group[0] for group in groups), "host": statistics.median(group[1] for group in groups)}
 
 
-def _group(torch: Any, call: Callable[[], Any], count: int) -> tuple[float, float]:
-    """Seconds of each of some calls, on the device and on the host."""
+def _group(torch: Any, call: Callable[[], Any], count: int, asleep: float) -> tuple[float, float]:
+    """Seconds of each of some calls, on the device and on the host; the device sleeps first, while they are queued."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start = time.perf_counter()
+    torch.cuda._sleep(int(min(asleep, LONGEST) * CLOCK))
     begin.record()
+    start = time.perf_counter()
     for _ in range(count):
         call()
-    end.record()
     host = time.perf_counter() - start
+    end.record()
     torch.cuda.synchronize()
     return begin.elapsed_time(end) / 1e3 / count, host / count
 
@@ -515,9 +522,8 @@ def report(results: dict[str, Any]) -> str:
             beside = f"{peer / value['seconds']:6.2f} of torch" if peer else " " * 15
             roof = f"{share:6.1%} of the roofline" if share is not None else ""
             mark = ">" if value["chosen"] else " "
-            lines.append(
-                f"{mark} {row:22s}{op:12s}{level:8s}{algorithm:14s}{value['seconds'] * 1e6:10.1f} us {beside} {roof}".rstrip()
-            )
+            took = f"{value['seconds'] * 1e6:10.1f} us, host {value['host'] * 1e6:5.0f} us"
+            lines.append(f"{mark} {row:30s}{op:12s}{level:8s}{algorithm:14s}{took} {beside} {roof}".rstrip())
     return "\n".join(lines)
 
 

@@ -43,11 +43,14 @@ SIMULATED = {
 
 # NumPy takes any strides, and the oracle is slow: one form off every alignment, and one in which each array has another.
 FORMS = {"reference": {"forms": ("unaligned", "mixed")}}
+# On a GPU each execution waits for the device many times, which several processes share.
+ON_A_GPU = {"forms": ("C-contiguous", "unaligned", "mixed")}
 
 for _info in numconv.backends():
     if _info.available:
         _name = f"Test{_info.name.capitalize()}"
-        _less = SIMULATED if _info.reason.startswith("simulated") else FORMS.get(_info.name, {})
+        _fewer = FORMS.get(_info.name, ON_A_GPU if _info.device == "gpu" else {})
+        _less = SIMULATED if _info.reason.startswith("simulated") else _fewer
         globals()[_name] = type(_name, (BackendContract,), {"backend": _info.name, **_less})
 
 

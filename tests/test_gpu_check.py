@@ -64,8 +64,8 @@ def test_the_report_tells_times_failures_and_ends():
     key = "resnet50.56 forward"
     took = part(
         **{
-            f"{key} default implicit_gemm": {"seconds": 1e-3, "chosen": True},
-            f"{key} fast fast": {"seconds": 5e-4, "chosen": False},
+            f"{key} default implicit_gemm": {"seconds": 1e-3, "host": 2e-5, "chosen": True},
+            f"{key} fast fast": {"seconds": 5e-4, "host": 2e-5, "chosen": False},
         }
     )
     results = {
@@ -112,7 +112,7 @@ def test_each_shard_of_the_contract_is_told(monkeypatch):
 
     def process(backend, algorithm, op, log):
         words = {
-            "windows": "print('t[a b] FAILED [ 1%]\\n___ t[a b] ___\\nE   7 is not 8\\n1 failed'); raise SystemExit(1)",
+            "windows": "print('t[a b] FAILED [ 1%]\\n_ t[a b] _\\nE   7 is not 8\\n1 failed'); raise SystemExit(1)",
             "pool": "import time; print('t[c] PASSED [ 2%]', flush=True); time.sleep(60)",
         }.get(algorithm, "print('t[d] PASSED [ 3%]\\n1 passed')")
         with log.open("wb") as file:
@@ -125,7 +125,7 @@ def test_each_shard_of_the_contract_is_told(monkeypatch):
     assert found["reference direct forward"] == {"passed": True, "tests": 1, "summary": "1 passed", "failures": [], "words": []}
     failed = found["reference windows "]
     assert (failed["passed"], failed["failures"]) == (False, ["t[a b] FAILED [ 1%]"])
-    assert failed["words"] == ["___ t[a b] ___", "E   7 is not 8", "1 failed"]
+    assert failed["words"] == ["_ t[a b] _", "E   7 is not 8", "1 failed"]
     late = found["reference pool "]
     assert (late["passed"], late["tests"], late["summary"]) == (None, 1, "stopped after 1 passed")
     assert set(gpu_check.bad(part(**found))) == {"reference windows ", "reference pool "}
@@ -166,7 +166,8 @@ class Event:
     def __init__(self, enable_timing): pass
     def record(self): self.at = time.perf_counter()
     def elapsed_time(self, other): return 1e3 * (other.at - self.at)
-cuda = SimpleNamespace(is_available=lambda: True, synchronize=lambda: None, get_device_name=lambda: "a stand-in", Event=Event)
+cuda = SimpleNamespace(is_available=lambda: True, synchronize=lambda: None, get_device_name=lambda: "a stand-in", Event=Event,
+                       _sleep=lambda cycles: None)
 backends = SimpleNamespace(cudnn=SimpleNamespace(version=lambda: 9), cuda=SimpleNamespace(matmul=SimpleNamespace()))
 def conv(x, w, *options):
     if x.shape[0] > 32: raise RuntimeError("out of memory")
