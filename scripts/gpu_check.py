@@ -10,6 +10,7 @@ what is known by then, so that a run that is stopped from outside leaves its rec
 facts     the device, its clocks, the versions, what `numconv.backends()` says, and rates of products and copies measured by torch
 contract  the contract suite on the device: a process for every implementation and operation of every backend
 races     the same bits from twenty runs on outputs filled with different bytes, on problems of many blocks
+use       what users do: train a network, differentiate through torch's tensors, call with CuPy's arrays, and what a call then costs
 torch     seconds of torch, and so of cuDNN, on larger batches and on the rows of `numconv bench`, without and with TF32
 timing    seconds of the chosen implementation on the same rows, then of all others, at the default level and at "fast"
 
@@ -40,8 +41,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("facts", "contract", "races", "torch", "timing")
-LIMITS = {"facts": 45, "contract": 200, "races": 45, "torch": 60, "timing": 110}
+PARTS = ("facts", "contract", "races", "use", "torch", "timing")
+LIMITS = {"facts": 45, "contract": 190, "races": 45, "use": 30, "torch": 60, "timing": 95}
 """Seconds of a part; of each backend where a part runs once a backend."""
 MINUTES = 7.8
 SHARED = ("facts", "contract", "torch")
@@ -265,6 +266,79 @@ def _runs(implementation: Any, problem: Any, arrays: Sequence[Any]) -> dict[str,
     return {"passed": len(found) == 1, "results": len(found)}
 
 
+def use(backends: Sequence[str], limit: float) -> Records:
+    """Calls as users make them: their results, and microseconds until they return."""
+    (backend,) = backends
+    for dtype in ("float32", "float16"):
+        yield f"torch {dtype}", told(_through_torch, backend, dtype)
+    yield "cupy", told(_through_cupy, backend)
+    yield "calls", told(_calls, backend)
+    yield "train", told(_trained, backend, limit)
+
+
+def _through_torch(backend: str, dtype: str) -> dict[str, Any]:
+    """`numconv.torch.conv` and its gradients beside torch's own, in float64, for tensors on the device."""
+    import numconv.torch
+
+    torch = _torch()
+    x, w = (_random(shape, dtype).requires_grad_() for shape in ((4, 24, 29, 31), (40, 12, 3, 3)))
+    options: dict[str, Any] = {"stride": 2, "padding": 1, "groups": 2}
+    y = numconv.torch.conv(x, w, backend=backend, **options)
+    exact = torch.nn.functional.conv2d(x.double(), w.double(), **options)
+    gradient = torch.randn_like(y)
+    found = [y, *torch.autograd.grad(y, (x, w), gradient)]
+    wanted = [exact, *torch.autograd.grad(exact, (x, w), gradient.double())]
+    errors = [float((a.double() - b).detach().abs().max() / b.detach().abs().max()) for a, b in zip(found, wanted, strict=True)]
+    return {"passed": max(errors) < {"float32": 1e-4, "float16": 1e-2}[dtype], "errors": errors}
+
+
+def _through_cupy(backend: str) -> dict[str, Any]:
+    """`numconv.conv` on CuPy's arrays and a stream of the caller's, into an array of the caller's."""
+    import cupy
+
+    import numconv
+
+    values = cupy.random.default_rng(3)
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        x, w = values.standard_normal((4, 24, 29, 31), "float32"), values.standard_normal((40, 24, 3, 3), "float32")
+        out = cupy.full((4, 40, 29, 31), cupy.nan, "float32")
+        found = numconv.conv(x, w, padding=1, backend=backend, out=out)
+        stream.synchronize()
+    exact = numconv.conv(x.get().astype("float64"), w.get().astype("float64"), padding=1)
+    error = float(abs(out.get() - exact).max() / abs(exact).max())
+    return {"passed": error < 1e-5 and found is out, "errors": [error]}
+
+
+def _calls(backend: str) -> dict[str, Any]:
+    """What a small call takes until it returns, by the library of the arrays, beside torch's own."""
+    import cupy
+
+    import numconv
+
+    torch = _torch()
+    x, w = (_random(shape, "float32") for shape in ((1, 16, 28, 28), (16, 16, 3, 3)))
+    calls = {
+        "torch itself": functools.partial(torch.nn.functional.conv2d, x, w, padding=1),
+        "torch": functools.partial(numconv.conv, x, w, padding=1, backend=backend),
+        "cupy": functools.partial(numconv.conv, cupy.from_dlpack(x), cupy.from_dlpack(w), padding=1, backend=backend),
+    }
+    return {name: round(1e6 * seconds(call)["host"], 1) for name, call in calls.items()}
+
+
+def _trained(backend: str, limit: float) -> dict[str, Any]:
+    """A network for the digits of scikit-learn, trained for a few epochs on the device by `numconv train`."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "result.json"
+        command = [sys.executable, "-m", "numconv", "train", "digits", "--epochs", "4", "--backend", backend, "--json", str(path)]
+        start = time.monotonic()
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit)
+        took = time.monotonic() - start
+        if done.returncode:
+            return {"passed": False, "error": done.stderr[-500:]}
+        accuracy = json.loads(path.read_text(encoding="utf-8"))["test_accuracy"]
+        return {"passed": accuracy > 0.9, "accuracy": accuracy, "took": round(took, 1)}
+
+
 def told(function: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:
     """What a function gives; if it fails, its words, so that the next one has its turn."""
     try:
@@ -434,6 +508,7 @@ RUN: dict[str, Callable[[Sequence[str], float], Records]] = {
     "facts": facts,
     "contract": contract,
     "races": races,
+    "use": use,
     "torch": torch_rows,
     "timing": timing,
 }
@@ -512,6 +587,8 @@ def report(results: dict[str, Any]) -> str:
             lines += [f"  {name}: {line}" for line in part["log"][-5:]]
     problems = {(name, problem.op): problem for name, problem in rows()}
     peers = results.get("torch", {}).get("records", {})
+    for name, part in results.items():
+        lines += [f"  {name} {key}: {value}" for key, value in part["records"].items() if name.startswith("use")]
     for name, part in results.items():
         for key, value in part["records"].items() if name.startswith("timing") else ():
             if key == "clocks" or "seconds" not in value:

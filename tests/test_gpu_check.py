@@ -37,7 +37,7 @@ def test_arguments():
 def test_parts_that_are_none(parts, capsys):
     with pytest.raises(SystemExit):
         gpu_check.arguments(["--parts", parts])
-    assert "there are facts, contract, races, torch, timing" in capsys.readouterr().err
+    assert "there are facts, contract, races, use, torch, timing" in capsys.readouterr().err
 
 
 def test_order_and_limits():
@@ -215,3 +215,12 @@ def test_results_are_replaced_in_one_step(tmp_path):
     gpu_check.save({"facts": part(**RATES)}, path)
     assert json.loads(path.read_text())["facts"]["records"]["device"] == "Test 1"
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_use_trains_a_network_and_tells_what_is_missing():
+    """A network is trained by the command; what has no library or no GPU here fails in words of its own, and hides nothing."""
+    found = dict(gpu_check.use(["numba"], 60))
+    assert list(found) == ["torch float32", "torch float16", "cupy", "calls", "train"]
+    assert found["train"]["passed"], found["train"]
+    assert found["train"]["accuracy"] > 0.9
+    assert all("error" in found[name] for name in list(found)[:4])
