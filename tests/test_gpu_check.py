@@ -196,6 +196,36 @@ def test_a_rehearsal_without_a_device(tmp_path):
     assert all(each["chosen"] and each["seconds"] > 0 for key, each in found["timing numba"]["records"].items() if key != "clocks")
 
 
+def test_the_page_of_a_device(tmp_path, monkeypatch):
+    """Ratios are of the chosen implementations, means by group, and what was not measured is a dash."""
+    path = PATH.parents[1] / "asv_bench" / "gpu_speed.py"
+    spec = importlib.util.spec_from_file_location("gpu_speed", path)
+    monkeypatch.syspath_prepend(str(PATH.parent))
+    gpu_speed = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(gpu_speed)
+    key = "resnet50.56 forward default"
+    results = {
+        "facts": part(python="3.12", clocks="Test 1, 580", **RATES),
+        "contract": part(**{"cuda direct forward": {"passed": True, "tests": 9, "summary": "9 passed"}}),
+        "torch": part(**{key: {"seconds": 3e-5}, "depthwise3.144.n32.float16 forward default": {"seconds": 1e-4}}),
+        "timing cuda": part(
+            **{
+                f"{key} implicit_gemm": {"seconds": 2e-5, "host": 1e-5, "chosen": True},
+                f"{key} direct": {"seconds": 9e-5, "host": 1e-5, "chosen": False},
+                "depthwise3.144.n32.float16 forward default depthwise": {"seconds": 5e-5, "host": 1e-5, "chosen": True},
+                "clocks": "Test 1",
+            }
+        ),
+        "use cuda": part(calls={"torch itself": 25.0, "torch": 31.4, "cupy": 28.0}, train={"accuracy": 0.95, "took": 3.0}),
+    }
+    text = gpu_speed.page(results, "x.json")
+    assert "| `resnet50.56` default | 30.0 | 20.0 | cuda implicit_gemm | 1.50 | - | - |" in text
+    assert "| dense, as in `numconv bench`, default | 1.50 (1) | - | - |" in text
+    assert "| batch 32, depthwise, float16, default | 2.00 (1) | - | - |" in text
+    assert "9 tests passed, 1 of 1 parts ended" in text
+    assert "| cuda | 25 | 31 | 28 | 95.0% in 3.0 s |" in text
+
+
 def test_without_a_gpu(tmp_path):
     code = f"""
 import sys
