@@ -110,7 +110,7 @@ def cupy(monkeypatch):
     cuda = SimpleNamespace(
         get_current_stream=lambda: stream,
         Stream=SimpleNamespace(from_external=lambda other: SimpleNamespace(record=other.__cuda_stream__)),
-        UnownedMemory=lambda pointer, size, owner: (pointer, size, owner),
+        UnownedMemory=lambda pointer, size, owner, device: (pointer, size, owner, device),
         MemoryPointer=lambda memory, offset: (memory, offset),
         runtime=SimpleNamespace(getDevice=lambda: 0),
     )
@@ -131,10 +131,10 @@ def device_array(strides=(24, 4), stream=None):
 
 def test_another_librarys_array_is_seen_on_its_own_memory(cupy):
     view = cupy_view(device_array())
-    assert view.memory == ((1000, 120, "owner"), 0)
+    assert view.memory == ((1000, 120, "owner", -1), 0)
     assert (view.shape, view.strides, view.dtype) == ((5, 6), (24, 4), np.float32)
     backwards = cupy_view(device_array(strides=(-24, 4)))
-    assert backwards.memory == ((904, 120, "owner"), 96)
+    assert backwards.memory == ((904, 120, "owner", -1), 96)
     plain = np.zeros(3)
     assert cupy_view(plain) is plain
 
