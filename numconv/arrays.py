@@ -41,7 +41,7 @@ class DeviceArray:
     dtype : numpy.dtype
     stream : int or None
         The CUDA stream on which the memory is ready, as in version 3 of the interface; None: none is told. See
-        `numconv.plugin.stream_of` for libraries that have a current stream.
+        `numconv.plugin.streams_of` for libraries that have a current stream.
     read_only : bool
     """
 
@@ -154,15 +154,15 @@ def _tensor_dtype(dtype: Any) -> np.dtype[Any]:
     return np_dtype(str(dtype).removeprefix("torch."))
 
 
-def _of_tensor(value: Any, asked: str) -> DeviceArray:
+def _of_tensor(value: Any, op: str, name: str) -> DeviceArray:
     """torch's tensor on a GPU: its own words for what ``__cuda_array_interface__`` tells, in a tenth of the time."""
     if value.requires_grad:
         raise ProblemError(
-            f"{asked} of type {type(value).__name__} records gradients, which numconv's functions on arrays do not: give "
+            f"{op}: {name} of type {type(value).__name__} records gradients, which numconv's functions on arrays do not: give "
             "tensor.detach(), or call the function of the same name in numconv.torch"
         )
     if value.is_conj() or value.is_neg():
-        raise ProblemError(f"{asked} is conjugated or negated lazily; give tensor.resolve_conj().resolve_neg()")
+        raise ProblemError(f"{op}: {name} is conjugated or negated lazily; give tensor.resolve_conj().resolve_neg()")
     try:
         dtype = _tensor_dtype(value.dtype)
         size = dtype.itemsize
@@ -170,7 +170,7 @@ def _of_tensor(value: Any, asked: str) -> DeviceArray:
         return DeviceArray(value, value.data_ptr(), tuple(value.shape), strides, dtype)
     except (RuntimeError, TypeError) as error:
         raise ProblemError(
-            f"{asked} of type {type(value).__name__}, {value.dtype} and {value.layout} does not show its memory: {error}"
+            f"{op}: {name} of type {type(value).__name__}, {value.dtype} and {value.layout} does not show its memory: {error}"
         ) from error
 
 
@@ -178,7 +178,7 @@ def _as_device_array(value: Any, op: str, name: str) -> Any:
     """What lives on a GPU, as CuPy's array or a `DeviceArray`; None for anything else."""
     library = library_of(value)
     if library == "torch" and isinstance(value, sys.modules["torch"].Tensor):
-        return _of_tensor(value, f"{op}: {name}") if value.is_cuda else None
+        return _of_tensor(value, op, name) if value.is_cuda else None
     if isinstance(value, DeviceArray) or (library == "cupy" and hasattr(type(value), "__cuda_array_interface__")):
         return value
     asked = f"{op}: {name}"

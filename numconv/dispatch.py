@@ -410,7 +410,7 @@ def _prepare_any(
     """`prepare` for arrays of any kind, and for those that do not fit."""
     ins = [as_array(array, op, name) for array, name in zip(arrays, _names(op, options), strict=False)]
     first = ins[0]
-    device = "cpu" if type(first) is np.ndarray else device_of(first)
+    device = device_of(first)
     x_shape = ins[x].shape if x.__class__ is int else x
     w_shape = ins[w].shape if w.__class__ is int and op in _WEIGHTED else w
     try:
@@ -436,6 +436,8 @@ def run(
     return plan.execute(ins, out)
 
 
+_INPUTS = {op: tuple(name.lower() for name in names) for op, (names, _) in SIGNATURES.items()}
+
 # The functions whose second shape is that of an array: for the others an integer is a window or a width.
 _WEIGHTED = frozenset(name for name in SIGNATURES if name.startswith(("conv", "max_unpool")))
 
@@ -443,7 +445,7 @@ _WEIGHTED = frozenset(name for name in SIGNATURES if name.startswith(("conv", "m
 def _names(op: str, options: tuple[Any, ...]) -> tuple[str, ...]:
     if op == "max_pool_backward" and PoolGeometry(*options).indices:
         return ("grad_y", "indices")
-    return tuple(name.lower() for name in SIGNATURES[op][0])
+    return _INPUTS[op]
 
 
 def _conversion(first: str, of_first: np.dtype[Any], name: str, dtype: np.dtype[Any]) -> str:

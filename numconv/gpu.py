@@ -10,12 +10,12 @@ import ctypes
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from .arrays import DeviceArray, library_of
 
-__all__ = ["cupy_stream", "cupy_view", "device_number", "nvidia_devices", "stream_of"]
+__all__ = ["cupy_stream", "cupy_view", "device_number", "nvidia_devices", "streams_of"]
 
 _LIBRARY = "nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1"
 
@@ -60,24 +60,33 @@ def _devices() -> tuple[int, str]:
         nvml.nvmlShutdown()
 
 
-def stream_of(array: Any) -> int:
-    """The handle of the CUDA stream on which an array is ready.
+DEFAULT_STREAM = 1
+"""As the driver and the interface call it."""
+
+
+def streams_of(arrays: Sequence[Any]) -> list[int]:
+    """The handles of the CUDA streams on which arrays are ready.
 
     Parameters
     ----------
-    array : DeviceArray or CuPy's array
+    arrays : sequence of DeviceArray or of CuPy's arrays
+        On one device.
 
     Returns
     -------
-    int
-        Of torch and CuPy their current stream, of other libraries the one that ``__cuda_array_interface__`` told; 1 is the default
-        stream, where none is told too.
+    list of int
+        Each once, that of the first array first. Of torch and CuPy their current stream, of other libraries the one that
+        ``__cuda_array_interface__`` told; 1 is the default stream, where none is told too.
     """
-    return _told_stream(array) or DEFAULT_STREAM
-
-
-DEFAULT_STREAM = 1
-"""As the driver and the interface call it."""
+    found: dict[int, None] = {}
+    asked = ""
+    for array in arrays:
+        library = library_of(array.owner if isinstance(array, DeviceArray) else array)
+        if library != asked:
+            found[_told_stream(array) or DEFAULT_STREAM] = None
+        if library in ("torch", "cupy"):
+            asked = library
+    return list(found)
 
 
 def _told_stream(array: Any) -> int | None:

@@ -84,6 +84,7 @@ def launch(kernel: Kernel, blocks: int | tuple[int, ...], threads: int, arrays: 
     if SIMULATED:
         kernel.simulate(blocks, threads, *args)
     else:
+        # of a recording: build(problem) returns recorded(run), and run gets arrays that a recording owns
         arrays[0].owner.launch(kernel, blocks, threads, args)
 
 

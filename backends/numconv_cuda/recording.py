@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numconv.plugin import DeviceArray, device_number, scratch, stream_of
+from numconv.plugin import DeviceArray, device_number, scratch, streams_of
 
 from .compiler import SIMULATED, Kernel, cuda
 from .driver import PackedLaunch, Place, current_context, device_of_context
@@ -164,7 +164,7 @@ def _parameters(recording: Recording, compiled: Any, kinds: Any, values: Sequenc
 
 def _common_stream(arrays: Sequence[Any]) -> int:
     """The stream of the first array, made to wait for those of the others."""
-    first, *others = dict.fromkeys(map(stream_of, arrays))
+    first, *others = streams_of(arrays)
     for other in others:
         event = cuda.event(timing=False)
         event.record(_numba_stream(other))

@@ -63,7 +63,7 @@ def array_of(tensor: Tensor) -> Any:
     """A tensor of the CPU as an array on its memory; one of a GPU as it is, without the gradients that it records."""
     tensor = tensor.detach()
     if tensor.device.type != "cpu":
-        return tensor
+        return tensor.resolve_conj().resolve_neg()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(np_dtype("bfloat16"))
     return tensor.numpy(force=True)  # copies what is lazily conjugated or negated
