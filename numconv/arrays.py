@@ -191,7 +191,7 @@ def _as_device_array(value: Any, op: str, name: str) -> Any:
     shape = tuple(map(int, interface["shape"]))
     strides = interface.get("strides")
     if strides is None:
-        strides = tuple(dtype.itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+        strides = _row_major(shape, dtype.itemsize)
     pointer, read_only = interface["data"]
     return DeviceArray(value, pointer or 0, shape, tuple(strides), dtype, interface.get("stream"), read_only=bool(read_only))
 
@@ -333,7 +333,30 @@ def check_out(op: str, out: Any, shape: tuple[int, ...], dtype: Any, inputs: lis
         )
     if isinstance(out, np.ma.MaskedArray):
         raise ProblemError(f"{op}: {name} is a masked array, and a result has no mask; give {name}.data")
-    _check_memory(op, _addresses(found), dtype, [_addresses(array) for array in inputs], name)
+    if isinstance(found, np.ndarray) or not _apart(found, inputs):
+        _check_memory(op, _addresses(found), dtype, [_addresses(array) for array in inputs], name)
+
+
+@functools.lru_cache(maxsize=1024)
+def _row_major(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """The strides in bytes of an array without gaps."""
+    return tuple(itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def _apart(out: Any, inputs: list[Any]) -> bool:
+    """Whether a glance shows that `out`, on a GPU, is plain memory that may be written and lies apart from all inputs."""
+    start, writable = (out.pointer, not out.read_only) if isinstance(out, DeviceArray) else (out.data.ptr, True)
+    if not writable or start % out.itemsize or out.strides != _row_major(tuple(out.shape), out.itemsize):
+        return False
+    end = start + out.size * out.itemsize
+    return all(end <= low or high <= start for low, high in map(_reach, inputs))
+
+
+def _reach(array: Any) -> tuple[int, int]:
+    """The first byte of what lives on a GPU, and the one behind its last."""
+    start = array.pointer if isinstance(array, DeviceArray) else array.data.ptr
+    steps = [step * (size - 1) for step, size in zip(array.strides, array.shape, strict=True) if size > 1]
+    return start + sum([step for step in steps if step < 0]), start + sum([step for step in steps if step > 0]) + array.itemsize
 
 
 def _addresses(array: Any) -> Any:

@@ -291,7 +291,7 @@ def test_a_tensor(torch, kind):
     [
         ({"requires_grad": True}, r"conv: x of type Tensor records gradients.*tensor.detach\(\).*numconv.torch"),
         ({"lazy": True}, r"conv: x is conjugated or negated lazily; give tensor.resolve_conj\(\).resolve_neg\(\)"),
-        ({"dtype": "torch.complex32"}, "conv: x of type Tensor, torch.complex32 and strided does not show its memory"),
+        ({"dtype": "torch.quint8"}, "conv: x of type Tensor, torch.quint8 and strided does not show its memory"),
     ],
 )
 def test_a_tensor_that_cannot_be_read(torch, changes, words):
