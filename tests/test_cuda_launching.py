@@ -249,8 +249,6 @@ def test_threads_launch_at_the_same_time(driver):
     """Each launch has the addresses and the stream of its own thread, though others write theirs while the driver reads."""
     problem = parse(PROBLEMS[0])
     executor = implementations(problem)[-1].build(problem)
-    executor(*arrays_of(problem))
-    driver.launches.clear()
     driver.pause = 0.001
 
     def work(number):
@@ -263,9 +261,18 @@ def test_threads_launch_at_the_same_time(driver):
     for thread in threads:
         thread.join()
     assert len(driver.launches) == 30
+    assert len(driver.kernels) == 1, "the first of them records for all"
     for launched in driver.launches:
         number = launched.stream - 100
         assert {parameter >> 32 for parameter in launched.parameters if parameter >> 32 and parameter < 1 << 40} == {number}
+
+
+def test_an_executor_that_is_not_recorded():
+    from numconv_cuda.direct import _forward
+
+    problem = parse(PROBLEMS[1])
+    with pytest.raises(TypeError, match=r"forward is launched outside of a recording: .* must return recorded\(run\)"):
+        _forward(problem, *arrays_of(problem))
 
 
 def test_a_thread_without_a_context_gets_one(driver, monkeypatch):

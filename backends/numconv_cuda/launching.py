@@ -83,9 +83,11 @@ def launch(kernel: Kernel, blocks: int | tuple[int, ...], threads: int, arrays: 
     """Launch a kernel on the stream of the executor's arrays, of which `arrays` are some; see `numconv_cuda.recording`."""
     if SIMULATED:
         kernel.simulate(blocks, threads, *args)
-    else:
-        # of a recording: build(problem) returns recorded(run), and run gets arrays that a recording owns
-        arrays[0].owner.launch(kernel, blocks, threads, args)
+        return
+    recording: Any = getattr(arrays[0], "owner", None)
+    if not hasattr(recording, "launch"):
+        raise TypeError(f"{kernel.name} is launched outside of a recording: build(problem) must return recorded(run)")
+    recording.launch(kernel, blocks, threads, args)
 
 
 def over(kernel: Kernel, items: int, arrays: Sequence[Any], *args: Any) -> None:

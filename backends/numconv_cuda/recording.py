@@ -9,6 +9,7 @@ with arrays of the same form writes the real addresses into them and launches.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -116,6 +117,7 @@ class _Recorded:
     def __init__(self, run: Callable[[Sequence[Any], Sequence[Any]], None]) -> None:
         self._run = run
         self._programs: dict[tuple[Any, ...], _Program] = {}
+        self._recording = threading.Lock()
 
     def __call__(self, outs: Sequence[Any], ins: Sequence[Any]) -> None:
         arrays = (*outs, *ins)
@@ -131,16 +133,18 @@ class _Recorded:
         form = (context, *[each.strides for each in arrays], *[each % ALIGNED for each in addresses])
         program = self._programs.get(form)
         if program is None:
-            program = self._record(arrays, count)
-            while len(self._programs) >= _KEPT:
-                self._programs.pop(next(iter(self._programs)), None)
-            self._programs[form] = program
+            with self._recording:
+                program = self._programs.get(form) or self._record(form, arrays, count)
         program.run(arrays, addresses)
 
-    def _record(self, arrays: Sequence[Any], count: int) -> _Program:
+    def _record(self, form: tuple[Any, ...], arrays: Sequence[Any], count: int) -> _Program:
         recording = Recording(arrays)
         self._run(recording.arrays[:count], recording.arrays[count:])
-        return _Program(tuple(recording.memory), tuple(_packed(recording, each) for each in recording.launches))
+        found = _Program(tuple(recording.memory), tuple(_packed(recording, each) for each in recording.launches))
+        while len(self._programs) >= _KEPT:
+            del self._programs[next(iter(self._programs))]
+        self._programs[form] = found
+        return found
 
 
 def _packed(recording: Recording, launch: _Launch) -> PackedLaunch:

@@ -134,7 +134,7 @@ class _InOrder(NamedTuple):
 
 
 class _Signature(inspect.Signature):
-    """A signature that takes arguments as they are given: torch asks it at every call, and a real one costs more than a small call."""
+    """One that takes arguments as they are given: torch asks it at every call, and a real one costs more than a small call."""
 
     def bind(self, *args: Any, **kwargs: Any) -> Any:
         """The arguments, in order."""
