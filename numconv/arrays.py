@@ -110,7 +110,11 @@ class DeviceArray:
 
     def scratch(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
         """Working memory beside this array, from the owner's own library."""
-        found: DeviceArray = as_array(empty(shape, dtype, self), "scratch", "array")
+        dtype = np.dtype(dtype)
+        owner = empty(shape, dtype, self)
+        if library_of(owner) == "torch":  # of which all is known but the address
+            return DeviceArray(owner, owner.data_ptr(), shape, _row_major(shape, dtype.itemsize), dtype)
+        found: DeviceArray = as_array(owner, "scratch", "array")
         return found
 
 

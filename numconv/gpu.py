@@ -79,13 +79,12 @@ def streams_of(arrays: Sequence[Any]) -> list[int]:
         ``__cuda_array_interface__`` told; 1 is the default stream, where none is told too.
     """
     found: dict[int, None] = {}
-    asked = ""
+    asked: Any = None
     for array in arrays:
-        library = library_of(array.owner if isinstance(array, DeviceArray) else array)
-        if library != asked:
+        owner = array.owner if isinstance(array, DeviceArray) else array
+        if type(owner) is not asked:
             found[_told_stream(array) or DEFAULT_STREAM] = None
-        if library in ("torch", "cupy"):
-            asked = library
+            asked = type(owner) if library_of(owner) in ("torch", "cupy") else asked
     return list(found)
 
 

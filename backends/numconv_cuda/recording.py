@@ -105,7 +105,7 @@ class _Program(NamedTuple):
 
     def run(self, arrays: Sequence[Any], addresses: list[int]) -> None:
         held = [scratch(shape, dtype, arrays[0]) for shape, dtype in self.memory]
-        addresses.extend(map(address, held))
+        addresses += [address(each) for each in held]
         stream = _common_stream(arrays)
         for launch in self.launches:
             launch(stream, addresses)
@@ -129,7 +129,7 @@ class _Recorded:
                 self._execute(current_context(), arrays, len(outs))
 
     def _execute(self, context: int, arrays: Sequence[Any], count: int) -> None:
-        addresses = [address(each) for each in arrays]
+        addresses = [each.pointer if type(each) is DeviceArray else address(each) for each in arrays]
         form = (context, *[each.strides for each in arrays], *[each % ALIGNED for each in addresses])
         program = self._programs.get(form)
         if program is None:
