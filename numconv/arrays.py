@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import importlib
 import math
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +24,7 @@ from .errors import ProblemError
 _OVERLAP_WORK = 100_000
 """Candidate solutions examined before two views count as overlapping."""
 
-__all__ = ["DeviceArray", "allocator", "as_array", "check_out", "device_of", "empty", "on_line", "plain", "scratch"]
+__all__ = ["DeviceArray", "allocator", "as_array", "check_out", "device_of", "empty", "library_of", "on_line", "plain", "scratch"]
 
 
 class DeviceArray:
@@ -38,7 +40,8 @@ class DeviceArray:
         Strides in bytes.
     dtype : numpy.dtype
     stream : int or None
-        The CUDA stream on which the memory is ready, as in version 3 of the interface; None: none is told.
+        The CUDA stream on which the memory is ready, as in version 3 of the interface; None: none is told. See
+        `numconv.plugin.streams_of` for libraries that have a current stream.
     read_only : bool
     """
 
@@ -81,7 +84,7 @@ class DeviceArray:
         return self.dtype.itemsize
 
     def _view(self, shape: tuple[int, ...], strides: tuple[int, ...]) -> DeviceArray:
-        return DeviceArray(self.owner, self.pointer, shape, strides, self.dtype, self.stream, read_only=self.read_only)
+        return type(self)(self.owner, self.pointer, shape, strides, self.dtype, self.stream, read_only=self.read_only)
 
     def transpose(self, axes: tuple[int, ...]) -> DeviceArray:
         """The view with its axes in this order."""
@@ -95,9 +98,9 @@ class DeviceArray:
     def copy(self) -> DeviceArray:
         """A copy by the owner's own library."""
         owner: Any = self.owner
-        if _library(owner) == "torch":
+        if library_of(owner) == "torch":
             copied = owner.clone()
-        elif _library(owner) == "numba":
+        elif library_of(owner) == "numba":
             copied = empty(self.shape, self.dtype, self)
             copied.copy_to_device(owner)
         else:
@@ -105,9 +108,26 @@ class DeviceArray:
         found: DeviceArray = as_array(copied, "copy", "array")
         return found
 
+    def scratch(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
+        """Working memory beside this array, from the owner's own library."""
+        dtype = np.dtype(dtype)
+        owner = empty(shape, dtype, self)
+        if library_of(owner) == "torch":  # of which all is known but the address
+            return DeviceArray(owner, owner.data_ptr(), shape, _row_major(shape, dtype.itemsize), dtype)
+        found: DeviceArray = as_array(owner, "scratch", "array")
+        return found
 
-def _library(array: Any) -> str:
-    return type(array).__module__.split(".")[0]
+
+def library_of(array: Any) -> str:
+    """The name of the package from which an array comes, of a subclass that of the array that it is."""
+    kind: Any = type(array)
+    return _library(kind)
+
+
+@functools.lru_cache(maxsize=256)
+def _library(kind: type) -> str:
+    names = [each.__module__.split(".")[0] for each in kind.__mro__]
+    return next((name for name in names if name in ("cupy", "torch", "numba")), names[0])
 
 
 def _interface(value: Any, asked: str) -> dict[str, Any] | None:
@@ -131,9 +151,39 @@ def _device_dtype(value: Any, interface: dict[str, Any], asked: str) -> np.dtype
     return dtype
 
 
+@functools.cache
+def _tensor_dtype(dtype: Any) -> np.dtype[Any]:
+    from .plugin import np_dtype
+
+    return np_dtype(str(dtype).removeprefix("torch."))
+
+
+def _of_tensor(value: Any, op: str, name: str) -> DeviceArray:
+    """torch's tensor on a GPU: its own words for what ``__cuda_array_interface__`` tells, in a tenth of the time."""
+    if value.requires_grad:
+        raise ProblemError(
+            f"{op}: {name} of type {type(value).__name__} records gradients, which numconv's functions on arrays do not: give "
+            "tensor.detach(), or call the function of the same name in numconv.torch"
+        )
+    if value.is_conj() or value.is_neg():
+        raise ProblemError(f"{op}: {name} is conjugated or negated lazily; give tensor.resolve_conj().resolve_neg()")
+    try:
+        dtype = _tensor_dtype(value.dtype)
+        size = dtype.itemsize
+        strides = tuple([step * size for step in value.stride()])
+        return DeviceArray(value, value.data_ptr(), tuple(value.shape), strides, dtype)
+    except (RuntimeError, TypeError) as error:
+        raise ProblemError(
+            f"{op}: {name} of type {type(value).__name__}, {value.dtype} and {value.layout} does not show its memory: {error}"
+        ) from error
+
+
 def _as_device_array(value: Any, op: str, name: str) -> Any:
     """What lives on a GPU, as CuPy's array or a `DeviceArray`; None for anything else."""
-    if isinstance(value, DeviceArray) or (_library(value) == "cupy" and hasattr(type(value), "__cuda_array_interface__")):
+    library = library_of(value)
+    if library == "torch" and isinstance(value, sys.modules["torch"].Tensor):
+        return _of_tensor(value, op, name) if value.is_cuda else None
+    if isinstance(value, DeviceArray) or (library == "cupy" and hasattr(type(value), "__cuda_array_interface__")):
         return value
     asked = f"{op}: {name}"
     interface = _interface(value, asked)
@@ -145,7 +195,7 @@ def _as_device_array(value: Any, op: str, name: str) -> Any:
     shape = tuple(map(int, interface["shape"]))
     strides = interface.get("strides")
     if strides is None:
-        strides = tuple(dtype.itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+        strides = _row_major(shape, dtype.itemsize)
     pointer, read_only = interface["data"]
     return DeviceArray(value, pointer or 0, shape, tuple(strides), dtype, interface.get("stream"), read_only=bool(read_only))
 
@@ -182,7 +232,9 @@ def as_array(value: Any, op: str, name: str) -> Any:
 
 def device_of(array: Any) -> str:
     """``cpu`` or ``gpu``."""
-    return "cpu" if isinstance(array, np.ndarray) or _interface(array, "an array") is None else "gpu"
+    if isinstance(array, np.ndarray):
+        return "cpu"
+    return "gpu" if isinstance(array, DeviceArray) or _as_device_array(array, "device_of", "an array") is not None else "cpu"
 
 
 LINE = 64
@@ -241,10 +293,9 @@ def empty(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
     if like is None or isinstance(like, np.ndarray):
         return on_line(shape, np.dtype(dtype))
     owner = like.owner if isinstance(like, DeviceArray) else like
-    library = _library(owner)
+    library = library_of(owner)
     if library == "torch":
-        torch = importlib.import_module("torch")
-        return torch.empty(shape, dtype=getattr(torch, np.dtype(dtype).name), device=owner.device)
+        return sys.modules["torch"].empty(shape, dtype=_torch_dtype(np.dtype(dtype)), device=owner.device)
     if library == "numba":
         return importlib.import_module("numba.cuda").device_array(shape, dtype)
     try:
@@ -255,9 +306,14 @@ def empty(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
         ) from error
 
 
+@functools.cache
+def _torch_dtype(dtype: np.dtype[Any]) -> Any:
+    return getattr(sys.modules["torch"], dtype.name)
+
+
 def scratch(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
     """Working memory for an executor: `empty`, in the form in which executors get arrays."""
-    return as_array(empty(shape, dtype, like), "scratch", "array")
+    return like.scratch(shape, dtype) if isinstance(like, DeviceArray) else as_array(empty(shape, dtype, like), "scratch", "array")
 
 
 def plain(array: Any) -> Any:
@@ -281,7 +337,30 @@ def check_out(op: str, out: Any, shape: tuple[int, ...], dtype: Any, inputs: lis
         )
     if isinstance(out, np.ma.MaskedArray):
         raise ProblemError(f"{op}: {name} is a masked array, and a result has no mask; give {name}.data")
-    _check_memory(op, _addresses(found), dtype, [_addresses(array) for array in inputs], name)
+    if isinstance(found, np.ndarray) or not _apart(found, inputs):
+        _check_memory(op, _addresses(found), dtype, [_addresses(array) for array in inputs], name)
+
+
+@functools.lru_cache(maxsize=1024)
+def _row_major(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """The strides in bytes of an array without gaps."""
+    return tuple(itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def _apart(out: Any, inputs: list[Any]) -> bool:
+    """Whether a glance shows that `out`, on a GPU, is plain memory that may be written and lies apart from all inputs."""
+    start, writable = (out.pointer, not out.read_only) if isinstance(out, DeviceArray) else (out.data.ptr, True)
+    if not writable or start % out.itemsize or out.strides != _row_major(tuple(out.shape), out.itemsize):
+        return False
+    end = start + out.size * out.itemsize
+    return all(end <= low or high <= start for low, high in map(_reach, inputs))
+
+
+def _reach(array: Any) -> tuple[int, int]:
+    """The first byte of what lives on a GPU, and the one behind its last."""
+    start = array.pointer if isinstance(array, DeviceArray) else array.data.ptr
+    steps = [step * (size - 1) for step, size in zip(array.strides, array.shape, strict=True) if size > 1]
+    return start + sum([step for step in steps if step < 0]), start + sum([step for step in steps if step > 0]) + array.itemsize
 
 
 def _addresses(array: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from .arguments import Geometry, PoolGeometry, Request, problem_of
-from .arrays import allocator, as_array, check_out, device_of, empty, plain
+from .arrays import DeviceArray, allocator, as_array, check_out, device_of, empty, plain, scratch
 from .context import Context, current
 from .errors import BackendUnavailableError, ProblemError
 from .plugin import np_dtype
@@ -170,41 +170,42 @@ class Plan:
 
     def execute(self, ins: Sequence[Any], out: Any = None) -> Any:
         """Compute on arrays that are known to fit."""
-        outs = self.results(ins, out)
-        self.compute(outs, ins)
+        outs, forms = self.results(ins, out)
+        self.compute(forms, ins)
         return outs[0] if len(outs) == 1 else tuple(outs)
 
-    def results(self, ins: Sequence[Any], out: Any) -> list[Any]:
-        """The arrays for the results: those of `out`, checked, or new ones where it is None."""
+    def results(self, ins: Sequence[Any], out: Any) -> tuple[list[Any], list[Any]]:
+        """The arrays for the results, as the caller gets them and as executors take them.
+
+        Those of `out`, checked, or new ones where it is None.
+        """
         if out is None:
             if type(ins[0]) is np.ndarray:
-                return [self._allocate(each.shape, each.dtype) for each in self._outs]
-            return [empty(each.shape, each.dtype, ins[0]) for each in self._outs]
+                outs = [self._allocate(each.shape, each.dtype) for each in self._outs]
+                return outs, outs
+            forms = [scratch(each.shape, each.dtype, ins[0]) for each in self._outs]
+            return [form.owner if isinstance(form, DeviceArray) else form for form in forms], forms
         given = list(out) if isinstance(out, tuple | list) else [out]
         if len(given) != len(self._outs):
             names = ", ".join(a.name for a in self._outs)
             raise ProblemError(f"{self.op}: out holds {len(given)} arrays, and there are {len(self._outs)} results: {names}")
-        outs: list[Any] = []
+        outs = []
         for array, known in zip(given, self._outs, strict=True):
             if array is not None:
                 name = "out" if len(self._outs) == 1 else f"out for {known.name}"
                 check_out(self.op, array, known.shape, known.dtype, [*ins, *outs], name)
             outs.append(empty(known.shape, known.dtype, ins[0]) if array is None else array)
-        return outs
+        return outs, list(map(plain, outs))
 
-    def compute(self, outs: list[Any], ins: Sequence[Any]) -> None:
-        """Fill `outs`."""
-        self._compute_with(self._executor, self._ins, outs, ins)
+    def compute(self, forms: list[Any], ins: Sequence[Any]) -> None:
+        """Fill the arrays for the results."""
+        self._compute_with(self._executor, self._ins, forms, ins)
 
-    def _compute_with(self, executor: Any, known: tuple[_Array, ...], outs: list[Any], ins: Sequence[Any]) -> None:
-        for array in outs:
-            if type(array) is not np.ndarray:
-                outs = list(map(plain, outs))
-                break
+    def _compute_with(self, executor: Any, known: tuple[_Array, ...], forms: list[Any], ins: Sequence[Any]) -> None:
         if not self._plain:
-            outs = [a.canonical(v) for a, v in zip(self._outs, outs, strict=True)]
+            forms = [a.canonical(v) for a, v in zip(self._outs, forms, strict=True)]
             ins = [a.canonical(v) for a, v in zip(known, ins, strict=True)]
-        executor(outs, ins)
+        executor(forms, ins)
 
     def bind(self, w: Any) -> BoundPlan:
         """The plan with the weights `w` in the executor's own form; later changes of `w` are not seen.
@@ -245,8 +246,8 @@ class BoundPlan:
         """Compute with the bound weights; the arrays are those of the function without w."""
         plan = self.plan
         ins = arrays if forms_of(arrays) == self._forms else plan.accept(arrays, self._ins)
-        outs = plan.results(ins, out)
-        plan._compute_with(self._executor, self._ins, outs, ins)
+        outs, forms = plan.results(ins, out)
+        plan._compute_with(self._executor, self._ins, forms, ins)
         return outs[0]
 
     def __repr__(self) -> str:
@@ -410,7 +411,7 @@ def _prepare_any(
     """`prepare` for arrays of any kind, and for those that do not fit."""
     ins = [as_array(array, op, name) for array, name in zip(arrays, _names(op, options), strict=False)]
     first = ins[0]
-    device = "cpu" if type(first) is np.ndarray else device_of(first)
+    device = device_of(first)
     x_shape = ins[x].shape if x.__class__ is int else x
     w_shape = ins[w].shape if w.__class__ is int and op in _WEIGHTED else w
     try:
@@ -436,6 +437,8 @@ def run(
     return plan.execute(ins, out)
 
 
+_INPUTS = {op: tuple(name.lower() for name in names) for op, (names, _) in SIGNATURES.items()}
+
 # The functions whose second shape is that of an array: for the others an integer is a window or a width.
 _WEIGHTED = frozenset(name for name in SIGNATURES if name.startswith(("conv", "max_unpool")))
 
@@ -443,7 +446,7 @@ _WEIGHTED = frozenset(name for name in SIGNATURES if name.startswith(("conv", "m
 def _names(op: str, options: tuple[Any, ...]) -> tuple[str, ...]:
     if op == "max_pool_backward" and PoolGeometry(*options).indices:
         return ("grad_y", "indices")
-    return tuple(name.lower() for name in SIGNATURES[op][0])
+    return _INPUTS[op]
 
 
 def _conversion(first: str, of_first: np.dtype[Any], name: str, dtype: np.dtype[Any]) -> str:

@@ -1,19 +1,21 @@
-"""What plugins for NVIDIA GPUs share: whether there is a device, and other libraries' arrays as CuPy's.
+"""What plugins for NVIDIA GPUs share: whether there is a device, on which stream arrays are ready, and foreign arrays as CuPy's.
 
 The driver is asked through NVML, which makes no CUDA context, so that a later fork stays intact.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from .arrays import DeviceArray
+from .arrays import DeviceArray, library_of
 
-__all__ = ["cupy_view", "nvidia_devices"]
+__all__ = ["cupy_stream", "cupy_view", "device_number", "nvidia_devices", "streams_of"]
 
 _LIBRARY = "nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1"
 
@@ -58,6 +60,61 @@ def _devices() -> tuple[int, str]:
         nvml.nvmlShutdown()
 
 
+DEFAULT_STREAM = 1
+"""As the driver and the interface call it."""
+
+
+def streams_of(arrays: Sequence[Any]) -> list[int]:
+    """The handles of the CUDA streams on which arrays are ready.
+
+    Parameters
+    ----------
+    arrays : sequence of DeviceArray or of CuPy's arrays
+        On one device.
+
+    Returns
+    -------
+    list of int
+        Each once, that of the first array first. Of torch and CuPy their current stream, of other libraries the one that
+        ``__cuda_array_interface__`` told; 1 is the default stream, where none is told too.
+    """
+    found: dict[int, None] = {}
+    asked: Any = None
+    for array in arrays:
+        owner = array.owner if isinstance(array, DeviceArray) else array
+        if type(owner) is not asked:
+            found[_told_stream(array) or DEFAULT_STREAM] = None
+            asked = type(owner) if library_of(owner) in ("torch", "cupy") else asked
+    return list(found)
+
+
+def _told_stream(array: Any) -> int | None:
+    owner = array.owner if isinstance(array, DeviceArray) else array
+    library = library_of(owner)
+    if library == "torch":
+        return _torch_streams()(owner.get_device()) or DEFAULT_STREAM
+    if library == "cupy":
+        return sys.modules["cupy"].cuda.get_current_stream().ptr or DEFAULT_STREAM
+    found: int | None = array.stream
+    return found
+
+
+@functools.cache
+def _torch_streams() -> Callable[[int], int]:
+    """torch's current streams as handles: what its compiled graphs call, for `current_stream` makes an object each time."""
+    found: Callable[[int], int] = sys.modules["torch"]._C._cuda_getCurrentRawStream
+    return found
+
+
+def device_number(array: Any) -> int | None:
+    """The number of the GPU on which an array of torch or CuPy lives; None for those of other libraries, which do not tell it."""
+    owner = array.owner if isinstance(array, DeviceArray) else array
+    library = library_of(owner)
+    if library == "torch":
+        return owner.get_device()  # type: ignore[no-any-return]
+    return owner.data.device_id if library == "cupy" else None
+
+
 class _Stream(NamedTuple):
     """A stream of another library, by the protocol that `cupy.cuda.Stream.from_external` reads."""
 
@@ -65,6 +122,26 @@ class _Stream(NamedTuple):
 
     def __cuda_stream__(self) -> tuple[int, int]:
         return 0, self.pointer
+
+
+def _cupy_stream(handle: int) -> Any:
+    return sys.modules["cupy"].cuda.Stream.from_external(_Stream(handle))
+
+
+def cupy_stream(array: Any) -> contextlib.AbstractContextManager[Any]:
+    """A context in which CuPy's current stream is that on which an array of another library is ready.
+
+    Parameters
+    ----------
+    array : DeviceArray or any array
+        One that is no `DeviceArray`, or tells no stream, changes nothing.
+    """
+    told = _told_stream(array) if isinstance(array, DeviceArray) else None
+    if told is None:
+        return contextlib.nullcontext()
+    import cupy
+
+    return contextlib.nullcontext() if told == (cupy.cuda.get_current_stream().ptr or DEFAULT_STREAM) else _cupy_stream(told)
 
 
 def cupy_view(array: Any) -> Any:
@@ -76,11 +153,12 @@ def cupy_view(array: Any) -> Any:
         return array
     import cupy
 
-    here = cupy.cuda.get_current_stream()
-    if array.stream not in (None, here.ptr or 1):  # 1 is the interface's name of the null stream
-        here.wait_event(cupy.cuda.Stream.from_external(_Stream(array.stream)).record())
+    here, told = cupy.cuda.get_current_stream(), _told_stream(array)
+    if told not in (None, here.ptr or DEFAULT_STREAM):
+        here.wait_event(_cupy_stream(told).record())
     steps = [step * (size - 1) for step, size in zip(array.strides, array.shape, strict=True) if size > 1]
-    before = -sum(step for step in steps if step < 0)
-    reach = before + sum(step for step in steps if step > 0) + array.itemsize
-    memory = cupy.cuda.UnownedMemory(array.pointer - before, reach, array.owner)
+    before = -sum([step for step in steps if step < 0])
+    reach = before + sum([step for step in steps if step > 0]) + array.itemsize
+    device = device_number(array)
+    memory = cupy.cuda.UnownedMemory(array.pointer - before, reach, array.owner, -1 if device is None else device)
     return cupy.ndarray(array.shape, array.dtype, cupy.cuda.MemoryPointer(memory, before), strides=array.strides)

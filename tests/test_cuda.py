@@ -11,7 +11,6 @@ import os
 import re
 import subprocess
 import sys
-import types
 
 import numconv_cuda
 import numpy as np
@@ -193,112 +192,9 @@ def test_strides_between_elements():
     assert elements_of(np.zeros((3, 4))[:, ::-2]) == (4, -2)
 
 
-class Stream:
-    def __init__(self, log, handle):
-        self.log, self.handle = log, handle
-
-
-class Event:
-    def __init__(self, log):
-        self.log = log
-
-    def record(self, stream):
-        self.log.append(("record", stream.handle))
-
-    def wait(self, stream):
-        self.log.append(("wait", stream.handle))
-
-
-@installed
-@compiled
-def test_kernels_run_on_the_streams_of_their_arrays(monkeypatch):
-    from numconv_cuda import launching
-
-    log: list[tuple[str, int]] = []
-    fake = types.SimpleNamespace(
-        legacy_default_stream=lambda: Stream(log, 1), per_thread_default_stream=lambda: Stream(log, 2),
-        external_stream=lambda handle: Stream(log, handle), event=lambda timing: Event(log),
-    )  # fmt: skip
-    monkeypatch.setattr(launching, "cuda", fake)
-    launching._stream.cache_clear()
-    arrays = [types.SimpleNamespace(stream=handle) for handle in (77, 77, None, 1, 2)]
-    assert launching._stream_of(arrays[:2]).handle == 77
-    assert log == []  # one stream needs no event
-    assert launching._stream_of(arrays).handle == 77
-    assert log == [("record", 1), ("wait", 77), ("record", 2), ("wait", 77)]
-    launching._stream.cache_clear()
-
-
-@installed
-@compiled
-def test_pointers_are_passed_as_integers():
-    from numba.cuda import types as numba_types
-    from numba.cuda.typing.typeof import typeof
-    from numconv_cuda.pointers import Pointer, kind, pass_cheaply
-
-    pointer = Pointer(2**40, "bfloat16")
-    assert typeof(pointer) == numba_types.CPointer(numba_types.uint16)
-    log: list[object] = []
-    compiled = types.SimpleNamespace(_prepare_args=lambda ty, value, stream, retr, passed: log.append((ty, value)))
-    pass_cheaply(compiled)
-    passed: list[ctypes.c_uint64] = []
-    compiled._prepare_args(typeof(pointer), pointer, 0, [], passed)
-    compiled._prepare_args(numba_types.int64, 3, 0, [], passed)
-    assert [each.value for each in passed] == [2**40]
-    assert log == [(numba_types.int64, 3)]
-    assert kind((pointer, 3, np.float32(0))) == ("bfloat16", int, np.float32)
-
-
-@installed
-@compiled
-@pytest.mark.parametrize(
-    "text",
-    [
-        "conv forward f32 n2 c16 k32 g1 in14x14 w3x3 s1 p1 d1 bias=y act=relu",
-        "conv weight_grad bf16 n2 c16 k32 g1 in14x14 w3x3 s1 p1 d1 bias=y",
-        "conv input_grad c64 n2 c3 k4 g1 in9 w3 s1 p1 d1",
-        "conv forward u8 n2 c3 k4 g1 in9 w3 s1 p1 d1",
-        "pool lp_pool f32 n2 c3 in11x13 w2x2 s2 p0 d1",
-        "window pad f16 n2 c3 in9x8 w1x1 s1 p1 d1",
-    ],
-)
-def test_arguments_arrive_as_kernels_expect_them(monkeypatch, text):
-    """What numba-cuda would pass to the driver for each launch, against the parameters of the compiled kernel, size by size."""
-    from numba.cuda.dispatcher import _Kernel
-    from numconv_cuda import compiler, launching
-    from numconv_cuda.pointers import pass_cheaply
-    from numconv_cuda.resources import toolkit_reason
-
-    if reason := toolkit_reason():
-        pytest.skip(reason)
-    launches: list[tuple[compiler.Kernel, tuple[object, ...]]] = []
-    monkeypatch.setattr(compiler.Kernel, "__call__", lambda self, blocks, threads, stream, *args: launches.append((self, args)))
-    monkeypatch.setattr(launching, "_stream_of", lambda arrays: None)
-    monkeypatch.setattr(launching, "_address", lambda array: 2**40)
-    problem = parse(text)
-    ins = [np.zeros(shape, np_dtype(problem.dtype)) for shape in problem.input_shapes]
-    outs = [np.zeros(shape, np_dtype(problem.out_dtype)) for shape in problem.output_shapes]
-    for each in numconv_cuda.backend.implementations():
-        if problem.op in each.ops and each.supports(problem):
-            each.build(problem)(outs, ins)
-    assert launches
-    hook = types.SimpleNamespace(extensions=[])
-    hook._prepare_args = lambda *given: _Kernel._prepare_args(hook, *given)
-    pass_cheaply(hook)
-    for kernel, arguments in launches:
-        kinds = [kernel._dispatcher.typeof_pyval(value) for value in arguments]
-        passed: list[object] = []
-        for kind, value in zip(kinds, arguments, strict=True):
-            hook._prepare_args(kind, value, 0, [], passed)
-        sizes = [ctypes.sizeof(type(each)) if isinstance(each, ctypes._SimpleCData) else 8 for each in passed]
-        expected = [int(bits) // 8 for bits in re.findall(r"\.param \.[a-z](\d+) ", compiler.ptx(kernel, kinds, (8, 0)))]
-        assert sizes == expected, kernel.name
-
-
 CHILD = """
 from numba.cuda import codegen, dispatcher
 from numconv_cuda import cache, compiler, launching, resources
-import types
 launching.capability = lambda: (9, 0)
 codegen.CUDACodeLibrary._ensure_cc = lambda self, cc: cc or (9, 0, "a")
 variant = next(v for v in resources.variants("float32", 2) if v.kernel.name == "forward_32x128_float32_1_x1")

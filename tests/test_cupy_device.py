@@ -1,5 +1,6 @@
 """What is handed to CuPy and cuDNN, seen by imitations that only take notes: there is no GPU."""
 
+import contextlib
 import ctypes
 import importlib.util
 import sys
@@ -18,7 +19,7 @@ from numconv_cupy.source import _layout
 
 import numconv.gpu
 from numconv.errors import UnsupportedProblemError
-from numconv.plugin import DeviceArray, cupy_view, parse
+from numconv.plugin import DeviceArray, cupy_stream, cupy_view, parse
 
 # --- availability ---------------------------------------------------------------------------------------------------------------
 
@@ -110,7 +111,7 @@ def cupy(monkeypatch):
     cuda = SimpleNamespace(
         get_current_stream=lambda: stream,
         Stream=SimpleNamespace(from_external=lambda other: SimpleNamespace(record=other.__cuda_stream__)),
-        UnownedMemory=lambda pointer, size, owner: (pointer, size, owner),
+        UnownedMemory=lambda pointer, size, owner, device: (pointer, size, owner, device),
         MemoryPointer=lambda memory, offset: (memory, offset),
         runtime=SimpleNamespace(getDevice=lambda: 0),
     )
@@ -131,10 +132,10 @@ def device_array(strides=(24, 4), stream=None):
 
 def test_another_librarys_array_is_seen_on_its_own_memory(cupy):
     view = cupy_view(device_array())
-    assert view.memory == ((1000, 120, "owner"), 0)
+    assert view.memory == ((1000, 120, "owner", -1), 0)
     assert (view.shape, view.strides, view.dtype) == ((5, 6), (24, 4), np.float32)
     backwards = cupy_view(device_array(strides=(-24, 4)))
-    assert backwards.memory == ((904, 120, "owner"), 96)
+    assert backwards.memory == ((904, 120, "owner", -1), 96)
     plain = np.zeros(3)
     assert cupy_view(plain) is plain
 
@@ -143,6 +144,21 @@ def test_another_librarys_array_is_seen_on_its_own_memory(cupy):
 def test_a_stream_waits_for_the_one_where_the_array_is_ready(cupy, stream, waited):
     cupy_view(device_array(stream=stream))
     assert cupy.stream.waited == waited
+
+
+@pytest.mark.parametrize(("told", "entered"), [(None, False), (7, False), (9, True)])
+def test_work_on_other_librarys_arrays_runs_on_their_stream(cupy, monkeypatch, told, entered):
+    """CuPy's current one where it is the same, or none is told."""
+    log = []
+
+    @contextlib.contextmanager
+    def entering(other):
+        log.append(other.__cuda_stream__())
+        yield
+
+    monkeypatch.setattr(cupy.cuda.Stream, "from_external", entering)
+    with cupy_stream(device_array(stream=told)):
+        assert log == [(0, told)] * entered
 
 
 def test_a_launch_passes_macros_the_geometry_by_value_and_null_pointers(cupy):

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 import numconv as nc
+import numconv.arrays
+import numconv.gpu
 from numconv.arrays import DeviceArray, as_array, check_out, device_of, empty
 from numconv.errors import ProblemError, UnsupportedProblemError
-from numconv.plugin import Implementation, Verdict, __version__
+from numconv.plugin import Implementation, Verdict, __version__, device_number, streams_of
 from numconv.registry import Registry
 
 
@@ -222,3 +224,93 @@ def test_nobody_computes_there():
         pytest.skip("somebody does")
     with pytest.raises(UnsupportedProblemError, match="No installed backend could"):
         nc.conv(Board(np.ones((1, 1, 3))), Board(np.ones((1, 1, 1))))
+
+
+# --- torch's tensors, which are read without the interface
+
+
+class Tensor:
+    """torch's tensor on a GPU, as far as it is asked."""
+
+    __module__ = "torch"
+    is_cuda, requires_grad, layout, device = True, False, "strided", "cuda:1"
+
+    def __init__(self, host: np.ndarray, dtype: str = "torch.float32", **changes: Any):
+        self.host, self.dtype, self.shape = host, dtype, host.shape
+        self.lazy = False
+        self.__dict__ |= changes
+
+    def stride(self):
+        return tuple(step // self.host.itemsize for step in self.host.strides)
+
+    def data_ptr(self):
+        return self.host.ctypes.data
+
+    def is_conj(self):
+        return self.lazy
+
+    def is_neg(self):
+        return False
+
+    def get_device(self):
+        return 1
+
+
+class Parameter(Tensor):
+    __module__ = "somewhere.else"
+
+
+@pytest.fixture
+def torch(monkeypatch):
+    found = types.ModuleType("torch")
+    found.Tensor, found.float32, found.bfloat16 = Tensor, "torch.float32", "torch.bfloat16"  # type: ignore[attr-defined]
+    found.empty = lambda shape, dtype, device: Tensor(np.empty(shape, np.float32), dtype, device=device)  # type: ignore[attr-defined]
+    found._C = types.SimpleNamespace(_cuda_getCurrentRawStream=lambda device: 70 + device)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch", found)
+    for cache in (numconv.arrays._tensor_dtype, numconv.arrays._torch_dtype, numconv.gpu._torch_streams):
+        cache.cache_clear()
+    yield found
+    for cache in (numconv.arrays._tensor_dtype, numconv.arrays._torch_dtype, numconv.gpu._torch_streams):
+        cache.cache_clear()
+
+
+@pytest.mark.parametrize("kind", [Tensor, Parameter])
+def test_a_tensor(torch, kind):
+    host = np.zeros((2, 3, 4), np.float32)[:, ::2]
+    array = as_array(kind(host), "conv", "x")
+    assert (array.pointer, array.shape, array.strides, array.dtype) == (host.ctypes.data, (2, 2, 4), (48, 32, 4), np.float32)
+    assert as_array(kind(host.view(np.int16), "torch.bfloat16"), "conv", "x").dtype == ml_dtypes.bfloat16
+    assert (device_of(kind(host)), device_number(array)) == ("gpu", 1)
+    fresh = empty((5,), np.float32, array)
+    assert (type(fresh), fresh.shape, fresh.dtype, fresh.device) == (Tensor, (5,), "torch.float32", "cuda:1")
+    assert array.scratch((5,), np.float32).shape == (5,)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"requires_grad": True}, r"conv: x of type Tensor records gradients.*tensor.detach\(\).*numconv.torch"),
+        ({"lazy": True}, r"conv: x is conjugated or negated lazily; give tensor.resolve_conj\(\).resolve_neg\(\)"),
+        ({"dtype": "torch.quint8"}, "conv: x of type Tensor, torch.quint8 and strided does not show its memory"),
+    ],
+)
+def test_a_tensor_that_cannot_be_read(torch, changes, words):
+    with pytest.raises(ProblemError, match=words):
+        as_array(Tensor(np.zeros(3, np.float32), **changes), "conv", "x")
+
+
+def test_streams(torch, monkeypatch):
+    """The current one of torch and of CuPy, asked once, else the one that an array tells."""
+    asked = []
+    stream = types.SimpleNamespace(ptr=0)
+    cuda = types.SimpleNamespace(get_current_stream=lambda: asked.append(1) or stream)
+    monkeypatch.setitem(sys.modules, "cupy", types.SimpleNamespace(cuda=cuda))
+    tensors = [as_array(Tensor(np.zeros(3, np.float32)), "conv", "x") for _ in range(2)]
+    boards = [as_array(Board(np.zeros(3), stream=told), "conv", "x") for told in (None, 7)]
+    assert streams_of(tensors) == [71]
+    assert streams_of([*boards, *tensors]) == [1, 7, 71]
+    found = type("ndarray", (), {"__module__": "cupy"})
+    assert streams_of([found(), found(), *tensors]) == [1, 71]
+    assert len(asked) == 1
+    stream.ptr = 9
+    assert streams_of([found()]) == [9]

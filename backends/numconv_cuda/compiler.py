@@ -8,7 +8,6 @@ In the simulator (``NUMBA_ENABLE_CUDASIM=1``) a kernel and the device functions 
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
@@ -64,7 +63,6 @@ class Kernel:
         self.function = function
         self.name = function.__name__
         self._dispatcher = self._uncompiled()
-        self._compiled: dict[Any, Any] = {}
 
     def _uncompiled(self) -> Any:
         if SIMULATED:
@@ -75,34 +73,16 @@ class Kernel:
         dispatcher._cache = KernelCache(self.name)
         return dispatcher
 
-    def __call__(self, blocks: int | tuple[int, ...], threads: int, stream: Any, *args: Any) -> None:
-        """Launch on a stream; nothing waits for the end."""
-        if SIMULATED:
-            from .simulating import simulation
+    def simulate(self, blocks: int | tuple[int, ...], threads: int, *args: Any) -> None:
+        """Run in the simulator."""
+        from .simulating import simulation
 
-            with simulation():
-                self._dispatcher[blocks, threads](*args)
-            return
-        grid = (blocks, 1, 1) if isinstance(blocks, int) else (*blocks, 1, 1)[:3]
-        self.compiled(args).launch(args, grid, (threads, 1, 1), _core_stream(stream))
+        with simulation():
+            self._dispatcher[blocks, threads](*args)
 
     def compiled(self, args: Sequence[Any]) -> Any:
         """numba-cuda's kernel for the types of these arguments."""
-        from .pointers import kind, pass_cheaply
-
-        key = kind(tuple(args))
-        found = self._compiled.get(key)
-        if found is None:
-            found = self._dispatcher.compile(tuple(map(type_of, args)))
-            pass_cheaply(found)
-            self._compiled[key] = found
-        return found
-
-
-@functools.lru_cache(maxsize=64)
-def _core_stream(stream: Any) -> Any:
-    """numba-cuda's stream as the launch takes it."""
-    return importlib.import_module("numba.cuda.cudadrv.driver")._to_core_stream(stream)
+        return self._dispatcher.compile(tuple(map(type_of, args)))
 
 
 @contextlib.contextmanager

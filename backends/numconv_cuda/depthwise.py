@@ -21,6 +21,7 @@ from .direct import MEASURED_ERROR, add_up, bias_sums, bias_workspace, conv_geom
 from .elements import div, load, mod, repeated, replaced, row_muladd, shift_in, store, unpack
 from .geometry import Geometry, WeightStrides, advanced, coordinates, offset_of, source_index, start_of, tap_offset, volume_of
 from .launching import over, pointer, zero
+from .recording import recorded
 
 __all__ = ["CHANNELS", "WIDTHS", "Depthwise", "rows_kernel", "taps_kernel"]
 
@@ -286,4 +287,4 @@ class Depthwise(Implementation):
     def build(self, problem: ConvProblem) -> Executor:
         """``executor(outs, ins)`` of the operation."""
         run = {"forward": _forward, "input_grad": _input_grad, "weight_grad": _weight_grad}[problem.op]
-        return functools.partial(run, problem)
+        return recorded(functools.partial(run, problem))

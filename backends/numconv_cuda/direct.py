@@ -38,6 +38,7 @@ from .geometry import (
     weight_strides,
 )
 from .launching import over, pointer, zero
+from .recording import recorded
 
 __all__ = ["MEASURED_ERROR", "Direct", "add_up", "bias_sums", "bias_workspace", "conv_geometry", "finish", "forward_chain",
            "gradient_chain", "summed_parts", "weight_chain"]  # fmt: skip
@@ -334,4 +335,4 @@ class Direct(Implementation):
     def build(self, problem: ConvProblem) -> Executor:
         """``executor(outs, ins)`` of the operation."""
         run = {"forward": _forward, "input_grad": _input_grad, "weight_grad": _weight_grad}[problem.op]
-        return functools.partial(run, problem)
+        return recorded(functools.partial(run, problem))

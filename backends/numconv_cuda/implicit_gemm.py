@@ -22,6 +22,7 @@ from .gemm import FORWARD, INPUT_GRAD, WEIGHT_GRAD, Operation, Tile, product_ker
 from .geometry import Geometry
 from .launching import launch, pointer, zero
 from .neighbours import ways_of
+from .recording import recorded
 
 __all__ = ["ImplicitGemm", "Phase", "has_phases", "parts_of", "phases", "shape_of", "tile_of"]
 
@@ -162,7 +163,7 @@ class ImplicitGemm(Implementation):
     def build(self, problem: ConvProblem) -> Executor:
         """``executor(outs, ins)`` of the operation."""
         run = {"forward": self._forward, "input_grad": self._input_grad, "weight_grad": self._weight_grad}[problem.op]
-        return functools.partial(run, problem)
+        return recorded(functools.partial(run, problem))
 
     def _forward(self, problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
         (x, w, *bias), y = ins, outs[0]

@@ -1,13 +1,11 @@
-"""From arrays to a launched kernel: addresses, the caller's stream, the size of the grid.
+"""How executors launch kernels: pointers to arrays, the size of the grid; and what there is to know of the device.
 
-A kernel runs on the stream on which its arrays are ready: the current stream of CuPy or torch, else the one that
-``__cuda_array_interface__`` tells. Nothing waits for the device.
+An executor that `numconv_cuda.recording` runs does not launch at once; in the simulator it does.
 """
 
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +14,7 @@ import numpy as np
 from numconv.plugin import np_dtype
 
 from .compiler import SIMULATED, Kernel, cuda
+from .pointers import Pointer
 
 __all__ = ["MAX_BLOCKS", "THREADS", "HostPointer", "capability", "device_facts", "launch", "over", "pointer", "zero"]
 
@@ -66,9 +65,7 @@ def pointer(array: Any) -> Any:
     """An array's first element as an argument of a kernel."""
     if SIMULATED:
         return HostPointer.to(array)
-    from .pointers import Pointer
-
-    return Pointer(_address(array), _name(array.dtype))
+    return Pointer(array.pointer, _name(array.dtype))
 
 
 @functools.cache
@@ -77,56 +74,26 @@ def _name(dtype: np.dtype[Any]) -> str:
     return dtype.name
 
 
-def _address(array: Any) -> int:
-    found: int = array.pointer if hasattr(array, "pointer") else array.data.ptr  # a DeviceArray, or CuPy's
-    return found
-
-
 def zero(dtype: str) -> Any:
     """The zero of a dtype: the argument by whose type a kernel knows in which dtype it computes."""
     return np_dtype(dtype).type(0)
 
 
-def launch(kernel: Kernel, blocks: Any, threads: Any, arrays: Sequence[Any], *args: Any) -> None:
-    """Launch on the stream of the arrays."""
-    kernel(blocks, threads, None if SIMULATED else _stream_of(arrays), *args)
+def launch(kernel: Kernel, blocks: int | tuple[int, ...], threads: int, arrays: Sequence[Any], *args: Any) -> None:
+    """Launch a kernel on the stream of the executor's arrays, of which `arrays` are some; see `numconv_cuda.recording`."""
+    if SIMULATED:
+        kernel.simulate(blocks, threads, *args)
+        return
+    recording: Any = getattr(arrays[0], "owner", None)
+    if not hasattr(recording, "launch"):
+        raise TypeError(f"{kernel.name} is launched outside of a recording: build(problem) must return recorded(run)")
+    recording.launch(kernel, blocks, threads, args)
 
 
 def over(kernel: Kernel, items: int, arrays: Sequence[Any], *args: Any) -> None:
     """Launch with a thread an item: the kernel goes through ``range(cuda.grid(1), items, cuda.gridsize(1))``."""
     if items:
         launch(kernel, min(-(-items // THREADS), MAX_BLOCKS), THREADS, arrays, *args)
-
-
-def _stream_of(arrays: Sequence[Any]) -> Any:
-    """The stream of the first array, made to wait for those of the others."""
-    first, *others = dict.fromkeys(map(_raw_stream, arrays))
-    stream = _stream(first)
-    for other in others:
-        event = cuda.event(timing=False)
-        event.record(_stream(other))
-        event.wait(stream)
-    return stream
-
-
-def _raw_stream(array: Any) -> int:
-    """The handle of the stream on which the array is ready; 1 is the default stream."""
-    owner = getattr(array, "owner", array)
-    library = type(owner).__module__.split(".")[0]
-    if library == "cupy":
-        found = sys.modules["cupy"].cuda.get_current_stream().ptr
-    elif library == "torch":
-        found = sys.modules["torch"].cuda.current_stream(owner.device).cuda_stream
-    else:
-        found = array.stream
-    return int(found or 1)
-
-
-@functools.lru_cache(maxsize=64)
-def _stream(handle: int) -> Any:
-    if handle == 1:
-        return cuda.legacy_default_stream()
-    return cuda.per_thread_default_stream() if handle == 2 else cuda.external_stream(handle)
 
 
 def capability() -> tuple[int, int]:

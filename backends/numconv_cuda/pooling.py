@@ -31,6 +31,7 @@ from .geometry import (
     tap_offset,
 )
 from .launching import over, pointer, zero
+from .recording import recorded
 
 __all__ = ["Pool", "clear"]
 
@@ -347,4 +348,4 @@ class Pool(Implementation):
             "avg_pool": _avg_pool, "avg_pool_backward": _avg_pool_backward,
             "lp_pool": _lp_pool, "lp_pool_backward": _lp_pool_backward,
         }  # fmt: skip
-        return functools.partial(runs[problem.op], problem)
+        return recorded(functools.partial(runs[problem.op], problem))

@@ -31,6 +31,7 @@ from .geometry import (
 )
 from .launching import over, pointer, zero
 from .pooling import clear
+from .recording import recorded
 
 __all__ = ["Windows"]
 
@@ -195,4 +196,4 @@ class Windows(Implementation):
             "pad": _gather, "unfold": _gather, "pad_backward": _scatter, "fold": _scatter,
             "max_unpool": _unpool, "max_unpool_backward": _unpool,
         }  # fmt: skip
-        return functools.partial(runs[problem.op], problem)
+        return recorded(functools.partial(runs[problem.op], problem))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from numconv.plugin import cupy_view, np_dtype
+from numconv.plugin import cupy_stream, cupy_view, np_dtype
 
 __all__ = ["Arrays", "dtype_in", "empty_like", "namespace", "on_namespace", "strided_windows", "zeros_like"]
 
@@ -26,11 +26,12 @@ def namespace(array: Any) -> Any:
 
 
 def on_namespace(run: Callable[..., None]) -> Callable[..., None]:
-    """An executor on arrays that have a namespace: those of other libraries on a GPU become views of CuPy."""
+    """An executor on arrays that have a namespace: those of other libraries on a GPU become views of CuPy, on their stream."""
 
     @functools.wraps(run)
     def executor(outs: Arrays, ins: Arrays) -> None:
-        run([cupy_view(each) for each in outs], [cupy_view(each) for each in ins])
+        with cupy_stream(outs[0]):
+            run([cupy_view(each) for each in outs], [cupy_view(each) for each in ins])
 
     return executor
 

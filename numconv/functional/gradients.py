@@ -72,12 +72,12 @@ def compute_grads(
     for plan, ins in calls:
         names = plan.gradient_names
         if outs is NO_GRADS:
-            results = plan.results(ins, None)  # new arrays, which overlap nothing
+            results, forms = plan.results(ins, None)  # new arrays, which overlap nothing
         else:
-            results = plan.results([*ins, *taken], tuple([getattr(outs, name) for name in names]))
+            results, forms = plan.results([*ins, *taken], tuple([getattr(outs, name) for name in names]))
             taken += results
         found.update(zip(names, results, strict=True))
-        jobs.append((plan, results, ins))
-    for plan, results, ins in jobs:
-        plan.compute(results, ins)
+        jobs.append((plan, forms, ins))
+    for plan, forms, ins in jobs:
+        plan.compute(forms, ins)
     return ConvGrads(*[found[name] if name in needs else None for name in ConvGrads._fields])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -63,7 +63,7 @@ def array_of(tensor: Tensor) -> Any:
     """A tensor of the CPU as an array on its memory; one of a GPU as it is, without the gradients that it records."""
     tensor = tensor.detach()
     if tensor.device.type != "cpu":
-        return tensor
+        return tensor.resolve_conj().resolve_neg()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(np_dtype("bfloat16"))
     return tensor.numpy(force=True)  # copies what is lazily conjugated or negated
@@ -123,9 +123,27 @@ def _with_bias(call: Trilinear, y: Tensor, bias: Tensor | None) -> Tensor:
     return y if bias is None else y + bias.reshape(-1, *[1] * (-1 - call.channel_axis))
 
 
+class _InOrder(NamedTuple):
+    """Arguments as they were given, in order, without defaults for those left out."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def apply_defaults(self) -> None:
+        """Leave the function its own."""
+
+
+class _Signature(inspect.Signature):
+    """One that takes arguments as they are given: torch asks it at every call, and a real one costs more than a small call."""
+
+    def bind(self, *args: Any, **kwargs: Any) -> Any:
+        """The arguments, in order."""
+        return _InOrder(args, kwargs)
+
+
 def with_signature(function: Any) -> Any:
-    """The class with the signature of its `forward` kept: torch asks for it at every call, which costs more than a small one."""
-    function.forward.__signature__ = inspect.signature(function.forward)
+    """The class with the signature of its `forward` kept, which torch else finds out at every call."""
+    function.forward.__signature__ = _Signature.from_callable(function.forward)
     return function
 
 
