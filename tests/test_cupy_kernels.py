@@ -5,15 +5,17 @@ import struct
 
 import numpy as np
 import pytest
-from numconv_cupy.direct import Depthwise, Direct, FewChannels, redo
+from numconv_cupy.direct import Direct, redo
 from numconv_cupy.flags import redo_nonfinite
 from numconv_cupy.on_host import HostKernels, compiler
+from numconv_cupy.planes import Depthwise, FewChannels
 from numconv_cupy.pooling import Pool
 from numconv_cupy.source import _FILES, _TYPES, kernel, source_of
-from numconv_cupy.tiled import Tiled, tile_of
+from numconv_cupy.tiled import TILES as BLOCK_TILES
+from numconv_cupy.tiled import TensorCores, Tiled
 from numconv_cupy.windows import Windows
 
-from numconv.plugin import UnsupportedProblemError, Verdict, parse
+from numconv.plugin import UnsupportedProblemError, Verdict, accumulator, np_dtype, parse
 from numconv.testing import BackendContract, check, inputs
 
 NO_COMPILER = "" if compiler() else "no C++ compiler: neither g++ nor clang++"
@@ -30,7 +32,15 @@ class OnHost:
         return Verdict.no(NO_COMPILER) if NO_COMPILER else Verdict.yes()
 
     def implementations(self):
-        return (Depthwise(KERNELS), FewChannels(KERNELS), Tiled(KERNELS), Direct(KERNELS), Pool(KERNELS), Windows(KERNELS))
+        return (
+            Depthwise(KERNELS),
+            FewChannels(KERNELS),
+            TensorCores(KERNELS),
+            Tiled(KERNELS),
+            Direct(KERNELS),
+            Pool(KERNELS),
+            Windows(KERNELS),
+        )
 
 
 class TestCupyKernelsOnHost(BackendContract):
@@ -130,11 +140,20 @@ def test_refusals_have_their_numbers():
 
 # --- compiled for devices -------------------------------------------------------------------------------------------------------
 
+PLANES = {"GRADIENT": 0, "COPYING": 0, "SLIDE": 1, "REVERSED": 0, "KT": 1, "RT": 4, "TAPS": 3, "MEMORY": 23 << 10}
+PRODUCT = {"OP": 0, "COPYING": 0, "MMA": 0}
 TILES = {
-    "conv_forward": ({"KT": 1, "PT": 1, "SLIDE": 0}, {"KT": 8, "PT": 1, "SLIDE": 0}, {"KT": 1, "PT": 4, "SLIDE": 1}),
-    "conv_input_grad": ({"KT": 1, "PT": 1, "SLIDE": 0}, {"KT": 8, "PT": 1, "SLIDE": 0}),
-    "conv_tiled": tuple({"GRADIENT": gradient, "WIDE": wide} for gradient, wide in ((0, 0), (0, 1), (1, 0))),
-}
+    "conv_forward": ({"KT": 1, "PT": 1, "SLIDE": 0},),
+    "conv_input_grad": ({"KT": 1, "PT": 1, "SLIDE": 0},),
+    "conv_planes": (
+        PLANES, PLANES | {"TAPS": 0}, PLANES | {"SLIDE": 0}, PLANES | {"GRADIENT": 1, "REVERSED": 1, "KT": 3, "RT": 2, "TAPS": 0},
+    ),
+    "conv_tiled": tuple(
+        PRODUCT | tile.macros | {"OP": op, "MMA": mma} for tile in BLOCK_TILES[4][:1] for op in (0, 1, 2) for mma in (0, 1)
+    ),
+    "conv_taps": ({"TH": 3, "TW": 3}, {"TH": 4, "TW": 7}),
+    "sum_parts": tuple(PRODUCT | BLOCK_TILES[4][0].macros | {"OP": op} for op in (0, 1, 2)),
+}  # fmt: skip
 VARIANTS = [(name, tile) for name in _FILES for tile in TILES.get(name, ({},))]
 
 
@@ -166,7 +185,7 @@ def example(name, dtype, ndim):
 def compiled(nvrtc, name, tile, dtype, ndim, arch):
     """The cubin of a kernel."""
     problem = example(name, dtype, ndim)
-    code = kernel(name, problem, dict(tile_of(problem.acc_dtype)) | tile if name == "conv_tiled" else tile)
+    code = kernel(name, problem, tile)
     program = nvrtc.createProgram(source_of(name), f"{name}.cu", [], [])
     try:
         nvrtc.compileProgram(program, [f"-arch=sm_{arch}", "--std=c++17", *code.options])
@@ -201,15 +220,25 @@ def resources(cubin):
 @pytest.mark.parametrize(("name", "tile"), VARIANTS, ids=map(title, VARIANTS))
 @pytest.mark.parametrize("arch", [80, 90])
 def test_every_kernel_compiles_for_a_device(nvrtc, name, tile, arch):
-    """And fits the registers of a thread: nothing that three dimensions need is spilled, but results of `conv_tiled` are."""
-    for ndim in (2, 3):
-        registers, stack = resources(compiled(nvrtc, name, tile, "float32", ndim, arch))
-        assert 8 <= registers <= (255 if name == "conv_tiled" else 128)
-        assert stack == (64 * 4 if name == "conv_tiled" else 0)
+    """And fits the registers of a thread: what two dimensions need is not spilled, but for a few numbers of `conv_tiled`."""
+    registers, stack = resources(compiled(nvrtc, name, tile, "float32", 2, arch))
+    assert 8 <= registers <= 128
+    assert stack <= (64 if name == "conv_tiled" else 0)
 
 
 @pytest.mark.parametrize("dtype", sorted(_TYPES))
 def test_every_dtype_compiles_for_a_device(nvrtc, dtype):
-    for name in ("conv_forward", "conv_tiled", "conv_input_grad", "conv_weight_grad", "store_sums", "gather", "add_back"):
+    for name in (
+        "conv_forward",
+        "conv_tiled",
+        "conv_planes",
+        "conv_input_grad",
+        "conv_weight_grad",
+        "store_sums",
+        "gather",
+        "add_back",
+    ):
         tile = TILES.get(name, ({},))[-1]
+        if name == "conv_tiled":
+            tile = tile | BLOCK_TILES[max(4, np_dtype(accumulator(dtype)).itemsize)][-1].macros | {"MMA": 0}
         assert resources(compiled(nvrtc, name, tile, dtype, 2, 90))[0] >= 8

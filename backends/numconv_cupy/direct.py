@@ -1,7 +1,6 @@
-"""Convolution by the kernels of ``kernels/convolution.cu``: any problem, few channels, depthwise.
+"""Convolution by the kernels of ``kernels/convolution.cu``: any problem, a thread a result, in the order of accuracy="strict".
 
-The three differ only in the tile that one thread computes; all keep the order of accuracy="strict", so their results have the
-same bits. `redo` computes again what another algorithm could not know: the images whose flag is set, where the flags lie on the
+`redo` computes again what another algorithm could not know: the images whose flag is set, where the flags lie on the
 device, so that nobody waits for them.
 """
 
@@ -9,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,11 +17,14 @@ from numconv.plugin import CONV_OPS, ConvProblem, Executor, Implementation, Verd
 
 from .costs import estimate
 from .flags import Box, Redo, redo_nonfinite
-from .launching import Launcher
-from .namespaces import Arrays, empty_like, on_namespace
-from .source import MAX_NDIM, NULL, geometry, kernel, strides_of
+from .launching import Launch, Launcher, by_strides, scratch
+from .namespaces import Arrays, on_namespace
+from .source import MAX_NDIM, NULL, Strides, geometry, kernel, strides_of
 
-__all__ = ["Depthwise", "Direct", "FewChannels", "limits", "parts_of", "redo"]
+__all__ = ["Direct", "bias_launch", "limits", "parts_of", "redo", "store_launch"]
+
+Run = Callable[..., None]
+"""What runs on (outs, ins) or on (outs, ins, flags)."""
 
 _PARTS = 1 << 17
 """Threads that a weight gradient aims at."""
@@ -56,7 +58,7 @@ class Direct(Implementation):
 
     def build(self, problem: ConvProblem) -> Executor:
         """Launches alone."""
-        return on_namespace(functools.partial(_run, self.kernels, self.tile(problem), problem))
+        return by_strides(functools.partial(_prepared, self.kernels, self.tile(problem), problem))
 
     def tile(self, problem: ConvProblem) -> Mapping[str, int]:
         """What a thread computes."""
@@ -67,46 +69,6 @@ class Direct(Implementation):
         if not limits(problem):
             return None
         return on_namespace(functools.partial(_repair, redo(self.kernels, problem), problem, tuple(watched)))
-
-
-class FewChannels(Direct):
-    """A thread has eight channels of the result: each value of x or grad_y is loaded once for all of them."""
-
-    name = "few_channels"
-    ops = frozenset({"forward", "input_grad"})
-
-    def supports(self, problem: ConvProblem) -> Verdict:
-        """Two channels of the result a group at least."""
-        channels = (problem.k if problem.op == "forward" else problem.c) // problem.groups
-        if channels < 2:
-            return Verdict.no(f"{channels} channel of the result a group leaves nothing to share (needs 2)")
-        return limits(problem)
-
-    def tile(self, problem: ConvProblem) -> Mapping[str, int]:
-        """Eight channels, or four where there are no more."""
-        channels = (problem.k if problem.op == "forward" else problem.c) // problem.groups
-        return {"KT": 8 if channels > 4 else 4, "PT": 1, "SLIDE": 0}
-
-
-class Depthwise(Direct):
-    """One channel a group; a thread has neighbouring outputs, through which a loaded value of x moves."""
-
-    name = "depthwise"
-    ops = frozenset({"forward"})
-
-    def supports(self, problem: ConvProblem) -> Verdict:
-        """One channel a group, and a step of the taps equal to that of the outputs on the last axis."""
-        if problem.c != problem.groups:
-            return Verdict.no(f"{problem.c // problem.groups} input channels a group; this is for one")
-        if problem.stride[-1] != problem.dilation[-1]:
-            return Verdict.no(f"stride {problem.stride[-1]} and dilation {problem.dilation[-1]} of the last axis differ")
-        if problem.flip:
-            return Verdict.no("with flip=True the taps move against the outputs")
-        return limits(problem)
-
-    def tile(self, problem: ConvProblem) -> Mapping[str, int]:
-        """Four outputs, which are neighbours."""
-        return {"KT": 1, "PT": 4, "SLIDE": 1}
 
 
 def limits(problem: Any) -> Verdict:
@@ -145,32 +107,31 @@ def _workspace(problem: ConvProblem) -> int:
 
 def redo(kernels: Launcher, problem: ConvProblem) -> Redo:
     """The algorithm `Direct` behind flags."""
-    return functools.partial(_run, kernels, Direct(kernels).tile(problem), problem)
+    tile = Direct(kernels).tile(problem)
+
+    def run(outs: Arrays, ins: Arrays, flags: Any = NULL, box: Box | None = None) -> None:
+        _prepared(kernels, tile, problem, outs, ins, box)(outs, ins, flags)
+
+    return run
 
 
 def _repair(again: Redo, problem: ConvProblem, watched: tuple[int, ...], outs: Arrays, ins: Arrays) -> None:
     redo_nonfinite(again, problem, outs, ins, watched)
 
 
-def _run(
-    kernels: Launcher,
-    tile: Mapping[str, int],
-    problem: ConvProblem,
-    outs: Arrays,
-    ins: Arrays,
-    flags: Any = NULL,
-    box: Box | None = None,
-) -> None:
+def _prepared(
+    kernels: Launcher, tile: Mapping[str, int], problem: ConvProblem, outs: Arrays, ins: Arrays, box: Box | None = None
+) -> Run:
+    """What launches the kernels on arrays of these strides."""
     if problem.op == "weight_grad":
-        _weight_grad(kernels, problem, outs, ins, flags)
-    else:
-        whole = (0,) * problem.ndim, problem.output if problem.op == "forward" else problem.spatial
-        _forward_or_input_grad(kernels, tile, problem, outs, ins, flags, box or whole)
+        return _weight_grad(kernels, problem, outs, ins)
+    whole = (0,) * problem.ndim, problem.output if problem.op == "forward" else problem.spatial
+    return _forward_or_input_grad(kernels, tile, problem, outs, ins, box or whole)
 
 
 def _forward_or_input_grad(
-    kernels: Launcher, tile: Mapping[str, int], problem: ConvProblem, outs: Arrays, ins: Arrays, flags: Any, box: Box
-) -> None:
+    kernels: Launcher, tile: Mapping[str, int], problem: ConvProblem, outs: Arrays, ins: Arrays, box: Box
+) -> Run:
     (out,), (source, w, *bias) = outs, ins
     first, count = box
     steps = strides_of(out)
@@ -181,33 +142,56 @@ def _forward_or_input_grad(
     )  # fmt: skip
     pixels = problem.n * math.prod(count[:-1]) * -(-count[-1] // tile["PT"])
     threads = pixels * problem.groups * -(-channels // tile["KT"])
-    code = kernel(f"conv_{problem.op}", problem, tile)
-    kernels.launch(code, threads, (record, source, w, bias[0] if bias else NULL, out, flags))
+    launch = kernels.prepare(kernel(f"conv_{problem.op}", problem, tile), threads)
+
+    def run(outs: Arrays, ins: Arrays, flags: Any = NULL) -> None:
+        launch(record, ins[0], ins[1], ins[2] if bias else NULL, outs[0], flags)
+
+    return run
 
 
-def _weight_grad(kernels: Launcher, problem: ConvProblem, outs: Arrays, ins: Arrays, flags: Any) -> None:
-    grad_y, x = ins
+def _weight_grad(kernels: Launcher, problem: ConvProblem, outs: Arrays, ins: Arrays) -> Run:
     parts = parts_of(problem)
-    sums = empty_like(grad_y, (parts * math.prod(problem.w_shape),), problem.acc_dtype)
-    record = geometry(problem, strides_of(grad_y), strides_of(x), parts=parts)
-    code = kernel("conv_weight_grad", problem)
-    kernels.launch(code, parts * math.prod(problem.w_shape), (record, grad_y, x, sums, flags))
-    _store(kernels, problem, outs[0], sums, parts, flags)
-    if problem.bias:
-        _bias_grad(kernels, problem, outs[1], x if problem.bias == "x" else grad_y, flags)
+    count = parts * math.prod(problem.w_shape)
+    record = geometry(problem, strides_of(ins[0]), strides_of(ins[1]), parts=parts)
+    launch = kernels.prepare(kernel("conv_weight_grad", problem), count)
+    store = store_launch(kernels, problem, problem.w_shape, strides_of(outs[0]), parts)
+    bias_gradient = bias_launch(kernels, problem, outs, ins) if problem.bias else None
+
+    def run(outs: Arrays, ins: Arrays, flags: Any = NULL) -> None:
+        sums = scratch(ins[0], (count,), problem.acc_dtype)
+        launch(record, ins[0], ins[1], sums, flags)
+        store(sums, outs[0], flags)
+        if bias_gradient:
+            bias_gradient(outs, ins, flags)
+
+    return run
 
 
-def _bias_grad(kernels: Launcher, problem: ConvProblem, out: Any, values: Any, flags: Any) -> None:
-    parts, channels = parts_of(problem), values.shape[1]
-    sums = empty_like(values, (parts * channels,), problem.acc_dtype)
-    record = geometry(problem, strides_of(values), parts=parts, count=values.shape[2:])
-    code = kernel("channel_sums", problem)
-    kernels.launch(code, parts * channels, (record, np.int64(channels), values, sums))
-    _store(kernels, problem, out[(slice(None), *(None,) * (problem.ndim + 1))], sums, parts, flags)
+def bias_launch(kernels: Launcher, problem: ConvProblem, outs: Arrays, ins: Arrays) -> Run:
+    """The gradient of the bias: sums over all but the channels of grad_y, or of x."""
+    which = 1 if problem.bias == "x" else 0
+    parts, channels = parts_of(problem), ins[which].shape[1]
+    record = geometry(problem, strides_of(ins[which]), parts=parts, count=tuple(ins[which].shape[2:]))
+    launch = kernels.prepare(kernel("channel_sums", problem), parts * channels)
+    step = strides_of(outs[1])[0]
+    store = store_launch(kernels, problem, (channels, 1, *(1,) * problem.ndim), (step, *(0,) * (problem.ndim + 1)), parts)
+
+    def run(outs: Arrays, ins: Arrays, flags: Any = NULL) -> None:
+        sums = scratch(ins[which], (parts * channels,), problem.acc_dtype)
+        launch(record, np.int64(channels), ins[which], sums)
+        store(sums, outs[1], flags)
+
+    return run
 
 
-def _store(kernels: Launcher, problem: Any, out: Any, sums: Any, parts: int, flags: Any = NULL) -> None:
-    """Add up partial sums of the shape of `out`, ``[d0, d1, *rest]``, and round them to its dtype."""
-    record = geometry(problem, y=strides_of(out), parts=parts, count=out.shape[2:])
-    code = kernel("store_sums", problem)
-    kernels.launch(code, math.prod(out.shape), (record, np.int64(out.shape[0]), np.int64(out.shape[1]), sums, out, flags))
+def store_launch(kernels: Launcher, problem: Any, shape: tuple[int, ...], steps: Strides, parts: int) -> Launch:
+    """What adds up partial sums of a shape ``[d0, d1, *rest]`` and rounds them to an array with these steps."""
+    record = geometry(problem, y=steps, parts=parts, count=tuple(shape[2:]))
+    launch = kernels.prepare(kernel("store_sums", problem), math.prod(shape))
+    sizes = np.int64(shape[0]), np.int64(shape[1])
+
+    def store(sums: Any, out: Any, flags: Any = NULL) -> None:
+        launch(record, *sizes, sums, out, flags)
+
+    return store

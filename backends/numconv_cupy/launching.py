@@ -1,33 +1,67 @@
-"""Kernels on CuPy: compiled by NVRTC once for each set of macros, launched on the caller's current stream."""
+"""Kernels on CuPy: compiled by NVRTC once for each set of macros, launched on the caller's current stream.
+
+What a launch needs but the addresses follows from the problem and the strides of its arrays. It is prepared at the first call with
+such arrays, see `by_strides`; later ones look it up.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
-from .source import Kernel, source_of
+from numconv.plugin import DeviceArray, Executor, cupy_view
 
-__all__ = ["THREADS", "CupyKernels", "Launcher"]
+from .namespaces import Arrays, empty_like
+from .source import NULL, Kernel, source_of
+
+__all__ = ["THREADS", "CupyKernels", "Launch", "Launcher", "by_strides", "scratch"]
 
 THREADS = 128
-"""Threads of a block. No kernel shares anything between them, so the number only has to fill a multiprocessor."""
+"""Threads of a block of a kernel that shares nothing between them, where the number only has to fill a multiprocessor."""
+_KEPT = 64
+"""Prepared launches of an executor."""
+
+Launch = Callable[..., None]
+"""Runs a kernel on its arguments: arrays, null pointers, NumPy scalars and a record from `source.geometry`."""
 
 
 class Launcher(Protocol):
     """What runs kernels: CuPy, or in tests a loop over the same source compiled for the host."""
 
-    def launch(self, kernel: Kernel, threads: int, arguments: Sequence[Any]) -> None:
-        """Run `threads` threads; the arguments are arrays, NumPy scalars and a record from `source.geometry`."""
+    @property
+    def capability(self) -> tuple[int, int]:
+        """The compute capability of the device."""
+
+    def prepare(self, kernel: Kernel, threads: int, block: int = THREADS) -> Launch:
+        """What runs `threads` threads in blocks of `block`; none if it is 0."""
 
 
 class CupyKernels:
     """Launches on the current device and stream, without waiting."""
 
-    def launch(self, kernel: Kernel, threads: int, arguments: Sequence[Any]) -> None:
-        """Run `threads` threads in blocks of `THREADS`; none if it is 0."""
-        if threads:
-            _compiled(kernel)((-(-threads // THREADS),), (THREADS,), tuple(arguments))
+    @property
+    def capability(self) -> tuple[int, int]:
+        """The compute capability of the current device."""
+        import cupy
+
+        digits = cupy.cuda.Device().compute_capability
+        return int(digits[:-1]), int(digits[-1])
+
+    def prepare(self, kernel: Kernel, threads: int, block: int = THREADS) -> Launch:
+        """What runs `threads` threads in blocks of `block`; none if it is 0."""
+        if not threads:
+            return _nothing
+        function, grid, shape = _compiled(kernel), (-(-threads // block),), (block,)
+
+        def launch(*arguments: Any) -> None:
+            function(grid, shape, arguments)
+
+        return launch
+
+
+def _nothing(*_: Any) -> None:
+    """A launch of no threads."""
 
 
 @functools.lru_cache(maxsize=1024)
@@ -36,3 +70,40 @@ def _compiled(kernel: Kernel) -> Any:
     import cupy
 
     return cupy.RawKernel(source_of(kernel.name), kernel.name, options=("--std=c++17", *kernel.options))
+
+
+def _ready(array: Any) -> Any:
+    if type(array) is not DeviceArray:
+        return array
+    return array if array.stream is None else cupy_view(array)
+
+
+def by_strides(prepare: Callable[[Arrays, Arrays], Callable[[Arrays, Arrays], None]]) -> Executor:
+    """An executor from what prepares one for arrays of the strides of its arguments."""
+    known: dict[tuple[Any, ...], Callable[[Arrays, Arrays], None]] = {}
+
+    def executor(outs: Arrays, ins: Arrays) -> None:
+        outs, ins = [_ready(each) for each in outs], [_ready(each) for each in ins]
+        key = tuple([each.strides for each in outs] + [each.strides for each in ins])
+        run = known.get(key)
+        if run is None:
+            if len(known) >= _KEPT:
+                known.clear()
+            run = known[key] = prepare(outs, ins)
+        run([argument(each) for each in outs], [argument(each) for each in ins])
+
+    return executor
+
+
+def argument(array: Any) -> Any:
+    """An array as a kernel's argument: of other libraries' its address."""
+    return NULL + array.pointer if type(array) is DeviceArray else array
+
+
+def scratch(array: Any, shape: tuple[int, ...], dtype: str) -> Any:
+    """Working memory on the device of an array, or of a kernel's argument."""
+    if isinstance(array, DeviceArray | type(NULL)):
+        import cupy
+
+        return cupy.empty(shape, dtype)
+    return empty_like(array, shape, dtype)
