@@ -151,7 +151,7 @@ def test_a_launch_passes_macros_the_geometry_by_value_and_null_pointers(cupy):
     Direct(CupyKernels()).build(problem)([y], [x, w])
     ((name, options, grid, block, arguments),) = cupy.launches
     assert name == "conv_forward"
-    assert {"-DIN=float", "-DACC=float", "-DOUT=float", "-DNDIM=2", "-DKT=1", "-DCONV_FORWARD=1"} <= set(options)
+    assert {"-DIN=float", "-DACC=float", "-DOUT=float", "-DNDIM=2", "-DCONV_FORWARD=1"} <= set(options)
     assert (grid, block) == ((-(-2 * 4 * 72 // 128),), (128,))
     record, *others = arguments
     assert record.shape == (1,), "a record of one element is passed by value"

@@ -143,8 +143,6 @@ def test_refusals_have_their_numbers():
 PLANES = {"GRADIENT": 0, "COPYING": 0, "SLIDE": 1, "REVERSED": 0, "KT": 1, "RT": 4, "TAPS": 3, "MEMORY": 23 << 10}
 PRODUCT = {"OP": 0, "COPYING": 0, "MMA": 0}
 TILES = {
-    "conv_forward": ({"KT": 1, "PT": 1, "SLIDE": 0},),
-    "conv_input_grad": ({"KT": 1, "PT": 1, "SLIDE": 0},),
     "conv_planes": (
         PLANES, PLANES | {"TAPS": 0}, PLANES | {"SLIDE": 0}, PLANES | {"GRADIENT": 1, "REVERSED": 1, "KT": 3, "RT": 2, "TAPS": 0},
     ),

@@ -58,11 +58,7 @@ class Direct(Implementation):
 
     def build(self, problem: ConvProblem) -> Executor:
         """Launches alone."""
-        return by_strides(functools.partial(_prepared, self.kernels, self.tile(problem), problem))
-
-    def tile(self, problem: ConvProblem) -> Mapping[str, int]:
-        """What a thread computes."""
-        return {"KT": 1, "PT": 1, "SLIDE": 0}
+        return by_strides(functools.partial(_prepared, self.kernels, problem))
 
     def repair(self, problem: ConvProblem, watched: Sequence[int]) -> Executor | None:
         """Behind flags that stay on the device."""
@@ -107,10 +103,9 @@ def _workspace(problem: ConvProblem) -> int:
 
 def redo(kernels: Launcher, problem: ConvProblem) -> Redo:
     """The algorithm `Direct` behind flags."""
-    tile = Direct(kernels).tile(problem)
 
     def run(outs: Arrays, ins: Arrays, flags: Any = NULL, box: Box | None = None) -> None:
-        _prepared(kernels, tile, problem, outs, ins, box)(outs, ins, flags)
+        _prepared(kernels, problem, outs, ins, box)(outs, ins, flags)
 
     return run
 
@@ -120,29 +115,27 @@ def _repair(again: Redo, problem: ConvProblem, watched: tuple[int, ...], outs: A
 
 
 def _prepared(
-    kernels: Launcher, tile: Mapping[str, int], problem: ConvProblem, outs: Arrays, ins: Arrays, box: Box | None = None
+    kernels: Launcher, problem: ConvProblem, outs: Arrays, ins: Arrays, box: Box | None = None
 ) -> Run:
     """What launches the kernels on arrays of these strides."""
     if problem.op == "weight_grad":
         return _weight_grad(kernels, problem, outs, ins)
     whole = (0,) * problem.ndim, problem.output if problem.op == "forward" else problem.spatial
-    return _forward_or_input_grad(kernels, tile, problem, outs, ins, box or whole)
+    return _forward_or_input_grad(kernels, problem, outs, ins, box or whole)
 
 
 def _forward_or_input_grad(
-    kernels: Launcher, tile: Mapping[str, int], problem: ConvProblem, outs: Arrays, ins: Arrays, box: Box
+    kernels: Launcher, problem: ConvProblem, outs: Arrays, ins: Arrays, box: Box
 ) -> Run:
     (out,), (source, w, *bias) = outs, ins
     first, count = box
     steps = strides_of(out)
-    channels = out.shape[1] // problem.groups
     record = geometry(
         problem, strides_of(source), strides_of(w), steps, first=first, count=count,
         channels_fastest=abs(steps[1]) < abs(steps[-1]), bias_step=strides_of(bias[0])[0] if bias else 1,
     )  # fmt: skip
-    pixels = problem.n * math.prod(count[:-1]) * -(-count[-1] // tile["PT"])
-    threads = pixels * problem.groups * -(-channels // tile["KT"])
-    launch = kernels.prepare(kernel(f"conv_{problem.op}", problem, tile), threads)
+    threads = problem.n * out.shape[1] * math.prod(count)
+    launch = kernels.prepare(kernel(f"conv_{problem.op}", problem), threads)
 
     def run(outs: Arrays, ins: Arrays, flags: Any = NULL) -> None:
         launch(record, ins[0], ins[1], ins[2] if bias else NULL, outs[0], flags)

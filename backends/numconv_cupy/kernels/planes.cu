@@ -73,25 +73,26 @@ __device__ __forceinline__ int read_at(const Geometry &g, int axis, int size, in
 
 // A plane of one channel for each pair; zeros on padding. `outer` is the offset of its position on the axes before the last two.
 __device__ __forceinline__ void fetch_values(const Geometry &g, const Block &block, const IN *x, int input, i64 outer, int planes, ACC *values) {
-  int lanes = 32, rows = planes * block.height;
+  int lanes = 32;
   while (lanes / 2 >= block.width) lanes /= 2;
-  const int thread = (int)threadIdx.x, lane = thread % lanes, pairs = (int)(g.n * g.groups);
+  const int thread = (int)threadIdx.x, lane = thread % lanes, lines = (int)blockDim.x / lanes, pairs = (int)(g.n * g.groups);
   const i64 step = g.a[2 + LAST];
-  for (int line = thread / lanes; line < rows; line += (int)blockDim.x / lanes) {
-    int plane = line / block.height, row = line - plane * block.height, pair = block.pair0 + plane;
-    int at_row = NDIM > 1 ? read_at(g, NDIM > 1 ? LAST - 1 : 0, block.rows.size, block.row_low + row) : 0;
-    bool some = pair < pairs && at_row >= 0;
-    i64 image = pair / (int)g.groups, group = pair - image * g.groups;
-    const IN *from = x + outer + image * g.a[0] + (group * inputs_of(g) + input) * g.a[1];
-    if (NDIM > 1) from += at_row * g.a[1 + LAST];
-    ACC *to = values + (plane * block.height + row) * block.pitch;
-    for (int column = lane; column < block.width; column += lanes) {
-      int at_column = read_at(g, LAST, block.columns.size, block.column_low + column);
-      bool there = some && at_column >= 0;
-      if (COPIED)
-        copy(to + column, (const char *)(from + at_column * step), there);
-      else
-        to[column] = there ? wide(from[at_column * step]) : ZERO(ACC);
+  for (int plane = 0; plane < planes; ++plane) {
+    int pair = block.pair0 + plane, image = pair / (int)g.groups, group = pair - image * (int)g.groups;
+    const IN *from_plane = x + outer + image * g.a[0] + (group * (i64)inputs_of(g) + input) * g.a[1];
+    for (int row = thread / lanes; row < block.height; row += lines) {
+      int at_row = NDIM > 1 ? read_at(g, NDIM > 1 ? LAST - 1 : 0, block.rows.size, block.row_low + row) : 0;
+      bool some = pair < pairs && at_row >= 0;
+      const IN *from = from_plane + (NDIM > 1 ? at_row * g.a[1 + LAST] : 0);
+      ACC *to = values + (plane * block.height + row) * block.pitch;
+      for (int column = lane; column < block.width; column += lanes) {
+        int at_column = read_at(g, LAST, block.columns.size, block.column_low + column);
+        bool there = some && at_column >= 0;
+        if (COPIED)
+          copy(to + column, (const char *)(from + at_column * step), there);
+        else
+          to[column] = there ? wide(from[at_column * step]) : ZERO(ACC);
+      }
     }
   }
 }

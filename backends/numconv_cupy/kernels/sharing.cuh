@@ -15,7 +15,6 @@ template <class A> struct Same<A, A> { enum { value = 1 }; };
 // Whether elements go to shared memory as they are, past the registers: those that always lie at multiples of their size.
 enum { COPIED = Same<IN, ACC>::value && sizeof(IN) >= 4 && alignof(IN) == sizeof(IN) };
 
-
 // Hardware before compute capability 8.0 waits for what it copies.
 #if defined(NUMCONV_HOST) || __CUDA_ARCH__ < 800
 #define IN_ORDER
@@ -26,18 +25,19 @@ __device__ __forceinline__ void copy(ACC *target, const char *from, bool there) 
   *target = there ? *(const ACC *)from : ZERO(ACC);
 #else
   asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"((unsigned)__cvta_generic_to_shared(target)), "l"(from),
-               "n"(COPIED ? (int)sizeof(ACC) : 16), "r"(there ? (int)sizeof(ACC) : 0));
+               "n"(COPIED ? (int)sizeof(ACC) : 16), "r"(there ? (int)sizeof(ACC) : 0)
+               : "memory");
 #endif
 }
 
 __device__ __forceinline__ void close_group() {
 #ifndef IN_ORDER
-  asm volatile("cp.async.commit_group;");
+  asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
 
 template <int GROUPS> __device__ __forceinline__ void wait_for_all_but() {
 #ifndef IN_ORDER
-  asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS));
+  asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory");
 #endif
 }
