@@ -3,6 +3,18 @@
 // A gradient of x with a stride falls into phases, the results whose positions leave the same rest: each has some of the taps and
 // is a correlation with step 1. Taps are in the order of w, whatever they read.
 
+// --- counting in 32 bits
+
+__device__ __forceinline__ int divided(i64 a, i64 b) { return (int)((unsigned)a / (unsigned)b); }
+
+__device__ __forceinline__ int take(int &index, int size) {
+  int rest = divided(index, size), position = index - rest * size;
+  index = rest;
+  return position;
+}
+
+// --- an axis
+
 struct Axis {
   int taps, tap, tap_step;  // the m-th tap is w's number tap + m * tap_step
   int at, apart, scale;
@@ -27,10 +39,7 @@ __device__ __forceinline__ Axis axis_of(const Geometry &g, int axis, bool gradie
   return {taps, first, every, (reach - first * dilation) / stride, -apart, 1, (int)g.output[axis], count, phase, stride};
 }
 
-// --- counting in 32 bits
-
-__device__ __forceinline__ int take(int &index, int size) {
-  int rest = (int)((unsigned)index / (unsigned)size), position = index - rest * size;
-  index = rest;
-  return position;
+// Results on an axis, of the largest phase.
+__device__ __forceinline__ int results_of(const Geometry &g, int axis, bool gradient) {
+  return gradient ? divided(g.spatial[axis] + g.stride[axis] - 1, g.stride[axis]) : (int)g.output[axis];
 }

@@ -13,6 +13,7 @@ static_assert(PER_THREAD <= 64, "the results of a thread are counted in 64 bits"
 struct Block {
   Axis rows, columns, axes[NDIM];
   int outer[NDIM];  // results on the axes before the last two
+  int inputs, outputs;  // channels a group
   int pair0, channel0, row0, column0;
   int row_low, column_low, height, width, pitch, weights;  // of a plane in shared memory, the first position of each axis; of weights
 };
@@ -21,20 +22,15 @@ struct Block {
 
 __device__ __forceinline__ int distance(int a) { return a < 0 ? -a : a; }
 __device__ __forceinline__ int fours(int a) { return (a + 3) / 4 * 4; }
-__device__ __forceinline__ int inputs_of(const Geometry &g) { return (int)((GRADIENT ? g.k : g.c) / g.groups); }
-__device__ __forceinline__ int outputs_of(const Geometry &g) { return (int)((GRADIENT ? g.c : g.k) / g.groups); }
-
-__device__ __forceinline__ int results_of(const Geometry &g, int axis) {  // of the largest phase
-  return GRADIENT ? (int)((g.spatial[axis] + g.stride[axis] - 1) / g.stride[axis]) : (int)g.output[axis];
-}
-
 __device__ __forceinline__ void locate(const Geometry &g, int lx, int ty, int planes, Block &block) {
   const int across = lx * PT, down = ty * RT;
   int index = (int)blockIdx.x;
-  block.column0 = take(index, (results_of(g, LAST) + across - 1) / across) * across;
-  block.row0 = NDIM > 1 ? take(index, (results_of(g, NDIM > 1 ? LAST - 1 : 0) + down - 1) / down) * down : 0;
-  for (int axis = OUTER - 1; axis >= 0; --axis) block.outer[axis] = take(index, results_of(g, axis));
-  block.channel0 = take(index, (outputs_of(g) + KT - 1) / KT) * KT;
+  block.inputs = divided(GRADIENT ? g.k : g.c, g.groups);
+  block.outputs = divided(GRADIENT ? g.c : g.k, g.groups);
+  block.column0 = take(index, (results_of(g, LAST, GRADIENT) + across - 1) / across) * across;
+  block.row0 = NDIM > 1 ? take(index, (results_of(g, NDIM > 1 ? LAST - 1 : 0, GRADIENT) + down - 1) / down) * down : 0;
+  for (int axis = OUTER - 1; axis >= 0; --axis) block.outer[axis] = take(index, results_of(g, axis, GRADIENT));
+  block.channel0 = take(index, (block.outputs + KT - 1) / KT) * KT;
   for (int axis = LAST; axis >= 0; --axis)
     block.axes[axis] = axis_of(g, axis, GRADIENT, GRADIENT ? take(index, (int)g.stride[axis]) : 0);
   block.pair0 = index * planes;
@@ -54,9 +50,9 @@ __device__ __forceinline__ void locate(const Geometry &g, int lx, int ty, int pl
 // The offset of taps in w.
 __device__ __forceinline__ i64 tap_at(const Geometry &g, const Axis &a, int axis, int m) { return (a.tap + m * a.tap_step) * g.b[2 + axis]; }
 
-__device__ __forceinline__ i64 weight_at(const Geometry &g, int group, int input, int output) {
-  return GRADIENT ? (group * (i64)inputs_of(g) + input) * g.b[0] + output * g.b[1]
-                  : (group * (i64)outputs_of(g) + output) * g.b[0] + input * g.b[1];
+__device__ __forceinline__ i64 weight_at(const Geometry &g, const Block &block, int group, int input, int output) {
+  return GRADIENT ? (group * (i64)block.inputs + input) * g.b[0] + output * g.b[1]
+                  : (group * (i64)block.outputs + output) * g.b[0] + input * g.b[1];
 }
 
 __device__ __forceinline__ ACC multiplied(ACC value, ACC weight, ACC sum) {
@@ -79,7 +75,7 @@ __device__ __forceinline__ void fetch_values(const Geometry &g, const Block &blo
   const i64 step = g.a[2 + LAST];
   for (int plane = 0; plane < planes; ++plane) {
     int pair = block.pair0 + plane, image = pair / (int)g.groups, group = pair - image * (int)g.groups;
-    const IN *from_plane = x + outer + image * g.a[0] + (group * (i64)inputs_of(g) + input) * g.a[1];
+    const IN *from_plane = x + outer + image * g.a[0] + (group * (i64)block.inputs + input) * g.a[1];
     for (int row = thread / lanes; row < block.height; row += lines) {
       int at_row = NDIM > 1 ? read_at(g, NDIM > 1 ? LAST - 1 : 0, block.rows.size, block.row_low + row) : 0;
       bool some = pair < pairs && at_row >= 0;
@@ -102,8 +98,8 @@ __device__ __forceinline__ void fetch_weights(const Geometry &g, const Block &bl
   const int pitch = fours(block.columns.taps), all = planes * KT * block.weights;
   for (int item = (int)threadIdx.x; item < all; item += (int)blockDim.x) {
     int index = item, column = take(index, pitch), row = take(index, block.rows.taps), k = take(index, KT);
-    int group = (block.pair0 + index) % (int)g.groups, output = min(block.channel0 + k, outputs_of(g) - 1);
-    i64 offset = weight_at(g, group, input, output) + outer + tap_at(g, block.columns, LAST, min(column, block.columns.taps - 1));
+    int group = (block.pair0 + index) % (int)g.groups, output = min(block.channel0 + k, block.outputs - 1);
+    i64 offset = weight_at(g, block, group, input, output) + outer + tap_at(g, block.columns, LAST, min(column, block.columns.taps - 1));
     if (NDIM > 1) offset += tap_at(g, block.rows, LAST - 1, row);
     weights[item] = wide(w[offset]);
   }
@@ -173,9 +169,9 @@ __device__ __forceinline__ ACC chain(const Geometry &g, const Block &block, cons
   int image = pair / (int)g.groups, group = pair % (int)g.groups, taps = 1;
   for (int axis = 0; axis < NDIM; ++axis) taps *= block.axes[axis].taps;
   ACC sum = ZERO(ACC);
-  for (int input = 0; input < inputs_of(g); ++input)
+  for (int input = 0; input < block.inputs; ++input)
     for (int index = 0; index < taps; ++index) {
-      i64 value = image * g.a[0] + (group * (i64)inputs_of(g) + input) * g.a[1], weight = weight_at(g, group, input, output);
+      i64 value = image * g.a[0] + (group * (i64)block.inputs + input) * g.a[1], weight = weight_at(g, block, group, input, output);
       bool inside = true;
       int rest = index;
       for (int axis = LAST; axis >= 0; --axis) {
@@ -217,7 +213,7 @@ extern "C" __global__ void __launch_bounds__(256, 2)
   int outer_taps = 1;
   for (int axis = 0; axis < OUTER; ++axis) outer_taps *= block.axes[axis].taps;
   if (!r.taps || !c.taps) outer_taps = 0;
-  const int steps = inputs_of(g) * outer_taps;
+  const int steps = block.inputs * outer_taps;
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
     int input = step;
@@ -254,7 +250,7 @@ extern "C" __global__ void __launch_bounds__(256, 2)
     if (j[axis] >= a.count) return;
     outer += (a.place + j[axis] * a.place_step) * g.y[2 + axis];
   }
-  const int outputs = outputs_of(g), column0 = block.column0 + px * (SLIDE ? PT : 1), apart = SLIDE ? 1 : lx;
+  const int outputs = block.outputs, column0 = block.column0 + px * (SLIDE ? PT : 1), apart = SLIDE ? 1 : lx;
   const i64 step = c.place_step * g.y[2 + LAST];
   unsigned long long odd = 0;  // which results are not finite
 #pragma unroll

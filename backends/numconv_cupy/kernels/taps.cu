@@ -11,7 +11,7 @@ __device__ __forceinline__ int group_of(int &index, int taps, int size) { return
 // Partial sums [parts, K, C/G, *R]. a: grad_y, b: x. The block's place is (part, channel of y, channel of x, group of taps).
 extern "C" __global__ void __launch_bounds__(THREADS) conv_taps(Geometry g, const IN *grad_y, const IN *x, ACC *sums) {
   __shared__ ACC shared[ROUND][THREADS];
-  const int thread = (int)threadIdx.x, inputs = (int)(g.c / g.groups);
+  const int thread = (int)threadIdx.x, inputs = divided(g.c, g.groups);
   Axis axes[NDIM];
 #pragma unroll
   for (int axis = 0; axis < NDIM; ++axis) axes[axis] = axis_of(g, axis, false, 0);
@@ -22,15 +22,18 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_taps(Geometry g, cons
 #pragma unroll
   for (int axis = NDIM - 3; axis >= 0; --axis) first[axis] = take(index, axes[axis].taps);
   const int input = take(index, inputs), k = take(index, (int)g.k), part = index;
-  const int all = (int)(g.n * product(g.output)), length = (int)((all + g.parts - 1) / g.parts);
+  const int all = (int)(g.n * product(g.output)), length = divided(all + g.parts - 1, g.parts);
   const int end = min((part + 1) * length, all);
   grad_y += k * g.a[1];
-  x += (k / (g.k / g.groups) * inputs + input) * g.b[1];
+  x += (divided(k, divided(g.k, g.groups)) * inputs + input) * g.b[1];
 
   // The thread's position, and how far it is to its next.
-  int item = part * length + thread, image, q[NDIM], hop_images, hop[NDIM];
-  image = (int)unravel(item, g.output, q);
-  hop_images = (int)unravel(THREADS, g.output, hop);
+  int item = part * length + thread, image = item, hop_images = THREADS, q[NDIM], hop[NDIM];
+#pragma unroll
+  for (int axis = NDIM - 1; axis >= 0; --axis) {
+    q[axis] = take(image, (int)g.output[axis]);
+    hop[axis] = take(hop_images, (int)g.output[axis]);
+  }
 
   ACC own[TH][TW];
 #pragma unroll

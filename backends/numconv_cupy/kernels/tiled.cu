@@ -34,18 +34,14 @@ struct Block {
   int rows, summed, begin, end, group, part, phase, row0, column0, columns;
 };
 
-__device__ __forceinline__ int results_of(const Geometry &g, int axis) {  // of the largest phase
-  return OP == INPUT_GRAD ? (int)((g.spatial[axis] + g.stride[axis] - 1) / g.stride[axis]) : (int)g.output[axis];
-}
-
 __device__ __forceinline__ int columns_of(const Geometry &g) {
-  if (OP == WEIGHT_GRAD) return (int)(g.c / g.groups * product(g.window));
+  if (OP == WEIGHT_GRAD) return divided(g.c, g.groups) * (int)product(g.window);
   i64 all = g.n;
-  for (int axis = 0; axis < NDIM; ++axis) all *= results_of(g, axis);
+  for (int axis = 0; axis < NDIM; ++axis) all *= results_of(g, axis, OP == INPUT_GRAD);
   return (int)all;
 }
 
-__device__ __forceinline__ int rows_of(const Geometry &g) { return (int)((OP == INPUT_GRAD ? g.c : g.k) / g.groups); }
+__device__ __forceinline__ int rows_of(const Geometry &g) { return divided(OP == INPUT_GRAD ? g.c : g.k, g.groups); }
 
 // The block's place is (part, group, phase, tile of columns, tile of rows), the rows fastest: neighbours share what they gather.
 __device__ __forceinline__ void locate(const Geometry &g, Block &block) {
@@ -64,9 +60,9 @@ __device__ __forceinline__ void locate(const Geometry &g, Block &block) {
     block.axes[axis] = axis_of(g, axis, OP == INPUT_GRAD, OP == INPUT_GRAD ? take(phase, (int)g.stride[axis]) : 0);
     terms *= OP == WEIGHT_GRAD ? block.axes[axis].count : block.axes[axis].taps;
   }
-  block.summed = (int)((OP == INPUT_GRAD ? g.k : g.c) / g.groups);
+  block.summed = divided(OP == INPUT_GRAD ? g.k : g.c, g.groups);
   terms *= OP == WEIGHT_GRAD ? (int)g.n : block.summed;
-  int length = (int)((terms + g.parts - 1) / g.parts + TK - 1) / TK * TK;
+  int length = (divided(terms + g.parts - 1, g.parts) + TK - 1) / TK * TK;
   block.begin = min(block.part * length, terms);
   block.end = min(block.begin + length, terms);
 }
@@ -99,7 +95,7 @@ __device__ __forceinline__ Place column_at(const Geometry &g, const Block &block
 #pragma unroll
   for (int axis = NDIM - 1; axis >= 0; --axis) {
     const Axis &a = block.axes[axis];
-    int j = take(index, OP == WEIGHT_GRAD ? a.taps : results_of(g, axis));
+    int j = take(index, OP == WEIGHT_GRAD ? a.taps : results_of(g, axis, OP == INPUT_GRAD));
     place.at[axis] = OP == WEIGHT_GRAD ? a.at + j * a.apart : j * a.scale;
     if (!COPYING) place.offset += place.at[axis] * SECOND[2 + axis];
   }
@@ -165,7 +161,7 @@ __device__ __forceinline__ i64 result_at(const Geometry &g, const Block &block, 
 #pragma unroll
   for (int axis = NDIM - 1; axis >= 0; --axis) {
     const Axis &a = block.axes[axis];
-    int j = take(column, OP == WEIGHT_GRAD ? a.taps : results_of(g, axis));
+    int j = take(column, OP == WEIGHT_GRAD ? a.taps : results_of(g, axis, OP == INPUT_GRAD));
     if (OP == INPUT_GRAD && j >= a.count) return NO_RESULT;
     offset += (OP == WEIGHT_GRAD ? j : a.place + j * a.place_step) * g.y[2 + axis];
   }
