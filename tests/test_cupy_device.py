@@ -105,7 +105,7 @@ def cupy(monkeypatch):
     stream, launches = Stream(), []
 
     def raw_kernel(source, name, options):
-        return lambda grid, block, arguments: launches.append((name, options, grid, block, arguments))
+        return lambda grid, block, arguments, shared_mem: launches.append((name, options, grid, block, arguments))
 
     cuda = SimpleNamespace(
         get_current_stream=lambda: stream,

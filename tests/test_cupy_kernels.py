@@ -140,7 +140,7 @@ def test_refusals_have_their_numbers():
 
 # --- compiled for devices -------------------------------------------------------------------------------------------------------
 
-PLANES = {"GRADIENT": 0, "COPYING": 0, "SLIDE": 1, "REVERSED": 0, "KT": 1, "RT": 4, "TAPS": 3, "MEMORY": 23 << 10}
+PLANES = {"GRADIENT": 0, "COPYING": 0, "SLIDE": 1, "REVERSED": 0, "KT": 1, "RT": 4, "TAPS": 3}
 PRODUCT = {"OP": 0, "COPYING": 0, "MMA": 0}
 TILES = {
     "conv_planes": (

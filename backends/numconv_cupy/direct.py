@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,14 +17,12 @@ from numconv.plugin import CONV_OPS, ConvProblem, Executor, Implementation, Verd
 
 from .costs import estimate
 from .flags import Box, Redo, redo_nonfinite
-from .launching import Launch, Launcher, by_strides, scratch
+from .launching import Launch, Launcher, Run, by_strides, remembered, scratch
 from .namespaces import Arrays, on_namespace
 from .source import MAX_NDIM, NULL, Strides, geometry, kernel, strides_of
 
 __all__ = ["Direct", "bias_launch", "limits", "parts_of", "redo", "store_launch"]
 
-Run = Callable[..., None]
-"""What runs on (outs, ins) or on (outs, ins, flags)."""
 
 _PARTS = 1 << 17
 """Threads that a weight gradient aims at."""
@@ -103,9 +101,10 @@ def _workspace(problem: ConvProblem) -> int:
 
 def redo(kernels: Launcher, problem: ConvProblem) -> Redo:
     """The algorithm `Direct` behind flags."""
+    find = remembered(functools.partial(_prepared, kernels, problem))
 
     def run(outs: Arrays, ins: Arrays, flags: Any = NULL, box: Box | None = None) -> None:
-        _prepared(kernels, problem, outs, ins, box)(outs, ins, flags)
+        find(outs, ins, box)(outs, ins, flags)
 
     return run
 
@@ -114,9 +113,7 @@ def _repair(again: Redo, problem: ConvProblem, watched: tuple[int, ...], outs: A
     redo_nonfinite(again, problem, outs, ins, watched)
 
 
-def _prepared(
-    kernels: Launcher, problem: ConvProblem, outs: Arrays, ins: Arrays, box: Box | None = None
-) -> Run:
+def _prepared(kernels: Launcher, problem: ConvProblem, outs: Arrays, ins: Arrays, box: Box | None = None) -> Run:
     """What launches the kernels on arrays of these strides."""
     if problem.op == "weight_grad":
         return _weight_grad(kernels, problem, outs, ins)
@@ -124,9 +121,7 @@ def _prepared(
     return _forward_or_input_grad(kernels, problem, outs, ins, box or whole)
 
 
-def _forward_or_input_grad(
-    kernels: Launcher, problem: ConvProblem, outs: Arrays, ins: Arrays, box: Box
-) -> Run:
+def _forward_or_input_grad(kernels: Launcher, problem: ConvProblem, outs: Arrays, ins: Arrays, box: Box) -> Run:
     (out,), (source, w, *bias) = outs, ins
     first, count = box
     steps = strides_of(out)

@@ -15,13 +15,17 @@ from numconv.plugin import DeviceArray, Executor, cupy_view
 from .namespaces import Arrays, empty_like
 from .source import NULL, Kernel, source_of
 
-__all__ = ["THREADS", "CupyKernels", "Launch", "Launcher", "by_strides", "scratch"]
+__all__ = ["MOST_MEMORY", "THREADS", "CupyKernels", "Launch", "Launcher", "Run", "by_strides", "remembered", "scratch"]
 
 THREADS = 128
 """Threads of a block of a kernel that shares nothing between them, where the number only has to fill a multiprocessor."""
+MOST_MEMORY = 46 << 10
+"""Bytes that a block can share on every device without being asked for, less what kernels declare besides."""
 _KEPT = 64
 """Prepared launches of an executor."""
 
+Run = Callable[..., None]
+"""What runs on (outs, ins), or on (outs, ins, flags)."""
 Launch = Callable[..., None]
 """Runs a kernel on its arguments: arrays, null pointers, NumPy scalars and a record from `source.geometry`."""
 
@@ -33,8 +37,11 @@ class Launcher(Protocol):
     def capability(self) -> tuple[int, int]:
         """The compute capability of the device."""
 
-    def prepare(self, kernel: Kernel, threads: int, block: int = THREADS) -> Launch:
-        """What runs `threads` threads in blocks of `block`; none if it is 0."""
+    def prepare(self, kernel: Kernel, threads: int, block: int = THREADS, memory: int = 0) -> Launch:
+        """What runs `threads` threads in blocks of `block`, none if it is 0.
+
+        `memory` is how many bytes a block shares besides what the kernel declares, at most `MOST_MEMORY`.
+        """
 
 
 class CupyKernels:
@@ -48,14 +55,14 @@ class CupyKernels:
         digits = cupy.cuda.Device().compute_capability
         return int(digits[:-1]), int(digits[-1])
 
-    def prepare(self, kernel: Kernel, threads: int, block: int = THREADS) -> Launch:
+    def prepare(self, kernel: Kernel, threads: int, block: int = THREADS, memory: int = 0) -> Launch:
         """What runs `threads` threads in blocks of `block`; none if it is 0."""
         if not threads:
             return _nothing
         function, grid, shape = _compiled(kernel), (-(-threads // block),), (block,)
 
         def launch(*arguments: Any) -> None:
-            function(grid, shape, arguments)
+            function(grid, shape, arguments, shared_mem=memory)
 
         return launch
 
@@ -78,19 +85,29 @@ def _ready(array: Any) -> Any:
     return array if array.stream is None else cupy_view(array)
 
 
-def by_strides(prepare: Callable[[Arrays, Arrays], Callable[[Arrays, Arrays], None]]) -> Executor:
-    """An executor from what prepares one for arrays of the strides of its arguments."""
-    known: dict[tuple[Any, ...], Callable[[Arrays, Arrays], None]] = {}
+def remembered(prepare: Callable[..., Run]) -> Callable[..., Run]:
+    """`prepare`, a function of (outs, ins, *also), called once for the strides of the arrays and for what else it is given."""
+    known: dict[tuple[Any, ...], Run] = {}
 
-    def executor(outs: Arrays, ins: Arrays) -> None:
-        outs, ins = [_ready(each) for each in outs], [_ready(each) for each in ins]
-        key = tuple([each.strides for each in outs] + [each.strides for each in ins])
+    def find(outs: Arrays, ins: Arrays, *also: Any) -> Run:
+        key = (*also, *[each.strides for each in outs], *[each.strides for each in ins])
         run = known.get(key)
         if run is None:
             if len(known) >= _KEPT:
                 known.clear()
-            run = known[key] = prepare(outs, ins)
-        run([argument(each) for each in outs], [argument(each) for each in ins])
+            run = known[key] = prepare(outs, ins, *also)
+        return run
+
+    return find
+
+
+def by_strides(prepare: Callable[[Arrays, Arrays], Run]) -> Executor:
+    """An executor from what prepares one for arrays of the strides of its arguments."""
+    find = remembered(prepare)
+
+    def executor(outs: Arrays, ins: Arrays) -> None:
+        outs, ins = [_ready(each) for each in outs], [_ready(each) for each in ins]
+        find(outs, ins)([argument(each) for each in outs], [argument(each) for each in ins])
 
     return executor
 

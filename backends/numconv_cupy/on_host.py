@@ -41,6 +41,7 @@ template <class T> static inline T max(T a, T b) { return a < b ? b : a; }
 struct Index { unsigned x; };
 static thread_local Index blockIdx, threadIdx, blockDim;
 #define __shared__ static thread_local
+#define DYNAMIC_MEMORY(TYPE, NAME) static thread_local TYPE NAME[(48 << 10) / sizeof(TYPE)]
 static void __syncthreads();
 static int __syncthreads_or(int);
 """
@@ -125,7 +126,7 @@ class HostKernels:
     capability = (8, 0)
     """Of which what only a device has is replaced in the kernels."""
 
-    def prepare(self, kernel: Kernel, threads: int, block: int = THREADS) -> Launch:
+    def prepare(self, kernel: Kernel, threads: int, block: int = THREADS, memory: int = 0) -> Launch:
         """What runs all threads, one after the other."""
 
         def launch(*arguments: Any) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from numconv.plugin import ConvProblem, Executor, Verdict, np_dtype
 
 from .direct import Direct, bias_launch, limits, store_launch
-from .launching import Launcher, by_strides, scratch
+from .launching import MOST_MEMORY, Launcher, by_strides, scratch
 from .namespaces import Arrays
 from .source import NULL, geometry, kernel, strides_of
 
@@ -25,14 +25,14 @@ NEIGHBOURS = 4
 """Results of a thread on the last axis."""
 MOST_BLOCKS = 2**31 - 1
 MOST_THREADS = 256
+UNROLLED = (3, 5, 7)
+"""Taps of the last axis that kernels are compiled for; they count any other number of them."""
 MOST_TAPS = 28
 """Of a thread, where a sum has four bytes."""
 WANTED_BLOCKS = 1056
 """Eight for each multiprocessor of an H100: a weight gradient has as many parts."""
 LEAST_POSITIONS = 1024
 """Of a part."""
-MEMORY = (12 << 10, 23 << 10, 46 << 10)
-"""Bytes of shared memory of a block, from which the least that is enough is taken: the less, the more blocks run at a time."""
 
 
 class Layout(NamedTuple):
@@ -96,7 +96,7 @@ def layout_of(problem: ConvProblem) -> Layout | None:
         lines = _share(-(-rows.results // own_rows), max(1, min(most, 196) // lanes))
         planes = max(1, min(pairs, most * 3 // 4 // (lanes * lines)))
         layout = _layout(problem, channels, own_rows, lanes, lines, planes)
-        if layout.memory <= MEMORY[-1]:
+        if layout.memory <= MOST_MEMORY:
             return layout
         if most == 1:
             return None
@@ -192,7 +192,7 @@ def _fits(problem: ConvProblem) -> Verdict:
         return verdict
     layout = layout_of(problem)
     if layout is None:
-        return Verdict.no(f"a kernel of {problem.kernel} with what it reads does not fit {MEMORY[-1]} bytes of shared memory")
+        return Verdict.no(f"a kernel of {problem.kernel} with what it reads does not fit {MOST_MEMORY} bytes of shared memory")
     if layout.blocks > MOST_BLOCKS:
         return Verdict.no(f"{layout.blocks} blocks do not fit a grid")
     return Verdict.yes()
@@ -219,14 +219,13 @@ def _prepared(kernels: Launcher, problem: ConvProblem, outs: Arrays, ins: Arrays
     macros = {
         "GRADIENT": int(gradient), "COPYING": int(problem.pad_mode != "zeros"), "SLIDE": int(slides),
         "REVERSED": int(gradient != problem.flip), "KT": layout.channels, "RT": layout.rows,
-        "TAPS": taps if taps <= 8 and (not gradient or problem.stride[-1] == 1) else 0,
-        "MEMORY": next(size for size in MEMORY if size >= layout.memory),
+        "TAPS": taps if taps in UNROLLED and (not gradient or problem.stride[-1] == 1) else 0,
     }  # fmt: skip
     biased = len(ins) > 2
     record = geometry(
         problem, strides_of(ins[0]), strides_of(ins[1]), strides_of(outs[0]), bias_step=strides_of(ins[2])[0] if biased else 1
     )
-    launch = kernels.prepare(kernel("conv_planes", problem, macros), layout.blocks * layout.threads, layout.threads)
+    launch = kernels.prepare(kernel("conv_planes", problem, macros), layout.blocks * layout.threads, layout.threads, layout.memory)
     sizes = np.int64(layout.lanes), np.int64(layout.lines), np.int64(layout.planes)
 
     def run(outs: Arrays, ins: Arrays) -> None:

@@ -190,7 +190,7 @@ __device__ __forceinline__ ACC chain(const Geometry &g, const Block &block, cons
 // a: x, or grad_y; b: w; y: the result.
 extern "C" __global__ void __launch_bounds__(256, 2)
     conv_planes(Geometry g, i64 lanes, i64 lines, i64 pairs, const IN *x, const IN *w, const IN *bias, OUT *y) {
-  __shared__ Four<ACC> memory[MEMORY / sizeof(Four<ACC>)];
+  DYNAMIC_MEMORY(Four<ACC>, memory);
   __shared__ Block block;
   const int lx = (int)lanes, ty = (int)lines, planes = (int)pairs, thread = (int)threadIdx.x;
   if (thread == 0) locate(g, lx, ty, planes, block);

@@ -2,6 +2,11 @@
 
 #define NUMCONV_BARRIERS
 
+// What a launch gives to a block.
+#ifndef NUMCONV_HOST
+#define DYNAMIC_MEMORY(TYPE, NAME) extern __shared__ TYPE NAME[]
+#endif
+
 // Four neighbours, read or written at once.
 template <class T> struct alignas(sizeof(T) < 4 ? 4 * sizeof(T) : 16) Four { T of[4]; };
 
