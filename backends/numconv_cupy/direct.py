@@ -21,13 +21,17 @@ from .launching import Launch, Launcher, Run, by_strides, remembered, scratch
 from .namespaces import Arrays, on_namespace
 from .source import MAX_NDIM, NULL, Strides, geometry, kernel, strides_of
 
-__all__ = ["Direct", "bias_launch", "limits", "parts_of", "redo", "store_launch"]
+__all__ = ["Direct", "bias_bytes", "bias_launch", "limits", "parts_of", "redo", "store_launch"]
 
 
 _PARTS = 1 << 17
 """Threads that a weight gradient aims at."""
 _LEAST = 256
 """Terms that a partial sum has at least."""
+BLOCK = 256
+"""Threads of a block that adds up the gradient of a bias."""
+_BLOCKS = 1056
+"""That it aims at: eight for each multiprocessor of an H100."""
 
 
 class Direct(Implementation):
@@ -82,21 +86,36 @@ def parts_of(problem: ConvProblem) -> int:
     """In how many partial sums a weight gradient is computed: a function of the problem alone."""
     if problem.op != "weight_grad" or problem.level == "strict":
         return 1
-    terms = problem.n * math.prod(problem.output)
-    wanted = min(-(-_PARTS // max(1, _sums(problem))), terms // _LEAST)
-    allowed = problem.max_workspace // (_sums(problem) * np_dtype(problem.acc_dtype).itemsize)
-    return max(1, min(wanted, allowed))
+    weights = max(1, math.prod(problem.w_shape))
+    wanted = min(-(-_PARTS // weights), problem.n * math.prod(problem.output) // _LEAST)
+    return max(1, min(wanted, problem.max_workspace // (weights * np_dtype(problem.acc_dtype).itemsize)))
 
 
-def _sums(problem: ConvProblem) -> int:
-    """The larger of the gradients of weights and bias: they are held one after the other."""
-    return max(math.prod(problem.w_shape), problem.c, problem.k)
+def bias_parts_of(problem: ConvProblem) -> int:
+    """In how many partial sums the gradient of a bias is computed."""
+    if problem.level == "strict":
+        return 1
+    channels, terms = _bias_sums(problem)
+    wanted = min(-(-_BLOCKS // max(1, channels)), terms // (4 * BLOCK))
+    return max(1, min(wanted, problem.max_workspace // (max(1, channels) * np_dtype(problem.acc_dtype).itemsize)))
+
+
+def _bias_sums(problem: ConvProblem) -> tuple[int, int]:
+    """Elements of a bias, and the terms of the gradient of each."""
+    _, channels, *positions = problem.x_shape if problem.bias == "x" else problem.y_shape
+    return channels, problem.n * math.prod(positions)
+
+
+def bias_bytes(problem: ConvProblem) -> int:
+    """Working memory of the gradient of the bias, if there is one."""
+    return bias_parts_of(problem) * _bias_sums(problem)[0] * np_dtype(problem.acc_dtype).itemsize if problem.bias else 0
 
 
 def _workspace(problem: ConvProblem) -> int:
     if problem.op != "weight_grad":
         return 0
-    return parts_of(problem) * _sums(problem) * np_dtype(problem.acc_dtype).itemsize
+    weights = parts_of(problem) * math.prod(problem.w_shape) * np_dtype(problem.acc_dtype).itemsize
+    return max(weights, bias_bytes(problem))
 
 
 def redo(kernels: Launcher, problem: ConvProblem) -> Redo:
@@ -157,11 +176,16 @@ def _weight_grad(kernels: Launcher, problem: ConvProblem, outs: Arrays, ins: Arr
 
 
 def bias_launch(kernels: Launcher, problem: ConvProblem, outs: Arrays, ins: Arrays) -> Run:
-    """The gradient of the bias: sums over all but the channels of grad_y, or of x."""
+    """The gradient of the bias: sums over all but the channels of grad_y, or of x; by blocks, or at "strict" in one chain."""
     which = 1 if problem.bias == "x" else 0
-    parts, channels = parts_of(problem), ins[which].shape[1]
-    record = geometry(problem, strides_of(ins[which]), parts=parts, count=tuple(ins[which].shape[2:]))
-    launch = kernels.prepare(kernel("channel_sums", problem), parts * channels)
+    parts, channels = bias_parts_of(problem), ins[which].shape[1]
+    count = tuple(ins[which].shape[2:])
+    record = geometry(problem, strides_of(ins[which]), parts=parts, count=count)
+    if problem.level == "strict" or _bias_sums(problem)[1] >= 1 << 31:
+        launch = kernels.prepare(kernel("channel_sums", problem), parts * channels)
+    else:
+        blocks = parts * channels if problem.n else 0
+        launch = kernels.prepare(kernel("channel_totals", problem), blocks * BLOCK, BLOCK)
     step = strides_of(outs[1])[0]
     store = store_launch(kernels, problem, (channels, 1, *(1,) * problem.ndim), (step, *(0,) * (problem.ndim + 1)), parts)
 

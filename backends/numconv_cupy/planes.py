@@ -14,7 +14,7 @@ import numpy as np
 
 from numconv.plugin import ConvProblem, Executor, Verdict, np_dtype
 
-from .direct import Direct, bias_launch, limits, store_launch
+from .direct import Direct, bias_bytes, bias_launch, limits, store_launch
 from .launching import MOST_MEMORY, Launcher, by_strides, scratch
 from .namespaces import Arrays
 from .source import NULL, geometry, kernel, strides_of
@@ -139,7 +139,7 @@ class Depthwise(Direct):
         if problem.op != "weight_grad":
             return 0
         weights = taps_of(problem).parts * math.prod(problem.w_shape) * np_dtype(problem.acc_dtype).itemsize
-        return max(weights, super().workspace(problem) if problem.bias else 0)
+        return max(weights, bias_bytes(problem))
 
     def build(self, problem: ConvProblem) -> Executor:
         """One launch; for a weight gradient a second one, which adds up."""

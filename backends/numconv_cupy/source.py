@@ -26,7 +26,8 @@ _FOLDER = pathlib.Path(__file__).parent / "kernels"
 _FILES = {
     "conv_forward": "convolution.cu", "conv_input_grad": "convolution.cu", "conv_weight_grad": "convolution.cu",
     "channel_sums": "convolution.cu", "store_sums": "convolution.cu",
-    "conv_tiled": "tiled.cu", "sum_parts": "tiled.cu", "conv_planes": "planes.cu", "conv_taps": "taps.cu",
+    "conv_tiled": "tiled.cu", "sum_parts": "tiled.cu", "conv_planes": "planes.cu",
+    "conv_taps": "taps.cu", "channel_totals": "taps.cu",
     "max_pool": "pooling.cu", "add_at_winners": "pooling.cu", "avg_pool": "pooling.cu", "avg_pool_backward": "pooling.cu",
     "lp_pool": "pooling.cu", "lp_pool_backward": "pooling.cu",
     "gather": "windows.cu", "add_back": "windows.cu", "owners": "windows.cu", "place": "windows.cu", "pick": "windows.cu",

@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple
 
 from numconv.plugin import ConvProblem, Executor, Verdict, np_dtype
 
-from .direct import Direct, bias_launch, limits
+from .direct import Direct, bias_bytes, bias_launch, limits
 from .launching import Launcher, by_strides, scratch
 from .namespaces import Arrays
 from .source import NULL, geometry, kernel, strides_of
@@ -144,7 +144,8 @@ class Tiled(Direct):
     def workspace(self, problem: ConvProblem) -> int:
         """Sums of parts, then those of the gradient of a bias."""
         parts = cut_of(problem).parts
-        return max(parts * _part_bytes(problem) if parts > 1 else 0, super().workspace(problem) if problem.bias else 0)
+        sums = parts * _part_bytes(problem) if parts > 1 else 0
+        return max(sums, bias_bytes(problem)) if problem.op == "weight_grad" else sums
 
     def build(self, problem: ConvProblem) -> Executor:
         """One launch, a second one where there are parts."""
