@@ -17,7 +17,11 @@ template <class T> __device__ __forceinline__ T activated(T v, int activation) {
 }
 template <class T> __device__ __forceinline__ Complex<T> activated(Complex<T> v, int) { return v; }
 
-__device__ __forceinline__ void finish(const Geometry &g, ACC sum, const IN *bias, int channel, OUT *y) {
+__device__ __forceinline__ OUT finished(const Geometry &g, ACC sum, const IN *bias, int channel) {
   if (bias) sum = plus(sum, wide(bias[channel * g.bias_step]));
-  *y = narrow(activated(sum, (int)g.activation));
+  return narrow(activated(sum, (int)g.activation));
+}
+
+__device__ __forceinline__ void finish(const Geometry &g, ACC sum, const IN *bias, int channel, OUT *y) {
+  *y = finished(g, sum, bias, channel);
 }

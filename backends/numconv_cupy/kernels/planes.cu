@@ -265,10 +265,10 @@ extern "C" __global__ void __launch_bounds__(256, 2)
 #pragma unroll
       for (int p = 0; p < PT; ++p)
         if (column0 + p * apart < c.count) odd |= (unsigned long long)strange(sums[k][i][p]) << ((k * RT + i) * PT + p);
-      if (SLIDE && step == 1 && column0 + PT <= c.count && (unsigned long long)to % sizeof(Four<OUT>) == 0) {
+      if (SLIDE && step == 1 && column0 + PT <= c.count && lined_up<OUT, PT>(to)) {
         Four<OUT> four;
 #pragma unroll
-        for (int p = 0; p < PT; ++p) finish(g, sums[k][i][p], bias, (int)channel, &four.of[p]);
+        for (int p = 0; p < PT; ++p) four.of[p] = finished(g, sums[k][i][p], bias, (int)channel);
         *(Four<OUT> *)to = four;
       } else {
 #pragma unroll

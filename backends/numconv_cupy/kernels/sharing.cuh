@@ -7,8 +7,13 @@
 #define DYNAMIC_MEMORY(TYPE, NAME) extern __shared__ TYPE NAME[]
 #endif
 
-// Four neighbours, read or written at once.
-template <class T> struct alignas(sizeof(T) < 4 ? 4 * sizeof(T) : 16) Four { T of[4]; };
+// Neighbours, read or written at once.
+template <class T, int N> struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Neighbours { T of[N]; };
+template <class T> using Four = Neighbours<T, 4>;
+
+template <class T, int N> __device__ __forceinline__ bool lined_up(const T *first) {
+  return (unsigned long long)first % alignof(Neighbours<T, N>) == 0;
+}
 
 template <class T> __device__ __forceinline__ bool strange(T) { return false; }
 __device__ __forceinline__ bool strange(float v) { return v - v != 0; }

@@ -18,6 +18,20 @@
 enum { TK = 8, STAGES = sizeof(ACC) <= 4 ? 4 : sizeof(ACC) == 8 ? 3 : 2, CHUNK = 8 * TK, GAP = MMA ? 8 : 4, NOWHERE = -(1 << 30) };
 enum { WARP_ROWS = 4 * RM, WARP_COLUMNS = 8 * RN, ACROSS = TN / WARP_COLUMNS, THREADS = 32 * ACROSS * (TM / WARP_ROWS) };
 enum { BY_TERM = THREADS / TK, BY_COLUMN = THREADS / TN, COPIES = TM * TK / THREADS, GATHERS = TN * TK / THREADS };
+// A thread's results in groups of neighbouring columns: their numbers, and which of its RM x RN a group has.
+#if MMA
+enum { TOGETHER = 2, COLUMN_GROUPS = RN, ROW_GROUPS = RM / 2 };
+#define FIRST_COLUMN(u) (u)
+#define FIRST_ROW(v) (2 * (v))
+#define ROW_OF(v, l) (2 * (v) + (l))
+#define COLUMN_OF(u, l) (u)
+#else
+enum { TOGETHER = 4, COLUMN_GROUPS = RN / 4, ROW_GROUPS = RM };
+#define FIRST_COLUMN(u) (4 * (u))
+#define FIRST_ROW(v) (v)
+#define ROW_OF(v, l) (v)
+#define COLUMN_OF(u, l) (4 * (u) + (l))
+#endif
 #define FORWARD 0
 #define INPUT_GRAD 1
 #define WEIGHT_GRAD 2
@@ -166,6 +180,23 @@ __device__ __forceinline__ i64 result_at(const Geometry &g, const Block &block, 
     offset += (OP == WEIGHT_GRAD ? j : a.place + j * a.place_step) * g.y[2 + axis];
   }
   return offset + column * (OP == WEIGHT_GRAD ? g.y[1] : g.y[0]);
+}
+
+// Neighbouring columns of one row, stored at once where they are neighbours in memory.
+template <class T> __device__ __forceinline__ void store(T *row, const i64 (&where)[TOGETHER], const T (&values)[TOGETHER]) {
+  bool together = where[0] != NO_RESULT && lined_up<T, TOGETHER>(row + where[0]);
+#pragma unroll
+  for (int l = 1; l < TOGETHER; ++l) together = together && where[l] == where[0] + l;
+  if (together) {
+    Neighbours<T, TOGETHER> all;
+#pragma unroll
+    for (int l = 0; l < TOGETHER; ++l) all.of[l] = values[l];
+    *(Neighbours<T, TOGETHER> *)(row + where[0]) = all;
+  } else {
+#pragma unroll
+    for (int l = 0; l < TOGETHER; ++l)
+      if (where[l] != NO_RESULT) row[where[l]] = values[l];
+  }
 }
 
 #define CHANNEL_STEP (OP == WEIGHT_GRAD ? g.y[0] : g.y[1])
@@ -342,34 +373,49 @@ extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
     if (ahead < slices) put(ahead);
   }
 
-  // Where the rows of the thread are; what of the tile is left for its warp.
+  // What of the tile is left for the thread's warp, and where that goes.
   const int row0 = block.row0 + row, column0 = block.column0 + column, channel0 = block.group * block.rows + row0;
   const int rows = block.rows - row0, columns = block.columns - column0;
   const i64 line = (block.part * g.groups + block.group) * (OP == INPUT_GRAD ? product(g.stride) : 1) + block.phase;
+  ACC *part = sums_of_parts + (line * block.rows + row0) * block.columns + column0;
   unsigned long long odd = 0;  // which results are not finite
-  auto ended = [&](int r, int c, i64 where, ACC sum) {
-    if (sums_of_parts)
-      sums_of_parts[(line * block.rows + row0 + r) * block.columns + column0 + c] = sum;
-    else if (where != NO_RESULT)
-      finish(g, sum, bias, channel0 + r, y + (where + (channel0 + r) * CHANNEL_STEP));
-  };
 #pragma unroll
-  for (int j = 0; j < RN; ++j)
+  for (int u = 0; u < COLUMN_GROUPS; ++u) {
+    const int c = tile_column(lane, 0, FIRST_COLUMN(u));
+    i64 where[TOGETHER];
 #pragma unroll
-    for (int odd_row = 0; odd_row < (MMA ? 2 : 1); ++odd_row) {
-      const int c = tile_column(lane, odd_row, j);
-      if (c >= columns) continue;
-      const i64 where = result_at(g, block, column0 + c);
+    for (int l = 0; l < TOGETHER; ++l)
+      where[l] = c + l >= columns ? NO_RESULT : sums_of_parts ? c + l : result_at(g, block, column0 + c + l);
 #pragma unroll
-      for (int i = odd_row; i < RM; i += MMA ? 2 : 1) {
-        odd |= (unsigned long long)strange(sums[i][j]) << (i * RN + j);
-        if (tile_row(lane, i, j) < rows) ended(tile_row(lane, i, j), c, where, sums[i][j]);
+    for (int v = 0; v < ROW_GROUPS; ++v) {
+      const int r = tile_row(lane, FIRST_ROW(v), 0);
+      ACC own[TOGETHER];
+      OUT results[TOGETHER];
+#pragma unroll
+      for (int l = 0; l < TOGETHER; ++l) {
+        own[l] = sums[ROW_OF(v, l)][COLUMN_OF(u, l)];
+        odd |= (unsigned long long)strange(own[l]) << (ROW_OF(v, l) * RN + COLUMN_OF(u, l));
       }
+      if (r >= rows) continue;
+      if (sums_of_parts) {
+        store(part + r * (i64)block.columns, where, own);
+        continue;
+      }
+#pragma unroll
+      for (int l = 0; l < TOGETHER; ++l) results[l] = finished(g, own[l], bias, channel0 + r);
+      store(y + (channel0 + r) * CHANNEL_STEP, where, results);
     }
+  }
 #pragma unroll 1
   for (int result = 0; odd; ++result, odd >>= 1) {
-    int r = tile_row(lane, result / RN, result % RN), c = tile_column(lane, result / RN, result % RN);
-    if (odd & 1 && r < rows) ended(r, c, result_at(g, block, column0 + c), chain(g, block, first, second, row0 + r, column0 + c));
+    const int r = tile_row(lane, result / RN, result % RN), c = tile_column(lane, result / RN, result % RN);
+    if (!(odd & 1) || r >= rows || c >= columns) continue;
+    const ACC sum = chain(g, block, first, second, row0 + r, column0 + c);
+    const i64 where = result_at(g, block, column0 + c);
+    if (sums_of_parts)
+      part[r * (i64)block.columns + c] = sum;
+    else if (where != NO_RESULT)
+      finish(g, sum, bias, channel0 + r, y + where + (channel0 + r) * CHANNEL_STEP);
   }
 }
 
