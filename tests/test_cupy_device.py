@@ -113,6 +113,7 @@ def cupy(monkeypatch):
         UnownedMemory=lambda pointer, size, owner: (pointer, size, owner),
         MemoryPointer=lambda memory, offset: (memory, offset),
         runtime=SimpleNamespace(getDevice=lambda: 0),
+        function=SimpleNamespace(CNumpyArray=lambda value: value, CIntptr=np.uint64),
     )
     module = SimpleNamespace(
         cuda=cuda, RawKernel=raw_kernel, uint8="uint8", launches=launches, stream=stream,

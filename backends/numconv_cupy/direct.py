@@ -144,10 +144,10 @@ def _forward_or_input_grad(kernels: Launcher, problem: ConvProblem, outs: Arrays
     (out,), (source, w, *bias) = outs, ins
     first, count = box
     steps = strides_of(out)
-    record = geometry(
+    record = kernels.constant(geometry(
         problem, strides_of(source), strides_of(w), steps, first=first, count=count,
         channels_fastest=abs(steps[1]) < abs(steps[-1]), bias_step=strides_of(bias[0])[0] if bias else 1,
-    )  # fmt: skip
+    ))  # fmt: skip
     threads = problem.n * out.shape[1] * math.prod(count)
     launch = kernels.prepare(kernel(f"conv_{problem.op}", problem), threads)
 
@@ -160,7 +160,7 @@ def _forward_or_input_grad(kernels: Launcher, problem: ConvProblem, outs: Arrays
 def _weight_grad(kernels: Launcher, problem: ConvProblem, outs: Arrays, ins: Arrays) -> Run:
     parts = parts_of(problem)
     count = parts * math.prod(problem.w_shape)
-    record = geometry(problem, strides_of(ins[0]), strides_of(ins[1]), parts=parts)
+    record = kernels.constant(geometry(problem, strides_of(ins[0]), strides_of(ins[1]), parts=parts))
     launch = kernels.prepare(kernel("conv_weight_grad", problem), count)
     store = store_launch(kernels, problem, problem.w_shape, strides_of(outs[0]), parts)
     bias_gradient = bias_launch(kernels, problem, outs, ins) if problem.bias else None
@@ -180,18 +180,18 @@ def bias_launch(kernels: Launcher, problem: ConvProblem, outs: Arrays, ins: Arra
     which = 1 if problem.bias == "x" else 0
     parts, channels = bias_parts_of(problem), ins[which].shape[1]
     count = tuple(ins[which].shape[2:])
-    record = geometry(problem, strides_of(ins[which]), parts=parts, count=count)
+    record = kernels.constant(geometry(problem, strides_of(ins[which]), parts=parts, count=count))
     if problem.level == "strict" or _bias_sums(problem)[1] >= 1 << 31:
         launch = kernels.prepare(kernel("channel_sums", problem), parts * channels)
     else:
         blocks = parts * channels if problem.n else 0
         launch = kernels.prepare(kernel("channel_totals", problem), blocks * BLOCK, BLOCK)
-    step = strides_of(outs[1])[0]
+    step, size = strides_of(outs[1])[0], kernels.constant(np.int64(channels))
     store = store_launch(kernels, problem, (channels, 1, *(1,) * problem.ndim), (step, *(0,) * (problem.ndim + 1)), parts)
 
     def run(outs: Arrays, ins: Arrays, flags: Any = NULL) -> None:
         sums = scratch(ins[which], (parts * channels,), problem.acc_dtype)
-        launch(record, np.int64(channels), ins[which], sums)
+        launch(record, size, ins[which], sums)
         store(sums, outs[1], flags)
 
     return run
@@ -199,9 +199,9 @@ def bias_launch(kernels: Launcher, problem: ConvProblem, outs: Arrays, ins: Arra
 
 def store_launch(kernels: Launcher, problem: Any, shape: tuple[int, ...], steps: Strides, parts: int) -> Launch:
     """What adds up partial sums of a shape ``[d0, d1, *rest]`` and rounds them to an array with these steps."""
-    record = geometry(problem, y=steps, parts=parts, count=tuple(shape[2:]))
+    record = kernels.constant(geometry(problem, y=steps, parts=parts, count=tuple(shape[2:])))
     launch = kernels.prepare(kernel("store_sums", problem), math.prod(shape))
-    sizes = np.int64(shape[0]), np.int64(shape[1])
+    sizes = [kernels.constant(np.int64(size)) for size in shape[:2]]
 
     def store(sums: Any, out: Any, flags: Any = NULL) -> None:
         launch(record, *sizes, sums, out, flags)

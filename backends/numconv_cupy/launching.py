@@ -10,6 +10,8 @@ import functools
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import numpy as np
+
 from numconv.plugin import DeviceArray, Executor, cupy_view
 
 from .namespaces import Arrays, empty_like
@@ -37,6 +39,9 @@ class Launcher(Protocol):
     def capability(self) -> tuple[int, int]:
         """The compute capability of the device."""
 
+    def constant(self, value: Any) -> Any:
+        """A record or a number in the form in which arguments are passed the quickest."""
+
     def prepare(self, kernel: Kernel, threads: int, block: int = THREADS, memory: int = 0) -> Launch:
         """What runs `threads` threads in blocks of `block`, none if it is 0.
 
@@ -55,14 +60,24 @@ class CupyKernels:
         digits = cupy.cuda.Device().compute_capability
         return int(digits[:-1]), int(digits[-1])
 
+    def constant(self, value: Any) -> Any:
+        """What points at the value: CuPy would make one of each number at each launch."""
+        import cupy
+
+        return cupy.cuda.function.CNumpyArray(np.atleast_1d(value))
+
     def prepare(self, kernel: Kernel, threads: int, block: int = THREADS, memory: int = 0) -> Launch:
         """What runs `threads` threads in blocks of `block`; none if it is 0."""
         if not threads:
             return _nothing
+        import cupy
+
         function, grid, shape = _compiled(kernel), (-(-threads // block),), (block,)
+        null, address = self.constant(NULL), cupy.cuda.function.CIntptr
 
         def launch(*arguments: Any) -> None:
-            function(grid, shape, arguments, shared_mem=memory)
+            passed = [address(each.pointer) if type(each) is DeviceArray else null if each is NULL else each for each in arguments]
+            function(grid, shape, passed, shared_mem=memory)
 
         return launch
 
@@ -80,9 +95,8 @@ def _compiled(kernel: Kernel) -> Any:
 
 
 def _ready(array: Any) -> Any:
-    if type(array) is not DeviceArray:
-        return array
-    return array if array.stream is None else cupy_view(array)
+    """Of other libraries' arrays kernels take the addresses; to wait for a stream takes a view of CuPy."""
+    return array if type(array) is not DeviceArray or array.stream is None else cupy_view(array)
 
 
 def remembered(prepare: Callable[..., Run]) -> Callable[..., Run]:
@@ -106,20 +120,16 @@ def by_strides(prepare: Callable[[Arrays, Arrays], Run]) -> Executor:
     find = remembered(prepare)
 
     def executor(outs: Arrays, ins: Arrays) -> None:
-        outs, ins = [_ready(each) for each in outs], [_ready(each) for each in ins]
-        find(outs, ins)([argument(each) for each in outs], [argument(each) for each in ins])
+        if type(ins[0]) is DeviceArray:
+            outs, ins = [_ready(each) for each in outs], [_ready(each) for each in ins]
+        find(outs, ins)(outs, ins)
 
     return executor
 
 
-def argument(array: Any) -> Any:
-    """An array as a kernel's argument: of other libraries' its address."""
-    return NULL + array.pointer if type(array) is DeviceArray else array
-
-
 def scratch(array: Any, shape: tuple[int, ...], dtype: str) -> Any:
-    """Working memory on the device of an array, or of a kernel's argument."""
-    if isinstance(array, DeviceArray | type(NULL)):
+    """Working memory on the device of an array."""
+    if type(array) is DeviceArray:
         import cupy
 
         return cupy.empty(shape, dtype)

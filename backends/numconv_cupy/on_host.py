@@ -126,6 +126,10 @@ class HostKernels:
     capability = (8, 0)
     """Of which what only a device has is replaced in the kernels."""
 
+    def constant(self, value: Any) -> Any:
+        """The value."""
+        return value
+
     def prepare(self, kernel: Kernel, threads: int, block: int = THREADS, memory: int = 0) -> Launch:
         """What runs all threads, one after the other."""
 

@@ -222,11 +222,13 @@ def _prepared(kernels: Launcher, problem: ConvProblem, outs: Arrays, ins: Arrays
         "TAPS": taps if taps in UNROLLED and (not gradient or problem.stride[-1] == 1) else 0,
     }  # fmt: skip
     biased = len(ins) > 2
-    record = geometry(
-        problem, strides_of(ins[0]), strides_of(ins[1]), strides_of(outs[0]), bias_step=strides_of(ins[2])[0] if biased else 1
+    record = kernels.constant(
+        geometry(
+            problem, strides_of(ins[0]), strides_of(ins[1]), strides_of(outs[0]), bias_step=strides_of(ins[2])[0] if biased else 1
+        )
     )
     launch = kernels.prepare(kernel("conv_planes", problem, macros), layout.blocks * layout.threads, layout.threads, layout.memory)
-    sizes = np.int64(layout.lanes), np.int64(layout.lines), np.int64(layout.planes)
+    sizes = [kernels.constant(np.int64(size)) for size in (layout.lanes, layout.lines, layout.planes)]
 
     def run(outs: Arrays, ins: Arrays) -> None:
         launch(record, *sizes, ins[0], ins[1], ins[2] if biased else NULL, outs[0])
@@ -237,7 +239,7 @@ def _prepared(kernels: Launcher, problem: ConvProblem, outs: Arrays, ins: Arrays
 def _prepared_weight_grad(kernels: Launcher, problem: ConvProblem, outs: Arrays, ins: Arrays) -> Callable[[Arrays, Arrays], None]:
     """What launches both kernels on arrays of these strides."""
     taps = taps_of(problem)
-    record = geometry(problem, strides_of(ins[0]), strides_of(ins[1]), parts=taps.parts)
+    record = kernels.constant(geometry(problem, strides_of(ins[0]), strides_of(ins[1]), parts=taps.parts))
     count = taps.parts * math.prod(problem.w_shape)
     blocks = taps.groups * math.prod(problem.w_shape[:2]) * taps.parts if count else 0
     launch = kernels.prepare(

@@ -185,10 +185,10 @@ def _prepared(
         "MMA": int(tensor_cores),
     }  # fmt: skip
     biased = problem.op != "weight_grad" and len(ins) > 2
-    record = geometry(
+    record = kernels.constant(geometry(
         problem, strides_of(ins[0]), strides_of(ins[1]), strides_of(outs[0]), parts=cut.parts,
         bias_step=strides_of(ins[2])[0] if biased else 1,
-    )  # fmt: skip
+    ))  # fmt: skip
     blocks = _blocks(sides, cut) if _results(problem) else 0
     multiply = kernels.prepare(kernel("conv_tiled", problem, macros), blocks * cut.tile.threads, cut.tile.threads)
     count = sides.rows * sides.columns * sides.products

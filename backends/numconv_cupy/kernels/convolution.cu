@@ -138,7 +138,8 @@ extern "C" __global__ void store_sums(Geometry g, i64 d0, i64 d1, const ACC *sum
   if (item >= all) return;
   if (redo && !redo[0]) return;
   ACC sum = sums[item];
-  for (i64 part = 1; part < g.parts; ++part) sum = plus(sum, sums[part * all + item]);
+#pragma unroll 8
+  for (int part = 1; part < (int)g.parts; ++part) sum = plus(sum, sums[part * all + item]);
   i64 rest = unravel(item, g.count, position);
   out[at(g.y, rest / d1, rest % d1, position)] = narrow(sum);
 }

@@ -436,6 +436,7 @@ extern "C" __global__ void sum_parts(Geometry g, const ACC *sums, const IN *bias
   for (int axis = NDIM - 1; axis >= 0; --axis)
     block.axes[axis] = axis_of(g, axis, OP == INPUT_GRAD, OP == INPUT_GRAD ? take(phase, (int)g.stride[axis]) : 0);
   ACC sum = sums[item];
+#pragma unroll 8
   for (int part = 1; part < (int)g.parts; ++part) sum = plus(sum, sums[part * all + item]);
   i64 where = result_at(g, block, column), channel = block.group * (i64)block.rows + row;
   if (where != NO_RESULT) finish(g, sum, bias, (int)channel, y + where + channel * CHANNEL_STEP);
