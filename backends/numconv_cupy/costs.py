@@ -20,13 +20,13 @@ _BANDWIDTH = 1e12
 
 # The share of the peak that an algorithm is taken to reach, by the class of the problem.
 _SHARES: dict[str, dict[str, float]] = {
-    "pointwise": {"pointwise": 0.7, "matmul": 0.3, "tiled": 0.2, "tensor_cores": 0.4, "few_channels": 0.06, "direct": 0.02},
-    "depthwise": {"depthwise": 0.3, "direct": 0.05, "few_channels": 0.04, "matmul": 0.002, "tiled": 0.002, "tensor_cores": 0.002},
-    "few channels": {"few_channels": 0.1, "direct": 0.03, "matmul": 0.08, "tiled": 0.06, "tensor_cores": 0.12},
-    "dense": {"matmul": 0.3, "tiled": 0.25, "tensor_cores": 0.5, "few_channels": 0.06, "direct": 0.02},
+    "pointwise": {"pointwise": 0.7, "matmul": 0.3, "tiled": 0.2, "few_channels": 0.06, "direct": 0.02},
+    "depthwise": {"depthwise": 0.3, "direct": 0.05, "few_channels": 0.04, "matmul": 0.002, "tiled": 0.002},
+    "few channels": {"few_channels": 0.1, "direct": 0.03, "matmul": 0.08, "tiled": 0.06},
+    "dense": {"matmul": 0.3, "tiled": 0.25, "few_channels": 0.06, "direct": 0.02},
 }
 _BY_CUBLAS = ("pointwise", "matmul")
-_LAUNCHES = {"direct": 1, "tiled": 1, "tensor_cores": 1, "few_channels": 1, "depthwise": 1, "pointwise": 3, "matmul": 8}
+_LAUNCHES = {"direct": 1, "tiled": 1, "few_channels": 1, "depthwise": 1, "pointwise": 3, "matmul": 8}
 
 
 def problem_class(problem: ConvProblem) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 
 from numconv.plugin import ConvProblem, Executor, Verdict, np_dtype
 
+from .costs import seconds
 from .direct import Direct, bias_bytes, bias_launch, limits, store_launch
 from .launching import MOST_MEMORY, Launcher, by_strides, scratch
 from .namespaces import Arrays
@@ -23,6 +24,12 @@ __all__ = ["Depthwise", "FewChannels", "layout_of"]
 
 NEIGHBOURS = 4
 """Results of a thread on the last axis."""
+_PLANES_SHARE, _TAPS_SHARE = 0.3, 0.035
+"""Of the peak, measured on an H200: products and fetching of planes; weight gradients."""
+_FETCH = 150
+"""Operations in the time that a result takes besides its products, for each plane and thread."""
+_LEAST_BLOCKS = 264
+"""Fewer leave multiprocessors idle."""
 MOST_BLOCKS = 2**31 - 1
 MOST_THREADS = 256
 UNROLLED = (3, 5, 7)
@@ -133,6 +140,19 @@ class Depthwise(Direct):
         if problem.c != problem.groups:
             return Verdict.no(f"{problem.c // problem.groups} input channels a group; this is for one")
         return _fits(problem)
+
+    def cost(self, problem: ConvProblem) -> float:
+        """By what fetching a value of a plane costs beside its products."""
+        if problem.op == "weight_grad":
+            return seconds(problem, problem.flops, _TAPS_SHARE, problem.bytes, 2)
+        layout = layout_of(problem)
+        *outer, rows, columns = [_Axis(1, 1, 1, 1), *_axes(problem)]
+        channels = (problem.c if problem.op == "forward" else problem.k) // problem.groups
+        planes = channels * math.prod(axis.taps for axis in outer)
+        each = 2 * rows.taps * columns.taps + _FETCH / (layout.channels if layout else 1)
+        idle = max(1.0, _LEAST_BLOCKS / layout.blocks) if layout and layout.blocks else 1.0
+        results = math.prod(problem.output_shapes[0])
+        return seconds(problem, results * planes * each * idle, _PLANES_SHARE, problem.bytes, 1)
 
     def workspace(self, problem: ConvProblem) -> int:
         """Partial sums of a weight gradient."""

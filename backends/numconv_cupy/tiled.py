@@ -13,6 +13,7 @@ from typing import ClassVar, NamedTuple
 
 from numconv.plugin import ConvProblem, Executor, Verdict, np_dtype
 
+from .costs import seconds
 from .direct import Direct, bias_bytes, bias_launch, limits
 from .launching import Launcher, by_strides, scratch
 from .namespaces import Arrays
@@ -77,7 +78,7 @@ class Cut(NamedTuple):
 
 
 def sides_of(problem: ConvProblem) -> Sides:
-    """The product that a problem is, of one group and one phase of the stride."""
+    """The product that a problem is, of one group and the phase of the stride that has the most taps."""
     per_c, per_k = problem.c // problem.groups, problem.k // problem.groups
     taps = math.prod(problem.kernel)
     if problem.op == "forward":
@@ -85,9 +86,13 @@ def sides_of(problem: ConvProblem) -> Sides:
     if problem.op == "weight_grad":
         return Sides(per_k, per_c * taps, problem.n * math.prod(problem.output), problem.groups)
     positions = math.prod(-(-s // step) for s, step in zip(problem.spatial, problem.stride, strict=True))
-    steps = zip(problem.kernel, problem.stride, problem.dilation, strict=True)
-    taps = math.prod(-(-r // (step // math.gcd(step, d))) for r, step, d in steps)
+    taps = math.prod(-(-r // every) for r, every in zip(problem.kernel, _every(problem), strict=True))
     return Sides(per_c, problem.n * positions, per_k * taps, problem.groups * math.prod(problem.stride))
+
+
+def _every(problem: ConvProblem) -> list[int]:
+    """On each axis, how far apart the taps of a phase are."""
+    return [step // math.gcd(step, d) for step, d in zip(problem.stride, problem.dilation, strict=True)]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -107,13 +112,17 @@ def _cuts(problem: ConvProblem) -> Iterator[Cut]:
 
 
 def _seconds(problem: ConvProblem, cut: Cut) -> float:
+    added = _LAUNCH + 2 * cut.parts * _part_bytes(problem) / _BANDWIDTH if cut.parts > 1 else 0.0
+    return _products(problem, cut) / _RATE + added
+
+
+def _products(problem: ConvProblem, cut: Cut) -> float:
+    """Multiply-adds in the time that the busiest multiprocessor takes; eight warps keep one busy."""
     sides, tile = sides_of(problem), cut.tile
     rounds = max(1, -(-_blocks(sides, cut) // MULTIPROCESSORS))
     warps = min(rounds * tile.threads, 512) / 32
     filled = min(1.0, warps / 8) * (1.0 if tile.thread_columns == 8 else 0.8)
-    products = tile.rows * tile.columns * (-(-sides.terms // cut.parts) + _START)
-    added = _LAUNCH + 2 * cut.parts * _part_bytes(problem) / _BANDWIDTH if cut.parts > 1 else 0.0
-    return rounds * products / (_RATE * filled) + added
+    return rounds * tile.rows * tile.columns * (-(-sides.terms // cut.parts) + _START) / filled
 
 
 def _blocks(sides: Sides, cut: Cut) -> int:
@@ -130,6 +139,17 @@ class Tiled(Direct):
 
     name = "tiled"
     tensor_cores: ClassVar[bool] = False
+    share: ClassVar[float] = 0.45
+    """Of the peak that full tiles reach, measured on an H200."""
+
+    def cost(self, problem: ConvProblem) -> float:
+        """Of the tiles as they are cut, full or not."""
+        cut = cut_of(problem)
+        operations = 2.0 * MULTIPROCESSORS * _products(problem, cut)
+        if problem.op == "input_grad":  # other phases have fewer taps
+            operations *= math.prod(r / (-(-r // every) * every) for r, every in zip(problem.kernel, _every(problem), strict=True))
+        moved = problem.bytes + (2 * cut.parts * _part_bytes(problem) if cut.parts > 1 else 0)
+        return seconds(problem, operations, self.share, moved, 1 + (cut.parts > 1))
 
     def supports(self, problem: ConvProblem) -> Verdict:
         """Gradients of x only where padding holds zeros."""
@@ -157,6 +177,7 @@ class TensorCores(Tiled):
 
     name = "tensor_cores"
     tensor_cores = True
+    share = 0.65
     levels = frozenset({"high", "default", "fast"})
     measured_error: ClassVar[Mapping[str, float]] = {"float32": 1e-3}
 
