@@ -89,6 +89,12 @@ def _channels(problem: ConvProblem) -> int:
     return (problem.k if problem.op == "forward" else problem.c) // problem.groups
 
 
+def _steps(problem: ConvProblem) -> int:
+    """Planes of which a result is the sum: channels, times taps on the axes before the last two."""
+    channels = (problem.c if problem.op == "forward" else problem.k) // problem.groups
+    return channels * math.prod(axis.taps for axis in _axes(problem)[:-2])
+
+
 @functools.lru_cache(maxsize=1024)
 def layout_of(problem: ConvProblem) -> Layout | None:
     """The largest block that fits shared memory; None if not even the smallest does."""
@@ -122,7 +128,7 @@ def _layout(problem: ConvProblem, channels: int, own_rows: int, lanes: int, line
     height = (down - 1) * rows.scale + (rows.taps - 1) * rows.apart + 1
     width = (across - 1) * columns.scale + (columns.taps - 1) * columns.apart + 1
     pitch = across + taps if _slides(problem) else -(-width // 4) * 4
-    numbers = planes * (height * pitch + channels * rows.taps * taps)
+    numbers = planes * (height * pitch + channels * rows.taps * taps) * min(2, _steps(problem))
     phases = math.prod(problem.stride) if problem.op == "input_grad" else 1
     tiles = -(-columns.results // across) * -(-rows.results // down) * math.prod(axis.results for axis in outer)
     blocks = tiles * -(-_channels(problem) // channels) * phases * -(-problem.n * problem.groups // planes)
@@ -146,13 +152,11 @@ class Depthwise(Direct):
         if problem.op == "weight_grad":
             return seconds(problem, problem.flops, _TAPS_SHARE, problem.bytes, 2)
         layout = layout_of(problem)
-        *outer, rows, columns = [_Axis(1, 1, 1, 1), *_axes(problem)]
-        channels = (problem.c if problem.op == "forward" else problem.k) // problem.groups
-        planes = channels * math.prod(axis.taps for axis in outer)
+        *_, rows, columns = [_Axis(1, 1, 1, 1), *_axes(problem)]
         each = 2 * rows.taps * columns.taps + _FETCH / (layout.channels if layout else 1)
         idle = max(1.0, _LEAST_BLOCKS / layout.blocks) if layout and layout.blocks else 1.0
         results = math.prod(problem.output_shapes[0])
-        return seconds(problem, results * planes * each * idle, _PLANES_SHARE, problem.bytes, 1)
+        return seconds(problem, results * _steps(problem) * each * idle, _PLANES_SHARE, problem.bytes, 1)
 
     def workspace(self, problem: ConvProblem) -> int:
         """Partial sums of a weight gradient."""

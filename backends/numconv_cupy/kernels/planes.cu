@@ -101,7 +101,10 @@ __device__ __forceinline__ void fetch_weights(const Geometry &g, const Block &bl
     int group = (block.pair0 + index) % (int)g.groups, output = min(block.channel0 + k, block.outputs - 1);
     i64 offset = weight_at(g, block, group, input, output) + outer + tap_at(g, block.columns, LAST, min(column, block.columns.taps - 1));
     if (NDIM > 1) offset += tap_at(g, block.rows, LAST - 1, row);
-    weights[item] = wide(w[offset]);
+    if (COPIED)
+      copy(weights + item, (const char *)(w + offset), true);
+    else
+      weights[item] = wide(w[offset]);
   }
 }
 
@@ -195,11 +198,13 @@ extern "C" __global__ void __launch_bounds__(256, 2)
   const int lx = (int)lanes, ty = (int)lines, planes = (int)pairs, thread = (int)threadIdx.x;
   if (thread == 0) locate(g, lx, ty, planes, block);
   __syncthreads();
+  const int buffer = planes * (block.height * block.pitch + KT * block.weights);
   ACC *values = (ACC *)memory, *weights = values + planes * block.height * block.pitch;
   const Axis &r = block.rows, &c = block.columns;
   int place = thread;
   const int px = take(place, lx), py = take(place, ty), pz = place;
   const int row_low = min(0, (r.taps - 1) * r.apart), down = r.scale * block.pitch;
+  const ACC *own_weights = weights + pz * KT * block.weights;
   const ACC *own = values + (pz * block.height + py * RT * r.scale) * block.pitch + px * (SLIDE ? PT : c.scale);
 
   Sums sums;
@@ -210,34 +215,39 @@ extern "C" __global__ void __launch_bounds__(256, 2)
 #pragma unroll
       for (int p = 0; p < PT; ++p) sums[k][i][p] = ZERO(ACC);
 
+  // A step is a channel and taps on the axes before the last two: what it reads is fetched during the one before.
   int outer_taps = 1;
   for (int axis = 0; axis < OUTER; ++axis) outer_taps *= block.axes[axis].taps;
-  if (!r.taps || !c.taps) outer_taps = 0;
-  const int steps = block.inputs * outer_taps;
-#pragma unroll 1
-  for (int step = 0; step < steps; ++step) {
+  const int steps = r.taps && c.taps ? block.inputs * outer_taps : 0;
+  auto fetch = [&](int step) {
     int input = step;
     i64 outer_value = 0, outer_weight = 0;
-    bool inside = true;
     for (int axis = OUTER - 1; axis >= 0; --axis) {
       const Axis &a = block.axes[axis];
-      int m = take(input, a.taps), position = block.outer[axis] * a.scale + a.at + m * a.apart;
-      position = read_at(g, axis, a.size, position);
-      inside = inside && position >= 0;
+      int m = take(input, a.taps), position = read_at(g, axis, a.size, block.outer[axis] * a.scale + a.at + m * a.apart);
+      if (position < 0) return false;
       outer_value += position * g.a[2 + axis];
       outer_weight += tap_at(g, a, axis, m);
     }
-    if (!inside) continue;
-    __syncthreads();
-    fetch_values(g, block, x, input, outer_value, planes, values);
-    close_group();
-    fetch_weights(g, block, w, input, outer_weight, planes, weights);
+    fetch_values(g, block, x, input, outer_value, planes, values + step % 2 * buffer);
+    fetch_weights(g, block, w, input, outer_weight, planes, weights + step % 2 * buffer);
+    return true;
+  };
+  bool some = steps && fetch(0);
+  close_group();
+#pragma unroll 1
+  for (int step = 0; step < steps; ++step) {
     wait_for_all_but<0>();
     __syncthreads();
-    if (pz < planes)
+    const bool now = some;
+    some = step + 1 < steps && fetch(step + 1);
+    close_group();
+    if (now && pz < planes)
 #pragma unroll 1
-      for (int m = 0; m < r.taps; ++m)
-        add_row(c, own + (m * r.apart - row_low) * block.pitch, down, weights + pz * KT * block.weights + m * fours(c.taps), block.weights, lx, sums);
+      for (int m = 0; m < r.taps; ++m) {
+        const ACC *row = own + step % 2 * buffer + (m * r.apart - row_low) * block.pitch;
+        add_row(c, row, down, own_weights + step % 2 * buffer + m * fours(c.taps), block.weights, lx, sums);
+      }
   }
 
   const int pair = block.pair0 + pz, image = pair / (int)g.groups, group = pair % (int)g.groups;
