@@ -15,9 +15,13 @@
 //
 // A result that is not finite may be one because a padding zero met a factor that is not: it is computed anew, term by term.
 
-enum { TK = 8, STAGES = sizeof(ACC) <= 4 ? 4 : sizeof(ACC) == 8 ? 3 : 2, CHUNK = 8 * TK, GAP = MMA ? 8 : 4, NOWHERE = -(1 << 30) };
+enum { TK = MMA && sizeof(IN) == 4 ? 16 : 8 };
+enum { STAGES = TK == 16 ? (TM + TN <= 192 && NDIM <= 3 ? 3 : 2) : sizeof(ACC) <= 4 ? 4 : sizeof(ACC) == 8 ? 3 : 2 };
+enum { CHUNK = 64, GAP = MMA ? 8 : 4, NOWHERE = -(1 << 30) };
 enum { WARP_ROWS = 4 * RM, WARP_COLUMNS = 8 * RN, ACROSS = TN / WARP_COLUMNS, THREADS = 32 * ACROSS * (TM / WARP_ROWS) };
-enum { BY_TERM = THREADS / TK, BY_COLUMN = THREADS / TN, COPIES = TM * TK / THREADS, GATHERS = TN * TK / THREADS };
+// Eight threads copy neighbouring terms of a row.
+enum { LINE = 8, LINES = TK / LINE, BY_LINE = THREADS / LINE, BY_COLUMN = THREADS / TN };
+enum { COPIES = TM * TK / THREADS, GATHERS = TN * TK / THREADS };
 // A thread's results in groups of neighbouring columns: their numbers, and which of its RM x RN a group has.
 #if MMA
 enum { TOGETHER = 2, COLUMN_GROUPS = RN, ROW_GROUPS = RM / 2 };
@@ -35,7 +39,7 @@ enum { TOGETHER = 4, COLUMN_GROUPS = RN / 4, ROW_GROUPS = RM };
 #define FORWARD 0
 #define INPUT_GRAD 1
 #define WEIGHT_GRAD 2
-static_assert(THREADS % TN == 0 && TM % BY_TERM == 0 && TN % BY_TERM == 0, "a tile that threads do not share evenly");
+static_assert(THREADS % TN == 0 && TM % BY_LINE == 0 && TN % BY_LINE == 0, "a tile that threads do not share evenly");
 
 // --- what is multiplied
 
@@ -227,19 +231,22 @@ __device__ __forceinline__ void multiply(const First &first, const Second &secon
       for (int j = 0; j < RN; ++j)
         sums[i][j] = multiplied(first.of[k][row + tile_row(lane, i, j)], second.of[k][column + tile_column(lane, i, j)], sums[i][j]);
 #else
-  unsigned left[RM], right[2 * RN];
   int g = lane / 4, t = lane % 4;
 #pragma unroll
-  for (int i = 0; i < RM; ++i) left[i] = rounded(first.of[t + i % 4 / 2 * 4][row + i / 4 * 16 + i % 2 * 8 + g]);
+  for (int k = 0; k < TK; k += 8) {
+    unsigned left[RM], right[2 * RN];
 #pragma unroll
-  for (int j = 0; j < 2 * RN; ++j) right[j] = rounded(second.of[t + j % 2 * 4][column + j / 2 * 8 + g]);
+    for (int i = 0; i < RM; ++i) left[i] = rounded(first.of[k + t + i % 4 / 2 * 4][row + i / 4 * 16 + i % 2 * 8 + g]);
 #pragma unroll
-  for (int i = 0; i < RM; i += 4)
+    for (int j = 0; j < 2 * RN; ++j) right[j] = rounded(second.of[k + t + j % 2 * 4][column + j / 2 * 8 + g]);
 #pragma unroll
-    for (int j = 0; j < RN; ++j)
-      asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-          : "+f"(sums[i][j]), "+f"(sums[i + 1][j]), "+f"(sums[i + 2][j]), "+f"(sums[i + 3][j])
-          : "r"(left[i]), "r"(left[i + 1]), "r"(left[i + 2]), "r"(left[i + 3]), "r"(right[2 * j]), "r"(right[2 * j + 1]));
+    for (int i = 0; i < RM; i += 4)
+#pragma unroll
+      for (int j = 0; j < RN; ++j)
+        asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+            : "+f"(sums[i][j]), "+f"(sums[i + 1][j]), "+f"(sums[i + 2][j]), "+f"(sums[i + 3][j])
+            : "r"(left[i]), "r"(left[i + 1]), "r"(left[i + 2]), "r"(left[i + 3]), "r"(right[2 * j]), "r"(right[2 * j + 1]));
+  }
 #endif
 }
 
@@ -296,43 +303,49 @@ extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
 
   // A thread copies one term of some rows; it gathers one column, or for a gradient of w one term of some columns.
   int sizes[NDIM];
-  i64 copied[COPIES];
+  i64 copied[COPIES / LINES];
 #pragma unroll
   for (int axis = 0; axis < NDIM; ++axis) sizes[axis] = block.axes[axis].size;
 #pragma unroll
-  for (int l = 0; l < COPIES; ++l) copied[l] = row_at(g, block, min(block.row0 + thread / TK + l * BY_TERM, block.rows - 1));
+  for (int l = 0; l < COPIES / LINES; ++l) copied[l] = row_at(g, block, min(block.row0 + thread / LINE + l * BY_LINE, block.rows - 1));
 #if OP == WEIGHT_GRAD
   for (int i = thread; i < TN; i += THREADS) places[i] = column_at(g, block, min(block.column0 + i, block.columns - 1));
 #else
   const Place place = column_at(g, block, min(block.column0 + thread % TN, block.columns - 1));
 #endif
 
+#define COPIED_TERM(l) (thread % LINE + (l) % LINES * LINE)
+#define COPIED_ROW(l) (thread / LINE + (l) / LINES * BY_LINE)
 #if OP == WEIGHT_GRAD
-#define GATHERED_TERM(l) (thread % TK)
-#define GATHERED_COLUMN(l) (thread / TK + (l) * BY_TERM)
+#define GATHERED_TERM(l) COPIED_TERM(l)
+#define GATHERED_COLUMN(l) COPIED_ROW(l)
 #define GATHERED_PLACE(l) places[GATHERED_COLUMN(l)]
+#define GATHERED_BY(l) own[(l) % LINES]
 #else
 #define GATHERED_TERM(l) (thread / TN + (l) * BY_COLUMN)
 #define GATHERED_COLUMN(l) (thread % TN)
 #define GATHERED_PLACE(l) place
+#define GATHERED_BY(l) slice_terms[GATHERED_TERM(l)]
 #endif
 
   ACC next_first[COPIED ? 1 : COPIES], next_second[COPIED ? 1 : GATHERS];
   auto fetch = [&](int slice) {
     const Term *slice_terms = terms[slice * TK / CHUNK % 2] + slice * TK % CHUNK;
-    const i64 own = slice_terms[thread % TK].first;
+    Term own[LINES];
+#pragma unroll
+    for (int l = 0; l < LINES; ++l) own[l] = slice_terms[COPIED_TERM(l)];
 #pragma unroll
     for (int l = 0; l < COPIES; ++l) {
-      const char *from = first + (copied[l] + own);
+      const char *from = first + (copied[l / LINES] + own[l % LINES].first);
       if (COPIED)
-        copy(&firsts[slice % STAGES].of[thread % TK][thread / TK + l * BY_TERM], from, true);
+        copy(&firsts[slice % STAGES].of[COPIED_TERM(l)][COPIED_ROW(l)], from, true);
       else
         next_first[COPIED ? 0 : l] = wide(*(const IN *)from);
     }
 #pragma unroll
     for (int l = 0; l < GATHERS; ++l) {
       i64 offset;
-      bool there = element(g, sizes, GATHERED_PLACE(l), slice_terms[GATHERED_TERM(l)], &offset);
+      bool there = element(g, sizes, GATHERED_PLACE(l), GATHERED_BY(l), &offset);
       if (COPIED)
         copy(&seconds[slice % STAGES].of[GATHERED_TERM(l)][GATHERED_COLUMN(l)], second + offset, there);
       else
@@ -342,7 +355,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
   auto put = [&](int slice) {  // what went through registers
     if (COPIED) return;
 #pragma unroll
-    for (int l = 0; l < COPIES; ++l) firsts[slice % STAGES].of[thread % TK][thread / TK + l * BY_TERM] = next_first[COPIED ? 0 : l];
+    for (int l = 0; l < COPIES; ++l) firsts[slice % STAGES].of[COPIED_TERM(l)][COPIED_ROW(l)] = next_first[COPIED ? 0 : l];
 #pragma unroll
     for (int l = 0; l < GATHERS; ++l) seconds[slice % STAGES].of[GATHERED_TERM(l)][GATHERED_COLUMN(l)] = next_second[COPIED ? 0 : l];
   };
