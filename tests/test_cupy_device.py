@@ -106,7 +106,7 @@ def cupy(monkeypatch):
     stream, launches = Stream(), []
 
     def raw_kernel(source, name, options):
-        return lambda grid, block, arguments: launches.append((name, options, grid, block, arguments))
+        return lambda grid, block, arguments, shared_mem: launches.append((name, options, grid, block, arguments))
 
     cuda = SimpleNamespace(
         get_current_stream=lambda: stream,
@@ -114,6 +114,7 @@ def cupy(monkeypatch):
         UnownedMemory=lambda pointer, size, owner, device: (pointer, size, owner, device),
         MemoryPointer=lambda memory, offset: (memory, offset),
         runtime=SimpleNamespace(getDevice=lambda: 0),
+        function=SimpleNamespace(CNumpyArray=lambda value: value, CIntptr=np.uint64),
     )
     module = SimpleNamespace(
         cuda=cuda, RawKernel=raw_kernel, uint8="uint8", launches=launches, stream=stream,
@@ -167,7 +168,7 @@ def test_a_launch_passes_macros_the_geometry_by_value_and_null_pointers(cupy):
     Direct(CupyKernels()).build(problem)([y], [x, w])
     ((name, options, grid, block, arguments),) = cupy.launches
     assert name == "conv_forward"
-    assert {"-DIN=float", "-DACC=float", "-DOUT=float", "-DNDIM=2", "-DKT=1", "-DCONV_FORWARD=1"} <= set(options)
+    assert {"-DIN=float", "-DACC=float", "-DOUT=float", "-DNDIM=2", "-DCONV_FORWARD=1"} <= set(options)
     assert (grid, block) == ((-(-2 * 4 * 72 // 128),), (128,))
     record, *others = arguments
     assert record.shape == (1,), "a record of one element is passed by value"
@@ -176,6 +177,31 @@ def test_a_launch_passes_macros_the_geometry_by_value_and_null_pointers(cupy):
     assert record["spatial"].tolist() == [[9, 8]]
     assert others[0] is x
     assert others[2].dtype == others[4].dtype == np.uint64, "a null pointer takes eight bytes"
+
+
+def test_what_a_launch_needs_but_addresses_is_prepared_once_for_each_set_of_strides(cupy):
+    problem = parse("conv forward f32 n2 c3 k4 g1 in9x8 w3x3 s1 p1 d1")
+    executor = Direct(CupyKernels()).build(problem)
+    x, w, y = (np.zeros(shape, np.float32) for shape in (*problem.input_shapes, problem.y_shape))
+    other = np.zeros((9, 8, 2, 3), np.float32).transpose(2, 3, 0, 1)
+    for each in (x, x.copy(), other, x):
+        executor([y], [each, w])
+    records = [arguments[0] for *_, arguments in cupy.launches]
+    assert records[0] is records[1] is records[3]
+    assert records[2] is not records[0]
+    assert [arguments[1] for *_, arguments in cupy.launches][1] is not x
+
+
+def test_of_other_libraries_arrays_kernels_take_the_addresses(cupy):
+    problem = parse("conv forward f32 n1 c1 k1 g1 in5x6 w3x3 s1 p1 d1")
+    arrays = [
+        DeviceArray("owner", address, shape, tuple(4 * s for s in (30, 30, shape[3], 1)), np.dtype(np.float32))
+        for address, shape in ((1000, (1, 1, 5, 6)), (2000, (1, 1, 3, 3)), (3000, (1, 1, 5, 6)))
+    ]
+    Direct(CupyKernels()).build(problem)(arrays[2:], arrays[:2])
+    (*_, (_, x, w, _, y, _)) = cupy.launches[0]
+    assert [x, w, y] == [1000, 2000, 3000]
+    assert x.dtype == np.uint64
 
 
 def test_nothing_is_launched_for_a_batch_of_none(cupy):

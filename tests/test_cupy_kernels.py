@@ -5,15 +5,17 @@ import struct
 
 import numpy as np
 import pytest
-from numconv_cupy.direct import Depthwise, Direct, FewChannels, redo
+from numconv_cupy.direct import Direct, redo
 from numconv_cupy.flags import redo_nonfinite
 from numconv_cupy.on_host import HostKernels, compiler
+from numconv_cupy.planes import Depthwise, FewChannels, layout_of
 from numconv_cupy.pooling import Pool
 from numconv_cupy.source import _FILES, _TYPES, kernel, source_of
-from numconv_cupy.tiled import Tiled, tile_of
+from numconv_cupy.tiled import TILES as BLOCK_TILES
+from numconv_cupy.tiled import TensorCores, Tiled, cut_of
 from numconv_cupy.windows import Windows
 
-from numconv.plugin import UnsupportedProblemError, Verdict, parse
+from numconv.plugin import UnsupportedProblemError, Verdict, accumulator, np_dtype, parse
 from numconv.testing import BackendContract, check, inputs
 
 NO_COMPILER = "" if compiler() else "no C++ compiler: neither g++ nor clang++"
@@ -30,7 +32,15 @@ class OnHost:
         return Verdict.no(NO_COMPILER) if NO_COMPILER else Verdict.yes()
 
     def implementations(self):
-        return (Depthwise(KERNELS), FewChannels(KERNELS), Tiled(KERNELS), Direct(KERNELS), Pool(KERNELS), Windows(KERNELS))
+        return (
+            Depthwise(KERNELS),
+            FewChannels(KERNELS),
+            TensorCores(KERNELS),
+            Tiled(KERNELS),
+            Direct(KERNELS),
+            Pool(KERNELS),
+            Windows(KERNELS),
+        )
 
 
 class TestCupyKernelsOnHost(BackendContract):
@@ -79,6 +89,74 @@ def test_parts_of_a_weight_gradient_follow_the_problem():
     assert Direct(KERNELS).workspace(problem.replace(max_workspace=1000)) <= 1000
     for change in ({}, {"max_workspace": 1000}):
         check(problem.replace(**change), OnHost(), "direct", rng=np.random.default_rng(5))
+
+
+SUMS_IN_PARTS = [
+    "conv forward f32 n1 c64 k30 g1 in7x7 w3x3 s1 p1 d1 bias=y act=silu",
+    "conv input_grad f32 n1 c4 k70 g1 in15x13 w7x7 s2 p3 d1 bias=x",
+    "conv weight_grad f32 n2 c6 k10 g2 in41x40 w5x3 s3x2 p2 d2 flip=1 bias=y",
+    "conv weight_grad c64 n2 c3 k4 g1 in9x8 w3x3 s1 p1 d1 pad=circular",
+    "conv weight_grad f16 n2 c8 k9 g1 in13x19 w3x3 s1 p1 d1",
+]
+
+
+@needs_compiler
+@pytest.mark.parametrize("text", SUMS_IN_PARTS)
+def test_sums_in_parts(text):
+    problem = parse(text)
+    cut = cut_of(problem)
+    assert 1 < cut.parts <= cut_of(problem.replace(max_workspace=1 << 40)).parts
+    assert cut_of(problem.replace(accuracy="strict")).parts == 1
+    little = problem.replace(max_workspace=cut.parts * 1000)
+    assert Tiled(KERNELS).workspace(little) <= max(little.max_workspace, Direct(KERNELS).workspace(little))
+    check(problem, OnHost(), "tiled", rng=np.random.default_rng(11))
+
+
+@needs_compiler
+@pytest.mark.parametrize("text", [
+    "conv forward f16 n1 c40 k70 g1 in9x10 w3x3 s1 p1 d1", "conv input_grad bf16 n1 c6 k9 g1 in9x10 w3x3 s2 p1 d1",
+    "conv weight_grad f32 n2 c6 k10 g2 in21x20 w5x3 s3x2 p2 d2 accuracy=fast",
+])  # fmt: skip
+def test_results_of_tensor_cores_are_where_they_belong(text):
+    """The host has none: what each lane multiplies is not tested here, but where its results go."""
+    check(parse(text), OnHost(), "tensor_cores", rng=np.random.default_rng(12))
+
+
+def test_tensor_cores_are_for_what_tf32_holds_or_may_round():
+    problem = parse("conv forward f32 n1 c8 k8 g1 in9 w3 s1 p1 d1")
+    verdicts = [
+        TensorCores(KERNELS).supports(problem.replace(**change))
+        for change in (
+            {},
+            {"accuracy": "fast"},
+            {"dtype": "float16", "out_dtype": "float16"},
+            {"dtype": "float64", "out_dtype": "float64"},
+        )
+    ]
+    assert [bool(each) for each in verdicts] == [False, True, True, False]
+    assert "accuracy='fast'" in verdicts[0].reason
+
+
+@needs_compiler
+@pytest.mark.parametrize("text", [
+    "conv weight_grad f32 n2 c6 k12 g6 in21x20 w5x3 s3x2 p2 d2 flip=1 bias=y",
+    "conv weight_grad f32 n2 c2 k2 g2 in30x41 w11x11 s1 p5 d1", "conv weight_grad f32 n1 c1 k1 g1 in5000 w75 s1 p37 d1",
+    "conv weight_grad f32 n1 c3 k5 g1 in6x7x9 w3x3x3 s1 p1 d1", "conv weight_grad c128 n2 c3 k3 g3 in9x8 w3x3 s1 p1 d1",
+])  # fmt: skip
+def test_weight_gradients_of_few_channels(text):
+    problem = parse(text)
+    name = "depthwise" if problem.c == problem.groups else "few_channels"
+    check(problem, OnHost(), name, rng=np.random.default_rng(13))
+    assert "strict" in Depthwise(KERNELS).supports(problem.replace(accuracy="strict", c=problem.groups)).reason
+
+
+@needs_compiler
+def test_a_kernel_that_does_not_fit_shared_memory_is_refused():
+    problem = parse("conv forward f32 n1 c1 k1 g1 in160000 w16001 s1 p8000 d1")
+    assert "does not fit 47104 bytes of shared memory" in Depthwise(KERNELS).supports(problem).reason
+    wide = parse("conv forward f32 n1 c2 k2 g2 in60x90 w61x71 s1 p30x35 d1")
+    assert layout_of(wide).memory <= 47104
+    check(wide, OnHost(), "depthwise", rng=np.random.default_rng(14))
 
 
 @needs_compiler
@@ -130,11 +208,18 @@ def test_refusals_have_their_numbers():
 
 # --- compiled for devices -------------------------------------------------------------------------------------------------------
 
+PLANES = {"GRADIENT": 0, "COPYING": 0, "SLIDE": 1, "REVERSED": 0, "KT": 1, "RT": 4, "TAPS": 3}
+PRODUCT = {"OP": 0, "COPYING": 0, "MMA": 0}
 TILES = {
-    "conv_forward": ({"KT": 1, "PT": 1, "SLIDE": 0}, {"KT": 8, "PT": 1, "SLIDE": 0}, {"KT": 1, "PT": 4, "SLIDE": 1}),
-    "conv_input_grad": ({"KT": 1, "PT": 1, "SLIDE": 0}, {"KT": 8, "PT": 1, "SLIDE": 0}),
-    "conv_tiled": tuple({"GRADIENT": gradient, "WIDE": wide} for gradient, wide in ((0, 0), (0, 1), (1, 0))),
-}
+    "conv_planes": (
+        PLANES, PLANES | {"TAPS": 0}, PLANES | {"SLIDE": 0}, PLANES | {"GRADIENT": 1, "REVERSED": 1, "KT": 3, "RT": 2, "TAPS": 0},
+    ),
+    "conv_tiled": tuple(
+        PRODUCT | BLOCK_TILES[4][0].macros | {"OP": op, "MMA": mma} for op, mma in ((0, 0), (0, 1), (1, 0), (2, 0))
+    ),
+    "conv_taps": ({"TH": 3, "TW": 3}, {"TH": 4, "TW": 7}),
+    "sum_parts": (PRODUCT | BLOCK_TILES[4][0].macros | {"OP": 1},),
+}  # fmt: skip
 VARIANTS = [(name, tile) for name in _FILES for tile in TILES.get(name, ({},))]
 
 
@@ -166,7 +251,7 @@ def example(name, dtype, ndim):
 def compiled(nvrtc, name, tile, dtype, ndim, arch):
     """The cubin of a kernel."""
     problem = example(name, dtype, ndim)
-    code = kernel(name, problem, dict(tile_of(problem.acc_dtype)) | tile if name == "conv_tiled" else tile)
+    code = kernel(name, problem, tile)
     program = nvrtc.createProgram(source_of(name), f"{name}.cu", [], [])
     try:
         nvrtc.compileProgram(program, [f"-arch=sm_{arch}", "--std=c++17", *code.options])
@@ -201,15 +286,25 @@ def resources(cubin):
 @pytest.mark.parametrize(("name", "tile"), VARIANTS, ids=map(title, VARIANTS))
 @pytest.mark.parametrize("arch", [80, 90])
 def test_every_kernel_compiles_for_a_device(nvrtc, name, tile, arch):
-    """And fits the registers of a thread: nothing that three dimensions need is spilled, but results of `conv_tiled` are."""
-    for ndim in (2, 3):
-        registers, stack = resources(compiled(nvrtc, name, tile, "float32", ndim, arch))
-        assert 8 <= registers <= (255 if name == "conv_tiled" else 128)
-        assert stack == (64 * 4 if name == "conv_tiled" else 0)
+    """And fits the registers of a thread: what two dimensions need is not spilled, but for a few numbers."""
+    registers, stack = resources(compiled(nvrtc, name, tile, "float32", 2, arch))
+    assert 8 <= registers <= 128
+    assert stack <= {"conv_tiled": 64, "conv_taps": 8}.get(name, 0)
 
 
 @pytest.mark.parametrize("dtype", sorted(_TYPES))
 def test_every_dtype_compiles_for_a_device(nvrtc, dtype):
-    for name in ("conv_forward", "conv_tiled", "conv_input_grad", "conv_weight_grad", "store_sums", "gather", "add_back"):
+    for name in (
+        "conv_forward",
+        "conv_tiled",
+        "conv_planes",
+        "conv_input_grad",
+        "conv_weight_grad",
+        "store_sums",
+        "gather",
+        "add_back",
+    ):
         tile = TILES.get(name, ({},))[-1]
+        if name == "conv_tiled":
+            tile = tile | BLOCK_TILES[max(4, np_dtype(accumulator(dtype)).itemsize)][-1].macros | {"MMA": 0}
         assert resources(compiled(nvrtc, name, tile, dtype, 2, 90))[0] >= 8

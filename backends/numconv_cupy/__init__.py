@@ -16,12 +16,13 @@ __all__ = ["CupyBackend", "backend"]
 
 @functools.cache
 def _implementations() -> tuple[Implementation, ...]:
-    from .direct import Depthwise, Direct, FewChannels, redo
+    from .direct import Direct, redo
     from .fft import Fft, FftDouble
     from .launching import CupyKernels
+    from .planes import Depthwise, FewChannels
     from .pooling import Pool
     from .products import Matmul, Pointwise
-    from .tiled import Tiled
+    from .tiled import TensorCores, Tiled
     from .windows import Windows
 
     kernels = CupyKernels()
@@ -33,6 +34,7 @@ def _implementations() -> tuple[Implementation, ...]:
         FftDouble(again),
         Depthwise(kernels),
         FewChannels(kernels),
+        TensorCores(kernels),
         Tiled(kernels),
         Direct(kernels),
         Pool(kernels),

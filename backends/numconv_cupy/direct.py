@@ -1,7 +1,6 @@
-"""Convolution by the kernels of ``kernels/convolution.cu``: any problem, few channels, depthwise.
+"""Convolution by the kernels of ``kernels/convolution.cu``: any problem, a thread a result, in the order of accuracy="strict".
 
-The three differ only in the tile that one thread computes; all keep the order of accuracy="strict", so their results have the
-same bits. `redo` computes again what another algorithm could not know: the images whose flag is set, where the flags lie on the
+`redo` computes again what another algorithm could not know: the images whose flag is set, where the flags lie on the
 device, so that nobody waits for them.
 """
 
@@ -18,16 +17,21 @@ from numconv.plugin import CONV_OPS, ConvProblem, Executor, Implementation, Verd
 
 from .costs import estimate
 from .flags import Box, Redo, redo_nonfinite
-from .launching import Launcher
-from .namespaces import Arrays, empty_like, on_namespace
-from .source import MAX_NDIM, NULL, geometry, kernel, strides_of
+from .launching import Launch, Launcher, Run, by_strides, remembered, scratch
+from .namespaces import Arrays, on_namespace
+from .source import MAX_NDIM, NULL, Strides, geometry, kernel, strides_of
 
-__all__ = ["Depthwise", "Direct", "FewChannels", "limits", "parts_of", "redo"]
+__all__ = ["Direct", "bias_bytes", "bias_launch", "limits", "parts_of", "redo", "store_launch"]
+
 
 _PARTS = 1 << 17
 """Threads that a weight gradient aims at."""
 _LEAST = 256
 """Terms that a partial sum has at least."""
+BLOCK = 256
+"""Threads of a block that adds up the gradient of a bias."""
+_BLOCKS = 1056
+"""That it aims at: eight for each multiprocessor of an H100."""
 
 
 class Direct(Implementation):
@@ -56,57 +60,13 @@ class Direct(Implementation):
 
     def build(self, problem: ConvProblem) -> Executor:
         """Launches alone."""
-        return on_namespace(functools.partial(_run, self.kernels, self.tile(problem), problem))
-
-    def tile(self, problem: ConvProblem) -> Mapping[str, int]:
-        """What a thread computes."""
-        return {"KT": 1, "PT": 1, "SLIDE": 0}
+        return by_strides(functools.partial(_prepared, self.kernels, problem))
 
     def repair(self, problem: ConvProblem, watched: Sequence[int]) -> Executor | None:
         """Behind flags that stay on the device."""
         if not limits(problem):
             return None
         return on_namespace(functools.partial(_repair, redo(self.kernels, problem), problem, tuple(watched)))
-
-
-class FewChannels(Direct):
-    """A thread has eight channels of the result: each value of x or grad_y is loaded once for all of them."""
-
-    name = "few_channels"
-    ops = frozenset({"forward", "input_grad"})
-
-    def supports(self, problem: ConvProblem) -> Verdict:
-        """Two channels of the result a group at least."""
-        channels = (problem.k if problem.op == "forward" else problem.c) // problem.groups
-        if channels < 2:
-            return Verdict.no(f"{channels} channel of the result a group leaves nothing to share (needs 2)")
-        return limits(problem)
-
-    def tile(self, problem: ConvProblem) -> Mapping[str, int]:
-        """Eight channels, or four where there are no more."""
-        channels = (problem.k if problem.op == "forward" else problem.c) // problem.groups
-        return {"KT": 8 if channels > 4 else 4, "PT": 1, "SLIDE": 0}
-
-
-class Depthwise(Direct):
-    """One channel a group; a thread has neighbouring outputs, through which a loaded value of x moves."""
-
-    name = "depthwise"
-    ops = frozenset({"forward"})
-
-    def supports(self, problem: ConvProblem) -> Verdict:
-        """One channel a group, and a step of the taps equal to that of the outputs on the last axis."""
-        if problem.c != problem.groups:
-            return Verdict.no(f"{problem.c // problem.groups} input channels a group; this is for one")
-        if problem.stride[-1] != problem.dilation[-1]:
-            return Verdict.no(f"stride {problem.stride[-1]} and dilation {problem.dilation[-1]} of the last axis differ")
-        if problem.flip:
-            return Verdict.no("with flip=True the taps move against the outputs")
-        return limits(problem)
-
-    def tile(self, problem: ConvProblem) -> Mapping[str, int]:
-        """Four outputs, which are neighbours."""
-        return {"KT": 1, "PT": 4, "SLIDE": 1}
 
 
 def limits(problem: Any) -> Verdict:
@@ -126,88 +86,124 @@ def parts_of(problem: ConvProblem) -> int:
     """In how many partial sums a weight gradient is computed: a function of the problem alone."""
     if problem.op != "weight_grad" or problem.level == "strict":
         return 1
-    terms = problem.n * math.prod(problem.output)
-    wanted = min(-(-_PARTS // max(1, _sums(problem))), terms // _LEAST)
-    allowed = problem.max_workspace // (_sums(problem) * np_dtype(problem.acc_dtype).itemsize)
-    return max(1, min(wanted, allowed))
+    weights = max(1, math.prod(problem.w_shape))
+    wanted = min(-(-_PARTS // weights), problem.n * math.prod(problem.output) // _LEAST)
+    return max(1, min(wanted, problem.max_workspace // (weights * np_dtype(problem.acc_dtype).itemsize)))
 
 
-def _sums(problem: ConvProblem) -> int:
-    """The larger of the gradients of weights and bias: they are held one after the other."""
-    return max(math.prod(problem.w_shape), problem.c, problem.k)
+def bias_parts_of(problem: ConvProblem) -> int:
+    """In how many partial sums the gradient of a bias is computed."""
+    if problem.level == "strict":
+        return 1
+    channels, terms = _bias_sums(problem)
+    wanted = min(-(-_BLOCKS // max(1, channels)), terms // (4 * BLOCK))
+    return max(1, min(wanted, problem.max_workspace // (max(1, channels) * np_dtype(problem.acc_dtype).itemsize)))
+
+
+def _bias_sums(problem: ConvProblem) -> tuple[int, int]:
+    """Elements of a bias, and the terms of the gradient of each."""
+    _, channels, *positions = problem.x_shape if problem.bias == "x" else problem.y_shape
+    return channels, problem.n * math.prod(positions)
+
+
+def bias_bytes(problem: ConvProblem) -> int:
+    """Working memory of the gradient of the bias, if there is one."""
+    return bias_parts_of(problem) * _bias_sums(problem)[0] * np_dtype(problem.acc_dtype).itemsize if problem.bias else 0
 
 
 def _workspace(problem: ConvProblem) -> int:
     if problem.op != "weight_grad":
         return 0
-    return parts_of(problem) * _sums(problem) * np_dtype(problem.acc_dtype).itemsize
+    weights = parts_of(problem) * math.prod(problem.w_shape) * np_dtype(problem.acc_dtype).itemsize
+    return max(weights, bias_bytes(problem))
 
 
 def redo(kernels: Launcher, problem: ConvProblem) -> Redo:
     """The algorithm `Direct` behind flags."""
-    return functools.partial(_run, kernels, Direct(kernels).tile(problem), problem)
+    find = remembered(functools.partial(_prepared, kernels, problem))
+
+    def run(outs: Arrays, ins: Arrays, flags: Any = NULL, box: Box | None = None) -> None:
+        find(outs, ins, box)(outs, ins, flags)
+
+    return run
 
 
 def _repair(again: Redo, problem: ConvProblem, watched: tuple[int, ...], outs: Arrays, ins: Arrays) -> None:
     redo_nonfinite(again, problem, outs, ins, watched)
 
 
-def _run(
-    kernels: Launcher,
-    tile: Mapping[str, int],
-    problem: ConvProblem,
-    outs: Arrays,
-    ins: Arrays,
-    flags: Any = NULL,
-    box: Box | None = None,
-) -> None:
+def _prepared(kernels: Launcher, problem: ConvProblem, outs: Arrays, ins: Arrays, box: Box | None = None) -> Run:
+    """What launches the kernels on arrays of these strides."""
     if problem.op == "weight_grad":
-        _weight_grad(kernels, problem, outs, ins, flags)
-    else:
-        whole = (0,) * problem.ndim, problem.output if problem.op == "forward" else problem.spatial
-        _forward_or_input_grad(kernels, tile, problem, outs, ins, flags, box or whole)
+        return _weight_grad(kernels, problem, outs, ins)
+    whole = (0,) * problem.ndim, problem.output if problem.op == "forward" else problem.spatial
+    return _forward_or_input_grad(kernels, problem, outs, ins, box or whole)
 
 
-def _forward_or_input_grad(
-    kernels: Launcher, tile: Mapping[str, int], problem: ConvProblem, outs: Arrays, ins: Arrays, flags: Any, box: Box
-) -> None:
+def _forward_or_input_grad(kernels: Launcher, problem: ConvProblem, outs: Arrays, ins: Arrays, box: Box) -> Run:
     (out,), (source, w, *bias) = outs, ins
     first, count = box
     steps = strides_of(out)
-    channels = out.shape[1] // problem.groups
-    record = geometry(
+    record = kernels.constant(geometry(
         problem, strides_of(source), strides_of(w), steps, first=first, count=count,
         channels_fastest=abs(steps[1]) < abs(steps[-1]), bias_step=strides_of(bias[0])[0] if bias else 1,
-    )  # fmt: skip
-    pixels = problem.n * math.prod(count[:-1]) * -(-count[-1] // tile["PT"])
-    threads = pixels * problem.groups * -(-channels // tile["KT"])
-    code = kernel(f"conv_{problem.op}", problem, tile)
-    kernels.launch(code, threads, (record, source, w, bias[0] if bias else NULL, out, flags))
+    ))  # fmt: skip
+    threads = problem.n * out.shape[1] * math.prod(count)
+    launch = kernels.prepare(kernel(f"conv_{problem.op}", problem), threads)
+
+    def run(outs: Arrays, ins: Arrays, flags: Any = NULL) -> None:
+        launch(record, ins[0], ins[1], ins[2] if bias else NULL, outs[0], flags)
+
+    return run
 
 
-def _weight_grad(kernels: Launcher, problem: ConvProblem, outs: Arrays, ins: Arrays, flags: Any) -> None:
-    grad_y, x = ins
+def _weight_grad(kernels: Launcher, problem: ConvProblem, outs: Arrays, ins: Arrays) -> Run:
     parts = parts_of(problem)
-    sums = empty_like(grad_y, (parts * math.prod(problem.w_shape),), problem.acc_dtype)
-    record = geometry(problem, strides_of(grad_y), strides_of(x), parts=parts)
-    code = kernel("conv_weight_grad", problem)
-    kernels.launch(code, parts * math.prod(problem.w_shape), (record, grad_y, x, sums, flags))
-    _store(kernels, problem, outs[0], sums, parts, flags)
-    if problem.bias:
-        _bias_grad(kernels, problem, outs[1], x if problem.bias == "x" else grad_y, flags)
+    count = parts * math.prod(problem.w_shape)
+    record = kernels.constant(geometry(problem, strides_of(ins[0]), strides_of(ins[1]), parts=parts))
+    launch = kernels.prepare(kernel("conv_weight_grad", problem), count)
+    store = store_launch(kernels, problem, problem.w_shape, strides_of(outs[0]), parts)
+    bias_gradient = bias_launch(kernels, problem, outs, ins) if problem.bias else None
+
+    def run(outs: Arrays, ins: Arrays, flags: Any = NULL) -> None:
+        sums = scratch(ins[0], (count,), problem.acc_dtype)
+        launch(record, ins[0], ins[1], sums, flags)
+        store(sums, outs[0], flags)
+        if bias_gradient:
+            bias_gradient(outs, ins, flags)
+
+    return run
 
 
-def _bias_grad(kernels: Launcher, problem: ConvProblem, out: Any, values: Any, flags: Any) -> None:
-    parts, channels = parts_of(problem), values.shape[1]
-    sums = empty_like(values, (parts * channels,), problem.acc_dtype)
-    record = geometry(problem, strides_of(values), parts=parts, count=values.shape[2:])
-    code = kernel("channel_sums", problem)
-    kernels.launch(code, parts * channels, (record, np.int64(channels), values, sums))
-    _store(kernels, problem, out[(slice(None), *(None,) * (problem.ndim + 1))], sums, parts, flags)
+def bias_launch(kernels: Launcher, problem: ConvProblem, outs: Arrays, ins: Arrays) -> Run:
+    """The gradient of the bias: sums over all but the channels of grad_y, or of x; by blocks, or at "strict" in one chain."""
+    which = 1 if problem.bias == "x" else 0
+    parts, channels = bias_parts_of(problem), ins[which].shape[1]
+    count = tuple(ins[which].shape[2:])
+    record = kernels.constant(geometry(problem, strides_of(ins[which]), parts=parts, count=count))
+    if problem.level == "strict" or _bias_sums(problem)[1] >= 1 << 31:
+        launch = kernels.prepare(kernel("channel_sums", problem), parts * channels)
+    else:
+        blocks = parts * channels if problem.n else 0
+        launch = kernels.prepare(kernel("channel_totals", problem), blocks * BLOCK, BLOCK)
+    step, size = strides_of(outs[1])[0], kernels.constant(np.int64(channels))
+    store = store_launch(kernels, problem, (channels, 1, *(1,) * problem.ndim), (step, *(0,) * (problem.ndim + 1)), parts)
+
+    def run(outs: Arrays, ins: Arrays, flags: Any = NULL) -> None:
+        sums = scratch(ins[which], (parts * channels,), problem.acc_dtype)
+        launch(record, size, ins[which], sums)
+        store(sums, outs[1], flags)
+
+    return run
 
 
-def _store(kernels: Launcher, problem: Any, out: Any, sums: Any, parts: int, flags: Any = NULL) -> None:
-    """Add up partial sums of the shape of `out`, ``[d0, d1, *rest]``, and round them to its dtype."""
-    record = geometry(problem, y=strides_of(out), parts=parts, count=out.shape[2:])
-    code = kernel("store_sums", problem)
-    kernels.launch(code, math.prod(out.shape), (record, np.int64(out.shape[0]), np.int64(out.shape[1]), sums, out, flags))
+def store_launch(kernels: Launcher, problem: Any, shape: tuple[int, ...], steps: Strides, parts: int) -> Launch:
+    """What adds up partial sums of a shape ``[d0, d1, *rest]`` and rounds them to an array with these steps."""
+    record = kernels.constant(geometry(problem, y=steps, parts=parts, count=tuple(shape[2:])))
+    launch = kernels.prepare(kernel("store_sums", problem), math.prod(shape))
+    sizes = [kernels.constant(np.int64(size)) for size in shape[:2]]
+
+    def store(sums: Any, out: Any, flags: Any = NULL) -> None:
+        launch(record, *sizes, sums, out, flags)
+
+    return store

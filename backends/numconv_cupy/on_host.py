@@ -13,14 +13,13 @@ import pathlib
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from numconv.plugin import cache_dir
 
-from .launching import THREADS
+from .launching import THREADS, Launch
 from .source import Kernel, source_of
 
 __all__ = ["HostKernels", "compiler"]
@@ -31,6 +30,8 @@ _BEFORE = """
 #define __global__
 #define __device__
 #define __forceinline__ inline
+#define __noinline__
+#define __launch_bounds__(...)
 extern "C" {
 float fmaf(float, float, float), expf(float), erfcf(float), sqrtf(float), powf(float, float), fabsf(float);
 double fma(double, double, double), exp(double), erfc(double), sqrt(double), pow(double, double), fabs(double);
@@ -40,6 +41,7 @@ template <class T> static inline T max(T a, T b) { return a < b ? b : a; }
 struct Index { unsigned x; };
 static thread_local Index blockIdx, threadIdx, blockDim;
 #define __shared__ static thread_local
+#define DYNAMIC_MEMORY(TYPE, NAME) static thread_local TYPE NAME[(48 << 10) / sizeof(TYPE)]
 static void __syncthreads();
 static int __syncthreads_or(int);
 """
@@ -121,13 +123,23 @@ def compiler() -> str | None:
 class HostKernels:
     """A `launching.Launcher` for NumPy arrays."""
 
-    def launch(self, kernel: Kernel, threads: int, arguments: Sequence[Any]) -> None:
-        """Run all threads, one after the other."""
-        if not threads:
-            return
-        held = [_held(each) for each in arguments]
-        pointers = (ctypes.c_void_p * len(held))(*(each.ctypes.data for each in held))
-        _compiled(kernel)(pointers, ctypes.c_uint(-(-threads // THREADS)), ctypes.c_uint(THREADS))
+    capability = (8, 0)
+    """Of which what only a device has is replaced in the kernels."""
+
+    def constant(self, value: Any) -> Any:
+        """The value."""
+        return value
+
+    def prepare(self, kernel: Kernel, threads: int, block: int = THREADS, memory: int = 0) -> Launch:
+        """What runs all threads, one after the other."""
+
+        def launch(*arguments: Any) -> None:
+            if threads:
+                held = [_held(each) for each in arguments]
+                pointers = (ctypes.c_void_p * len(held))(*(each.ctypes.data for each in held))
+                _compiled(kernel)(pointers, ctypes.c_uint(-(-threads // block)), ctypes.c_uint(block))
+
+        return launch
 
 
 def _held(argument: Any) -> np.ndarray[Any, Any]:

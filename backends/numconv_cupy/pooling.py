@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from numconv.plugin import POOL_OPS, Executor, Implementation, PoolProblem, Verdict, np_dtype
 
 from .costs import moved
-from .direct import limits
+from .direct import limits, store_launch
 from .launching import Launcher
 from .namespaces import Arrays, empty_like, on_namespace
 from .source import NULL, Strides, geometry, kernel, strides_of
@@ -79,13 +79,13 @@ def contiguous_strides(shape: tuple[int, ...]) -> Strides:
 
 def _one_launch(kernels: Launcher, problem: PoolProblem, outs: Arrays, ins: Arrays) -> None:
     record = geometry(problem, strides_of(ins[0]), y=strides_of(outs[0]))
-    kernels.launch(kernel(problem.op, problem), math.prod(outs[0].shape), (record, ins[0], outs[0]))
+    kernels.prepare(kernel(problem.op, problem), math.prod(outs[0].shape))(record, ins[0], outs[0])
 
 
 def _max_pool(kernels: Launcher, problem: PoolProblem, outs: Arrays, ins: Arrays) -> None:
     record = geometry(problem, strides_of(ins[0]), strides_of(outs[1]) if problem.indices else (), strides_of(outs[0]))
     arguments = (record, ins[0], outs[0], outs[1] if problem.indices else NULL)
-    kernels.launch(kernel("max_pool", problem), math.prod(problem.y_shape), arguments)
+    kernels.prepare(kernel("max_pool", problem), math.prod(problem.y_shape))(*arguments)
 
 
 def _max_pool_backward(kernels: Launcher, problem: PoolProblem, outs: Arrays, ins: Arrays) -> None:
@@ -96,12 +96,12 @@ def _max_pool_backward(kernels: Launcher, problem: PoolProblem, outs: Arrays, in
         if not problem.indices:
             winners = empty_like(second, grad_y.shape, "int64")
             record = geometry(problem, strides_of(second), strides_of(winners), **sizes)
-            kernels.launch(kernel("max_pool", problem), math.prod(grad_y.shape), (record, second, NULL, winners))
+            kernels.prepare(kernel("max_pool", problem), math.prod(grad_y.shape))(record, second, NULL, winners)
         sums = empty_like(grad_x, grad_x.shape, problem.acc_dtype)
         record = geometry(problem, strides_of(grad_y), strides_of(winners), **sizes)
         threads = sizes["n"] * sizes["c"] * SHARES
-        kernels.launch(kernel("add_at_winners", problem), threads, (record, np.int64(SHARES), grad_y, winners, sums))
-        _store(kernels, problem, grad_x, sums)
+        kernels.prepare(kernel("add_at_winners", problem), threads)(record, np.int64(SHARES), grad_y, winners, sums)
+        store_launch(kernels, problem, grad_x.shape, strides_of(grad_x), 1)(sums, grad_x)
 
 
 def _lp_pool_backward(kernels: Launcher, problem: PoolProblem, outs: Arrays, ins: Arrays) -> None:
@@ -110,13 +110,7 @@ def _lp_pool_backward(kernels: Launcher, problem: PoolProblem, outs: Arrays, ins
         sizes = {"n": grad_x.shape[0], "c": grad_x.shape[1]}
         means = empty_like(x, grad_y.shape, problem.acc_dtype)
         record = geometry(problem, strides_of(x), y=contiguous_strides(grad_y.shape), **sizes)
-        kernels.launch(kernel("lp_pool", problem, outputs=problem.acc_dtype), math.prod(grad_y.shape), (record, x, means))
+        kernels.prepare(kernel("lp_pool", problem, outputs=problem.acc_dtype), math.prod(grad_y.shape))(record, x, means)
         record = geometry(problem, strides_of(grad_y), strides_of(x), strides_of(grad_x), **sizes)
         arguments = (record, grad_y, x, means, grad_x)
-        kernels.launch(kernel("lp_pool_backward", problem), math.prod(grad_x.shape), arguments)
-
-
-def _store(kernels: Launcher, problem: PoolProblem, out: Any, sums: Any) -> None:
-    record = geometry(problem, y=strides_of(out), count=out.shape[2:])
-    sizes = np.int64(out.shape[0]), np.int64(out.shape[1])
-    kernels.launch(kernel("store_sums", problem), math.prod(out.shape), (record, *sizes, sums, out, NULL))
+        kernels.prepare(kernel("lp_pool_backward", problem), math.prod(grad_x.shape))(*arguments)

@@ -25,11 +25,19 @@ NO_TILE: Mapping[str, int] = MappingProxyType({})
 _FOLDER = pathlib.Path(__file__).parent / "kernels"
 _FILES = {
     "conv_forward": "convolution.cu", "conv_input_grad": "convolution.cu", "conv_weight_grad": "convolution.cu",
-    "conv_tiled": "tiled.cu", "channel_sums": "convolution.cu", "store_sums": "convolution.cu",
+    "channel_sums": "convolution.cu", "store_sums": "convolution.cu",
+    "conv_tiled": "tiled.cu", "sum_parts": "tiled.cu", "conv_planes": "planes.cu",
+    "conv_taps": "taps.cu", "channel_totals": "taps.cu",
     "max_pool": "pooling.cu", "add_at_winners": "pooling.cu", "avg_pool": "pooling.cu", "avg_pool_backward": "pooling.cu",
     "lp_pool": "pooling.cu", "lp_pool_backward": "pooling.cu",
     "gather": "windows.cu", "add_back": "windows.cu", "owners": "windows.cu", "place": "windows.cu", "pick": "windows.cu",
 }  # fmt: skip
+_INCLUDED = {
+    "convolution.cu": ("epilogue.cuh",),
+    "tiled.cu": ("epilogue.cuh", "axes.cuh", "sharing.cuh"),
+    "taps.cu": ("axes.cuh", "sharing.cuh"),
+    "planes.cu": ("epilogue.cuh", "axes.cuh", "sharing.cuh"),
+}
 _TYPES = {
     "float16": "Half", "bfloat16": "BFloat", "float32": "float", "float64": "double",
     "complex64": "Complex<float>", "complex128": "Complex<double>",
@@ -70,16 +78,20 @@ def kernel(name: str, problem: Problem, tile: Mapping[str, int] = NO_TILE, *, ou
     outputs : str
         The dtype of the outputs, if it is not that of the problem.
     """
-    ndim = problem.ndim
+    return _kernel(name, problem.ndim, problem.dtype, problem.acc_dtype, outputs or problem.out_dtype, tuple(tile.items()))
+
+
+@functools.lru_cache(maxsize=4096)
+def _kernel(name: str, ndim: int, dtype: str, acc_dtype: str, out_dtype: str, tile: tuple[tuple[str, int], ...]) -> Kernel:
     macros = {
         "NDIM": str(ndim),
-        "IN": _TYPES[problem.dtype],
-        "ACC": _TYPES[problem.acc_dtype],
-        "OUT": _TYPES[outputs or problem.out_dtype],
+        "IN": _TYPES[dtype],
+        "ACC": _TYPES[acc_dtype],
+        "OUT": _TYPES[out_dtype],
         "GEOMETRY_BYTES": str(_layout(ndim).itemsize),
         _guard(name): "1",
     }
-    macros |= {key: str(value) for key, value in tile.items()}
+    macros |= {key: str(value) for key, value in tile}
     return Kernel(name, tuple(macros.items()))
 
 
@@ -90,7 +102,7 @@ def _guard(name: str) -> str:
 @functools.cache
 def source_of(name: str) -> str:
     """The source that holds a kernel, with what it includes."""
-    files = ("common.cuh", *(["epilogue.cuh"] if name.startswith("conv") else []), _FILES[name])
+    files = ("common.cuh", *_INCLUDED.get(_FILES[name], ()), _FILES[name])
     return "\n".join((_FOLDER / file).read_text(encoding="utf-8") for file in files)
 
 
@@ -120,21 +132,26 @@ def geometry(problem: Problem, a: Strides = (), b: Strides = (), y: Strides = ()
     **fields
         Fields that differ from the problem's: parts, channels_fastest, bias_step, first, count, n, c.
     """
-    values = dict(_problem_fields(problem)) | fields
+    return _record(problem, a, b, y, tuple(fields.items()))
+
+
+@functools.lru_cache(maxsize=4096)
+def _record(problem: Any, a: Strides, b: Strides, y: Strides, fields: tuple[tuple[str, Any], ...]) -> np.ndarray[Any, Any]:
+    values = _problem_fields(problem) | dict(fields)
     record = np.zeros(1, _layout(len(values["spatial"])))
     for name, value in values.items():
         record[name] = value
     for name, strides in (("a", a), ("b", b), ("y", y)):
         record[name][0, : len(strides)] = strides
+    record.flags.writeable = False  # all launches for these strides share it
     return record
 
 
-@functools.lru_cache(maxsize=1024)
-def _problem_fields(problem: ConvProblem | PoolProblem | WindowProblem) -> tuple[tuple[str, Any], ...]:
+def _problem_fields(problem: ConvProblem | PoolProblem | WindowProblem) -> dict[str, Any]:
     ndim = len(problem.spatial)
     window = problem.kernel if isinstance(problem, ConvProblem) else problem.window
     lows, highs = zip(*problem.padding, strict=True)
-    fields = {
+    return {
         "n": problem.n, "c": problem.c, "k": getattr(problem, "k", problem.c), "groups": getattr(problem, "groups", 1),
         "pad_mode": _PAD_MODES.index(getattr(problem, "pad_mode", "zeros")),
         "flip": getattr(problem, "flip", False), "activation": _ACTIVATIONS.index(getattr(problem, "activation", None)),
@@ -143,4 +160,3 @@ def _problem_fields(problem: ConvProblem | PoolProblem | WindowProblem) -> tuple
         "stride": problem.stride, "low": lows, "high": highs, "dilation": problem.dilation,
         "first": (0,) * ndim, "count": problem.output,
     }  # fmt: skip
-    return tuple(fields.items())

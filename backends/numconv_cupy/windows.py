@@ -67,13 +67,13 @@ def _column_strides(problem: WindowProblem, columns: Any) -> tuple[Strides, int]
 def _gather(kernels: Launcher, problem: WindowProblem, outs: Arrays, ins: Arrays) -> None:
     steps, tap = _column_strides(problem, outs[0])
     record = geometry(problem, strides_of(ins[0]), steps)
-    kernels.launch(kernel("gather", problem), math.prod(outs[0].shape), (record, np.int64(tap), ins[0], outs[0]))
+    kernels.prepare(kernel("gather", problem), math.prod(outs[0].shape))(record, np.int64(tap), ins[0], outs[0])
 
 
 def _add_back(kernels: Launcher, problem: WindowProblem, outs: Arrays, ins: Arrays) -> None:
     steps, tap = _column_strides(problem, ins[0])
     record = geometry(problem, steps, y=strides_of(outs[0]))
-    kernels.launch(kernel("add_back", problem), math.prod(outs[0].shape), (record, np.int64(tap), ins[0], outs[0]))
+    kernels.prepare(kernel("add_back", problem), math.prod(outs[0].shape))(record, np.int64(tap), ins[0], outs[0])
 
 
 def _max_unpool(kernels: Launcher, problem: WindowProblem, outs: Arrays, ins: Arrays) -> None:
@@ -85,9 +85,9 @@ def _max_unpool(kernels: Launcher, problem: WindowProblem, outs: Arrays, ins: Ar
         rows = sizes["n"] * sizes["c"]
         found = empty_like(indices, (rows * volume,), "int64")
         record = geometry(problem, strides_of(indices), **sizes)
-        kernels.launch(kernel("owners", problem), rows * SHARES, (record, np.int64(SHARES), indices, found))
+        kernels.prepare(kernel("owners", problem), rows * SHARES)(record, np.int64(SHARES), indices, found)
         record = geometry(problem, strides_of(values), strides_of(indices), strides_of(out), **sizes)
         if problem.op == "max_unpool":
-            kernels.launch(kernel("place", problem), rows * volume, (record, values, found, out))
+            kernels.prepare(kernel("place", problem), rows * volume)(record, values, found, out)
         else:
-            kernels.launch(kernel("pick", problem), math.prod(out.shape), (record, values, indices, found, out))
+            kernels.prepare(kernel("pick", problem), math.prod(out.shape))(record, values, indices, found, out)
