@@ -5,6 +5,7 @@ import struct
 
 import numpy as np
 import pytest
+from numconv_cupy.columns import _block_layout
 from numconv_cupy.direct import Depthwise, Direct, FewChannels, redo
 from numconv_cupy.flags import redo_nonfinite
 from numconv_cupy.on_host import HostKernels, compiler
@@ -130,9 +131,13 @@ def test_refusals_have_their_numbers():
 
 # --- compiled for devices -------------------------------------------------------------------------------------------------------
 
+COLUMN_KERNELS = tuple(name for name, file in _FILES.items() if file == "im2col.cu")
+COLUMNS = {"FROM": "ACC"}
 TILES = {
     "conv_forward": ({"KT": 1, "PT": 1, "SLIDE": 0}, {"KT": 8, "PT": 1, "SLIDE": 0}, {"KT": 1, "PT": 4, "SLIDE": 1}),
     "conv_input_grad": ({"KT": 1, "PT": 1, "SLIDE": 0}, {"KT": 8, "PT": 1, "SLIDE": 0}),
+    "finish_products": tuple(COLUMNS | {"FINISH": finish} for finish in (0, 1)),
+    "gather_columns": (COLUMNS,), "add_columns": (COLUMNS,), "sum_parts": (COLUMNS,),
     "conv_tiled": tuple({"GRADIENT": gradient, "WIDE": wide} for gradient, wide in ((0, 0), (0, 1), (1, 0))),
 }
 VARIANTS = [(name, tile) for name in _FILES for tile in TILES.get(name, ({},))]
@@ -158,7 +163,7 @@ def nvrtc():
 
 def example(name, dtype, ndim):
     ones = "x".join("1" * ndim)
-    if name.startswith(("conv", "channel", "store")):
+    if name.startswith(("conv", "channel", "store", *COLUMN_KERNELS)):
         return parse(f"conv forward f32 n1 c1 k1 g1 in{ones} w{ones} s1 p0 d1").replace(dtype=dtype, out_dtype=dtype)
     return parse(f"window unfold f32 n1 c1 in{ones} w{ones} s1 p0 d1").replace(dtype=dtype, out_dtype=dtype)
 
@@ -166,6 +171,8 @@ def example(name, dtype, ndim):
 def compiled(nvrtc, name, tile, dtype, ndim, arch):
     """The cubin of a kernel."""
     problem = example(name, dtype, ndim)
+    if name in COLUMN_KERNELS:
+        tile = {"BLOCK_BYTES": _block_layout(ndim).itemsize, **tile}
     code = kernel(name, problem, dict(tile_of(problem.acc_dtype)) | tile if name == "conv_tiled" else tile)
     program = nvrtc.createProgram(source_of(name), f"{name}.cu", [], [])
     try:

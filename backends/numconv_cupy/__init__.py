@@ -16,6 +16,7 @@ __all__ = ["CupyBackend", "backend"]
 
 @functools.cache
 def _implementations() -> tuple[Implementation, ...]:
+    from .device import CupyDevice
     from .direct import Depthwise, Direct, FewChannels, redo
     from .fft import Fft, FftDouble
     from .launching import CupyKernels
@@ -24,11 +25,11 @@ def _implementations() -> tuple[Implementation, ...]:
     from .tiled import Tiled
     from .windows import Windows
 
-    kernels = CupyKernels()
+    kernels, device = CupyKernels(), CupyDevice()
     again = functools.partial(redo, kernels)
     return (
-        Pointwise(again),
-        Matmul(again),
+        Pointwise(again, device),
+        Matmul(again, device),
         Fft(again),
         FftDouble(again),
         Depthwise(kernels),

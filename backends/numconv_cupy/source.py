@@ -28,14 +28,17 @@ _FILES = {
     "conv_tiled": "tiled.cu", "channel_sums": "convolution.cu", "store_sums": "convolution.cu",
     "max_pool": "pooling.cu", "add_at_winners": "pooling.cu", "avg_pool": "pooling.cu", "avg_pool_backward": "pooling.cu",
     "lp_pool": "pooling.cu", "lp_pool_backward": "pooling.cu",
+    "gather_columns": "im2col.cu", "add_columns": "im2col.cu", "finish_products": "im2col.cu", "sum_parts": "im2col.cu",
     "gather": "windows.cu", "add_back": "windows.cu", "owners": "windows.cu", "place": "windows.cu", "pick": "windows.cu",
 }  # fmt: skip
+_WITH_DIVISION = ("im2col.cu", "spectra.cu")
 _TYPES = {
     "float16": "Half", "bfloat16": "BFloat", "float32": "float", "float64": "double",
     "complex64": "Complex<float>", "complex128": "Complex<double>",
     "int8": "signed char", "int16": "short", "int32": "int", "int64": "long long",
     "uint8": "unsigned char", "uint16": "unsigned short", "uint32": "unsigned int", "uint64": "unsigned long long",
 }  # fmt: skip
+TYPES = _TYPES
 _PAD_MODES = ("zeros", "reflect", "symmetric", "replicate", "circular")
 _ACTIVATIONS = (None, "relu", "silu", "gelu")
 _SCALARS = ("n", "c", "k", "groups", "pad_mode", "flip", "activation", "parts", "channels_fastest", "bias_step", "count_padding")
@@ -90,8 +93,10 @@ def _guard(name: str) -> str:
 @functools.cache
 def source_of(name: str) -> str:
     """The source that holds a kernel, with what it includes."""
-    files = ("common.cuh", *(["epilogue.cuh"] if name.startswith("conv") else []), _FILES[name])
-    return "\n".join((_FOLDER / file).read_text(encoding="utf-8") for file in files)
+    file = _FILES[name]
+    more = ["epilogue.cuh", "division.cuh"] if file in _WITH_DIVISION else ["epilogue.cuh"] if name.startswith("conv") else []
+    files = ("common.cuh", *more, file)
+    return "\n".join((_FOLDER / each).read_text(encoding="utf-8") for each in files)
 
 
 @functools.cache
