@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
-from numconv_cupy.columns import divisor, is_prepared
+from numconv_cupy.columns import is_prepared
+from numconv_cupy.fft import Fft, arithmetic_of
 from numconv_cupy.host_device import HostDevice
 from numconv_cupy.on_host import HostKernels, compiler
 from numconv_cupy.products import Matmul, Pointwise
+from numconv_cupy.recipes import divisor
+from numconv_cupy.transforms import is_transformed
 
 import numconv_cupy.columns
 from numconv.plugin import Verdict, parse
@@ -20,6 +23,15 @@ def never(problem):
     return lambda outs, ins, flags=None, box=None: None
 
 
+class PreparedFft(Fft):
+    """Without what array operations compute in double precision."""
+
+    def supports(self, problem):
+        if not is_transformed(problem, arithmetic_of(problem, double=False)):
+            return Verdict.no("in wider arithmetic by array operations")
+        return super().supports(problem)
+
+
 class Prepared:
     name, device, automatic, version = "cupy-prepared", "cpu", False, "0"
 
@@ -27,7 +39,7 @@ class Prepared:
         return Verdict.yes()
 
     def implementations(self):
-        return Pointwise(never, DEVICE), Matmul(never, DEVICE)
+        return Pointwise(never, DEVICE), Matmul(never, DEVICE), PreparedFft(never, DEVICE)
 
 
 class TestPreparedProducts(BackendContract):

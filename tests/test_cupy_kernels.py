@@ -5,13 +5,14 @@ import struct
 
 import numpy as np
 import pytest
-from numconv_cupy.columns import _block_layout
+from numconv_cupy.columns import block_layout
 from numconv_cupy.direct import Depthwise, Direct, FewChannels, redo
 from numconv_cupy.flags import redo_nonfinite
 from numconv_cupy.on_host import HostKernels, compiler
 from numconv_cupy.pooling import Pool
 from numconv_cupy.source import _FILES, _TYPES, kernel, source_of
 from numconv_cupy.tiled import Tiled, tile_of
+from numconv_cupy.transforms import spectra_layout
 from numconv_cupy.windows import Windows
 
 from numconv.plugin import UnsupportedProblemError, Verdict, parse
@@ -132,11 +133,15 @@ def test_refusals_have_their_numbers():
 # --- compiled for devices -------------------------------------------------------------------------------------------------------
 
 COLUMN_KERNELS = tuple(name for name, file in _FILES.items() if file == "im2col.cu")
+SPECTRA_KERNELS = tuple(name for name, file in _FILES.items() if file == "spectra.cu")
 COLUMNS = {"FROM": "ACC"}
 TILES = {
     "conv_forward": ({"KT": 1, "PT": 1, "SLIDE": 0}, {"KT": 8, "PT": 1, "SLIDE": 0}, {"KT": 1, "PT": 4, "SLIDE": 1}),
     "conv_input_grad": ({"KT": 1, "PT": 1, "SLIDE": 0}, {"KT": 8, "PT": 1, "SLIDE": 0}),
     "finish_products": tuple(COLUMNS | {"FINISH": finish} for finish in (0, 1)),
+    "multiply_spectra": tuple({"GRADIENT": 0, "ROWS": rows, "COLUMNS": columns} for rows, columns in ((1, 1), (4, 4))),
+    **{name: ({"GRADIENT": 0}, {"GRADIENT": 1}) for name in SPECTRA_KERNELS if name.endswith(("sources", "blocks"))},
+    "store_gradient": ({"GRADIENT": 0},),
     "gather_columns": (COLUMNS,), "add_columns": (COLUMNS,), "sum_parts": (COLUMNS,),
     "conv_tiled": tuple({"GRADIENT": gradient, "WIDE": wide} for gradient, wide in ((0, 0), (0, 1), (1, 0))),
 }
@@ -163,7 +168,7 @@ def nvrtc():
 
 def example(name, dtype, ndim):
     ones = "x".join("1" * ndim)
-    if name.startswith(("conv", "channel", "store", *COLUMN_KERNELS)):
+    if name.startswith(("conv", "channel", "store", *COLUMN_KERNELS, *SPECTRA_KERNELS)):
         return parse(f"conv forward f32 n1 c1 k1 g1 in{ones} w{ones} s1 p0 d1").replace(dtype=dtype, out_dtype=dtype)
     return parse(f"window unfold f32 n1 c1 in{ones} w{ones} s1 p0 d1").replace(dtype=dtype, out_dtype=dtype)
 
@@ -172,7 +177,9 @@ def compiled(nvrtc, name, tile, dtype, ndim, arch):
     """The cubin of a kernel."""
     problem = example(name, dtype, ndim)
     if name in COLUMN_KERNELS:
-        tile = {"BLOCK_BYTES": _block_layout(ndim).itemsize, **tile}
+        tile = {"BLOCK_BYTES": block_layout(ndim).itemsize, **tile}
+    if name in SPECTRA_KERNELS:
+        tile = {"SPECTRA_BYTES": spectra_layout(ndim).itemsize, **tile}
     code = kernel(name, problem, dict(tile_of(problem.acc_dtype)) | tile if name == "conv_tiled" else tile)
     program = nvrtc.createProgram(source_of(name), f"{name}.cu", [], [])
     try:

@@ -30,7 +30,7 @@ def _implementations() -> tuple[Implementation, ...]:
     return (
         Pointwise(again, device),
         Matmul(again, device),
-        Fft(again),
+        Fft(again, device),
         FftDouble(again),
         Depthwise(kernels),
         FewChannels(kernels),

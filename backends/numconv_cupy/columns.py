@@ -18,9 +18,9 @@ import numpy as np
 from numconv.plugin import ConvProblem, Executor, cupy_view, np_dtype
 
 from .device import Device, Product
-from .epilogue import bias_sums
 from .namespaces import Arrays, namespace
-from .source import NULL, TYPES, Strides, geometry, kernel, strides_of
+from .recipes import Place, Recipe, executor_by, layout, record
+from .source import TYPES, Strides, geometry, strides_of
 
 __all__ = ["BLOCK_BYTES", "executor_of", "is_prepared", "workspace_of"]
 
@@ -36,27 +36,14 @@ _TILES = 264
 """That keep a large GPU busy."""
 _LEAST_TERMS = 256
 """Of a partial sum."""
-_RECIPES = 64
 _MOST = 2**31 - 1
 """Threads of a launch."""
 _ACCUMULATORS = {"float32": "float32", "float64": "float64", "float16": "float32", "bfloat16": "float32"}
-
-Step = Callable[[Sequence[int]], None]
-"""Runs with the addresses of a call: outs, ins, then the working memory."""
-
 
 def is_prepared(problem: ConvProblem) -> bool:
     """Whether this module computes it: real floats with sums as cuBLAS makes them, and something to compute."""
     sizes = (problem.n, problem.c, problem.k, *problem.spatial, *problem.output)
     return _ACCUMULATORS.get(problem.dtype) == problem.acc_dtype and all(sizes)
-
-
-class Place(NamedTuple):
-    """A position in one of the arrays of a call, or in the working memory."""
-
-    array: int
-    offset: int = 0
-    """In bytes."""
 
 
 class Part(NamedTuple):
@@ -79,106 +66,33 @@ class Matrices(NamedTuple):
 
 
 @functools.cache
-def _block_layout(ndim: int) -> np.dtype[Any]:
-    divisor = np.dtype([("by", np.uint32), ("magic", np.uint32), ("shift", np.uint32), ("unused", np.uint32)])
-    names = ("image_step", "row_step", "threads", "first", "rows", "pixels", "begin", "held", "aligned", "parts", "start", "last")
-    fields: list[tuple[Any, ...]] = [(name, np.int64) for name in names]
-    fields += [(name, divisor) for name in ("by_pixels", "by_channels", "by_taps")]
-    fields += [(name, divisor, (ndim,)) for name in ("by_window", "by_axis", "by_stride")]
-    return np.dtype(fields)
+def block_layout(ndim: int) -> np.dtype[Any]:
+    """Struct Block of ``im2col.cu``."""
+    numbers = ("image_step", "row_step", "threads", "first", "pixels", "begin", "held", "aligned", "parts", "start", "last")
+    return layout(ndim, numbers, (), ("by_pixels", "by_channels", "by_taps"), ("by_window", "by_axis", "by_stride"))
 
 
-def divisor(value: int) -> tuple[int, int, int, int]:
-    """What divides numbers below 2^31 by a product, an addition and a shift (Granlund and Montgomery 1994, figure 4.1)."""
-    shift = max(0, (value - 1).bit_length())
-    return value, ((1 << 32) * ((1 << shift) - value)) // value + 1, shift, 0
+def _macros(problem: ConvProblem, products: str = "") -> dict[str, int | str]:
+    found: dict[str, int | str] = {"BLOCK_BYTES": block_layout(problem.ndim).itemsize}
+    return found | {"FROM": TYPES[products]} if products else found
 
 
 def _record(ndim: int, **fields: Any) -> np.ndarray[Any, Any]:
-    record = np.zeros(1, _block_layout(ndim))
-    for name, value in fields.items():
-        if not name.startswith("by_"):
-            record[name] = value
-        elif isinstance(value, int):
-            record[name] = divisor(value)
-        else:
-            record[name][0] = [divisor(each) for each in value]
-    return record
-
-
-class Recipe:
-    """The steps of a problem whose arrays have certain strides, put together once."""
-
-    def __init__(self, problem: ConvProblem, device: Device, outs: Arrays, ins: Arrays):
-        self.problem, self.device = problem, device
-        self.strides = [strides_of(array) for array in (*outs, *ins)]
-        self.scratch = len(outs) + len(ins)
-        self.bytes = self.end = 0
-        self.steps: list[Step] = []
-
-    def reserve(self, elements: int, dtype: str, after: int = 0) -> Place:
-        """Working memory behind `after` bytes, which blocks use in turn."""
-        begin = -(-after // 256) * 256
-        self.end = begin + elements * np_dtype(dtype).itemsize
-        self.bytes = max(self.bytes, self.end)
-        return Place(self.scratch, begin)
-
-    def launch(self, name: str, threads: int, records: tuple[Any, Any], places: Sequence[Place | None],
-               macros: Mapping[str, int | str]) -> None:  # fmt: skip
-        """A kernel of ``im2col.cu``."""
-        problem = self.problem
-        tile = {"BLOCK_BYTES": _block_layout(problem.ndim).itemsize, **macros}
-        run = self.device.prepare(kernel(name, problem, tile), threads)
-        pairs = [None if place is None else (place.array, place.offset) for place in places]
-
-        def step(bases: Sequence[int]) -> None:
-            run((*records, *(NULL if pair is None else np.uint64(bases[pair[0]] + pair[1]) for pair in pairs)))
-
-        self.steps.append(step)
-
-    def multiply(self, product: Product, a: Place, b: Place, c: Place) -> None:
-        """A batch of products."""
-        multiply = self.device.multiply
-
-        def step(bases: Sequence[int]) -> None:
-            multiply(product, bases[a.array] + a.offset, bases[b.array] + b.offset, bases[c.array] + c.offset)
-
-        self.steps.append(step)
-
-    def run(self, outs: Arrays, ins: Arrays) -> None:
-        """All steps, on the caller's stream."""
-        address = self.device.address
-        bases = [address(array) for array in (*outs, *ins)]
-        held = None
-        if self.bytes:
-            held, memory = self.device.buffer(self.bytes)
-            bases.append(memory)
-        for step in self.steps:
-            step(bases)
-        del held
+    return record(block_layout(ndim), **fields)
 
 
 def executor_of(problem: ConvProblem, device: Device) -> Executor:
     """Steps, which are prepared for each combination of strides that comes along."""
     prepare = {"forward": _forward, "input_grad": _input_grad, "weight_grad": _weight_grad}[problem.op]
-    recipes: dict[Any, Recipe] = {}
+    run = executor_by(prepare, problem, device)
 
     def executor(outs: Arrays, ins: Arrays) -> None:
-        if problem.op != "weight_grad" and not is_contiguous(ins[1].shape, strides_of(ins[1])):
+        if not is_contiguous(ins[1].shape, strides_of(ins[1])):
             view = cupy_view(ins[1])
             ins = [ins[0], namespace(view).ascontiguousarray(view), *ins[2:]]
-        key = tuple(array.strides for array in (*outs, *ins))
-        recipe = recipes.get(key)
-        if recipe is None:
-            recipe = Recipe(problem, device, outs, ins)
-            prepare(recipe)
-            if len(recipes) < _RECIPES:
-                recipes[key] = recipe
-        recipe.run(outs, ins)
-        if problem.op == "weight_grad" and problem.bias:
-            bias_sums(problem, cupy_view(outs[1]), cupy_view(ins[1] if problem.bias == "x" else ins[0]))
+        run(outs, ins)
 
-    return executor
+    return run if problem.op == "weight_grad" else executor
 
 
 def is_contiguous(shape: Sequence[int], strides: Strides) -> bool:
@@ -287,13 +201,13 @@ def _gathered(recipe: Recipe, source: tuple[int, Strides], part: Part, joint: bo
     threads = part.images * rows * quads
     place = recipe.reserve(rows * row_step * (1 if joint else part.images), problem.dtype, after)
     block = _record(
-        problem.ndim, image_step=image_step, row_step=row_step, threads=threads, first=part.row, rows=part.rows, pixels=pixels,
+        problem.ndim, image_step=image_step, row_step=row_step, threads=threads, first=part.row, pixels=pixels,
         aligned=not joint or pixels % wide == 0, by_pixels=quads, by_channels=rows, by_taps=taps,
         by_window=geometry_of.kernel, by_axis=(part.rows, *problem.output[1:]),
     )  # fmt: skip
-    record = geometry(geometry_of, strides)
+    about = geometry(geometry_of, strides)
     start = Place(array, part.image * strides[0] * np_dtype(problem.dtype).itemsize)
-    recipe.launch("gather_columns", threads, (record, block), (start, place), {})
+    recipe.launch("gather_columns", threads, (about, block), (start, place), _macros(problem))
     return Matrices(place, image_step, row_step, joint)
 
 
@@ -393,16 +307,16 @@ def _finish(recipe: Recipe, part: Part, products: Matrices, dtype: str, stores: 
     pixels = part.rows * math.prod(problem.output[1:])
     threads = part.images * problem.k * pixels
     block = _record(
-        problem.ndim, image_step=products.image_step, row_step=products.row_step, threads=threads, first=part.row, rows=part.rows,
+        problem.ndim, image_step=products.image_step, row_step=products.row_step, threads=threads, first=part.row,
         pixels=pixels, by_pixels=pixels, by_channels=problem.k, by_axis=(part.rows, *problem.output[1:]),
     )  # fmt: skip
-    record = geometry(problem, x_steps, w_steps, y_steps, bias_step=bias[0][0] if bias else 1)
+    about = geometry(problem, x_steps, w_steps, y_steps, bias_step=bias[0][0] if bias else 1)
     places = (
         Place(1, part.image * x_steps[0] * _item(problem.dtype)), Place(2), Place(3) if bias else None, products.place,
         Place(0, part.image * y_steps[0] * _item(problem.out_dtype)),
     )  # fmt: skip
-    macros = {"FROM": TYPES[dtype], "FINISH": int(stores)}
-    recipe.launch("finish_products", threads, (record, block), places, macros)
+    macros = {**_macros(problem, dtype), "FINISH": int(stores)}
+    recipe.launch("finish_products", threads, (about, block), places, macros)
 
 
 def _input_grad(recipe: Recipe) -> None:
@@ -455,13 +369,13 @@ def _add_columns(recipe: Recipe, part: Part, held: Part, columns: Matrices) -> N
     pixels = part.rows * math.prod(problem.spatial[1:])
     threads = part.images * problem.c * pixels
     block = _record(
-        problem.ndim, image_step=columns.image_step, row_step=columns.row_step, threads=threads, first=part.row, rows=part.rows,
+        problem.ndim, image_step=columns.image_step, row_step=columns.row_step, threads=threads, first=part.row,
         pixels=pixels, begin=held.row, held=held.rows, by_pixels=pixels, by_channels=problem.c, by_taps=math.prod(problem.kernel),
         by_axis=(part.rows, *problem.spatial[1:]), by_stride=problem.stride,
     )  # fmt: skip
-    record = geometry(problem, y=out_steps, bias_step=bias[0][0] if bias else 1)
+    about = geometry(problem, y=out_steps, bias_step=bias[0][0] if bias else 1)
     places = (columns.place, Place(3) if bias else None, Place(0, part.image * out_steps[0] * _item(problem.out_dtype)))
-    recipe.launch("add_columns", threads, (record, block), places, {"FROM": TYPES[problem.acc_dtype]})
+    recipe.launch("add_columns", threads, (about, block), places, _macros(problem, problem.acc_dtype))
 
 
 def _weight_grad(recipe: Recipe) -> None:
@@ -541,6 +455,6 @@ def _sum_parts(recipe: Recipe, parts: Place, count: int, sums: Place, start: boo
         problem.ndim, image_step=weights, threads=weights, parts=count, start=start, last=last, by_taps=math.prod(problem.kernel),
         by_channels=problem.c // problem.groups, by_window=problem.kernel,
     )  # fmt: skip
-    record = geometry(problem, y_steps, x_steps, out_steps)
+    about = geometry(problem, y_steps, x_steps, out_steps)
     places = (Place(recipe.scratch - 2), Place(recipe.scratch - 1), parts, sums, Place(0))
-    recipe.launch("sum_parts", weights, (record, block), places, {"FROM": TYPES[problem.acc_dtype]})
+    recipe.launch("sum_parts", weights, (about, block), places, _macros(problem, problem.acc_dtype))

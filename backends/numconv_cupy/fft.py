@@ -20,11 +20,13 @@ import numpy as np
 from numconv.plugin import CONV_OPS, ConvProblem, Executor, Implementation, Verdict
 
 from .costs import seconds
+from .device import Device
 from .direct import limits
 from .flags import Box, Redo
 from .layouts import Layout, layout_of
 from .namespaces import on_namespace
 from .spectral import convolve, correlate_weights
+from .transforms import is_transformed, transformed
 
 __all__ = ["Fft", "FftDouble"]
 
@@ -45,8 +47,8 @@ class Fft(Implementation):
     measured_error: ClassVar[Mapping[str, float]] = {"float32": 4e-7, "float64": 2e-15}  # with NumPy's transforms
     double: ClassVar[bool] = False
 
-    def __init__(self, redo: Callable[[ConvProblem], Redo]):
-        self.redo = redo
+    def __init__(self, redo: Callable[[ConvProblem], Redo], device: Device | None = None):
+        self.redo, self.device = redo, device
 
     def supports(self, problem: ConvProblem) -> Verdict:
         """Floats, where sums are long enough or double precision makes up for it."""
@@ -73,8 +75,11 @@ class Fft(Implementation):
         return self._layout(problem).bytes
 
     def build(self, problem: ConvProblem) -> Executor:
-        """Array operations on the caller's stream."""
+        """Prepared steps, or array operations, on the caller's stream."""
         layout = self._layout(problem)
+        if self.device and is_transformed(problem, layout.dtype):
+            short = () if problem.op == "weight_grad" else bands(problem) or ()
+            return transformed(problem, layout, short, self.device)
         if problem.op == "weight_grad":
             redo = self.redo(problem.replace(bias=""))
             return on_namespace(functools.partial(correlate_weights, problem, layout, redo))

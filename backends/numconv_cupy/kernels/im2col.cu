@@ -7,7 +7,7 @@
 struct Block {
   i64 image_step, row_step;  // of the columns or the products, in elements
   i64 threads;
-  i64 first, rows;           // the block's positions on the first axis: outputs, or of x for col2im
+  i64 first;                 // the block's first position on the first axis: of y, or of x for col2im
   i64 pixels;                // outputs of a block in an image
   i64 begin;                 // the first row of outputs that the columns of a col2im hold, and how many
   i64 held;
