@@ -113,3 +113,19 @@ def test_what_met_padding_is_computed_again_and_what_is_not_finite_stays():
     assert np.isfinite(out[:, 1, 0]).all(), "the first row reads padding with this tap"
     assert np.isfinite(out[:, [0, 2]]).all()
     assert not np.isfinite(out[:, 1, 1:, 1:]).any()
+
+
+@pytest.mark.parametrize("limit", [20_000, 120_000])
+@pytest.mark.parametrize("op", ["forward", "input_grad", "weight_grad"])
+@pytest.mark.parametrize("geometry", [
+    "conv {op} f32 n5 c2 k3 g1 in33x41 w9x7 s1 p4x3 d1 bias={side}", "conv {op} f32 n3 c4 k6 g2 in57x43 w8x9 s2x1 p3:4x2 d2x1",
+    "conv {op} f64 n2 c4 k4 g4 in301 w19 s2 p0 d3 flip=1", "conv {op} f16 n2 c1 k2 g1 in900 w133 s1 p66 d1",
+])  # fmt: skip
+def test_transforms_in_rounds(geometry, op, limit, monkeypatch):
+    asked = []
+    monkeypatch.setattr(DEVICE, "buffer", lambda size: asked.append(size) or HostDevice.buffer(DEVICE, size))
+    problem = parse(geometry.format(op=op, side={"forward": "y", "input_grad": "x", "weight_grad": "y"}[op])).replace(max_workspace=limit)
+    fft = PreparedFft(never, DEVICE)
+    if fft.workspace(problem) <= limit and fft.supports(problem):
+        check(problem, Prepared(), "fft", rng=np.random.default_rng(3))
+        assert 0 < max(asked) <= fft.workspace(problem)

@@ -142,7 +142,7 @@ TILES = {
     "multiply_spectra": tuple({"GRADIENT": 0, "ROWS": rows, "COLUMNS": columns} for rows, columns in ((1, 1), (4, 4))),
     **{name: ({"GRADIENT": 0}, {"GRADIENT": 1}) for name in SPECTRA_KERNELS if name.endswith(("sources", "blocks"))},
     "store_gradient": ({"GRADIENT": 0},),
-    "gather_columns": (COLUMNS,), "add_columns": (COLUMNS,), "sum_parts": (COLUMNS,),
+    "gather_columns": (COLUMNS,), "add_columns": (COLUMNS,), "sum_gradients": (COLUMNS,),
     "conv_tiled": tuple({"GRADIENT": gradient, "WIDE": wide} for gradient, wide in ((0, 0), (0, 1), (1, 0))),
 }
 VARIANTS = [(name, tile) for name in _FILES for tile in TILES.get(name, ({},))]

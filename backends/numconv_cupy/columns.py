@@ -403,7 +403,7 @@ def _weight_grad(recipe: Recipe) -> None:
             outputs = _gathered(recipe, (recipe.scratch - 2, y_steps), part, joint, end, outputs=True)
             end = recipe.end
         count, parts = _partial(recipe, part, joint, columns, outputs, end)
-        _sum_parts(recipe, parts, count, sums, number == 0, number == len(blocks) - 1)
+        _sum_gradients(recipe, parts, count, sums, number == 0, number == len(blocks) - 1)
 
 
 def _partial(recipe: Recipe, part: Part, joint: bool, columns: Matrices, outputs: Matrices, after: int) -> tuple[int, Place]:
@@ -447,7 +447,7 @@ def _chunk(problem: ConvProblem, inner: int) -> int:
     return inner if wanted < 2 else _rounded(-(-inner // wanted))
 
 
-def _sum_parts(recipe: Recipe, parts: Place, count: int, sums: Place, start: bool, last: bool) -> None:
+def _sum_gradients(recipe: Recipe, parts: Place, count: int, sums: Place, start: bool, last: bool) -> None:
     problem = recipe.problem
     out_steps, (y_steps, x_steps) = recipe.strides[0], recipe.strides[-2:]
     weights = math.prod(problem.w_shape)
@@ -457,4 +457,4 @@ def _sum_parts(recipe: Recipe, parts: Place, count: int, sums: Place, start: boo
     )  # fmt: skip
     about = geometry(problem, y_steps, x_steps, out_steps)
     places = (Place(recipe.scratch - 2), Place(recipe.scratch - 1), parts, sums, Place(0))
-    recipe.launch("sum_parts", weights, (about, block), places, _macros(problem, problem.acc_dtype))
+    recipe.launch("sum_gradients", weights, (about, block), places, _macros(problem, problem.acc_dtype))

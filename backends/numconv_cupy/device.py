@@ -14,8 +14,8 @@ import numpy as np
 
 from numconv.plugin import DeviceArray, cupy_view
 
-from .launching import THREADS
-from .source import Kernel, source_of
+from .launching import THREADS, _compiled
+from .source import Kernel
 
 __all__ = ["CupyDevice", "Device", "Product", "Transform"]
 
@@ -130,13 +130,6 @@ class _At(NamedTuple):
     """What cuFFT's plans in CuPy read of an array."""
 
     data: _Pointer
-
-
-@functools.lru_cache(maxsize=1024)
-def _compiled(kernel: Kernel) -> Any:
-    import cupy
-
-    return cupy.RawKernel(source_of(kernel.name), kernel.name, options=("--std=c++17", *kernel.options))
 
 
 @functools.cache

@@ -26,7 +26,7 @@ from .flags import Box, Redo
 from .layouts import Layout, layout_of
 from .namespaces import on_namespace
 from .spectral import convolve, correlate_weights
-from .transforms import is_transformed, transformed
+from .transforms import is_transformed, rounds_of, transformed
 
 __all__ = ["Fft", "FftDouble"]
 
@@ -67,17 +67,19 @@ class Fft(Implementation):
         """Transforms and products of spectra, at shares of the nominal rates; see `costs`."""
         layout = self._layout(problem)
         wide = 8 if layout.dtype in _WIDER.values() and problem.acc_dtype in _WIDER else 1
-        operations = wide * (layout.operations / 0.15)
-        return seconds(problem, operations, 1.0, problem.bytes + layout.traffic, 12 * layout.rounds)
+        operations = wide * (layout.operations / 0.05)
+        launches = 5 * rounds_of(problem, layout)[0] if self._is_prepared(problem, layout) else 12 * layout.rounds
+        return seconds(problem, operations, 1.0, problem.bytes + layout.traffic, launches)
 
     def workspace(self, problem: ConvProblem) -> int:
         """Spectra of weights, source and results of one block."""
-        return self._layout(problem).bytes
+        layout = self._layout(problem)
+        return rounds_of(problem, layout)[1] if self._is_prepared(problem, layout) else layout.bytes
 
     def build(self, problem: ConvProblem) -> Executor:
         """Prepared steps, or array operations, on the caller's stream."""
         layout = self._layout(problem)
-        if self.device and is_transformed(problem, layout.dtype):
+        if self.device and self._is_prepared(problem, layout):
             short = () if problem.op == "weight_grad" else bands(problem) or ()
             return transformed(problem, layout, short, self.device)
         if problem.op == "weight_grad":
@@ -86,8 +88,12 @@ class Fft(Implementation):
         short = bands(problem) or () if layout.dtype == problem.acc_dtype else ()
         return on_namespace(functools.partial(convolve, problem, layout, short, self.redo(problem)))
 
+    def _is_prepared(self, problem: ConvProblem, layout: Layout) -> bool:
+        return self.device is not None and is_transformed(problem, layout.dtype)
+
     def _layout(self, problem: ConvProblem) -> Layout:
-        return layout_of(problem, arithmetic_of(problem, double=self.double) or problem.acc_dtype)
+        dtype = arithmetic_of(problem, double=self.double) or problem.acc_dtype
+        return layout_of(problem, dtype, together=self.device is not None and is_transformed(problem, dtype))
 
 
 class FftDouble(Fft):

@@ -13,7 +13,7 @@ import numpy as np
 from numconv.plugin import np_dtype
 
 from .device import Launch, Product, Transform
-from .launching import Launcher
+from .on_host import HostKernels
 from .source import Kernel
 
 __all__ = ["HostDevice"]
@@ -22,13 +22,14 @@ __all__ = ["HostDevice"]
 class HostDevice:
     """Addresses are those of NumPy arrays."""
 
-    def __init__(self, kernels: Launcher):
+    def __init__(self, kernels: HostKernels):
         self.kernels = kernels
         self.products: list[Product] = []
 
     def prepare(self, kernel: Kernel, threads: int) -> Launch:
         """A loop over all threads."""
-        return lambda arguments: self.kernels.launch(kernel, threads, arguments)
+        run = self.kernels.prepare(kernel, threads)
+        return lambda arguments: run(*arguments)
 
     def buffer(self, size: int) -> tuple[Any, int]:
         """Filled with NaN, so that nobody reads what was not written."""

@@ -13,7 +13,7 @@ import pathlib
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -120,6 +120,10 @@ def compiler() -> str | None:
 
 class HostKernels:
     """A `launching.Launcher` for NumPy arrays."""
+
+    def prepare(self, kernel: Kernel, threads: int) -> Callable[..., None]:
+        """What runs all threads on its arguments."""
+        return lambda *arguments: self.launch(kernel, threads, arguments)
 
     def launch(self, kernel: Kernel, threads: int, arguments: Sequence[Any]) -> None:
         """Run all threads, one after the other."""

@@ -28,12 +28,15 @@ _FILES = {
     "conv_tiled": "tiled.cu", "channel_sums": "convolution.cu", "store_sums": "convolution.cu",
     "max_pool": "pooling.cu", "add_at_winners": "pooling.cu", "avg_pool": "pooling.cu", "avg_pool_backward": "pooling.cu",
     "lp_pool": "pooling.cu", "lp_pool_backward": "pooling.cu",
-    "gather_columns": "im2col.cu", "add_columns": "im2col.cu", "finish_products": "im2col.cu", "sum_parts": "im2col.cu",
+    "gather_columns": "im2col.cu", "add_columns": "im2col.cu", "finish_products": "im2col.cu", "sum_gradients": "im2col.cu",
     "fill_weights_and_sources": "spectra.cu", "fill_gradient_and_sources": "spectra.cu", "multiply_spectra": "spectra.cu",
     "store_blocks": "spectra.cu", "store_gradient": "spectra.cu",
     "gather": "windows.cu", "add_back": "windows.cu", "owners": "windows.cu", "place": "windows.cu", "pick": "windows.cu",
 }  # fmt: skip
-_WITH_DIVISION = ("im2col.cu", "spectra.cu")
+_INCLUDED = {
+    "convolution.cu": ("epilogue.cuh",), "tiled.cu": ("epilogue.cuh",),
+    "im2col.cu": ("epilogue.cuh", "division.cuh"), "spectra.cu": ("epilogue.cuh", "division.cuh"),
+}  # fmt: skip
 _TYPES = {
     "float16": "Half", "bfloat16": "BFloat", "float32": "float", "float64": "double",
     "complex64": "Complex<float>", "complex128": "Complex<double>",
@@ -95,10 +98,8 @@ def _guard(name: str) -> str:
 @functools.cache
 def source_of(name: str) -> str:
     """The source that holds a kernel, with what it includes."""
-    file = _FILES[name]
-    more = ["epilogue.cuh", "division.cuh"] if file in _WITH_DIVISION else ["epilogue.cuh"] if name.startswith("conv") else []
-    files = ("common.cuh", *more, file)
-    return "\n".join((_FOLDER / each).read_text(encoding="utf-8") for each in files)
+    files = ("common.cuh", *_INCLUDED.get(_FILES[name], ()), _FILES[name])
+    return "\n".join((_FOLDER / file).read_text(encoding="utf-8") for file in files)
 
 
 @functools.cache

@@ -24,7 +24,7 @@ from .layouts import Channels, Layout
 from .recipes import Place, Recipe, executor_by, layout, record
 from .source import geometry
 
-__all__ = ["is_transformed", "spectra_layout", "transformed"]
+__all__ = ["is_transformed", "rounds_of", "spectra_layout", "transformed"]
 
 _NDIM = 3
 """Axes of a transform of cuFFT."""
@@ -120,6 +120,15 @@ def _rounds(problem: ConvProblem, cut: Layout, channels: Channels) -> list[Round
     units = cut.n * cut.blocks
     share = -(-units // -(-units // most))
     return [Round(cut, channels, first, min(share, units - first)) for first in range(0, units, share)]
+
+
+def rounds_of(problem: ConvProblem, cut: Layout) -> tuple[int, int]:
+    """How many rounds there are, and an upper bound of the bytes of one."""
+    rounds = [_rounds(problem, cut, channels) for channels in cut.channels()]
+    first = rounds[0][0]
+    size = 6 * np_dtype(cut.dtype).itemsize * math.prod(cut.lengths)
+    sums = math.prod(problem.w_shape) * np_dtype(cut.dtype).itemsize if problem.op == "weight_grad" else 0
+    return sum(map(len, rounds)), size * (first.weights + first.units * (first.sources + first.results)) + sums + 1024
 
 
 def _half(cut: Layout) -> int:

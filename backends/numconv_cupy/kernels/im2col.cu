@@ -189,11 +189,11 @@ extern "C" __global__ void finish_products(
   finish(g, sum, bias, (int)channel, y + at(g.y, image, channel, o));
 }
 
-#elif defined(SUM_PARTS)
+#elif defined(SUM_GRADIENTS)
 
 // a: grad_y, b: x, y: the gradient of w. A thread adds the parts of one element to the sums of earlier blocks; after the last block
 // it is stored, computed again in double precision where it is not finite and may have met a padding zero.
-extern "C" __global__ void sum_parts(
+extern "C" __global__ void sum_gradients(
     const Geometry g, const Block b, const IN *grad_y, const IN *x, const FROM *parts, ACC *sums, OUT *out) {
   i64 thread = thread_index();
   if (thread >= b.threads) return;
