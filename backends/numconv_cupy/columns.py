@@ -36,6 +36,8 @@ _TILES = 264
 """That keep a large GPU busy."""
 _LEAST_TERMS = 256
 """Of a partial sum."""
+_UNROLLED = 8
+"""Taps of the last axis that a kernel is compiled for."""
 _MOST = 2**31 - 1
 """Threads of a launch."""
 _ACCUMULATORS = {"float32": "float32", "float64": "float64", "float16": "float32", "bfloat16": "float32"}
@@ -73,7 +75,7 @@ def block_layout(ndim: int) -> np.dtype[Any]:
 
 
 def _macros(problem: ConvProblem, products: str = "") -> dict[str, int | str]:
-    found: dict[str, int | str] = {"BLOCK_BYTES": block_layout(problem.ndim).itemsize}
+    found: dict[str, int | str] = {"BLOCK_BYTES": block_layout(problem.ndim).itemsize, "COPIES": int(problem.pad_mode != "zeros")}
     return found | {"FROM": TYPES[products]} if products else found
 
 
@@ -373,9 +375,11 @@ def _add_columns(recipe: Recipe, part: Part, held: Part, columns: Matrices) -> N
         pixels=pixels, begin=held.row, held=held.rows, by_pixels=pixels, by_channels=problem.c, by_taps=math.prod(problem.kernel),
         by_axis=(part.rows, *problem.spatial[1:]), by_stride=problem.stride,
     )  # fmt: skip
+    last = problem.kernel[-1]
+    tile = {"LAST": last if last <= _UNROLLED else 0, "STRIDED": int(set(problem.stride) != {1})}
     about = geometry(problem, y=out_steps, bias_step=bias[0][0] if bias else 1)
     places = (columns.place, Place(3) if bias else None, Place(0, part.image * out_steps[0] * _item(problem.out_dtype)))
-    recipe.launch("add_columns", threads, (about, block), places, _macros(problem, problem.acc_dtype))
+    recipe.launch("add_columns", threads, (about, block), places, _macros(problem, problem.acc_dtype) | tile)
 
 
 def _weight_grad(recipe: Recipe) -> None:

@@ -2,7 +2,8 @@
 // product (bias, activation, what meets a padding zero and is not finite), and partial sums of gradients of weights.
 //
 // A matrix of columns has a row for each channel and tap, and a column for each output of a block; a block is some images, or some
-// rows (positions on the first axis) of one. Macros beside those of common.cuh: FROM (element type of products), FINISH.
+// rows (positions on the first axis) of one. Macros beside those of common.cuh: FROM (element type of products), FINISH, COPIES
+// (whether padding copies values of x), LAST (taps of the last axis that are unrolled; 0: none) and STRIDED.
 
 struct Block {
   i64 image_step, row_step;  // of the columns or the products, in elements
@@ -78,12 +79,22 @@ __device__ ACC output_of(const Geometry &g, const IN *x, const IN *w, int image,
 
 #define PADDING (-(1LL << 62))
 
+// What a tap of an output reads along an axis; negative: a padding zero.
+__device__ __forceinline__ int reads(const Geometry &g, int axis, int output, int tap) {
+#if COPIES
+  return read_by(g, axis, output, tap);
+#else
+  int i = output * (int)g.stride[axis] + tap * (int)g.dilation[axis] - (int)g.low[axis];
+  return i < (int)g.spatial[axis] ? i : -1;
+#endif
+}
+
 // The offset of what a tap of an output reads on all axes but the last.
 __device__ __forceinline__ i64 lead_of(const Geometry &g, const int *o, const int *tap) {
   i64 offset = 0;
 #pragma unroll
   for (int axis = 0; axis < NDIM - 1; ++axis) {
-    int i = read_by(g, axis, o[axis], tap[axis]);
+    int i = reads(g, axis, o[axis], tap[axis]);
     if (i < 0) return PADDING;
     offset += i * g.a[2 + axis];
   }
@@ -109,7 +120,7 @@ extern "C" __global__ void gather_columns(const Geometry g, const Block b, const
   union { IN one[WIDE]; int4 all; } values;
 #pragma unroll
   for (int v = 0; v < WIDE; ++v) {
-    int i = read_by(g, NDIM - 1, o[NDIM - 1], tap[NDIM - 1]);
+    int i = reads(g, NDIM - 1, o[NDIM - 1], tap[NDIM - 1]);
     bool inside = lead != PADDING && i >= 0 && pixel + v < (unsigned)b.pixels;
     values.one[v] = inside ? from[lead + i * g.a[NDIM + 1]] : ZERO(IN);
     if (++o[NDIM - 1] == (int)g.output[NDIM - 1]) {
@@ -134,6 +145,18 @@ extern "C" __global__ void gather_columns(const Geometry g, const Block b, const
 
 #elif defined(ADD_COLUMNS)
 
+// The output of which tap t reads position p of an axis, where p counts from the first padded one; negative: none.
+__device__ __forceinline__ int output_at(const Geometry &g, const Block &b, int axis, int p, int tap) {
+  int t = g.flip ? (int)g.window[axis] - 1 - tap : tap;
+  int shifted = p - t * (int)g.dilation[axis];
+#if STRIDED
+  int o = (int)quotient((unsigned)max(shifted, 0), b.by_stride[axis]);
+  return shifted == o * (int)g.stride[axis] && o < (int)g.output[axis] ? o : -1;
+#else
+  return shifted < (int)g.output[axis] ? shifted : -1;
+#endif
+}
+
 // y: the gradient of x. A thread adds what the taps of one position hold; then the bias and the activation of a transposed
 // convolution.
 extern "C" __global__ void add_columns(const Geometry g, const Block b, const FROM *columns, const IN *bias, OUT *out) {
@@ -145,26 +168,35 @@ extern "C" __global__ void add_columns(const Geometry g, const Block b, const FR
   split(pixel, b.by_axis, i);
   i[0] += (int)b.first;
   const FROM *from = columns + image * b.image_step + (i64)channel * b.by_taps.by * b.row_step;
+  const int last = LAST ? LAST : (int)g.window[NDIM - 1], position = i[NDIM - 1] + (int)g.low[NDIM - 1];
   ACC sum = ZERO(ACC);
   clear(tap);
-  do {
+  for (unsigned leads = b.by_taps.by / (unsigned)last; leads > 0; --leads) {
     bool reached = true;
-    int place = 0;
+    int lead = 0;
 #pragma unroll
-    for (int axis = 0; axis < NDIM; ++axis) {
-      int t = g.flip ? (int)g.window[axis] - 1 - tap[axis] : tap[axis];
-      int p = i[axis] + (int)g.low[axis] - t * (int)g.dilation[axis];
-      int o = p < 0 ? 0 : (int)quotient((unsigned)p, b.by_stride[axis]);
-      reached = reached && p == o * (int)g.stride[axis] && o < (int)g.output[axis];
-      if (axis == 0) {
-        o -= (int)b.begin;
-        reached = reached && o >= 0 && o < (int)b.held;
-      }
-      place = axis == 0 ? o : place * (int)g.output[axis] + o;
+    for (int axis = 0; axis < NDIM - 1; ++axis) {
+      int o = output_at(g, b, axis, i[axis] + (int)g.low[axis], tap[axis]);
+      if (axis == 0) o = o < (int)(b.begin + b.held) ? o - (int)b.begin : -1;
+      reached = reached && o >= 0;
+      lead = lead * (int)g.output[axis] + o;
     }
-    if (reached) sum = plus(sum, Convert<ACC, FROM>::of(from[place]));
-    from += b.row_step;
-  } while (advance(g.window, tap));
+    lead *= (int)g.output[NDIM - 1];
+    if (reached) {
+#pragma unroll
+      for (int t = 0; t < last; ++t) {
+        int o = output_at(g, b, NDIM - 1, position, t);
+        if (NDIM == 1) o = o < (int)(b.begin + b.held) ? o - (int)b.begin : -1;
+        if (o >= 0) sum = plus(sum, Convert<ACC, FROM>::of(from[t * b.row_step + lead + o]));
+      }
+    }
+    from += last * b.row_step;
+#pragma unroll
+    for (int axis = NDIM - 2; axis >= 0; --axis) {
+      if (++tap[axis] < (int)g.window[axis]) break;
+      tap[axis] = 0;
+    }
+  }
   finish(g, sum, bias, (int)channel, out + at(g.y, image, channel, i));
 }
 
