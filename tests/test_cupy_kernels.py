@@ -5,6 +5,7 @@ import struct
 
 import numpy as np
 import pytest
+from numconv_cupy.bias import slices_layout
 from numconv_cupy.columns import block_layout
 from numconv_cupy.direct import Depthwise, Direct, FewChannels, redo
 from numconv_cupy.flags import redo_nonfinite
@@ -133,6 +134,7 @@ def test_refusals_have_their_numbers():
 # --- compiled for devices -------------------------------------------------------------------------------------------------------
 
 COLUMN_KERNELS = tuple(name for name, file in _FILES.items() if file == "im2col.cu")
+BIAS_KERNELS = ("sum_positions", "store_bias")
 SPECTRA_KERNELS = tuple(name for name, file in _FILES.items() if file == "spectra.cu")
 COLUMNS = {"FROM": "ACC", "COPIES": 0}
 TILES = {
@@ -168,7 +170,7 @@ def nvrtc():
 
 def example(name, dtype, ndim):
     ones = "x".join("1" * ndim)
-    if name.startswith(("conv", "channel", "store", *COLUMN_KERNELS, *SPECTRA_KERNELS)):
+    if name.startswith(("conv", "channel", "store", *COLUMN_KERNELS, *SPECTRA_KERNELS, *BIAS_KERNELS)):
         return parse(f"conv forward f32 n1 c1 k1 g1 in{ones} w{ones} s1 p0 d1").replace(dtype=dtype, out_dtype=dtype)
     return parse(f"window unfold f32 n1 c1 in{ones} w{ones} s1 p0 d1").replace(dtype=dtype, out_dtype=dtype)
 
@@ -178,6 +180,8 @@ def compiled(nvrtc, name, tile, dtype, ndim, arch):
     problem = example(name, dtype, ndim)
     if name in COLUMN_KERNELS:
         tile = {"BLOCK_BYTES": block_layout(ndim).itemsize, **tile}
+    if name in BIAS_KERNELS:
+        tile = {"SLICES_BYTES": slices_layout(ndim).itemsize}
     if name in SPECTRA_KERNELS:
         tile = {"SPECTRA_BYTES": spectra_layout(ndim).itemsize, **tile}
     code = kernel(name, problem, dict(tile_of(problem.acc_dtype)) | tile if name == "conv_tiled" else tile)

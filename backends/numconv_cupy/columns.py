@@ -17,6 +17,7 @@ import numpy as np
 
 from numconv.plugin import ConvProblem, Executor, cupy_view, np_dtype
 
+from .bias import add_bias_gradient, bias_workspace
 from .device import Device, Product
 from .namespaces import Arrays, namespace
 from .recipes import Place, Recipe, executor_by, layout, record
@@ -43,9 +44,10 @@ _MOST = 2**31 - 1
 _ACCUMULATORS = {"float32": "float32", "float64": "float64", "float16": "float32", "bfloat16": "float32"}
 
 def is_prepared(problem: ConvProblem) -> bool:
-    """Whether this module computes it: real floats with sums as cuBLAS makes them, and something to compute."""
+    """Whether this module computes it: real floats with sums as cuBLAS makes them, something to compute, and 32-bit positions."""
     sizes = (problem.n, problem.c, problem.k, *problem.spatial, *problem.output)
-    return _ACCUMULATORS.get(problem.dtype) == problem.acc_dtype and all(sizes)
+    positions = problem.n * max(math.prod(problem.spatial), math.prod(problem.output))
+    return _ACCUMULATORS.get(problem.dtype) == problem.acc_dtype and all(sizes) and positions <= _MOST
 
 
 class Part(NamedTuple):
@@ -235,7 +237,7 @@ def workspace_of(problem: ConvProblem) -> int:
     whole = problem.n * (_rounded((problem.output[0] + halo) * row) * pixel + (weights if problem.op == "weight_grad" else 0))
     limit = max(min(BLOCK_BYTES, problem.max_workspace // 4 * 3), _rounded((1 + halo) * row) * pixel)
     parts = 2 * weights + BLOCK_BYTES // 4 if problem.op == "weight_grad" else weights
-    return min(whole, limit + _LEADING * pixel) + parts + 1024
+    return max(min(whole, limit + _LEADING * pixel) + parts + 1024, bias_workspace(problem))
 
 
 # --- the operations
@@ -408,6 +410,8 @@ def _weight_grad(recipe: Recipe) -> None:
             end = recipe.end
         count, parts = _partial(recipe, part, joint, columns, outputs, end)
         _sum_gradients(recipe, parts, count, sums, number == 0, number == len(blocks) - 1)
+    if problem.bias:
+        add_bias_gradient(recipe)
 
 
 def _partial(recipe: Recipe, part: Part, joint: bool, columns: Matrices, outputs: Matrices, after: int) -> tuple[int, Place]:

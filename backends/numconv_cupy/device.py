@@ -160,10 +160,10 @@ def _prepared(product: Product) -> tuple[int, int, int, int, int, int]:
 
 
 def _plan(transform: Transform, stream: int) -> Any:
+    import cupy
     from cupy.cuda import cufft
-    from cupy.fft.config import get_plan_cache
 
-    cache = get_plan_cache()
+    cache = cupy.fft.config.get_plan_cache()
     key = ("numconv", *transform, stream)
     plan = cache.get(key)
     if plan is None:

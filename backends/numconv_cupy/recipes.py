@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numconv.plugin import ConvProblem, Executor, cupy_view, np_dtype
+from numconv.plugin import ConvProblem, Executor, np_dtype
 
 from .device import Device, Product, Transform
-from .epilogue import bias_sums
 from .namespaces import Arrays
 from .source import NULL, kernel, strides_of
 
@@ -80,14 +79,15 @@ class Recipe:
         return Place(self.scratch, begin)
 
     def launch(
-        self, name: str, threads: int, records: tuple[Any, ...], places: Sequence[Place | None], macros: Mapping[str, int | str]
-    ) -> None:
-        """A kernel with records by value, then addresses."""
+        self, name: str, threads: int, records: tuple[Any, ...], places: Sequence[Place | None], macros: Mapping[str, int | str],
+        numbers: tuple[Any, ...] = (),
+    ) -> None:  # fmt: skip
+        """A kernel with records by value, then addresses, then numbers."""
         run = self.device.prepare(kernel(name, self.problem, macros), threads)
         pairs = [None if place is None else (place.array, place.offset) for place in places]
 
         def step(bases: Sequence[int]) -> None:
-            run((*records, *(NULL if pair is None else np.uint64(bases[pair[0]] + pair[1]) for pair in pairs)))
+            run((*records, *(NULL if pair is None else np.uint64(bases[pair[0]] + pair[1]) for pair in pairs), *numbers))
 
         self.steps.append(step)
 
@@ -136,7 +136,5 @@ def executor_by(prepare: Callable[[Recipe], None], problem: ConvProblem, device:
             if len(recipes) < _RECIPES:
                 recipes[key] = recipe
         recipe.run(outs, ins)
-        if problem.op == "weight_grad" and problem.bias:
-            bias_sums(problem, cupy_view(outs[1]), cupy_view(ins[1] if problem.bias == "x" else ins[0]))
 
     return executor

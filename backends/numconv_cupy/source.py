@@ -30,12 +30,13 @@ _FILES = {
     "lp_pool": "pooling.cu", "lp_pool_backward": "pooling.cu",
     "gather_columns": "im2col.cu", "add_columns": "im2col.cu", "finish_products": "im2col.cu", "sum_gradients": "im2col.cu",
     "fill_weights_and_sources": "spectra.cu", "fill_gradient_and_sources": "spectra.cu", "multiply_spectra": "spectra.cu",
-    "store_blocks": "spectra.cu", "store_gradient": "spectra.cu",
+    "sum_positions": "bias.cu", "store_bias": "bias.cu", "store_blocks": "spectra.cu", "store_gradient": "spectra.cu",
     "gather": "windows.cu", "add_back": "windows.cu", "owners": "windows.cu", "place": "windows.cu", "pick": "windows.cu",
 }  # fmt: skip
 _INCLUDED = {
     "convolution.cu": ("epilogue.cuh",), "tiled.cu": ("epilogue.cuh",),
     "im2col.cu": ("epilogue.cuh", "division.cuh"), "spectra.cu": ("epilogue.cuh", "division.cuh"),
+    "bias.cu": ("division.cuh",),
 }  # fmt: skip
 _TYPES = {
     "float16": "Half", "bfloat16": "BFloat", "float32": "float", "float64": "double",

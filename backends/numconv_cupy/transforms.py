@@ -17,6 +17,7 @@ import numpy as np
 
 from numconv.plugin import ConvProblem, Executor, np_dtype
 
+from .bias import add_bias_gradient, bias_workspace
 from .columns import is_prepared
 from .device import Device, Transform
 from .flags import Box
@@ -109,6 +110,8 @@ def _all_channels(prepare: Any, cut: Layout, short: Sequence[Box], recipe: Recip
         rounds = _rounds(recipe.problem, cut, channels)
         for number, each in enumerate(rounds):
             prepare(recipe, each, short, number == 0, number == len(rounds) - 1)
+    if recipe.problem.op == "weight_grad" and recipe.problem.bias:
+        add_bias_gradient(recipe)
 
 
 def _rounds(problem: ConvProblem, cut: Layout, channels: Channels) -> list[Round]:
@@ -128,7 +131,8 @@ def rounds_of(problem: ConvProblem, cut: Layout) -> tuple[int, int]:
     first = rounds[0][0]
     size = 6 * np_dtype(cut.dtype).itemsize * math.prod(cut.lengths)
     sums = math.prod(problem.w_shape) * np_dtype(cut.dtype).itemsize if problem.op == "weight_grad" else 0
-    return sum(map(len, rounds)), size * (first.weights + first.units * (first.sources + first.results)) + sums + 1024
+    needed = size * (first.weights + first.units * (first.sources + first.results)) + sums + 1024
+    return sum(map(len, rounds)), max(needed, bias_workspace(problem))
 
 
 def _half(cut: Layout) -> int:
