@@ -1,5 +1,6 @@
 """Prepared products of the CuPy backend without a GPU: its kernels run on the host, cuBLAS as its documentation says."""
 
+import numconv_cupy.columns
 import numpy as np
 import pytest
 from numconv_cupy.columns import is_prepared
@@ -10,7 +11,6 @@ from numconv_cupy.products import Matmul, Pointwise
 from numconv_cupy.recipes import divisor
 from numconv_cupy.transforms import is_transformed
 
-import numconv_cupy.columns
 from numconv.plugin import Verdict, parse
 from numconv.testing import CONV_PROBLEMS, BackendContract, check, inputs
 
@@ -49,6 +49,7 @@ class TestPreparedProducts(BackendContract):
     forms = ("channels-last", "mixed")
 
 
+SIDES = {"forward": "y", "input_grad": "x", "weight_grad": "y"}
 BLOCKED = (
     "conv {op} f32 n5 c4 k6 g1 in33x21 w3x3 s1 p1 d1 bias={side}",
     "conv {op} f32 n3 c4 k6 g2 in29x17 w4x3 s3x2 p2:0x1 d2x1",
@@ -69,7 +70,7 @@ def test_blocks_of_every_size(geometry, op, limit, monkeypatch):
     monkeypatch.setattr(numconv_cupy.columns, "_LEAST_TERMS", 16)
     asked = []
     monkeypatch.setattr(DEVICE, "buffer", lambda size: asked.append(size) or HostDevice.buffer(DEVICE, size))
-    problem = parse(geometry.format(op=op, side={"forward": "y", "input_grad": "x", "weight_grad": "y"}[op]))
+    problem = parse(geometry.format(op=op, side=SIDES[op]))
     for each in Prepared().implementations():
         if op in each.ops and each.supports(problem):
             check(problem, Prepared(), each.name, rng=np.random.default_rng(3))
@@ -87,11 +88,13 @@ def test_images_are_one_batch_of_products_with_the_weights_in_common():
 @pytest.mark.parametrize(
     ("change", "tf32"),
     [({}, False), ({"accuracy": "high"}, False), ({"accuracy": "fast"}, True),
-     ({"accuracy": "fast", "dtype": "float64", "out_dtype": "float64"}, False), ({"dtype": "float16", "out_dtype": "float16"}, False)],
+     ({"accuracy": "fast", "dtype": "float64", "out_dtype": "float64"}, False),
+     ({"dtype": "float16", "out_dtype": "float16"}, False)],
 )  # fmt: skip
 def test_tf32_is_for_fast_products_of_single_precision(change, tf32):
     DEVICE.products.clear()
-    check(parse("conv forward f32 n1 c3 k4 g1 in9 w3 s1 p0 d1").replace(**change), Prepared(), "matmul", rng=np.random.default_rng(1))
+    problem = parse("conv forward f32 n1 c3 k4 g1 in9 w3 s1 p0 d1").replace(**change)
+    check(problem, Prepared(), "matmul", rng=np.random.default_rng(1))
     assert {product.tf32 for product in DEVICE.products} == {tf32}
 
 
@@ -124,7 +127,7 @@ def test_what_met_padding_is_computed_again_and_what_is_not_finite_stays():
 def test_transforms_in_rounds(geometry, op, limit, monkeypatch):
     asked = []
     monkeypatch.setattr(DEVICE, "buffer", lambda size: asked.append(size) or HostDevice.buffer(DEVICE, size))
-    problem = parse(geometry.format(op=op, side={"forward": "y", "input_grad": "x", "weight_grad": "y"}[op])).replace(max_workspace=limit)
+    problem = parse(geometry.format(op=op, side=SIDES[op])).replace(max_workspace=limit)
     fft = PreparedFft(never, DEVICE)
     if fft.workspace(problem) <= limit and fft.supports(problem):
         check(problem, Prepared(), "fft", rng=np.random.default_rng(3))

@@ -136,7 +136,7 @@ def test_refusals_have_their_numbers():
 COLUMN_KERNELS = tuple(name for name, file in _FILES.items() if file == "im2col.cu")
 BIAS_KERNELS = ("sum_positions", "store_bias")
 SPECTRA_KERNELS = tuple(name for name, file in _FILES.items() if file == "spectra.cu")
-COLUMNS = {"FROM": "ACC", "COPIES": 0}
+COLUMNS = {"STORED": 0, "COPIES": 0}
 TILES = {
     "conv_forward": ({"KT": 1, "PT": 1, "SLIDE": 0}, {"KT": 8, "PT": 1, "SLIDE": 0}, {"KT": 1, "PT": 4, "SLIDE": 1}),
     "conv_input_grad": ({"KT": 1, "PT": 1, "SLIDE": 0}, {"KT": 8, "PT": 1, "SLIDE": 0}),
@@ -144,7 +144,9 @@ TILES = {
     "multiply_spectra": tuple({"GRADIENT": 0, "ROWS": rows, "COLUMNS": columns} for rows, columns in ((1, 1), (4, 4))),
     **{name: ({"GRADIENT": 0}, {"GRADIENT": 1}) for name in SPECTRA_KERNELS if name.endswith(("sources", "blocks"))},
     "store_gradient": ({"GRADIENT": 0},),
-    "gather_columns": (COLUMNS,), "add_columns": (COLUMNS | {"LAST": 3, "STRIDED": 0}, COLUMNS | {"LAST": 0, "STRIDED": 1}), "sum_gradients": (COLUMNS,),
+    "gather_columns": (COLUMNS,),
+    "add_columns": (COLUMNS | {"LAST": 3, "STRIDED": 0}, COLUMNS | {"LAST": 0, "STRIDED": 1}),
+    "sum_gradients": (COLUMNS,),
     "conv_tiled": tuple({"GRADIENT": gradient, "WIDE": wide} for gradient, wide in ((0, 0), (0, 1), (1, 0))),
 }
 VARIANTS = [(name, tile) for name in _FILES for tile in TILES.get(name, ({},))]

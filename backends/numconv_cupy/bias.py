@@ -30,7 +30,9 @@ def slices_layout(ndim: int) -> np.dtype[Any]:
 
 def bias_workspace(problem: ConvProblem) -> int:
     """Upper bound of the bytes of partial sums."""
-    return (_BLOCKS + max(problem.c, problem.k)) * np_dtype(problem.acc_dtype).itemsize if problem.op == "weight_grad" and problem.bias else 0
+    if problem.op != "weight_grad" or not problem.bias:
+        return 0
+    return (_BLOCKS + max(problem.c, problem.k)) * np_dtype(problem.acc_dtype).itemsize
 
 
 def add_bias_gradient(recipe: Recipe) -> None:

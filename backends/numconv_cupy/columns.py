@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from .bias import add_bias_gradient, bias_workspace
 from .device import Device, Product
 from .namespaces import Arrays, namespace
 from .recipes import Place, Recipe, executor_by, layout, record
-from .source import TYPES, Strides, geometry, strides_of
+from .source import Strides, geometry, strides_of
 
 __all__ = ["BLOCK_BYTES", "executor_of", "is_prepared", "workspace_of"]
 
@@ -42,6 +42,7 @@ _UNROLLED = 8
 _MOST = 2**31 - 1
 """Threads of a launch."""
 _ACCUMULATORS = {"float32": "float32", "float64": "float64", "float16": "float32", "bfloat16": "float32"}
+
 
 def is_prepared(problem: ConvProblem) -> bool:
     """Whether this module computes it: real floats with sums as cuBLAS makes them, something to compute, and 32-bit positions."""
@@ -76,9 +77,8 @@ def block_layout(ndim: int) -> np.dtype[Any]:
     return layout(ndim, numbers, (), ("by_pixels", "by_channels", "by_taps"), ("by_window", "by_axis", "by_stride"))
 
 
-def _macros(problem: ConvProblem, products: str = "") -> dict[str, int | str]:
-    found: dict[str, int | str] = {"BLOCK_BYTES": block_layout(problem.ndim).itemsize, "COPIES": int(problem.pad_mode != "zeros")}
-    return found | {"FROM": TYPES[products]} if products else found
+def _macros(problem: ConvProblem, **more: int) -> dict[str, int]:
+    return {"BLOCK_BYTES": block_layout(problem.ndim).itemsize, "COPIES": int(problem.pad_mode != "zeros"), "STORED": 0, **more}
 
 
 def _record(ndim: int, **fields: Any) -> np.ndarray[Any, Any]:
@@ -190,7 +190,9 @@ def _bytes(place: Place, elements: int, dtype: str) -> int:
     return place.offset + elements * np_dtype(dtype).itemsize
 
 
-def _gathered(recipe: Recipe, source: tuple[int, Strides], part: Part, joint: bool, after: int, *, outputs: bool = False) -> Matrices:
+def _gathered(
+    recipe: Recipe, source: tuple[int, Strides], part: Part, joint: bool, after: int, *, outputs: bool = False
+) -> Matrices:
     """The columns of a block of outputs in working memory; with `outputs` a copy of grad_y in their order instead."""
     problem = recipe.problem
     geometry_of = _as_columns(problem) if outputs else problem
@@ -260,10 +262,7 @@ def _forward(recipe: Recipe) -> None:
         joint = short and part.images > 1
         pixels = part.rows * math.prod(problem.output[1:])
         first = part.row * math.prod(problem.output[1:])
-        if x:
-            columns = _moved(x, part, first, problem.dtype)
-        else:
-            columns = _gathered(recipe, (1, x_steps), part, joint, 0)
+        columns = _moved(x, part, first, problem.dtype) if x else _gathered(recipe, (1, x_steps), part, joint, 0)
         products, dtype = _products(recipe, y, part, first, joint, 0 if x else recipe.end)
         together = pixels * (part.images if joint else 1)
         inner = problem.c // problem.groups * taps
@@ -319,7 +318,7 @@ def _finish(recipe: Recipe, part: Part, products: Matrices, dtype: str, stores: 
         Place(1, part.image * x_steps[0] * _item(problem.dtype)), Place(2), Place(3) if bias else None, products.place,
         Place(0, part.image * y_steps[0] * _item(problem.out_dtype)),
     )  # fmt: skip
-    macros = {**_macros(problem, dtype), "FINISH": int(stores)}
+    macros = _macros(problem, FINISH=int(stores), STORED=int(dtype == problem.out_dtype))
     recipe.launch("finish_products", threads, (about, block), places, macros)
 
 
@@ -348,8 +347,10 @@ def _input_grad(recipe: Recipe) -> None:
             place = recipe.reserve(part.images * problem.c * taps * step, problem.acc_dtype)
             columns, dtype = Matrices(place, problem.c * taps * step, step), problem.acc_dtype
         if held.rows:
-            after = 0 if out else _bytes(columns.place, part.images * columns.image_step, dtype)
-            source = _moved(y, part, first, problem.dtype) if y else _gathered(recipe, (1, y_steps), held, False, after, outputs=True)
+            if y:
+                source = _moved(y, part, first, problem.dtype)
+            else:
+                source = _gathered(recipe, (1, y_steps), held, False, 0 if out else recipe.end, outputs=True)
             _multiply(
                 recipe, (rows, inner, pixels), weights, Operand(source, inner * source.row_step, problem.dtype),
                 Operand(columns, rows * columns.row_step, dtype), part.images,
@@ -378,15 +379,17 @@ def _add_columns(recipe: Recipe, part: Part, held: Part, columns: Matrices) -> N
         by_axis=(part.rows, *problem.spatial[1:]), by_stride=problem.stride,
     )  # fmt: skip
     last = problem.kernel[-1]
-    tile = {"LAST": last if last <= _UNROLLED else 0, "STRIDED": int(set(problem.stride) != {1})}
+    strided = int(set(problem.stride) != {1})
     about = geometry(problem, y=out_steps, bias_step=bias[0][0] if bias else 1)
     places = (columns.place, Place(3) if bias else None, Place(0, part.image * out_steps[0] * _item(problem.out_dtype)))
-    recipe.launch("add_columns", threads, (about, block), places, _macros(problem, problem.acc_dtype) | tile)
+    recipe.launch(
+        "add_columns", threads, (about, block), places, _macros(problem, LAST=last if last <= _UNROLLED else 0, STRIDED=strided)
+    )
 
 
 def _weight_grad(recipe: Recipe) -> None:
     problem = recipe.problem
-    out_steps, (y_steps, x_steps) = recipe.strides[0], recipe.strides[-2:]
+    y_steps, x_steps = recipe.strides[-2:]
     y = matrices_of(Place(recipe.scratch - 2), problem.y_shape, y_steps)
     x = matrices_of(Place(recipe.scratch - 1), problem.x_shape, x_steps) if _is_bare(problem) else None
     taps, weights = math.prod(problem.kernel), math.prod(problem.w_shape)
@@ -451,7 +454,8 @@ def _chunk(problem: ConvProblem, inner: int) -> int:
     """Terms of a partial sum: as many sums as give each multiprocessor two tiles."""
     columns = problem.c * math.prod(problem.kernel)
     tiles = -(-problem.k // _TILE) * -(-columns // _TILE)
-    wanted = min(_TILES // tiles, inner // _LEAST_TERMS, max(1, BLOCK_BYTES // 4 // (_item(problem.acc_dtype) * problem.k * columns)))
+    room = max(1, BLOCK_BYTES // 4 // (_item(problem.acc_dtype) * problem.k * columns))
+    wanted = min(_TILES // tiles, inner // _LEAST_TERMS, room)
     return inner if wanted < 2 else _rounded(-(-inner // wanted))
 
 
@@ -465,4 +469,4 @@ def _sum_gradients(recipe: Recipe, parts: Place, count: int, sums: Place, start:
     )  # fmt: skip
     about = geometry(problem, y_steps, x_steps, out_steps)
     places = (Place(recipe.scratch - 2), Place(recipe.scratch - 1), parts, sums, Place(0))
-    recipe.launch("sum_gradients", weights, (about, block), places, _macros(problem, problem.acc_dtype))
+    recipe.launch("sum_gradients", weights, (about, block), places, _macros(problem))

@@ -7,7 +7,7 @@ and strides, and a call only adds addresses: one allocation, then launches and c
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -167,12 +167,14 @@ def _plan(transform: Transform, stream: int) -> Any:
     key = ("numconv", *transform, stream)
     plan = cache.get(key)
     if plan is None:
-        kind = {("float32", False): cufft.CUFFT_R2C, ("float32", True): cufft.CUFFT_C2R,
-                ("float64", False): cufft.CUFFT_D2Z, ("float64", True): cufft.CUFFT_Z2D}[transform.dtype, transform.inverse]  # fmt: skip
+        kinds = {
+            ("float32", False): cufft.CUFFT_R2C, ("float32", True): cufft.CUFFT_C2R,
+            ("float64", False): cufft.CUFFT_D2Z, ("float64", True): cufft.CUFFT_Z2D,
+        }  # fmt: skip
         last = len(transform.lengths) - 1
         half = (*transform.lengths[:-1], transform.lengths[-1] // 2 + 1)
         reads, writes = (half, transform.lengths) if transform.inverse else (transform.lengths, half)
         plan = cufft.PlanNd(transform.lengths, reads, 1, int(np.prod(reads)), writes, 1, int(np.prod(writes)),
-                            kind, transform.batch, "C", last, writes[-1])  # fmt: skip
+                            kinds[transform.dtype, transform.inverse], transform.batch, "C", last, writes[-1])  # fmt: skip
         cache[key] = plan
     return plan

@@ -69,7 +69,7 @@ class HostDevice:
 
 def _array(address: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     size = int(np.prod(shape)) * dtype.itemsize
-    return np.frombuffer((ctypes.c_char * size).from_address(address), dtype).reshape(shape)
+    return np.ndarray(shape, dtype, memoryview((ctypes.c_char * size).from_address(address)))
 
 
 def _matrices(

@@ -119,7 +119,8 @@ def layout_of(problem: ConvProblem, dtype: str, *, together: bool = False) -> La
         inputs, outputs = outputs, inputs
     positions = problem.spatial if problem.op == "input_grad" else spread
     every = problem.stride if problem.op == "forward" else ones
-    choices = [_thinned(_lengths(e, p, s), _CHOICES[min(problem.ndim, 3)]) for e, p, s in zip(extents, positions, every, strict=True)]
+    most = _CHOICES[min(problem.ndim, 3)]
+    choices = [_thinned(_lengths(e, p, s), most) for e, p, s in zip(extents, positions, every, strict=True)]
     found = [
         _fitted(Layout(dtype, extents, positions, every, lengths, problem.groups, inputs, outputs, problem.n, 1,
                        problem.groups, outputs), problem.max_workspace)

@@ -79,7 +79,7 @@ class Recipe:
         return Place(self.scratch, begin)
 
     def launch(
-        self, name: str, threads: int, records: tuple[Any, ...], places: Sequence[Place | None], macros: Mapping[str, int | str],
+        self, name: str, threads: int, records: tuple[Any, ...], places: Sequence[Place | None], macros: Mapping[str, int],
         numbers: tuple[Any, ...] = (),
     ) -> None:  # fmt: skip
         """A kernel with records by value, then addresses, then numbers."""
@@ -120,7 +120,6 @@ class Recipe:
         for step in self.steps:
             step(bases)
         del held
-
 
 
 def executor_by(prepare: Callable[[Recipe], None], problem: ConvProblem, device: Device) -> Executor:

@@ -44,7 +44,6 @@ _TYPES = {
     "int8": "signed char", "int16": "short", "int32": "int", "int64": "long long",
     "uint8": "unsigned char", "uint16": "unsigned short", "uint32": "unsigned int", "uint64": "unsigned long long",
 }  # fmt: skip
-TYPES = _TYPES
 _PAD_MODES = ("zeros", "reflect", "symmetric", "replicate", "circular")
 _ACTIVATIONS = (None, "relu", "silu", "gelu")
 _SCALARS = ("n", "c", "k", "groups", "pad_mode", "flip", "activation", "parts", "channels_fastest", "bias_step", "count_padding")

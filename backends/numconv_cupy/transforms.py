@@ -36,14 +36,13 @@ _THREADS = 1 << 17
 
 
 def is_transformed(problem: ConvProblem, dtype: str) -> bool:
-    """Whether this module computes it: real floats transformed in the precision of their sums, in as many dimensions as cuFFT has."""
+    """Whether this module computes it: real floats transformed in the precision of their sums, in dimensions that cuFFT has."""
     return is_prepared(problem) and problem.ndim <= _NDIM and dtype == problem.acc_dtype
 
 
 def transformed(problem: ConvProblem, cut: Layout, short: Sequence[Box], device: Device) -> Executor:
     """Steps, which are prepared for each combination of strides that comes along."""
-    prepare = _weight_grad if problem.op == "weight_grad" else _convolve
-    return executor_by(functools.partial(_all_channels, prepare, cut, short), problem, device)
+    return executor_by(functools.partial(prepare, cut, short), problem, device)
 
 
 @functools.cache
@@ -77,17 +76,20 @@ class Round(NamedTuple):
         """A group."""
         if self.channels.groups > 1:
             return self.cut.outputs
-        return self.channels.results.stop - self.channels.results.start
+        count: int = self.channels.results.stop - self.channels.results.start
+        return count
 
     @property
     def first_group(self) -> int:
         """Of the channels."""
-        return self.channels.results.start // self.cut.outputs
+        group: int = self.channels.results.start // self.cut.outputs
+        return group
 
     @property
     def first_output(self) -> int:
         """In its group."""
-        return self.channels.results.start % self.cut.outputs
+        output: int = self.channels.results.start % self.cut.outputs
+        return output
 
     @property
     def weights(self) -> int:
@@ -105,11 +107,15 @@ class Round(NamedTuple):
         return self.channels.groups * self.outputs
 
 
-def _all_channels(prepare: Any, cut: Layout, short: Sequence[Box], recipe: Recipe) -> None:
+def prepare(cut: Layout, short: Sequence[Box], recipe: Recipe) -> None:
+    """All rounds of all channels."""
     for channels in cut.channels():
         rounds = _rounds(recipe.problem, cut, channels)
         for number, each in enumerate(rounds):
-            prepare(recipe, each, short, number == 0, number == len(rounds) - 1)
+            if recipe.problem.op == "weight_grad":
+                _weight_grad(recipe, each, number == 0, number == len(rounds) - 1)
+            else:
+                _convolve(recipe, each, short)
     if recipe.problem.op == "weight_grad" and recipe.problem.bias:
         add_bias_gradient(recipe)
 
@@ -119,7 +125,8 @@ def _rounds(problem: ConvProblem, cut: Layout, channels: Channels) -> list[Round
     size = 6 * np_dtype(cut.dtype).itemsize * math.prod(cut.lengths)
     fixed = whole.weights
     room = problem.max_workspace // size - fixed
-    most = max(1, min(room // (whole.sources + whole.results), _MOST // (math.prod(cut.lengths) * (fixed + whole.sources + whole.results))))
+    channels_of_unit = whole.sources + whole.results
+    most = max(1, min(room // channels_of_unit, _MOST // (math.prod(cut.lengths) * (fixed + channels_of_unit))))
     units = cut.n * cut.blocks
     share = -(-units // -(-units // most))
     return [Round(cut, channels, first, min(share, units - first)) for first in range(0, units, share)]
@@ -174,11 +181,13 @@ def _common(problem: ConvProblem, each: Round) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _macros(problem: ConvProblem, **tile: int) -> dict[str, int | str]:
+def _macros(problem: ConvProblem, **tile: int) -> dict[str, int]:
     return {"SPECTRA_BYTES": spectra_layout(problem.ndim).itemsize, "GRADIENT": int(problem.op == "input_grad"), **tile}
 
 
-def _launch(recipe: Recipe, name: str, strides: Sequence[Any], fields: dict[str, Any], places: Sequence[Place | None], **more: Any) -> None:
+def _launch(
+    recipe: Recipe, name: str, strides: Sequence[Any], fields: dict[str, Any], places: Sequence[Place | None], **more: Any
+) -> None:
     problem = recipe.problem
     about = geometry(problem, *strides, **more)
     recipe.launch(name, fields["threads"], (about, record(spectra_layout(problem.ndim), **fields)), places, _macros(problem))
@@ -199,7 +208,7 @@ def _products(recipe: Recipe, each: Round, sizes: tuple[int, int, int, int], ste
     tile = {"ROWS": _side(rows), "COLUMNS": _side(columns)}
     across, down, parts = -(-columns // tile["COLUMNS"]), -(-rows // tile["ROWS"]), -(-inner // most)
     threads = frequencies * across * down * each.channels.groups * parts
-    fields = {name: [step * frequencies for step in given] for name, given in steps._asdict().items()}
+    fields: dict[str, Any] = {name: [step * frequencies for step in given] for name, given in steps._asdict().items()}
     fields |= {
         "threads": threads, "rows": rows, "columns": columns, "inner": inner, "most": most, "by_frequencies": frequencies,
         "by_columns": across, "by_rows": down, "by_groups": each.channels.groups,
@@ -213,7 +222,7 @@ def _side(count: int) -> int:
     return 4 if count >= 3 else count
 
 
-def _convolve(recipe: Recipe, each: Round, short: Sequence[Box], first: bool, last: bool) -> None:
+def _convolve(recipe: Recipe, each: Round, short: Sequence[Box]) -> None:
     problem, cut = recipe.problem, each.cut
     out_steps, source_steps, w_steps, *bias = recipe.strides
     size, half = math.prod(cut.lengths), _half(cut)
@@ -252,7 +261,7 @@ def _inside(problem: ConvProblem, short: Sequence[Box]) -> tuple[list[int], list
     return begin, end
 
 
-def _weight_grad(recipe: Recipe, each: Round, short: Sequence[Box], first: bool, last: bool) -> None:
+def _weight_grad(recipe: Recipe, each: Round, first: bool, last: bool) -> None:
     problem, cut = recipe.problem, each.cut
     out_steps, (y_steps, x_steps) = recipe.strides[0], recipe.strides[-2:]
     grad_y, x = Place(recipe.scratch - 2), Place(recipe.scratch - 1)

@@ -2,8 +2,14 @@
 // product (bias, activation, what meets a padding zero and is not finite), and partial sums of gradients of weights.
 //
 // A matrix of columns has a row for each channel and tap, and a column for each output of a block; a block is some images, or some
-// rows (positions on the first axis) of one. Macros beside those of common.cuh: FROM (element type of products), FINISH, COPIES
-// (whether padding copies values of x), LAST (taps of the last axis that are unrolled; 0: none) and STRIDED.
+// rows (positions on the first axis) of one. Macros beside those of common.cuh: STORED (whether products have the type of
+// results, else that of sums), FINISH, COPIES (whether padding copies values of x), LAST (taps of the last axis that are unrolled; 0: none) and STRIDED.
+
+#if STORED
+typedef OUT FROM;
+#else
+typedef ACC FROM;
+#endif
 
 struct Block {
   i64 image_step, row_step;  // of the columns or the products, in elements
