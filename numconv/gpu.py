@@ -123,9 +123,8 @@ def _told_rates(nvml: Any) -> NvidiaRates:
     single = 2.0 * cores * 1e6 * number(nvml.nvmlDeviceGetMaxClockInfo, _MULTIPROCESSOR_CLOCK)
     memory = 2.0 * 1e6 * number(nvml.nvmlDeviceGetMaxClockInfo, _MEMORY_CLOCK) * number(nvml.nvmlDeviceGetMemoryBusWidth) / 8
     has_double = capability in _WITH_DOUBLE
-    return NvidiaRates(
-        cores // _LANES.get(capability, 128), single, single / (2 if has_double else 64), single * _TENSOR_CORES[not has_double], memory
-    )
+    multiprocessors = cores // _LANES.get(capability, 128)
+    return NvidiaRates(multiprocessors, single, single / (2 if has_double else 64), single * _TENSOR_CORES[not has_double], memory)
 
 
 def _told(status: int) -> None:

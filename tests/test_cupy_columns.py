@@ -45,8 +45,8 @@ class Prepared:
 class TestPreparedProducts(BackendContract):
     backend = Prepared()
     problems = tuple(text for text in CONV_PROBLEMS if is_prepared(parse(text)))
-    levels = ("high", "default")
-    forms = ("channels-last", "mixed")
+    levels = ("default",)
+    forms = ("mixed",)
 
 
 SIDES = {"forward": "y", "input_grad": "x", "weight_grad": "y"}
@@ -61,7 +61,7 @@ BLOCKED = (
 )
 
 
-@pytest.mark.parametrize("limit", [6_000, 30_000, 1 << 20])
+@pytest.mark.parametrize("limit", [8_000, 1 << 20])
 @pytest.mark.parametrize("op", ["forward", "input_grad", "weight_grad"])
 @pytest.mark.parametrize("geometry", BLOCKED)
 def test_blocks_of_every_size(geometry, op, limit, monkeypatch):
@@ -118,7 +118,7 @@ def test_what_met_padding_is_computed_again_and_what_is_not_finite_stays():
     assert not np.isfinite(out[:, 1, 1:, 1:]).any()
 
 
-@pytest.mark.parametrize("limit", [20_000, 120_000])
+@pytest.mark.parametrize("limit", [50_000, 200_000])
 @pytest.mark.parametrize("op", ["forward", "input_grad", "weight_grad"])
 @pytest.mark.parametrize("geometry", [
     "conv {op} f32 n5 c2 k3 g1 in33x41 w9x7 s1 p4x3 d1 bias={side}", "conv {op} f32 n3 c4 k6 g2 in57x43 w8x9 s2x1 p3:4x2 d2x1",
