@@ -132,3 +132,12 @@ def test_transforms_in_rounds(geometry, op, limit, monkeypatch):
     if fft.workspace(problem) <= limit and fft.supports(problem):
         check(problem, Prepared(), "fft", rng=np.random.default_rng(3))
         assert 0 < max(asked) <= fft.workspace(problem)
+
+
+@pytest.mark.parametrize("op", ["forward", "input_grad"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_channels_that_are_last_are_one_product(op, groups):
+    problem = parse(f"conv {op} f32 n3 c4 k6 g{groups} in5x7 w1x1 s1 p0 d1 layout=channels_last")
+    DEVICE.products.clear()
+    check(problem, Prepared(), "pointwise", rng=np.random.default_rng(4))
+    assert 105 in {product.rows for product in DEVICE.products}

@@ -23,7 +23,7 @@ from .namespaces import Arrays, namespace
 from .recipes import Place, Recipe, executor_by, layout, record
 from .source import Strides, geometry, strides_of
 
-__all__ = ["BLOCK_BYTES", "executor_of", "is_prepared", "workspace_of"]
+__all__ = ["BLOCK_BYTES", "executor_of", "is_bare", "is_prepared", "is_short", "workspace_of"]
 
 BLOCK_BYTES = 32 << 20
 """Of the columns of a block: they are read soon after they are written, from the cache of 40 to 60 MB of a large GPU."""
@@ -99,7 +99,7 @@ def executor_of(problem: ConvProblem, device: Device) -> Executor:
     return run if problem.op == "weight_grad" else executor
 
 
-def is_contiguous(shape: Sequence[int], strides: Strides) -> bool:
+def is_contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:
     """Whether all axes lie row-major one behind another."""
     step = 1
     for size, stride in zip(reversed(shape), reversed(strides), strict=True):
@@ -149,10 +149,16 @@ def _rounded(elements: int) -> int:
     return -(-elements // _LEADING) * _LEADING
 
 
-def _is_bare(problem: ConvProblem) -> bool:
+def is_bare(problem: ConvProblem) -> bool:
     """Whether the columns are x itself."""
     unpadded = all(low == high == 0 for low, high in problem.padding)
     return unpadded and math.prod(problem.kernel) == 1 and set(problem.stride) == {1}
+
+
+def is_short(problem: ConvProblem) -> bool:
+    """Whether images are joined: each has few outputs, or, for gradients of weights, sums that are larger than its columns."""
+    least = max(_SHORT, 2 * problem.k) if problem.op == "weight_grad" else _SHORT
+    return problem.op != "input_grad" and problem.n > 1 and math.prod(problem.output) < least
 
 
 class Operand(NamedTuple):
@@ -245,17 +251,43 @@ def workspace_of(problem: ConvProblem) -> int:
 # --- the operations
 
 
+def _of_positions(recipe: Recipe) -> bool:
+    """One tap, and channels last: one product of all positions with the weights; False if it is another case."""
+    problem = recipe.problem
+    out_steps, in_steps = recipe.strides[:2]
+    forward = problem.op == "forward"
+    out_shape, in_shape = (problem.y_shape, problem.x_shape) if forward else (problem.x_shape, problem.y_shape)
+    if not is_bare(problem) or problem.bias or problem.activation or problem.out_dtype not in (problem.acc_dtype, problem.dtype):
+        return False
+    if not all(_has_channels_last(*each) for each in ((out_shape, out_steps), (in_shape, in_steps))):
+        return False
+    inner, columns = in_shape[1] // problem.groups, out_shape[1] // problem.groups
+    pixels = problem.n * math.prod(problem.output)
+    weights = Operand(Matrices(Place(2), 0, problem.c // problem.groups), inner * columns, problem.dtype, turned=forward)
+    source = Operand(Matrices(Place(1), 0, in_shape[1]), inner, problem.dtype)
+    result = Operand(Matrices(Place(0), 0, out_shape[1]), columns, problem.out_dtype)
+    _multiply(recipe, (pixels, inner, columns), source, weights, result, 1)
+    return True
+
+
+def _has_channels_last(shape: Sequence[int], strides: Strides) -> bool:
+    order = (0, *range(2, len(shape)), 1)
+    return is_contiguous([shape[axis] for axis in order], [strides[axis] for axis in order])
+
+
 def _forward(recipe: Recipe) -> None:
     problem = recipe.problem
+    if _of_positions(recipe):
+        return
     (y_steps, x_steps) = recipe.strides[:2]
     ends = bool(problem.bias or problem.activation)
     y = matrices_of(Place(0), problem.y_shape, y_steps)
     if problem.out_dtype not in ((problem.acc_dtype,) if ends else (problem.acc_dtype, problem.dtype)):
         y = None
-    x = matrices_of(Place(1), problem.x_shape, x_steps) if _is_bare(problem) else None
+    x = matrices_of(Place(1), problem.x_shape, x_steps) if is_bare(problem) else None
     taps = math.prod(problem.kernel)
     pixel_bytes = 0 if x else _item(problem.dtype) * problem.c * taps
-    short = not x and problem.n > 1 and math.prod(problem.output) < _SHORT
+    short = not x and is_short(problem)
     if short or not y:
         pixel_bytes += _item(problem.acc_dtype) * problem.k
     for part in parts_of(problem, pixel_bytes, 0, problem.output[0]):
@@ -324,9 +356,11 @@ def _finish(recipe: Recipe, part: Part, products: Matrices, dtype: str, stores: 
 
 def _input_grad(recipe: Recipe) -> None:
     problem = recipe.problem
+    if _of_positions(recipe):
+        return
     out_steps, y_steps = recipe.strides[:2]
     ends = bool(problem.bias or problem.activation)
-    out = matrices_of(Place(0), problem.x_shape, out_steps) if _is_bare(problem) and not ends else None
+    out = matrices_of(Place(0), problem.x_shape, out_steps) if is_bare(problem) and not ends else None
     if problem.out_dtype not in (problem.acc_dtype, problem.dtype):
         out = None
     y = matrices_of(Place(1), problem.y_shape, y_steps)
@@ -391,9 +425,9 @@ def _weight_grad(recipe: Recipe) -> None:
     problem = recipe.problem
     y_steps, x_steps = recipe.strides[-2:]
     y = matrices_of(Place(recipe.scratch - 2), problem.y_shape, y_steps)
-    x = matrices_of(Place(recipe.scratch - 1), problem.x_shape, x_steps) if _is_bare(problem) else None
+    x = matrices_of(Place(recipe.scratch - 1), problem.x_shape, x_steps) if is_bare(problem) else None
     taps, weights = math.prod(problem.kernel), math.prod(problem.w_shape)
-    short = problem.n > 1 and math.prod(problem.output) < max(_SHORT, 2 * problem.k)  # partial sums larger than the columns
+    short = is_short(problem)
     pixel_bytes = _item(problem.dtype) * ((0 if x and not short else problem.c * taps) + (problem.k if short or not y else 0))
     blocks = parts_of(problem, pixel_bytes, 0 if short else _item(problem.acc_dtype) * weights, problem.output[0])
     sums = recipe.reserve(weights if len(blocks) > 1 else 0, problem.acc_dtype)

@@ -23,6 +23,7 @@ from .costs import seconds
 from .device import Device
 from .direct import limits
 from .flags import Box, Redo
+from .forecasts import transform_seconds
 from .layouts import Layout, layout_of
 from .namespaces import on_namespace
 from .spectral import convolve, correlate_weights
@@ -35,6 +36,8 @@ _LEAST_TERMS = {"float32": (16, 2), "complex64": (16, 2), "float64": (8, 8), "co
 small beside them, since that of a transform is relative to a whole block. Double precision has more room below its bound."""
 Counts = np.ndarray[Any, np.dtype[np.int64]]
 
+_OPERATIONS = 100
+"""Launches in the time of the array operations of a round."""
 _WIDER = {"float32": "float64", "complex64": "complex128"}
 
 
@@ -64,12 +67,13 @@ class Fft(Implementation):
         return limits(problem)
 
     def cost(self, problem: ConvProblem) -> float:
-        """Transforms and products of spectra, at shares of the nominal rates; see `costs`."""
+        """The launches one by one, see `forecasts`; or array operations, each of which keeps the host busy."""
         layout = self._layout(problem)
+        if self._is_prepared(problem, layout):
+            return transform_seconds(problem, layout)
         wide = 8 if layout.dtype in _WIDER.values() and problem.acc_dtype in _WIDER else 1
-        operations = wide * (layout.operations / 0.05)
-        launches = 5 * rounds_of(problem, layout)[0] if self._is_prepared(problem, layout) else 12 * layout.rounds
-        return seconds(problem, operations, 1.0, problem.bytes + layout.traffic, launches)
+        operations = wide * layout.operations
+        return seconds(problem, operations, 0.2, problem.bytes + layout.traffic, _OPERATIONS * layout.rounds)
 
     def workspace(self, problem: ConvProblem) -> int:
         """Spectra of weights, source and results of one block."""

@@ -18,17 +18,20 @@ import numpy as np
 from numconv.plugin import CONV_OPS, ConvProblem, Executor, Implementation, Verdict, np_dtype
 
 from .columns import executor_of, is_prepared, workspace_of
-from .costs import estimate
+from .costs import LAUNCH
 from .device import Device
 from .direct import limits, parts_of
 from .epilogue import bias_sums, store
 from .flags import Redo, redo_nonfinite
+from .forecasts import matmul_seconds
 from .gemm import batched_matmul
 from .namespaces import Arrays, dtype_in, namespace, on_namespace, strided_windows, zeros_like
 from .slabs import Rows, padded_slab
 
 __all__ = ["Matmul", "Pointwise"]
 
+_OPERATIONS = 40
+"""Launches in the time of the array operations of a call."""
 _TF32 = {"float32", "complex64"}
 
 
@@ -42,8 +45,9 @@ class _Product(Implementation):
         self.redo, self.device = redo, device
 
     def cost(self, problem: ConvProblem) -> float:
-        """By the table of `costs`."""
-        return estimate(problem, self.name)
+        """The launches one by one, see `forecasts`; or array operations, each of which keeps the host busy."""
+        launches = 0 if self.device and is_prepared(problem) else _OPERATIONS
+        return matmul_seconds(problem) + launches * LAUNCH
 
     def build(self, problem: ConvProblem) -> Executor:
         """Prepared steps, or array operations, on the caller's stream."""
