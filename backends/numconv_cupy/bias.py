@@ -53,4 +53,4 @@ def add_bias_gradient(recipe: Recipe) -> None:
     macros = {"SLICES_BYTES": slices_layout(problem.ndim).itemsize}
     values = geometry(problem, recipe.strides[source])
     recipe.launch("sum_positions", parts * channels * THREADS, (values, about), (Place(source), sums), macros)
-    recipe.launch("store_bias", channels, (about,), (sums, Place(1)), macros, (np.int64(recipe.strides[1][0]),))
+    recipe.launch("store_bias", channels, (about,), (sums, Place(1)), macros, [recipe.strides[1][0]])

@@ -25,8 +25,8 @@ from .source import Strides, geometry, strides_of
 
 __all__ = ["BLOCK_BYTES", "executor_of", "is_bare", "is_prepared", "is_short", "workspace_of"]
 
-BLOCK_BYTES = 32 << 20
-"""Of the columns of a block: they are read soon after they are written, from the cache of 40 to 60 MB of a large GPU."""
+BLOCK_BYTES = 128 << 20
+"""Of the columns of a block. Smaller ones would stay in the cache of a large GPU, but their products fill it less."""
 _SHORT = 256
 """Images with fewer outputs are joined to one product of a block."""
 _LEADING = 8
@@ -35,6 +35,7 @@ _TILE = 128
 """Rows and columns of a tile of a product."""
 _TILES = 264
 """That keep a large GPU busy."""
+_MULTIPROCESSORS = 132
 _LEAST_TERMS = 256
 """Of a partial sum."""
 _UNROLLED = 8
@@ -134,10 +135,23 @@ def parts_of(problem: ConvProblem, pixel_bytes: int, image_bytes: int, rows: int
     whole = row_bytes * (problem.output[0] + halo) + image_bytes
     most = _MOST // max(1, max(problem.c, problem.k) * max(math.prod(problem.output), math.prod(problem.spatial)))
     if whole <= limit:
-        images = _even(problem.n, max(1, min(limit // max(1, whole), most)))
+        images = _filling(problem, max(1, min(limit // max(1, whole), most)))
         return [Part(image, min(images, problem.n - image), 0, rows) for image in range(0, problem.n, images)]
     share = _even(rows, max(1, limit // row_bytes - halo))
     return [Part(image, 1, row, min(share, rows - row)) for image in range(problem.n) for row in range(0, rows, share)]
+
+
+def _filling(problem: ConvProblem, most: int) -> int:
+    """How many images a block has, of at most so many: such that the tiles of its products fill rounds of the multiprocessors."""
+    if most >= problem.n:
+        return problem.n
+    rows = problem.k if problem.op == "forward" else problem.c * math.prod(problem.kernel)
+    tiles = -(-rows // _TILE) * -(-math.prod(problem.output) // _TILE)
+
+    def filled(images: int) -> float:
+        return images * tiles / -(-images * tiles // _MULTIPROCESSORS)
+
+    return max(range(_even(problem.n, most) * 2 // 3 + 1, most + 1), key=filled)
 
 
 def _even(whole: int, most: int) -> int:
@@ -156,9 +170,9 @@ def is_bare(problem: ConvProblem) -> bool:
 
 
 def is_short(problem: ConvProblem) -> bool:
-    """Whether images are joined: each has few outputs, or, for gradients of weights, sums that are larger than its columns."""
-    least = max(_SHORT, 2 * problem.k) if problem.op == "weight_grad" else _SHORT
-    return problem.op != "input_grad" and problem.n > 1 and math.prod(problem.output) < least
+    """Whether images are joined to one product of a block: each has few outputs, or they are summed anyway."""
+    summed = problem.op == "weight_grad" and not is_bare(problem)
+    return problem.op != "input_grad" and problem.n > 1 and (summed or math.prod(problem.output) < _SHORT)
 
 
 class Operand(NamedTuple):

@@ -7,7 +7,8 @@ and strides, and a call only adds addresses: one allocation, then launches and c
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -19,8 +20,10 @@ from .source import Kernel
 
 __all__ = ["CupyDevice", "Device", "Product", "Transform"]
 
-Launch = Callable[[tuple[Any, ...]], None]
-"""Runs a prepared kernel with its arguments: records of NumPy, and addresses as integers."""
+Launch = Callable[[Sequence[int]], None]
+"""Runs a prepared kernel with the arguments behind its records: addresses and numbers."""
+Record = np.ndarray[Any, Any]
+"""An array of one record, which a launch passes by value."""
 
 
 class Product(NamedTuple):
@@ -56,8 +59,8 @@ class Transform(NamedTuple):
 class Device(Protocol):
     """What runs prepared steps: CuPy, or in tests a host."""
 
-    def prepare(self, kernel: Kernel, threads: int) -> Launch:
-        """A kernel for so many threads."""
+    def prepare(self, kernel: Kernel, threads: int, records: Sequence[Record]) -> Launch:
+        """A kernel for so many threads, whose arguments begin with records; all are numbers of 64 bits in a row."""
 
     def buffer(self, size: int) -> tuple[Any, int]:
         """What keeps so many bytes of working memory alive, and their address."""
@@ -72,14 +75,34 @@ class Device(Protocol):
         """Transforms from one address to another; they may overwrite what they read."""
 
 
+_BUFFER, _SIZE, _END = 1, 2, 0
+"""CU_LAUNCH_PARAM_BUFFER_POINTER, CU_LAUNCH_PARAM_BUFFER_SIZE, CU_LAUNCH_PARAM_END: arguments in a row."""
+
+
 class CupyDevice:
     """The current device of CuPy and its current stream; nothing here waits for them."""
 
-    def prepare(self, kernel: Kernel, threads: int) -> Launch:
-        """Compiled by NVRTC at its first launch, and kept in CuPy's cache on disk."""
-        grid, block = (-(-threads // THREADS),), (THREADS,)
-        compiled = _compiled(kernel)
-        return lambda arguments: compiled(grid, block, arguments)
+    def prepare(self, kernel: Kernel, threads: int, records: Sequence[Record]) -> Launch:
+        """Compiled by NVRTC at its first launch, kept in CuPy's cache on disk, and launched by the driver's own function."""
+        import cupy
+
+        driver, stream, here = cupy.cuda.driver, cupy.cuda.get_current_stream, cupy.cuda.runtime.getDevice
+        compiled, functions = _compiled(kernel), {}  # the function of each device
+        blocks = -(-threads // THREADS)
+        before = array("q", b"".join(record.tobytes() for record in records))
+
+        def launch(arguments: Sequence[int]) -> None:
+            device = here()
+            function = functions.get(device)
+            if function is None:
+                function = functions[device] = compiled.kernel.ptr
+            values = array("q", before)
+            values.extend(arguments)
+            size = array("Q", (8 * len(values),))
+            packed = array("Q", (_BUFFER, values.buffer_info()[0], _SIZE, size.buffer_info()[0], _END))
+            driver.launchKernel(function, blocks, 1, 1, THREADS, 1, 1, 0, stream().ptr, 0, packed.buffer_info()[0])
+
+        return launch
 
     def buffer(self, size: int) -> tuple[Any, int]:
         """From CuPy's memory pool, or the caller's allocator there."""

@@ -6,13 +6,14 @@ For tests where there is no GPU: it reads and writes the memory of NumPy arrays 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from numconv.plugin import np_dtype
 
-from .device import Launch, Product, Transform
+from .device import Launch, Record, Product, Transform
 from .on_host import HostKernels
 from .source import Kernel
 
@@ -26,10 +27,12 @@ class HostDevice:
         self.kernels = kernels
         self.products: list[Product] = []
 
-    def prepare(self, kernel: Kernel, threads: int) -> Launch:
+    def prepare(self, kernel: Kernel, threads: int, records: Sequence[Record]) -> Launch:
         """A loop over all threads."""
+        if any(record.nbytes % 8 for record in records):
+            raise ValueError("arguments in a row are numbers of 64 bits")
         run = self.kernels.prepare(kernel, threads)
-        return lambda arguments: run(*arguments)
+        return lambda arguments: run(*records, *(np.int64(each) for each in arguments))
 
     def buffer(self, size: int) -> tuple[Any, int]:
         """Filled with NaN, so that nobody reads what was not written."""

@@ -11,7 +11,7 @@ from numconv.plugin import ConvProblem, Executor, np_dtype
 
 from .device import Device, Product, Transform
 from .namespaces import Arrays
-from .source import NULL, kernel, strides_of
+from .source import kernel, strides_of
 
 __all__ = ["Place", "Recipe", "divisor", "executor_by", "layout", "record"]
 
@@ -80,14 +80,14 @@ class Recipe:
 
     def launch(
         self, name: str, threads: int, records: tuple[Any, ...], places: Sequence[Place | None], macros: Mapping[str, int],
-        numbers: tuple[Any, ...] = (),
+        numbers: Sequence[int] = (),
     ) -> None:  # fmt: skip
         """A kernel with records by value, then addresses, then numbers."""
-        run = self.device.prepare(kernel(name, self.problem, macros), threads)
-        pairs = [None if place is None else (place.array, place.offset) for place in places]
+        numbers = list(numbers)
+        run = self.device.prepare(kernel(name, self.problem, macros), threads, records)
 
         def step(bases: Sequence[int]) -> None:
-            run((*records, *(NULL if pair is None else np.uint64(bases[pair[0]] + pair[1]) for pair in pairs), *numbers))
+            run([0 if place is None else bases[place[0]] + place[1] for place in places] + numbers)
 
         self.steps.append(step)
 
