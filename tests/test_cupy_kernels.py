@@ -144,7 +144,7 @@ TILES = {
     "multiply_spectra": tuple({"GRADIENT": 0, "ROWS": rows, "COLUMNS": columns} for rows, columns in ((1, 1), (4, 4))),
     **{name: ({"GRADIENT": 0}, {"GRADIENT": 1}) for name in SPECTRA_KERNELS if name.endswith(("sources", "blocks"))},
     "store_gradient": ({"GRADIENT": 0},),
-    "gather_columns": (COLUMNS,),
+    "gather_columns": (COLUMNS | {"LAST": 3}, COLUMNS | {"LAST": 0, "COPIES": 1}),
     "add_columns": (COLUMNS | {"LAST": 3, "STRIDED": 0}, COLUMNS | {"LAST": 0, "STRIDED": 1}),
     "sum_gradients": (COLUMNS,),
     "conv_tiled": tuple({"GRADIENT": gradient, "WIDE": wide} for gradient, wide in ((0, 0), (0, 1), (1, 0))),

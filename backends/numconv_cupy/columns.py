@@ -40,6 +40,8 @@ _LEAST_TERMS = 256
 """Of a partial sum."""
 _UNROLLED = 8
 """Taps of the last axis that a kernel is compiled for."""
+_THREADS = 1 << 17
+"""That keep a large GPU busy."""
 _MOST = 2**31 - 1
 """Threads of a launch."""
 _ACCUMULATORS = {"float32": "float32", "float64": "float64", "float16": "float32", "bfloat16": "float32"}
@@ -74,8 +76,9 @@ class Matrices(NamedTuple):
 @functools.cache
 def block_layout(ndim: int) -> np.dtype[Any]:
     """Struct Block of ``im2col.cu``."""
-    numbers = ("image_step", "row_step", "threads", "first", "pixels", "begin", "held", "aligned", "parts", "start", "last")
-    return layout(ndim, numbers, (), ("by_pixels", "by_channels", "by_taps"), ("by_window", "by_axis", "by_stride"))
+    numbers = ("image_step", "row_step", "threads", "first", "pixels", "begin", "held", "aligned", "share", "parts", "start", "last")
+    divisors = ("by_pixels", "by_splits", "by_channels", "by_taps")
+    return layout(ndim, numbers, (), divisors, ("by_window", "by_axis", "by_stride"))
 
 
 def _macros(problem: ConvProblem, **more: int) -> dict[str, int]:
@@ -206,6 +209,11 @@ def _multiply(recipe: Recipe, sizes: tuple[int, int, int], a: Operand, b: Operan
         recipe.multiply(product, a.at(*where), b.at(*where), c.at(*where))
 
 
+def _unrolled(problem: ConvProblem) -> int:
+    last: int = problem.kernel[-1]
+    return last if last <= _UNROLLED else 0
+
+
 def _bytes(place: Place, elements: int, dtype: str) -> int:
     return place.offset + elements * np_dtype(dtype).itemsize
 
@@ -223,17 +231,19 @@ def _gathered(
     row_step = _rounded(part.images * pixels if joint else pixels)
     image_step = pixels if joint else rows * row_step
     wide = 16 // np_dtype(problem.dtype).itemsize
-    quads = -(-pixels // wide)
-    threads = part.images * rows * quads
+    quads, leads = -(-pixels // wide), taps // geometry_of.kernel[-1]
+    share = -(-leads // min(leads, -(-_THREADS // (part.images * channels * quads))))
+    splits = -(-leads // share)
+    threads = part.images * channels * splits * quads
     place = recipe.reserve(rows * row_step * (1 if joint else part.images), problem.dtype, after)
     block = _record(
         problem.ndim, image_step=image_step, row_step=row_step, threads=threads, first=part.row, pixels=pixels,
-        aligned=not joint or pixels % wide == 0, by_pixels=quads, by_channels=rows, by_taps=taps,
+        aligned=not joint or pixels % wide == 0, share=share, by_pixels=quads, by_splits=splits, by_channels=channels, by_taps=taps,
         by_window=geometry_of.kernel, by_axis=(part.rows, *problem.output[1:]),
     )  # fmt: skip
     about = geometry(geometry_of, strides)
     start = Place(array, part.image * strides[0] * np_dtype(problem.dtype).itemsize)
-    recipe.launch("gather_columns", threads, (about, block), (start, place), _macros(problem))
+    recipe.launch("gather_columns", threads, (about, block), (start, place), _macros(geometry_of, LAST=_unrolled(geometry_of)))
     return Matrices(place, image_step, row_step, joint)
 
 
@@ -426,12 +436,11 @@ def _add_columns(recipe: Recipe, part: Part, held: Part, columns: Matrices) -> N
         pixels=pixels, begin=held.row, held=held.rows, by_pixels=pixels, by_channels=problem.c, by_taps=math.prod(problem.kernel),
         by_axis=(part.rows, *problem.spatial[1:]), by_stride=problem.stride,
     )  # fmt: skip
-    last = problem.kernel[-1]
     strided = int(set(problem.stride) != {1})
     about = geometry(problem, y=out_steps, bias_step=bias[0][0] if bias else 1)
     places = (columns.place, Place(3) if bias else None, Place(0, part.image * out_steps[0] * _item(problem.out_dtype)))
     recipe.launch(
-        "add_columns", threads, (about, block), places, _macros(problem, LAST=last if last <= _UNROLLED else 0, STRIDED=strided)
+        "add_columns", threads, (about, block), places, _macros(problem, LAST=_unrolled(problem), STRIDED=strided)
     )
 
 

@@ -18,8 +18,8 @@ struct Block {
   i64 pixels;                // outputs of a block in an image
   i64 begin;                 // the first row of outputs that the columns of a col2im hold, and how many
   i64 held;
-  i64 aligned, parts, start, last;
-  Divisor by_pixels, by_channels, by_taps;
+  i64 aligned, share, parts, start, last;
+  Divisor by_pixels, by_splits, by_channels, by_taps;
   Divisor by_window[NDIM], by_axis[NDIM], by_stride[NDIM];
 };
 static_assert(sizeof(Block) == BLOCK_BYTES, "the host packs another block");
@@ -83,69 +83,85 @@ __device__ ACC output_of(const Geometry &g, const IN *x, const IN *w, int image,
 
 #if defined(GATHER_COLUMNS)
 
-#define PADDING (-(1LL << 62))
-
-// What a tap of an output reads along an axis; negative: a padding zero.
-__device__ __forceinline__ int reads(const Geometry &g, int axis, int output, int tap) {
+// The position of x that is read at position i of an axis, which may lie in the padding; negative: a padding zero.
+__device__ __forceinline__ int read_at(const Geometry &g, int axis, int i) {
 #if COPIES
-  return read_by(g, axis, output, tap);
+  return source(g, axis, i);
 #else
-  int i = output * (int)g.stride[axis] + tap * (int)g.dilation[axis] - (int)g.low[axis];
   return i < (int)g.spatial[axis] ? i : -1;
 #endif
 }
 
-// The offset of what a tap of an output reads on all axes but the last.
-__device__ __forceinline__ i64 lead_of(const Geometry &g, const int *o, const int *tap) {
-  i64 offset = 0;
-#pragma unroll
-  for (int axis = 0; axis < NDIM - 1; ++axis) {
-    int i = reads(g, axis, o[axis], tap[axis]);
-    if (i < 0) return PADDING;
-    offset += i * g.a[2 + axis];
-  }
-  return offset;
-}
-
-// a: x. A thread has WIDE neighbouring outputs of one row of the columns; those beyond the block are zeros.
+// a: x. A thread has WIDE neighbouring outputs of one channel, and all taps or those of some positions on the axes but the last
+// (`share` of them): what it knows of its outputs serves for all. Outputs beyond the block are zeros.
 extern "C" __global__ void gather_columns(const Geometry g, const Block b, const IN *x, IN *columns) {
   i64 thread = thread_index();
   if (thread >= b.threads) return;
-  unsigned pixel = (unsigned)thread, image, row = divide(pixel, b.by_pixels);
-  image = divide(row, b.by_channels);
-  unsigned tap_index = row;
-  int channel = (int)divide(tap_index, b.by_taps);
-  int tap[NDIM], o[NDIM];
-  split(tap_index, b.by_window, tap);
-  mirror(g, tap);
+  unsigned pixel = (unsigned)thread, begin = divide(pixel, b.by_pixels), channel = divide(begin, b.by_splits);
+  unsigned image = divide(channel, b.by_channels);
+  const int last = LAST ? LAST : (int)g.window[NDIM - 1];
+  begin *= (unsigned)b.share;
+  unsigned end = min(begin + (unsigned)b.share, b.by_taps.by / (unsigned)last);
   pixel *= WIDE;
+  int o[NDIM], starts[WIDE][NDIM], tap[NDIM];
   split(pixel, b.by_axis, o);
   o[0] += (int)b.first;
-  const IN *from = x + image * g.a[0] + channel * g.a[1];
-  i64 lead = lead_of(g, o, tap);
-  union { IN one[WIDE]; int4 all; } values;
 #pragma unroll
   for (int v = 0; v < WIDE; ++v) {
-    int i = reads(g, NDIM - 1, o[NDIM - 1], tap[NDIM - 1]);
-    bool inside = lead != PADDING && i >= 0 && pixel + v < (unsigned)b.pixels;
-    values.one[v] = inside ? from[lead + i * g.a[NDIM + 1]] : ZERO(IN);
-    if (++o[NDIM - 1] == (int)g.output[NDIM - 1]) {
-      o[NDIM - 1] = 0;
+    bool carry = true;
 #pragma unroll
-      for (int axis = NDIM - 2; axis >= 0; --axis) {
-        if (++o[axis] < (int)g.output[axis] || axis == 0) break;
-        o[axis] = 0;
-      }
-      lead = lead_of(g, o, tap);
+    for (int axis = NDIM - 1; axis >= 0; --axis) {
+      starts[v][axis] = o[axis] * (int)g.stride[axis] - (int)g.low[axis];
+      o[axis] += carry;
+      carry = carry && axis > 0 && o[axis] == (int)g.output[axis];
+      if (carry) o[axis] = 0;
     }
   }
-  IN *to = columns + image * b.image_step + ((i64)channel * b.by_taps.by + tap_index) * b.row_step + pixel;
-  if (b.aligned) {
-    *(int4 *)to = values.all;
-  } else {
+  unsigned lead = begin;
 #pragma unroll
-    for (int v = 0; v < WIDE; ++v)
-      if (pixel + v < (unsigned)b.pixels) to[v] = values.one[v];
+  for (int axis = NDIM - 2; axis > 0; --axis) {
+    unsigned rest = lead;
+    lead = divide(rest, b.by_window[axis]);
+    tap[axis] = (int)rest;
+  }
+  tap[0] = (int)lead;
+  const IN *from = x + image * g.a[0] + channel * g.a[1];
+  IN *to = columns + image * b.image_step + ((i64)channel * b.by_taps.by + (i64)begin * last) * b.row_step + pixel;
+  for (lead = begin; lead < end; ++lead) {
+    const IN *row[WIDE];
+#pragma unroll
+    for (int v = 0; v < WIDE; ++v) {
+      row[v] = pixel + v < (unsigned)b.pixels ? from : (const IN *)0;
+#pragma unroll
+      for (int axis = 0; axis < NDIM - 1; ++axis) {
+        int t = g.flip ? (int)g.window[axis] - 1 - tap[axis] : tap[axis];
+        int i = read_at(g, axis, starts[v][axis] + t * (int)g.dilation[axis]);
+        row[v] = row[v] && i >= 0 ? row[v] + i * g.a[2 + axis] : (const IN *)0;
+      }
+    }
+#pragma unroll
+    for (int t = 0; t < last; ++t) {
+      int shift = (g.flip ? last - 1 - t : t) * (int)g.dilation[NDIM - 1];
+      union { IN one[WIDE]; int4 all; } values;
+#pragma unroll
+      for (int v = 0; v < WIDE; ++v) {
+        int i = read_at(g, NDIM - 1, starts[v][NDIM - 1] + shift);
+        values.one[v] = row[v] && i >= 0 ? row[v][i * g.a[NDIM + 1]] : ZERO(IN);
+      }
+      if (b.aligned) {
+        *(int4 *)to = values.all;
+      } else {
+#pragma unroll
+        for (int v = 0; v < WIDE; ++v)
+          if (pixel + v < (unsigned)b.pixels) to[v] = values.one[v];
+      }
+      to += b.row_step;
+    }
+#pragma unroll
+    for (int axis = NDIM - 2; axis >= 0; --axis) {
+      if (++tap[axis] < (int)g.window[axis]) break;
+      tap[axis] = 0;
+    }
   }
 }
 
