@@ -306,3 +306,49 @@ def test_execution_passes_pointers_in_the_order_of_the_arrays(cupy, monkeypatch)
     pointers, workspace, handle = plan.graph.executed[0]
     assert pointers == {"image": 10, "weight": 20, "bias": 30, "activated": 40}
     assert (workspace, handle) == (900, 3)
+
+
+# --- rates ----------------------------------------------------------------------------------------------------------------------
+
+
+class TellingNvml(Nvml):
+    """The driver's library of an A100, or one that does not know its clocks."""
+
+    def __init__(self, capability=(8, 0), status=0):
+        self.capability, self.status = capability, status
+        self.nvmlErrorString = SimpleNamespace()
+
+    def nvmlDeviceGetHandleByIndex_v2(self, index, device):
+        return 0
+
+    def nvmlDeviceGetCudaComputeCapability(self, device, major, minor):
+        major._obj.value, minor._obj.value = self.capability
+        return 0
+
+    def nvmlDeviceGetNumGpuCores(self, device, found):
+        found._obj.value = 6912
+        return 0
+
+    def nvmlDeviceGetMaxClockInfo(self, device, kind, found):
+        found._obj.value = {1: 1410, 2: 1215}[kind]
+        return self.status
+
+    def nvmlDeviceGetMemoryBusWidth(self, device, found):
+        found._obj.value = 5120
+        return 0
+
+
+@pytest.mark.parametrize(("capability", "multiprocessors", "double"), [((8, 0), 108, 2), ((8, 6), 54, 64)])
+def test_rates_are_those_of_the_clocks(machine, monkeypatch, capability, multiprocessors, double):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: TellingNvml(capability))
+    rates = numconv.gpu.nvidia_rates.__wrapped__()
+    assert rates.multiprocessors == multiprocessors
+    assert rates.single == pytest.approx(19.49e12, rel=1e-3), "as its data sheet says"
+    assert rates.memory == pytest.approx(1.555e12, rel=1e-3)
+    assert rates.single / rates.double == double
+
+
+@pytest.mark.parametrize("library", [TellingNvml(status=3), Nvml()])
+def test_a_driver_that_does_not_tell_gives_the_rates_of_a_known_gpu(machine, monkeypatch, library):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    assert numconv.gpu.nvidia_rates.__wrapped__() == numconv.gpu._UNKNOWN

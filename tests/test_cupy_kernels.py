@@ -5,6 +5,8 @@ import struct
 
 import numpy as np
 import pytest
+from numconv_cupy.bias import slices_layout
+from numconv_cupy.columns import block_layout
 from numconv_cupy.direct import Direct, redo
 from numconv_cupy.flags import redo_nonfinite
 from numconv_cupy.on_host import HostKernels, compiler
@@ -13,6 +15,7 @@ from numconv_cupy.pooling import Pool
 from numconv_cupy.source import _FILES, _TYPES, kernel, source_of
 from numconv_cupy.tiled import TILES as BLOCK_TILES
 from numconv_cupy.tiled import TensorCores, Tiled, cut_of
+from numconv_cupy.transforms import spectra_layout
 from numconv_cupy.windows import Windows
 
 from numconv.plugin import UnsupportedProblemError, Verdict, accumulator, np_dtype, parse
@@ -208,6 +211,10 @@ def test_refusals_have_their_numbers():
 
 # --- compiled for devices -------------------------------------------------------------------------------------------------------
 
+COLUMN_KERNELS = tuple(name for name, file in _FILES.items() if file == "im2col.cu")
+BIAS_KERNELS = ("sum_positions", "store_bias")
+SPECTRA_KERNELS = tuple(name for name, file in _FILES.items() if file == "spectra.cu")
+COLUMNS = {"STORED": 0, "COPIES": 0}
 PLANES = {"GRADIENT": 0, "COPYING": 0, "SLIDE": 1, "REVERSED": 0, "KT": 1, "RT": 4, "TAPS": 3}
 PRODUCT = {"OP": 0, "COPYING": 0, "MMA": 0}
 TILES = {
@@ -219,6 +226,13 @@ TILES = {
     ),
     "conv_taps": ({"TH": 3, "TW": 3}, {"TH": 4, "TW": 7}),
     "sum_parts": (PRODUCT | BLOCK_TILES[4][0].macros | {"OP": 1},),
+    "finish_products": tuple(COLUMNS | {"FINISH": finish} for finish in (0, 1)),
+    "multiply_spectra": tuple({"GRADIENT": 0, "ROWS": rows, "COLUMNS": columns} for rows, columns in ((1, 1), (4, 4))),
+    **{name: ({"GRADIENT": 0}, {"GRADIENT": 1}) for name in SPECTRA_KERNELS if name.endswith(("sources", "blocks"))},
+    "store_gradient": ({"GRADIENT": 0},),
+    "gather_columns": (COLUMNS | {"LAST": 3}, COLUMNS | {"LAST": 0, "COPIES": 1}),
+    "add_columns": (COLUMNS | {"LAST": 3, "STRIDED": 0}, COLUMNS | {"LAST": 0, "STRIDED": 1}),
+    "sum_gradients": (COLUMNS,),
 }  # fmt: skip
 VARIANTS = [(name, tile) for name in _FILES for tile in TILES.get(name, ({},))]
 
@@ -243,7 +257,7 @@ def nvrtc():
 
 def example(name, dtype, ndim):
     ones = "x".join("1" * ndim)
-    if name.startswith(("conv", "channel", "store")):
+    if name.startswith(("conv", "channel", "store", *COLUMN_KERNELS, *SPECTRA_KERNELS, *BIAS_KERNELS)):
         return parse(f"conv forward f32 n1 c1 k1 g1 in{ones} w{ones} s1 p0 d1").replace(dtype=dtype, out_dtype=dtype)
     return parse(f"window unfold f32 n1 c1 in{ones} w{ones} s1 p0 d1").replace(dtype=dtype, out_dtype=dtype)
 
@@ -251,6 +265,12 @@ def example(name, dtype, ndim):
 def compiled(nvrtc, name, tile, dtype, ndim, arch):
     """The cubin of a kernel."""
     problem = example(name, dtype, ndim)
+    if name in COLUMN_KERNELS:
+        tile = {"BLOCK_BYTES": block_layout(ndim).itemsize, **tile}
+    if name in BIAS_KERNELS:
+        tile = {"SLICES_BYTES": slices_layout(ndim).itemsize}
+    if name in SPECTRA_KERNELS:
+        tile = {"SPECTRA_BYTES": spectra_layout(ndim).itemsize, **tile}
     code = kernel(name, problem, tile)
     program = nvrtc.createProgram(source_of(name), f"{name}.cu", [], [])
     try:

@@ -16,6 +16,7 @@ __all__ = ["CupyBackend", "backend"]
 
 @functools.cache
 def _implementations() -> tuple[Implementation, ...]:
+    from .device import CupyDevice
     from .direct import Direct, redo
     from .fft import Fft, FftDouble
     from .launching import CupyKernels
@@ -25,12 +26,12 @@ def _implementations() -> tuple[Implementation, ...]:
     from .tiled import TensorCores, Tiled
     from .windows import Windows
 
-    kernels = CupyKernels()
+    kernels, device = CupyKernels(), CupyDevice()
     again = functools.partial(redo, kernels)
     return (
-        Pointwise(again),
-        Matmul(again),
-        Fft(again),
+        Pointwise(again, device),
+        Matmul(again, device),
+        Fft(again, device),
         FftDouble(again),
         Depthwise(kernels),
         FewChannels(kernels),

@@ -1,32 +1,36 @@
-"""Estimated costs: a fixed order by class of problem, since nobody calibrated the GPU at hand.
+"""Estimated costs: seconds on the GPU at hand, whose rates its driver tells.
 
-An estimate is the larger of operations over a share of a nominal peak and bytes over a nominal bandwidth, plus launches. The
-nominal rates are those of no card, and none of this was measured on one; only the order matters. The shares make the table in
-``docs/cupy.md``.
+A call takes as long as its launches need to be issued or to run, whichever is longer. What runs is bound by arithmetic or by
+memory; the shares of the rates that an algorithm reaches were measured on an H200 and are constants, so that the choice is the
+same on every run. The shares make the table in ``docs/cupy.md``.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
-from numconv.plugin import ConvProblem
+from numconv.plugin import ConvProblem, np_dtype, nvidia_rates
 
-__all__ = ["LAUNCH", "estimate", "moved", "problem_class", "seconds"]
+__all__ = ["CALL", "LAUNCH", "Work", "estimate", "issued", "moved", "problem_class", "product", "seconds", "streamed"]
 
+CALL = 3e-5
+"""Seconds of a call beside its launches."""
 LAUNCH = 1e-5
-_PEAK = {"float64": 1e12, "complex64": 1e13, "complex128": 1e12}
-_BANDWIDTH = 1e12
+"""Seconds that a launch takes to be issued."""
+START = 3e-6
+"""Seconds that a launch takes to run at least."""
+_STREAM = 0.75
+"""The share of the rate of memory that copies reach."""
 
-# The share of the peak that an algorithm is taken to reach, by the class of the problem.
+# The share of the peak that a kernel is taken to reach, by the class of the problem.
 _SHARES: dict[str, dict[str, float]] = {
-    "pointwise": {"pointwise": 0.7, "matmul": 0.3, "tiled": 0.2, "few_channels": 0.06, "direct": 0.02},
-    "depthwise": {"depthwise": 0.3, "direct": 0.05, "few_channels": 0.04, "matmul": 0.002, "tiled": 0.002},
-    "few channels": {"few_channels": 0.1, "direct": 0.03, "matmul": 0.08, "tiled": 0.06},
-    "dense": {"matmul": 0.3, "tiled": 0.25, "few_channels": 0.06, "direct": 0.02},
+    "pointwise": {"tiled": 0.2, "few_channels": 0.06, "direct": 0.02},
+    "depthwise": {"depthwise": 0.3, "direct": 0.05, "few_channels": 0.04, "tiled": 0.002},
+    "few channels": {"few_channels": 0.1, "direct": 0.03, "tiled": 0.06},
+    "dense": {"tiled": 0.25, "few_channels": 0.06, "direct": 0.02},
 }
-_BY_CUBLAS = ("pointwise", "matmul")
-_LAUNCHES = {"direct": 1, "tiled": 1, "few_channels": 1, "depthwise": 1, "pointwise": 3, "matmul": 8}
+_LAUNCHES = {"direct": 1, "tiled": 1, "few_channels": 1, "depthwise": 1}
 
 
 def problem_class(problem: ConvProblem) -> str:
@@ -39,22 +43,65 @@ def problem_class(problem: ConvProblem) -> str:
 
 
 def estimate(problem: ConvProblem, algorithm: str) -> float:
-    """Seconds on no particular GPU, for an order."""
+    """Seconds of a kernel that computes all by itself."""
     share = _SHARES[problem_class(problem)][algorithm]
     if algorithm == "direct" and problem.op == "weight_grad" and problem.level == "strict":
         share /= 50  # a chain an element leaves most of a GPU idle
-    if algorithm in _BY_CUBLAS and (problem.level == "fast" or problem.acc_dtype != problem.dtype or "complex" in problem.dtype):
-        share *= 2  # TF32; and complex products have more operations a byte
     return seconds(problem, problem.flops, share, problem.bytes, _LAUNCHES[algorithm])
 
 
 def seconds(problem: ConvProblem, operations: float, share: float, moved_bytes: float, launches: int) -> float:
-    """The model behind every estimate of a convolution."""
-    peak = _PEAK.get(problem.acc_dtype, 1e13)
-    return LAUNCH * launches + max(operations / (share * peak), moved_bytes / _BANDWIDTH)
+    """Of so many operations at a share of the peak, and so many bytes."""
+    rates = nvidia_rates()
+    peak = rates.double if problem.acc_dtype in ("float64", "complex128") else rates.single
+    return issued(launches, max(operations / (share * peak), moved_bytes / (_STREAM * rates.memory)) + START * launches)
+
+
+def issued(launches: int, running: float) -> float:
+    """Of a call whose launches run for so long."""
+    return CALL + max(LAUNCH * launches, running)
+
+
+def streamed(size: float) -> float:
+    """Seconds in which a launch reads and writes so many bytes."""
+    return START + size / (_STREAM * nvidia_rates().memory)
 
 
 def moved(problem: Any, launches: int = 1) -> float:
     """Seconds for pooling and windows, which are bound by memory."""
-    total: float = LAUNCH * launches + problem.bytes / _BANDWIDTH + problem.flops / 1e12
-    return total
+    return issued(launches, launches * streamed(problem.bytes / launches) + problem.flops / (0.1 * nvidia_rates().single))
+
+
+class Work(NamedTuple):
+    """A batch of products of cuBLAS."""
+
+    rows: int
+    inner: int
+    columns: int
+    batch: int
+    shared: bool = False
+    """Whether the batch has one left factor in common."""
+
+
+_TILE = 64, 128
+_SPLIT = 512
+"""Terms of a product that cuBLAS leaves to one multiprocessor, where there are too few tiles for all."""
+_REACHED = {"float32": 0.75, "float64": 1.6, "tf32": 0.55, "half": 0.5}
+"""Shares of the rates that large products reach; of those of double precision more, by tensor cores."""
+
+
+def product(work: Work, dtype: str, *, tf32: bool) -> float:
+    """Seconds of a batch of products: tiles in rounds of the multiprocessors, or memory."""
+    rates = nvidia_rates()
+    item = np_dtype(dtype).itemsize
+    peak = {
+        "half": _REACHED["half"] * 2 * rates.tf32, "tf32": _REACHED["tf32"] * rates.tf32,
+        "float32": _REACHED["float32"] * rates.single, "float64": _REACHED["float64"] * rates.double,
+    }["half" if item == 2 else "tf32" if tf32 else dtype]  # fmt: skip
+    tiles = -(-work.rows // _TILE[0]) * -(-work.columns // _TILE[1]) * work.batch
+    units = tiles * max(1, min(work.inner // _SPLIT, 2 * rates.multiprocessors // tiles))
+    rounds = -(-units // rates.multiprocessors) * rates.multiprocessors / units
+    operations = 2.0 * tiles * _TILE[0] * _TILE[1] * work.inner
+    factors = work.rows * work.inner * (1 if work.shared else work.batch) + work.inner * work.columns * work.batch
+    size = item * factors + max(4, item) * work.rows * work.columns * work.batch
+    return START + max(operations * rounds / peak, size / (_STREAM * rates.memory))

@@ -20,11 +20,14 @@ import numpy as np
 from numconv.plugin import CONV_OPS, ConvProblem, Executor, Implementation, Verdict
 
 from .costs import seconds
+from .device import Device
 from .direct import limits
 from .flags import Box, Redo
+from .forecasts import transform_seconds
 from .layouts import Layout, layout_of
 from .namespaces import on_namespace
 from .spectral import convolve, correlate_weights
+from .transforms import is_transformed, rounds_of, transformed
 
 __all__ = ["Fft", "FftDouble"]
 
@@ -33,6 +36,8 @@ _LEAST_TERMS = {"float32": (16, 2), "complex64": (16, 2), "float64": (8, 8), "co
 small beside them, since that of a transform is relative to a whole block. Double precision has more room below its bound."""
 Counts = np.ndarray[Any, np.dtype[np.int64]]
 
+_OPERATIONS = 100
+"""Launches in the time of the array operations of a round."""
 _WIDER = {"float32": "float64", "complex64": "complex128"}
 
 
@@ -45,8 +50,8 @@ class Fft(Implementation):
     measured_error: ClassVar[Mapping[str, float]] = {"float32": 4e-7, "float64": 2e-15}  # with NumPy's transforms
     double: ClassVar[bool] = False
 
-    def __init__(self, redo: Callable[[ConvProblem], Redo]):
-        self.redo = redo
+    def __init__(self, redo: Callable[[ConvProblem], Redo], device: Device | None = None):
+        self.redo, self.device = redo, device
 
     def supports(self, problem: ConvProblem) -> Verdict:
         """Floats, where sums are long enough or double precision makes up for it."""
@@ -62,27 +67,37 @@ class Fft(Implementation):
         return limits(problem)
 
     def cost(self, problem: ConvProblem) -> float:
-        """Transforms and products of spectra, at shares of the nominal rates; see `costs`."""
+        """The launches one by one, see `forecasts`; or array operations, each of which keeps the host busy."""
         layout = self._layout(problem)
+        if self._is_prepared(problem, layout):
+            return transform_seconds(problem, layout)
         wide = 8 if layout.dtype in _WIDER.values() and problem.acc_dtype in _WIDER else 1
-        operations = wide * (layout.operations / 0.15)
-        return seconds(problem, operations, 1.0, problem.bytes + layout.traffic, 12 * layout.rounds)
+        operations = wide * layout.operations
+        return seconds(problem, operations, 0.2, problem.bytes + layout.traffic, _OPERATIONS * layout.rounds)
 
     def workspace(self, problem: ConvProblem) -> int:
         """Spectra of weights, source and results of one block."""
-        return self._layout(problem).bytes
+        layout = self._layout(problem)
+        return rounds_of(problem, layout)[1] if self._is_prepared(problem, layout) else layout.bytes
 
     def build(self, problem: ConvProblem) -> Executor:
-        """Array operations on the caller's stream."""
+        """Prepared steps, or array operations, on the caller's stream."""
         layout = self._layout(problem)
+        if self.device and self._is_prepared(problem, layout):
+            short = () if problem.op == "weight_grad" else bands(problem) or ()
+            return transformed(problem, layout, short, self.device)
         if problem.op == "weight_grad":
             redo = self.redo(problem.replace(bias=""))
             return on_namespace(functools.partial(correlate_weights, problem, layout, redo))
         short = bands(problem) or () if layout.dtype == problem.acc_dtype else ()
         return on_namespace(functools.partial(convolve, problem, layout, short, self.redo(problem)))
 
+    def _is_prepared(self, problem: ConvProblem, layout: Layout) -> bool:
+        return self.device is not None and is_transformed(problem, layout.dtype)
+
     def _layout(self, problem: ConvProblem) -> Layout:
-        return layout_of(problem, arithmetic_of(problem, double=self.double) or problem.acc_dtype)
+        dtype = arithmetic_of(problem, double=self.double) or problem.acc_dtype
+        return layout_of(problem, dtype, together=self.device is not None and is_transformed(problem, dtype))
 
 
 class FftDouble(Fft):

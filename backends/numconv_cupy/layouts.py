@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -11,6 +12,8 @@ from numconv.plugin import ConvProblem, np_dtype
 
 __all__ = ["Channels", "Layout", "layout_of"]
 
+_CHOICES = {1: 16, 2: 7, 3: 4}
+"""Lengths of an axis that are tried, by the number of axes."""
 _LAUNCHES = 1e8
 """Operations in the time that the launches of one block take."""
 
@@ -103,8 +106,11 @@ class Layout(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1024)
-def layout_of(problem: ConvProblem, dtype: str) -> Layout:
-    """The cheapest cut that stays under the limit of working memory, or the smallest if none does."""
+def layout_of(problem: ConvProblem, dtype: str, *, together: bool = False) -> Layout:
+    """The cheapest cut that stays under the limit of working memory, or the smallest if none does.
+
+    `together` says that blocks are computed together, so that their number costs no launches.
+    """
     extents = tuple(d * (r - 1) + 1 for d, r in zip(problem.dilation, problem.kernel, strict=True))
     spread = tuple((q - 1) * s + 1 for q, s in zip(problem.output, problem.stride, strict=True))
     ones = (1,) * problem.ndim
@@ -113,40 +119,36 @@ def layout_of(problem: ConvProblem, dtype: str) -> Layout:
         inputs, outputs = outputs, inputs
     positions = problem.spatial if problem.op == "input_grad" else spread
     every = problem.stride if problem.op == "forward" else ones
-    choices = [_lengths(e, p, s) for e, p, s in zip(extents, positions, every, strict=True)]
-    lines = problem.n * problem.groups * (inputs + outputs) * math.prod(positions)
-    picks = [_cheapest(choice, e, p, lines // p) for choice, e, p in zip(choices, extents, positions, strict=True)]
-    while True:
-        lengths = tuple(choice[pick] for choice, pick in zip(choices, picks, strict=True))
-        layout = Layout(dtype, extents, positions, every, lengths, problem.groups, inputs, outputs, problem.n, 1,
-                        problem.groups, outputs)  # fmt: skip
-        layout = _fitted(layout, problem.max_workspace)
-        if layout.bytes <= problem.max_workspace or not any(picks):
-            return layout
-        longest = max(range(problem.ndim), key=lambda axis: (picks[axis] > 0, lengths[axis]))
-        picks[longest] -= 1
+    most = _CHOICES[min(problem.ndim, 3)]
+    choices = [_thinned(_lengths(e, p, s), most) for e, p, s in zip(extents, positions, every, strict=True)]
+    found = [
+        _fitted(Layout(dtype, extents, positions, every, lengths, problem.groups, inputs, outputs, problem.n, 1,
+                       problem.groups, outputs), problem.max_workspace)
+        for lengths in itertools.product(*choices)
+    ]  # fmt: skip
+    fitting = [each for each in found if each.bytes <= problem.max_workspace]
+    if not fitting:
+        return min(found, key=lambda each: each.bytes)
+    return min(fitting, key=lambda each: each.operations + (0 if together else _LAUNCHES * each.rounds))
 
 
 def _lengths(extent: int, positions: int, step: int) -> list[int]:
-    """Lengths of transforms, from the shortest that gives a result to the one that needs a single block."""
+    """Even lengths of transforms, from the shortest that gives a result to the one that needs a single block."""
     from scipy.fft import next_fast_len
 
     found, wanted, most = [], extent - 1 + step, positions + extent - 1
     while wanted < most:
-        found.append(next_fast_len(wanted, real=True))
+        found.append(2 * next_fast_len(-(-wanted // 2), real=True))
         wanted = max(wanted + 1, 3 * wanted // 2)
-    found.append(next_fast_len(max(most, extent - 1 + step), real=True))
+    found.append(2 * next_fast_len(-(-max(most, extent - 1 + step) // 2), real=True))
     return sorted(set(found))
 
 
-def _cheapest(lengths: list[int], extent: int, positions: int, lines: int) -> int:
-    """The position of the length with the fewest operations for so many lines, where the launches of a block count as some."""
-
-    def operations(position: int) -> float:
-        length = lengths[position]
-        return -(-positions // (length - extent + 1)) * (lines * length * math.log2(length + 1) + _LAUNCHES)
-
-    return min(range(len(lengths)), key=operations)
+def _thinned(lengths: list[int], count: int) -> list[int]:
+    """At most so many, the shortest and the longest among them."""
+    if len(lengths) <= count:
+        return lengths
+    return [lengths[place * (len(lengths) - 1) // (count - 1)] for place in range(count)]
 
 
 def _fitted(layout: Layout, limit: int) -> Layout:

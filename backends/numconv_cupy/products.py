@@ -17,16 +17,21 @@ import numpy as np
 
 from numconv.plugin import CONV_OPS, ConvProblem, Executor, Implementation, Verdict, np_dtype
 
-from .costs import estimate
+from .columns import executor_of, is_prepared, workspace_of
+from .costs import LAUNCH
+from .device import Device
 from .direct import limits, parts_of
 from .epilogue import bias_sums, store
 from .flags import Redo, redo_nonfinite
+from .forecasts import matmul_seconds
 from .gemm import batched_matmul
 from .namespaces import Arrays, dtype_in, namespace, on_namespace, strided_windows, zeros_like
 from .slabs import Rows, padded_slab
 
 __all__ = ["Matmul", "Pointwise"]
 
+_OPERATIONS = 40
+"""Launches in the time of the array operations of a call."""
 _TF32 = {"float32", "complex64"}
 
 
@@ -36,15 +41,18 @@ class _Product(Implementation):
     levels = frozenset({"high", "default", "fast"})
     measured_error: ClassVar[Mapping[str, float]] = {"float32": 6e-7, "float64": 1e-15, "complex64": 6e-7, "complex128": 1e-15}
 
-    def __init__(self, redo: Callable[[ConvProblem], Redo]):
-        self.redo = redo
+    def __init__(self, redo: Callable[[ConvProblem], Redo], device: Device | None = None):
+        self.redo, self.device = redo, device
 
     def cost(self, problem: ConvProblem) -> float:
-        """By the table of `costs`."""
-        return estimate(problem, self.name)
+        """The launches one by one, see `forecasts`; or array operations, each of which keeps the host busy."""
+        launches = 0 if self.device and is_prepared(problem) else _OPERATIONS
+        return matmul_seconds(problem) + launches * LAUNCH
 
     def build(self, problem: ConvProblem) -> Executor:
-        """Array operations on the caller's stream."""
+        """Prepared steps, or array operations, on the caller's stream."""
+        if self.device and is_prepared(problem):
+            return executor_of(problem, self.device)
         return on_namespace(functools.partial(_quietly, self.run(problem), problem))
 
     def run(self, problem: ConvProblem) -> Callable[[ConvProblem, Arrays, Arrays], None]:
@@ -89,6 +97,8 @@ class Pointwise(_Product):
 
     def workspace(self, problem: ConvProblem) -> int:
         """The factors in the dtype of the sums and the products, of some images."""
+        if self.device and is_prepared(problem):
+            return workspace_of(problem)
         return _pointwise_images(problem) * _pointwise_bytes(problem)
 
     def run(self, problem: ConvProblem) -> Callable[[ConvProblem, Arrays, Arrays], None]:
@@ -144,6 +154,8 @@ class Matmul(_Product):
 
     def workspace(self, problem: ConvProblem) -> int:
         """A block's slab, columns and products; the partial sums of weights that are computed again."""
+        if self.device and is_prepared(problem):
+            return workspace_of(problem)
         item = np_dtype(problem.acc_dtype).itemsize
         weights = math.prod(problem.w_shape) * item
         if problem.op == "weight_grad":

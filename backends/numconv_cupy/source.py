@@ -30,6 +30,9 @@ _FILES = {
     "conv_taps": "taps.cu", "channel_totals": "taps.cu",
     "max_pool": "pooling.cu", "add_at_winners": "pooling.cu", "avg_pool": "pooling.cu", "avg_pool_backward": "pooling.cu",
     "lp_pool": "pooling.cu", "lp_pool_backward": "pooling.cu",
+    "gather_columns": "im2col.cu", "add_columns": "im2col.cu", "finish_products": "im2col.cu", "sum_gradients": "im2col.cu",
+    "fill_weights_and_sources": "spectra.cu", "fill_gradient_and_sources": "spectra.cu", "multiply_spectra": "spectra.cu",
+    "sum_positions": "bias.cu", "store_bias": "bias.cu", "store_blocks": "spectra.cu", "store_gradient": "spectra.cu",
     "gather": "windows.cu", "add_back": "windows.cu", "owners": "windows.cu", "place": "windows.cu", "pick": "windows.cu",
 }  # fmt: skip
 _INCLUDED = {
@@ -37,6 +40,9 @@ _INCLUDED = {
     "tiled.cu": ("epilogue.cuh", "axes.cuh", "sharing.cuh"),
     "taps.cu": ("axes.cuh", "sharing.cuh"),
     "planes.cu": ("epilogue.cuh", "axes.cuh", "sharing.cuh"),
+    "im2col.cu": ("epilogue.cuh", "division.cuh"),
+    "spectra.cu": ("epilogue.cuh", "division.cuh"),
+    "bias.cu": ("division.cuh",),
 }
 _TYPES = {
     "float16": "Half", "bfloat16": "BFloat", "float32": "float", "float64": "double",

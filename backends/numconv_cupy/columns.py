@@ -1,0 +1,540 @@
+"""Products of columns as a list of prepared steps: what `matmul` and `pointwise` do on a device with real floats.
+
+A block is some images, or some rows (positions on the first spatial axis) of one, so that its columns stay in a GPU's cache:
+a launch gathers them, a batched product of cuBLAS multiplies all of its images, which for y writes in place where nothing is left
+to do. A third launch, where there is anything, ends a product: bias, activation, other strides, and what is not finite at the
+border, where a padding zero may have met an infinity; it is computed again term by term.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numconv.plugin import ConvProblem, Executor, cupy_view, np_dtype
+
+from .bias import add_bias_gradient, bias_workspace
+from .device import Device, Product
+from .namespaces import Arrays, namespace
+from .recipes import Place, Recipe, executor_by, layout, record
+from .source import Strides, geometry, strides_of
+
+__all__ = ["BLOCK_BYTES", "executor_of", "is_bare", "is_prepared", "is_short", "workspace_of"]
+
+BLOCK_BYTES = 128 << 20
+"""Of the columns of a block. Smaller ones would stay in the cache of a large GPU, but their products fill it less."""
+_SHORT = 256
+"""Images with fewer outputs are joined to one product of a block."""
+_LEADING = 8
+"""Rows of matrices begin at multiples of so many elements, as tensor cores want it."""
+_TILE = 128
+"""Rows and columns of a tile of a product."""
+_TILES = 264
+"""That keep a large GPU busy."""
+_MULTIPROCESSORS = 132
+_LEAST_TERMS = 256
+"""Of a partial sum."""
+_UNROLLED = 8
+"""Taps of the last axis that a kernel is compiled for."""
+_THREADS = 1 << 17
+"""That keep a large GPU busy."""
+_MOST = 2**31 - 1
+"""Threads of a launch."""
+_ACCUMULATORS = {"float32": "float32", "float64": "float64", "float16": "float32", "bfloat16": "float32"}
+
+
+def is_prepared(problem: ConvProblem) -> bool:
+    """Whether this module computes it: real floats with sums as cuBLAS makes them, something to compute, and 32-bit positions."""
+    sizes = (problem.n, problem.c, problem.k, *problem.spatial, *problem.output)
+    positions = problem.n * max(math.prod(problem.spatial), math.prod(problem.output))
+    return _ACCUMULATORS.get(problem.dtype) == problem.acc_dtype and all(sizes) and positions <= _MOST
+
+
+class Part(NamedTuple):
+    """Images, and rows of the first spatial axis of the result (of y for weight_grad), of a block."""
+
+    image: int
+    images: int
+    row: int
+    rows: int
+
+
+class Matrices(NamedTuple):
+    """Columns, products or an array as matrices ``[channels (and taps), pixels]``, one an image."""
+
+    place: Place
+    image_step: int
+    row_step: int
+    joint: bool = False
+    """All images side by side in one matrix."""
+
+
+@functools.cache
+def block_layout(ndim: int) -> np.dtype[Any]:
+    """Struct Block of ``im2col.cu``."""
+    numbers = (
+        "image_step",
+        "row_step",
+        "threads",
+        "first",
+        "pixels",
+        "begin",
+        "held",
+        "aligned",
+        "share",
+        "parts",
+        "start",
+        "last",
+    )
+    divisors = ("by_pixels", "by_splits", "by_channels", "by_taps")
+    return layout(ndim, numbers, (), divisors, ("by_window", "by_axis", "by_stride"))
+
+
+def _macros(problem: ConvProblem, **more: int) -> dict[str, int]:
+    return {"BLOCK_BYTES": block_layout(problem.ndim).itemsize, "COPIES": int(problem.pad_mode != "zeros"), "STORED": 0, **more}
+
+
+def _record(ndim: int, **fields: Any) -> np.ndarray[Any, Any]:
+    return record(block_layout(ndim), **fields)
+
+
+def executor_of(problem: ConvProblem, device: Device) -> Executor:
+    """Steps, which are prepared for each combination of strides that comes along."""
+    prepare = {"forward": _forward, "input_grad": _input_grad, "weight_grad": _weight_grad}[problem.op]
+    run = executor_by(prepare, problem, device)
+
+    def executor(outs: Arrays, ins: Arrays) -> None:
+        if not is_contiguous(ins[1].shape, strides_of(ins[1])):
+            view = cupy_view(ins[1])
+            ins = [ins[0], namespace(view).ascontiguousarray(view), *ins[2:]]
+        run(outs, ins)
+
+    return run if problem.op == "weight_grad" else executor
+
+
+def is_contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether all axes lie row-major one behind another."""
+    step = 1
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if size != 1 and stride != step:
+            return False
+        step *= size
+    return True
+
+
+def matrices_of(place: Place, shape: Sequence[int], strides: Strides) -> Matrices | None:
+    """An array ``[images, channels, *positions]`` as matrices where it lies; None if its positions are not one behind another."""
+    pixels = math.prod(shape[2:])
+    steps = [0 if size == 1 else stride for size, stride in zip(shape[:2], strides[:2], strict=True)]
+    if not is_contiguous(shape[2:], strides[2:]) or min(steps) < 0 or (shape[1] > 1 and steps[1] < pixels):
+        return None
+    return Matrices(place, steps[0], max(steps[1], pixels))
+
+
+# --- blocks
+
+
+def parts_of(problem: ConvProblem, pixel_bytes: int, image_bytes: int, rows: int) -> list[Part]:
+    """Blocks of images, or of rows of one, of which the working memory stays in the cache and under its limit.
+
+    `pixel_bytes` are those of an output, `image_bytes` those of an image beside.
+    """
+    limit = max(1, min(BLOCK_BYTES, problem.max_workspace // 4 * 3))
+    row_bytes = pixel_bytes * math.prod(problem.output[1:])
+    halo = 0
+    if problem.op == "input_grad":
+        halo = 1 + problem.dilation[0] * (problem.kernel[0] - 1) // problem.stride[0]
+    whole = row_bytes * (problem.output[0] + halo) + image_bytes
+    most = _MOST // max(1, max(problem.c, problem.k) * max(math.prod(problem.output), math.prod(problem.spatial)))
+    if whole <= limit:
+        images = _filling(problem, max(1, min(limit // max(1, whole), most)))
+        return [Part(image, min(images, problem.n - image), 0, rows) for image in range(0, problem.n, images)]
+    share = _even(rows, max(1, limit // row_bytes - halo))
+    return [Part(image, 1, row, min(share, rows - row)) for image in range(problem.n) for row in range(0, rows, share)]
+
+
+def _filling(problem: ConvProblem, most: int) -> int:
+    """How many images a block has, of at most so many: such that the tiles of its products fill rounds of the multiprocessors."""
+    if most >= problem.n:
+        return problem.n
+    rows = problem.k if problem.op == "forward" else problem.c * math.prod(problem.kernel)
+    tiles = -(-rows // _TILE) * -(-math.prod(problem.output) // _TILE)
+
+    def filled(images: int) -> float:
+        return images * tiles / -(-images * tiles // _MULTIPROCESSORS)
+
+    return max(range(_even(problem.n, most) * 2 // 3 + 1, most + 1), key=filled)
+
+
+def _even(whole: int, most: int) -> int:
+    """At most `most`, in parts of nearly one size."""
+    return -(-whole // -(-whole // most))
+
+
+def _rounded(elements: int) -> int:
+    return -(-elements // _LEADING) * _LEADING
+
+
+def is_bare(problem: ConvProblem) -> bool:
+    """Whether the columns are x itself."""
+    unpadded = all(low == high == 0 for low, high in problem.padding)
+    return unpadded and math.prod(problem.kernel) == 1 and set(problem.stride) == {1}
+
+
+def is_short(problem: ConvProblem) -> bool:
+    """Whether images are joined to one product of a block: each has few outputs, or they are summed anyway."""
+    summed = problem.op == "weight_grad" and not is_bare(problem)
+    return problem.op != "input_grad" and problem.n > 1 and (summed or math.prod(problem.output) < _SHORT)
+
+
+class Operand(NamedTuple):
+    """A factor or a result: matrices by image and group."""
+
+    matrices: Matrices
+    group_step: int
+    """In elements."""
+    dtype: str
+    turned: bool = False
+
+    def at(self, image: int, group: int) -> Place:
+        """The matrix of an image and group."""
+        elements = image * self.matrices.image_step + group * self.group_step
+        array, offset = self.matrices.place
+        return Place(array, offset + elements * np_dtype(self.dtype).itemsize)
+
+
+def _multiply(recipe: Recipe, sizes: tuple[int, int, int], a: Operand, b: Operand, c: Operand, images: int) -> None:
+    """Products for all images and groups, in as few batches as there are of the fewer."""
+    groups = recipe.problem.groups
+    by_image = groups == 1 or (images > 1 and images >= groups)
+    batch = images if by_image else groups
+    for one in range(groups if by_image else images):
+        steps = [each.matrices.image_step if by_image else each.group_step for each in (a, b, c)]
+        product = Product(
+            *sizes, (a.turned, a.matrices.row_step, steps[0]), (b.turned, b.matrices.row_step, steps[1]),
+            (c.matrices.row_step, steps[2]), batch, a.dtype, c.dtype, recipe.problem.level == "fast" and a.dtype == "float32",
+        )  # fmt: skip
+        where = (0, one) if by_image else (one, 0)
+        recipe.multiply(product, a.at(*where), b.at(*where), c.at(*where))
+
+
+def _unrolled(problem: ConvProblem) -> int:
+    last: int = problem.kernel[-1]
+    return last if last <= _UNROLLED else 0
+
+
+def _bytes(place: Place, elements: int, dtype: str) -> int:
+    return place.offset + elements * np_dtype(dtype).itemsize
+
+
+def _gathered(
+    recipe: Recipe, source: tuple[int, Strides], part: Part, joint: bool, after: int, *, outputs: bool = False
+) -> Matrices:
+    """The columns of a block of outputs in working memory; with `outputs` a copy of grad_y in their order instead."""
+    problem = recipe.problem
+    geometry_of = _as_columns(problem) if outputs else problem
+    array, strides = source
+    channels, taps = geometry_of.c, math.prod(geometry_of.kernel)
+    pixels = part.rows * math.prod(problem.output[1:])
+    rows = channels * taps
+    row_step = _rounded(part.images * pixels if joint else pixels)
+    image_step = pixels if joint else rows * row_step
+    wide = 16 // np_dtype(problem.dtype).itemsize
+    quads, leads = -(-pixels // wide), taps // geometry_of.kernel[-1]
+    share = -(-leads // min(leads, -(-_THREADS // (part.images * channels * quads))))
+    splits = -(-leads // share)
+    threads = part.images * channels * splits * quads
+    place = recipe.reserve(rows * row_step * (1 if joint else part.images), problem.dtype, after)
+    block = _record(
+        problem.ndim, image_step=image_step, row_step=row_step, threads=threads, first=part.row, pixels=pixels,
+        aligned=not joint or pixels % wide == 0, share=share, by_pixels=quads, by_splits=splits, by_channels=channels, by_taps=taps,
+        by_window=geometry_of.kernel, by_axis=(part.rows, *problem.output[1:]),
+    )  # fmt: skip
+    about = geometry(geometry_of, strides)
+    start = Place(array, part.image * strides[0] * np_dtype(problem.dtype).itemsize)
+    recipe.launch("gather_columns", threads, (about, block), (start, place), _macros(geometry_of, LAST=_unrolled(geometry_of)))
+    return Matrices(place, image_step, row_step, joint)
+
+
+@functools.lru_cache(maxsize=256)
+def _as_columns(problem: ConvProblem) -> ConvProblem:
+    """A problem whose columns are grad_y itself."""
+    ones = (1,) * problem.ndim
+    found: ConvProblem = problem.replace(
+        op="forward", c=problem.k, groups=1, spatial=problem.output, kernel=ones, stride=ones, dilation=ones,
+        padding=((0, 0),) * problem.ndim, pad_mode="zeros", bias="", activation=None, flip=False,
+    )  # fmt: skip
+    return found
+
+
+def workspace_of(problem: ConvProblem) -> int:
+    """Upper bound of the bytes of any recipe: blocks with columns and products, parts and sums of weights, a copy of w."""
+    item, wide = _item(problem.dtype), _item(problem.acc_dtype)
+    columns = problem.c * math.prod(problem.kernel)
+    pixel = columns * (wide if problem.op == "input_grad" else item) + problem.k * wide
+    weights = math.prod(problem.w_shape) * wide
+    halo = 2 + problem.dilation[0] * (problem.kernel[0] - 1) // problem.stride[0] if problem.op == "input_grad" else 0
+    row = math.prod(problem.output[1:])
+    whole = problem.n * (_rounded((problem.output[0] + halo) * row) * pixel + (weights if problem.op == "weight_grad" else 0))
+    limit = max(min(BLOCK_BYTES, problem.max_workspace // 4 * 3), _rounded((1 + halo) * row) * pixel)
+    parts = 2 * weights + BLOCK_BYTES // 4 if problem.op == "weight_grad" else weights
+    return max(min(whole, limit + _LEADING * pixel) + parts + 1024, bias_workspace(problem))
+
+
+# --- the operations
+
+
+def _of_positions(recipe: Recipe) -> bool:
+    """One tap, and channels last: one product of all positions with the weights; False if it is another case."""
+    problem = recipe.problem
+    out_steps, in_steps = recipe.strides[:2]
+    forward = problem.op == "forward"
+    out_shape, in_shape = (problem.y_shape, problem.x_shape) if forward else (problem.x_shape, problem.y_shape)
+    if not is_bare(problem) or problem.bias or problem.activation or problem.out_dtype not in (problem.acc_dtype, problem.dtype):
+        return False
+    if not all(_has_channels_last(*each) for each in ((out_shape, out_steps), (in_shape, in_steps))):
+        return False
+    inner, columns = in_shape[1] // problem.groups, out_shape[1] // problem.groups
+    pixels = problem.n * math.prod(problem.output)
+    weights = Operand(Matrices(Place(2), 0, problem.c // problem.groups), inner * columns, problem.dtype, turned=forward)
+    source = Operand(Matrices(Place(1), 0, in_shape[1]), inner, problem.dtype)
+    result = Operand(Matrices(Place(0), 0, out_shape[1]), columns, problem.out_dtype)
+    _multiply(recipe, (pixels, inner, columns), source, weights, result, 1)
+    return True
+
+
+def _has_channels_last(shape: Sequence[int], strides: Strides) -> bool:
+    order = (0, *range(2, len(shape)), 1)
+    return is_contiguous([shape[axis] for axis in order], [strides[axis] for axis in order])
+
+
+def _forward(recipe: Recipe) -> None:
+    problem = recipe.problem
+    if _of_positions(recipe):
+        return
+    (y_steps, x_steps) = recipe.strides[:2]
+    ends = bool(problem.bias or problem.activation)
+    y = matrices_of(Place(0), problem.y_shape, y_steps)
+    if problem.out_dtype not in ((problem.acc_dtype,) if ends else (problem.acc_dtype, problem.dtype)):
+        y = None
+    x = matrices_of(Place(1), problem.x_shape, x_steps) if is_bare(problem) else None
+    taps = math.prod(problem.kernel)
+    pixel_bytes = 0 if x else _item(problem.dtype) * problem.c * taps
+    short = not x and is_short(problem)
+    if short or not y:
+        pixel_bytes += _item(problem.acc_dtype) * problem.k
+    for part in parts_of(problem, pixel_bytes, 0, problem.output[0]):
+        joint = short and part.images > 1
+        pixels = part.rows * math.prod(problem.output[1:])
+        first = part.row * math.prod(problem.output[1:])
+        columns = _moved(x, part, first, problem.dtype) if x else _gathered(recipe, (1, x_steps), part, joint, 0)
+        products, dtype = _products(recipe, y, part, first, joint, 0 if x else recipe.end)
+        together = pixels * (part.images if joint else 1)
+        inner = problem.c // problem.groups * taps
+        rows = problem.k // problem.groups
+        weights = Operand(Matrices(Place(2), 0, inner), rows * inner, problem.dtype)
+        _multiply(
+            recipe, (rows, inner, together), weights, Operand(columns, inner * columns.row_step, problem.dtype),
+            Operand(products, rows * products.row_step, dtype), 1 if joint else part.images,
+        )  # fmt: skip
+        in_place = products.place.array == 0
+        if ends or not in_place or _meets_padding(problem):
+            _finish(recipe, part, products, dtype, ends or not in_place)
+
+
+def _item(dtype: str) -> int:
+    return np_dtype(dtype).itemsize
+
+
+def _meets_padding(problem: ConvProblem) -> bool:
+    return problem.pad_mode == "zeros" and any(low > 0 or high > 0 for low, high in problem.padding)
+
+
+def _moved(matrices: Matrices, part: Part, first: int, dtype: str) -> Matrices:
+    """From a part's first image and output on."""
+    elements = part.image * matrices.image_step + first
+    array, offset = matrices.place
+    return matrices._replace(place=Place(array, offset + elements * _item(dtype)))
+
+
+def _products(recipe: Recipe, y: Matrices | None, part: Part, first: int, joint: bool, after: int) -> tuple[Matrices, str]:
+    """Where the products of a block go, and their dtype: into y where they can stay there."""
+    problem = recipe.problem
+    if y and not joint:
+        return _moved(y, part, first, problem.out_dtype), problem.out_dtype
+    pixels = part.rows * math.prod(problem.output[1:])
+    row_step = _rounded(pixels * (part.images if joint else 1))
+    place = recipe.reserve(problem.k * row_step * (1 if joint else part.images), problem.acc_dtype, after)
+    return Matrices(place, pixels if joint else problem.k * row_step, row_step, joint), problem.acc_dtype
+
+
+def _finish(recipe: Recipe, part: Part, products: Matrices, dtype: str, stores: bool) -> None:
+    """Bias, activation and strides of a block of y, and what met a padding zero and is not finite."""
+    problem = recipe.problem
+    y_steps, x_steps, w_steps, *bias = recipe.strides
+    pixels = part.rows * math.prod(problem.output[1:])
+    threads = part.images * problem.k * pixels
+    block = _record(
+        problem.ndim, image_step=products.image_step, row_step=products.row_step, threads=threads, first=part.row,
+        pixels=pixels, by_pixels=pixels, by_channels=problem.k, by_axis=(part.rows, *problem.output[1:]),
+    )  # fmt: skip
+    about = geometry(problem, x_steps, w_steps, y_steps, bias_step=bias[0][0] if bias else 1)
+    places = (
+        Place(1, part.image * x_steps[0] * _item(problem.dtype)), Place(2), Place(3) if bias else None, products.place,
+        Place(0, part.image * y_steps[0] * _item(problem.out_dtype)),
+    )  # fmt: skip
+    macros = _macros(problem, FINISH=int(stores), STORED=int(dtype == problem.out_dtype))
+    recipe.launch("finish_products", threads, (about, block), places, macros)
+
+
+def _input_grad(recipe: Recipe) -> None:
+    problem = recipe.problem
+    if _of_positions(recipe):
+        return
+    out_steps, y_steps = recipe.strides[:2]
+    ends = bool(problem.bias or problem.activation)
+    out = matrices_of(Place(0), problem.x_shape, out_steps) if is_bare(problem) and not ends else None
+    if problem.out_dtype not in (problem.acc_dtype, problem.dtype):
+        out = None
+    y = matrices_of(Place(1), problem.y_shape, y_steps)
+    taps = math.prod(problem.kernel)
+    pixel_bytes = 0 if out else _item(problem.acc_dtype) * problem.c * taps
+    if not y:
+        pixel_bytes += _item(problem.dtype) * problem.k
+    rows, inner = problem.c // problem.groups * taps, problem.k // problem.groups
+    weights = Operand(Matrices(Place(2), 0, rows), rows * inner, problem.dtype, turned=True)
+    for part in parts_of(problem, pixel_bytes, 0, problem.spatial[0]):
+        held = _rows_read(problem, part)
+        pixels = held.rows * math.prod(problem.output[1:])
+        first = held.row * math.prod(problem.output[1:])
+        if out:
+            columns, dtype = _moved(out, part, first, problem.out_dtype), problem.out_dtype
+        else:
+            step = _rounded(pixels)
+            place = recipe.reserve(part.images * problem.c * taps * step, problem.acc_dtype)
+            columns, dtype = Matrices(place, problem.c * taps * step, step), problem.acc_dtype
+        if held.rows:
+            if y:
+                source = _moved(y, part, first, problem.dtype)
+            else:
+                source = _gathered(recipe, (1, y_steps), held, False, 0 if out else recipe.end, outputs=True)
+            _multiply(
+                recipe, (rows, inner, pixels), weights, Operand(source, inner * source.row_step, problem.dtype),
+                Operand(columns, rows * columns.row_step, dtype), part.images,
+            )  # fmt: skip
+        if not out:
+            _add_columns(recipe, part, held, columns)
+
+
+def _rows_read(problem: ConvProblem, part: Part) -> Part:
+    """The rows of y that rows of x reach."""
+    stride, low = problem.stride[0], problem.padding[0][0]
+    reach = problem.dilation[0] * (problem.kernel[0] - 1)
+    begin = max(0, -(-(part.row + low - reach) // stride))
+    end = max(begin, min(problem.output[0], (part.row + part.rows - 1 + low) // stride + 1))
+    return Part(part.image, part.images, begin, end - begin)
+
+
+def _add_columns(recipe: Recipe, part: Part, held: Part, columns: Matrices) -> None:
+    problem = recipe.problem
+    out_steps, _, _, *bias = recipe.strides
+    pixels = part.rows * math.prod(problem.spatial[1:])
+    threads = part.images * problem.c * pixels
+    block = _record(
+        problem.ndim, image_step=columns.image_step, row_step=columns.row_step, threads=threads, first=part.row,
+        pixels=pixels, begin=held.row, held=held.rows, by_pixels=pixels, by_channels=problem.c, by_taps=math.prod(problem.kernel),
+        by_axis=(part.rows, *problem.spatial[1:]), by_stride=problem.stride,
+    )  # fmt: skip
+    strided = int(set(problem.stride) != {1})
+    about = geometry(problem, y=out_steps, bias_step=bias[0][0] if bias else 1)
+    places = (columns.place, Place(3) if bias else None, Place(0, part.image * out_steps[0] * _item(problem.out_dtype)))
+    recipe.launch("add_columns", threads, (about, block), places, _macros(problem, LAST=_unrolled(problem), STRIDED=strided))
+
+
+def _weight_grad(recipe: Recipe) -> None:
+    problem = recipe.problem
+    y_steps, x_steps = recipe.strides[-2:]
+    y = matrices_of(Place(recipe.scratch - 2), problem.y_shape, y_steps)
+    x = matrices_of(Place(recipe.scratch - 1), problem.x_shape, x_steps) if is_bare(problem) else None
+    taps, weights = math.prod(problem.kernel), math.prod(problem.w_shape)
+    short = is_short(problem)
+    pixel_bytes = _item(problem.dtype) * ((0 if x and not short else problem.c * taps) + (problem.k if short or not y else 0))
+    blocks = parts_of(problem, pixel_bytes, 0 if short else _item(problem.acc_dtype) * weights, problem.output[0])
+    sums = recipe.reserve(weights if len(blocks) > 1 else 0, problem.acc_dtype)
+    after = _bytes(sums, weights if len(blocks) > 1 else 0, problem.acc_dtype)
+    for number, part in enumerate(blocks):
+        joint = short and part.images > 1
+        first = part.row * math.prod(problem.output[1:])
+        if x and not joint:
+            columns, end = _moved(x, part, first, problem.dtype), after
+        else:
+            columns = _gathered(recipe, (recipe.scratch - 1, x_steps), part, joint, after)
+            end = recipe.end
+        if y and not joint:
+            outputs = _moved(y, part, first, problem.dtype)
+        else:
+            outputs = _gathered(recipe, (recipe.scratch - 2, y_steps), part, joint, end, outputs=True)
+            end = recipe.end
+        count, parts = _partial(recipe, part, joint, columns, outputs, end)
+        _sum_gradients(recipe, parts, count, sums, number == 0, number == len(blocks) - 1)
+    if problem.bias:
+        add_bias_gradient(recipe)
+
+
+def _partial(recipe: Recipe, part: Part, joint: bool, columns: Matrices, outputs: Matrices, after: int) -> tuple[int, Place]:
+    """Products of a block: how many partial sums of the gradient, and where."""
+    problem = recipe.problem
+    rows, columns_of = problem.k // problem.groups, problem.c // problem.groups * math.prod(problem.kernel)
+    weights = math.prod(problem.w_shape)
+    inner = part.rows * math.prod(problem.output[1:]) * (part.images if joint else 1)
+    images = 1 if joint else part.images
+    chunk = inner if images > 1 or problem.groups > 1 else _chunk(problem, inner)
+    whole = inner // chunk
+    count = images * whole + (inner % chunk > 0)
+    place = recipe.reserve(weights * count, problem.acc_dtype, after)
+    result = Matrices(place, weights, columns_of)
+
+    def multiply(length: int, begin: int, batch: int, step: int, first: int) -> None:
+        a, b = (_moved(each, Part(0, 1, 0, 1), begin, problem.dtype) for each in (outputs, columns))
+        if step:
+            a, b = a._replace(image_step=step), b._replace(image_step=step)
+        _multiply(
+            recipe, (rows, length, columns_of), Operand(a, rows * a.row_step, problem.dtype),
+            Operand(b, columns_of * b.row_step, problem.dtype, turned=True),
+            Operand(result._replace(place=Place(place.array, place.offset + first * weights * _item(problem.acc_dtype))),
+                    rows * columns_of, problem.acc_dtype), batch,
+        )  # fmt: skip
+
+    if chunk == inner:
+        multiply(inner, 0, images, 0, 0)
+    else:
+        multiply(chunk, 0, whole, chunk, 0)
+        if inner % chunk:
+            multiply(inner % chunk, whole * chunk, 1, 0, whole)
+    return count, place
+
+
+def _chunk(problem: ConvProblem, inner: int) -> int:
+    """Terms of a partial sum: as many sums as give each multiprocessor two tiles."""
+    columns = problem.c * math.prod(problem.kernel)
+    tiles = -(-problem.k // _TILE) * -(-columns // _TILE)
+    room = max(1, BLOCK_BYTES // 4 // (_item(problem.acc_dtype) * problem.k * columns))
+    wanted = min(_TILES // tiles, inner // _LEAST_TERMS, room)
+    return inner if wanted < 2 else _rounded(-(-inner // wanted))
+
+
+def _sum_gradients(recipe: Recipe, parts: Place, count: int, sums: Place, start: bool, last: bool) -> None:
+    problem = recipe.problem
+    out_steps, (y_steps, x_steps) = recipe.strides[0], recipe.strides[-2:]
+    weights = math.prod(problem.w_shape)
+    block = _record(
+        problem.ndim, image_step=weights, threads=weights, parts=count, start=start, last=last, by_taps=math.prod(problem.kernel),
+        by_channels=problem.c // problem.groups, by_window=problem.kernel,
+    )  # fmt: skip
+    about = geometry(problem, y_steps, x_steps, out_steps)
+    places = (Place(recipe.scratch - 2), Place(recipe.scratch - 1), parts, sums, Place(0))
+    recipe.launch("sum_gradients", weights, (about, block), places, _macros(problem))
