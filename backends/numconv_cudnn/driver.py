@@ -1,14 +1,16 @@
-"""Graphs built and executed by cuDNN: the only module that touches the frontend."""
+"""Graphs built and executed by cuDNN, and kernels launched: the only module that touches the frontend and CuPy."""
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from numconv.plugin import UnsupportedProblemError
+from numconv.plugin import DeviceArray, UnsupportedProblemError
 
+from .kernels import THREADS, Launch, Macros, source
 from .translation import Graph, Tensor
 
 __all__ = ["PLAN_BYTES", "Driver", "Plan", "build"]
@@ -23,14 +25,14 @@ class Plan(NamedTuple):
     """A built graph, which any thread may execute with a handle of its own."""
 
     graph: Any
-    tensors: tuple[Any, ...]
-    """Inputs in order, then the output."""
+    uids: tuple[int, ...]
+    """Of the inputs in order, then of the output."""
     workspace: int
     size: int
 
 
 def build(cudnn: Any, handle: int, graph: Graph) -> Plan:
-    """The cheapest engine of cuDNN's heuristics that a graph allows.
+    """The first engine of cuDNN's heuristics that a graph allows.
 
     Raises
     ------
@@ -45,7 +47,7 @@ def build(cudnn: Any, handle: int, graph: Graph) -> Plan:
     )
     known = {each.name: _tensor(cudnn, built, each) for each in graph.inputs}
     for node, tensor in zip(graph.nodes, graph.made, strict=True):
-        known[node.output] = _add(cudnn, built, node, known)
+        known[node.output] = _add(built, node, known)
         known[node.output].set_dim(list(tensor.dims)).set_stride(list(tensor.strides))
     output = known[graph.output.name]
     output.set_output(True).set_data_type(_type(cudnn, graph.output))
@@ -63,8 +65,8 @@ def build(cudnn: Any, handle: int, graph: Graph) -> Plan:
             f"cuDNN has no engine for {operations} of {', '.join(f'{t.name} {t.dims} {t.dtype}' for t in graph.inputs)} at this "
             f"accuracy ({error}); leave backend='cudnn' out, or ask for backend='cupy'"
         ) from error
-    tensors = (*(known[each.name] for each in graph.inputs), output)
-    return Plan(built, tensors, int(built.get_workspace_size()), len(built.serialize()))
+    uids = tuple(known[each.name].get_uid() for each in (*graph.inputs, graph.output))
+    return Plan(built, uids, int(built.get_workspace_size()), len(built.serialize()))
 
 
 def _type(cudnn: Any, tensor: Tensor) -> Any:
@@ -75,15 +77,14 @@ def _tensor(cudnn: Any, built: Any, tensor: Tensor) -> Any:
     return built.tensor(name=tensor.name, dim=list(tensor.dims), stride=list(tensor.strides), data_type=_type(cudnn, tensor))
 
 
-def _add(cudnn: Any, built: Any, node: Any, known: dict[str, Any]) -> Any:
+def _add(built: Any, node: Any, known: dict[str, Any]) -> Any:
     arguments: dict[str, Any] = {parameter: known[name] for parameter, name in node.inputs}
-    for name, value in node.parameters:
-        arguments[name] = getattr(cudnn.reduction_mode, value) if isinstance(value, str) else list(value)
+    arguments |= {name: list(value) for name, value in node.parameters}
     return getattr(built, node.operation)(**arguments, name=node.output)
 
 
 class Driver:
-    """Plans in a cache that all threads share, and a handle for each thread and device."""
+    """Plans in a cache that all threads share, a handle for each thread and device, compiled kernels."""
 
     def __init__(self, limit: int = PLAN_BYTES):
         self._limit = limit
@@ -91,41 +92,58 @@ class Driver:
         self._lock = threading.Lock()
         self._local = threading.local()
 
-    def execute(self, graph: Graph, arrays: Sequence[Any]) -> None:
-        """Run a graph on CuPy's arrays, its inputs and then its output, on the current stream.
+    def device(self) -> int:
+        """The current device."""
+        import cupy
+
+        found: int = cupy.cuda.runtime.getDevice()
+        return found
+
+    def address(self, array: Any) -> int:
+        """Of the first element of an array on a GPU."""
+        found: int = array.pointer if type(array) is DeviceArray else array.data.ptr
+        return found
+
+    def launcher(self, macros: Macros) -> Launch:
+        """What launches the kernels that are compiled for these types."""
+        return _launcher(macros)
+
+    def plan(self, device: int, graph: Graph) -> Plan:
+        """The plan of a graph on a device, built once; the least recently used ones are dropped beyond the limit.
 
         Raises
         ------
         UnsupportedProblemError
             If cuDNN has no engine for it.
         """
-        import cudnn
-        import cupy
-
-        device = cupy.cuda.runtime.getDevice()
-        handle = self._handle(cudnn, device, cupy.cuda.get_current_stream().ptr)
-        plan = self.plan(cudnn, device, handle, graph)
-        workspace = cupy.empty(max(1, plan.workspace), cupy.uint8)
-        pointers = {tensor: array.data.ptr for tensor, array in zip(plan.tensors, arrays, strict=True)}
-        plan.graph.execute(pointers, workspace.data.ptr, handle=handle)
-
-    def _handle(self, cudnn: Any, device: int, stream: int) -> int:
-        """The handle that belongs to this thread and a device, set to a stream: handles are not for two threads at once."""
-        handles: dict[int, _Handle] = self._local.__dict__.setdefault("handles", {})
-        if device not in handles:
-            handles[device] = _Handle(cudnn)
-        cudnn.set_stream(handle=handles[device].value, stream=stream)
-        return handles[device].value
-
-    def plan(self, cudnn: Any, device: int, handle: int, graph: Graph) -> Plan:
-        """The plan of a graph on a device, built once; the least recently used ones are dropped beyond the limit."""
         key = (device, graph)
         with self._lock:
-            if key not in self._plans:
-                self._plans[key] = build(cudnn, handle, graph)
+            found = self._plans.get(key)
+            if found is None:
+                import cudnn
+
+                found = self._plans[key] = build(cudnn, self._handle(device), graph)
                 self._shrink()
-            self._plans.move_to_end(key)
-            return self._plans[key]
+            else:
+                self._plans.move_to_end(key)
+            return found
+
+    def execute(self, device: int, plan: Plan, addresses: Sequence[int], workspace: int) -> None:
+        """Run a plan on the current stream, with the addresses of its inputs and of its output."""
+        plan.graph.execute(dict(zip(plan.uids, addresses, strict=True)), workspace, handle=self._handle(device))
+
+    def _handle(self, device: int) -> int:
+        """The handle of this thread and a device, set to CuPy's current stream: handles are not for two threads at once."""
+        import cupy
+
+        stream: int = cupy.cuda.get_current_stream().ptr
+        try:
+            handle: _Handle = self._local.handles[device]
+        except (AttributeError, KeyError):
+            import cudnn
+
+            handle = self._local.__dict__.setdefault("handles", {})[device] = _Handle(cudnn)
+        return handle.on(stream)
 
     def _shrink(self) -> None:
         total = sum(plan.size for plan in self._plans.values())
@@ -138,8 +156,30 @@ class _Handle:
     """Destroyed with the thread that it belongs to."""
 
     def __init__(self, cudnn: Any):
-        self.value: int = cudnn.create_handle()
-        self._destroy = cudnn.destroy_handle
+        self._cudnn = cudnn
+        self._value: int = cudnn.create_handle()
+        self._stream: int | None = None
+
+    def on(self, stream: int) -> int:
+        """The handle, set to a stream."""
+        if stream != self._stream:
+            self._cudnn.set_stream(handle=self._value, stream=stream)
+            self._stream = stream
+        return self._value
 
     def __del__(self) -> None:
-        self._destroy(self.value)
+        self._cudnn.destroy_handle(self._value)
+
+
+@functools.cache
+def _launcher(macros: Macros) -> Launch:
+    import cupy
+
+    options = ("--std=c++17", *(f"-D{name}={value}" for name, value in macros._asdict().items()))
+    module = cupy.RawModule(code=source(), options=options)
+    function = functools.cache(module.get_function)
+
+    def launch(kernel: str, blocks: int, arguments: tuple[Any, ...]) -> None:
+        function(kernel)((blocks,), (THREADS,), arguments)
+
+    return launch

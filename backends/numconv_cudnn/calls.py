@@ -1,0 +1,196 @@
+"""From arrays to launches: what a call does is found once for each set of strides, and is then a list of steps on addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from numconv.plugin import ConvProblem, UnsupportedProblemError, cupy_view, scratch
+
+from .driver import Driver
+from .kernels import BiasSums, Finish, Launch, Move, Repair, macros
+from .translation import LAYOUTS, Graph, graph_of, steps_of
+
+__all__ = ["Calls"]
+
+_ALIGNED = 16
+"""Bytes to which the frontend declares every tensor aligned."""
+_APART = 256
+"""Bytes to which parts of the working memory are aligned."""
+
+Step = Callable[[list[int], int], None]
+"""``step(addresses, memory)``: addresses of the inputs and then of the outputs, and that of the working memory."""
+
+
+class Calls:
+    """The executor of a problem, on arrays of any strides.
+
+    Parameters
+    ----------
+    driver : Driver
+    problem : ConvProblem
+        One that is `supported`.
+    """
+
+    def __init__(self, driver: Driver, problem: ConvProblem):
+        self._driver = driver
+        self._problem = problem
+        self._found: dict[tuple[Any, ...], _Call] = {}
+
+    def __call__(self, outs: Sequence[Any], ins: Sequence[Any]) -> None:
+        """Compute, on CuPy's current stream."""
+        if self._problem.n == 0:
+            for array in outs:
+                cupy_view(array)[...] = 0
+            return
+        driver, arrays = self._driver, (*ins, *outs)
+        for array in arrays:
+            if getattr(array, "stream", None) is not None:
+                cupy_view(array)  # CuPy's current stream waits for that of the array
+        addresses = [driver.address(array) for array in arrays]
+        key = (driver.device(), *(array.strides for array in arrays), *(address % _ALIGNED for address in addresses))
+        call = self._found.get(key)
+        if call is None:
+            call = self._found[key] = _Call(driver, self._problem, arrays, addresses)
+        held = scratch((call.size,), "uint8", ins[0]) if call.size else None
+        memory = 0 if held is None else driver.address(held)
+        for step in call.steps:
+            step(addresses, memory)
+
+
+class _Call:
+    """The steps of a call on arrays of some strides: the convolution by cuDNN, what must be done before and after it."""
+
+    def __init__(self, driver: Driver, problem: ConvProblem, arrays: Sequence[Any], addresses: Sequence[int]):
+        self.steps: list[Step] = []
+        self.size = 0
+        self._driver = driver
+        self._problem = problem
+        self._launch: Launch = driver.launcher(macros(problem))
+        self._result = len(problem.input_shapes)
+        self._bias = self._result - 1 if problem.bias and problem.op != "weight_grad" else None
+        device = driver.device()
+        layout, fused = _first_built(driver, device, problem, _layout_of(arrays[0]))
+        wanted = [steps_of(array.shape, layout) for array in arrays[: self._result + 1]]
+        foreign = [
+            position
+            for position, steps in enumerate(wanted)
+            if addresses[position] % _ALIGNED or not _lies(arrays[position], steps)
+        ]
+        for position in foreign:
+            self._move(arrays[position], position, wanted[position])
+        self._convolve(device, graph_of(problem, layout, fused))
+        if not fused:
+            self._finish(wanted[-1])
+        if problem.bias and problem.op == "weight_grad":
+            self._sum(layout, _elements(arrays[-1])[0])
+        if _meets_zeros(problem):
+            self._repair([wanted[0], wanted[1], wanted[-1]])
+        if self._result in foreign:
+            self._move_back(arrays[self._result], wanted[-1])
+
+    def _reserve(self, size: int) -> int:
+        """Where in the working memory so many bytes lie."""
+        at = self.size
+        self.size += -(-size // _APART) * _APART
+        return at
+
+    def _move(self, array: Any, position: int, wanted: Sequence[int]) -> None:
+        """An input is copied to memory of the graph's strides; a result gets such memory, and leaves its address at the end."""
+        at, launch, is_result = self._reserve(array.size * array.dtype.itemsize), self._launch, position == self._result
+        move = Move.of("move_in", array.shape, _elements(array), wanted)
+
+        def step(addresses: list[int], memory: int) -> None:
+            if is_result:
+                addresses.append(addresses[position])
+            else:
+                move.run(launch, addresses[position], memory + at)
+            addresses[position] = memory + at
+
+        self.steps.append(step)
+
+    def _move_back(self, array: Any, given: Sequence[int]) -> None:
+        move, position, launch = Move.of("move_out", array.shape, given, _elements(array)), self._result, self._launch
+        self.steps.append(lambda addresses, _: move.run(launch, addresses[position], addresses[-1]))
+
+    def _convolve(self, device: int, graph: Graph) -> None:
+        driver, at = self._driver, self._reserve(self._driver.plan(device, graph).workspace)
+        operands = (*range(len(graph.inputs)), self._result)
+
+        def step(addresses: list[int], memory: int) -> None:
+            driver.execute(device, driver.plan(device, graph), [addresses[each] for each in operands], memory + at)
+
+        self.steps.append(step)
+
+    def _finish(self, steps: Sequence[int]) -> None:
+        finish, launch, bias, result = Finish.of(self._problem, steps), self._launch, self._bias, self._result
+
+        def step(addresses: list[int], _: int) -> None:
+            finish.run(launch, addresses[result], 0 if bias is None else addresses[bias])
+
+        self.steps.append(step)
+
+    def _sum(self, layout: str, step_of_result: int) -> None:
+        sums, launch = BiasSums.of(self._problem, layout), self._launch
+        at, values, out = self._reserve(sums.bytes), 1 if self._problem.bias == "x" else 0, self._result + 1
+
+        def step(addresses: list[int], memory: int) -> None:
+            sums.run(launch, addresses[values], memory + at, addresses[out], step_of_result)
+
+        self.steps.append(step)
+
+    def _repair(self, strides: Sequence[Sequence[int]]) -> None:
+        problem = self._problem if self._problem.op != "weight_grad" else self._problem.replace(bias="")
+        repair, launch, bias, result = Repair.of(problem, strides), self._launch, self._bias, self._result
+        at, seen = self._reserve(repair.blocks), result if problem.op == "weight_grad" else 1
+
+        def step(addresses: list[int], memory: int) -> None:
+            given = 0 if bias is None else addresses[bias]
+            repair.run(launch, addresses[0], addresses[1], given, addresses[result], addresses[seen], memory + at)
+
+        self.steps.append(step)
+
+
+def _first_built(driver: Driver, device: int, problem: ConvProblem, layout: str) -> tuple[str, bool]:
+    """The layout, that of the arrays if possible, and whether bias and activation are fused, of the first graph with an engine."""
+    refused = []
+    for option in _options(problem, layout):
+        try:
+            driver.plan(device, graph_of(problem, *option))
+        except UnsupportedProblemError as error:
+            refused.append(error)
+        else:
+            return option
+    raise refused[0]
+
+
+def _options(problem: ConvProblem, layout: str) -> Iterator[tuple[str, bool]]:
+    more = problem.op != "weight_grad" and (problem.bias or problem.activation)
+    for each in sorted(LAYOUTS, key=lambda name: name != layout):
+        yield each, True
+        if more:
+            yield each, False
+
+
+def _elements(array: Any) -> tuple[int, ...]:
+    """Strides in elements."""
+    return tuple(step // array.dtype.itemsize for step in array.strides)
+
+
+def _lies(array: Any, steps: Sequence[int]) -> bool:
+    """Whether an array has these strides on all axes that are stepped over."""
+    return all(size == 1 or a == b for size, a, b in zip(array.shape, _elements(array), steps, strict=True))
+
+
+def _layout_of(array: Any) -> str:
+    """channels_last where an array lies so and not channels_first too."""
+    first, last = (_lies(array, steps_of(array.shape, layout)) for layout in LAYOUTS)
+    return LAYOUTS[1] if last and not first else LAYOUTS[0]
+
+
+def _meets_zeros(problem: ConvProblem) -> bool:
+    """Whether a tap may read a padding zero, or a zero between strided gradients."""
+    padded = any(low or high for low, high in problem.padding)
+    if problem.op != "input_grad":
+        return padded
+    return padded or any(taps > 1 or step > 1 for taps, step in zip(problem.kernel, problem.stride, strict=True))

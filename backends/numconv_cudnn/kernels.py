@@ -1,0 +1,177 @@
+"""The kernels of ``kernels.cu`` as launches: which one, how many blocks, with which arguments.
+
+Arguments are integers of 64 bits (addresses too) and a record that is passed by value. What launches them is the driver, or in
+tests a loop over the same source compiled for the host.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numconv.plugin import ConvProblem
+
+__all__ = ["THREADS", "BiasSums", "Finish", "Launch", "Macros", "Move", "Repair", "macros", "source"]
+
+THREADS = 256
+"""Threads of every block."""
+_BLOCKS = 264
+"""Blocks that share work among them: two for each of the 132 multiprocessors of an H200."""
+_EACH = 1 << 16
+"""So many values every block may look at by itself: then one launch looks and repairs."""
+_AT_ONCE = 1024
+"""Blocks that sums of a bias aim at."""
+_LEAST = 2048
+"""Values that a partial sum has at least."""
+_ACTIVATIONS = (None, "relu", "silu", "gelu")
+_TYPES = {"float16": "Half", "bfloat16": "BFloat", "float32": "float"}
+
+Launch = Callable[[str, int, tuple[Any, ...]], None]
+"""``launch(kernel, blocks, arguments)``, on the current stream."""
+
+
+class Macros(NamedTuple):
+    """The element types for which the source is compiled: of inputs, outputs, and of what is looked at."""
+
+    IN: str
+    OUT: str
+    SEEN: str
+
+
+def macros(problem: ConvProblem) -> Macros:
+    """Those of a problem; a gradient of weights shows itself what is not finite."""
+    given, made = _TYPES[problem.dtype], _TYPES[problem.out_dtype]
+    return Macros(given, made, made if problem.op == "weight_grad" else given)
+
+
+@functools.cache
+def source() -> str:
+    """The CUDA C++ source."""
+    return (pathlib.Path(__file__).parent / "kernels.cu").read_text(encoding="utf-8")
+
+
+class Repair(NamedTuple):
+    """Computes a result again if one of some values is not finite; else it costs a launch or two that leave at once.
+
+    In a convolution by cuDNN an infinity or NaN that meets a padding zero makes NaN, though such a product is no term. What is
+    looked at has the shape of w: the weights of a forward pass or a gradient of x; for a gradient of w the result, to which a
+    value of grad_y that is not finite leads in any case.
+    """
+
+    kernel: str
+    record: np.ndarray[Any, Any]
+    values: int
+    blocks: int
+    """Of the launch that looks; 0: there is none."""
+
+    @classmethod
+    def of(cls, problem: ConvProblem, strides: Sequence[Sequence[int]]) -> Repair:
+        """For a problem and the strides, in elements, of its two inputs and its result."""
+        count = math.prod(problem.w_shape)
+        blocks = 0 if count <= _EACH else min(_BLOCKS, -(-count // _EACH * 16))
+        return cls(f"redo_{problem.op}", _geometry(problem, strides), count, blocks)
+
+    def run(self, launch: Launch, a: int, b: int, bias: int, y: int, seen: int, flags: int) -> None:
+        """All addresses; `flags` has a byte for each of `blocks`."""
+        if self.blocks:
+            launch("look", self.blocks, (seen, self.values, flags))
+        launch(self.kernel, _BLOCKS, (self.record, a, b, bias, y, seen, self.values, flags if self.blocks else 0, self.blocks))
+
+
+def _geometry(problem: ConvProblem, strides: Sequence[Sequence[int]]) -> np.ndarray[Any, Any]:
+    """The record of the source, for at most three spatial axes."""
+    missing = 3 - problem.ndim
+    lows = tuple(low for low, _ in problem.padding)
+    values = [problem.n, problem.c, problem.k, problem.groups, _ACTIVATIONS.index(problem.activation)]
+    for axes, filler in (
+        (problem.spatial, 1), (problem.kernel, 1), (problem.output, 1), (problem.stride, 1), (lows, 0), (problem.dilation, 1),
+    ):  # fmt: skip
+        values += [filler] * missing + list(axes)
+    for steps in strides:
+        values += [*steps[:2], *(0,) * missing, *steps[2:]]
+    return _record(values)
+
+
+def _record(values: Sequence[int]) -> np.ndarray[Any, Any]:
+    """Numbers as an argument that is passed by value."""
+    numbers = np.array(values, np.int64)
+    return numbers.view(f"V{numbers.nbytes}")
+
+
+class Move(NamedTuple):
+    """A copy of an array to other strides; of at most five axes."""
+
+    kernel: str
+    record: np.ndarray[Any, Any]
+    blocks: int
+
+    @classmethod
+    def of(cls, kernel: str, shape: Sequence[int], given: Sequence[int], made: Sequence[int]) -> Move:
+        """By the kernel ``move_in`` or ``move_out``, with strides in elements."""
+        order = sorted(range(len(shape)), key=lambda axis: -abs(made[axis]))
+        missing = 5 - len(shape)
+        values = [
+            number
+            for axes, filler in ((shape, 1), (given, 0), (made, 0))
+            for number in (*[filler] * missing, *(axes[axis] for axis in order))
+        ]
+        return cls(kernel, _record(values), min(-(-math.prod(shape) // THREADS), 16 * _BLOCKS))
+
+    def run(self, launch: Launch, given: int, made: int) -> None:
+        """From an address to another."""
+        launch(self.kernel, self.blocks, (self.record, given, made))
+
+
+class Finish(NamedTuple):
+    """Bias and activation, in place, for sums that cuDNN left without them."""
+
+    elements: int
+    step: int
+    channels: int
+    activation: int
+
+    @classmethod
+    def of(cls, problem: ConvProblem, strides: Sequence[int]) -> Finish:
+        """For a result with these strides, in elements."""
+        shape = problem.output_shapes[0]
+        return cls(math.prod(shape), strides[1], shape[1], _ACTIVATIONS.index(problem.activation))
+
+    def run(self, launch: Launch, y: int, bias: int) -> None:
+        """On a result at an address; 0: no bias."""
+        blocks = min(-(-self.elements // THREADS), 16 * _BLOCKS)
+        launch("finish", blocks, (y, bias, self.elements, self.step, self.channels, self.activation))
+
+
+class BiasSums(NamedTuple):
+    """The gradient of a bias: sums over all but the channels, in parts whose number is a function of the problem."""
+
+    n: int
+    channels: int
+    positions: int
+    lanes: int
+    parts: int
+
+    @classmethod
+    def of(cls, problem: ConvProblem, layout: str) -> BiasSums:
+        """For grad_y, or x, in this layout."""
+        shape = problem.y_shape if problem.bias == "y" else problem.x_shape
+        n, channels, positions = shape[0], shape[1], math.prod(shape[2:])
+        lanes = 32 if layout == "channels_last" else 1
+        blocks, rows = -(-channels // lanes), n * positions
+        return cls(n, channels, positions, lanes, max(1, min(_AT_ONCE // blocks, rows * lanes // _LEAST)))
+
+    @property
+    def bytes(self) -> int:
+        """Of the partial sums."""
+        return 4 * self.parts * self.channels
+
+    def run(self, launch: Launch, values: int, sums: int, out: int, step: int) -> None:
+        """From values to a result whose elements are `step` apart, through `bytes` at `sums`."""
+        blocks = -(-self.channels // self.lanes) * self.parts
+        launch("channel_sums", blocks, (values, sums, self.n, self.channels, self.positions, self.lanes, self.parts))
+        launch("store_sums", -(-self.channels // THREADS), (sums, out, self.channels, self.parts, step))
