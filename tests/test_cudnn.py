@@ -16,7 +16,7 @@ import pytest
 from numconv_cudnn import CudnnBackend
 from numconv_cudnn.convolution import Convolution
 from numconv_cudnn.driver import Driver, Plan
-from numconv_cudnn.kernels import THREADS, source
+from numconv_cudnn.kernels import NO_RECORD, THREADS, source
 from numconv_cudnn.translation import LAYOUTS, graph_of, supported
 from numconv_cupy.on_host import compiler, grid_of
 
@@ -37,8 +37,8 @@ def graph(text, layout="channels_first"):
 class ReferenceDriver:
     """Computes what the nodes of a graph say, on views of the dims and strides of its tensors; kernels run as C++."""
 
-    def device(self):
-        return 0
+    def place(self, arrays):
+        return 0, 7
 
     def address(self, array):
         return array.ctypes.data
@@ -46,10 +46,11 @@ class ReferenceDriver:
     def plan(self, device, graph):
         return Plan(graph, (), 0, 0)
 
-    def launcher(self, macros):
+    def launcher(self, device, macros):
         return functools.partial(launch_on_host, macros)
 
-    def execute(self, device, plan, addresses, workspace):
+    def execute(self, device, stream, plan, addresses, workspace):
+        assert stream == 7
         graph = plan.graph
         tensors = [*graph.inputs, graph.output]
         views = [view(address, tensor) for address, tensor in zip(addresses, tensors, strict=True)]
@@ -84,10 +85,12 @@ class ReferenceDriver:
         return 0.5 * given["input"] * erfc(given["input"] * -np.sqrt(0.5))
 
 
-def launch_on_host(macros, kernel, blocks, arguments):
+def launch_on_host(macros, kernel, blocks, numbers, stream, record=NO_RECORD):
     """The kernel in a loop; those that share work among any number of blocks have two, since blocks with barriers are slow."""
-    held = [np.array([each], np.int64) if isinstance(each, int) else each for each in arguments]
-    pointers = (ctypes.c_void_p * len(held))(*(each.ctypes.data for each in held))
+    assert stream == 7
+    buffer = np.array([*record, *numbers], np.int64)  # as the driver takes them
+    places = [*([0] if record else []), *range(len(record), buffer.size)]
+    pointers = (ctypes.c_void_p * len(places))(*(buffer.ctypes.data + 8 * place for place in places))
     options = ("-DNUMCONV_BARRIERS", *(f"-D{name}={value}" for name, value in macros._asdict().items()))
     grid_of(kernel, source(), options)(pointers, blocks if "sums" in kernel or kernel == "look" else min(blocks, 2), THREADS)
 
@@ -266,7 +269,7 @@ def test_the_driver_shares_plans_and_bounds_them(monkeypatch):
 
     built = []
     monkeypatch.setitem(sys.modules, "cudnn", SimpleNamespace())
-    monkeypatch.setattr(Driver, "_handle", lambda self, device: 1)
+    monkeypatch.setattr(Driver, "_handle", lambda self, device: SimpleNamespace(on=lambda stream: 1))
     monkeypatch.setattr(module, "build", lambda cudnn, handle, graph: built.append(graph) or Plan(None, (), 0, 40))
     driver, graphs = Driver(limit=100), [graph(f"conv forward f32 n{n} c3 k4 g1 in9 w3 s1 p0 d1") for n in (1, 2, 3)]
     for each in (0, 1, 0, 2, 0, 1):
@@ -283,18 +286,14 @@ def test_each_thread_has_a_handle_of_its_own(monkeypatch):
         set_stream=lambda handle, stream: streams.append((handle, stream)),
         destroy_handle=destroyed.append,
     )
-    current = threading.local()
-    cupy = SimpleNamespace(cuda=SimpleNamespace(get_current_stream=lambda: SimpleNamespace(ptr=current.stream)))
     monkeypatch.setitem(sys.modules, "cudnn", cudnn)
-    monkeypatch.setitem(sys.modules, "cupy", cupy)
     driver = Driver()
 
     def handles(*wanted):
-        for device, current.stream in wanted:
-            yield driver._handle(device)
+        return [driver._handle(device).on(stream) for device, stream in wanted]
 
-    assert list(handles((0, 7), (0, 7), (0, 8))) == [1, 1, 1]
-    thread = threading.Thread(target=lambda: list(handles((0, 9), (1, 9))))
+    assert handles((0, 7), (0, 7), (0, 8)) == [1, 1, 1]
+    thread = threading.Thread(target=lambda: handles((0, 9), (1, 9)))
     thread.start()
     thread.join()
     assert streams == [(1, 7), (1, 8), (2, 9), (3, 9)], "set where it changes"

@@ -18,8 +18,11 @@ _ALIGNED = 16
 _APART = 256
 """Bytes to which parts of the working memory are aligned."""
 
-Step = Callable[[list[int], int], None]
-"""``step(addresses, memory)``: addresses of the inputs and then of the outputs, and that of the working memory."""
+_KEPT = 64
+"""Sets of strides whose steps are kept."""
+
+Step = Callable[[list[int], int, int], None]
+"""``step(addresses, memory, stream)``: addresses of the inputs and then of the outputs, and that of the working memory."""
 
 
 class Calls:
@@ -38,38 +41,41 @@ class Calls:
         self._found: dict[tuple[Any, ...], _Call] = {}
 
     def __call__(self, outs: Sequence[Any], ins: Sequence[Any]) -> None:
-        """Compute, on CuPy's current stream."""
+        """Compute, on the stream of the driver."""
         if self._problem.n == 0:
             for array in outs:
                 cupy_view(array)[...] = 0
             return
         driver, arrays = self._driver, (*ins, *outs)
-        for array in arrays:
-            if getattr(array, "stream", None) is not None:
-                cupy_view(array)  # CuPy's current stream waits for that of the array
+        device, stream = driver.place(arrays)
         addresses = [driver.address(array) for array in arrays]
-        key = (driver.device(), *(array.strides for array in arrays), *(address % _ALIGNED for address in addresses))
+        key = (device, *[array.strides for array in arrays], *[address % _ALIGNED for address in addresses])
         call = self._found.get(key)
         if call is None:
-            call = self._found[key] = _Call(driver, self._problem, arrays, addresses)
+            call = self._kept(key, _Call(driver, self._problem, device, arrays, addresses))
         held = scratch((call.size,), "uint8", ins[0]) if call.size else None
         memory = 0 if held is None else driver.address(held)
         for step in call.steps:
-            step(addresses, memory)
+            step(addresses, memory, stream)
+
+    def _kept(self, key: tuple[Any, ...], call: _Call) -> _Call:
+        while len(self._found) >= _KEPT:
+            self._found.pop(next(iter(self._found)), None)
+        self._found[key] = call
+        return call
 
 
 class _Call:
     """The steps of a call on arrays of some strides: the convolution by cuDNN, what must be done before and after it."""
 
-    def __init__(self, driver: Driver, problem: ConvProblem, arrays: Sequence[Any], addresses: Sequence[int]):
+    def __init__(self, driver: Driver, problem: ConvProblem, device: int, arrays: Sequence[Any], addresses: Sequence[int]):
         self.steps: list[Step] = []
         self.size = 0
         self._driver = driver
         self._problem = problem
-        self._launch: Launch = driver.launcher(macros(problem))
+        self._launch: Launch = driver.launcher(device, macros(problem))
         self._result = len(problem.input_shapes)
         self._bias = self._result - 1 if problem.bias and problem.op != "weight_grad" else None
-        device = driver.device()
         layout, fused = _first_built(driver, device, problem, _layout_of(arrays[0]))
         wanted = [steps_of(array.shape, layout) for array in arrays[: self._result + 1]]
         foreign = [
@@ -100,33 +106,34 @@ class _Call:
         at, launch, is_result = self._reserve(array.size * array.dtype.itemsize), self._launch, position == self._result
         move = Move.of("move_in", array.shape, _elements(array), wanted)
 
-        def step(addresses: list[int], memory: int) -> None:
+        def step(addresses: list[int], memory: int, stream: int) -> None:
             if is_result:
                 addresses.append(addresses[position])
             else:
-                move.run(launch, addresses[position], memory + at)
+                move.run(launch, addresses[position], memory + at, stream)
             addresses[position] = memory + at
 
         self.steps.append(step)
 
     def _move_back(self, array: Any, given: Sequence[int]) -> None:
         move, position, launch = Move.of("move_out", array.shape, given, _elements(array)), self._result, self._launch
-        self.steps.append(lambda addresses, _: move.run(launch, addresses[position], addresses[-1]))
+        self.steps.append(lambda addresses, _, stream: move.run(launch, addresses[position], addresses[-1], stream))
 
     def _convolve(self, device: int, graph: Graph) -> None:
         driver, at = self._driver, self._reserve(self._driver.plan(device, graph).workspace)
         operands = (*range(len(graph.inputs)), self._result)
 
-        def step(addresses: list[int], memory: int) -> None:
-            driver.execute(device, driver.plan(device, graph), [addresses[each] for each in operands], memory + at)
+        def step(addresses: list[int], memory: int, stream: int) -> None:
+            plan = driver.plan(device, graph)
+            driver.execute(device, stream, plan, [addresses[each] for each in operands], memory + at)
 
         self.steps.append(step)
 
     def _finish(self, steps: Sequence[int]) -> None:
         finish, launch, bias, result = Finish.of(self._problem, steps), self._launch, self._bias, self._result
 
-        def step(addresses: list[int], _: int) -> None:
-            finish.run(launch, addresses[result], 0 if bias is None else addresses[bias])
+        def step(addresses: list[int], _: int, stream: int) -> None:
+            finish.run(launch, addresses[result], 0 if bias is None else addresses[bias], stream)
 
         self.steps.append(step)
 
@@ -134,8 +141,8 @@ class _Call:
         sums, launch = BiasSums.of(self._problem, layout), self._launch
         at, values, out = self._reserve(sums.bytes), 1 if self._problem.bias == "x" else 0, self._result + 1
 
-        def step(addresses: list[int], memory: int) -> None:
-            sums.run(launch, addresses[values], memory + at, addresses[out], step_of_result)
+        def step(addresses: list[int], memory: int, stream: int) -> None:
+            sums.run(launch, addresses[values], memory + at, addresses[out], step_of_result, stream)
 
         self.steps.append(step)
 
@@ -144,9 +151,9 @@ class _Call:
         repair, launch, bias, result = Repair.of(problem, strides), self._launch, self._bias, self._result
         at, seen = self._reserve(repair.blocks), result if problem.op == "weight_grad" else 1
 
-        def step(addresses: list[int], memory: int) -> None:
+        def step(addresses: list[int], memory: int, stream: int) -> None:
             given = 0 if bias is None else addresses[bias]
-            repair.run(launch, addresses[0], addresses[1], given, addresses[result], addresses[seen], memory + at)
+            repair.run(launch, addresses[0], addresses[1], given, addresses[result], addresses[seen], memory + at, stream)
 
         self.steps.append(step)
 

@@ -1,7 +1,7 @@
 """The kernels of ``kernels.cu`` as launches: which one, how many blocks, with which arguments.
 
-Arguments are integers of 64 bits (addresses too) and a record that is passed by value. What launches them is the driver, or in
-tests a loop over the same source compiled for the host.
+All arguments are integers of 64 bits, addresses too; a structure, passed by value, comes first and has only such fields. What
+launches them is the driver, or in tests a loop over the same source compiled for the host.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from __future__ import annotations
 import functools
 import math
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
-
-import numpy as np
+from array import array
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 from numconv.plugin import ConvProblem
 
@@ -31,8 +30,14 @@ _LEAST = 2048
 _ACTIVATIONS = (None, "relu", "silu", "gelu")
 _TYPES = {"float16": "Half", "bfloat16": "BFloat", "float32": "float"}
 
-Launch = Callable[[str, int, tuple[Any, ...]], None]
-"""``launch(kernel, blocks, arguments)``, on the current stream."""
+NO_RECORD = array("q")
+
+
+class Launch(Protocol):
+    """What launches the kernels that are compiled for some types."""
+
+    def __call__(self, kernel: str, blocks: int, numbers: Sequence[int], stream: int, record: array[int] = NO_RECORD) -> None:
+        """Launch a kernel with the fields of its structure, if it takes one, and its further arguments."""
 
 
 class Macros(NamedTuple):
@@ -64,7 +69,7 @@ class Repair(NamedTuple):
     """
 
     kernel: str
-    record: np.ndarray[Any, Any]
+    record: array[int]
     values: int
     blocks: int
     """Of the launch that looks; 0: there is none."""
@@ -76,14 +81,15 @@ class Repair(NamedTuple):
         blocks = 0 if count <= _EACH else min(_BLOCKS, -(-count // _EACH * 16))
         return cls(f"redo_{problem.op}", _geometry(problem, strides), count, blocks)
 
-    def run(self, launch: Launch, a: int, b: int, bias: int, y: int, seen: int, flags: int) -> None:
+    def run(self, launch: Launch, a: int, b: int, bias: int, y: int, seen: int, flags: int, stream: int) -> None:
         """All addresses; `flags` has a byte for each of `blocks`."""
         if self.blocks:
-            launch("look", self.blocks, (seen, self.values, flags))
-        launch(self.kernel, _BLOCKS, (self.record, a, b, bias, y, seen, self.values, flags if self.blocks else 0, self.blocks))
+            launch("look", self.blocks, (seen, self.values, flags), stream)
+        numbers = (a, b, bias, y, seen, self.values, flags if self.blocks else 0, self.blocks)
+        launch(self.kernel, _BLOCKS, numbers, stream, self.record)
 
 
-def _geometry(problem: ConvProblem, strides: Sequence[Sequence[int]]) -> np.ndarray[Any, Any]:
+def _geometry(problem: ConvProblem, strides: Sequence[Sequence[int]]) -> array[int]:
     """The record of the source, for at most three spatial axes."""
     missing = 3 - problem.ndim
     lows = tuple(low for low, _ in problem.padding)
@@ -94,20 +100,14 @@ def _geometry(problem: ConvProblem, strides: Sequence[Sequence[int]]) -> np.ndar
         values += [filler] * missing + list(axes)
     for steps in strides:
         values += [*steps[:2], *(0,) * missing, *steps[2:]]
-    return _record(values)
-
-
-def _record(values: Sequence[int]) -> np.ndarray[Any, Any]:
-    """Numbers as an argument that is passed by value."""
-    numbers = np.array(values, np.int64)
-    return numbers.view(f"V{numbers.nbytes}")
+    return array("q", values)
 
 
 class Move(NamedTuple):
     """A copy of an array to other strides; of at most five axes."""
 
     kernel: str
-    record: np.ndarray[Any, Any]
+    record: array[int]
     blocks: int
 
     @classmethod
@@ -120,11 +120,11 @@ class Move(NamedTuple):
             for axes, filler in ((shape, 1), (given, 0), (made, 0))
             for number in (*[filler] * missing, *(axes[axis] for axis in order))
         ]
-        return cls(kernel, _record(values), min(-(-math.prod(shape) // THREADS), 16 * _BLOCKS))
+        return cls(kernel, array("q", values), min(-(-math.prod(shape) // THREADS), 16 * _BLOCKS))
 
-    def run(self, launch: Launch, given: int, made: int) -> None:
+    def run(self, launch: Launch, given: int, made: int, stream: int) -> None:
         """From an address to another."""
-        launch(self.kernel, self.blocks, (self.record, given, made))
+        launch(self.kernel, self.blocks, (given, made), stream, self.record)
 
 
 class Finish(NamedTuple):
@@ -141,10 +141,10 @@ class Finish(NamedTuple):
         shape = problem.output_shapes[0]
         return cls(math.prod(shape), strides[1], shape[1], _ACTIVATIONS.index(problem.activation))
 
-    def run(self, launch: Launch, y: int, bias: int) -> None:
+    def run(self, launch: Launch, y: int, bias: int, stream: int) -> None:
         """On a result at an address; 0: no bias."""
         blocks = min(-(-self.elements // THREADS), 16 * _BLOCKS)
-        launch("finish", blocks, (y, bias, self.elements, self.step, self.channels, self.activation))
+        launch("finish", blocks, (y, bias, self.elements, self.step, self.channels, self.activation), stream)
 
 
 class BiasSums(NamedTuple):
@@ -170,8 +170,8 @@ class BiasSums(NamedTuple):
         """Of the partial sums."""
         return 4 * self.parts * self.channels
 
-    def run(self, launch: Launch, values: int, sums: int, out: int, step: int) -> None:
+    def run(self, launch: Launch, values: int, sums: int, out: int, step: int, stream: int) -> None:
         """From values to a result whose elements are `step` apart, through `bytes` at `sums`."""
         blocks = -(-self.channels // self.lanes) * self.parts
-        launch("channel_sums", blocks, (values, sums, self.n, self.channels, self.positions, self.lanes, self.parts))
-        launch("store_sums", -(-self.channels // THREADS), (sums, out, self.channels, self.parts, step))
+        launch("channel_sums", blocks, (values, sums, self.n, self.channels, self.positions, self.lanes, self.parts), stream)
+        launch("store_sums", -(-self.channels // THREADS), (sums, out, self.channels, self.parts, step), stream)
