@@ -40,12 +40,14 @@ from .problem import (
     accumulator,
     parse,
 )
+from .tuning import remembered
 
 __all__ = [
     "CONV_OPS", "LEVELS", "POOL_OPS", "WINDOW_OPS", "Backend", "BackendUnavailableError", "ConvProblem", "DeviceArray",
     "Executor", "Implementation", "KernelFiles", "NumconvError", "PoolProblem", "Problem", "ProblemError", "Rates",
     "UnknownBackendError", "UnsupportedProblemError", "Verdict", "WindowProblem", "__version__", "accumulator", "activate",
-    "cache_dir", "check_indices", "cupy_view", "np_dtype", "nvidia_devices", "parse", "repair_on", "requested_threads", "scratch",
+    "cache_dir", "check_indices", "cupy_view", "np_dtype", "nvidia_devices", "parse", "remembered", "repair_on",
+    "requested_threads", "requested_tuning", "scratch",
 ]  # fmt: skip
 
 
@@ -220,3 +222,11 @@ def check_indices(op: str, indices: np.ndarray[Any, Any], volume: int) -> None:
 def requested_threads() -> int | None:
     """The number of threads that the caller asked for, by `using(threads=)` or NUMCONV_NUM_THREADS; None: the backend decides."""
     return current().threads or environment().threads
+
+
+def requested_tuning() -> bool:
+    """Whether the caller asked that candidates be timed once, by `using(tune=True)`: known where an executor is built.
+
+    An implementation that has several ways to compute a problem then finds the fastest by `remembered`.
+    """
+    return current().tune

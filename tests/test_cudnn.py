@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from numconv_cudnn import CudnnBackend
 from numconv_cudnn.convolution import Convolution
-from numconv_cudnn.driver import Driver, Plan
+from numconv_cudnn.driver import Driver, Plan, build
 from numconv_cudnn.kernels import NO_RECORD, THREADS, source
 from numconv_cudnn.translation import LAYOUTS, graph_of, supported
 from numconv_cupy.on_host import compiler, grid_of
 
+import numconv as nc
 from numconv.plugin import ConvProblem, UnsupportedProblemError, Verdict, np_dtype, parse
 from numconv.registry import default_registry
 from numconv.testing import CONV_PROBLEMS, BackendContract, check
@@ -44,7 +45,7 @@ class ReferenceDriver:
         return array.ctypes.data
 
     def plan(self, device, graph):
-        return Plan(graph, (), 0, 0)
+        return Plan(graph, 0, (), 0, 0)
 
     def launcher(self, device, macros):
         return functools.partial(launch_on_host, macros)
@@ -261,6 +262,95 @@ def test_refusals(text, reason):
     assert reason in verdict.reason
 
 
+# --- the choice of an engine --------------------------------------------------------------------------------------------------
+
+
+class Anything(SimpleNamespace):
+    """What has every attribute, and returns itself from every call: cuDNN's enumerations and tensors."""
+
+    def __getattr__(self, name):
+        return Anything()
+
+    def __call__(self, *args, **kwargs):
+        return self
+
+
+class FakeCudnn(Anything):
+    """The frontend for one graph whose heuristics name these engines: name, workspace, and whether it can be built."""
+
+    cudnnGraphNotSupportedError = ValueError
+
+    def __init__(self, *engines):
+        super().__init__(engines=engines, built=[])
+
+    def backend_version(self):
+        return 91900
+
+    def pygraph(self, **types):
+        return FakeGraph(cudnn=self)
+
+
+class FakeGraph(Anything):
+    def get_execution_plan_count(self):
+        return len(self.cudnn.engines)
+
+    def get_plan_name_at_index(self, index):
+        return self.cudnn.engines[index][0]
+
+    def get_workspace_size_plan_at_index(self, index):
+        return self.cudnn.engines[index][1]
+
+    def build_plan_at_index(self, index):
+        if not self.cudnn.engines[index][2]:
+            raise ValueError("this engine needs 8 channels")
+        self.cudnn.built.append(index)
+
+    def serialize(self):
+        return b"1234"
+
+
+TEXT = "conv forward f32 n1 c3 k4 g1 in9x8 w3x3 s1 p1 d1"
+
+
+def test_the_first_engine_that_can_be_built_is_taken():
+    plan = build(FakeCudnn(("a", 0, False), ("b", 7, True), ("c", 0, True)), 1, graph(TEXT))
+    assert (plan.index, plan.workspace, plan.size) == (1, 7, 4)
+
+
+@pytest.mark.parametrize(("engines", "words"), [([("a", 0, False)], "needs 8 channels"), ([], "heuristics name none")])
+def test_no_engine_is_refused_with_its_words(engines, words):
+    with pytest.raises(UnsupportedProblemError, match=rf"no engine for conv_fprop of image \(1, 3, 9, 8\) float32.*{words}"):
+        build(FakeCudnn(*engines), 1, graph(TEXT))
+
+
+def test_tuning_takes_the_fastest_engine_and_remembers_it(monkeypatch, tmp_path):
+    import numconv_cudnn.driver as module
+
+    memory = SimpleNamespace(data=SimpleNamespace(ptr=64))
+    runtime = SimpleNamespace(getDevice=lambda: 0, getDeviceProperties=lambda device: {"name": b"a device"})
+    cupy = SimpleNamespace(full=lambda *a: memory, empty=lambda *a: memory, cuda=SimpleNamespace(runtime=runtime))
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setenv("NUMCONV_CACHE_DIR", str(tmp_path))
+    times = iter((3.0, 1.0, 2.0))
+    monkeypatch.setattr(module, "_seconds", lambda run: next(times))
+    timed = graph_of(parse(TEXT), "channels_first", timed=True)
+    cudnn = FakeCudnn(("a", 0, True), ("bad", 0, False), ("b", 5, True), ("c", 0, True))
+    plan = build(cudnn, 1, timed)
+    assert (plan.index, plan.workspace) == (2, 5)
+    cudnn.built.clear()
+    assert build(cudnn, 1, timed).index == 2, "from the file: nothing is left to time"
+    assert cudnn.built == [2]
+
+
+def test_tuning_is_asked_for_where_an_executor_is_built():
+    implementation = Convolution(ReferenceDriver())
+    asked = []
+    for tune in (False, True):
+        with nc.using(tune=tune):
+            asked.append(implementation.build(parse(TEXT))._timed)
+    assert asked == [False, True]
+
+
 # --- the driver ---------------------------------------------------------------------------------------------------------------
 
 
@@ -270,7 +360,7 @@ def test_the_driver_shares_plans_and_bounds_them(monkeypatch):
     built = []
     monkeypatch.setitem(sys.modules, "cudnn", SimpleNamespace())
     monkeypatch.setattr(Driver, "_handle", lambda self, device: SimpleNamespace(on=lambda stream: 1))
-    monkeypatch.setattr(module, "build", lambda cudnn, handle, graph: built.append(graph) or Plan(None, (), 0, 40))
+    monkeypatch.setattr(module, "build", lambda cudnn, handle, graph: built.append(graph) or Plan(None, 0, (), 0, 40))
     driver, graphs = Driver(limit=100), [graph(f"conv forward f32 n{n} c3 k4 g1 in9 w3 s1 p0 d1") for n in (1, 2, 3)]
     for each in (0, 1, 0, 2, 0, 1):
         driver.plan(0, graphs[each])

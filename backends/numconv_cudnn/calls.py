@@ -33,11 +33,14 @@ class Calls:
     driver : Driver
     problem : ConvProblem
         One that is `supported`.
+    timed : bool
+        Whether the engines of a graph are timed, and not chosen by cuDNN's heuristics.
     """
 
-    def __init__(self, driver: Driver, problem: ConvProblem):
+    def __init__(self, driver: Driver, problem: ConvProblem, timed: bool = False):
         self._driver = driver
         self._problem = problem
+        self._timed = timed
         self._found: dict[tuple[Any, ...], _Call] = {}
 
     def __call__(self, outs: Sequence[Any], ins: Sequence[Any]) -> None:
@@ -52,7 +55,9 @@ class Calls:
         key = (device, *[array.strides for array in arrays], *[address % _ALIGNED for address in addresses])
         call = self._found.get(key)
         if call is None:
-            call = self._kept(key, _Call(driver, self._problem, device, arrays, addresses))
+            layout, fused = _first_built(driver, device, self._problem, _layout_of(arrays[0]), self._timed)
+            graph = graph_of(self._problem, layout, fused, self._timed)
+            call = self._kept(key, _Call(driver, self._problem, graph, layout, device, arrays, addresses))
         held = scratch((call.size,), "uint8", ins[0]) if call.size else None
         memory = 0 if held is None else driver.address(held)
         for step in call.steps:
@@ -68,7 +73,16 @@ class Calls:
 class _Call:
     """The steps of a call on arrays of some strides: the convolution by cuDNN, what must be done before and after it."""
 
-    def __init__(self, driver: Driver, problem: ConvProblem, device: int, arrays: Sequence[Any], addresses: Sequence[int]):
+    def __init__(
+        self,
+        driver: Driver,
+        problem: ConvProblem,
+        graph: Graph,
+        layout: str,
+        device: int,
+        arrays: Sequence[Any],
+        addresses: Sequence[int],
+    ):
         self.steps: list[Step] = []
         self.size = 0
         self._driver = driver
@@ -76,7 +90,6 @@ class _Call:
         self._launch: Launch = driver.launcher(device, macros(problem))
         self._result = len(problem.input_shapes)
         self._bias = self._result - 1 if problem.bias and problem.op != "weight_grad" else None
-        layout, fused = _first_built(driver, device, problem, _layout_of(arrays[0]))
         wanted = [steps_of(array.shape, layout) for array in arrays[: self._result + 1]]
         foreign = [
             position
@@ -85,8 +98,8 @@ class _Call:
         ]
         for position in foreign:
             self._move(arrays[position], position, wanted[position])
-        self._convolve(device, graph_of(problem, layout, fused))
-        if not fused:
+        self._convolve(device, graph)
+        if len(graph.nodes) == 1 and (problem.activation or self._bias is not None):
             self._finish(wanted[-1])
         if problem.bias and problem.op == "weight_grad":
             self._sum(layout, _elements(arrays[-1])[0])
@@ -158,12 +171,12 @@ class _Call:
         self.steps.append(step)
 
 
-def _first_built(driver: Driver, device: int, problem: ConvProblem, layout: str) -> tuple[str, bool]:
+def _first_built(driver: Driver, device: int, problem: ConvProblem, layout: str, timed: bool) -> tuple[str, bool]:
     """The layout, that of the arrays if possible, and whether bias and activation are fused, of the first graph with an engine."""
     refused = []
     for option in _options(problem, layout):
         try:
-            driver.plan(device, graph_of(problem, *option))
+            driver.plan(device, graph_of(problem, *option, timed))
         except UnsupportedProblemError as error:
             refused.append(error)
         else:

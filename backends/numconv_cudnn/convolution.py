@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from numconv.plugin import CONV_OPS, ConvProblem, Executor, Implementation, Verdict
+from numconv.plugin import CONV_OPS, ConvProblem, Executor, Implementation, Verdict, requested_tuning
 
 from .calls import Calls
 from .driver import Driver
@@ -44,5 +44,5 @@ class Convolution(Implementation):
         return problem.max_workspace
 
     def build(self, problem: ConvProblem) -> Executor:
-        """Graphs are built at the first call with arrays of some strides, and kept."""
-        return Calls(self.driver, problem)
+        """Graphs are built at the first call with arrays of some strides, and kept; with tuning their engines are timed then."""
+        return Calls(self.driver, problem, requested_tuning())

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import math
 import threading
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from numconv.plugin import DeviceArray, UnsupportedProblemError, cupy_view
+from numconv.plugin import DeviceArray, UnsupportedProblemError, cupy_view, remembered
 
 from .kernels import NO_RECORD, THREADS, Launch, Macros, source
 from .translation import Graph, Tensor
@@ -19,13 +21,19 @@ __all__ = ["PLAN_BYTES", "Driver", "Plan", "build"]
 PLAN_BYTES = 64 << 20
 """Host memory that cached plans may take, by the size of their serialised form."""
 
+_BYTE = 0x3C
+"""Of which every number consists while engines are timed: an ordinary one in each dtype."""
+_GROUPS, _RUNS = 4, 3
+
 _TYPES = {"float16": "HALF", "bfloat16": "BFLOAT16", "float32": "FLOAT"}
 
 
-class Plan(NamedTuple):
-    """A built graph, which any thread may execute with a handle of its own."""
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """An engine that was built for a graph, which any thread may execute with a handle of its own."""
 
     graph: Any
+    index: int
     uids: tuple[int, ...]
     """Of the inputs in order, then of the output."""
     workspace: int
@@ -33,13 +41,27 @@ class Plan(NamedTuple):
 
 
 def build(cudnn: Any, handle: int, graph: Graph) -> Plan:
-    """The first engine of cuDNN's heuristics that a graph allows.
+    """The first engine of cuDNN's heuristics that a graph allows, or of those it allows the fastest if it is to be timed.
 
     Raises
     ------
     UnsupportedProblemError
         If cuDNN has no engine for it, with its own words.
     """
+    try:
+        built, uids = _declared(cudnn, handle, graph)
+        index = _first(cudnn, built, [_fastest(cudnn, handle, graph)] if graph.timed else range(built.get_execution_plan_count()))
+    except (cudnn.cudnnGraphNotSupportedError, RuntimeError) as error:
+        operations = " + ".join(node.operation for node in graph.nodes)
+        raise UnsupportedProblemError(
+            f"cuDNN has no engine for {operations} of {', '.join(f'{t.name} {t.dims} {t.dtype}' for t in graph.inputs)} at this "
+            f"accuracy ({error}); leave backend='cudnn' out, or ask for backend='cupy'"
+        ) from error
+    return Plan(built, index, uids, int(built.get_workspace_size_plan_at_index(index)), len(built.serialize()))
+
+
+def _declared(cudnn: Any, handle: int, graph: Graph) -> tuple[Any, tuple[int, ...]]:
+    """cuDNN's graph with the engines that its heuristics name, the most promising first, and the numbers of its tensors."""
     built = cudnn.pygraph(
         handle=handle,
         io_data_type=_type(cudnn, graph.inputs[0]),
@@ -52,22 +74,64 @@ def build(cudnn: Any, handle: int, graph: Graph) -> Plan:
         known[node.output].set_dim(list(tensor.dims)).set_stride(list(tensor.strides))
     output = known[graph.output.name]
     output.set_output(True).set_data_type(_type(cudnn, graph.output))
-    try:
-        built.validate()
-        built.build_operation_graph()
-        built.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
-        built.deselect_numeric_notes([getattr(cudnn.numerical_note, note) for note in graph.excluded])
-        built.deselect_workspace_greater_than(graph.workspace)
-        built.check_support()
-        built.build_plans(cudnn.build_plan_policy.HEURISTICS_CHOICE)
-    except (cudnn.cudnnGraphNotSupportedError, RuntimeError) as error:
-        operations = " + ".join(node.operation for node in graph.nodes)
-        raise UnsupportedProblemError(
-            f"cuDNN has no engine for {operations} of {', '.join(f'{t.name} {t.dims} {t.dtype}' for t in graph.inputs)} at this "
-            f"accuracy ({error}); leave backend='cudnn' out, or ask for backend='cupy'"
-        ) from error
-    uids = tuple(known[each.name].get_uid() for each in (*graph.inputs, graph.output))
-    return Plan(built, uids, int(built.get_workspace_size()), len(built.serialize()))
+    built.validate()
+    built.build_operation_graph()
+    built.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
+    built.deselect_numeric_notes([getattr(cudnn.numerical_note, note) for note in graph.excluded])
+    built.deselect_workspace_greater_than(graph.workspace)
+    return built, tuple(known[each.name].get_uid() for each in (*graph.inputs, graph.output))
+
+
+def _first(cudnn: Any, built: Any, indices: Iterable[int]) -> int:
+    """The first engine that can be built; a refusal is the last one's."""
+    refusal: Exception = RuntimeError("its heuristics name none")
+    for index in indices:
+        try:
+            built.build_plan_at_index(index)
+        except (cudnn.cudnnGraphNotSupportedError, RuntimeError) as error:
+            refusal = error
+        else:
+            return index
+    raise refusal
+
+
+def _fastest(cudnn: Any, handle: int, graph: Graph) -> int:
+    """The engine that took the shortest time on memory of its own, now or in an earlier process."""
+    import cupy
+
+    built, uids = _declared(cudnn, handle, graph)
+    names = [built.get_plan_name_at_index(index) for index in range(built.get_execution_plan_count())]
+    device = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())["name"].decode()
+
+    def seconds(name: str) -> float:
+        try:
+            index = _first(cudnn, built, [names.index(name)])
+        except (cudnn.cudnnGraphNotSupportedError, RuntimeError):
+            return math.inf
+        memory = [cupy.full(each.bytes, _BYTE, "uint8") for each in (*graph.inputs, graph.output)]
+        memory.append(cupy.empty(built.get_workspace_size_plan_at_index(index), "uint8"))
+        *addresses, workspace = (each.data.ptr for each in memory)
+        return _seconds(
+            lambda: built.execute_plan_at_index(dict(zip(uids, addresses, strict=True)), workspace, index, handle=handle)
+        )
+
+    return names.index(remembered(f"cuDNN {cudnn.backend_version()} {device} {graph.text}", names, seconds)) if names else 0
+
+
+def _seconds(run: Callable[[], None]) -> float:
+    """Of one run on the default stream: the best of a few groups of runs, the first of which is not counted."""
+    import cupy
+
+    stream, found = cupy.cuda.Stream.null, list[float]()
+    for _ in range(_GROUPS):
+        begin, end = cupy.cuda.Event(), cupy.cuda.Event()
+        begin.record(stream)
+        for _ in range(_RUNS):
+            run()
+        end.record(stream)
+        end.synchronize()
+        found.append(cupy.cuda.get_elapsed_time(begin, end) / 1e3 / _RUNS)
+    return min(found[1:])
 
 
 def _type(cudnn: Any, tensor: Tensor) -> Any:
@@ -136,7 +200,7 @@ class Driver:
     def execute(self, device: int, stream: int, plan: Plan, addresses: Sequence[int], workspace: int) -> None:
         """Run a plan, with the addresses of its inputs and of its output."""
         handle = self._handle(device).on(stream)
-        plan.graph.execute(dict(zip(plan.uids, addresses, strict=True)), workspace, handle=handle)
+        plan.graph.execute_plan_at_index(dict(zip(plan.uids, addresses, strict=True)), workspace, plan.index, handle=handle)
 
     def _handle(self, device: int) -> _Handle:
         """The handle of this thread and a device: handles are not for two threads at once."""

@@ -37,6 +37,11 @@ class Tensor(NamedTuple):
     strides: tuple[int, ...]
     dtype: str
 
+    @property
+    def bytes(self) -> int:
+        """Of a dense one."""
+        return math.prod(self.dims) * (4 if self.dtype == "float32" else 2)
+
 
 class Node(NamedTuple):
     """An operation: the names of its inputs by parameter, of its output, and its other parameters."""
@@ -58,6 +63,10 @@ class Graph:
     """Numerical notes of engines that are not taken."""
     workspace: int
     """Bytes that an engine may need."""
+    text: str
+    """What it computes, for people and files."""
+    timed: bool
+    """Whether the engines are timed, and not chosen by cuDNN's heuristics."""
 
     @property
     def output(self) -> Tensor:
@@ -124,7 +133,7 @@ def steps_of(shape: Sequence[int], layout: str) -> tuple[int, ...]:
 
 
 @functools.lru_cache(maxsize=1024)
-def graph_of(problem: ConvProblem, layout: str, fused: bool = True) -> Graph:
+def graph_of(problem: ConvProblem, layout: str, fused: bool = True, timed: bool = False) -> Graph:
     """The graph of a problem: the same object for the same arguments.
 
     Parameters
@@ -135,6 +144,8 @@ def graph_of(problem: ConvProblem, layout: str, fused: bool = True) -> Graph:
         Of the memory of all arrays.
     fused : bool
         With the bias and the activation.
+    timed : bool
+        Whether its engines are timed.
 
     Returns
     -------
@@ -161,4 +172,5 @@ def graph_of(problem: ConvProblem, layout: str, fused: bool = True) -> Graph:
         nodes.append(Node(_ACTIVATIONS[problem.activation], (("input", made[-1].name),), "activated"))
         made.append(made[-1]._replace(name="activated"))
     made[-1] = made[-1]._replace(dtype=problem.out_dtype)
-    return Graph(tuple(inputs), tuple(nodes), tuple(made), _excluded(problem), problem.max_workspace)
+    text = f"{problem} {layout} {' '.join(node.operation for node in nodes)}"
+    return Graph(tuple(inputs), tuple(nodes), tuple(made), _excluded(problem), problem.max_workspace, text, timed)
