@@ -98,13 +98,14 @@ class _Call:
         ]
         for position in foreign:
             self._move(arrays[position], position, wanted[position])
+        fused = len(graph.nodes) > 1
         self._convolve(device, graph)
-        if len(graph.nodes) == 1 and (problem.activation or self._bias is not None):
-            self._finish(wanted[-1])
+        if _meets_zeros(problem):
+            self._repair(layout, fused)
+        if not fused and (problem.activation or self._bias is not None):
+            self._finish(layout)
         if problem.bias and problem.op == "weight_grad":
             self._sum(layout, _elements(arrays[-1])[0])
-        if _meets_zeros(problem):
-            self._repair([wanted[0], wanted[1], wanted[-1]])
         if self._result in foreign:
             self._move_back(arrays[self._result], wanted[-1])
 
@@ -142,8 +143,8 @@ class _Call:
 
         self.steps.append(step)
 
-    def _finish(self, steps: Sequence[int]) -> None:
-        finish, launch, bias, result = Finish.of(self._problem, steps), self._launch, self._bias, self._result
+    def _finish(self, layout: str) -> None:
+        finish, launch, bias, result = Finish.of(self._problem, layout), self._launch, self._bias, self._result
 
         def step(addresses: list[int], _: int, stream: int) -> None:
             finish.run(launch, addresses[result], 0 if bias is None else addresses[bias], stream)
@@ -159,14 +160,13 @@ class _Call:
 
         self.steps.append(step)
 
-    def _repair(self, strides: Sequence[Sequence[int]]) -> None:
-        problem = self._problem if self._problem.op != "weight_grad" else self._problem.replace(bias="")
-        repair, launch, bias, result = Repair.of(problem, strides), self._launch, self._bias, self._result
-        at, seen = self._reserve(repair.blocks), result if problem.op == "weight_grad" else 1
+    def _repair(self, layout: str, fused: bool) -> None:
+        repair = Repair.of(self._problem, layout, by_weights=self._problem.op != "weight_grad", fused=fused)
+        launch, result, at, bias = self._launch, self._result, self._reserve(repair.blocks), self._bias if fused else None
 
         def step(addresses: list[int], memory: int, stream: int) -> None:
             given = 0 if bias is None else addresses[bias]
-            repair.run(launch, addresses[0], addresses[1], given, addresses[result], addresses[seen], memory + at, stream)
+            repair.run(launch, addresses[0], addresses[1], given, addresses[result], memory + at, stream)
 
         self.steps.append(step)
 

@@ -96,7 +96,7 @@ extern "C" __global__ void move_out(Box box, const OUT *from, OUT *to) { move(bo
 // --- what is not finite
 
 // A flag a block: whether it saw a value that is not finite among `count`.
-extern "C" __global__ void look(const SEEN *values, i64 count, unsigned char *flags) {
+extern "C" __global__ void look(const IN *values, i64 count, unsigned char *flags) {
   int found = 0;
   i64 pace = (i64)gridDim.x * blockDim.x;
 #pragma unroll 4
@@ -106,7 +106,7 @@ extern "C" __global__ void look(const SEEN *values, i64 count, unsigned char *fl
 }
 
 // Whether `look` raised one of its flags, or, where it did not run, whether one of the values is not finite. The same for a block.
-__device__ bool touched(const SEEN *values, i64 count, const unsigned char *flags, i64 looked) {
+__device__ bool touched(const IN *values, i64 count, const unsigned char *flags, i64 looked) {
   int found = 0;
   if (flags)
     for (int i = threadIdx.x; i < (int)looked; i += blockDim.x) found |= flags[i];
@@ -118,23 +118,28 @@ __device__ bool touched(const SEEN *values, i64 count, const unsigned char *flag
 
 // --- convolutions whose padding zeros are no terms
 
-// Three spatial axes; those that a problem has fewer come first, with one position and one tap. a and b: the inputs in their order.
+// Three spatial axes; those that a problem has fewer come first, with one position and one tap. a and b: the steps of the inputs in
+// their order. The result is dense, [outer, inner, *sizes], or with `last` [outer, *sizes, inner].
 struct Geometry {
-  i64 n, c, k, groups, activation;
+  i64 n, c, k, groups, activation, last;
   i64 size[3], taps[3], output[3], stride[3], low[3], dilation[3];
-  i64 a[5], b[5], y[5];
+  i64 a[5], b[5];
 };
 
-struct Place { i64 outer, inner, at[3]; };  // [outer, inner, *at]
+struct Place { i64 outer, inner, at[3]; };
 
-__device__ __forceinline__ Place unravel(i64 item, i64 inner, const i64 *sizes) {
+__device__ __forceinline__ i64 take(i64 *item, i64 size) {
+  i64 rest = *item % size;
+  *item /= size;
+  return rest;
+}
+
+__device__ __forceinline__ Place unravel(i64 item, i64 inner, const i64 *sizes, bool last) {
   Place place;
-  for (int axis = 2; axis >= 0; --axis) {
-    place.at[axis] = item % sizes[axis];
-    item /= sizes[axis];
-  }
-  place.inner = item % inner;
-  place.outer = item / inner;
+  if (last) place.inner = take(&item, inner);
+  for (int axis = 2; axis >= 0; --axis) place.at[axis] = take(&item, sizes[axis]);
+  if (!last) place.inner = take(&item, inner);
+  place.outer = item;
   return place;
 }
 
@@ -169,7 +174,7 @@ __device__ float forward_at(const Geometry &g, const IN *x, const IN *w, const P
   float sum = 0.0f;
   i64 inputs = g.c / g.groups, first = y.inner / (g.k / g.groups) * inputs, all = volume(g.taps), i[3];
   for (i64 term = 0; term < inputs * all; ++term) {
-    Place tap = unravel(term, inputs, g.taps);
+    Place tap = unravel(term, inputs, g.taps, false);
     if (read_by(g, y.at, tap.at, i))
       sum = fmaf(wide(x[offset(g.a, y.outer, first + tap.inner, i)]), wide(w[offset(g.b, y.inner, tap.inner, tap.at)]), sum);
   }
@@ -180,7 +185,7 @@ __device__ float input_grad_at(const Geometry &g, const IN *grad_y, const IN *w,
   float sum = 0.0f;
   i64 inputs = g.c / g.groups, outputs = g.k / g.groups, first = x.inner / inputs * outputs, all = volume(g.taps), q[3];
   for (i64 term = 0; term < outputs * all; ++term) {
-    Place tap = unravel(term, outputs, g.taps);
+    Place tap = unravel(term, outputs, g.taps, false);
     i64 k = first + tap.inner;
     if (reader_of(g, x.at, tap.at, q))
       sum = fmaf(wide(grad_y[offset(g.a, x.outer, k, q)]), wide(w[offset(g.b, k, x.inner % inputs, tap.at)]), sum);
@@ -192,26 +197,38 @@ __device__ float weight_grad_at(const Geometry &g, const IN *grad_y, const IN *x
   float sum = 0.0f;
   i64 inputs = g.c / g.groups, channel = w.outer / (g.k / g.groups) * inputs + w.inner, i[3];
   for (i64 term = 0; term < g.n * volume(g.output); ++term) {
-    Place y = unravel(term, 1, g.output);
+    Place y = unravel(term, 1, g.output, false);
     if (read_by(g, y.at, w.at, i))
       sum = fmaf(wide(grad_y[offset(g.a, y.outer, w.outer, y.at)]), wide(x[offset(g.b, y.outer, channel, i)]), sum);
   }
   return sum;
 }
 
-// Computes results again if a value seen is not finite; else it leaves them. The last four arguments are those of `touched`.
+// Computes results again: all if one of the values is not finite (the last four arguments are those of `touched`), or without
+// values those that are not finite themselves.
 #define REDO(NAME, OUTER, INNER, SIZES)                                                                                  \
-  extern "C" __global__ void redo_##NAME(Geometry g, const IN *a, const IN *b, const IN *bias, OUT *y, const SEEN *values, \
+  extern "C" __global__ void redo_##NAME(Geometry g, const IN *a, const IN *b, const IN *bias, OUT *y, const IN *values,   \
                                          i64 count, const unsigned char *flags, i64 looked) {                             \
-    if (!touched(values, count, flags, looked)) return;                                                                  \
+    if (values && !touched(values, count, flags, looked)) return;                                                        \
     i64 inner = INNER, all = OUTER * inner * volume(SIZES), pace = (i64)gridDim.x * blockDim.x;                           \
-    for (i64 item = (i64)blockIdx.x * blockDim.x + threadIdx.x; item < all; item += pace) {                               \
-      Place place = unravel(item, inner, SIZES);                                                                         \
-      float sum = NAME##_at(g, a, b, place);                                                                             \
-      if (bias) sum += wide(bias[place.inner]);                                                                          \
-      store(y + offset(g.y, place.outer, place.inner, place.at), activated(sum, g.activation));                           \
+    for (i64 first = (i64)blockIdx.x * blockDim.x + threadIdx.x; first < all; first += AT_ONCE * pace) {                  \
+      bool wrong[AT_ONCE];                                                                                               \
+      _Pragma("unroll") for (int each = 0; each < AT_ONCE; ++each) {                                                      \
+        i64 item = first + each * pace;                                                                                  \
+        wrong[each] = item < all && (values || !is_finite(wide(y[item])));                                                \
+      }                                                                                                                  \
+      _Pragma("unroll 1") for (int each = 0; each < AT_ONCE; ++each) {                                                    \
+        if (!wrong[each]) continue;                                                                                      \
+        i64 item = first + each * pace;                                                                                  \
+        Place place = unravel(item, inner, SIZES, g.last);                                                               \
+        float sum = NAME##_at(g, a, b, place);                                                                           \
+        if (bias) sum += wide(bias[place.inner]);                                                                        \
+        store(y + item, activated(sum, g.activation));                                                                   \
+      }                                                                                                                  \
     }                                                                                                                    \
   }
+
+enum { AT_ONCE = 4 };
 
 REDO(forward, g.n, g.k, g.output)
 REDO(input_grad, g.n, g.c, g.size)

@@ -15,6 +15,8 @@ from typing import NamedTuple, Protocol
 
 from numconv.plugin import ConvProblem
 
+from .translation import steps_of
+
 __all__ = ["THREADS", "BiasSums", "Finish", "Launch", "Macros", "Move", "Repair", "macros", "source"]
 
 THREADS = 256
@@ -41,17 +43,15 @@ class Launch(Protocol):
 
 
 class Macros(NamedTuple):
-    """The element types for which the source is compiled: of inputs, outputs, and of what is looked at."""
+    """The element types for which the source is compiled: of inputs and outputs."""
 
     IN: str
     OUT: str
-    SEEN: str
 
 
 def macros(problem: ConvProblem) -> Macros:
-    """Those of a problem; a gradient of weights shows itself what is not finite."""
-    given, made = _TYPES[problem.dtype], _TYPES[problem.out_dtype]
-    return Macros(given, made, made if problem.op == "weight_grad" else given)
+    """Those of a problem."""
+    return Macros(_TYPES[problem.dtype], _TYPES[problem.out_dtype])
 
 
 @functools.cache
@@ -61,44 +61,50 @@ def source() -> str:
 
 
 class Repair(NamedTuple):
-    """Computes a result again if one of some values is not finite; else it costs a launch or two that leave at once.
+    """Computes again what values that are not finite spoilt; else it costs a launch or two that find nothing to do.
 
-    In a convolution by cuDNN an infinity or NaN that meets a padding zero makes NaN, though such a product is no term. What is
-    looked at has the shape of w: the weights of a forward pass or a gradient of x; for a gradient of w the result, to which a
-    value of grad_y that is not finite leads in any case.
+    An engine multiplies padding zeros, with which an infinity makes NaN though such a product is no term. Weights are looked at
+    before a pass over a result, of which they are a small part: one of them that is not finite has the whole of it computed
+    again. Else the result shows by itself what is spoilt: each of its elements that is not finite is computed again.
     """
 
     kernel: str
     record: array[int]
-    values: int
+    weights: int
+    """How many are looked at; 0: the result itself is."""
     blocks: int
-    """Of the launch that looks; 0: there is none."""
+    """Of the launch that looks at the weights; 0: there is none, for every block can look at all of them."""
+    redo_blocks: int
 
     @classmethod
-    def of(cls, problem: ConvProblem, strides: Sequence[Sequence[int]]) -> Repair:
-        """For a problem and the strides, in elements, of its two inputs and its result."""
-        count = math.prod(problem.w_shape)
-        blocks = 0 if count <= _EACH else min(_BLOCKS, -(-count // _EACH * 16))
-        return cls(f"redo_{problem.op}", _geometry(problem, strides), count, blocks)
+    def of(cls, problem: ConvProblem, layout: str, *, by_weights: bool, fused: bool) -> Repair:
+        """For dense arrays in a layout, and a result that has its bias and activation already or has not."""
+        weights = math.prod(problem.w_shape) if by_weights else 0
+        blocks = 0 if weights <= _EACH else min(_BLOCKS, -(-weights // _EACH * 16))
+        results = -(-math.prod(problem.output_shapes[0]) // THREADS)
+        record = _geometry(problem, layout, fused=fused)
+        return cls(f"redo_{problem.op}", record, weights, blocks, min(results, _BLOCKS if by_weights else 4 * _BLOCKS))
 
-    def run(self, launch: Launch, a: int, b: int, bias: int, y: int, seen: int, flags: int, stream: int) -> None:
-        """All addresses; `flags` has a byte for each of `blocks`."""
+    def run(self, launch: Launch, a: int, b: int, bias: int, y: int, flags: int, stream: int) -> None:
+        """All addresses, of the bias 0 if the result has none yet; `flags` has a byte for each of `blocks`."""
         if self.blocks:
-            launch("look", self.blocks, (seen, self.values, flags), stream)
-        numbers = (a, b, bias, y, seen, self.values, flags if self.blocks else 0, self.blocks)
-        launch(self.kernel, _BLOCKS, numbers, stream, self.record)
+            launch("look", self.blocks, (b, self.weights, flags), stream)
+        seen = (b, self.weights, flags, self.blocks) if self.blocks else (b, self.weights, 0, 0) if self.weights else (0, 0, 0, 0)
+        launch(self.kernel, self.redo_blocks, (a, b, bias, y, *seen), stream, self.record)
 
 
-def _geometry(problem: ConvProblem, strides: Sequence[Sequence[int]]) -> array[int]:
+def _geometry(problem: ConvProblem, layout: str, *, fused: bool) -> array[int]:
     """The record of the source, for at most three spatial axes."""
     missing = 3 - problem.ndim
     lows = tuple(low for low, _ in problem.padding)
-    values = [problem.n, problem.c, problem.k, problem.groups, _ACTIVATIONS.index(problem.activation)]
+    activation = _ACTIVATIONS.index(problem.activation) if fused else 0
+    values = [problem.n, problem.c, problem.k, problem.groups, activation, layout == "channels_last"]
     for axes, filler in (
         (problem.spatial, 1), (problem.kernel, 1), (problem.output, 1), (problem.stride, 1), (lows, 0), (problem.dilation, 1),
     ):  # fmt: skip
         values += [filler] * missing + list(axes)
-    for steps in strides:
+    for shape in problem.input_shapes[:2]:
+        steps = steps_of(shape, layout)
         values += [*steps[:2], *(0,) * missing, *steps[2:]]
     return array("q", values)
 
@@ -136,10 +142,10 @@ class Finish(NamedTuple):
     activation: int
 
     @classmethod
-    def of(cls, problem: ConvProblem, strides: Sequence[int]) -> Finish:
-        """For a result with these strides, in elements."""
+    def of(cls, problem: ConvProblem, layout: str) -> Finish:
+        """For a dense result in a layout."""
         shape = problem.output_shapes[0]
-        return cls(math.prod(shape), strides[1], shape[1], _ACTIVATIONS.index(problem.activation))
+        return cls(math.prod(shape), steps_of(shape, layout)[1], shape[1], _ACTIVATIONS.index(problem.activation))
 
     def run(self, launch: Launch, y: int, bias: int, stream: int) -> None:
         """On a result at an address; 0: no bias."""
