@@ -33,13 +33,16 @@ class Calls:
     driver : Driver
     problem : ConvProblem
         One that is `supported`.
+    winograd : bool
+        Whether an engine of Winograd's algorithm is preferred, where cuDNN has one.
     timed : bool
         Whether the engines of a graph are timed, and not chosen by cuDNN's heuristics.
     """
 
-    def __init__(self, driver: Driver, problem: ConvProblem, timed: bool = False):
+    def __init__(self, driver: Driver, problem: ConvProblem, *, winograd: bool = False, timed: bool = False):
         self._driver = driver
         self._problem = problem
+        self._winograd = winograd
         self._timed = timed
         self._found: dict[tuple[Any, ...], _Call] = {}
 
@@ -55,13 +58,25 @@ class Calls:
         key = (device, *[array.strides for array in arrays], *[address % _ALIGNED for address in addresses])
         call = self._found.get(key)
         if call is None:
-            layout, fused = _first_built(driver, device, self._problem, _layout_of(arrays[0]), self._timed)
-            graph = graph_of(self._problem, layout, fused, self._timed)
+            layout, graph = self._first_graph(device, _layout_of(arrays[0]))
             call = self._kept(key, _Call(driver, self._problem, graph, layout, device, arrays, addresses))
         held = scratch((call.size,), "uint8", ins[0]) if call.size else None
         memory = 0 if held is None else driver.address(held)
         for step in call.steps:
             step(addresses, memory, stream)
+
+    def _first_graph(self, device: int, layout: str) -> tuple[str, Graph]:
+        """The first graph for which cuDNN has an engine, and its layout."""
+        refused = []
+        for option in _options(self._problem, layout, self._winograd):
+            graph = graph_of(self._problem, *option, self._timed)
+            try:
+                self._driver.plan(device, graph)
+            except UnsupportedProblemError as error:
+                refused.append(error)
+            else:
+                return option[0], graph
+        raise refused[-1]
 
     def _kept(self, key: tuple[Any, ...], call: _Call) -> _Call:
         while len(self._found) >= _KEPT:
@@ -100,8 +115,8 @@ class _Call:
             self._move(arrays[position], position, wanted[position])
         fused = len(graph.nodes) > 1
         self._convolve(device, graph)
-        if _meets_zeros(problem):
-            self._repair(layout, fused)
+        if graph.only or _meets_zeros(problem):
+            self._repair(layout, fused=fused, by_weights=not graph.only and problem.op != "weight_grad")
         if not fused and (problem.activation or self._bias is not None):
             self._finish(layout)
         if problem.bias and problem.op == "weight_grad":
@@ -160,8 +175,8 @@ class _Call:
 
         self.steps.append(step)
 
-    def _repair(self, layout: str, fused: bool) -> None:
-        repair = Repair.of(self._problem, layout, by_weights=self._problem.op != "weight_grad", fused=fused)
+    def _repair(self, layout: str, *, fused: bool, by_weights: bool) -> None:
+        repair = Repair.of(self._problem, layout, by_weights=by_weights, fused=fused)
         launch, result, at, bias = self._launch, self._result, self._reserve(repair.blocks), self._bias if fused else None
 
         def step(addresses: list[int], memory: int, stream: int) -> None:
@@ -171,25 +186,17 @@ class _Call:
         self.steps.append(step)
 
 
-def _first_built(driver: Driver, device: int, problem: ConvProblem, layout: str, timed: bool) -> tuple[str, bool]:
-    """The layout, that of the arrays if possible, and whether bias and activation are fused, of the first graph with an engine."""
-    refused = []
-    for option in _options(problem, layout):
-        try:
-            driver.plan(device, graph_of(problem, *option, timed))
-        except UnsupportedProblemError as error:
-            refused.append(error)
-        else:
-            return option
-    raise refused[0]
+def _options(problem: ConvProblem, layout: str, winograd: bool) -> Iterator[tuple[str, bool, bool]]:
+    """(layout, fused, winograd) in the order in which graphs are tried: those first for which no array has to be moved.
 
-
-def _options(problem: ConvProblem, layout: str) -> Iterator[tuple[str, bool]]:
+    What Winograd's algorithm makes must be looked at before an activation hides that it is not finite.
+    """
+    if winograd:
+        yield layout, False, True
     more = problem.op != "weight_grad" and (problem.bias or problem.activation)
     for each in sorted(LAYOUTS, key=lambda name: name != layout):
-        yield each, True
-        if more:
-            yield each, False
+        for fused in (True, False) if more else (True,):
+            yield each, fused, False
 
 
 def _elements(array: Any) -> tuple[int, ...]:

@@ -10,12 +10,14 @@ from .calls import Calls
 from .driver import Driver
 from .translation import supported
 
-__all__ = ["Convolution"]
+__all__ = ["Convolution", "Winograd"]
 
 _LAUNCH = 3e-5
 _SHARES = {"float16": 8.0, "bfloat16": 8.0, "float32": 0.8}
 _PEAK = 1e13
 _BANDWIDTH = 1e12
+_MANY = 64
+"""Channels with which Winograd's algorithm pays."""
 
 
 class Convolution(Implementation):
@@ -45,4 +47,27 @@ class Convolution(Implementation):
 
     def build(self, problem: ConvProblem) -> Executor:
         """Graphs are built at the first call with arrays of some strides, and kept; with tuning their engines are timed then."""
-        return Calls(self.driver, problem, requested_tuning())
+        return Calls(self.driver, problem, timed=requested_tuning())
+
+
+class Winograd(Convolution):
+    """cuDNN's engines of Winograd's algorithm for kernels of 3x3, whose transforms cost bits; others where it has none."""
+
+    name = "winograd"
+    levels = frozenset({"default", "fast"})
+
+    def supports(self, problem: ConvProblem) -> Verdict:
+        """Dense, two-dimensional, 3x3, without stride or dilation, in float32."""
+        if problem.dtype != "float32" or problem.ndim != 2:
+            return Verdict.no(f"{problem.dtype} in {problem.ndim} dimensions; this is for float32 in 2")
+        if problem.kernel != (3, 3) or {*problem.stride, *problem.dilation} != {1} or problem.groups > 1:
+            return Verdict.no("this is for kernels of 3x3 without stride, dilation and groups")
+        return supported(problem)
+
+    def cost(self, problem: ConvProblem) -> float:
+        """Less than `Convolution` where both channels are many."""
+        return super().cost(problem) * (0.6 if min(problem.c, problem.k) >= _MANY and problem.level != "fast" else 2.0)
+
+    def build(self, problem: ConvProblem) -> Executor:
+        """As `Convolution`, with other engines."""
+        return Calls(self.driver, problem, winograd=True, timed=requested_tuning())

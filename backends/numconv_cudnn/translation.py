@@ -26,7 +26,8 @@ _NAMES = {
     "input_grad": ("conv_dgrad", ("loss", "filter")),
     "weight_grad": ("conv_wgrad", ("loss", "image")),
 }  # fmt: skip
-_WINOGRAD_AND_FFT = ("FFT", "WINOGRAD", "WINOGRAD_TILE_4x4", "WINOGRAD_TILE_6x6", "WINOGRAD_TILE_13x13")
+_WINOGRAD = ("WINOGRAD", "WINOGRAD_TILE_4x4", "WINOGRAD_TILE_6x6")
+_NEVER = ("NONDETERMINISTIC", "DOWN_CONVERT_INPUTS", "FFT", "WINOGRAD_TILE_13x13")
 
 
 class Tensor(NamedTuple):
@@ -61,6 +62,8 @@ class Graph:
     made: tuple[Tensor, ...]
     excluded: tuple[str, ...]
     """Numerical notes of engines that are not taken."""
+    only: tuple[str, ...]
+    """Notes that an engine must have."""
     workspace: int
     """Bytes that an engine may need."""
     text: str
@@ -109,12 +112,12 @@ def _channels(name: str, count: int, dtype: str, ndim: int) -> Tensor:
     return Tensor(name, (1, count, *ones), (count, 1, *ones), dtype)
 
 
-def _excluded(problem: ConvProblem) -> tuple[str, ...]:
+def _excluded(problem: ConvProblem, winograd: bool) -> tuple[str, ...]:
     """Engines whose bits change from run to run, or that keep less than the level promises.
 
     Of float32 the engines on tensor cores round the factors to TF32.
     """
-    always = ("NONDETERMINISTIC", "DOWN_CONVERT_INPUTS", *_WINOGRAD_AND_FFT)
+    always = _NEVER if winograd else (*_NEVER, *_WINOGRAD)
     if problem.level == "fast":
         return always
     return (*always, "REDUCED_PRECISION_REDUCTION", *(["TENSOR_CORE"] if problem.dtype == "float32" else []))
@@ -133,7 +136,7 @@ def steps_of(shape: Sequence[int], layout: str) -> tuple[int, ...]:
 
 
 @functools.lru_cache(maxsize=1024)
-def graph_of(problem: ConvProblem, layout: str, fused: bool = True, timed: bool = False) -> Graph:
+def graph_of(problem: ConvProblem, layout: str, fused: bool = True, winograd: bool = False, timed: bool = False) -> Graph:
     """The graph of a problem: the same object for the same arguments.
 
     Parameters
@@ -144,6 +147,8 @@ def graph_of(problem: ConvProblem, layout: str, fused: bool = True, timed: bool 
         Of the memory of all arrays.
     fused : bool
         With the bias and the activation.
+    winograd : bool
+        For engines of Winograd's algorithm, or for all others.
     timed : bool
         Whether its engines are timed.
 
@@ -151,7 +156,7 @@ def graph_of(problem: ConvProblem, layout: str, fused: bool = True, timed: bool 
     -------
     Graph
     """
-    ndim = problem.ndim
+    ndim, only = problem.ndim, ("WINOGRAD",) if winograd else ()
     operation, parameters = _NAMES[problem.op]
     inputs = [_tensor(name, shape, problem.dtype, layout) for name, shape in zip(parameters, problem.input_shapes, strict=False)]
     lows, highs = (tuple(pair[side] for pair in problem.padding) for side in (0, 1))
@@ -172,5 +177,6 @@ def graph_of(problem: ConvProblem, layout: str, fused: bool = True, timed: bool 
         nodes.append(Node(_ACTIVATIONS[problem.activation], (("input", made[-1].name),), "activated"))
         made.append(made[-1]._replace(name="activated"))
     made[-1] = made[-1]._replace(dtype=problem.out_dtype)
-    text = f"{problem} {layout} {' '.join(node.operation for node in nodes)}"
-    return Graph(tuple(inputs), tuple(nodes), tuple(made), _excluded(problem), problem.max_workspace, text, timed)
+    words = (str(problem), layout, *(node.operation for node in nodes), *only)
+    excluded = _excluded(problem, winograd)
+    return Graph(tuple(inputs), tuple(nodes), tuple(made), excluded, only, problem.max_workspace, " ".join(words), timed)
