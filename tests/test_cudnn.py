@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from array import array
 from types import SimpleNamespace
 
 import numpy as np
@@ -398,6 +399,26 @@ def test_each_thread_has_a_handle_of_its_own(monkeypatch):
     thread.join()
     assert streams == [(1, 7), (1, 8), (2, 9), (3, 9)], "set where it changes"
     assert sorted(destroyed) == [2, 3]
+
+
+def test_a_launch_hands_its_numbers_to_the_driver_in_a_row(monkeypatch):
+    import numconv_cudnn.driver as module
+
+    launched = []
+
+    def launch_kernel(function, *rest):
+        *grid, shared, stream, parameters, extra = rest
+        kinds = (ctypes.c_uint64 * 5).from_address(extra)
+        size = ctypes.c_uint64.from_address(kinds[3]).value
+        numbers = list((ctypes.c_int64 * (size // 8)).from_address(kinds[1]))
+        launched.append((function, grid, shared, stream, parameters, (kinds[0], kinds[2], kinds[4]), numbers))
+
+    monkeypatch.setattr(module, "_driver", lambda: SimpleNamespace(launchKernel=launch_kernel))
+    launch = module._Launcher(0, None)
+    launch._functions["look"] = 77
+    launch("look", 5, (1 << 40, -3), 9, array("q", (11, 12)))
+    # CU_LAUNCH_PARAM_BUFFER_POINTER, CU_LAUNCH_PARAM_BUFFER_SIZE and CU_LAUNCH_PARAM_END are 1, 2 and 0
+    assert launched == [(77, [5, 1, 1, THREADS, 1, 1], 0, 9, 0, (1, 2, 0), [11, 12, 1 << 40, -3])]
 
 
 def test_availability_names_what_is_missing():
