@@ -17,7 +17,7 @@ import pytest
 from numconv_cudnn import CudnnBackend
 from numconv_cudnn.convolution import Convolution, Winograd
 from numconv_cudnn.driver import Driver, Plan, build
-from numconv_cudnn.kernels import NO_RECORD, THREADS, source
+from numconv_cudnn.kernels import NO_RECORD, THREADS, _witness, source
 from numconv_cudnn.translation import LAYOUTS, graph_of, supported
 from numconv_cupy.on_host import compiler, grid_of
 
@@ -217,12 +217,38 @@ def test_what_is_not_finite_would_spread_through_padding_without_a_repair(monkey
         check(problem, OnReference(), rng=np.random.default_rng(1), nonfinite=(1,))
 
 
-def test_weights_too_many_for_one_launch_are_looked_at_by_another(monkeypatch):
-    monkeypatch.setattr("numconv_cudnn.kernels._EACH", 128)
-    for op in ("forward", "input_grad", "weight_grad"):
-        problem = parse(f"conv {op} f32 n2 c6 k8 g2 in9x8 w3x3 s2 p1 d1")
-        for position in (0, 1):
-            check(problem, OnReference(), rng=np.random.default_rng(1), nonfinite=(position,))
+@pytest.mark.parametrize("each", [2048, 128])
+@pytest.mark.parametrize(
+    ("form", "act"),
+    [
+        ("in9x8 w3x3 s2 p1 d1", ""),
+        ("in9x8 w3x3 s2 p1 d1", " act=relu"),
+        ("in2x3 w3x3 s1 p1 d1", ""),
+        ("in9x12 w3x2 s3x2 p2x0 d1x3", ""),
+    ],
+)
+def test_weights_that_are_not_finite_are_seen(form, act, each, monkeypatch):
+    monkeypatch.setattr("numconv_cudnn.kernels._EACH", each)
+    for op in ("forward", "input_grad"):
+        problem = parse(f"conv {op} f32 n2 c6 k8 g2 {form}{act}")
+        check(problem, OnReference(), "graph", rng=np.random.default_rng(1), nonfinite=(1,))
+
+
+def test_a_witness_reads_every_tap_and_no_padding():
+    seen = 0
+    for text in SUPPORTED:
+        problem = parse(text)
+        witness = None if problem.op == "weight_grad" else _witness(problem)
+        if witness is None:
+            continue
+        small = problem.replace(n=1, groups=1, c=1, k=1, bias="", activation=None, dtype="float32", out_dtype="float32")
+        source, taps = (np.ones(shape, np.float32) for shape in small.input_shapes)
+        out = np.empty(small.output_shapes[0], np.float32)
+        implementation = next(i for i in default_registry().backend("reference").implementations() if problem.op in i.ops)
+        implementation.build(small)([out], [source, taps])
+        assert out[(0, 0, *witness)] == taps.size, text
+        seen += 1
+    assert seen > 20
 
 
 # --- what a graph is ----------------------------------------------------------------------------------------------------------

@@ -116,7 +116,7 @@ class _Call:
         fused = len(graph.nodes) > 1
         self._convolve(device, graph)
         if graph.only or _meets_zeros(problem):
-            self._repair(layout, fused=fused, by_weights=not graph.only and problem.op != "weight_grad")
+            self._repair(layout, fused=fused, each=bool(graph.only) or problem.op == "weight_grad")
         if not fused and (problem.activation or self._bias is not None):
             self._finish(layout)
         if problem.bias and problem.op == "weight_grad":
@@ -175,9 +175,9 @@ class _Call:
 
         self.steps.append(step)
 
-    def _repair(self, layout: str, *, fused: bool, by_weights: bool) -> None:
-        repair = Repair.of(self._problem, layout, by_weights=by_weights, fused=fused)
-        launch, result, at, bias = self._launch, self._result, self._reserve(repair.blocks), self._bias if fused else None
+    def _repair(self, layout: str, *, fused: bool, each: bool) -> None:
+        repair = Repair.of(self._problem, layout, each=each, fused=fused)
+        launch, result, at, bias = self._launch, self._result, self._reserve(repair.flags), self._bias if fused else None
 
         def step(addresses: list[int], memory: int, stream: int) -> None:
             given = 0 if bias is None else addresses[bias]

@@ -105,17 +105,6 @@ extern "C" __global__ void look(const IN *values, i64 count, unsigned char *flag
   if (threadIdx.x == 0) flags[blockIdx.x] = (unsigned char)(found != 0);
 }
 
-// Whether `look` raised one of its flags, or, where it did not run, whether one of the values is not finite. The same for a block.
-__device__ bool touched(const IN *values, i64 count, const unsigned char *flags, i64 looked) {
-  int found = 0;
-  if (flags)
-    for (int i = threadIdx.x; i < (int)looked; i += blockDim.x) found |= flags[i];
-  else
-#pragma unroll 8
-    for (int i = threadIdx.x; i < (int)count; i += blockDim.x) found |= !is_finite(wide(values[i]));
-  return __syncthreads_or(found);
-}
-
 // --- convolutions whose padding zeros are no terms
 
 // Three spatial axes; those that a problem has fewer come first, with one position and one tap. a and b: the steps of the inputs in
@@ -123,6 +112,7 @@ __device__ bool touched(const IN *values, i64 count, const unsigned char *flags,
 struct Geometry {
   i64 n, c, k, groups, activation, last;
   i64 size[3], taps[3], output[3], stride[3], low[3], dilation[3];
+  i64 witness[3];
   i64 a[5], b[5];
 };
 
@@ -204,23 +194,52 @@ __device__ float weight_grad_at(const Geometry &g, const IN *grad_y, const IN *x
   return sum;
 }
 
-// Computes results again: all if one of the values is not finite (the last four arguments are those of `touched`), or without
-// values those that are not finite themselves.
+enum { WITNESSES, WEIGHTS, EACH };  // what tells that results are to be computed again
+
+__device__ __forceinline__ bool is_witness(const Geometry &g, const Place &place) {
+  bool same = place.outer == 0;
+  for (int axis = 0; axis < 3; ++axis) same = same && place.at[axis] == g.witness[axis];
+  return same;
+}
+
+// Whether a witness is not finite: the results of the first image, in all channels, at one position. The same for a block.
+__device__ bool bear_witness(const Geometry &g, const OUT *y, i64 channels, const i64 *sizes) {
+  int found = 0;
+  i64 position = (g.witness[0] * sizes[1] + g.witness[1]) * sizes[2] + g.witness[2];
+  i64 start = g.last ? position * channels : position, step = g.last ? 1 : volume(sizes);
+#pragma unroll 4
+  for (int channel = threadIdx.x; channel < (int)channels; channel += blockDim.x)
+    found |= !is_finite(wide(y[start + channel * step]));
+  return __syncthreads_or(found);
+}
+
+// Whether one of some weights is not finite: by flags that `look` left, or where there are none by a look at all of them.
+__device__ bool weights_tell(const IN *w, i64 count, const unsigned char *flags) {
+  int found = 0;
+#pragma unroll 4
+  for (int i = threadIdx.x; i < (int)count; i += blockDim.x) found |= flags ? flags[i] : !is_finite(wide(w[i]));
+  return __syncthreads_or(found);
+}
+
+// Computes results again: all but the witnesses if one of them is not finite; all if one of `count` weights, or flags, tells; or
+// each that is not finite itself.
 #define REDO(NAME, OUTER, INNER, SIZES)                                                                                  \
-  extern "C" __global__ void redo_##NAME(Geometry g, const IN *a, const IN *b, const IN *bias, OUT *y, const IN *values,   \
-                                         i64 count, const unsigned char *flags, i64 looked) {                             \
-    if (values && !touched(values, count, flags, looked)) return;                                                        \
+  extern "C" __global__ void redo_##NAME(Geometry g, const IN *a, const IN *b, const IN *bias, OUT *y, i64 by, i64 count,  \
+                                         const unsigned char *flags) {                                                   \
     i64 inner = INNER, all = OUTER * inner * volume(SIZES), pace = (i64)gridDim.x * blockDim.x;                           \
+    if (by == WITNESSES && !bear_witness(g, y, inner, SIZES)) return;                                                     \
+    if (by == WEIGHTS && !weights_tell(b, count, flags)) return;                                                          \
     for (i64 first = (i64)blockIdx.x * blockDim.x + threadIdx.x; first < all; first += AT_ONCE * pace) {                  \
       bool wrong[AT_ONCE];                                                                                               \
       _Pragma("unroll") for (int each = 0; each < AT_ONCE; ++each) {                                                      \
         i64 item = first + each * pace;                                                                                  \
-        wrong[each] = item < all && (values || !is_finite(wide(y[item])));                                                \
+        wrong[each] = item < all && (by != EACH || !is_finite(wide(y[item])));                                            \
       }                                                                                                                  \
       _Pragma("unroll 1") for (int each = 0; each < AT_ONCE; ++each) {                                                    \
         if (!wrong[each]) continue;                                                                                      \
         i64 item = first + each * pace;                                                                                  \
         Place place = unravel(item, inner, SIZES, g.last);                                                               \
+        if (by == WITNESSES && is_witness(g, place)) continue;                                                           \
         float sum = NAME##_at(g, a, b, place);                                                                           \
         if (bias) sum += wide(bias[place.inner]);                                                                        \
         store(y + item, activated(sum, g.activation));                                                                   \

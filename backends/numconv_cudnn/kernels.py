@@ -23,8 +23,11 @@ THREADS = 256
 """Threads of every block."""
 _BLOCKS = 264
 """Blocks that share work among them: two for each of the 132 multiprocessors of an H200."""
-_EACH = 1 << 16
+_EACH = 1 << 11
 """So many values every block may look at by itself: then one launch looks and repairs."""
+_LOOKED = 1 << 10
+"""Values for a block of the launch that only looks, until there are `_BLOCKS`."""
+_BY = ("witnesses", "weights", "each")
 _AT_ONCE = 1024
 """Blocks that sums of a bias aim at."""
 _LEAST = 2048
@@ -61,39 +64,65 @@ def source() -> str:
 
 
 class Repair(NamedTuple):
-    """Computes again what values that are not finite spoilt; else it costs a launch or two that find nothing to do.
+    """Computes again what values that are not finite spoilt; else it costs a launch that finds nothing to do, or two.
 
-    An engine multiplies padding zeros, with which an infinity makes NaN though such a product is no term. Weights are looked at
-    before a pass over a result, of which they are a small part: one of them that is not finite has the whole of it computed
-    again. Else the result shows by itself what is spoilt: each of its elements that is not finite is computed again.
+    An engine multiplies padding zeros, with which an infinity makes NaN though such a product is no term. What tells:
+
+    witnesses  one result of each channel, which reads every tap and no padding: if a weight is not finite, so is one of them, and
+               all other results are computed again
+    weights    themselves, where an activation may hide what the witnesses say, or there are none
+    each       result, where the infinity may come from anywhere: each that is not finite is computed again
     """
 
     kernel: str
     record: array[int]
+    by: int
+    looked: int
+    """Weights or flags that a block looks at."""
+    flags: int
+    """Blocks of the launch that looks at the weights, and leaves a flag each; 0: there is none."""
     weights: int
-    """How many are looked at; 0: the result itself is."""
     blocks: int
-    """Of the launch that looks at the weights; 0: there is none, for every block can look at all of them."""
-    redo_blocks: int
 
     @classmethod
-    def of(cls, problem: ConvProblem, layout: str, *, by_weights: bool, fused: bool) -> Repair:
+    def of(cls, problem: ConvProblem, layout: str, *, each: bool, fused: bool) -> Repair:
         """For dense arrays in a layout, and a result that has its bias and activation already or has not."""
-        weights = math.prod(problem.w_shape) if by_weights else 0
-        blocks = 0 if weights <= _EACH else min(_BLOCKS, -(-weights // _EACH * 16))
-        results = -(-math.prod(problem.output_shapes[0]) // THREADS)
-        record = _geometry(problem, layout, fused=fused)
-        return cls(f"redo_{problem.op}", record, weights, blocks, min(results, _BLOCKS if by_weights else 4 * _BLOCKS))
+        witness = None if each or (fused and problem.activation) else _witness(problem)
+        by = "each" if each else "weights" if witness is None else "witnesses"
+        weights = math.prod(problem.w_shape)
+        flags = min(_BLOCKS, -(-weights // _LOOKED)) if by == "weights" and weights > _EACH else 0
+        blocks = min(-(-math.prod(problem.output_shapes[0]) // THREADS), 4 * _BLOCKS if each else _BLOCKS)
+        record = _geometry(problem, layout, witness or (0,) * problem.ndim, fused=fused)
+        return cls(f"redo_{problem.op}", record, _BY.index(by), flags or weights, flags, weights, blocks)
 
     def run(self, launch: Launch, a: int, b: int, bias: int, y: int, flags: int, stream: int) -> None:
-        """All addresses, of the bias 0 if the result has none yet; `flags` has a byte for each of `blocks`."""
-        if self.blocks:
-            launch("look", self.blocks, (b, self.weights, flags), stream)
-        seen = (b, self.weights, flags, self.blocks) if self.blocks else (b, self.weights, 0, 0) if self.weights else (0, 0, 0, 0)
-        launch(self.kernel, self.redo_blocks, (a, b, bias, y, *seen), stream, self.record)
+        """All addresses, of the bias 0 if the result has none yet; `flags` has a byte for each of them."""
+        if self.flags:
+            launch("look", self.flags, (b, self.weights, flags), stream)
+        numbers = (a, b, bias, y, self.by, self.looked, flags if self.flags else 0)
+        launch(self.kernel, self.blocks, numbers, stream, self.record)
 
 
-def _geometry(problem: ConvProblem, layout: str, *, fused: bool) -> array[int]:
+def _witness(problem: ConvProblem) -> tuple[int, ...] | None:
+    """The position of a result that reads every tap, and no zero of the padding or between strided gradients, if there is one."""
+    position = []
+    for size, taps, output, step, (low, _), dilation in zip(
+        problem.spatial, problem.kernel, problem.output, problem.stride, problem.padding, problem.dilation, strict=True
+    ):
+        reach = dilation * (taps - 1)
+        if problem.op == "forward":
+            at = -(-low // step)
+            fits = at < output and at * step - low + reach < size
+        else:
+            at = max(0, reach - low)
+            fits = step == 1 and at < size and at + low < output
+        if not fits:
+            return None
+        position.append(at)
+    return tuple(position)
+
+
+def _geometry(problem: ConvProblem, layout: str, witness: tuple[int, ...], *, fused: bool) -> array[int]:
     """The record of the source, for at most three spatial axes."""
     missing = 3 - problem.ndim
     lows = tuple(low for low, _ in problem.padding)
@@ -101,6 +130,7 @@ def _geometry(problem: ConvProblem, layout: str, *, fused: bool) -> array[int]:
     values = [problem.n, problem.c, problem.k, problem.groups, activation, layout == "channels_last"]
     for axes, filler in (
         (problem.spatial, 1), (problem.kernel, 1), (problem.output, 1), (problem.stride, 1), (lows, 0), (problem.dilation, 1),
+        (witness, 0),
     ):  # fmt: skip
         values += [filler] * missing + list(axes)
     for shape in problem.input_shapes[:2]:
