@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -65,18 +66,14 @@ class Calls:
         for step in call.steps:
             step(addresses, memory, stream)
 
-    def _first_graph(self, device: int, layout: str) -> tuple[str, Graph]:
-        """The first graph for which cuDNN has an engine, and its layout."""
-        refused = []
+    def _first_graph(self, device: int, layout: str) -> tuple[str, Graph | None]:
+        """The first graph for which cuDNN has an engine, and its layout; none if it has none for any."""
         for option in _options(self._problem, layout, self._winograd):
             graph = graph_of(self._problem, *option, self._timed)
-            try:
+            with contextlib.suppress(UnsupportedProblemError):
                 self._driver.plan(device, graph)
-            except UnsupportedProblemError as error:
-                refused.append(error)
-            else:
                 return option[0], graph
-        raise refused[-1]
+        return layout, None
 
     def _kept(self, key: tuple[Any, ...], call: _Call) -> _Call:
         while len(self._found) >= _KEPT:
@@ -92,7 +89,7 @@ class _Call:
         self,
         driver: Driver,
         problem: ConvProblem,
-        graph: Graph,
+        graph: Graph | None,
         layout: str,
         device: int,
         arrays: Sequence[Any],
@@ -113,16 +110,23 @@ class _Call:
         ]
         for position in foreign:
             self._move(arrays[position], position, wanted[position])
-        fused = len(graph.nodes) > 1
-        self._convolve(device, graph)
-        if graph.only or _meets_zeros(problem):
-            self._repair(layout, fused=fused, each=bool(graph.only) or problem.op == "weight_grad")
-        if not fused and (problem.activation or self._bias is not None):
-            self._finish(layout)
+        if graph is None:
+            self._redo(layout, "all", fused=True)
+        else:
+            self._convolve(device, graph)
+            self._complete(layout, graph)
         if problem.bias and problem.op == "weight_grad":
             self._sum(layout, _elements(arrays[-1])[0])
         if self._result in foreign:
             self._move_back(arrays[self._result], wanted[-1])
+
+    def _complete(self, layout: str, graph: Graph) -> None:
+        """What a graph leaves: spoilt results, bias and activation."""
+        fused = len(graph.nodes) > 1
+        if graph.only or _meets_zeros(self._problem):
+            self._redo(layout, "each" if graph.only or self._problem.op == "weight_grad" else "witnesses", fused=fused)
+        if not fused and (self._problem.activation or self._bias is not None):
+            self._finish(layout)
 
     def _reserve(self, size: int) -> int:
         """Where in the working memory so many bytes lie."""
@@ -175,8 +179,8 @@ class _Call:
 
         self.steps.append(step)
 
-    def _repair(self, layout: str, *, fused: bool, each: bool) -> None:
-        repair = Repair.of(self._problem, layout, each=each, fused=fused)
+    def _redo(self, layout: str, by: str, *, fused: bool) -> None:
+        repair = Repair.of(self._problem, layout, by, fused=fused)
         launch, result, at, bias = self._launch, self._result, self._reserve(repair.flags), self._bias if fused else None
 
         def step(addresses: list[int], memory: int, stream: int) -> None:

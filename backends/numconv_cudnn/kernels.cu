@@ -194,7 +194,7 @@ __device__ float weight_grad_at(const Geometry &g, const IN *grad_y, const IN *x
   return sum;
 }
 
-enum { WITNESSES, WEIGHTS, EACH };  // what tells that results are to be computed again
+enum { WITNESSES, WEIGHTS, EACH, ALL };  // what tells that results are to be computed again
 
 __device__ __forceinline__ bool is_witness(const Geometry &g, const Place &place) {
   bool same = place.outer == 0;
@@ -221,8 +221,8 @@ __device__ bool weights_tell(const IN *w, i64 count, const unsigned char *flags)
   return __syncthreads_or(found);
 }
 
-// Computes results again: all but the witnesses if one of them is not finite; all if one of `count` weights, or flags, tells; or
-// each that is not finite itself.
+// Computes results again: all but the witnesses if one of them is not finite; all if one of `count` weights, or flags, tells; each
+// that is not finite itself; or all, where nothing computed them before.
 #define REDO(NAME, OUTER, INNER, SIZES)                                                                                  \
   extern "C" __global__ void redo_##NAME(Geometry g, const IN *a, const IN *b, const IN *bias, OUT *y, i64 by, i64 count,  \
                                          const unsigned char *flags) {                                                   \

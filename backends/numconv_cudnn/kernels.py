@@ -27,7 +27,7 @@ _EACH = 1 << 11
 """So many values every block may look at by itself: then one launch looks and repairs."""
 _LOOKED = 1 << 10
 """Values for a block of the launch that only looks, until there are `_BLOCKS`."""
-_BY = ("witnesses", "weights", "each")
+_BY = ("witnesses", "weights", "each", "all")
 _AT_ONCE = 1024
 """Blocks that sums of a bias aim at."""
 _LEAST = 2048
@@ -72,6 +72,7 @@ class Repair(NamedTuple):
                all other results are computed again
     weights    themselves, where an activation may hide what the witnesses say, or there are none
     each       result, where the infinity may come from anywhere: each that is not finite is computed again
+    all        nothing: cuDNN has no engine, and this is what computes
     """
 
     kernel: str
@@ -85,13 +86,15 @@ class Repair(NamedTuple):
     blocks: int
 
     @classmethod
-    def of(cls, problem: ConvProblem, layout: str, *, each: bool, fused: bool) -> Repair:
-        """For dense arrays in a layout, and a result that has its bias and activation already or has not."""
-        witness = None if each or (fused and problem.activation) else _witness(problem)
-        by = "each" if each else "weights" if witness is None else "witnesses"
+    def of(cls, problem: ConvProblem, layout: str, by: str, *, fused: bool) -> Repair:
+        """For dense arrays in a layout, and a result that has, or gets, its bias and activation here or has not."""
+        witness = None if fused and problem.activation else _witness(problem)
+        if by == "witnesses" and witness is None:
+            by = "weights"
         weights = math.prod(problem.w_shape)
         flags = min(_BLOCKS, -(-weights // _LOOKED)) if by == "weights" and weights > _EACH else 0
-        blocks = min(-(-math.prod(problem.output_shapes[0]) // THREADS), 4 * _BLOCKS if each else _BLOCKS)
+        most = _BLOCKS if by in ("witnesses", "weights") else 4 * _BLOCKS
+        blocks = min(-(-math.prod(problem.output_shapes[0]) // THREADS), most)
         record = _geometry(problem, layout, witness or (0,) * problem.ndim, fused=fused)
         return cls(f"redo_{problem.op}", record, _BY.index(by), flags or weights, flags, weights, blocks)
 
