@@ -40,13 +40,14 @@ from .problem import (
     accumulator,
     parse,
 )
+from .tuning import remembered
 
 __all__ = [
     "CONV_OPS", "LEVELS", "POOL_OPS", "WINDOW_OPS", "Backend", "BackendUnavailableError", "ConvProblem", "DeviceArray",
     "Executor", "Implementation", "KernelFiles", "NumconvError", "NvidiaRates", "PoolProblem", "Problem", "ProblemError", "Rates",
     "UnknownBackendError", "UnsupportedProblemError", "Verdict", "WindowProblem", "__version__", "accumulator", "activate",
     "cache_dir", "check_indices", "cupy_stream", "cupy_view", "device_number", "np_dtype", "nvidia_devices", "nvidia_rates",
-    "parse", "repair_on", "requested_threads", "scratch", "streams_of",
+    "parse", "remembered", "repair_on", "requested_threads", "requested_tuning", "scratch", "streams_of",
 ]  # fmt: skip
 
 
@@ -221,3 +222,11 @@ def check_indices(op: str, indices: np.ndarray[Any, Any], volume: int) -> None:
 def requested_threads() -> int | None:
     """The number of threads that the caller asked for, by `using(threads=)` or NUMCONV_NUM_THREADS; None: the backend decides."""
     return current().threads or environment().threads
+
+
+def requested_tuning() -> bool:
+    """Whether the caller asked that candidates be timed once, by `using(tune=True)`: known where an executor is built.
+
+    An implementation that has several ways to compute a problem then finds the fastest by `remembered`.
+    """
+    return current().tune

@@ -22,10 +22,11 @@ _PIP = "python -m pip install 'numconv-nd[cudnn]'"
 
 @functools.cache
 def _implementations() -> tuple[Implementation, ...]:
-    from .convolution import Convolution
+    from .convolution import Convolution, Winograd
     from .driver import Driver
 
-    return (Convolution(Driver()),)
+    driver = Driver()
+    return (Winograd(driver), Convolution(driver))
 
 
 @functools.cache
@@ -62,7 +63,7 @@ class CudnnBackend:
         return Verdict.yes()
 
     def implementations(self) -> Sequence[Implementation]:
-        """One for the three operations."""
+        """Two for the three operations: by Winograd's algorithm, and for all else."""
         return _implementations()
 
 

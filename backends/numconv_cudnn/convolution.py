@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from numconv.plugin import CONV_OPS, ConvProblem, Executor, Implementation, Verdict, cupy_view, repair_on, scratch
+from numconv.plugin import CONV_OPS, ConvProblem, Executor, Implementation, Verdict, requested_tuning
 
+from .calls import Calls
 from .driver import Driver
-from .translation import bias_graph, graph_of, supported
+from .translation import supported
 
-__all__ = ["Convolution"]
+__all__ = ["Convolution", "Winograd"]
 
 _LAUNCH = 3e-5
 _SHARES = {"float16": 8.0, "bfloat16": 8.0, "float32": 0.8}
 _PEAK = 1e13
 _BANDWIDTH = 1e12
+_MANY = 64
+"""Channels with which Winograd's algorithm pays."""
 
 
 class Convolution(Implementation):
@@ -45,55 +46,28 @@ class Convolution(Implementation):
         return problem.max_workspace
 
     def build(self, problem: ConvProblem) -> Executor:
-        """Graphs are built at the first call with arrays of some strides, and kept."""
-        watched = _watched(problem)
-        plain = problem.replace(bias="") if problem.op == "weight_grad" else problem
-        repair = repair_on("gpu", plain, watched) if watched else None
-        return functools.partial(_run, self.driver, problem, repair)
+        """Graphs are built at the first call with arrays of some strides, and kept; with tuning their engines are timed then."""
+        return Calls(self.driver, problem, timed=requested_tuning())
 
 
-def _watched(problem: ConvProblem) -> tuple[int, ...]:
-    """The inputs that meet padding zeros, or the zeros between strided gradients: with them an infinity would make NaN."""
-    padded = any(low or high for low, high in problem.padding)
-    if problem.op == "input_grad":
-        return (1,)
-    return ((0,) if problem.op == "weight_grad" else (1,)) if padded else ()
+class Winograd(Convolution):
+    """cuDNN's engines of Winograd's algorithm for kernels of 3x3, whose transforms cost bits; others where it has none."""
 
+    name = "winograd"
+    levels = frozenset({"default", "fast"})
 
-def _run(driver: Driver, problem: ConvProblem, repair: Executor | None, outs: Sequence[Any], ins: Sequence[Any]) -> None:
-    given = [cupy_view(array) for array in outs]
-    if problem.n == 0:
-        for array in given:
-            array[...] = 0
-        return
-    arrays = [_dense(cupy_view(array)) for array in ins]
-    results = [array if _is_dense(array) else scratch(array.shape, array.dtype, array) for array in given]
-    graph = graph_of(problem, [_strides(array) for array in arrays[:2]], _strides(results[0]))
-    driver.execute(graph, [*arrays, results[0]])
-    if problem.op == "weight_grad" and problem.bias:
-        values = arrays[1] if problem.bias == "x" else arrays[0]
-        driver.execute(bias_graph(problem, _strides(values)), [values, results[1]])
-    if repair is not None:
-        repair(results[:1], arrays)
-    for array, result in zip(given, results, strict=True):
-        if array is not result:
-            array[...] = result
+    def supports(self, problem: ConvProblem) -> Verdict:
+        """Dense, two-dimensional, 3x3, without stride or dilation, in float32."""
+        if problem.dtype != "float32" or problem.ndim != 2:
+            return Verdict.no(f"{problem.dtype} in {problem.ndim} dimensions; this is for float32 in 2")
+        if problem.kernel != (3, 3) or {*problem.stride, *problem.dilation} != {1} or problem.groups > 1:
+            return Verdict.no("this is for kernels of 3x3 without stride, dilation and groups")
+        return supported(problem)
 
+    def cost(self, problem: ConvProblem) -> float:
+        """Less than `Convolution` where both channels are many."""
+        return super().cost(problem) * (0.6 if min(problem.c, problem.k) >= _MANY and problem.level != "fast" else 2.0)
 
-def _strides(array: Any) -> tuple[int, ...]:
-    return tuple(step // array.dtype.itemsize for step in array.strides)
-
-
-def _is_dense(array: Any) -> bool:
-    """Whether the elements fill their memory in some order of the axes, forwards."""
-    expected = array.dtype.itemsize
-    for step, size in sorted(zip(array.strides, array.shape, strict=True)):
-        if size > 1:
-            if step != expected:
-                return False
-            expected *= size
-    return True
-
-
-def _dense(array: Any) -> Any:
-    return array if _is_dense(array) else array.copy(order="C")
+    def build(self, problem: ConvProblem) -> Executor:
+        """As `Convolution`, with other engines."""
+        return Calls(self.driver, problem, winograd=True, timed=requested_tuning())

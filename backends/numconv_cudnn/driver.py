@@ -1,14 +1,19 @@
-"""Graphs built and executed by cuDNN: the only module that touches the frontend."""
+"""Graphs built and executed by cuDNN, and kernels launched: the only module that touches the frontend and CuPy."""
 
 from __future__ import annotations
 
+import functools
+import math
 import threading
+from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from numconv.plugin import UnsupportedProblemError
+from numconv.plugin import DeviceArray, UnsupportedProblemError, cupy_view, remembered
 
+from .kernels import NO_RECORD, THREADS, Launch, Macros, source
 from .translation import Graph, Tensor
 
 __all__ = ["PLAN_BYTES", "Driver", "Plan", "build"]
@@ -16,27 +21,47 @@ __all__ = ["PLAN_BYTES", "Driver", "Plan", "build"]
 PLAN_BYTES = 64 << 20
 """Host memory that cached plans may take, by the size of their serialised form."""
 
+_BYTE = 0x3C
+"""Of which every number consists while engines are timed: an ordinary one in each dtype."""
+_GROUPS, _RUNS = 4, 3
+
 _TYPES = {"float16": "HALF", "bfloat16": "BFLOAT16", "float32": "FLOAT"}
 
 
-class Plan(NamedTuple):
-    """A built graph, which any thread may execute with a handle of its own."""
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """An engine that was built for a graph, which any thread may execute with a handle of its own."""
 
     graph: Any
-    tensors: tuple[Any, ...]
-    """Inputs in order, then the output."""
+    index: int
+    uids: tuple[int, ...]
+    """Of the inputs in order, then of the output."""
     workspace: int
     size: int
 
 
 def build(cudnn: Any, handle: int, graph: Graph) -> Plan:
-    """The cheapest engine of cuDNN's heuristics that a graph allows.
+    """The first engine of cuDNN's heuristics that a graph allows, or of those it allows the fastest if it is to be timed.
 
     Raises
     ------
     UnsupportedProblemError
         If cuDNN has no engine for it, with its own words.
     """
+    try:
+        built, uids = _declared(cudnn, handle, graph)
+        index = _first(cudnn, built, [_fastest(cudnn, handle, graph)] if graph.timed else range(built.get_execution_plan_count()))
+    except (cudnn.cudnnGraphNotSupportedError, RuntimeError) as error:
+        operations = " + ".join(node.operation for node in graph.nodes)
+        raise UnsupportedProblemError(
+            f"cuDNN has no engine for {operations} of {', '.join(f'{t.name} {t.dims} {t.dtype}' for t in graph.inputs)} at this "
+            f"accuracy ({error}); leave backend='cudnn' out, or ask for backend='cupy'"
+        ) from error
+    return Plan(built, index, uids, int(built.get_workspace_size_plan_at_index(index)), len(built.serialize()))
+
+
+def _declared(cudnn: Any, handle: int, graph: Graph) -> tuple[Any, tuple[int, ...]]:
+    """cuDNN's graph with the engines that its heuristics name, the most promising first, and the numbers of its tensors."""
     built = cudnn.pygraph(
         handle=handle,
         io_data_type=_type(cudnn, graph.inputs[0]),
@@ -45,26 +70,70 @@ def build(cudnn: Any, handle: int, graph: Graph) -> Plan:
     )
     known = {each.name: _tensor(cudnn, built, each) for each in graph.inputs}
     for node, tensor in zip(graph.nodes, graph.made, strict=True):
-        known[node.output] = _add(cudnn, built, node, known)
+        known[node.output] = _add(built, node, known)
         known[node.output].set_dim(list(tensor.dims)).set_stride(list(tensor.strides))
     output = known[graph.output.name]
     output.set_output(True).set_data_type(_type(cudnn, graph.output))
-    try:
-        built.validate()
-        built.build_operation_graph()
-        built.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
-        built.deselect_numeric_notes([getattr(cudnn.numerical_note, note) for note in graph.excluded])
-        built.deselect_workspace_greater_than(graph.workspace)
-        built.check_support()
-        built.build_plans(cudnn.build_plan_policy.HEURISTICS_CHOICE)
-    except (cudnn.cudnnGraphNotSupportedError, RuntimeError) as error:
-        operations = " + ".join(node.operation for node in graph.nodes)
-        raise UnsupportedProblemError(
-            f"cuDNN has no engine for {operations} of {', '.join(f'{t.name} {t.dims} {t.dtype}' for t in graph.inputs)} at this "
-            f"accuracy ({error}); leave backend='cudnn' out, or ask for backend='cupy'"
-        ) from error
-    tensors = (*(known[each.name] for each in graph.inputs), output)
-    return Plan(built, tensors, int(built.get_workspace_size()), len(built.serialize()))
+    built.validate()
+    built.build_operation_graph()
+    built.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
+    built.deselect_numeric_notes([getattr(cudnn.numerical_note, note) for note in graph.excluded])
+    if graph.only:
+        built.select_numeric_notes([getattr(cudnn.numerical_note, note) for note in graph.only])
+    built.deselect_workspace_greater_than(graph.workspace)
+    return built, tuple(known[each.name].get_uid() for each in (*graph.inputs, graph.output))
+
+
+def _first(cudnn: Any, built: Any, indices: Iterable[int]) -> int:
+    """The first engine that can be built; a refusal is the last one's."""
+    refusal: Exception = RuntimeError("its heuristics name none")
+    for index in indices:
+        try:
+            built.build_plan_at_index(index)
+        except (cudnn.cudnnGraphNotSupportedError, RuntimeError) as error:
+            refusal = error
+        else:
+            return index
+    raise refusal
+
+
+def _fastest(cudnn: Any, handle: int, graph: Graph) -> int:
+    """The engine that took the shortest time on memory of its own, now or in an earlier process."""
+    import cupy
+
+    built, uids = _declared(cudnn, handle, graph)
+    names = [built.get_plan_name_at_index(index) for index in range(built.get_execution_plan_count())]
+    device = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())["name"].decode()
+
+    def seconds(name: str) -> float:
+        try:
+            index = _first(cudnn, built, [names.index(name)])
+        except (cudnn.cudnnGraphNotSupportedError, RuntimeError):
+            return math.inf
+        memory = [cupy.full(each.bytes, _BYTE, "uint8") for each in (*graph.inputs, graph.output)]
+        memory.append(cupy.empty(built.get_workspace_size_plan_at_index(index), "uint8"))
+        *addresses, workspace = (each.data.ptr for each in memory)
+        return _seconds(
+            lambda: built.execute_plan_at_index(dict(zip(uids, addresses, strict=True)), workspace, index, handle=handle)
+        )
+
+    return names.index(remembered(f"cuDNN {cudnn.backend_version()} {device} {graph.text}", names, seconds)) if names else 0
+
+
+def _seconds(run: Callable[[], None]) -> float:
+    """Of one run on the default stream: the best of a few groups of runs, the first of which is not counted."""
+    import cupy
+
+    stream, found = cupy.cuda.Stream.null, list[float]()
+    for _ in range(_GROUPS):
+        begin, end = cupy.cuda.Event(), cupy.cuda.Event()
+        begin.record(stream)
+        for _ in range(_RUNS):
+            run()
+        end.record(stream)
+        end.synchronize()
+        found.append(cupy.cuda.get_elapsed_time(begin, end) / 1e3 / _RUNS)
+    return min(found[1:])
 
 
 def _type(cudnn: Any, tensor: Tensor) -> Any:
@@ -75,15 +144,14 @@ def _tensor(cudnn: Any, built: Any, tensor: Tensor) -> Any:
     return built.tensor(name=tensor.name, dim=list(tensor.dims), stride=list(tensor.strides), data_type=_type(cudnn, tensor))
 
 
-def _add(cudnn: Any, built: Any, node: Any, known: dict[str, Any]) -> Any:
+def _add(built: Any, node: Any, known: dict[str, Any]) -> Any:
     arguments: dict[str, Any] = {parameter: known[name] for parameter, name in node.inputs}
-    for name, value in node.parameters:
-        arguments[name] = getattr(cudnn.reduction_mode, value) if isinstance(value, str) else list(value)
+    arguments |= {name: list(value) for name, value in node.parameters}
     return getattr(built, node.operation)(**arguments, name=node.output)
 
 
 class Driver:
-    """Plans in a cache that all threads share, and a handle for each thread and device."""
+    """Plans in a cache that all threads share, a handle for each thread and device, compiled kernels."""
 
     def __init__(self, limit: int = PLAN_BYTES):
         self._limit = limit
@@ -91,41 +159,60 @@ class Driver:
         self._lock = threading.Lock()
         self._local = threading.local()
 
-    def execute(self, graph: Graph, arrays: Sequence[Any]) -> None:
-        """Run a graph on CuPy's arrays, its inputs and then its output, on the current stream.
+    def place(self, arrays: Sequence[Any]) -> tuple[int, int]:
+        """The device and the stream on which a call runs: CuPy's current ones, which wait for the streams of the arrays."""
+        import cupy
+
+        for each in arrays:
+            if type(each) is DeviceArray and each.stream is not None:
+                cupy_view(each)
+        device: int = cupy.cuda.runtime.getDevice()
+        self._handle(device)  # the first one of a thread makes the context of the device current there
+        return device, cupy.cuda.get_current_stream().ptr
+
+    def address(self, array: Any) -> int:
+        """Of the first element of an array on a GPU."""
+        found: int = array.pointer if type(array) is DeviceArray else array.data.ptr
+        return found
+
+    def launcher(self, device: int, macros: Macros) -> Launch:
+        """What launches the kernels that are compiled for these types."""
+        return _Launcher(device, _module(macros))
+
+    def plan(self, device: int, graph: Graph) -> Plan:
+        """The plan of a graph on a device, built once; the least recently used ones are dropped beyond the limit.
 
         Raises
         ------
         UnsupportedProblemError
             If cuDNN has no engine for it.
         """
-        import cudnn
-        import cupy
-
-        device = cupy.cuda.runtime.getDevice()
-        handle = self._handle(cudnn, device, cupy.cuda.get_current_stream().ptr)
-        plan = self.plan(cudnn, device, handle, graph)
-        workspace = cupy.empty(max(1, plan.workspace), cupy.uint8)
-        pointers = {tensor: array.data.ptr for tensor, array in zip(plan.tensors, arrays, strict=True)}
-        plan.graph.execute(pointers, workspace.data.ptr, handle=handle)
-
-    def _handle(self, cudnn: Any, device: int, stream: int) -> int:
-        """The handle that belongs to this thread and a device, set to a stream: handles are not for two threads at once."""
-        handles: dict[int, _Handle] = self._local.__dict__.setdefault("handles", {})
-        if device not in handles:
-            handles[device] = _Handle(cudnn)
-        cudnn.set_stream(handle=handles[device].value, stream=stream)
-        return handles[device].value
-
-    def plan(self, cudnn: Any, device: int, handle: int, graph: Graph) -> Plan:
-        """The plan of a graph on a device, built once; the least recently used ones are dropped beyond the limit."""
         key = (device, graph)
         with self._lock:
-            if key not in self._plans:
-                self._plans[key] = build(cudnn, handle, graph)
+            found = self._plans.get(key)
+            if found is None:
+                import cudnn
+
+                found = self._plans[key] = build(cudnn, self._handle(device).on(0), graph)
                 self._shrink()
-            self._plans.move_to_end(key)
-            return self._plans[key]
+            else:
+                self._plans.move_to_end(key)
+            return found
+
+    def execute(self, device: int, stream: int, plan: Plan, addresses: Sequence[int], workspace: int) -> None:
+        """Run a plan, with the addresses of its inputs and of its output."""
+        handle = self._handle(device).on(stream)
+        plan.graph.execute_plan_at_index(dict(zip(plan.uids, addresses, strict=True)), workspace, plan.index, handle=handle)
+
+    def _handle(self, device: int) -> _Handle:
+        """The handle of this thread and a device: handles are not for two threads at once."""
+        try:
+            found: _Handle = self._local.handles[device]
+        except (AttributeError, KeyError):
+            import cudnn
+
+            found = self._local.__dict__.setdefault("handles", {})[device] = _Handle(cudnn)
+        return found
 
     def _shrink(self) -> None:
         total = sum(plan.size for plan in self._plans.values())
@@ -138,8 +225,61 @@ class _Handle:
     """Destroyed with the thread that it belongs to."""
 
     def __init__(self, cudnn: Any):
-        self.value: int = cudnn.create_handle()
-        self._destroy = cudnn.destroy_handle
+        self._cudnn = cudnn
+        self._value: int = cudnn.create_handle()
+        self._stream: int | None = None
+
+    def on(self, stream: int) -> int:
+        """The handle, set to a stream."""
+        if stream != self._stream:
+            self._cudnn.set_stream(handle=self._value, stream=stream)
+            self._stream = stream
+        return self._value
 
     def __del__(self) -> None:
-        self._destroy(self.value)
+        self._cudnn.destroy_handle(self._value)
+
+
+@functools.cache
+def _module(macros: Macros) -> Any:
+    import cupy
+
+    options = ("--std=c++17", *(f"-D{name}={value}" for name, value in macros._asdict().items()))
+    return cupy.RawModule(code=source(), options=options)
+
+
+_BUFFER, _SIZE, _END = 1, 2, 0
+"""CU_LAUNCH_PARAM_BUFFER_POINTER, CU_LAUNCH_PARAM_BUFFER_SIZE, CU_LAUNCH_PARAM_END: arguments packed in a buffer."""
+
+
+class _Launcher:
+    """The driver's own launch, which takes a third of the time of CuPy's kernels: arguments are numbers of 64 bits in a row."""
+
+    def __init__(self, device: int, module: Any):
+        self._device = device
+        self._module = module
+        self._functions: dict[str, int] = {}
+
+    def __call__(self, kernel: str, blocks: int, numbers: Sequence[int], stream: int, record: array[int] = NO_RECORD) -> None:
+        function = self._functions.get(kernel) or self._load(kernel)
+        values = array("q", record)
+        values.extend(numbers)
+        size = array("Q", (8 * len(values),))
+        packed = array("Q", (_BUFFER, values.buffer_info()[0], _SIZE, size.buffer_info()[0], _END))
+        _driver().launchKernel(function, blocks, 1, 1, THREADS, 1, 1, 0, stream, 0, packed.buffer_info()[0])
+
+    def _load(self, kernel: str) -> int:
+        """The function, compiled at the first launch of one from its module."""
+        import cupy
+
+        with cupy.cuda.Device(self._device):
+            found: int = self._module.get_function(kernel).kernel.ptr
+        self._functions[kernel] = found
+        return found
+
+
+@functools.cache
+def _driver() -> Any:
+    from cupy.cuda import driver
+
+    return driver

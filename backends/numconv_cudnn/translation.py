@@ -7,13 +7,17 @@ documentation, "Graph API".
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from numconv.plugin import ConvProblem, Verdict
 
-__all__ = ["Graph", "Node", "Tensor", "bias_graph", "graph_of", "supported"]
+__all__ = ["LAYOUTS", "Graph", "Node", "Tensor", "graph_of", "steps_of", "supported"]
+
+LAYOUTS = ("channels_first", "channels_last")
 
 _DTYPES = ("float16", "bfloat16", "float32")
 _ACTIVATIONS = {"relu": "relu", "silu": "swish", "gelu": "gelu"}
@@ -22,7 +26,8 @@ _NAMES = {
     "input_grad": ("conv_dgrad", ("loss", "filter")),
     "weight_grad": ("conv_wgrad", ("loss", "image")),
 }  # fmt: skip
-_WINOGRAD_AND_FFT = ("FFT", "WINOGRAD", "WINOGRAD_TILE_4x4", "WINOGRAD_TILE_6x6", "WINOGRAD_TILE_13x13")
+_WINOGRAD = ("WINOGRAD", "WINOGRAD_TILE_4x4", "WINOGRAD_TILE_6x6")
+_NEVER = ("NONDETERMINISTIC", "DOWN_CONVERT_INPUTS", "FFT", "WINOGRAD_TILE_13x13")
 
 
 class Tensor(NamedTuple):
@@ -33,6 +38,11 @@ class Tensor(NamedTuple):
     strides: tuple[int, ...]
     dtype: str
 
+    @property
+    def bytes(self) -> int:
+        """Of a dense one."""
+        return math.prod(self.dims) * (4 if self.dtype == "float32" else 2)
+
 
 class Node(NamedTuple):
     """An operation: the names of its inputs by parameter, of its output, and its other parameters."""
@@ -40,19 +50,26 @@ class Node(NamedTuple):
     operation: str
     inputs: tuple[tuple[str, str], ...]
     output: str
-    parameters: tuple[tuple[str, tuple[int, ...] | str], ...] = ()
+    parameters: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
 
-class Graph(NamedTuple):
-    """Inputs in the order of the executor's, then what the nodes make, the output last; hashable, the key of a plan."""
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """Inputs in the executor's order, then what the nodes make, the output last. Known by its identity: the key of a plan."""
 
     inputs: tuple[Tensor, ...]
     nodes: tuple[Node, ...]
     made: tuple[Tensor, ...]
     excluded: tuple[str, ...]
     """Numerical notes of engines that are not taken."""
+    only: tuple[str, ...]
+    """Notes that an engine must have."""
     workspace: int
     """Bytes that an engine may need."""
+    text: str
+    """What it computes, for people and files."""
+    timed: bool
+    """Whether the engines are timed, and not chosen by cuDNN's heuristics."""
 
     @property
     def output(self) -> Tensor:
@@ -84,9 +101,10 @@ def with_two_axes(values: tuple[int, ...], ndim: int, filler: int) -> tuple[int,
     return (*values[:-1], filler, values[-1]) if ndim == 1 else values
 
 
-def _tensor(name: str, dims: Sequence[int], strides: Sequence[int], dtype: str, ndim: int) -> Tensor:
-    rows = strides[-1] * dims[-1]  # of the axis of one row: never stepped over
-    return Tensor(name, with_two_axes(tuple(dims), ndim, 1), with_two_axes(tuple(strides), ndim, rows), dtype)
+def _tensor(name: str, dims: Sequence[int], dtype: str, layout: str) -> Tensor:
+    steps, ndim = steps_of(dims, layout), len(dims) - 2
+    rows = steps[-1] * dims[-1]  # of the axis of one row: never stepped over
+    return Tensor(name, with_two_axes(tuple(dims), ndim, 1), with_two_axes(steps, ndim, rows), dtype)
 
 
 def _channels(name: str, count: int, dtype: str, ndim: int) -> Tensor:
@@ -94,32 +112,53 @@ def _channels(name: str, count: int, dtype: str, ndim: int) -> Tensor:
     return Tensor(name, (1, count, *ones), (count, 1, *ones), dtype)
 
 
-def _excluded(problem: ConvProblem) -> tuple[str, ...]:
-    """Engines whose bits change from run to run, or that keep less than the level promises."""
-    notes = ("NONDETERMINISTIC", *_WINOGRAD_AND_FFT)
-    return notes if problem.level == "fast" else (*notes, "DOWN_CONVERT_INPUTS", "REDUCED_PRECISION_REDUCTION")
+def _excluded(problem: ConvProblem, winograd: bool) -> tuple[str, ...]:
+    """Engines whose bits change from run to run, or that keep less than the level promises.
+
+    Of float32 the engines on tensor cores round the factors to TF32.
+    """
+    always = _NEVER if winograd else (*_NEVER, *_WINOGRAD)
+    if problem.level == "fast":
+        return always
+    return (*always, "REDUCED_PRECISION_REDUCTION", *(["TENSOR_CORE"] if problem.dtype == "float32" else []))
 
 
-def graph_of(problem: ConvProblem, strides: Sequence[Sequence[int]], out_strides: Sequence[int]) -> Graph:
-    """The graph of a problem for arrays with these strides.
+def steps_of(shape: Sequence[int], layout: str) -> tuple[int, ...]:
+    """The strides, in elements, of a dense array [N, C, *S] in a layout, or [K, C/G, *R]; or of a bias [K], which has one."""
+    order = list(range(len(shape)))
+    if layout == "channels_last" and len(shape) > 1:
+        order.append(order.pop(1))
+    steps, step = [0] * len(shape), 1
+    for axis in reversed(order):
+        steps[axis] = step
+        step *= shape[axis]
+    return tuple(steps)
+
+
+@functools.lru_cache(maxsize=1024)
+def graph_of(problem: ConvProblem, layout: str, fused: bool = True, winograd: bool = False, timed: bool = False) -> Graph:
+    """The graph of a problem: the same object for the same arguments.
 
     Parameters
     ----------
     problem : ConvProblem
         One that is `supported`.
-    strides, out_strides : sequence of int
-        Of the inputs and of the first output, in elements, channels first; the bias has none.
+    layout : {"channels_first", "channels_last"}
+        Of the memory of all arrays.
+    fused : bool
+        With the bias and the activation.
+    winograd : bool
+        For engines of Winograd's algorithm, or for all others.
+    timed : bool
+        Whether its engines are timed.
 
     Returns
     -------
     Graph
     """
-    ndim = problem.ndim
+    ndim, only = problem.ndim, ("WINOGRAD",) if winograd else ()
     operation, parameters = _NAMES[problem.op]
-    inputs = [
-        _tensor(name, shape, steps, problem.dtype, ndim)
-        for name, shape, steps in zip(parameters, problem.input_shapes, strides, strict=False)
-    ]
+    inputs = [_tensor(name, shape, problem.dtype, layout) for name, shape in zip(parameters, problem.input_shapes, strict=False)]
     lows, highs = (tuple(pair[side] for pair in problem.padding) for side in (0, 1))
     attributes = {"pre_padding": lows, "post_padding": highs, "stride": problem.stride, "dilation": problem.dilation}
     fillers = {"pre_padding": 0, "post_padding": 0, "stride": 1, "dilation": 1}
@@ -129,22 +168,15 @@ def graph_of(problem: ConvProblem, strides: Sequence[Sequence[int]], out_strides
         "sums",
         tuple((name, with_two_axes(values, ndim, fillers[name])) for name, values in attributes.items()),
     )
-    nodes, made = [convolution], [_tensor("sums", problem.output_shapes[0], out_strides, "float32", ndim)]
-    if problem.op != "weight_grad" and problem.bias:
+    nodes, made = [convolution], [_tensor("sums", problem.output_shapes[0], "float32", layout)]
+    if fused and problem.op != "weight_grad" and problem.bias:
         inputs.append(_channels("bias", problem.bias_shape[0], problem.dtype, ndim))
         nodes.append(Node("add", (("a", made[-1].name), ("b", "bias")), "biased"))
         made.append(made[-1]._replace(name="biased"))
-    if problem.activation:
+    if fused and problem.activation:
         nodes.append(Node(_ACTIVATIONS[problem.activation], (("input", made[-1].name),), "activated"))
         made.append(made[-1]._replace(name="activated"))
     made[-1] = made[-1]._replace(dtype=problem.out_dtype)
-    return Graph(tuple(inputs), tuple(nodes), tuple(made), _excluded(problem), problem.max_workspace)
-
-
-def bias_graph(problem: ConvProblem, strides: Sequence[int]) -> Graph:
-    """The graph of the gradient of a bias: the sum of grad_y, or of x, over all but the channels."""
-    shape = problem.y_shape if problem.bias == "y" else problem.x_shape
-    values = _tensor("values", shape, strides, problem.dtype, problem.ndim)
-    total = _channels("sums", shape[1], problem.out_dtype, problem.ndim)
-    node = Node("reduction", (("input", "values"),), "sums", (("mode", "ADD"),))
-    return Graph((values,), (node,), (total,), ("NONDETERMINISTIC",), problem.max_workspace)
+    words = (str(problem), layout, *(node.operation for node in nodes), *only)
+    excluded = _excluded(problem, winograd)
+    return Graph(tuple(inputs), tuple(nodes), tuple(made), excluded, only, problem.max_workspace, " ".join(words), timed)

@@ -22,7 +22,7 @@ from numconv.plugin import cache_dir
 from .launching import THREADS, Launch
 from .source import Kernel, source_of
 
-__all__ = ["HostKernels", "compiler"]
+__all__ = ["HostKernels", "compiler", "grid_of"]
 
 # No header of the C++ library: they would take most of the time of a compilation.
 _BEFORE = """
@@ -39,7 +39,7 @@ double fma(double, double, double), exp(double), erfc(double), sqrt(double), pow
 template <class T> static inline T min(T a, T b) { return b < a ? b : a; }
 template <class T> static inline T max(T a, T b) { return a < b ? b : a; }
 struct Index { unsigned x; };
-static thread_local Index blockIdx, threadIdx, blockDim;
+static thread_local Index blockIdx, threadIdx, blockDim, gridDim;
 #define __shared__ static thread_local
 #define DYNAMIC_MEMORY(TYPE, NAME) static thread_local TYPE NAME[(48 << 10) / sizeof(TYPE)]
 static void __syncthreads();
@@ -59,6 +59,7 @@ template <class... A> static void call(void (*function)(A...), void **arguments)
 #ifndef NUMCONV_BARRIERS
 extern "C" void run_grid(void **arguments, unsigned blocks, unsigned threads) {
   blockDim.x = threads;
+  gridDim.x = blocks;
   for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x)
     for (threadIdx.x = 0; threadIdx.x < threads; ++threadIdx.x) call(KERNEL, arguments);
 }
@@ -84,6 +85,7 @@ static void body() {
 extern "C" void run_grid(void **arguments, unsigned blocks, unsigned threads) {
   given = arguments;
   blockDim.x = threads;
+  gridDim.x = blocks;
   contexts = (ucontext_t *)calloc(threads, sizeof(ucontext_t));
   done = (bool *)calloc(threads, 1);
   char *stacks = (char *)malloc((size_t)STACK * threads);
@@ -149,14 +151,19 @@ def _held(argument: Any) -> np.ndarray[Any, Any]:
     return np.atleast_1d(argument)
 
 
-@functools.lru_cache(maxsize=1024)
 def _compiled(kernel: Kernel) -> Any:
-    text = "\n".join((_BEFORE, source_of(kernel.name), _AFTER.replace("KERNEL", kernel.name)))
-    command = [str(compiler()), *_OPTIONS, *kernel.options]
+    return grid_of(kernel.name, source_of(kernel.name), kernel.options)
+
+
+@functools.lru_cache(maxsize=1024)
+def grid_of(name: str, source: str, options: tuple[str, ...]) -> Any:
+    """``run_grid(arguments, blocks, threads)`` of a kernel: addresses of the arguments, then two unsigned integers."""
+    text = "\n".join((_BEFORE, source, _AFTER.replace("KERNEL", name)))
+    command = [str(compiler()), *_OPTIONS, *options]
     key = hashlib.sha256("\n".join((text, *command)).encode()).hexdigest()[:24]
     folder = cache_dir() / "cuda_on_host"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{kernel.name}-{key}.so"
+    path = folder / f"{name}-{key}.so"
     if not path.exists():
         _build(text, command, path)
     return ctypes.CDLL(str(path)).run_grid
