@@ -12,6 +12,7 @@ from numconv_cupy.pooling import Pool
 from numconv_cupy.source import _FILES, _TYPES, kernel, source_of
 from numconv_cupy.tiled import Tiled, tile_of
 from numconv_cupy.windows import Windows
+from numconv_cupy.winograd import Winograd, parts_of
 
 from numconv.plugin import UnsupportedProblemError, Verdict, parse
 from numconv.testing import BackendContract, check, inputs
@@ -37,6 +38,43 @@ class TestCupyKernelsOnHost(BackendContract):
     backend = OnHost()
     levels = ("strict",)
     forms = ("mixed", "non-contiguous")
+
+
+class WinogradOnHost(OnHost):
+    """Its transforms on the host, its products by NumPy."""
+
+    name = "cupy-winograd"
+
+    def implementations(self):
+        return (Winograd(KERNELS),)
+
+
+class TestCupyWinogradOnHost(BackendContract):
+    backend = WinogradOnHost()
+    levels = ("default",)
+    forms = ("mixed", "non-contiguous")
+    problems = (
+        "conv forward f32 n2 c8 k6 g1 in13x19 w3x3 s1 p1 d1",
+        "conv forward f32 n2 c33 k18 g1 in8x4 w3x3 s1 p0 d1 bias=y act=silu",
+        "conv forward f64 n3 c8 k6 g2 in7x5 w3x3 s1 p0:2x2:1 d1 pad=reflect flip=y",
+        "conv forward f16 n1 c5 k4 g1 in14x14 w3x3 s1 p1 d1",
+        "conv input_grad f32 n2 c8 k6 g1 in13x19 w3x3 s1 p1 d1",
+        "conv input_grad f64 n3 c8 k12 g2 in7x5 w3x3 s1 p0:2x2:1 d1 flip=y",
+        "conv weight_grad f32 n3 c80 k12 g2 in47x25 w3x3 s1 p1 d1",
+        "conv weight_grad f64 n3 c8 k12 g2 in7x5 w3x3 s1 p0:2x2:1 d1 flip=y bias=y pad=circular",
+    )
+
+
+@needs_compiler
+def test_images_and_parts_of_winograd(monkeypatch):
+    """Images a block at a time, and gradients for w in parts."""
+    monkeypatch.setattr("numconv_cupy.winograd.BLOCK_BYTES", 1 << 16)
+    problem = parse("conv forward f32 n5 c8 k6 g1 in13x19 w3x3 s1 p1 d1")
+    assert Winograd(KERNELS).workspace(problem) < 3 * Winograd(KERNELS).workspace(problem.replace(n=1))
+    check(problem, WinogradOnHost(), rng=np.random.default_rng(5))
+    gradient = parse("conv weight_grad f32 n9 c8 k12 g1 in47x49 w3x3 s1 p1 d1")
+    assert parts_of(gradient) == 5  # of 9 x 12 x 13 tiles
+    check(gradient, WinogradOnHost(), rng=np.random.default_rng(6))
 
 
 @needs_compiler
@@ -133,6 +171,7 @@ def test_refusals_have_their_numbers():
 TILES = {
     "conv_forward": ({"KT": 1, "PT": 1, "SLIDE": 0}, {"KT": 8, "PT": 1, "SLIDE": 0}, {"KT": 1, "PT": 4, "SLIDE": 1}),
     "conv_input_grad": ({"KT": 1, "PT": 1, "SLIDE": 0}, {"KT": 8, "PT": 1, "SLIDE": 0}),
+    **{f"conv_winograd_{part}": ({"GRADIENT": 0}, {"GRADIENT": 1}) for part in ("input", "weights", "output")},
     "conv_tiled": tuple({"GRADIENT": gradient, "WIDE": wide} for gradient, wide in ((0, 0), (0, 1), (1, 0))),
 }
 VARIANTS = [(name, tile) for name in _FILES for tile in TILES.get(name, ({},))]

@@ -23,6 +23,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .products import Matmul, Pointwise
     from .tiled import Tiled
     from .windows import Windows
+    from .winograd import Winograd
 
     kernels = CupyKernels()
     again = functools.partial(redo, kernels)
@@ -31,6 +32,7 @@ def _implementations() -> tuple[Implementation, ...]:
         Matmul(again),
         Fft(again),
         FftDouble(again),
+        Winograd(kernels),
         Depthwise(kernels),
         FewChannels(kernels),
         Tiled(kernels),

@@ -1,0 +1,281 @@
+// Winograd convolution F(4x4, 3x3) and its gradient for w, F(3x3, 4x4), by A. Lavin and S. Gray, "Fast Algorithms for Convolutional
+// Neural Networks" (CVPR 2016), section 4: what lies before and behind the matrix products, of which there is one for each of 6 x 6
+// points. The points of an axis are 0, 1, -1, 1/2, -2 and infinity: with them the error in float32 is a third of that with 0, 1, -1,
+// 2, -2 and infinity.
+//
+// A tile is 4 x 4 results, or outputs that a gradient sums. All arrays of points have the tile, or the last channel, fastest, so that
+// neighbouring threads write neighbours. Where a result is not finite, be it that a factor is not or that a transform overflowed, the
+// results of the tile are computed anew, term by term: a product of points that has a NaN or an infinity in it spoils all of them.
+//
+// GRADIENT: the result is the gradient for x, a convolution of grad_y with w, turned and its channels exchanged.
+
+enum { TILE = 4, TAPS = 3, SIDE = TILE + TAPS - 1, POINTS = SIDE * SIDE };
+
+__device__ __forceinline__ bool finite(ACC v) { return v - v == 0; }
+
+// --- transforms of an axis: values `STEP` apart
+
+template <int STEP> __device__ __forceinline__ void values_to_points(ACC *v) {
+  ACC a = v[0], b = v[STEP], c = v[2 * STEP], d = v[3 * STEP], e = v[4 * STEP], f = v[5 * STEP];
+  ACC odd = d - b, even = e - c;
+  v[0] = a + (even - c) + (ACC)1.5 * odd;
+  v[STEP] = (e - b) + (ACC)0.5 * c + (ACC)2.5 * d;
+  v[2 * STEP] = (e + b) + (ACC)0.5 * d - (ACC)2.5 * c;
+  v[3 * STEP] = even + (ACC)2 * odd;
+  v[4 * STEP] = even - (ACC)0.5 * odd;
+  v[5 * STEP] = f - d - odd + (ACC)1.5 * even;
+}
+
+// Of `COUNT` values, three taps or four outputs, the others hold nothing.
+template <int STEP, int COUNT> __device__ __forceinline__ void factors_to_points(ACC *v) {
+  const ACC third = (ACC)1 / 3, fifteenth = (ACC)1 / 15;
+  ACC a = v[0], b = v[STEP], c = v[2 * STEP], d = COUNT == 4 ? v[3 * STEP] : (ACC)0;
+  v[STEP] = third * ((a + c) + (b + d));
+  v[2 * STEP] = third * ((b + d) - (a + c));
+  v[3 * STEP] = fifteenth * (ACC)-2 * ((ACC)2 * ((ACC)4 * a + c) + ((ACC)4 * b + d));
+  v[4 * STEP] = fifteenth * (a + (ACC)4 * c - (ACC)2 * (b + (ACC)4 * d));
+  v[5 * STEP] = COUNT == 4 ? d : c;
+}
+
+// `COUNT` results of six points.
+template <int STEP, int COUNT> __device__ __forceinline__ void points_to_results(ACC *v) {
+  ACC b = v[STEP], c = v[2 * STEP], d = v[3 * STEP], e = v[4 * STEP], f = v[5 * STEP];
+  ACC sum = b + c, difference = b - c;
+  v[0] = v[0] + sum + (d + e);
+  v[STEP] = difference + (ACC)0.5 * d - (ACC)2 * e;
+  v[2 * STEP] = sum + (ACC)0.25 * d + (ACC)4 * e + (COUNT == 3 ? f : (ACC)0);
+  if (COUNT == 4) v[3 * STEP] = difference + (ACC)0.125 * d - (ACC)8 * e + f;
+}
+
+// Where thread `item` of [channels, parts * share] stands: its channel, and the image and the place of its tile; false: no tile.
+__device__ __forceinline__ bool locate(const Geometry &g, i64 item, i64 images, i64 *channel, i64 *image, int *tile) {
+  i64 tiles = images * g.count[0] * g.count[1], across = (tiles + g.parts - 1) / g.parts * g.parts;
+  *channel = item / across;
+  *image = unravel(item % across, g.count, tile);
+  return item % across < tiles;
+}
+
+__device__ __forceinline__ void write_points(const ACC *v, ACC *points, i64 channels, i64 item, const Geometry &g, i64 images) {
+  i64 tiles = images * g.count[0] * g.count[1], share = (tiles + g.parts - 1) / g.parts, across = share * g.parts;
+  i64 channel = item / across, part = item % across / share;  // [POINTS, parts, channels, share]
+  points += (part * channels + channel) * share + item % share;
+#pragma unroll
+  for (int p = 0; p < POINTS; ++p) points[p * g.parts * channels * share] = v[p];
+}
+
+#ifdef CONV_WINOGRAD_INPUT
+
+// x, or grad_y, to points: [POINTS, parts, channels, tiles of a part]. a: the source, whose size is `spatial`.
+extern "C" __global__ void conv_winograd_input(Geometry g, const IN *x, ACC *points, i64 image0, i64 images) {
+  i64 item = thread_index(), channel, image;
+  int tile[NDIM];
+  bool there = locate(g, item, images, &channel, &image, tile);
+  if (channel >= g.c) return;
+  x += (image0 + image) * g.a[0] + channel * g.a[1];
+  ACC v[POINTS];
+#pragma unroll
+  for (int i = 0; i < SIDE; ++i) {
+    int row = source(g, 0, tile[0] * TILE + i - (int)g.low[0]);
+#pragma unroll
+    for (int j = 0; j < SIDE; ++j) {
+      int column = source(g, 1, tile[1] * TILE + j - (int)g.low[1]);
+      bool inside = there && row >= 0 && column >= 0;
+      v[i * SIDE + j] = inside ? wide(x[row * g.a[2] + column * g.a[3]]) : (ACC)0;
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < SIDE; ++i) values_to_points<1>(v + i * SIDE);
+#pragma unroll
+  for (int j = 0; j < SIDE; ++j) values_to_points<SIDE>(v + j);
+  write_points(v, points, g.c, item, g, images);
+}
+
+#endif
+
+#ifdef CONV_WINOGRAD_GRADIENT
+
+// grad_y to points: [POINTS, parts, K, tiles of a part]. a: grad_y.
+extern "C" __global__ void conv_winograd_gradient(Geometry g, const IN *y, ACC *points, i64 image0, i64 images) {
+  i64 item = thread_index(), channel, image;
+  int tile[NDIM];
+  bool there = locate(g, item, images, &channel, &image, tile);
+  if (channel >= g.k) return;
+  y += (image0 + image) * g.a[0] + channel * g.a[1];
+  ACC v[POINTS];
+#pragma unroll
+  for (int i = 0; i < TILE; ++i)
+#pragma unroll
+    for (int j = 0; j < TILE; ++j) {
+      int row = tile[0] * TILE + i, column = tile[1] * TILE + j;
+      bool inside = there && row < g.output[0] && column < g.output[1];
+      v[i * SIDE + j] = inside ? wide(y[row * g.a[2] + column * g.a[3]]) : (ACC)0;
+    }
+#pragma unroll
+  for (int i = 0; i < TILE; ++i) factors_to_points<1, TILE>(v + i * SIDE);
+#pragma unroll
+  for (int j = 0; j < SIDE; ++j) factors_to_points<SIDE, TILE>(v + j);
+  write_points(v, points, g.k, item, g, images);
+}
+
+#endif
+
+#if defined(CONV_WINOGRAD_WEIGHTS) || defined(CONV_WINOGRAD_OUTPUT)
+
+#if GRADIENT
+#define ROWS g.c
+#define SUMMED g.k
+#else
+#define ROWS g.k
+#define SUMMED g.c
+#endif
+
+// Where a tap of the convolution that is computed lies in w, for a row and a summed channel of a group.
+__device__ __forceinline__ i64 weight_at(const Geometry &g, i64 group, i64 row, i64 inner, int i, int j) {
+  bool turned = GRADIENT != (g.flip != 0);
+  int first = turned ? TAPS - 1 - i : i, second = turned ? TAPS - 1 - j : j;
+  i64 rows = ROWS / g.groups, summed = SUMMED / g.groups;
+  i64 k = GRADIENT ? group * summed + inner : group * rows + row, c = GRADIENT ? row : inner;
+  return k * g.b[0] + c * g.b[1] + first * g.b[2] + second * g.b[3];
+}
+
+#endif
+
+#ifdef CONV_WINOGRAD_WEIGHTS
+
+// w to points: [POINTS, G, rows, summed channels]. b: w.
+extern "C" __global__ void conv_winograd_weights(Geometry g, const IN *w, ACC *points) {
+  i64 item = thread_index(), rows = ROWS / g.groups, summed = SUMMED / g.groups, all = g.groups * rows * summed;
+  if (item >= all) return;
+  i64 inner = item % summed, row = item / summed % rows, group = item / summed / rows;
+  ACC v[POINTS];
+#pragma unroll
+  for (int i = 0; i < TAPS; ++i)
+#pragma unroll
+    for (int j = 0; j < TAPS; ++j) v[i * SIDE + j] = wide(w[weight_at(g, group, row, inner, i, j)]);
+#pragma unroll
+  for (int i = 0; i < TAPS; ++i) factors_to_points<1, TAPS>(v + i * SIDE);
+#pragma unroll
+  for (int j = 0; j < SIDE; ++j) factors_to_points<SIDE, TAPS>(v + j);
+#pragma unroll
+  for (int p = 0; p < POINTS; ++p) points[p * all + item] = v[p];
+}
+
+#endif
+
+#ifdef CONV_WINOGRAD_OUTPUT
+
+// One result, term by term.
+__device__ ACC chain(const Geometry &g, const IN *x, const IN *w, i64 group, i64 row, int q0, int q1) {
+  i64 summed = SUMMED / g.groups;
+  ACC sum = (ACC)0;
+  for (i64 inner = 0; inner < summed; ++inner)
+    for (int i = 0; i < TAPS; ++i)
+      for (int j = 0; j < TAPS; ++j) {
+        int at0 = source(g, 0, q0 + i - (int)g.low[0]), at1 = source(g, 1, q1 + j - (int)g.low[1]);
+        if (at0 < 0 || at1 < 0) continue;
+        ACC value = wide(x[(group * summed + inner) * g.a[1] + at0 * g.a[2] + at1 * g.a[3]]);
+        sum = madd(value, wide(w[weight_at(g, group, row, inner, i, j)]), sum);
+      }
+  return sum;
+}
+
+// Points, [POINTS, rows of all groups, tiles], to results with the bias and the activation. a: the source, b: w, y: the result,
+// whose size is `output`.
+extern "C" __global__ void conv_winograd_output(Geometry g, const ACC *points, const IN *x, const IN *w, const IN *bias, OUT *y,
+                                                i64 image0, i64 images) {
+  i64 item = thread_index(), channel, image;
+  int tile[NDIM];
+  locate(g, item, images, &channel, &image, tile);
+  i64 all = ROWS * images * g.count[0] * g.count[1];
+  if (item >= all) return;
+  ACC v[POINTS];
+#pragma unroll
+  for (int p = 0; p < POINTS; ++p) v[p] = points[p * all + item];
+#pragma unroll
+  for (int j = 0; j < SIDE; ++j) points_to_results<SIDE, TILE>(v + j);
+  bool fine = true;
+#pragma unroll
+  for (int i = 0; i < TILE; ++i) {
+    points_to_results<1, TILE>(v + i * SIDE);
+#pragma unroll
+    for (int j = 0; j < TILE; ++j) fine = fine && finite(v[i * SIDE + j]);
+  }
+  y += (image0 + image) * g.y[0] + channel * g.y[1];
+  if (!fine) {
+    i64 rows = ROWS / g.groups;
+    x += (image0 + image) * g.a[0];
+#pragma unroll 1
+    for (int i = 0; i < TILE * TILE; ++i) {
+      int q0 = tile[0] * TILE + i / TILE, q1 = tile[1] * TILE + i % TILE;
+      if (q0 >= g.output[0] || q1 >= g.output[1]) continue;
+      ACC sum = chain(g, x, w, channel / rows, channel % rows, q0, q1);
+      finish(g, sum, bias, (int)channel, y + q0 * g.y[2] + q1 * g.y[3]);
+    }
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < TILE; ++i)
+#pragma unroll
+    for (int j = 0; j < TILE; ++j) {
+      int q0 = tile[0] * TILE + i, q1 = tile[1] * TILE + j;
+      if (q0 < g.output[0] && q1 < g.output[1]) finish(g, v[i * SIDE + j], bias, (int)channel, y + q0 * g.y[2] + q1 * g.y[3]);
+    }
+}
+
+#endif
+
+#ifdef CONV_WINOGRAD_TAPS
+
+// One tap of a gradient for w, term by term.
+__device__ ACC chain(const Geometry &g, const IN *y, const IN *x, int i, int j) {
+  ACC sum = (ACC)0;
+  for (i64 n = 0; n < g.n; ++n)
+    for (int q0 = 0; q0 < g.output[0]; ++q0)
+      for (int q1 = 0; q1 < g.output[1]; ++q1) {
+        int at0 = source(g, 0, q0 + i - (int)g.low[0]), at1 = source(g, 1, q1 + j - (int)g.low[1]);
+        if (at0 < 0 || at1 < 0) continue;
+        sum = madd(wide(y[n * g.a[0] + q0 * g.a[2] + q1 * g.a[3]]), wide(x[n * g.b[0] + at0 * g.b[2] + at1 * g.b[3]]), sum);
+      }
+  return sum;
+}
+
+__device__ __forceinline__ i64 tap_at(const Geometry &g, int i, int j) {
+  return (g.flip ? TAPS - 1 - i : i) * g.y[2] + (g.flip ? TAPS - 1 - j : j) * g.y[3];
+}
+
+// Points, [POINTS, parts, K, C / G], summed over the parts in order, to the gradient for w. a: grad_y, b: x, y: the gradient.
+extern "C" __global__ void conv_winograd_taps(Geometry g, const ACC *points, const IN *y, const IN *x, OUT *w) {
+  i64 item = thread_index(), inputs = g.c / g.groups, all = g.k * inputs;
+  if (item >= all) return;
+  i64 k = item / inputs, c = item % inputs;
+  ACC v[POINTS];
+#pragma unroll
+  for (int p = 0; p < POINTS; ++p) {
+    ACC sum = points[p * g.parts * all + item];
+    for (i64 part = 1; part < g.parts; ++part) sum += points[(p * g.parts + part) * all + item];
+    v[p] = sum;
+  }
+#pragma unroll
+  for (int j = 0; j < SIDE; ++j) points_to_results<SIDE, TAPS>(v + j);
+  bool fine = true;
+#pragma unroll
+  for (int i = 0; i < TAPS; ++i) {
+    points_to_results<1, TAPS>(v + i * SIDE);
+#pragma unroll
+    for (int j = 0; j < TAPS; ++j) fine = fine && finite(v[i * SIDE + j]);
+  }
+  y += k * g.a[1];
+  x += (k / (g.k / g.groups) * inputs + c) * g.b[1];
+  w += k * g.y[0] + c * g.y[1];
+  if (!fine) {
+#pragma unroll 1
+    for (int tap = 0; tap < TAPS * TAPS; ++tap) w[tap_at(g, tap / TAPS, tap % TAPS)] = narrow(chain(g, y, x, tap / TAPS, tap % TAPS));
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < TAPS; ++i)
+#pragma unroll
+    for (int j = 0; j < TAPS; ++j) w[tap_at(g, i, j)] = narrow(v[i * SIDE + j]);
+}
+
+#endif
