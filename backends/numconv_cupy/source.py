@@ -26,7 +26,7 @@ _FOLDER = pathlib.Path(__file__).parent / "kernels"
 _FILES = {
     "conv_forward": "convolution.cu", "conv_input_grad": "convolution.cu", "conv_weight_grad": "convolution.cu",
     "conv_winograd_input": "winograd.cu", "conv_winograd_gradient": "winograd.cu", "conv_winograd_weights": "winograd.cu",
-    "conv_winograd_output": "winograd.cu", "conv_winograd_taps": "winograd.cu",
+    "conv_winograd_output": "winograd.cu", "conv_winograd_taps": "winograd.cu", "conv_winograd_sums": "winograd.cu",
     "conv_tiled": "tiled.cu", "channel_sums": "convolution.cu", "store_sums": "convolution.cu",
     "max_pool": "pooling.cu", "add_at_winners": "pooling.cu", "avg_pool": "pooling.cu", "avg_pool_backward": "pooling.cu",
     "lp_pool": "pooling.cu", "lp_pool_backward": "pooling.cu",

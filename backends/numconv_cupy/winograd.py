@@ -30,13 +30,16 @@ TILE, TAPS = 4, 3
 POINTS = (TILE + TAPS - 1) ** 2
 LEAST_CHANNELS = 4
 """Summed ones of a group: the error is relative to a whole tile, and fewer channels may be small in one window."""
-BLOCK_BYTES = 96 << 20
+BLOCK_BYTES = 192 << 20
 """Of the points of the images that are computed at a time: large arrays of points would not stay in a cache, small ones leave the
 device idle."""
 LEAST_TILES = 256
 """Of a part of a gradient for w."""
 PRODUCTS = 1024
 """Matrix products of 64 x 64 results, or fewer, that a gradient for w aims at."""
+MOST_ITEMS = 2**31 - 1
+"""Tiles of all channels, which the kernels count in 32 bits."""
+_NUMBERS = np.dtype([(name, np.uint32) for name in ("images", "all", "share", "across")])
 
 
 class Winograd(Implementation):
@@ -65,6 +68,9 @@ class Winograd(Implementation):
         summed = {"forward": problem.c, "input_grad": problem.k}.get(problem.op, LEAST_CHANNELS * problem.groups) // problem.groups
         if summed < LEAST_CHANNELS:
             return Verdict.no(f"{summed} channels summed a group; its error needs {LEAST_CHANNELS}")
+        items = _images(problem) * (math.prod(_tiles(problem)) + LEAST_TILES) * max(problem.c, problem.k)
+        if items > MOST_ITEMS:
+            return Verdict.no(f"{items} tiles of all channels; the kernels count {MOST_ITEMS}")
         return limits(problem)
 
     def cost(self, problem: ConvProblem) -> float:
@@ -79,7 +85,7 @@ class Winograd(Implementation):
     def workspace(self, problem: ConvProblem) -> int:
         """The points of both factors and of the products."""
         item = np_dtype(problem.acc_dtype).itemsize
-        weights = POINTS * parts_of(problem) * problem.k * problem.c // problem.groups * item
+        weights = POINTS * (1 + parts_of(problem)) * problem.k * problem.c // problem.groups * item
         return weights + _images(problem) * _bytes_of_an_image(problem)
 
     def build(self, problem: ConvProblem) -> Executor:
@@ -128,6 +134,14 @@ def _blocks(problem: ConvProblem) -> Iterator[tuple[int, int]]:
         yield first, min(step, problem.n - first)
 
 
+def _numbers(tiles: int, images: int, parts: int = 1) -> np.ndarray[Any, Any]:
+    """The tiles of some images as the kernels take them: see ``struct Tiles``."""
+    share = -(-tiles // parts)
+    record = np.zeros(1, _NUMBERS)
+    record[0] = (images, tiles, share, parts * share)
+    return record
+
+
 def _convolve(kernels: Launcher, problem: ConvProblem, outs: Arrays, ins: Arrays) -> None:
     (out,), (source, w, *bias) = outs, ins
     gradient = problem.op == "input_grad"
@@ -140,29 +154,43 @@ def _convolve(kernels: Launcher, problem: ConvProblem, outs: Arrays, ins: Arrays
     rows, summed = out.shape[1] // problem.groups, source.shape[1] // problem.groups
     weights = empty_like(w, (POINTS * problem.groups, rows, summed), problem.acc_dtype)
     kernels.launch(kernel("conv_winograd_weights", problem, tile), problem.groups * rows * summed, (rest, w, weights))
+    in_order = np.int64(_rows_in_order(out))
     for first, images in _blocks(problem):
-        block, tiles = (np.int64(first), np.int64(images)), images * math.prod(_tiles(problem))
+        tiles = images * math.prod(_tiles(problem))
+        block = _numbers(tiles, images)
         points = empty_like(source, (POINTS * problem.groups, summed, tiles), problem.acc_dtype)
-        kernels.launch(kernel("conv_winograd_input", problem, tile), source.shape[1] * tiles, (read, source, points, *block))
+        arguments: tuple[Any, ...] = (read, block, source, points, np.int64(first))
+        kernels.launch(kernel("conv_winograd_input", problem, tile), source.shape[1] * tiles, arguments)
         products = batched_matmul(weights, points)
-        arguments = (rest, products, source, w, bias[0] if bias else NULL, out, *block)
+        arguments = (rest, block, products, source, w, bias[0] if bias else NULL, out, np.int64(first), in_order)
         kernels.launch(kernel("conv_winograd_output", problem, tile), out.shape[1] * tiles, arguments)
+
+
+def _rows_in_order(array: Any) -> bool:
+    """Whether four neighbours of each row, from every fourth, are aligned together."""
+    address = array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
+    item, steps = array.dtype.itemsize, strides_of(array)
+    return bool(address % min(16, TILE * item) == 0 and steps[-1] == 1 and all(step % TILE == 0 for step in steps[:-1]))
 
 
 def _weight_grad(kernels: Launcher, problem: ConvProblem, outs: Arrays, ins: Arrays) -> None:
     grad_y, x = ins
     parts, tiles = parts_of(problem), problem.n * math.prod(_tiles(problem))
-    share, block = -(-tiles // parts), (np.int64(0), np.int64(problem.n))
+    share, block = -(-tiles // parts), _numbers(tiles, problem.n, parts)
     points = []
     for name, array in (("gradient", grad_y), ("input", x)):
-        record = geometry(problem, strides_of(array), parts=parts, count=_tiles(problem))
+        record = geometry(problem, strides_of(array), count=_tiles(problem))
         found = empty_like(array, (POINTS * parts * problem.groups, array.shape[1] // problem.groups, share), problem.acc_dtype)
         code = kernel(f"conv_winograd_{name}", problem)
-        kernels.launch(code, array.shape[1] * parts * share, (record, array, found, *block))
+        kernels.launch(code, array.shape[1] * parts * share, (record, block, array, found, np.int64(0)))
         points.append(found)
-    products = batched_matmul(points[0], points[1].transpose(0, 2, 1))
-    record = geometry(problem, strides_of(grad_y), strides_of(x), strides_of(outs[0]), parts=parts)
-    code = kernel("conv_winograd_taps", problem)
-    kernels.launch(code, math.prod(problem.w_shape[:2]), (record, products, grad_y, x, outs[0]))
+    sums = products = batched_matmul(points[0], points[1].transpose(0, 2, 1))
+    channels = math.prod(problem.w_shape[:2])
+    if parts > 1:
+        sums = empty_like(x, (POINTS * channels,), problem.acc_dtype)
+        code = kernel("conv_winograd_sums", problem)
+        kernels.launch(code, POINTS * channels, (products, sums, np.int64(channels), np.int64(parts)))
+    record = geometry(problem, strides_of(grad_y), strides_of(x), strides_of(outs[0]))
+    kernels.launch(kernel("conv_winograd_taps", problem), channels, (record, sums, grad_y, x, outs[0]))
     if problem.bias:
         bias_sums(problem, outs[1], x if problem.bias == "x" else grad_y)

@@ -47,47 +47,64 @@ template <int STEP, int COUNT> __device__ __forceinline__ void points_to_results
   if (COUNT == 4) v[3 * STEP] = difference + (ACC)0.125 * d - (ACC)8 * e + f;
 }
 
-// Where thread `item` of [channels, parts * share] stands: its channel, and the image and the place of its tile; false: no tile.
-__device__ __forceinline__ bool locate(const Geometry &g, i64 item, i64 images, i64 *channel, i64 *image, int *tile) {
-  i64 tiles = images * g.count[0] * g.count[1], across = (tiles + g.parts - 1) / g.parts * g.parts;
-  *channel = item / across;
-  *image = unravel(item % across, g.count, tile);
-  return item % across < tiles;
+// The tiles of some images, numbered through: `share` of them in a part, `across` in all parts, the last of which may be short.
+struct Tiles { unsigned images, all, share, across; };
+
+struct Place { unsigned channel, part, rest, image; int first[NDIM]; };
+
+// Where thread `item` of [channels, parts * share] stands: its channel, part and the place in it, the image and the first element of
+// its tile. Divisions of 32 bits: those of 64 would take longer than all else.
+__device__ __forceinline__ Place locate(const Geometry &g, const Tiles &tiles, unsigned item) {
+  Place place;
+  place.channel = item / tiles.across;
+  unsigned tile = item - place.channel * tiles.across;
+  place.part = tile / tiles.share;
+  place.rest = tile - place.part * tiles.share;
+  unsigned down = (unsigned)g.count[0], wide = (unsigned)g.count[1], row = tile / wide;
+  place.image = row / down;
+  place.first[0] = (int)(row - place.image * down) * TILE;
+  place.first[1] = (int)(tile - row * wide) * TILE;
+  return place;
 }
 
-__device__ __forceinline__ void write_points(const ACC *v, ACC *points, i64 channels, i64 item, const Geometry &g, i64 images) {
-  i64 tiles = images * g.count[0] * g.count[1], share = (tiles + g.parts - 1) / g.parts, across = share * g.parts;
-  i64 channel = item / across, part = item % across / share;  // [POINTS, parts, channels, share]
-  points += (part * channels + channel) * share + item % share;
+// [POINTS, parts, channels, share]
+__device__ __forceinline__ void write_points(const ACC *v, ACC *points, unsigned channels, const Tiles &tiles, const Place &at) {
+  i64 plane = (i64)channels * tiles.across;
+  points += ((i64)at.part * channels + at.channel) * tiles.share + at.rest;
 #pragma unroll
-  for (int p = 0; p < POINTS; ++p) points[p * g.parts * channels * share] = v[p];
+  for (int p = 0; p < POINTS; ++p, points += plane) *points = v[p];
 }
 
 #ifdef CONV_WINOGRAD_INPUT
 
 // x, or grad_y, to points: [POINTS, parts, channels, tiles of a part]. a: the source, whose size is `spatial`.
-extern "C" __global__ void conv_winograd_input(Geometry g, const IN *x, ACC *points, i64 image0, i64 images) {
-  i64 item = thread_index(), channel, image;
-  int tile[NDIM];
-  bool there = locate(g, item, images, &channel, &image, tile);
-  if (channel >= g.c) return;
-  x += (image0 + image) * g.a[0] + channel * g.a[1];
+extern "C" __global__ void conv_winograd_input(Geometry g, Tiles tiles, const IN *x, ACC *points, i64 image0) {
+  unsigned item = (unsigned)thread_index(), channels = (unsigned)g.c;
+  if (item >= channels * tiles.across) return;
+  Place at = locate(g, tiles, item);
+  bool there = at.image < tiles.images;
+  x += there ? (image0 + at.image) * g.a[0] + at.channel * g.a[1] : 0;
+  i64 offsets[SIDE];
+  bool inside[SIDE];
+#pragma unroll
+  for (int j = 0; j < SIDE; ++j) {
+    int column = source(g, 1, at.first[1] + j - (int)g.low[1]);
+    inside[j] = there && column >= 0;
+    offsets[j] = column * g.a[3];
+  }
   ACC v[POINTS];
 #pragma unroll
   for (int i = 0; i < SIDE; ++i) {
-    int row = source(g, 0, tile[0] * TILE + i - (int)g.low[0]);
+    int row = source(g, 0, at.first[0] + i - (int)g.low[0]);
+    const IN *line = x + row * g.a[2];
 #pragma unroll
-    for (int j = 0; j < SIDE; ++j) {
-      int column = source(g, 1, tile[1] * TILE + j - (int)g.low[1]);
-      bool inside = there && row >= 0 && column >= 0;
-      v[i * SIDE + j] = inside ? wide(x[row * g.a[2] + column * g.a[3]]) : (ACC)0;
-    }
+    for (int j = 0; j < SIDE; ++j) v[i * SIDE + j] = row >= 0 && inside[j] ? wide(line[offsets[j]]) : (ACC)0;
   }
 #pragma unroll
   for (int i = 0; i < SIDE; ++i) values_to_points<1>(v + i * SIDE);
 #pragma unroll
   for (int j = 0; j < SIDE; ++j) values_to_points<SIDE>(v + j);
-  write_points(v, points, g.c, item, g, images);
+  write_points(v, points, channels, tiles, at);
 }
 
 #endif
@@ -95,26 +112,28 @@ extern "C" __global__ void conv_winograd_input(Geometry g, const IN *x, ACC *poi
 #ifdef CONV_WINOGRAD_GRADIENT
 
 // grad_y to points: [POINTS, parts, K, tiles of a part]. a: grad_y.
-extern "C" __global__ void conv_winograd_gradient(Geometry g, const IN *y, ACC *points, i64 image0, i64 images) {
-  i64 item = thread_index(), channel, image;
-  int tile[NDIM];
-  bool there = locate(g, item, images, &channel, &image, tile);
-  if (channel >= g.k) return;
-  y += (image0 + image) * g.a[0] + channel * g.a[1];
+extern "C" __global__ void conv_winograd_gradient(Geometry g, Tiles tiles, const IN *y, ACC *points, i64 image0) {
+  unsigned item = (unsigned)thread_index(), channels = (unsigned)g.k;
+  if (item >= channels * tiles.across) return;
+  Place at = locate(g, tiles, item);
+  bool there = at.image < tiles.images;
+  y += there ? (image0 + at.image) * g.a[0] + at.channel * g.a[1] : 0;
   ACC v[POINTS];
 #pragma unroll
-  for (int i = 0; i < TILE; ++i)
+  for (int i = 0; i < TILE; ++i) {
+    int row = at.first[0] + i;
+    const IN *line = y + row * g.a[2] + at.first[1] * g.a[3];
 #pragma unroll
     for (int j = 0; j < TILE; ++j) {
-      int row = tile[0] * TILE + i, column = tile[1] * TILE + j;
-      bool inside = there && row < g.output[0] && column < g.output[1];
-      v[i * SIDE + j] = inside ? wide(y[row * g.a[2] + column * g.a[3]]) : (ACC)0;
+      bool inside = there && row < (int)g.output[0] && at.first[1] + j < (int)g.output[1];
+      v[i * SIDE + j] = inside ? wide(line[j * g.a[3]]) : (ACC)0;
     }
+  }
 #pragma unroll
   for (int i = 0; i < TILE; ++i) factors_to_points<1, TILE>(v + i * SIDE);
 #pragma unroll
   for (int j = 0; j < SIDE; ++j) factors_to_points<SIDE, TILE>(v + j);
-  write_points(v, points, g.k, item, g, images);
+  write_points(v, points, channels, tiles, at);
 }
 
 #endif
@@ -179,18 +198,20 @@ __device__ ACC chain(const Geometry &g, const IN *x, const IN *w, i64 group, i64
   return sum;
 }
 
+// Four results that are neighbours, written at once.
+struct alignas(4 * sizeof(OUT) < 16 ? 4 * sizeof(OUT) : 16) Row { OUT of[TILE]; };
+
 // Points, [POINTS, rows of all groups, tiles], to results with the bias and the activation. a: the source, b: w, y: the result,
-// whose size is `output`.
-extern "C" __global__ void conv_winograd_output(Geometry g, const ACC *points, const IN *x, const IN *w, const IN *bias, OUT *y,
-                                                i64 image0, i64 images) {
-  i64 item = thread_index(), channel, image;
-  int tile[NDIM];
-  locate(g, item, images, &channel, &image, tile);
-  i64 all = ROWS * images * g.count[0] * g.count[1];
+// whose size is `output`; in_order: whether the results of a tile's row are neighbours, aligned together.
+extern "C" __global__ void conv_winograd_output(Geometry g, Tiles tiles, const ACC *points, const IN *x, const IN *w,
+                                                const IN *bias, OUT *y, i64 image0, i64 in_order) {
+  unsigned item = (unsigned)thread_index(), all = (unsigned)ROWS * tiles.all;
   if (item >= all) return;
+  Place at = locate(g, tiles, item);
   ACC v[POINTS];
+  points += item;
 #pragma unroll
-  for (int p = 0; p < POINTS; ++p) v[p] = points[p * all + item];
+  for (int p = 0; p < POINTS; ++p, points += all) v[p] = *points;
 #pragma unroll
   for (int j = 0; j < SIDE; ++j) points_to_results<SIDE, TILE>(v + j);
   bool fine = true;
@@ -200,26 +221,33 @@ extern "C" __global__ void conv_winograd_output(Geometry g, const ACC *points, c
 #pragma unroll
     for (int j = 0; j < TILE; ++j) fine = fine && finite(v[i * SIDE + j]);
   }
-  y += (image0 + image) * g.y[0] + channel * g.y[1];
+  int channel = (int)at.channel, high = (int)g.output[0] - at.first[0], across = (int)g.output[1] - at.first[1];
+  y += (image0 + at.image) * g.y[0] + channel * g.y[1] + at.first[0] * g.y[2] + at.first[1] * g.y[3];
   if (!fine) {
     i64 rows = ROWS / g.groups;
-    x += (image0 + image) * g.a[0];
+    x += (image0 + at.image) * g.a[0];
 #pragma unroll 1
     for (int i = 0; i < TILE * TILE; ++i) {
-      int q0 = tile[0] * TILE + i / TILE, q1 = tile[1] * TILE + i % TILE;
-      if (q0 >= g.output[0] || q1 >= g.output[1]) continue;
-      ACC sum = chain(g, x, w, channel / rows, channel % rows, q0, q1);
-      finish(g, sum, bias, (int)channel, y + q0 * g.y[2] + q1 * g.y[3]);
+      if (i / TILE >= high || i % TILE >= across) continue;
+      ACC sum = chain(g, x, w, channel / rows, channel % rows, at.first[0] + i / TILE, at.first[1] + i % TILE);
+      finish(g, sum, bias, channel, y + i / TILE * g.y[2] + i % TILE * g.y[3]);
     }
     return;
   }
 #pragma unroll
-  for (int i = 0; i < TILE; ++i)
+  for (int i = 0; i < TILE; ++i, y += g.y[2]) {
+    if (i >= high) return;
+    Row row;
 #pragma unroll
-    for (int j = 0; j < TILE; ++j) {
-      int q0 = tile[0] * TILE + i, q1 = tile[1] * TILE + j;
-      if (q0 < g.output[0] && q1 < g.output[1]) finish(g, v[i * SIDE + j], bias, (int)channel, y + q0 * g.y[2] + q1 * g.y[3]);
+    for (int j = 0; j < TILE; ++j) finish(g, v[i * SIDE + j], bias, channel, row.of + j);
+    if (in_order && across >= TILE) {
+      *(Row *)y = row;
+    } else {
+#pragma unroll
+      for (int j = 0; j < TILE; ++j)
+        if (j < across) y[j * g.y[3]] = row.of[j];
     }
+  }
 }
 
 #endif
@@ -243,18 +271,14 @@ __device__ __forceinline__ i64 tap_at(const Geometry &g, int i, int j) {
   return (g.flip ? TAPS - 1 - i : i) * g.y[2] + (g.flip ? TAPS - 1 - j : j) * g.y[3];
 }
 
-// Points, [POINTS, parts, K, C / G], summed over the parts in order, to the gradient for w. a: grad_y, b: x, y: the gradient.
+// Points, [POINTS, K, C / G], to the gradient for w. a: grad_y, b: x, y: the gradient.
 extern "C" __global__ void conv_winograd_taps(Geometry g, const ACC *points, const IN *y, const IN *x, OUT *w) {
-  i64 item = thread_index(), inputs = g.c / g.groups, all = g.k * inputs;
+  unsigned item = (unsigned)thread_index(), inputs = (unsigned)(g.c / g.groups), all = (unsigned)g.k * inputs;
   if (item >= all) return;
-  i64 k = item / inputs, c = item % inputs;
+  unsigned k = item / inputs, c = item - k * inputs;
   ACC v[POINTS];
 #pragma unroll
-  for (int p = 0; p < POINTS; ++p) {
-    ACC sum = points[p * g.parts * all + item];
-    for (i64 part = 1; part < g.parts; ++part) sum += points[(p * g.parts + part) * all + item];
-    v[p] = sum;
-  }
+  for (int p = 0; p < POINTS; ++p) v[p] = points[(i64)p * all + item];
 #pragma unroll
   for (int j = 0; j < SIDE; ++j) points_to_results<SIDE, TAPS>(v + j);
   bool fine = true;
@@ -276,6 +300,20 @@ extern "C" __global__ void conv_winograd_taps(Geometry g, const ACC *points, con
   for (int i = 0; i < TAPS; ++i)
 #pragma unroll
     for (int j = 0; j < TAPS; ++j) w[tap_at(g, i, j)] = narrow(v[i * SIDE + j]);
+}
+
+#endif
+
+#ifdef CONV_WINOGRAD_SUMS
+
+// [POINTS, parts, count] summed over the parts, in order.
+extern "C" __global__ void conv_winograd_sums(const ACC *parts, ACC *sums, i64 count, i64 number) {
+  i64 item = thread_index();
+  if (item >= POINTS * count) return;
+  parts += item / count * number * count + item % count;
+  ACC sum = *parts;
+  for (i64 part = 1; part < number; ++part) sum += parts[part * count];
+  sums[item] = sum;
 }
 
 #endif
