@@ -21,7 +21,7 @@ from .direct import limits
 from .epilogue import bias_sums
 from .gemm import batched_matmul
 from .launching import Launcher
-from .namespaces import Arrays, empty_like, on_namespace
+from .namespaces import Arrays, empty_like, on_namespace, zeros_like
 from .source import NULL, geometry, kernel, strides_of
 
 __all__ = ["Winograd", "parts_of"]
@@ -84,9 +84,7 @@ class Winograd(Implementation):
 
     def workspace(self, problem: ConvProblem) -> int:
         """The points of both factors and of the products."""
-        item = np_dtype(problem.acc_dtype).itemsize
-        weights = POINTS * (1 + parts_of(problem)) * problem.k * problem.c // problem.groups * item
-        return weights + _images(problem) * _bytes_of_an_image(problem)
+        return _bytes_of_weights(problem, 1 + parts_of(problem)) + _images(problem) * _bytes_of_an_image(problem)
 
     def build(self, problem: ConvProblem) -> Executor:
         """Three launches and a product for some images at a time, and one for the weights."""
@@ -108,23 +106,31 @@ def _tiles(problem: ConvProblem) -> tuple[int, ...]:
     return tuple(-(-size // TILE) for size in _result(problem))
 
 
+def _bytes_of_weights(problem: ConvProblem, copies: int) -> int:
+    return copies * POINTS * problem.k * problem.c // problem.groups * np_dtype(problem.acc_dtype).itemsize
+
+
 def _bytes_of_an_image(problem: ConvProblem) -> int:
     return POINTS * math.prod(_tiles(problem)) * (problem.c + problem.k) * np_dtype(problem.acc_dtype).itemsize
 
 
 def _images(problem: ConvProblem) -> int:
-    """At a time; all of them for a gradient of w."""
-    if problem.op == "weight_grad":
-        return problem.n
-    return max(1, min(problem.n, BLOCK_BYTES // max(1, _bytes_of_an_image(problem))))
+    """At a time."""
+    allowed = min(BLOCK_BYTES, problem.max_workspace - _bytes_of_weights(problem, 1 + _wanted(problem)))
+    return max(1, min(problem.n, allowed // max(1, _bytes_of_an_image(problem))))
 
 
-def parts_of(problem: ConvProblem) -> int:
-    """Into how many parts the tiles of a gradient for w are split: a function of the problem alone."""
+def _wanted(problem: ConvProblem) -> int:
+    """Parts of a gradient for w of which each has a matrix product: as many as keep a device busy."""
     if problem.op != "weight_grad":
         return 1
     products = POINTS * problem.groups * -(-problem.k // problem.groups // 64) * -(-problem.c // problem.groups // 64)
-    return max(1, min(-(-PRODUCTS // products), problem.n * math.prod(_tiles(problem)) // LEAST_TILES))
+    return -(-PRODUCTS // products)
+
+
+def parts_of(problem: ConvProblem) -> int:
+    """Into how many parts the tiles of some images are split for a gradient for w: a function of the problem alone."""
+    return max(1, min(_wanted(problem), _images(problem) * math.prod(_tiles(problem)) // LEAST_TILES))
 
 
 def _blocks(problem: ConvProblem) -> Iterator[tuple[int, int]]:
@@ -175,22 +181,26 @@ def _rows_in_order(array: Any) -> bool:
 
 def _weight_grad(kernels: Launcher, problem: ConvProblem, outs: Arrays, ins: Arrays) -> None:
     grad_y, x = ins
-    parts, tiles = parts_of(problem), problem.n * math.prod(_tiles(problem))
-    share, block = -(-tiles // parts), _numbers(tiles, problem.n, parts)
-    points = []
-    for name, array in (("gradient", grad_y), ("input", x)):
-        record = geometry(problem, strides_of(array), count=_tiles(problem))
-        found = empty_like(array, (POINTS * parts * problem.groups, array.shape[1] // problem.groups, share), problem.acc_dtype)
-        code = kernel(f"conv_winograd_{name}", problem)
-        kernels.launch(code, array.shape[1] * parts * share, (record, block, array, found, np.int64(0)))
-        points.append(found)
-    sums = products = batched_matmul(points[0], points[1].transpose(0, 2, 1))
-    channels = math.prod(problem.w_shape[:2])
-    if parts > 1:
-        sums = empty_like(x, (POINTS * channels,), problem.acc_dtype)
+    parts, channels = parts_of(problem), math.prod(problem.w_shape[:2])
+    sums = (empty_like if problem.n else zeros_like)(x, (POINTS * channels,), problem.acc_dtype)
+    for first, images in _blocks(problem):
+        block = _numbers(images * math.prod(_tiles(problem)), images, parts)
+        points = [_points(kernels, problem, name, array, block, first) for name, array in (("gradient", grad_y), ("input", x))]
+        products = batched_matmul(points[0], points[1].transpose(0, 2, 1))
         code = kernel("conv_winograd_sums", problem)
-        kernels.launch(code, POINTS * channels, (products, sums, np.int64(channels), np.int64(parts)))
+        kernels.launch(code, POINTS * channels, (products, sums, np.int64(channels), np.int64(parts), np.int64(first)))
     record = geometry(problem, strides_of(grad_y), strides_of(x), strides_of(outs[0]))
     kernels.launch(kernel("conv_winograd_taps", problem), channels, (record, sums, grad_y, x, outs[0]))
     if problem.bias:
         bias_sums(problem, outs[1], x if problem.bias == "x" else grad_y)
+
+
+def _points(kernels: Launcher, problem: ConvProblem, name: str, array: Any, block: Any, first: int) -> Any:
+    """A factor of a gradient for w: the points of some images, ``[POINTS * parts * G, channels of a group, share]``."""
+    parts, share, across = parts_of(problem), int(block["share"][0]), int(block["across"][0])
+    found = empty_like(array, (POINTS * parts * problem.groups, array.shape[1] // problem.groups, share), problem.acc_dtype)
+    record = geometry(problem, strides_of(array), count=_tiles(problem))
+    kernels.launch(
+        kernel(f"conv_winograd_{name}", problem), array.shape[1] * across, (record, block, array, found, np.int64(first))
+    )
+    return found

@@ -306,13 +306,13 @@ extern "C" __global__ void conv_winograd_taps(Geometry g, const ACC *points, con
 
 #ifdef CONV_WINOGRAD_SUMS
 
-// [POINTS, parts, count] summed over the parts, in order.
-extern "C" __global__ void conv_winograd_sums(const ACC *parts, ACC *sums, i64 count, i64 number) {
+// [POINTS, parts, count] summed over the parts, in order; behind what is there already if these are not the first images.
+extern "C" __global__ void conv_winograd_sums(const ACC *parts, ACC *sums, i64 count, i64 number, i64 first_image) {
   i64 item = thread_index();
   if (item >= POINTS * count) return;
   parts += item / count * number * count + item % count;
-  ACC sum = *parts;
-  for (i64 part = 1; part < number; ++part) sum += parts[part * count];
+  ACC sum = first_image ? sums[item] : (ACC)0;
+  for (i64 part = 0; part < number; ++part) sum += parts[part * count];
   sums[item] = sum;
 }
 
