@@ -9,6 +9,7 @@ from numconv_cupy.bias import slices_layout
 from numconv_cupy.columns import block_layout
 from numconv_cupy.direct import Direct, redo
 from numconv_cupy.flags import redo_nonfinite
+from numconv_cupy.host_device import HostDevice
 from numconv_cupy.on_host import HostKernels, compiler
 from numconv_cupy.planes import Depthwise, FewChannels, layout_of
 from numconv_cupy.pooling import Pool
@@ -17,6 +18,7 @@ from numconv_cupy.tiled import TILES as BLOCK_TILES
 from numconv_cupy.tiled import TensorCores, Tiled, cut_of
 from numconv_cupy.transforms import spectra_layout
 from numconv_cupy.windows import Windows
+from numconv_cupy.winograd import Winograd, parts_of
 
 from numconv.plugin import UnsupportedProblemError, Verdict, accumulator, np_dtype, parse
 from numconv.testing import BackendContract, check, inputs
@@ -50,6 +52,44 @@ class TestCupyKernelsOnHost(BackendContract):
     backend = OnHost()
     levels = ("strict",)
     forms = ("mixed", "non-contiguous")
+
+
+class WinogradOnHost(OnHost):
+    """Its transforms on the host, its products by NumPy."""
+
+    name = "cupy-winograd"
+
+    def implementations(self):
+        return (Winograd(HostDevice(KERNELS)),)
+
+
+class TestCupyWinogradOnHost(BackendContract):
+    backend = WinogradOnHost()
+    levels = ("default",)
+    forms = ("mixed", "non-contiguous")
+    problems = (
+        "conv forward f32 n2 c8 k6 g1 in13x19 w3x3 s1 p1 d1",
+        "conv forward f32 n2 c33 k18 g1 in8x4 w3x3 s1 p0 d1 bias=y act=silu",
+        "conv forward f64 n3 c8 k6 g2 in7x5 w3x3 s1 p0:2x2:1 d1 pad=reflect flip=y",
+        "conv forward f16 n1 c5 k4 g1 in14x14 w3x3 s1 p1 d1",
+        "conv input_grad f32 n2 c8 k6 g1 in13x19 w3x3 s1 p1 d1",
+        "conv input_grad f64 n3 c8 k12 g2 in7x5 w3x3 s1 p0:2x2:1 d1 flip=y",
+        "conv weight_grad f32 n3 c80 k12 g2 in47x25 w3x3 s1 p1 d1",
+        "conv weight_grad f64 n3 c8 k12 g2 in7x5 w3x3 s1 p0:2x2:1 d1 flip=y bias=y pad=circular",
+    )
+
+
+@needs_compiler
+@pytest.mark.parametrize("block", [1 << 16, 1 << 20, 1 << 30])
+def test_images_and_parts_of_winograd(monkeypatch, block):
+    """Images a block at a time, the last ones fewer, and gradients for w in parts."""
+    monkeypatch.setattr("numconv_cupy.winograd.BLOCK_BYTES", block)
+    problem = parse("conv forward f32 n5 c8 k6 g1 in13x19 w3x3 s1 p1 d1")
+    assert WinogradOnHost().implementations()[0].workspace(problem) <= block + (1 << 17)
+    check(problem, WinogradOnHost(), rng=np.random.default_rng(5))
+    gradient = parse("conv weight_grad f32 n9 c8 k12 g1 in47x49 w3x3 s1 p1 d1")
+    assert parts_of(gradient) == {1 << 16: 1, 1 << 20: 1, 1 << 30: 5}[block]  # of 156 tiles an image
+    check(gradient, WinogradOnHost(), rng=np.random.default_rng(6))
 
 
 @needs_compiler
@@ -233,6 +273,7 @@ TILES = {
     "gather_columns": (COLUMNS | {"LAST": 3}, COLUMNS | {"LAST": 0, "COPIES": 1}),
     "add_columns": (COLUMNS | {"LAST": 3, "STRIDED": 0}, COLUMNS | {"LAST": 0, "STRIDED": 1}),
     "sum_gradients": (COLUMNS,),
+    **{f"conv_winograd_{part}": ({"GRADIENT": 0}, {"GRADIENT": 1}) for part in ("input", "weights", "output")},
 }  # fmt: skip
 VARIANTS = [(name, tile) for name in _FILES for tile in TILES.get(name, ({},))]
 

@@ -25,6 +25,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .products import Matmul, Pointwise
     from .tiled import TensorCores, Tiled
     from .windows import Windows
+    from .winograd import Winograd
 
     kernels, device = CupyKernels(), CupyDevice()
     again = functools.partial(redo, kernels)
@@ -33,6 +34,7 @@ def _implementations() -> tuple[Implementation, ...]:
         Matmul(again, device),
         Fft(again, device),
         FftDouble(again),
+        Winograd(device),
         Depthwise(kernels),
         FewChannels(kernels),
         TensorCores(kernels),

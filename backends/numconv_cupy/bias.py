@@ -43,8 +43,8 @@ def add_bias_gradient(recipe: Recipe) -> None:
     channels, sizes = (problem.c, problem.spatial) if of_x else (problem.k, problem.output)
     terms = problem.n * math.prod(sizes)
     parts = max(1, min(_BLOCKS // channels, terms // _LEAST_TERMS))
-    most = -(-terms // parts)
-    parts = -(-terms // most)
+    most = max(1, -(-terms // parts))
+    parts = max(1, -(-terms // most))
     sums = recipe.reserve(parts * channels, problem.acc_dtype)
     about = record(
         slices_layout(problem.ndim), threads=parts * channels * THREADS, channels=channels, parts=parts, terms=terms, most=most,

@@ -28,6 +28,8 @@ _FILES = {
     "channel_sums": "convolution.cu", "store_sums": "convolution.cu",
     "conv_tiled": "tiled.cu", "sum_parts": "tiled.cu", "conv_planes": "planes.cu",
     "conv_taps": "taps.cu", "channel_totals": "taps.cu",
+    "conv_winograd_input": "winograd.cu", "conv_winograd_gradient": "winograd.cu", "conv_winograd_weights": "winograd.cu",
+    "conv_winograd_output": "winograd.cu", "conv_winograd_taps": "winograd.cu", "conv_winograd_sums": "winograd.cu",
     "max_pool": "pooling.cu", "add_at_winners": "pooling.cu", "avg_pool": "pooling.cu", "avg_pool_backward": "pooling.cu",
     "lp_pool": "pooling.cu", "lp_pool_backward": "pooling.cu",
     "gather_columns": "im2col.cu", "add_columns": "im2col.cu", "finish_products": "im2col.cu", "sum_gradients": "im2col.cu",
@@ -43,6 +45,7 @@ _INCLUDED = {
     "im2col.cu": ("epilogue.cuh", "division.cuh"),
     "spectra.cu": ("epilogue.cuh", "division.cuh"),
     "bias.cu": ("division.cuh",),
+    "winograd.cu": ("epilogue.cuh",),
 }
 _TYPES = {
     "float16": "Half", "bfloat16": "BFloat", "float32": "float", "float64": "double",
