@@ -7,7 +7,6 @@ are split into parts that depend on the problem alone.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
@@ -115,7 +114,6 @@ def _bytes_of_an_image(problem: ConvProblem) -> int:
     return POINTS * math.prod(_tiles(problem)) * (problem.c + problem.k) * np_dtype(problem.acc_dtype).itemsize
 
 
-@functools.lru_cache(maxsize=1024)
 def _images(problem: ConvProblem) -> int:
     """At a time."""
     allowed = min(BLOCK_BYTES, problem.max_workspace - _bytes_of_weights(problem, 1 + _wanted(problem)))
