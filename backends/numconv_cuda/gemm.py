@@ -1,70 +1,25 @@
-"""Convolution as a matrix product whose second factor is gathered on the way: the kernels.
+"""Convolution as a matrix product whose second factor is gathered on the way: what the operations are.
 
 Rows are the channels of the result within a group, columns its positions through the batch, and the inner dimension runs over the
 channels and the taps that a result sums, in the strict order: channel, then kernel row-major. For a weight gradient rows are output
-channels, columns are input channels and taps, and the inner dimension is the batch and the positions of y, split into parts.
-
-A block computes a tile of the product. Its threads carry a slice of both factors at a time into shared memory, the next slice into
-registers meanwhile, and each thread multiplies its own small tile out of registers (S. Chetlur et al., "cuDNN: Efficient primitives
-for deep learning", arXiv:1410.0759, section 3; V. Volkov and J. Demmel, "Benchmarking GPUs to tune dense linear algebra", SC 2008).
-
-Every term that lies on padding is a product with a zero. So that a factor that is not finite adds nothing there, a block that meets
-one in its part of the first factor computes its results anew, term by term, and skips those.
+channels, columns are input channels and taps, and the inner dimension is the batch and the positions of y
+(S. Chetlur et al., "cuDNN: Efficient primitives for deep learning", arXiv:1410.0759, section 3).
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
-from numconv.plugin import np_dtype
-
-from .compiler import SIMULATED, Kernel, cuda, device, kernel, types
+from .compiler import SIMULATED, device
 from .direct import finish, forward_chain, gradient_chain, weight_chain
-from .elements import div, mod, outer, outer_second, poke, quads, repeated, replaced, shifted, store, unpack
-from .gathering import Factor, Way, following, jump, reader, spread_of, strange, term_at
+from .elements import div, mod, replaced, store
+from .gathering import Factor, Way, following, jump, reader, spread_of, term_at
 from .geometry import coordinates, offset_of, source_index, tap_offset
 
-__all__ = ["FORWARD", "INPUT_GRAD", "TILES", "WEIGHT_GRAD", "Operation", "Tile", "product_kernel", "slices_of", "tiles_of",
-           "writer"]  # fmt: skip
+__all__ = ["ALIGNMENT", "FORWARD", "INPUT_GRAD", "WEIGHT_GRAD", "Operation", "Slices", "slices_of", "writer"]
 
 ALIGNMENT = None if SIMULATED else 16
 """Of shared memory, for loads of four numbers; the simulator knows none."""
-GAP = 4
-"""Numbers between the rows of a slice in shared memory, so that writing a column of it meets different banks."""
-
-
-class Tile(NamedTuple):
-    """The part of the product that a block computes, the depth of a slice, and the part of a thread; all multiples of 4."""
-
-    rows: int
-    columns: int
-    depth: int
-    thread_rows: int
-    thread_columns: int
-
-    @property
-    def threads(self) -> int:
-        """Of a block."""
-        return (self.rows // self.thread_rows) * (self.columns // self.thread_columns)
-
-
-TILES: tuple[Tile, ...]
-if SIMULATED:  # a thread of the simulator is one of Python's
-    TILES = (Tile(32, 4, 4, 8, 4), Tile(16, 4, 4, 4, 4))
-else:
-    TILES = (Tile(128, 128, 8, 8, 8), Tile(64, 128, 8, 8, 8), Tile(64, 64, 8, 4, 4), Tile(32, 128, 8, 4, 4))
-"""The largest first. A block has a thread for each column at least."""
-REGISTERS = 64
-"""Registers for a thread's tile, which leave room for the rest; the largest tile has as many numbers of 32 bits."""
-
-
-def tiles_of(dtype: str) -> tuple[Tile, ...]:
-    """The tiles of numbers of an accumulation dtype, the largest first."""
-    each = np_dtype(dtype).itemsize // 4
-    return tuple(tile for tile in TILES if tile.thread_rows * tile.thread_columns * each <= REGISTERS)
-
-
 # --- the factors: where their lines and elements are --------------------------------------------------------------------------
 
 
@@ -290,6 +245,18 @@ def weight_grad_again(y, x, g, group, row, column, first, last, zero):
     return weight_chain(y, x, g, coordinates(tap, g.window), from_y, from_x, first, last, zero)
 
 
+@device
+def output_channels(g):
+    """Of a group."""
+    return g.per_k
+
+
+@device
+def input_channels(g):
+    """Of a group."""
+    return g.per_c
+
+
 class Operation(NamedTuple):
     """What distinguishes the three operations: the factors, the inner dimension, and device functions for results."""
 
@@ -302,6 +269,8 @@ class Operation(NamedTuple):
     target: Any
     finish: Any
     again: Any
+    channels: Any
+    """The device function that gives how many channels of the result a group has; None where they have no bias."""
     ways: tuple[Way, Way]
     """How the factors are read where nothing is known of their memory."""
     second_leads: bool
@@ -311,17 +280,17 @@ class Operation(NamedTuple):
 FORWARD = Operation(
     "forward", Factor(weight_row, next_row, weight_of_x, conjugate=False),
     Factor(window_start, next_window, under_tap, conjugate=False), taps_of, window_sizes, output_column, finished_y,
-    forward_again, (Way(across=False), Way(across=True)), second_leads=True,
+    forward_again, output_channels, (Way(across=False), Way(across=True)), second_leads=True,
 )  # fmt: skip
 INPUT_GRAD = Operation(
     "input_grad", Factor(weight_column, next_row, weight_of_y, conjugate=True),
     Factor(image_position, next_position, above_tap, conjugate=False), taps_of, window_sizes, image_column, finished_x,
-    input_grad_again, (Way(across=False), Way(across=True)), second_leads=True,
+    input_grad_again, input_channels, (Way(across=False), Way(across=True)), second_leads=True,
 )  # fmt: skip
 WEIGHT_GRAD = Operation(
     "weight_grad", Factor(output_row, next_row, output_of, conjugate=False),
     Factor(tap_column, next_column, under_column, conjugate=True), outputs_of, output_sizes, sums_column, part_of_sum,
-    weight_grad_again, (Way(across=False), Way(across=False)), second_leads=False,
+    weight_grad_again, None, (Way(across=False), Way(across=False)), second_leads=False,
 )  # fmt: skip
 
 
@@ -365,50 +334,6 @@ def slices_of(operation: Operation, tile: Any, ways: tuple[Way, Way]) -> Slices:
     return Slices(begin, read_a, read_b, spread_a, spread_b)
 
 
-def _putter(tile: Tile, slices: Slices) -> Any:
-    """The device function that writes what a thread took of both slices to one of the two buffers."""
-    height, width, depth, threads = tile.rows, tile.columns, tile.depth, tile.threads
-    loads_a, loads_b = height * depth // threads, width * depth // threads
-    spread_a, spread_b = slices.spread_first, slices.spread_second
-
-    @device
-    def put(slices_a, slices_b, next_a, next_b, buffer, thread):
-        for number in range(loads_a):
-            line, inner = spread_a(thread, number)
-            poke(slices_a, (buffer * depth + inner) * (height + GAP) + line, next_a[number])
-        for number in range(loads_b):
-            line, inner = spread_b(thread, number)
-            poke(slices_b, (buffer * depth + inner) * (width + GAP) + line, next_b[number])
-
-    return put
-
-
-def _multiplier(operation: Operation, tile: Tile) -> Any:
-    """The device function that adds the products of a buffer's slices to a thread's tile."""
-    height, width, depth, thread_rows, thread_columns = tile
-    row_step, column_step = 4 * (height // thread_rows), 4 * (width // thread_columns)
-    pitch_a, pitch_b = height + GAP, width + GAP
-    product = outer_second if operation.second_leads else outer
-
-    @device
-    def step(acc, slices_a, slices_b, at_a, at_b, like_a, like_b):
-        return product(acc, quads(slices_a, at_a, row_step, like_a), quads(slices_b, at_b, column_step, like_b))
-
-    @device
-    def multiply(acc, slices_a, slices_b, buffer, own_row, own_column, zero):
-        like_a, like_b = repeated(zero, thread_rows), repeated(zero, thread_columns)
-        at_a, at_b = buffer * depth * pitch_a + own_row, buffer * depth * pitch_b + own_column
-        for _ in range(depth // 4):  # the compiler does not unroll so long a body itself
-            acc = step(acc, slices_a, slices_b, at_a, at_b, like_a, like_b)
-            acc = step(acc, slices_a, slices_b, at_a + pitch_a, at_b + pitch_b, like_a, like_b)
-            acc = step(acc, slices_a, slices_b, at_a + 2 * pitch_a, at_b + 2 * pitch_b, like_a, like_b)
-            acc = step(acc, slices_a, slices_b, at_a + 3 * pitch_a, at_b + 3 * pitch_b, like_a, like_b)
-            at_a, at_b = at_a + 4 * pitch_a, at_b + 4 * pitch_b
-        return acc
-
-    return multiply
-
-
 def writer(operation: Operation, count_rows: int, count_columns: int, row_of: Any, column_of: Any, place_of: Any) -> Any:
     """The device function that writes the results of a thread, which are in memory of its own.
 
@@ -432,75 +357,3 @@ def writer(operation: Operation, count_rows: int, count_columns: int, row_of: An
                         store(out, offset + at * step, finished(value, bias, g, group, at))
 
     return write
-
-
-def _writer(operation: Operation, tile: Tile) -> Any:
-    height, width, _, thread_rows, thread_columns = tile
-    row_step, column_step = 4 * (height // thread_rows), 4 * (width // thread_columns)
-
-    @device
-    def row_of(i):
-        return div(i, 4) * row_step + mod(i, 4)
-
-    @device
-    def column_of(j):
-        return div(j, 4) * column_step + mod(j, 4)
-
-    @device
-    def place_of(i, j):
-        return i * thread_columns + j
-
-    return writer(operation, thread_rows, thread_columns, row_of, column_of, place_of)
-
-
-@functools.cache
-def product_kernel(operation: Operation, tile: Tile, dtype: str, ways: tuple[Way, Way]) -> Kernel:
-    """The kernel of an operation with a tile of numbers of an accumulation dtype.
-
-    It takes (a, b, bias, out, g, rows, columns, terms, length, zero) on a grid of column tiles, row tiles, and groups times parts,
-    of which each sums `length` of the terms.
-    """
-    height, width, depth, thread_rows, thread_columns = tile
-    number = getattr(types, dtype)
-    size_a, size_b = 2 * depth * (height + GAP), 2 * depth * (width + GAP)
-    accumulators, lanes, count_a = thread_rows * thread_columns, width // thread_columns, height * depth // tile.threads
-    slices = slices_of(operation, tile, ways)
-    begin, read_a, read_b, put = slices.begin, slices.first, slices.second, _putter(tile, slices)
-    multiply, write = _multiplier(operation, tile), _writer(operation, tile)
-
-    def product(a, b, bias, out, g, rows, columns, terms, length, zero):
-        slices_a = cuda.shared.array(size_a, number, ALIGNMENT)
-        slices_b = cuda.shared.array(size_b, number, ALIGNMENT)
-        results = cuda.local.array(accumulators, number)
-        thread = cuda.threadIdx.x
-        row, column = cuda.blockIdx.y * height, cuda.blockIdx.x * width
-        group, part = mod(cuda.blockIdx.z, g.groups), div(cuda.blockIdx.z, g.groups)
-        first = part * length
-        last = min(first + length, terms)
-        own_row, own_column = div(thread, lanes) * 4, mod(thread, lanes) * 4
-        acc = repeated(zero, accumulators)
-        place_a, cursor_a, place_b, cursor_b = begin(g, group, row, column, first, thread)
-        next_a, cursor_a = read_a(a, g, place_a, cursor_a, row, rows, first, last, thread, zero)
-        next_b, cursor_b = read_b(b, g, place_b, cursor_b, column, columns, first, last, thread, zero)
-        odd = strange(next_a, count_a, zero)
-        put(slices_a, slices_b, next_a, next_b, 0, thread)
-        cuda.syncthreads()
-        buffer = 0
-        for term in range(first, last, depth):
-            more = term + depth < last
-            if more:
-                next_a, cursor_a = read_a(a, g, place_a, cursor_a, row, rows, term + depth, last, thread, zero)
-                next_b, cursor_b = read_b(b, g, place_b, cursor_b, column, columns, term + depth, last, thread, zero)
-            acc = multiply(acc, slices_a, slices_b, buffer, own_row, own_column, zero)
-            buffer = 1 - buffer
-            if more:
-                odd = odd or strange(next_a, count_a, zero)
-                put(slices_a, slices_b, next_a, next_b, buffer, thread)
-            cuda.syncthreads()
-        direct = cuda.syncthreads_or(1 if odd else 0) != 0
-        unpack(results, acc)
-        out = shifted(out, part * rows * columns * g.groups)
-        write(results, direct, a, b, bias, out, g, group, row + own_row, column + own_column, rows, columns, first, last, zero)
-
-    product.__name__ = product.__qualname__ = f"{operation.name}_{height}x{width}_{dtype}_{ways[0]}_{ways[1]}"
-    return kernel(product)

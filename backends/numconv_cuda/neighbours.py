@@ -17,7 +17,7 @@ from .gathering import Way
 from .gemm import FORWARD, INPUT_GRAD, Operation
 from .geometry import Geometry
 
-__all__ = ["ways_of", "widest"]
+__all__ = ["copied", "ways_of", "widest"]
 
 BYTES = 16
 """Of the widest load."""
@@ -41,6 +41,16 @@ def ways_of(operation: Operation, tile: Any, g: Geometry, pointers: Sequence[Any
     counts = [_most(pointer, count * tile.depth // tile.threads) for pointer, count in zip(pointers[:2], lines, strict=True)]
     found = find(g, *counts)
     return tuple(plain if way is None else way for plain, way in zip(operation.ways, found, strict=True))  # type: ignore[return-value]
+
+
+def copied(ways: tuple[Way, Way], dtype: str, acc_dtype: str) -> tuple[Way, Way]:
+    """The ways of copies that pass no register: 16 bytes of neighbouring lines at once, of numbers that need no conversion."""
+    size = 4 if SIMULATED else BYTES // np_dtype(dtype).itemsize
+
+    def narrowed(way: Way) -> Way:
+        return way if way.across and way.wide == size and dtype == acc_dtype else Way(way.across)
+
+    return narrowed(ways[0]), narrowed(ways[1])
 
 
 def widest(operation: Operation, tile: Any, dtype: str) -> Iterator[tuple[Way, Way]]:

@@ -18,7 +18,8 @@ from .compiler import SIMULATED, Kernel, cuda, device, kernel, types
 from .elements import div, mod, poke_tensor, repeated, shifted, unpack, warp_product
 from .gathering import Way, strange
 from .gemm import ALIGNMENT, Operation, Slices, slices_of, writer
-from .implicit_gemm import ImplicitGemm
+from .geometry import Geometry
+from .implicit_gemm import ImplicitGemm, parts_of
 from .launching import capability
 
 __all__ = ["FORMATS", "TENSOR_TILE", "TensorCores", "TensorTile", "tensor_kernel"]
@@ -105,7 +106,7 @@ def tensor_kernel(operation: Operation, tile: TensorTile, dtype: str, ways: tupl
     begin, read_a, read_b, put = slices.begin, slices.first, slices.second, _putter(tile, pitch, slices)
     write = _writer(operation, tile)
 
-    def product(a, b, bias, out, g, rows, columns, terms, length, zero):
+    def product(a, b, bias, out, g, rows, columns, terms, length, between, zero):
         slices_a = cuda.shared.array(size_a, number, ALIGNMENT)
         slices_b = cuda.shared.array(size_b, number, ALIGNMENT)
         results = cuda.local.array(accumulators, types.float32)
@@ -139,7 +140,7 @@ def tensor_kernel(operation: Operation, tile: TensorTile, dtype: str, ways: tupl
             cuda.syncthreads()
         direct = cuda.syncthreads_or(1 if odd else 0) != 0
         unpack(results, acc)
-        out = shifted(out, part * rows * columns * g.groups)
+        out = shifted(out, part * between)
         own_row, own_column = row + own_row + div(lane, 4), column + own_column + mod(lane, 4) * 2
         write(results, direct, a, b, bias, out, g, group, own_row, own_column, rows, columns, first, last, zero)
 
@@ -169,6 +170,10 @@ class TensorCores(ImplicitGemm):
         """One for every problem."""
         return TENSOR_TILE
 
-    def kernel(self, problem: ConvProblem, operation: Operation, ways: tuple[Way, Way]) -> Kernel:
+    def parts(self, problem: ConvProblem) -> int:
+        """Of each sum of a gradient of w."""
+        return parts_of(problem, TENSOR_TILE)
+
+    def kernel(self, problem: ConvProblem, operation: Operation, ways: tuple[Way, Way], g: Geometry) -> Kernel:
         """See `tensor_kernel`."""
         return tensor_kernel(operation, TENSOR_TILE, problem.dtype, ways)

@@ -1,0 +1,591 @@
+"""The kernels of matrix products whose second factor is gathered on the way.
+
+A block computes a tile of the product. Slices of both factors come into shared memory by asynchronous copies, some slices ahead, so
+that no thread waits for memory and none holds what it copies; padding is copied as zeros (PTX ISA, "cp.async"). Each thread
+multiplies its own small tile out of registers. Lanes are arranged so that those who share rows or columns of a warp's tile load
+them from shared memory together (NVIDIA CUTLASS, "Efficient GEMM in CUDA"; S. Gray, "SGEMM", 2015).
+
+What a line of the second factor needs is in a table in shared memory, and what a term needs in a ring that some of the threads keep
+ahead of the copies: see `numconv_cuda.places`.
+
+Every term that lies on padding is a product with a zero. So that a factor that is not finite adds nothing there, a block with a
+result that is not finite looks through its part of the first factor, and computes its results anew, term by term, if it meets one.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+from numconv.plugin import np_dtype
+
+from .compiler import SIMULATED, Kernel, cuda, device, kernel, types
+from .elements import (
+    activated,
+    add,
+    anew,
+    cast,
+    conj,
+    copies_end,
+    copies_wait,
+    copy_async,
+    copy_wide,
+    div,
+    entries,
+    index_as,
+    load,
+    mod,
+    muladd,
+    outer,
+    outer_second,
+    poke,
+    quads,
+    repeated,
+    replaced,
+    shifted,
+    store,
+    store_tile,
+    unpack,
+    within,
+)
+from .gathering import Way
+from .gemm import ALIGNMENT, FORWARD, INPUT_GRAD, WEIGHT_GRAD, Operation, writer
+from .geometry import BIASED, coordinates, offset_of
+from .places import FORWARD_PLACES, INPUT_GRAD_PLACES, NOWHERE, WEIGHT_GRAD_PLACES, Places, folded_offset
+
+__all__ = ["TILES", "Recipe", "Tile", "product_kernel", "tiles_of"]
+
+GAP = 4
+"""Numbers between the rows of a slice in shared memory, so that writing a column of it meets different banks."""
+QUAD = 4
+PLACES = {FORWARD.name: FORWARD_PLACES, INPUT_GRAD.name: INPUT_GRAD_PLACES, WEIGHT_GRAD.name: WEIGHT_GRAD_PLACES}
+
+
+class Tile(NamedTuple):
+    """The part of the product that a block computes, the depth of a slice, the part of a thread, and the arrangement of lanes.
+
+    Numbers of rows and columns are multiples of 4, those of lanes even.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    thread_rows: int
+    thread_columns: int
+    lane_rows: int
+    lane_columns: int
+    stages: int = 4
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        return (self.rows // self.thread_rows) * (self.columns // self.thread_columns)
+
+    @property
+    def warp(self) -> tuple[int, int]:
+        """Rows and columns of a warp's tile."""
+        return self.thread_rows * self.lane_rows, self.thread_columns * self.lane_columns
+
+    @property
+    def residents(self) -> int:
+        """Blocks for which a multiprocessor must have registers: 65,536, of which a thread then gets 128."""
+        return max(512 // self.threads, 1)
+
+
+TILES: dict[int, tuple[Tile, ...]]
+if SIMULATED:  # a thread of the simulator is one of Python's
+    TILES = dict.fromkeys((4, 8, 16), (Tile(16, 8, 4, 8, 4, 2, 2, 3), Tile(8, 8, 4, 4, 4, 2, 2, 3), Tile(4, 16, 4, 4, 4, 1, 2, 3)))
+else:
+    TILES = {
+        4: (Tile(128, 128, 8, 8, 8, 4, 8), Tile(64, 256, 8, 8, 8, 4, 8), Tile(64, 128, 8, 8, 8, 4, 8),
+            Tile(64, 64, 8, 8, 8, 4, 8), Tile(32, 256, 8, 8, 8, 4, 8), Tile(32, 128, 8, 8, 8, 4, 8),
+            Tile(16, 256, 8, 8, 8, 2, 16), Tile(4, 512, 4, 4, 8, 1, 32, 3)),
+        8: (Tile(64, 128, 8, 4, 8, 4, 8, 3), Tile(32, 128, 8, 4, 8, 4, 8, 3), Tile(16, 128, 8, 4, 8, 4, 8, 3),
+            Tile(4, 256, 4, 4, 8, 1, 32, 3)),
+        16: (Tile(32, 64, 4, 4, 4, 4, 8, 3), Tile(16, 64, 4, 4, 4, 4, 8, 3)),
+    }  # fmt: skip
+"""By the bytes of a number, the largest first. A thread's tile has up to 64 registers."""
+
+
+def tiles_of(dtype: str) -> tuple[Tile, ...]:
+    """The tiles of numbers of an accumulation dtype."""
+    return TILES[max(np_dtype(dtype).itemsize, 4)]
+
+
+class Recipe(NamedTuple):
+    """What a kernel is made for."""
+
+    tile: Tile
+    dtype: str
+    """Of accumulation."""
+    ways: tuple[Way, Way]
+    """How both factors are copied."""
+    ndim: int
+    folded: bool = False
+    """Whether padding copies values."""
+    index: str = "int32"
+
+    def __str__(self) -> str:
+        tile, ways = self.tile, "_".join(map(str, self.ways))
+        shape = f"{tile.rows}x{tile.columns}x{tile.depth}_{tile.thread_rows}x{tile.thread_columns}_{tile.stages}"
+        return f"{shape}_{self.dtype}_{ways}_{self.ndim}d{'_folded' if self.folded else ''}_{self.index}"
+
+    @property
+    def entry(self) -> int:
+        """Numbers of an entry of the tables: an offset and a position, a multiple of 4 of them."""
+        return -(-(1 + self.ndim) // QUAD) * QUAD
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------------------
+
+
+class _Tables(NamedTuple):
+    """Device functions for the tables in shared memory, whose entries are an offset and a position."""
+
+    fill_columns: Any
+    """Write the place of each column of the block."""
+    begin: Any
+    """Write the first entries of the ring of terms, and the cursors by which it goes on: (volumes, position) of a term."""
+    go_on: Any
+    """Write an entry of the ring for the term of a cursor, and move the cursor by the depth of a slice."""
+
+
+def _tables(operation: Operation, recipe: Recipe) -> _Tables:
+    places, folded, entry, ndim = PLACES[operation.name], recipe.folded, recipe.entry, recipe.ndim
+    tile = recipe.tile
+    width, threads, depth, ring = tile.columns, tile.threads, tile.depth, tile.depth * tile.stages
+    find_column, find_term, volume, sizes = places.column, places.term, operation.volume, operation.sizes
+
+    @device
+    def fill_columns(table, g, group, column, columns, thread):
+        for line in range(thread, width, threads):
+            here = column + line
+            offset, position = find_column(g, group, min(here, columns - 1), folded)
+            poke(table, line * entry, offset)
+            for axis in range(ndim):
+                poke(table, line * entry + 1 + axis, position[axis] if here < columns else NOWHERE)
+
+    @device
+    def fill_term(ring_a, ring_b, g, place, volumes, position, there):
+        offset_a, offset, shift = find_term(g, volumes, position, folded)
+        poke(ring_a, place, offset_a)
+        poke(ring_b, place * entry, offset)
+        for axis in range(ndim):
+            poke(ring_b, place * entry + 1 + axis, shift[axis] if there else NOWHERE)
+
+    @device
+    def begin(ring_a, ring_b, cursors, g, first, last, thread):
+        for place in range(thread, ring + depth + 1, threads):
+            index = depth if place == ring + depth else first + place
+            volumes, position = div(index, volume(g)), coordinates(mod(index, volume(g)), sizes(g))
+            if place < ring:
+                fill_term(ring_a, ring_b, g, place, volumes, position, first + place < last)
+            else:
+                poke(cursors, (place - ring) * entry, volumes)
+                for axis in range(ndim):
+                    poke(cursors, (place - ring) * entry + 1 + axis, position[axis])
+
+    @device
+    def go_on(ring_a, ring_b, cursors, g, buffer, term, last, thread):
+        one = repeated(g.n, entry)
+        cursor, step = entries(cursors, thread * entry, 0, one, one), entries(cursors, depth * entry, 0, one, one)
+        position, carry, limits = sizes(g), 0, sizes(g)
+        for axis in range(ndim):
+            position = replaced(position, axis, cursor[1 + axis])
+        fill_term(ring_a, ring_b, g, buffer * depth + thread, cursor[0], position, term + thread < last)
+        for axis in range(ndim - 1, -1, -1):
+            moved = index_as(position[axis] + step[1 + axis] + carry, g.n)
+            carry = 1 if moved >= limits[axis] else 0
+            poke(cursors, thread * entry + 1 + axis, moved - limits[axis] if carry else moved)
+        poke(cursors, thread * entry, cursor[0] + step[0] + carry)
+
+    return _Tables(fill_columns, begin, go_on)
+
+
+def _for_each(action: Any, count: int, start: int = 0) -> Any:
+    """The device function that calls action(number, *args) for each number: loops over tuples must not be left to the compiler."""
+    if count == 1:
+
+        @device
+        def only(*args):
+            action(start, *args)
+
+        return only
+    some, others = _for_each(action, count // 2, start), _for_each(action, count - count // 2, start + count // 2)
+
+    @device
+    def both(*args):
+        some(*args)
+        others(*args)
+
+    return both
+
+
+# --- copies ----------------------------------------------------------------------------------------------------------------------
+
+
+class _Spread(NamedTuple):
+    """How the copies of a slice are spread over threads."""
+
+    first: Any
+    """The device function that gives the first line and term of a thread."""
+    busy: int
+    """Threads that have any."""
+    lines: int
+    terms: int
+    """How many of both a thread copies."""
+    line_step: int
+    term_step: int
+
+
+def _spread(way: Way, lines: int, tile: Tile) -> _Spread:
+    """Across the terms, neighbouring threads copy neighbouring lines; along them, neighbouring terms."""
+    across, wide = way
+    depth, busy = tile.depth, min(tile.threads, lines // way.wide * tile.depth)
+    side = min(lines // wide if across else depth, busy)
+    others = busy // side
+
+    @device
+    def first(thread):
+        if across:
+            return mod(thread, side) * wide, div(thread, side)
+        return div(thread, side), mod(thread, side)
+
+    if across:
+        return _Spread(first, busy, lines // wide // side, depth // others, side * wide, others)
+    return _Spread(first, busy, lines // others, 1, others, 0)
+
+
+def _first_copier(operation: Operation, recipe: Recipe) -> Any:
+    """The device function by which a thread begins its copies of a slice of the first factor."""
+    tile, way = recipe.tile, recipe.ways[0]
+    height, depth, pitch = tile.rows, tile.depth, tile.rows + GAP
+    spread, busy, count_lines, count_terms, line_step, term_step = _spread(way, height, tile)
+    idle = busy < tile.threads
+    find_row = PLACES[operation.name].row
+    one_copy = copy_wide if way.wide > 1 else copy_async
+
+    @device
+    def copy_one(item, slices, offsets, source, g, start, step, target, lines, terms):
+        number, place = div(item, count_terms), mod(item, count_terms)
+        there = (number * line_step < lines) & (place * term_step < terms)
+        offset = index_as(start + number * step + offsets[place], g.n)
+        one_copy(slices, target + place * term_step * pitch + number * line_step, source, offset, there)
+
+    copy_all = _for_each(copy_one, count_lines * count_terms)
+
+    @device
+    def copy_first(slices, table, source, g, group, row, rows, buffer, term, last, thread):
+        if idle and thread >= busy:
+            return
+        line, inner = spread(thread)
+        offsets = entries(table, buffer * depth + inner, term_step, repeated(g.n, 1), repeated(g.n, count_terms))
+        start = index_as(find_row(g, group, row + line), g.n)
+        step = index_as(find_row(g, group, row + line + line_step) - start, g.n)
+        target = index_as((buffer * depth + inner) * pitch + line, g.n)
+        lines, terms = index_as(rows - row - line, g.n), index_as(last - term - inner, g.n)
+        copy_all(slices, offsets, source, g, start, step, target, lines, terms)
+
+    return copy_first
+
+
+def _second_copier(operation: Operation, recipe: Recipe) -> Any:
+    """The device function by which a thread begins its copies of a slice of the second factor."""
+    tile, way = recipe.tile, recipe.ways[1]
+    width, depth, pitch, entry, ndim = tile.columns, tile.depth, tile.columns + GAP, recipe.entry, recipe.ndim
+    spread, busy, count_lines, count_terms, line_step, term_step = _spread(way, width, tile)
+    idle = busy < tile.threads
+    places: Places = PLACES[operation.name]
+    sizes_of, steps_of = places.sizes, places.steps
+    one_copy = copy_wide if way.wide > 1 else copy_async
+    folded, in_columns, in_terms = recipe.folded, entry * count_lines, entry * count_terms
+
+    @device
+    def placed(g, columns, terms, number, place):
+        sizes = sizes_of(g)
+        offset = index_as(columns[number * entry] + terms[place * entry], g.n)
+        if folded:
+            position = sizes
+            for axis in range(ndim):
+                position = replaced(position, axis, columns[number * entry + 1 + axis] + terms[place * entry + 1 + axis])
+            inside, more = folded_offset(g, position, sizes, steps_of(g))
+            return inside and position[0] > NOWHERE // 2, index_as(offset + more, g.n)
+        inside = True
+        for axis in range(ndim):
+            inside = inside & within(columns[number * entry + 1 + axis] + terms[place * entry + 1 + axis], sizes[axis])
+        return inside, offset
+
+    @device
+    def copy_one(item, slices, columns, terms, source, g, target):
+        number, place = div(item, count_terms), mod(item, count_terms)
+        there, offset = placed(g, columns, terms, number, place)
+        one_copy(slices, target + place * term_step * pitch + number * line_step, source, offset, there)
+
+    copy_all = _for_each(copy_one, count_lines * count_terms)
+
+    @device
+    def copy_second(slices, table, ring, source, g, buffer, thread):
+        if idle and thread >= busy:
+            return
+        line, inner = spread(thread)
+        one = repeated(g.n, entry)
+        columns = entries(table, line * entry, line_step * entry, one, repeated(g.n, in_columns))
+        terms = entries(ring, (buffer * depth + inner) * entry, term_step * entry, one, repeated(g.n, in_terms))
+        target = index_as((buffer * depth + inner) * pitch + line, g.n)
+        copy_all(slices, columns, terms, source, g, target)
+
+    return copy_second
+
+
+# --- products --------------------------------------------------------------------------------------------------------------------
+
+
+def _multiplier(operation: Operation, recipe: Recipe) -> Any:
+    """The device function that adds the products of a buffer's slices to a thread's tile."""
+    tile = recipe.tile
+    row_step, column_step = QUAD * tile.lane_rows, QUAD * tile.lane_columns
+    pitch_a, pitch_b = tile.rows + GAP, tile.columns + GAP
+    product = outer_second if operation.second_leads else outer
+    complex_numbers = recipe.dtype.startswith("complex")
+    conjugate_a = complex_numbers and operation.first.conjugate
+    conjugate_b = complex_numbers and operation.second.conjugate
+
+    @device
+    def conjugated(values):
+        for place in range(len(values)):
+            values = replaced(values, place, conj(values[place]))
+        return values
+
+    @device
+    def one(acc, slices_a, slices_b, at_a, at_b, like_a, like_b):
+        left, right = quads(slices_a, at_a, row_step, like_a), quads(slices_b, at_b, column_step, like_b)
+        if conjugate_a:
+            left = conjugated(left)
+        if conjugate_b:
+            right = conjugated(right)
+        return product(acc, left, right)
+
+    return _repeatedly(one, tile.depth, pitch_a, pitch_b)
+
+
+def _repeatedly(one: Any, count: int, pitch_a: int, pitch_b: int) -> Any:
+    """The device function that does so many steps: the compiler does not unroll so long a body itself."""
+    if count == 1:
+        return one
+    half = _repeatedly(one, count // 2, pitch_a, pitch_b)
+    ahead_a, ahead_b = count // 2 * pitch_a, count // 2 * pitch_b
+
+    @device
+    def both(acc, slices_a, slices_b, at_a, at_b, like_a, like_b):
+        acc = half(acc, slices_a, slices_b, at_a, at_b, like_a, like_b)
+        return half(acc, slices_a, slices_b, at_a + ahead_a, at_b + ahead_b, like_a, like_b)
+
+    return both
+
+
+# --- results ---------------------------------------------------------------------------------------------------------------------
+
+
+@device
+def odd_ones(values, zero):
+    """Whether one of them is not finite."""
+    odd = False
+    for place in range(len(values)):
+        odd = odd or muladd(values[place], zero, zero) != zero
+    return odd
+
+
+def _searcher(operation: Operation, recipe: Recipe) -> Any:
+    """The device function that tells whether a thread meets a factor that is not finite in the block's rows of the first one."""
+    height, threads = recipe.tile.rows, recipe.tile.threads
+    places: Places = PLACES[operation.name]
+    find_row, find_term, volume, sizes = places.row, places.term, operation.volume, operation.sizes
+
+    @device
+    def search(a, g, group, row, rows, first, last, thread, zero):
+        odd = False
+        for term in range(first + thread, last, threads):
+            place = find_term(g, div(term, volume(g)), coordinates(mod(term, volume(g)), sizes(g)), False)
+            for line in range(row, min(row + height, rows)):
+                odd = odd or muladd(load(a, find_row(g, group, line) + place[0], zero), zero, zero) != zero
+        return odd
+
+    return search
+
+
+def _own_writer(operation: Operation, tile: Tile) -> Any:
+    """The device function that writes the results of a thread, one at a time: see `numconv_cuda.gemm.writer`."""
+    row_of, column_of = _steps(tile)
+    columns = tile.thread_columns
+
+    @device
+    def place_of(i, j):
+        return i * columns + j
+
+    return writer(operation, tile.thread_rows, columns, row_of, column_of, place_of)
+
+
+def _steps(tile: Tile) -> tuple[Any, Any]:
+    """The device functions that give how far the rows and columns of a thread lie from its first ones."""
+    row_step, column_step = QUAD * tile.lane_rows, QUAD * tile.lane_columns
+
+    @device
+    def row_of(i):
+        return div(i, QUAD) * row_step + mod(i, QUAD)
+
+    @device
+    def column_of(j):
+        return div(j, QUAD) * column_step + mod(j, QUAD)
+
+    return row_of, column_of
+
+
+def _plain_writer(operation: Operation, recipe: Recipe) -> tuple[Any, Any]:
+    """The device functions that find where the columns of a block are written, and write results without an activation."""
+    tile = recipe.tile
+    width, threads = tile.columns, tile.threads
+    thread_rows, thread_columns = tile.thread_rows, tile.thread_columns
+    column_step = QUAD * tile.lane_columns
+    target, channels = operation.target, operation.channels
+    row_of, column_of = _steps(tile)
+    biased = channels is not None and not recipe.dtype.startswith("complex")
+
+    @device
+    def fill_targets(table, g, group, column, columns, thread):
+        for line in range(thread, width, threads):
+            poke(table, line, target(g, group, min(column + line, columns - 1))[0])
+
+    @device
+    def write(acc, table, bias, out, g, group, row, column, own_column, rows, columns, zero):
+        step = target(g, group, column)[1]
+        offsets, ends = repeated(g.n, thread_rows), repeated(g.n, thread_rows)
+        for i in range(thread_rows):
+            offsets = replaced(offsets, i, (row + row_of(i)) * step)
+            ends = replaced(ends, i, columns - column if row + row_of(i) < rows else 0)
+        if biased and g.option & BIASED:
+            biases = repeated(zero, thread_rows)
+            for i in range(thread_rows):
+                at = min(row + row_of(i), rows - 1)
+                biases = replaced(biases, i, load(bias, (group * channels(g) + at) * g.bias, zero))
+            acc = outer(acc, biases, repeated(cast(1, zero), thread_columns))
+        steps = repeated(g.n, thread_columns)
+        places = entries(table, own_column, column_step, repeated(g.n, QUAD), steps)
+        for j in range(thread_columns):
+            steps = replaced(steps, j, column_of(j))
+        store_tile(out, acc, offsets, ends, places, steps)
+
+    return fill_targets, write
+
+
+def _assignment(tile: Tile) -> tuple[Any, Any]:
+    """The device functions that find what a thread's block computes, and the first row and column of the thread's part."""
+    height, width = tile.rows, tile.columns
+    warp_rows, warp_columns = tile.warp
+    beside, lanes, lane_columns = width // warp_columns, tile.lane_rows * tile.lane_columns, tile.lane_columns
+    pair = min(tile.lane_rows, 2)
+
+    @device
+    def assigned(g, terms, length):
+        thread, x, y, z = anew(cuda.threadIdx.x), anew(cuda.blockIdx.x), anew(cuda.blockIdx.y), anew(cuda.blockIdx.z)
+        group, part = mod(z, g.groups), div(z, g.groups)
+        first = index_as(part * length, g.n)
+        last = index_as(min(first + length, terms), g.n)
+        return index_as(thread, g.n), index_as(y * height, g.n), index_as(x * width, g.n), group, part, first, last
+
+    @device
+    def corner(thread):
+        lane, warp = mod(thread, lanes), div(thread, lanes)
+        row = div(warp, beside) * warp_rows + (div(lane, pair * lane_columns) * pair + mod(lane, pair)) * QUAD
+        return row, mod(warp, beside) * warp_columns + mod(div(lane, pair), lane_columns) * QUAD
+
+    return assigned, corner
+
+
+@functools.cache
+def product_kernel(operation: Operation, recipe: Recipe) -> Kernel:
+    """The kernel of an operation.
+
+    It takes (a, b, bias, out, g, rows, columns, terms, length, between, zero) on a grid of column tiles, row tiles, and groups
+    times parts, of which each sums `length` of the terms; the results of parts lie `between` elements apart.
+    """
+    tile = recipe.tile
+    height, width, depth, thread_rows, thread_columns, _, _, stages = tile
+    number, index = getattr(types, recipe.dtype), getattr(types, recipe.index)
+    pitch_a, pitch_b = height + GAP, width + GAP
+    buffer_a, buffer_b = depth * pitch_a, depth * pitch_b
+    size_a, size_b = stages * buffer_a, stages * buffer_b
+    size_columns, size_terms = width * recipe.entry, stages * depth * recipe.entry
+    size_cursors, ring, ahead, accumulators = (depth + 1) * recipe.entry, stages * depth, stages - 1, thread_rows * thread_columns
+    assigned, corner = _assignment(tile)
+    fill_columns, begin, go_on = _tables(operation, recipe)
+    copy_first, copy_second = _first_copier(operation, recipe), _second_copier(operation, recipe)
+    multiply, write, search = _multiplier(operation, recipe), _own_writer(operation, tile), _searcher(operation, recipe)
+    fill_targets, write_plainly = _plain_writer(operation, recipe)
+    special = 3 | (BIASED if recipe.dtype.startswith("complex") else 0)
+    newest = ahead - 1
+
+    def product(a, b, bias, out, g, rows, columns, terms, length, between, zero):
+        slices_a = cuda.shared.array(size_a, number, ALIGNMENT)
+        slices_b = cuda.shared.array(size_b, number, ALIGNMENT)
+        of_columns = cuda.shared.array(size_columns, index, ALIGNMENT)
+        of_terms = cuda.shared.array(size_terms, index, ALIGNMENT)
+        first_of_terms = cuda.shared.array(ring, index, ALIGNMENT)
+        cursors = cuda.shared.array(size_cursors, index, ALIGNMENT)
+        results = cuda.local.array(accumulators, number)
+        rows, columns = index_as(rows, g.n), index_as(columns, g.n)
+        thread, row, column, group, _, first, last = assigned(g, terms, length)
+        fill_columns(of_columns, g, group, column, columns, thread)
+        begin(first_of_terms, of_terms, cursors, g, first, last, thread)
+        cuda.syncthreads()
+        for early in range(ahead):
+            copy_first(slices_a, first_of_terms, a, g, group, row, rows, early, first + early * depth, last, thread)
+            copy_second(slices_b, of_columns, of_terms, b, g, early, thread)
+            copies_end()
+        own_row, own_column = corner(thread)
+        acc, like_a, like_b = repeated(zero, accumulators), repeated(zero, thread_rows), repeated(zero, thread_columns)
+        buffer, start = index_as(0, g.n), first
+        while start < last:
+            copies_wait(newest)
+            cuda.syncthreads()
+            if thread < depth:
+                go_on(first_of_terms, of_terms, cursors, g, buffer, index_as(start + ring, g.n), last, thread)
+            free = index_as(buffer + ahead if buffer < 1 else buffer - 1, g.n)
+            if start + ahead * depth < last:
+                copy_first(slices_a, first_of_terms, a, g, group, row, rows, free, start + ahead * depth, last, thread)
+                copy_second(slices_b, of_columns, of_terms, b, g, free, thread)
+            copies_end()
+            acc = multiply(acc, slices_a, slices_b, buffer * buffer_a + own_row, buffer * buffer_b + own_column, like_a, like_b)
+            buffer, start = index_as(0 if buffer == ahead else buffer + 1, g.n), index_as(start + depth, g.n)
+        # Found anew, so that no register holds them through the loop.
+        thread, row, column, group, part, first, last = assigned(g, terms, length)
+        own_row, own_column = corner(thread)
+        direct = cuda.syncthreads_or(1 if odd_ones(acc, zero) else 0) != 0
+        if direct:
+            odd = search(a, g, group, row, rows, first, last, thread, zero)
+            direct = cuda.syncthreads_or(1 if odd else 0) != 0
+        out = shifted(out, part * between)
+        if not direct and g.option & special == 0:
+            fill_targets(of_columns, g, group, column, columns, thread)
+            cuda.syncthreads()
+            write_plainly(acc, of_columns, bias, out, g, group, row + own_row, column + own_column, own_column, rows, columns, zero)
+            return
+        unpack(results, acc)
+        write(results, direct, a, b, bias, out, g, group, row + own_row, column + own_column, rows, columns, first, last, zero)
+
+    product.__name__ = product.__qualname__ = f"{operation.name}_{recipe}"
+    return kernel(product, (tile.threads, tile.residents))
+
+
+@kernel
+def finish_sums(sums, bias, out, sizes, steps, option, step, items, parts, zero):
+    """Add up the parts of each result in a fixed order, with bias and activation, and write them to an array of these sizes."""
+    volume = 1
+    for axis in range(2, len(sizes)):
+        volume *= sizes[axis]
+    for item in range(cuda.grid(1), items, cuda.gridsize(1)):
+        acc = load(sums, item, zero)
+        for part in range(1, parts):
+            acc = add(acc, load(sums, part * items + item, zero))
+        if option & BIASED:
+            acc = add(acc, load(bias, item // volume % sizes[1] * step, zero))
+        store(out, offset_of(coordinates(item, sizes), steps), activated(acc, option & 3))
