@@ -447,15 +447,14 @@ def test_unpooling_some_channels_at_a_time(rng, monkeypatch):
 )
 def test_wide_loads(text, ways, algorithm, rng, monkeypatch):
     """Where neighbours are aligned they are read at once: with channels first, and with channels last."""
-    from numconv_cuda import implicit_gemm
-
-    known, found = implicit_gemm.ways_of, set()
+    module = importlib.import_module(f"numconv_cuda.{algorithm}")
+    known, found = module.ways_of, set()
 
     def noted(*given):
         found.add(" ".join(map(str, known(*given))))
         return known(*given)
 
-    monkeypatch.setattr(implicit_gemm, "ways_of", noted)
+    monkeypatch.setattr(module, "ways_of", noted)
     level = "fast" if algorithm == "tensor_cores" else "default"
     for layout in ("channels_first", "channels_last"):
         check(parse(f"{text} accuracy={level}").replace(layout=layout), "cuda", algorithm, rng=rng)

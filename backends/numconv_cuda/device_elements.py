@@ -279,10 +279,12 @@ def index_as(typingctx: Any, value: Any, like: Any) -> Any:
 @intrinsic
 def anew(typingctx: Any, value: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        kept = ir.InlineAsm(ir.FunctionType(_i32, [_i32]), "mov.u32 $0, $1;", "=r,r", side_effect=True)
+        kind = args[0].type
+        move, register = ("mov.u32", "r") if kind.width == 32 else ("mov.u64", "l")
+        kept = ir.InlineAsm(ir.FunctionType(kind, [kind]), f"{move} $0, $1;", f"={register},{register}", side_effect=True)
         return builder.call(kept, args)
 
-    return types.int32(types.int32), codegen
+    return value(value), codegen
 
 
 @intrinsic

@@ -51,6 +51,7 @@ from .elements import (
 from .gathering import Way
 from .gemm import ALIGNMENT, FORWARD, INPUT_GRAD, WEIGHT_GRAD, Operation, writer
 from .geometry import BIASED, coordinates, offset_of
+from .phases import phase_of
 from .places import FORWARD_PLACES, INPUT_GRAD_PLACES, NOWHERE, WEIGHT_GRAD_PLACES, Places, folded_offset
 
 __all__ = ["TILES", "Recipe", "Tile", "product_kernel", "tiles_of"]
@@ -123,12 +124,14 @@ class Recipe(NamedTuple):
     ndim: int
     folded: bool = False
     """Whether padding copies values."""
+    phased: bool = False
+    """Whether it computes a strided gradient of x by phases."""
     index: str = "int32"
 
     def __str__(self) -> str:
         tile, ways = self.tile, "_".join(map(str, self.ways))
         shape = f"{tile.rows}x{tile.columns}x{tile.depth}_{tile.thread_rows}x{tile.thread_columns}_{tile.stages}"
-        return f"{shape}_{self.dtype}_{ways}_{self.ndim}d{'_folded' if self.folded else ''}_{self.index}"
+        return f"{shape}_{self.dtype}_{ways}_{self.ndim}d{'_folded' * self.folded}{'_phased' * self.phased}_{self.index}"
 
     @property
     def entry(self) -> int:
@@ -477,20 +480,55 @@ def _plain_writer(operation: Operation, recipe: Recipe) -> tuple[Any, Any]:
     return fill_targets, write
 
 
-def _assignment(tile: Tile) -> tuple[Any, Any]:
-    """The device functions that find what a thread's block computes, and the first row and column of the thread's part."""
-    height, width = tile.rows, tile.columns
-    warp_rows, warp_columns = tile.warp
-    beside, lanes, lane_columns = width // warp_columns, tile.lane_rows * tile.lane_columns, tile.lane_columns
-    pair = min(tile.lane_rows, 2)
+class _Assignment(NamedTuple):
+    """What a block computes."""
+
+    g: Any
+    """The geometry, perhaps of a phase."""
+    thread: Any
+    row: Any
+    column: Any
+    columns: Any
+    """How many the product has."""
+    group: Any
+    part: Any
+    first: Any
+    last: Any
+    """Its terms."""
+    from_a: Any
+    to_out: Any
+    """Offsets of a phase."""
+
+
+def _assigner(recipe: Recipe) -> Any:
+    """The device function that finds it, each time anew, so that no register holds it through the loop."""
+    tile, phased = recipe.tile, recipe.phased
+    height, width, depth = tile.rows, tile.columns, tile.depth
 
     @device
-    def assigned(g, terms, length):
+    def assigned(g, columns, terms, parts):
         thread, x, y, z = anew(cuda.threadIdx.x), anew(cuda.blockIdx.x), anew(cuda.blockIdx.y), anew(cuda.blockIdx.z)
-        group, part = mod(z, g.groups), div(z, g.groups)
-        first = index_as(part * length, g.n)
-        last = index_as(min(first + length, terms), g.n)
-        return index_as(thread, g.n), index_as(y * height, g.n), index_as(x * width, g.n), group, part, first, last
+        terms, group, part = anew(terms), mod(z, g.groups), div(z, g.groups)
+        own, from_a, to_out = g, 0, 0
+        if phased:
+            own, to_out, from_a, taps = phase_of(g, div(part, parts))
+            part = mod(part, parts)
+            columns, terms = g.n * own.volume, g.per_k * taps
+        length = div(div(terms + parts - 1, parts) + depth - 1, depth) * depth  # parts begin where a thread's loads are aligned
+        first = part * length
+        return _Assignment(
+            own, index_as(thread, g.n), index_as(y * height, g.n), index_as(x * width, g.n), index_as(columns, g.n), group, part,
+            index_as(first, g.n), index_as(min(first + length, terms), g.n), from_a, to_out,
+        )  # fmt: skip
+
+    return assigned
+
+
+def _corner(tile: Tile) -> Any:
+    """The device function that gives the first row and column of a thread in its block's tile."""
+    warp_rows, warp_columns = tile.warp
+    beside, lanes, lane_columns = tile.columns // warp_columns, tile.lane_rows * tile.lane_columns, tile.lane_columns
+    pair = min(tile.lane_rows, 2)
 
     @device
     def corner(thread):
@@ -498,79 +536,100 @@ def _assignment(tile: Tile) -> tuple[Any, Any]:
         row = div(warp, beside) * warp_rows + (div(lane, pair * lane_columns) * pair + mod(lane, pair)) * QUAD
         return row, mod(warp, beside) * warp_columns + mod(div(lane, pair), lane_columns) * QUAD
 
-    return assigned, corner
+    return corner
+
+
+def _finisher(operation: Operation, recipe: Recipe) -> Any:
+    """The device function that writes the results of a block."""
+    number, accumulators = getattr(types, recipe.dtype), recipe.tile.thread_rows * recipe.tile.thread_columns
+    special = 3 | (BIASED if recipe.dtype.startswith("complex") else 0)
+    write, search = _own_writer(operation, recipe.tile), _searcher(operation, recipe)
+    fill_targets, write_plainly = _plain_writer(operation, recipe)
+    corner = _corner(recipe.tile)
+
+    @device
+    def finish(acc, table, a, b, bias, out, task, rows, zero):
+        results = cuda.local.array(accumulators, number)
+        g, row, column, columns, group = task.g, task.row, task.column, task.columns, task.group
+        own_row, own_column = corner(task.thread)
+        direct = cuda.syncthreads_or(1 if odd_ones(acc, zero) else 0) != 0
+        if direct:
+            odd = search(a, g, group, row, rows, task.first, task.last, task.thread, zero)
+            direct = cuda.syncthreads_or(1 if odd else 0) != 0
+        if not direct and g.option & special == 0:
+            fill_targets(table, g, group, column, columns, task.thread)
+            cuda.syncthreads()
+            write_plainly(acc, table, bias, out, g, group, row + own_row, column + own_column, own_column, rows, columns, zero)
+        else:
+            unpack(results, acc)
+            row, column = row + own_row, column + own_column
+            write(results, direct, a, b, bias, out, g, group, row, column, rows, columns, task.first, task.last, zero)
+
+    return finish
 
 
 @functools.cache
 def product_kernel(operation: Operation, recipe: Recipe) -> Kernel:
     """The kernel of an operation.
 
-    It takes (a, b, bias, out, g, rows, columns, terms, length, between, zero) on a grid of column tiles, row tiles, and groups
-    times parts, of which each sums `length` of the terms; the results of parts lie `between` elements apart.
+    It takes (a, b, bias, out, g, rows, columns, terms, parts, between, zero) on a grid of column tiles, row tiles, and groups times
+    parts (times phases, see `numconv_cuda.phases`), of which each sums some of the terms; the results of parts lie `between`
+    elements apart.
     """
-    tile = recipe.tile
-    height, width, depth, thread_rows, thread_columns, _, _, stages = tile
+    tile, entry = recipe.tile, recipe.entry
+    depth, stages = tile.depth, tile.stages
     number, index = getattr(types, recipe.dtype), getattr(types, recipe.index)
-    pitch_a, pitch_b = height + GAP, width + GAP
-    buffer_a, buffer_b = depth * pitch_a, depth * pitch_b
-    size_a, size_b = stages * buffer_a, stages * buffer_b
-    size_columns, size_terms = width * recipe.entry, stages * depth * recipe.entry
-    size_cursors, ring, ahead, accumulators = (depth + 1) * recipe.entry, stages * depth, stages - 1, thread_rows * thread_columns
-    assigned, corner = _assignment(tile)
+    buffer_a, buffer_b = depth * (tile.rows + GAP), depth * (tile.columns + GAP)
+    size_a, size_b, size_columns, size_terms = stages * buffer_a, stages * buffer_b, tile.columns * entry, stages * depth * entry
+    size_cursors, ring, ahead, newest = (depth + 1) * entry, stages * depth, stages - 1, stages - 2
+    thread_rows, thread_columns, accumulators = tile.thread_rows, tile.thread_columns, tile.thread_rows * tile.thread_columns
     fill_columns, begin, go_on = _tables(operation, recipe)
     copy_first, copy_second = _first_copier(operation, recipe), _second_copier(operation, recipe)
-    multiply, write, search = _multiplier(operation, recipe), _own_writer(operation, tile), _searcher(operation, recipe)
-    fill_targets, write_plainly = _plain_writer(operation, recipe)
-    special = 3 | (BIASED if recipe.dtype.startswith("complex") else 0)
-    newest = ahead - 1
+    assigned, corner, multiply, finish = (
+        _assigner(recipe),
+        _corner(tile),
+        _multiplier(operation, recipe),
+        _finisher(operation, recipe),
+    )
 
-    def product(a, b, bias, out, g, rows, columns, terms, length, between, zero):
+    def product(a, b, bias, out, g, rows, columns, terms, parts, between, zero):
         slices_a = cuda.shared.array(size_a, number, ALIGNMENT)
         slices_b = cuda.shared.array(size_b, number, ALIGNMENT)
         of_columns = cuda.shared.array(size_columns, index, ALIGNMENT)
         of_terms = cuda.shared.array(size_terms, index, ALIGNMENT)
         first_of_terms = cuda.shared.array(ring, index, ALIGNMENT)
         cursors = cuda.shared.array(size_cursors, index, ALIGNMENT)
-        results = cuda.local.array(accumulators, number)
-        rows, columns = index_as(rows, g.n), index_as(columns, g.n)
-        thread, row, column, group, _, first, last = assigned(g, terms, length)
-        fill_columns(of_columns, g, group, column, columns, thread)
-        begin(first_of_terms, of_terms, cursors, g, first, last, thread)
+        rows = index_as(rows, g.n)
+        task = assigned(g, columns, terms, parts)
+        if task.column >= task.columns:  # of a phase with fewer elements than the largest
+            return
+        own, thread, row, group, last = task.g, task.thread, task.row, task.group, task.last
+        from_a = shifted(a, task.from_a)
+        fill_columns(of_columns, own, group, task.column, task.columns, thread)
+        begin(first_of_terms, of_terms, cursors, own, task.first, last, thread)
         cuda.syncthreads()
         for early in range(ahead):
-            copy_first(slices_a, first_of_terms, a, g, group, row, rows, early, first + early * depth, last, thread)
-            copy_second(slices_b, of_columns, of_terms, b, g, early, thread)
+            copy_first(slices_a, first_of_terms, from_a, own, group, row, rows, early, task.first + early * depth, last, thread)
+            copy_second(slices_b, of_columns, of_terms, b, own, early, thread)
             copies_end()
         own_row, own_column = corner(thread)
         acc, like_a, like_b = repeated(zero, accumulators), repeated(zero, thread_rows), repeated(zero, thread_columns)
-        buffer, start = index_as(0, g.n), first
+        buffer, start = index_as(0, g.n), task.first
         while start < last:
             copies_wait(newest)
             cuda.syncthreads()
             if thread < depth:
-                go_on(first_of_terms, of_terms, cursors, g, buffer, index_as(start + ring, g.n), last, thread)
+                go_on(first_of_terms, of_terms, cursors, own, buffer, index_as(start + ring, g.n), last, thread)
             free = index_as(buffer + ahead if buffer < 1 else buffer - 1, g.n)
             if start + ahead * depth < last:
-                copy_first(slices_a, first_of_terms, a, g, group, row, rows, free, start + ahead * depth, last, thread)
-                copy_second(slices_b, of_columns, of_terms, b, g, free, thread)
+                copy_first(slices_a, first_of_terms, from_a, own, group, row, rows, free, start + ahead * depth, last, thread)
+                copy_second(slices_b, of_columns, of_terms, b, own, free, thread)
             copies_end()
             acc = multiply(acc, slices_a, slices_b, buffer * buffer_a + own_row, buffer * buffer_b + own_column, like_a, like_b)
             buffer, start = index_as(0 if buffer == ahead else buffer + 1, g.n), index_as(start + depth, g.n)
-        # Found anew, so that no register holds them through the loop.
-        thread, row, column, group, part, first, last = assigned(g, terms, length)
-        own_row, own_column = corner(thread)
-        direct = cuda.syncthreads_or(1 if odd_ones(acc, zero) else 0) != 0
-        if direct:
-            odd = search(a, g, group, row, rows, first, last, thread, zero)
-            direct = cuda.syncthreads_or(1 if odd else 0) != 0
-        out = shifted(out, part * between)
-        if not direct and g.option & special == 0:
-            fill_targets(of_columns, g, group, column, columns, thread)
-            cuda.syncthreads()
-            write_plainly(acc, of_columns, bias, out, g, group, row + own_row, column + own_column, own_column, rows, columns, zero)
-            return
-        unpack(results, acc)
-        write(results, direct, a, b, bias, out, g, group, row + own_row, column + own_column, rows, columns, first, last, zero)
+        task = assigned(g, columns, terms, parts)
+        out = shifted(out, task.part * between + task.to_out)
+        finish(acc, of_columns, shifted(a, task.from_a), b, bias, out, task, rows, zero)
 
     product.__name__ = product.__qualname__ = f"{operation.name}_{recipe}"
     return kernel(product, (tile.threads, tile.residents))

@@ -15,7 +15,7 @@ from numconv.plugin import ConvProblem, np_dtype
 
 from .pipelined import Tile, tiles_of
 
-__all__ = ["MOST_GROUPS", "Schedule", "parts_fit", "schedule_of", "shape_of"]
+__all__ = ["MOST_GROUPS", "Schedule", "parts_fit", "phases_of", "schedule_of", "shape_of"]
 
 MOST_GROUPS = 65535
 """The limit of a grid's third dimension, on every device."""
@@ -43,6 +43,11 @@ class Schedule(NamedTuple):
 
     tile: Tile
     parts: int
+
+
+def phases_of(problem: ConvProblem) -> int:
+    """Of a strided gradient of x, see `numconv_cuda.phases`; else 1."""
+    return math.prod(problem.stride) if problem.op == "input_grad" else 1
 
 
 @functools.lru_cache(maxsize=1024)
@@ -87,14 +92,16 @@ def parts_fit(problem: ConvProblem, parts: int) -> bool:
     """Whether so many parts of the sums may be held."""
     rows, columns, terms = shape_of(problem)
     held = parts * rows * columns * problem.groups * np_dtype(problem.acc_dtype).itemsize
-    return parts == 1 or (held <= MOST_BYTES and parts * LEAST <= terms and parts * problem.groups <= MOST_GROUPS)
+    return parts == 1 or (
+        held <= MOST_BYTES and parts * LEAST <= terms and parts * phases_of(problem) * problem.groups <= MOST_GROUPS
+    )
 
 
 @functools.lru_cache(maxsize=1024)
 def schedule_of(problem: ConvProblem) -> Schedule:
     """The schedule that takes least by the model; at "strict" sums have one part."""
     shape, size = shape_of(problem), np_dtype(problem.acc_dtype).itemsize
-    phases = math.prod(problem.stride) if problem.op == "input_grad" else 1
+    phases = phases_of(problem)
     counts = [n for n in COUNTS if parts_fit(problem, n)] if problem.level != "strict" else [1]
     schedules = [Schedule(tile, parts) for tile in tiles_of(problem.acc_dtype) for parts in counts]
     return min(schedules, key=lambda schedule: _cycles(schedule, shape, problem.groups, phases, size))
