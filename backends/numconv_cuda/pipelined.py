@@ -59,6 +59,8 @@ __all__ = ["TILES", "Recipe", "Tile", "product_kernel", "tiles_of"]
 GAP = 4
 """Numbers between the rows of a slice in shared memory, so that writing a column of it meets different banks."""
 QUAD = 4
+AT_ONCE = 8
+"""Parts of a sum that are loaded together."""
 PLACES = {FORWARD.name: FORWARD_PLACES, INPUT_GRAD.name: INPUT_GRAD_PLACES, WEIGHT_GRAD.name: WEIGHT_GRAD_PLACES}
 
 
@@ -635,6 +637,23 @@ def product_kernel(operation: Operation, recipe: Recipe) -> Kernel:
     return kernel(product, (tile.threads, tile.residents))
 
 
+@device
+def added(sums, item, items, parts, zero):
+    """The sum of the parts of a result in order, of which some are loaded ahead."""
+    acc, part = load(sums, item, zero), 1
+    while part + AT_ONCE <= parts:
+        some = repeated(zero, AT_ONCE)
+        for number in range(AT_ONCE):
+            some = replaced(some, number, load(sums, (part + number) * items + item, zero))
+        for number in range(AT_ONCE):
+            acc = add(acc, some[number])
+        part += AT_ONCE
+    while part < parts:
+        acc = add(acc, load(sums, part * items + item, zero))
+        part += 1
+    return acc
+
+
 @kernel
 def finish_sums(sums, bias, out, sizes, steps, option, step, items, parts, zero):
     """Add up the parts of each result in a fixed order, with bias and activation, and write them to an array of these sizes."""
@@ -642,9 +661,7 @@ def finish_sums(sums, bias, out, sizes, steps, option, step, items, parts, zero)
     for axis in range(2, len(sizes)):
         volume *= sizes[axis]
     for item in range(cuda.grid(1), items, cuda.gridsize(1)):
-        acc = load(sums, item, zero)
-        for part in range(1, parts):
-            acc = add(acc, load(sums, part * items + item, zero))
+        acc = added(sums, item, items, parts, zero)
         if option & BIASED:
             acc = add(acc, load(bias, item // volume % sizes[1] * step, zero))
         store(out, offset_of(coordinates(item, sizes), steps), activated(acc, option & 3))
