@@ -32,7 +32,7 @@ BANDWIDTH = 1500
 """Bytes a cycle of the whole device."""
 LEAST = 64
 """Terms of a part."""
-MOST_BYTES = 2**26
+MOST_BYTES = 2**25
 """Of the sums of parts."""
 COUNTS = sorted({*range(1, 17), *(2**k for k in range(10)), *(3 * 2**k for k in range(8))})
 """Of parts that are tried."""
