@@ -48,6 +48,7 @@ __all__ = [
     "store",
     "store_tile",
     "unpack",
+    "vanished",
     "warp_product",
     "within",
 ]
@@ -150,16 +151,54 @@ def store(typingctx: Any, pointer: Any, index: Any, value: Any) -> Any:
 
 @intrinsic
 def store_tile(typingctx: Any, pointer: Any, values: Any, rows: Any, ends: Any, columns: Any, steps: Any) -> Any:
+    stored, number = pointer.dtype, values.dtype
+
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        stored, number = sig.args[0].dtype, values.dtype
+        _, tile, *of_lines = args
+        row, end, column, step = ([builder.extract_value(each, i) for i in range(kind.count)]
+                                  for each, kind in zip(of_lines, sig.args[2:], strict=True))  # fmt: skip
+        start = _kept(builder, builder.ptrtoint(_as_global(builder, args[0]), _i64))
+        element = args[0].type.pointee
+        size = _i64(context.get_abi_sizeof(element))
+
+        def moved(address: Any, by: Any) -> Any:
+            return builder.add(address, builder.mul(context.cast(builder, by, rows.dtype, types.int64), size))
+
+        def at(address: Any, kind: Any) -> Any:
+            return builder.inttoptr(address, ir.PointerType(kind, _GLOBAL))
+
+        def one_by_one(i: int, first: int, address: Any) -> None:
+            for j in range(first, first + 4):
+                with builder.if_then(builder.icmp_signed("<", step[j], end[i])):
+                    value = builder.extract_value(tile, i * columns.count + j)
+                    builder.store(_narrow(context, builder, value, number, stored), at(moved(address, column[j]), element))
+
+        def neighbours(first: int) -> Any:
+            known = [
+                builder.icmp_signed("==", column[first + k], builder.add(column[first], column[0].type(k))) for k in range(1, 4)
+            ]
+            return builder.and_(builder.and_(known[0], known[1]), known[2])
+
+        wide = stored == number and context.get_abi_sizeof(element) == _QUAD // 4
+        follow = {first: neighbours(first) for first in range(0, columns.count, 4)} if wide else {}
         for i in range(rows.count):
-            row, end = (builder.extract_value(args[which], i) for which in (2, 3))
-            for j in range(columns.count):
-                column, step = (builder.extract_value(args[which], j) for which in (4, 5))
-                with builder.if_then(builder.icmp_signed("<", step, end)):
-                    value = builder.extract_value(args[1], i * columns.count + j)
-                    place = _element(context, builder, args[0], builder.add(row, column), rows.dtype)
-                    builder.store(_narrow(context, builder, value, number, stored), place)
+            address = moved(start, row[i])
+            for first in range(0, columns.count, 4):
+                if not wide:
+                    one_by_one(i, first, address)
+                    continue
+                place = moved(address, column[first])
+                aligned = builder.icmp_unsigned("==", builder.and_(place, _i64(_QUAD - 1)), _i64(0))
+                inside = builder.icmp_signed("<", step[first + 3], end[i])
+                with builder.if_else(builder.and_(builder.and_(follow[first], aligned), inside)) as (together, apart):
+                    with together:
+                        lanes = ir.Constant(ir.VectorType(element, 4), ir.Undefined)
+                        for lane in range(4):
+                            value = builder.extract_value(tile, i * columns.count + first + lane)
+                            lanes = builder.insert_element(lanes, value, _i32(lane))
+                        builder.store(lanes, at(place, lanes.type)).align = _QUAD
+                    with apart:
+                        one_by_one(i, first, address)
         return context.get_dummy_value()
 
     return types.void(pointer, values, rows, ends, columns, steps), codegen
@@ -276,13 +315,17 @@ def index_as(typingctx: Any, value: Any, like: Any) -> Any:
     return types.unliteral(like)(value, like), codegen
 
 
+def _kept(builder: Any, value: Any) -> Any:
+    """The integer, of which the compiler does not know how it was computed."""
+    move, register = ("mov.u32", "r") if value.type.width == 32 else ("mov.u64", "l")
+    kind = ir.FunctionType(value.type, [value.type])
+    return builder.call(ir.InlineAsm(kind, f"{move} $0, $1;", f"={register},{register}", side_effect=True), [value])
+
+
 @intrinsic
 def anew(typingctx: Any, value: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        kind = args[0].type
-        move, register = ("mov.u32", "r") if kind.width == 32 else ("mov.u64", "l")
-        kept = ir.InlineAsm(ir.FunctionType(kind, [kind]), f"{move} $0, $1;", f"={register},{register}", side_effect=True)
-        return builder.call(kept, args)
+        return _kept(builder, args[0])
 
     return value(value), codegen
 
@@ -478,6 +521,21 @@ def repeated(typingctx: Any, value: Any, count: Any) -> Any:
         return result
 
     return types.UniTuple(types.unliteral(value), count.literal_value)(types.unliteral(value), count), codegen
+
+
+@intrinsic
+def vanished(typingctx: Any, values: Any, zero: Any) -> Any:
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        chains = [args[1]] * 4
+        for place in range(values.count):
+            value = builder.extract_value(args[0], place)
+            chains[place % 4] = _multiply_add(context, builder, zero, value, args[1], chains[place % 4])
+        first, *others = chains
+        for chain in others:
+            first = _multiply_add(context, builder, zero, chain, args[1], first)
+        return first
+
+    return zero(values, zero), codegen
 
 
 @intrinsic

@@ -43,6 +43,7 @@ __all__ = [
     "store",
     "store_tile",
     "unpack",
+    "vanished",
     "warp_product",
     "within",
 ]
@@ -226,6 +227,14 @@ def index_as(value: Any, like: Any) -> Any:
 def anew(value: Any) -> Any:
     """The value, computed once more instead of held in a register since another use."""
     return value
+
+
+def vanished(values: tuple[Any, ...], zero: Any) -> Any:
+    """The sum of all values times zero: NaN if one is not finite."""
+    acc = zero
+    for value in values:
+        acc = muladd(value, zero, acc)
+    return acc
 
 
 def within(position: Any, size: Any) -> Any:

@@ -46,6 +46,7 @@ from .elements import (
     store,
     store_tile,
     unpack,
+    vanished,
     within,
 )
 from .gathering import Way
@@ -391,15 +392,6 @@ def _repeatedly(one: Any, count: int, pitch_a: int, pitch_b: int) -> Any:
 # --- results ---------------------------------------------------------------------------------------------------------------------
 
 
-@device
-def odd_ones(values, zero):
-    """Whether one of them is not finite."""
-    odd = False
-    for place in range(len(values)):
-        odd = odd or muladd(values[place], zero, zero) != zero
-    return odd
-
-
 def _searcher(operation: Operation, recipe: Recipe) -> Any:
     """The device function that tells whether a thread meets a factor that is not finite in the block's rows of the first one."""
     height, threads = recipe.tile.rows, recipe.tile.threads
@@ -510,7 +502,7 @@ def _assigner(recipe: Recipe) -> Any:
     @device
     def assigned(g, columns, terms, parts):
         thread, x, y, z = anew(cuda.threadIdx.x), anew(cuda.blockIdx.x), anew(cuda.blockIdx.y), anew(cuda.blockIdx.z)
-        terms, group, part = anew(terms), mod(z, g.groups), div(z, g.groups)
+        terms, parts, group, part = anew(terms), index_as(parts, g.n), mod(z, g.groups), div(z, g.groups)
         own, from_a, to_out = g, 0, 0
         if phased:
             own, to_out, from_a, taps = phase_of(g, div(part, parts))
@@ -554,7 +546,7 @@ def _finisher(operation: Operation, recipe: Recipe) -> Any:
         results = cuda.local.array(accumulators, number)
         g, row, column, columns, group = task.g, task.row, task.column, task.columns, task.group
         own_row, own_column = corner(task.thread)
-        direct = cuda.syncthreads_or(1 if odd_ones(acc, zero) else 0) != 0
+        direct = cuda.syncthreads_or(1 if vanished(acc, zero) != zero else 0) != 0
         if direct:
             odd = search(a, g, group, row, rows, task.first, task.last, task.thread, zero)
             direct = cuda.syncthreads_or(1 if odd else 0) != 0
