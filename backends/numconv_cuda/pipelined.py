@@ -50,7 +50,7 @@ from .elements import (
     within,
 )
 from .gathering import Way
-from .gemm import ALIGNMENT, FORWARD, INPUT_GRAD, WEIGHT_GRAD, Operation, writer
+from .gemm import ALIGNMENT, FORWARD, INPUT_GRAD, WEIGHT_GRAD, Operation
 from .geometry import BIASED, coordinates, offset_of
 from .phases import phase_of
 from .places import FORWARD_PLACES, INPUT_GRAD_PLACES, NOWHERE, WEIGHT_GRAD_PLACES, Places, folded_offset
@@ -410,16 +410,54 @@ def _searcher(operation: Operation, recipe: Recipe) -> Any:
     return search
 
 
-def _own_writer(operation: Operation, tile: Tile) -> Any:
-    """The device function that writes the results of a thread, one at a time: see `numconv_cuda.gemm.writer`."""
-    row_of, column_of = _steps(tile)
-    columns = tile.thread_columns
+def _chainer(operation: Operation, recipe: Recipe) -> Any:
+    """The device function that computes a result, or a part of it, anew: without the terms that lie on padding."""
+    places: Places = PLACES[operation.name]
+    find_row, find_column, find_term = places.row, places.column, places.term
+    volume, sizes, sizes_of, steps_of = operation.volume, operation.sizes, places.sizes, places.steps
+    conjugate_a, conjugate_b, second_leads = operation.first.conjugate, operation.second.conjugate, operation.second_leads
+    ndim = recipe.ndim
 
     @device
-    def place_of(i, j):
-        return i * columns + j
+    def chain(a, b, g, group, row, column, first, last, zero):
+        start, acc = find_row(g, group, row), zero
+        offset, origin = find_column(g, group, column, True)
+        for term in range(first, last):
+            in_a, in_b, shift = find_term(g, div(term, volume(g)), coordinates(mod(term, volume(g)), sizes(g)), True)
+            position = origin
+            for axis in range(ndim):
+                position = replaced(position, axis, origin[axis] + shift[axis])
+            inside, more = folded_offset(g, position, sizes_of(g), steps_of(g))
+            if inside:
+                left, right = load(a, start + in_a, zero), load(b, offset + in_b + more, zero)
+                left, right = conj(left) if conjugate_a else left, conj(right) if conjugate_b else right
+                acc = muladd(right, left, acc) if second_leads else muladd(left, right, acc)
+        return acc
 
-    return writer(operation, tile.thread_rows, columns, row_of, column_of, place_of)
+    return chain
+
+
+def _writer(operation: Operation, recipe: Recipe) -> Any:
+    """The device function that writes the results of a thread one at a time, with activations, computed anew if need be."""
+    row_of, column_of = _steps(recipe.tile)
+    thread_rows, thread_columns = recipe.tile.thread_rows, recipe.tile.thread_columns
+    target, finished, chain = operation.target, operation.finish, _chainer(operation, recipe)
+
+    @device
+    def write(results, direct, a, b, bias, out, g, group, row, column, rows, columns, first, last, zero):
+        for j in range(thread_columns):
+            beside = column + column_of(j)
+            if beside < columns:
+                offset, step = target(g, group, beside)
+                for i in range(thread_rows):
+                    at = row + row_of(i)
+                    if at < rows:
+                        value = results[i * thread_columns + j]
+                        if direct:
+                            value = chain(a, b, g, group, at, beside, first, last, zero)
+                        store(out, offset + at * step, finished(value, bias, g, group, at))
+
+    return write
 
 
 def _steps(tile: Tile) -> tuple[Any, Any]:
@@ -537,7 +575,7 @@ def _finisher(operation: Operation, recipe: Recipe) -> Any:
     """The device function that writes the results of a block."""
     number, accumulators = getattr(types, recipe.dtype), recipe.tile.thread_rows * recipe.tile.thread_columns
     special = 3 | (BIASED if recipe.dtype.startswith("complex") else 0)
-    write, search = _own_writer(operation, recipe.tile), _searcher(operation, recipe)
+    write, search = _writer(operation, recipe), _searcher(operation, recipe)
     fill_targets, write_plainly = _plain_writer(operation, recipe)
     corner = _corner(recipe.tile)
 

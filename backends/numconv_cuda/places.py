@@ -100,7 +100,8 @@ def element_column(g, group, line, folded):
     index = coordinates(mod(line, g.volume), g.size)
     for axis in range(len(g.size)):
         index = replaced(index, axis, index[axis] + g.low[axis])
-    return div(line, g.volume) * g.y.n + group * g.y.group + offset_of(index, g.y.spatial), index
+    offset = div(line, g.volume) * g.y.n + group * g.y.group
+    return offset if folded else offset + offset_of(index, g.y.spatial), index
 
 
 @device
@@ -109,7 +110,9 @@ def backward_term(g, channel, tap, folded):
     shift = tap_offsets(g, tap)
     for axis in range(len(g.size)):
         shift = replaced(shift, axis, -shift[axis])
-    return channel * g.w.k + offset_of(tap, g.w.spatial), channel * g.y.channel + offset_of(shift, g.y.spatial), shift
+    offset = channel * g.y.channel
+    in_w = channel * g.w.k + offset_of(tap, g.w.spatial)
+    return in_w, offset if folded else offset + offset_of(shift, g.y.spatial), shift
 
 
 @device

@@ -92,14 +92,17 @@ def parts_fit(problem: ConvProblem, parts: int) -> bool:
     """Whether so many parts of the sums may be held."""
     rows, columns, terms = shape_of(problem)
     held = parts * rows * columns * problem.groups * np_dtype(problem.acc_dtype).itemsize
-    return parts == 1 or (
-        held <= MOST_BYTES and parts * LEAST <= terms and parts * phases_of(problem) * problem.groups <= MOST_GROUPS
-    )
+    blocks, room = parts * phases_of(problem) * problem.groups, min(MOST_BYTES, problem.max_workspace)
+    return parts == 1 or (held <= room and parts * LEAST <= terms and blocks <= MOST_GROUPS)
+
+
+def schedule_of(problem: ConvProblem) -> Schedule:
+    """The schedule that takes least by the model; at "strict" sums have one part."""
+    return _schedule(problem, problem.max_workspace)  # which problems that are equal may have different
 
 
 @functools.lru_cache(maxsize=1024)
-def schedule_of(problem: ConvProblem) -> Schedule:
-    """The schedule that takes least by the model; at "strict" sums have one part."""
+def _schedule(problem: ConvProblem, _room: int) -> Schedule:
     shape, size = shape_of(problem), np_dtype(problem.acc_dtype).itemsize
     phases = phases_of(problem)
     counts = [n for n in COUNTS if parts_fit(problem, n)] if problem.level != "strict" else [1]
