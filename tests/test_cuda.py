@@ -434,7 +434,7 @@ def test_unpooling_some_channels_at_a_time(rng, monkeypatch):
 
 
 @simulated
-@pytest.mark.parametrize("algorithm", ["implicit_gemm", "tensor_cores"])
+@pytest.mark.parametrize("algorithm", ["tensor_cores"])
 @pytest.mark.parametrize(
     ("text", "ways"),
     [

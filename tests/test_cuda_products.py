@@ -90,6 +90,34 @@ def test_what_is_not_finite_meets_no_padding(where, scheduled):
     assert np.isfinite(found).sum() == (75 - 16 if where == "first" else 75 - 12)
 
 
+@simulated
+@pytest.mark.parametrize(
+    ("text", "ways"),
+    [
+        ("conv forward f32 n1 c8 k5 g1 in2x4 w1x1 s1 p0 d1", ["1 x4", "1 1"]),
+        ("conv forward f32 n2 c4 k6 g2 in3x4 w2x2 s1 p0 d1", ["1 x1"]),
+        ("conv forward f16 n1 c8 k5 g1 in2x4 w1x1 s1 p0 d1", ["1 x1"]),
+        ("conv input_grad f32 n1 c4 k8 g1 in2x4 w1x1 s1 p0 d1", ["x4 x4", "x4 1"]),
+        ("conv weight_grad f32 n2 c4 k4 g1 in2x4 w1x1 s1 p0 d1", ["1 1", "x4 x4"]),
+        ("conv weight_grad f32 n2 c3 k4 g1 in3x5 w2x2 s1 p0 d1", ["1 1", "x4 1"]),
+    ],
+)
+def test_wide_copies(text, ways, rng, monkeypatch):
+    """Neighbours that are aligned are copied at once: with channels first, and with channels last."""
+    from numconv_cuda import implicit_gemm
+
+    known, found = implicit_gemm.ways_of, set()
+
+    def noted(*given):
+        found.add(" ".join(map(str, known(*given))))
+        return known(*given)
+
+    monkeypatch.setattr(implicit_gemm, "ways_of", noted)
+    for layout in ("channels_first", "channels_last"):
+        check(parse(text).replace(layout=layout), "cuda", "implicit_gemm", rng=rng)
+    assert found >= set(ways)
+
+
 def test_schedules_fit():
     """A block's threads take whole slices, tiles of warps fill it, and parts keep to what may be held."""
     from numconv_cuda.pipelined import TILES

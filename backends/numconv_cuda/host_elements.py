@@ -49,6 +49,10 @@ __all__ = [
 ]
 
 
+WIDE = 4
+"""Elements that `copy_wide` copies in the simulator, where no memory has an alignment."""
+
+
 def load(pointer: Any, index: Any, like: Any) -> Any:
     """The element at an index that no thread of this kernel writes, in the dtype of `like`."""
     return type(like)(pointer[index])
@@ -200,10 +204,6 @@ def copy_wide(array: Any, index: Any, pointer: Any, offset: Any, there: Any) -> 
         raise IndexError(f"{WIDE} elements are copied at once from the index {offset} to {index}")
     for place in range(WIDE):
         copy_async(array, index + place, pointer, offset + place, there)
-
-
-WIDE = 4
-"""Elements that `copy_wide` copies in the simulator, where no memory has an alignment."""
 
 
 def copies_end() -> None:

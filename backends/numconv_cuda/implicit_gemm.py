@@ -20,7 +20,7 @@ from .direct import MEASURED_ERROR, bias_sums, bias_workspace, conv_geometry
 from .gemm import FORWARD, INPUT_GRAD, WEIGHT_GRAD, Operation
 from .geometry import ACTIVATIONS, BIASED, Geometry, elements_of
 from .launching import launch, over, pointer, zero
-from .neighbours import copied, ways_of
+from .neighbours import plain_ways, ways_of
 from .phases import largest_phase
 from .pipelined import Recipe, finish_sums, product_kernel
 from .places import NOWHERE
@@ -65,34 +65,31 @@ class ImplicitGemm(Implementation):
 
     def build(self, problem: ConvProblem) -> Executor:
         """``executor(outs, ins)`` of the operation."""
-        run = {"forward": _forward, "input_grad": _input_grad, "weight_grad": _weight_grad}[problem.op]
+        run = {"forward": self._forward, "input_grad": self._input_grad, "weight_grad": self._weight_grad}[problem.op]
         return functools.partial(run, problem)
 
+    def _forward(self, problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
+        (x, w, *bias), y = ins, outs[0]
+        target = _sums(problem, y)
+        g = conv_geometry(problem, x, w, target, target, bias)
+        _multiply(problem, FORWARD, g, (y, *ins), (w, x, bias[0] if bias else w, target))
+        _finish(problem, target, y, bias)
 
-def _forward(problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
-    (x, w, *bias), y = ins, outs[0]
-    target = _sums(problem, y)
-    g = conv_geometry(problem, x, w, target, target, bias)
-    _multiply(problem, FORWARD, g, (y, *ins), (w, x, bias[0] if bias else w, target))
-    _finish(problem, target, y, bias)
+    def _input_grad(self, problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
+        (y, w, *bias), x = ins, outs[0]
+        target = _sums(problem, x)
+        g = conv_geometry(problem, target, w, y, target, bias)
+        _multiply(problem, INPUT_GRAD, g, (x, *ins), (w, y, bias[0] if bias else w, target))
+        _finish(problem, target, x, bias)
 
-
-def _input_grad(problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
-    (y, w, *bias), x = ins, outs[0]
-    target = _sums(problem, x)
-    g = conv_geometry(problem, target, w, y, target, bias)
-    _multiply(problem, INPUT_GRAD, g, (x, *ins), (w, y, bias[0] if bias else w, target))
-    _finish(problem, target, x, bias)
-
-
-def _weight_grad(problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
-    (y, x), w = ins, outs[0]
-    parts = schedule_of(problem).parts
-    sums = scratch((parts, math.prod(problem.w_shape)), np_dtype(problem.acc_dtype), y)
-    _multiply(problem, WEIGHT_GRAD, conv_geometry(problem, x, w, y, w), (w, *ins), (y, x, y, sums))
-    _add_up(problem, sums, w, (), parts)
-    if problem.bias:
-        bias_sums(problem, outs[1], ins[0 if problem.bias == "y" else 1])
+    def _weight_grad(self, problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
+        (y, x), w = ins, outs[0]
+        parts = schedule_of(problem).parts
+        sums = scratch((parts, math.prod(problem.w_shape)), np_dtype(problem.acc_dtype), y)
+        _multiply(problem, WEIGHT_GRAD, conv_geometry(problem, x, w, y, w), (w, *ins), (y, x, y, sums))
+        _add_up(problem, sums, w, (), parts)
+        if problem.bias:
+            bias_sums(problem, outs[1], ins[0 if problem.bias == "y" else 1])
 
 
 def _sums(problem: ConvProblem, out: Any) -> Any:
@@ -111,7 +108,7 @@ def _multiply(problem: ConvProblem, operation: Operation, g: Geometry, arrays: S
     if not rows * columns:
         return
     pointers, phases = [pointer(array) for array in factors], phases_of(problem)
-    ways = operation.ways if phases > 1 else copied(ways_of(operation, tile, g, pointers), problem.dtype, problem.acc_dtype)
+    ways = plain_ways(operation) if phases > 1 else ways_of(operation, g, pointers, problem.dtype, problem.acc_dtype)
     folded, index = problem.pad_mode != "zeros", np.dtype(type(g.n)).name
     made = product_kernel(operation, Recipe(tile, problem.acc_dtype, ways, problem.ndim, folded, phases > 1, index))
     if parts > 1:

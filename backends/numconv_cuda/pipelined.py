@@ -49,11 +49,11 @@ from .elements import (
     vanished,
     within,
 )
-from .gathering import Way
-from .gemm import ALIGNMENT, FORWARD, INPUT_GRAD, WEIGHT_GRAD, Operation
+from .gemm import ALIGNMENT, Operation
 from .geometry import BIASED, coordinates, offset_of
+from .neighbours import Way
 from .phases import phase_of
-from .places import FORWARD_PLACES, INPUT_GRAD_PLACES, NOWHERE, WEIGHT_GRAD_PLACES, Places, folded_offset
+from .places import NOWHERE, folded_offset
 
 __all__ = ["TILES", "Recipe", "Tile", "product_kernel", "tiles_of"]
 
@@ -62,7 +62,6 @@ GAP = 4
 QUAD = 4
 AT_ONCE = 8
 """Parts of a sum that are loaded together."""
-PLACES = {FORWARD.name: FORWARD_PLACES, INPUT_GRAD.name: INPUT_GRAD_PLACES, WEIGHT_GRAD.name: WEIGHT_GRAD_PLACES}
 
 
 class Tile(NamedTuple):
@@ -129,12 +128,12 @@ class Recipe(NamedTuple):
     """Whether padding copies values."""
     phased: bool = False
     """Whether it computes a strided gradient of x by phases."""
-    index: str = "int32"
+    index_dtype: str = "int32"
 
     def __str__(self) -> str:
         tile, ways = self.tile, "_".join(map(str, self.ways))
         shape = f"{tile.rows}x{tile.columns}x{tile.depth}_{tile.thread_rows}x{tile.thread_columns}_{tile.stages}"
-        return f"{shape}_{self.dtype}_{ways}_{self.ndim}d{'_folded' * self.folded}{'_phased' * self.phased}_{self.index}"
+        return f"{shape}_{self.dtype}_{ways}_{self.ndim}d{'_folded' * self.folded}{'_phased' * self.phased}_{self.index_dtype}"
 
     @property
     def entry(self) -> int:
@@ -157,7 +156,7 @@ class _Tables(NamedTuple):
 
 
 def _tables(operation: Operation, recipe: Recipe) -> _Tables:
-    places, folded, entry, ndim = PLACES[operation.name], recipe.folded, recipe.entry, recipe.ndim
+    places, folded, entry, ndim = operation.places, recipe.folded, recipe.entry, recipe.ndim
     tile = recipe.tile
     width, threads, depth, ring = tile.columns, tile.threads, tile.depth, tile.depth * tile.stages
     find_column, find_term, volume, sizes = places.column, places.term, operation.volume, operation.sizes
@@ -268,7 +267,7 @@ def _first_copier(operation: Operation, recipe: Recipe) -> Any:
     height, depth, pitch = tile.rows, tile.depth, tile.rows + GAP
     spread, busy, count_lines, count_terms, line_step, term_step = _spread(way, height, tile)
     idle = busy < tile.threads
-    find_row = PLACES[operation.name].row
+    find_row = operation.places.row
     one_copy = copy_wide if way.wide > 1 else copy_async
 
     @device
@@ -301,7 +300,7 @@ def _second_copier(operation: Operation, recipe: Recipe) -> Any:
     width, depth, pitch, entry, ndim = tile.columns, tile.depth, tile.columns + GAP, recipe.entry, recipe.ndim
     spread, busy, count_lines, count_terms, line_step, term_step = _spread(way, width, tile)
     idle = busy < tile.threads
-    places: Places = PLACES[operation.name]
+    places = operation.places
     sizes_of, steps_of = places.sizes, places.steps
     one_copy = copy_wide if way.wide > 1 else copy_async
     folded, in_columns, in_terms = recipe.folded, entry * count_lines, entry * count_terms
@@ -353,8 +352,8 @@ def _multiplier(operation: Operation, recipe: Recipe) -> Any:
     pitch_a, pitch_b = tile.rows + GAP, tile.columns + GAP
     product = outer_second if operation.second_leads else outer
     complex_numbers = recipe.dtype.startswith("complex")
-    conjugate_a = complex_numbers and operation.first.conjugate
-    conjugate_b = complex_numbers and operation.second.conjugate
+    conjugate_a = complex_numbers and operation.conjugate[0]
+    conjugate_b = complex_numbers and operation.conjugate[1]
 
     @device
     def conjugated(values):
@@ -395,7 +394,7 @@ def _repeatedly(one: Any, count: int, pitch_a: int, pitch_b: int) -> Any:
 def _searcher(operation: Operation, recipe: Recipe) -> Any:
     """The device function that tells whether a thread meets a factor that is not finite in the block's rows of the first one."""
     height, threads = recipe.tile.rows, recipe.tile.threads
-    places: Places = PLACES[operation.name]
+    places = operation.places
     find_row, find_term, volume, sizes = places.row, places.term, operation.volume, operation.sizes
 
     @device
@@ -412,10 +411,10 @@ def _searcher(operation: Operation, recipe: Recipe) -> Any:
 
 def _chainer(operation: Operation, recipe: Recipe) -> Any:
     """The device function that computes a result, or a part of it, anew: without the terms that lie on padding."""
-    places: Places = PLACES[operation.name]
+    places = operation.places
     find_row, find_column, find_term = places.row, places.column, places.term
     volume, sizes, sizes_of, steps_of = operation.volume, operation.sizes, places.sizes, places.steps
-    conjugate_a, conjugate_b, second_leads = operation.first.conjugate, operation.second.conjugate, operation.second_leads
+    (conjugate_a, conjugate_b), second_leads = operation.conjugate, operation.second_leads
     ndim = recipe.ndim
 
     @device
@@ -610,7 +609,7 @@ def product_kernel(operation: Operation, recipe: Recipe) -> Kernel:
     """
     tile, entry = recipe.tile, recipe.entry
     depth, stages = tile.depth, tile.stages
-    number, index = getattr(types, recipe.dtype), getattr(types, recipe.index)
+    number, index = getattr(types, recipe.dtype), getattr(types, recipe.index_dtype)
     buffer_a, buffer_b = depth * (tile.rows + GAP), depth * (tile.columns + GAP)
     size_a, size_b, size_columns, size_terms = stages * buffer_a, stages * buffer_b, tile.columns * entry, stages * depth * entry
     size_cursors, ring, ahead, newest = (depth + 1) * entry, stages * depth, stages - 1, stages - 2

@@ -20,10 +20,10 @@ import numpy as np
 
 from numconv.plugin import accumulator, parse
 
-from . import depthwise, direct, gemm, pipelined, pooling, tensor_cores, windows
+from . import depthwise, direct, gathering, gemm, pipelined, pooling, tensor_cores, windows
 from .compiler import Kernel, ptx, type_of, types
 from .geometry import Geometry, geometry
-from .neighbours import copied, widest
+from .neighbours import plain_ways, widest
 
 __all__ = ["CAPABILITIES", "DTYPES", "TABLE", "Resources", "Variant", "assemble", "read_table", "toolkit_reason", "variants"]
 
@@ -126,12 +126,12 @@ def _products(dtype: str, acc: str, ndim: int, of: Any, sums: Any) -> Iterator[t
     """The kernels of matrix products and the types of their results: every tile, and every wide load on the largest."""
     for operation, out in ((gemm.FORWARD, of), (gemm.INPUT_GRAD, of), (gemm.WEIGHT_GRAD, sums)):
         for number, tile in enumerate(pipelined.tiles_of(acc)):
-            wide = [copied(ways, dtype, acc) for ways in widest(operation, tile, dtype)] if number == 0 else []
-            for ways in dict.fromkeys([operation.ways, *wide]):
+            for ways in (plain_ways(operation), *(widest(operation, dtype, acc) if number == 0 else ())):
                 yield pipelined.product_kernel(operation, pipelined.Recipe(tile, acc, ways, ndim)), out
+    for gathered, out in ((gathering.FORWARD, of), (gathering.INPUT_GRAD, of), (gathering.WEIGHT_GRAD, sums)):
         if dtype in tensor_cores.FORMATS:
-            for ways in (operation.ways, *widest(operation, tensor_cores.TENSOR_TILE, dtype)):
-                yield tensor_cores.tensor_kernel(operation, tensor_cores.TENSOR_TILE, dtype, ways), out
+            for ways in (gathered.ways, *gathering.widest(gathered, tensor_cores.TENSOR_TILE, dtype)):
+                yield tensor_cores.tensor_kernel(gathered, tensor_cores.TENSOR_TILE, dtype, ways), out
 
 
 def _numba(dtype: str) -> Any:

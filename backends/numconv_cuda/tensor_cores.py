@@ -20,12 +20,11 @@ from .compiler import SIMULATED, Kernel, cuda, device, kernel, types
 from .costs import cost_of
 from .direct import add_up, bias_sums, bias_workspace, conv_geometry
 from .elements import div, mod, poke_tensor, repeated, shifted, unpack, warp_product
-from .gathering import Way, strange
-from .gemm import ALIGNMENT, FORWARD, INPUT_GRAD, WEIGHT_GRAD, Operation, Slices, slices_of, writer
+from .gathering import FORWARD, INPUT_GRAD, WEIGHT_GRAD, Operation, Slices, Way, slices_of, strange, ways_of, writer
+from .gemm import ALIGNMENT
 from .geometry import Geometry
 from .implicit_gemm import ImplicitGemm
 from .launching import capability, launch, pointer, zero
-from .neighbours import ways_of
 from .schedule import MOST_GROUPS, shape_of
 
 __all__ = ["FORMATS", "TENSOR_TILE", "TensorCores", "TensorTile", "tensor_kernel"]
