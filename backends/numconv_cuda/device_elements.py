@@ -16,17 +16,10 @@ from .compiler import device, extending, types
 __all__ = [
     "activated",
     "add",
-    "anew",
     "atomic_max",
     "cast",
     "conj",
-    "copies_end",
-    "copies_wait",
-    "copy_async",
-    "copy_wide",
     "div",
-    "entries",
-    "index_as",
     "is_nan",
     "load",
     "load_wide",
@@ -46,15 +39,12 @@ __all__ = [
     "shift_in",
     "shifted",
     "store",
-    "store_tile",
     "unpack",
-    "vanished",
     "warp_product",
-    "within",
 ]
 
 intrinsic, overload = extending.intrinsic, extending.overload
-_i16, _i32, _i64, _f32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+_i16, _i32, _f32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
 _GLOBAL = 1
 """LLVM's number of the address space of device memory."""
 
@@ -147,61 +137,6 @@ def store(typingctx: Any, pointer: Any, index: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(pointer, index, types.unliteral(value)), codegen
-
-
-@intrinsic
-def store_tile(typingctx: Any, pointer: Any, values: Any, rows: Any, ends: Any, columns: Any, steps: Any) -> Any:
-    stored, number = pointer.dtype, values.dtype
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _, tile, *of_lines = args
-        row, end, column, step = ([builder.extract_value(each, i) for i in range(kind.count)]
-                                  for each, kind in zip(of_lines, sig.args[2:], strict=True))  # fmt: skip
-        start = _kept(builder, builder.ptrtoint(_as_global(builder, args[0]), _i64))
-        element = args[0].type.pointee
-        size = _i64(context.get_abi_sizeof(element))
-
-        def moved(address: Any, by: Any) -> Any:
-            return builder.add(address, builder.mul(context.cast(builder, by, rows.dtype, types.int64), size))
-
-        def at(address: Any, kind: Any) -> Any:
-            return builder.inttoptr(address, ir.PointerType(kind, _GLOBAL))
-
-        def one_by_one(i: int, first: int, address: Any) -> None:
-            for j in range(first, first + 4):
-                with builder.if_then(builder.icmp_signed("<", step[j], end[i])):
-                    value = builder.extract_value(tile, i * columns.count + j)
-                    builder.store(_narrow(context, builder, value, number, stored), at(moved(address, column[j]), element))
-
-        def neighbours(first: int) -> Any:
-            known = [
-                builder.icmp_signed("==", column[first + k], builder.add(column[first], column[0].type(k))) for k in range(1, 4)
-            ]
-            return builder.and_(builder.and_(known[0], known[1]), known[2])
-
-        wide = stored == number and context.get_abi_sizeof(element) == _QUAD // 4
-        follow = {first: neighbours(first) for first in range(0, columns.count, 4)} if wide else {}
-        for i in range(rows.count):
-            address = moved(start, row[i])
-            for first in range(0, columns.count, 4):
-                if not wide:
-                    one_by_one(i, first, address)
-                    continue
-                place = moved(address, column[first])
-                aligned = builder.icmp_unsigned("==", builder.and_(place, _i64(_QUAD - 1)), _i64(0))
-                inside = builder.icmp_signed("<", step[first + 3], end[i])
-                with builder.if_else(builder.and_(builder.and_(follow[first], aligned), inside)) as (together, apart):
-                    with together:
-                        lanes = ir.Constant(ir.VectorType(element, 4), ir.Undefined)
-                        for lane in range(4):
-                            value = builder.extract_value(tile, i * columns.count + first + lane)
-                            lanes = builder.insert_element(lanes, value, _i32(lane))
-                        builder.store(lanes, at(place, lanes.type)).align = _QUAD
-                    with apart:
-                        one_by_one(i, first, address)
-        return context.get_dummy_value()
-
-    return types.void(pointer, values, rows, ends, columns, steps), codegen
 
 
 @intrinsic
@@ -308,37 +243,6 @@ div, mod = _index_arithmetic("udiv"), _index_arithmetic("urem")
 
 
 @intrinsic
-def index_as(typingctx: Any, value: Any, like: Any) -> Any:
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return context.cast(builder, args[0], sig.args[0], sig.return_type)
-
-    return types.unliteral(like)(value, like), codegen
-
-
-def _kept(builder: Any, value: Any) -> Any:
-    """The integer, of which the compiler does not know how it was computed."""
-    move, register = ("mov.u32", "r") if value.type.width == 32 else ("mov.u64", "l")
-    kind = ir.FunctionType(value.type, [value.type])
-    return builder.call(ir.InlineAsm(kind, f"{move} $0, $1;", f"={register},{register}", side_effect=True), [value])
-
-
-@intrinsic
-def anew(typingctx: Any, value: Any) -> Any:
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _kept(builder, args[0])
-
-    return value(value), codegen
-
-
-@intrinsic
-def within(typingctx: Any, position: Any, size: Any) -> Any:
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.icmp_unsigned("<", context.cast(builder, args[0], sig.args[0], sig.args[1]), args[1])
-
-    return types.boolean(position, types.unliteral(size)), codegen
-
-
-@intrinsic
 def replaced(typingctx: Any, values: Any, position: Any, value: Any) -> Any:
     """Selects instead of a write at a variable place: once the loop over the axes is unrolled they vanish."""
 
@@ -406,109 +310,6 @@ def quads(typingctx: Any, array: Any, index: Any, step: Any, like: Any) -> Any:
     return like(array, index, step, like), codegen
 
 
-def _copy(context: Any, builder: Any, sig: Any, args: Any, size: int) -> Any:
-    """The asynchronous copy of so many bytes, of which none is read where there is no element."""
-    target = builder.ptrtoint(_shared_element(context, builder, sig.args[0], args[0], args[1], sig.args[1]), _i32)
-    source = builder.ptrtoint(_element(context, builder, args[2], args[3], sig.args[3]), _i64)
-    read = builder.select(args[4], _i32(size), _i32(0))
-    cached = "cg" if size == _QUAD else "ca"
-    copy = ir.InlineAsm(
-        ir.FunctionType(ir.VoidType(), [_i32, _i64, _i32]),
-        f"cp.async.{cached}.shared.global [$0], [$1], {size}, $2;",
-        "r,l,r,~{memory}",
-        side_effect=True,
-    )
-    builder.call(copy, [target, source, read])
-    return context.get_dummy_value()
-
-
-def _copied_size(array_type: Any, pointer_type: Any) -> int:
-    """Bytes of an element that may be copied as it is, else 0."""
-    number = array_type.dtype
-    size = int(number.bitwidth) // 8
-    return size if number == pointer_type.dtype and size in (4, 8, 16) else 0
-
-
-@intrinsic
-def copy_async(typingctx: Any, array: Any, index: Any, pointer: Any, offset: Any, there: Any) -> Any:
-    size = _copied_size(array, pointer)
-
-    def as_it_is(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _copy(context, builder, sig, args, size)
-
-    def converted(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        number = array.dtype
-        zero = context.get_constant_null(number)
-        with builder.if_else(args[4]) as (found, missing):
-            with found:
-                value = builder.load(_element(context, builder, args[2], args[3], sig.args[3]))
-                value.set_metadata("invariant.load", builder.module.add_metadata([]))
-                widened, last = _widen(context, builder, value, pointer.dtype, number), builder.block
-            with missing:
-                other = builder.block
-        result = builder.phi(zero.type)
-        result.add_incoming(widened, last)
-        result.add_incoming(zero, other)
-        builder.store(result, _shared_element(context, builder, sig.args[0], args[0], args[1], sig.args[1]))
-        return context.get_dummy_value()
-
-    return types.void(array, index, pointer, offset, types.boolean), as_it_is if size else converted
-
-
-@intrinsic
-def copy_wide(typingctx: Any, array: Any, index: Any, pointer: Any, offset: Any, there: Any) -> Any:
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _copy(context, builder, sig, args, _QUAD)
-
-    return types.void(array, index, pointer, offset, types.boolean), codegen
-
-
-def _order(builder: Any, instruction: str) -> None:
-    builder.call(ir.InlineAsm(ir.FunctionType(ir.VoidType(), []), instruction, "~{memory}", side_effect=True), [])
-
-
-@intrinsic
-def copies_end(typingctx: Any) -> Any:
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _order(builder, "cp.async.commit_group;")
-        return context.get_dummy_value()
-
-    return types.void(), codegen
-
-
-@intrinsic
-def copies_wait(typingctx: Any, groups: Any) -> Any:
-    if not isinstance(groups, types.IntegerLiteral):
-        return None  # the compiler asks again with the literal
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _order(builder, f"cp.async.wait_group {groups.literal_value};")
-        return context.get_dummy_value()
-
-    return types.void(groups), codegen
-
-
-@intrinsic
-def entries(typingctx: Any, array: Any, index: Any, step: Any, one: Any, like: Any) -> Any:
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        first = context.cast(builder, args[1], sig.args[1], types.int64)
-        stride = context.cast(builder, args[2], sig.args[2], types.int64)
-        lanes = min(_QUAD * 8 // array.dtype.bitwidth, one.count)
-        result = ir.Constant(context.get_value_type(sig.return_type), ir.Undefined)
-        for place in range(0, like.count, lanes):
-            entry, part = divmod(place, one.count)
-            at = builder.add(first, builder.add(builder.mul(stride, _i64(entry)), _i64(part)))
-            element = _shared_element(context, builder, sig.args[0], args[0], at, types.int64)
-            vector = ir.VectorType(element.type.pointee, lanes)
-            loaded = builder.load(builder.bitcast(element, ir.PointerType(vector, _SHARED)))
-            loaded.align = lanes * array.dtype.bitwidth // 8
-            for lane in range(lanes):
-                result = builder.insert_value(result, builder.extract_element(loaded, _i32(lane)), place + lane)
-        return result
-
-    return like(array, index, step, one, like), codegen
-
-
 @intrinsic
 def repeated(typingctx: Any, value: Any, count: Any) -> Any:
     if not isinstance(count, types.IntegerLiteral):
@@ -521,21 +322,6 @@ def repeated(typingctx: Any, value: Any, count: Any) -> Any:
         return result
 
     return types.UniTuple(types.unliteral(value), count.literal_value)(types.unliteral(value), count), codegen
-
-
-@intrinsic
-def vanished(typingctx: Any, values: Any, zero: Any) -> Any:
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        chains = [args[1]] * 4
-        for place in range(values.count):
-            value = builder.extract_value(args[0], place)
-            chains[place % 4] = _multiply_add(context, builder, zero, value, args[1], chains[place % 4])
-        first, *others = chains
-        for chain in others:
-            first = _multiply_add(context, builder, zero, chain, args[1], first)
-        return first
-
-    return zero(values, zero), codegen
 
 
 @intrinsic

@@ -11,17 +11,10 @@ import numpy as np
 __all__ = [
     "activated",
     "add",
-    "anew",
     "atomic_max",
     "cast",
     "conj",
-    "copies_end",
-    "copies_wait",
-    "copy_async",
-    "copy_wide",
     "div",
-    "entries",
-    "index_as",
     "is_nan",
     "load",
     "load_wide",
@@ -41,16 +34,9 @@ __all__ = [
     "shift_in",
     "shifted",
     "store",
-    "store_tile",
     "unpack",
-    "vanished",
     "warp_product",
-    "within",
 ]
-
-
-WIDE = 4
-"""Elements that `copy_wide` copies in the simulator, where no memory has an alignment."""
 
 
 def load(pointer: Any, index: Any, like: Any) -> Any:
@@ -77,14 +63,6 @@ def atomic_max(pointer: Any, index: Any, value: Any) -> None:
     """Raise an integer to a value, in one step for all threads."""
     with _updating:
         pointer[index] = max(pointer[index], value)
-
-
-def store_tile(pointer: Any, values: tuple[Any, ...], rows: Any, ends: Any, columns: Any, steps: Any) -> None:
-    """Write values[i, j], row-major, to the index rows[i] + columns[j] where steps[j] < ends[i]."""
-    for i, (row, end) in enumerate(zip(rows, ends, strict=True)):
-        for j, (column, step) in enumerate(zip(columns, steps, strict=True)):
-            if step < end:
-                store(pointer, row + column, values[i * len(columns) + j])
 
 
 def shifted(pointer: Any, offset: Any) -> Any:
@@ -188,58 +166,6 @@ def replaced(values: tuple[Any, ...], position: int, value: Any) -> tuple[Any, .
 def poke(array: Any, index: Any, value: Any) -> None:
     """Write an element of shared memory."""
     array[index] = value
-
-
-def copy_async(array: Any, index: Any, pointer: Any, offset: Any, there: Any) -> None:
-    """Begin to copy an element to shared memory, or a zero where there is none; see `copies_wait`.
-
-    An element of 4, 8 or 16 bytes that needs no conversion passes no register; any other is loaded and stored at once.
-    """
-    array[index] = array.dtype.type(pointer[offset]) if there else array.dtype.type(0)
-
-
-def copy_wide(array: Any, index: Any, pointer: Any, offset: Any, there: Any) -> None:
-    """`copy_async` of the 16 bytes from an element on, aligned in both memories."""
-    if (index % WIDE or offset % WIDE) and there:
-        raise IndexError(f"{WIDE} elements are copied at once from the index {offset} to {index}")
-    for place in range(WIDE):
-        copy_async(array, index + place, pointer, offset + place, there)
-
-
-def copies_end() -> None:
-    """End a group of this thread's copies."""
-
-
-def copies_wait(groups: int) -> None:
-    """Wait until all but the last so many groups of this thread's copies have arrived."""
-
-
-def entries(array: Any, index: Any, step: Any, one: tuple[Any, ...], like: tuple[Any, ...]) -> tuple[Any, ...]:
-    """As many elements of shared memory as `like` has: those of `one` from `index`, as many from ``index + step``, and so on."""
-    return tuple(array[index + place // len(one) * step + place % len(one)] for place in range(len(like)))
-
-
-def index_as(value: Any, like: Any) -> Any:
-    """An index in the type of `like`, in which the compiler then computes it."""
-    return int(value)
-
-
-def anew(value: Any) -> Any:
-    """The value, computed once more instead of held in a register since another use."""
-    return value
-
-
-def vanished(values: tuple[Any, ...], zero: Any) -> Any:
-    """The sum of all values times zero: NaN if one is not finite."""
-    acc = zero
-    for value in values:
-        acc = muladd(value, zero, acc)
-    return acc
-
-
-def within(position: Any, size: Any) -> Any:
-    """Whether a position lies in 0..size - 1."""
-    return 0 <= position < size
 
 
 def quads(array: Any, index: Any, step: Any, like: Any) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ from numconv.plugin import np_dtype
 from .compiler import SIMULATED
 from .gemm import FORWARD, INPUT_GRAD, Operation
 from .geometry import Geometry
-from .host_elements import WIDE
+from .host_copies import WIDE
 
 __all__ = ["Way", "plain_ways", "ways_of", "widest"]
 

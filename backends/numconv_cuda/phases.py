@@ -13,7 +13,8 @@ import math
 from numconv.plugin import ConvProblem
 
 from .compiler import device
-from .elements import div, index_as, mod, replaced
+from .copies import index_as
+from .elements import div, mod, replaced
 from .geometry import Geometry, Strides, WeightStrides, coordinates, volume_of
 
 __all__ = ["largest_phase", "phase_of"]

@@ -20,19 +20,25 @@ from typing import Any, NamedTuple
 from numconv.plugin import np_dtype
 
 from .compiler import SIMULATED, Kernel, cuda, device, kernel, types
+from .copies import (
+    anew,
+    copies_end,
+    copies_wait,
+    copy_grid,
+    copy_grid_wide,
+    copy_sums,
+    copy_sums_wide,
+    entries,
+    index_as,
+    store_tile,
+    vanished,
+)
 from .elements import (
     activated,
     add,
-    anew,
     cast,
     conj,
-    copies_end,
-    copies_wait,
-    copy_async,
-    copy_wide,
     div,
-    entries,
-    index_as,
     load,
     mod,
     muladd,
@@ -44,10 +50,7 @@ from .elements import (
     replaced,
     shifted,
     store,
-    store_tile,
     unpack,
-    vanished,
-    within,
 )
 from .gemm import ALIGNMENT, Operation
 from .geometry import BIASED, coordinates, offset_of
@@ -100,9 +103,8 @@ if SIMULATED:  # a thread of the simulator is one of Python's
     TILES = dict.fromkeys((4, 8, 16), (Tile(16, 8, 4, 8, 4, 2, 2, 3), Tile(8, 8, 4, 4, 4, 2, 2, 3), Tile(4, 16, 4, 4, 4, 1, 2, 3)))
 else:
     TILES = {
-        4: (Tile(128, 128, 8, 8, 8, 4, 8), Tile(64, 256, 8, 8, 8, 4, 8), Tile(64, 128, 8, 8, 8, 4, 8),
-            Tile(64, 64, 8, 8, 8, 4, 8), Tile(32, 256, 8, 8, 8, 4, 8), Tile(32, 128, 8, 8, 8, 4, 8),
-            Tile(16, 256, 8, 8, 8, 2, 16), Tile(4, 512, 4, 4, 8, 1, 32, 3)),
+        4: (Tile(128, 128, 8, 8, 8, 4, 8), Tile(64, 128, 8, 8, 8, 4, 8), Tile(64, 64, 8, 8, 8, 4, 8),
+            Tile(32, 128, 8, 8, 8, 4, 8), Tile(16, 256, 8, 8, 8, 2, 16), Tile(4, 512, 4, 4, 8, 1, 32, 3)),
         8: (Tile(64, 128, 8, 4, 8, 4, 8, 3), Tile(32, 128, 8, 4, 8, 4, 8, 3), Tile(16, 128, 8, 4, 8, 4, 8, 3),
             Tile(4, 256, 4, 4, 8, 1, 32, 3)),
         16: (Tile(32, 64, 4, 4, 4, 4, 8, 3), Tile(16, 64, 4, 4, 4, 4, 8, 3)),
@@ -207,25 +209,6 @@ def _tables(operation: Operation, recipe: Recipe) -> _Tables:
     return _Tables(fill_columns, begin, go_on)
 
 
-def _for_each(action: Any, count: int, start: int = 0) -> Any:
-    """The device function that calls action(number, *args) for each number: loops over tuples must not be left to the compiler."""
-    if count == 1:
-
-        @device
-        def only(*args):
-            action(start, *args)
-
-        return only
-    some, others = _for_each(action, count // 2, start), _for_each(action, count - count // 2, start + count // 2)
-
-    @device
-    def both(*args):
-        some(*args)
-        others(*args)
-
-    return both
-
-
 # --- copies ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -264,20 +247,10 @@ def _spread(way: Way, lines: int, tile: Tile) -> _Spread:
 def _first_copier(operation: Operation, recipe: Recipe) -> Any:
     """The device function by which a thread begins its copies of a slice of the first factor."""
     tile, way = recipe.tile, recipe.ways[0]
-    height, depth, pitch = tile.rows, tile.depth, tile.rows + GAP
-    spread, busy, count_lines, count_terms, line_step, term_step = _spread(way, height, tile)
-    idle = busy < tile.threads
-    find_row = operation.places.row
-    one_copy = copy_wide if way.wide > 1 else copy_async
-
-    @device
-    def copy_one(item, slices, offsets, source, g, start, step, target, lines, terms):
-        number, place = div(item, count_terms), mod(item, count_terms)
-        there = (number * line_step < lines) & (place * term_step < terms)
-        offset = index_as(start + number * step + offsets[place], g.n)
-        one_copy(slices, target + place * term_step * pitch + number * line_step, source, offset, there)
-
-    copy_all = _for_each(copy_one, count_lines * count_terms)
+    depth, pitch = tile.depth, tile.rows + GAP
+    spread, busy, count_lines, count_terms, line_step, term_step = _spread(way, tile.rows, tile)
+    idle, pitches = busy < tile.threads, (line_step, term_step * pitch)
+    find_row, copy = operation.places.row, copy_grid_wide if way.wide > 1 else copy_grid
 
     @device
     def copy_first(slices, table, source, g, group, row, rows, buffer, term, last, thread):
@@ -287,46 +260,21 @@ def _first_copier(operation: Operation, recipe: Recipe) -> Any:
         offsets = entries(table, buffer * depth + inner, term_step, repeated(g.n, 1), repeated(g.n, count_terms))
         start = index_as(find_row(g, group, row + line), g.n)
         step = index_as(find_row(g, group, row + line + line_step) - start, g.n)
-        target = index_as((buffer * depth + inner) * pitch + line, g.n)
-        lines, terms = index_as(rows - row - line, g.n), index_as(last - term - inner, g.n)
-        copy_all(slices, offsets, source, g, start, step, target, lines, terms)
+        left, steps = (rows - row - line, last - term - inner), (line_step, term_step)
+        at, like = (buffer * depth + inner) * pitch + line, repeated(g.n, count_lines)
+        copy(slices, index_as(at, g.n), pitches, source, start, step, offsets, left, steps, like)
 
     return copy_first
 
 
 def _second_copier(operation: Operation, recipe: Recipe) -> Any:
     """The device function by which a thread begins its copies of a slice of the second factor."""
-    tile, way = recipe.tile, recipe.ways[1]
-    width, depth, pitch, entry, ndim = tile.columns, tile.depth, tile.columns + GAP, recipe.entry, recipe.ndim
-    spread, busy, count_lines, count_terms, line_step, term_step = _spread(way, width, tile)
-    idle = busy < tile.threads
-    places = operation.places
-    sizes_of, steps_of = places.sizes, places.steps
-    one_copy = copy_wide if way.wide > 1 else copy_async
-    folded, in_columns, in_terms = recipe.folded, entry * count_lines, entry * count_terms
-
-    @device
-    def placed(g, columns, terms, number, place):
-        sizes = sizes_of(g)
-        offset = index_as(columns[number * entry] + terms[place * entry], g.n)
-        if folded:
-            position = sizes
-            for axis in range(ndim):
-                position = replaced(position, axis, columns[number * entry + 1 + axis] + terms[place * entry + 1 + axis])
-            inside, more = folded_offset(g, position, sizes, steps_of(g))
-            return inside and position[0] > NOWHERE // 2, index_as(offset + more, g.n)
-        inside = True
-        for axis in range(ndim):
-            inside = inside & within(columns[number * entry + 1 + axis] + terms[place * entry + 1 + axis], sizes[axis])
-        return inside, offset
-
-    @device
-    def copy_one(item, slices, columns, terms, source, g, target):
-        number, place = div(item, count_terms), mod(item, count_terms)
-        there, offset = placed(g, columns, terms, number, place)
-        one_copy(slices, target + place * term_step * pitch + number * line_step, source, offset, there)
-
-    copy_all = _for_each(copy_one, count_lines * count_terms)
+    tile, way, entry = recipe.tile, recipe.ways[1], recipe.entry
+    depth, pitch = tile.depth, tile.columns + GAP
+    spread, busy, count_lines, count_terms, line_step, term_step = _spread(way, tile.columns, tile)
+    idle, pitches = busy < tile.threads, (line_step, term_step * pitch)
+    in_columns, in_terms = entry * count_lines, entry * count_terms
+    sizes_of, copy = operation.places.sizes, copy_sums_wide if way.wide > 1 else copy_sums
 
     @device
     def copy_second(slices, table, ring, source, g, buffer, thread):
@@ -336,8 +284,40 @@ def _second_copier(operation: Operation, recipe: Recipe) -> Any:
         one = repeated(g.n, entry)
         columns = entries(table, line * entry, line_step * entry, one, repeated(g.n, in_columns))
         terms = entries(ring, (buffer * depth + inner) * entry, term_step * entry, one, repeated(g.n, in_terms))
-        target = index_as((buffer * depth + inner) * pitch + line, g.n)
-        copy_all(slices, columns, terms, source, g, target)
+        at = index_as((buffer * depth + inner) * pitch + line, g.n)
+        copy(slices, at, pitches, source, columns, terms, sizes_of(g), one)
+
+    return _folding_copier(operation, recipe) if recipe.folded else copy_second
+
+
+def _folding_copier(operation: Operation, recipe: Recipe) -> Any:
+    """The same where padding copies values, so that each position is mapped by itself."""
+    tile, entry, ndim = recipe.tile, recipe.entry, recipe.ndim
+    depth, pitch = tile.depth, tile.columns + GAP
+    spread, busy, count_lines, count_terms, line_step, term_step = _spread(recipe.ways[1], tile.columns, tile)
+    idle = busy < tile.threads
+    sizes_of, steps_of = operation.places.sizes, operation.places.steps
+
+    @device
+    def copy_second(slices, table, ring, source, g, buffer, thread):
+        if idle and thread >= busy:
+            return
+        first_line, first_term = spread(thread)
+        one, offsets = repeated(g.n, entry), repeated(g.n, 1)
+        for number in range(count_lines * count_terms):
+            line = first_line + div(number, count_terms) * line_step
+            term = buffer * depth + first_term + mod(number, count_terms) * term_step
+            column, shift, position = (
+                entries(table, line * entry, 0, one, one),
+                entries(ring, term * entry, 0, one, one),
+                sizes_of(g),
+            )
+            for axis in range(ndim):
+                position = replaced(position, axis, column[1 + axis] + shift[1 + axis])
+            inside, more = folded_offset(g, position, sizes_of(g), steps_of(g))
+            offsets = replaced(offsets, 0, column[0] + shift[0] + more)
+            there = 1 if inside and position[0] > NOWHERE // 2 else 0
+            copy_grid(slices, index_as(term * pitch + line, g.n), (0, 0), source, 0, 0, offsets, (there, there), (0, 0), offsets)
 
     return copy_second
 

@@ -123,11 +123,16 @@ def variants(dtype: str, ndim: int) -> Iterator[Variant]:
 
 
 def _products(dtype: str, acc: str, ndim: int, of: Any, sums: Any) -> Iterator[tuple[Kernel, Any]]:
-    """The kernels of matrix products and the types of their results: every tile, and every wide load on the largest."""
+    """The kernels of matrix products and the types of their results: the first and the last tile, wide copies on the first."""
     for operation, out in ((gemm.FORWARD, of), (gemm.INPUT_GRAD, of), (gemm.WEIGHT_GRAD, sums)):
-        for number, tile in enumerate(pipelined.tiles_of(acc)):
-            for ways in (plain_ways(operation), *(widest(operation, dtype, acc) if number == 0 else ())):
+        tiles = pipelined.tiles_of(acc)
+        for tile in (tiles[0], tiles[-1]):
+            for ways in (plain_ways(operation), *(widest(operation, dtype, acc) if tile is tiles[0] else ())):
                 yield pipelined.product_kernel(operation, pipelined.Recipe(tile, acc, ways, ndim)), out
+    yield (
+        pipelined.product_kernel(gemm.INPUT_GRAD, pipelined.Recipe(tiles[0], acc, plain_ways(gemm.INPUT_GRAD), ndim, phased=True)),
+        of,
+    )
     for gathered, out in ((gathering.FORWARD, of), (gathering.INPUT_GRAD, of), (gathering.WEIGHT_GRAD, sums)):
         if dtype in tensor_cores.FORMATS:
             for ways in (gathered.ways, *gathering.widest(gathered, tensor_cores.TENSOR_TILE, dtype)):

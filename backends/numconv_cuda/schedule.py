@@ -34,6 +34,8 @@ LEAST = 64
 """Terms of a part."""
 MOST_BYTES = 2**25
 """Of the sums of parts."""
+SMALL = 2**22
+"""Multiply-adds below which a launch takes longer than they do: all such problems share a tile, which so is compiled once."""
 COUNTS = sorted({*range(1, 17), *(2**k for k in range(10)), *(3 * 2**k for k in range(8))})
 """Of parts that are tried."""
 
@@ -106,5 +108,8 @@ def _schedule(problem: ConvProblem, _room: int) -> Schedule:
     shape, size = shape_of(problem), np_dtype(problem.acc_dtype).itemsize
     phases = phases_of(problem)
     counts = [n for n in COUNTS if parts_fit(problem, n)] if problem.level != "strict" else [1]
-    schedules = [Schedule(tile, parts) for tile in tiles_of(problem.acc_dtype) for parts in counts]
+    tiles = tiles_of(problem.acc_dtype)
+    if math.prod(shape) * problem.groups < SMALL:
+        return Schedule(tiles[len(tiles) // 2], 1)
+    schedules = [Schedule(tile, parts) for tile in tiles for parts in counts]
     return min(schedules, key=lambda schedule: _cycles(schedule, shape, problem.groups, phases, size))
