@@ -58,9 +58,11 @@ def copy_grid(
             _copy(array, index + i * pitch[0] + j * pitch[1], pointer, start + i * step + offset, there, wide)
 
 
-def copy_grid_wide(*args: Any) -> None:
+def copy_grid_wide(
+    array: Any, index: Any, pitch: Any, pointer: Any, start: Any, step: Any, offsets: Any, left: Any, steps: Any, like: Any
+) -> None:
     """`copy_grid` of the 16 bytes from each element on, aligned in both memories."""
-    copy_grid(*args, wide=WIDE)
+    copy_grid(array, index, pitch, pointer, start, step, offsets, left, steps, like, WIDE)
 
 
 def copy_sums(
@@ -79,9 +81,9 @@ def copy_sums(
             _copy(array, index + i * pitch[0] + j * pitch[1], pointer, offset, there, wide)
 
 
-def copy_sums_wide(*args: Any) -> None:
+def copy_sums_wide(array: Any, index: Any, pitch: Any, pointer: Any, lines: Any, terms: Any, sizes: Any, one: Any) -> None:
     """`copy_sums` of the 16 bytes from each element on, aligned in both memories."""
-    copy_sums(*args, wide=WIDE)
+    copy_sums(array, index, pitch, pointer, lines, terms, sizes, one, WIDE)
 
 
 def copies_end() -> None:

@@ -643,7 +643,8 @@ def product_kernel(operation: Operation, recipe: Recipe) -> Kernel:
         finish(acc, of_columns, shifted(a, task.from_a), b, bias, out, task, rows, zero)
 
     product.__name__ = product.__qualname__ = f"{operation.name}_{recipe}"
-    return kernel(product, (tile.threads, tile.residents))
+    residents = tile.residents if recipe.index_dtype == "int32" else max(tile.residents // 2, 1)  # wide indices need registers
+    return kernel(product, (tile.threads, residents))
 
 
 @device
