@@ -24,7 +24,7 @@ from .neighbours import plain_ways, ways_of
 from .phases import largest_phase
 from .pipelined import Recipe, finish_sums, product_kernel
 from .places import NOWHERE
-from .schedule import MOST_GROUPS, phases_of, schedule_of, shape_of
+from .schedule import MOST_GROUPS, phases_of, schedule_of, shape_of, waste_of
 
 __all__ = ["MOST_GROUPS", "ImplicitGemm", "shape_of"]
 
@@ -51,11 +51,8 @@ class ImplicitGemm(Implementation):
         return Verdict.yes()
 
     def cost(self, problem: ConvProblem) -> float:
-        """See `numconv_cuda.costs`: the part of the tiles that is not wasted."""
-        rows, columns, _ = shape_of(problem)
-        tile = schedule_of(problem).tile
-        waste = -(-rows // tile.rows) * -(-columns // tile.columns) * tile.rows * tile.columns / max(rows * columns, 1)
-        return cost_of(problem, self.name, waste)
+        """See `numconv_cuda.costs`, and `numconv_cuda.schedule` for what is wasted."""
+        return cost_of(problem, self.name, waste_of(problem))
 
     def workspace(self, problem: ConvProblem) -> int:
         """Parts of the sums, and of the bias."""

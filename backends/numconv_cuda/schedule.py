@@ -15,7 +15,7 @@ from numconv.plugin import ConvProblem, np_dtype
 
 from .pipelined import Tile, tiles_of
 
-__all__ = ["MOST_GROUPS", "Schedule", "parts_fit", "phases_of", "schedule_of", "shape_of"]
+__all__ = ["MOST_GROUPS", "Schedule", "parts_fit", "phases_of", "schedule_of", "shape_of", "waste_of"]
 
 MOST_GROUPS = 65535
 """The limit of a grid's third dimension, on every device."""
@@ -24,6 +24,8 @@ LANES = 128
 """Multiply-adds of a multiprocessor in a cycle."""
 FULL, HALF = 0.95, 3
 """The share of them that it reaches with many warps, and the number of warps with which it reaches half of that."""
+BEST = 0.55
+"""The share that a large product reaches in all."""
 COPY, SLICE = 7, 60
 """Instructions of a copy, and of a slice besides."""
 START, LAUNCH = 2500, 8000
@@ -88,6 +90,15 @@ def _cycles(schedule: Schedule, shape: tuple[int, int, int], groups: int, phases
     if parts > 1:
         found += LAUNCH + 2 * parts * shape[0] * shape[1] * groups * size / BANDWIDTH
     return found
+
+
+def waste_of(problem: ConvProblem) -> float:
+    """How many times as long as a product of the same size takes at best the schedule takes by the model."""
+    cycles = _cycles(
+        schedule_of(problem), shape_of(problem), problem.groups, phases_of(problem), np_dtype(problem.acc_dtype).itemsize
+    )
+    least = problem.flops / 2 / (MULTIPROCESSORS * LANES * BEST) * np_dtype(problem.acc_dtype).itemsize / 4
+    return cycles / max(least, 1)
 
 
 def parts_fit(problem: ConvProblem, parts: int) -> bool:
