@@ -117,7 +117,9 @@ def variants(dtype: str, ndim: int) -> Iterator[Variant]:
             found.append((depthwise.rows_kernel(width, acc), (of, of, of, of, conv, narrow, number, zero)))
             found.append((depthwise.taps_kernel(width, acc), (of, of, sums, conv, narrow, number, number, zero)))
     for product, out in _products(dtype, acc, ndim, of, sums):
-        found.append((product, (of, of, of, out, conv, number, number, number, number, number, zero)))
+        found.append((product, (of, of, of, out, conv, *[number] * 5, zero)))
+    for product, out in _tensor_products(dtype, of, sums):
+        found.append((product, (of, of, of, out, conv, *[number] * 4, zero)))
     for kernel, arguments in found:
         yield Variant(kernel, dtype, ndim, tuple(arguments))
 
@@ -133,6 +135,10 @@ def _products(dtype: str, acc: str, ndim: int, of: Any, sums: Any) -> Iterator[t
         pipelined.product_kernel(gemm.INPUT_GRAD, pipelined.Recipe(tiles[0], acc, plain_ways(gemm.INPUT_GRAD), ndim, phased=True)),
         of,
     )
+
+
+def _tensor_products(dtype: str, of: Any, sums: Any) -> Iterator[tuple[Kernel, Any]]:
+    """The same on tensor cores."""
     for gathered, out in ((gathering.FORWARD, of), (gathering.INPUT_GRAD, of), (gathering.WEIGHT_GRAD, sums)):
         if dtype in tensor_cores.FORMATS:
             for ways in (gathered.ways, *gathering.widest(gathered, tensor_cores.TENSOR_TILE, dtype)):
