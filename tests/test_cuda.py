@@ -149,12 +149,15 @@ def test_devices_without_tensor_cores(monkeypatch):
 
 @installed
 def test_the_split_of_a_sum_depends_on_the_problem_alone():
-    from numconv_cuda.implicit_gemm import parts_of, tile_of
+    from numconv_cuda.schedule import schedule_of, shape_of
 
-    problem = parse("conv weight_grad f32 n64 c16 k16 g1 in56x56 w3x3 s1 p1 d1")
-    assert parts_of(problem, tile_of(problem)) == parts_of(problem.replace(layout="channels_last"), tile_of(problem)) > 1
-    assert parts_of(problem.replace(accuracy="strict"), tile_of(problem)) == 1
-    assert parts_of(problem.replace(op="forward"), tile_of(problem)) == 1
+    for op in CONV_OPS:
+        problem = parse(f"conv {op} f32 n1 c64 k64 g1 in56x56 w3x3 s1 p1 d1")
+        assert schedule_of(problem) == schedule_of(problem.replace(layout="channels_last"))
+        assert schedule_of(problem).parts > 1
+        assert schedule_of(problem.replace(accuracy="strict")).parts == 1
+        tile = schedule_of(problem.replace(n=32)).tile
+        assert tile.rows <= 64 < shape_of(problem)[0] + 1
 
 
 @installed
@@ -327,7 +330,7 @@ def test_unpooling_some_channels_at_a_time(rng, monkeypatch):
 
 
 @simulated
-@pytest.mark.parametrize("algorithm", ["implicit_gemm", "tensor_cores"])
+@pytest.mark.parametrize("algorithm", ["tensor_cores"])
 @pytest.mark.parametrize(
     ("text", "ways"),
     [
@@ -340,15 +343,14 @@ def test_unpooling_some_channels_at_a_time(rng, monkeypatch):
 )
 def test_wide_loads(text, ways, algorithm, rng, monkeypatch):
     """Where neighbours are aligned they are read at once: with channels first, and with channels last."""
-    from numconv_cuda import implicit_gemm
-
-    known, found = implicit_gemm.ways_of, set()
+    module = importlib.import_module(f"numconv_cuda.{algorithm}")
+    known, found = module.ways_of, set()
 
     def noted(*given):
         found.add(" ".join(map(str, known(*given))))
         return known(*given)
 
-    monkeypatch.setattr(implicit_gemm, "ways_of", noted)
+    monkeypatch.setattr(module, "ways_of", noted)
     level = "fast" if algorithm == "tensor_cores" else "default"
     for layout in ("channels_first", "channels_last"):
         check(parse(f"{text} accuracy={level}").replace(layout=layout), "cuda", algorithm, rng=rng)

@@ -57,10 +57,12 @@ class Kernel:
     ----------
     function : callable
         Its source. It takes pointers (`numconv_cuda.launching.pointer`), named tuples of integers and NumPy scalars.
+    bounds : tuple of int, optional
+        The threads of a block, and how many blocks a multiprocessor must have registers for.
     """
 
-    def __init__(self, function: Callable[..., Any]):
-        self.function = function
+    def __init__(self, function: Callable[..., Any], bounds: tuple[int, int] | None = None):
+        self.function, self.bounds = function, bounds
         self.name = function.__name__
         self._dispatcher = self._uncompiled()
 
@@ -69,7 +71,7 @@ class Kernel:
             return cuda.jit(self.function)
         from .cache import KernelCache
 
-        dispatcher = cuda.jit(self.function)
+        dispatcher = cuda.jit(self.function, launch_bounds=self.bounds)
         dispatcher._cache = KernelCache(self.name)
         return dispatcher
 
@@ -100,7 +102,7 @@ def _compiling_for(capability: tuple[int, int]) -> Iterator[None]:
 def ptx(kernel: Kernel, types: Sequence[Any], capability: tuple[int, int]) -> str:
     """The PTX of a kernel for arguments of these types: needs the toolkit, but neither a device nor its driver."""
     with _compiling_for(capability):
-        found: str = cuda.compile_ptx(kernel.function, tuple(types), cc=capability)[0]
+        found: str = cuda.compile_ptx(kernel.function, tuple(types), cc=capability, launch_bounds=kernel.bounds)[0]
     return found
 
 
@@ -111,6 +113,6 @@ def type_of(value: Any) -> Any:
     return typeof(value)
 
 
-def kernel(function: Callable[..., Any]) -> Kernel:
+def kernel(function: Callable[..., Any], bounds: tuple[int, int] | None = None) -> Kernel:
     """Decorate the source of a kernel."""
-    return Kernel(function)
+    return Kernel(function, bounds)

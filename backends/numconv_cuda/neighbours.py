@@ -1,82 +1,88 @@
-"""Which elements of a factor are neighbours in memory, so that a thread may load up to 16 bytes of them at once.
+"""Which factors have neighbours in memory that are copied 16 bytes at a time.
 
-A thread loads several terms of a line at once where they follow each other in memory, or the same term of several lines. Either
-needs every such run to be whole, aligned, and free of padding: the steps between runs are multiples of one, and so is the address.
+A copy takes the same term of several lines at once, where they follow each other in memory. Every such run must be whole, aligned,
+and free of padding: the steps between runs are multiples of one, and so is the address.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from numconv.plugin import np_dtype
 
 from .compiler import SIMULATED
-from .gathering import Way
 from .gemm import FORWARD, INPUT_GRAD, Operation
 from .geometry import Geometry
+from .host_copies import WIDE
 
-__all__ = ["ways_of", "widest"]
+__all__ = ["Way", "plain_ways", "ways_of", "widest"]
 
 BYTES = 16
-"""Of the widest load."""
-WORD = 4
-"""Bytes of the least."""
+"""Of the widest copy."""
 
 
-def ways_of(operation: Operation, tile: Any, g: Geometry, pointers: Sequence[Any]) -> tuple[Way, Way]:
-    """How both factors of a product are read, by where their elements lie.
+class Way(NamedTuple):
+    """How the copies of a slice are spread over threads, and how many elements, neighbours in memory, each takes.
+
+    *Along* the terms, neighbouring threads copy neighbouring terms of a line; *across* them, neighbouring lines of a term.
+    """
+
+    across: bool
+    wide: int = 1
+
+    def __str__(self) -> str:
+        return f"{'x' if self.across else ''}{self.wide}"
+
+
+def plain_ways(operation: Operation) -> tuple[Way, Way]:
+    """How both factors are copied where nothing is known of their memory."""
+    return Way(operation.across[0]), Way(operation.across[1])
+
+
+def ways_of(operation: Operation, g: Geometry, pointers: Sequence[Any], dtype: str, acc_dtype: str) -> tuple[Way, Way]:
+    """How both factors of a product are copied, by where their elements lie.
 
     Parameters
     ----------
     operation : Operation
-    tile : Tile or TensorTile
     g : Geometry
     pointers : sequence
         Of the two factors first.
+    dtype, acc_dtype : str
+        Of arrays and of shared memory: elements that need a conversion are copied one at a time.
     """
     find = {FORWARD.name: _forward, INPUT_GRAD.name: _input_grad}.get(operation.name, _weight_grad)
-    lines = (tile.rows, tile.columns)
-    counts = [_most(pointer, count * tile.depth // tile.threads) for pointer, count in zip(pointers[:2], lines, strict=True)]
-    found = find(g, *counts)
-    return tuple(plain if way is None else way for plain, way in zip(operation.ways, found, strict=True))  # type: ignore[return-value]
+    plain = plain_ways(operation)
+    if dtype != acc_dtype:
+        return plain
+    first, second = (
+        found if isinstance(found, Way) else way if found is None else _across(found, _elements(pointer, dtype))
+        for way, found, pointer in zip(plain, find(g), pointers[:2], strict=True)
+    )
+    return first, second
 
 
-def widest(operation: Operation, tile: Any, dtype: str) -> Iterator[tuple[Way, Way]]:
-    """The pairs of ways with the widest loads there are: for arrays with channels first, and with channels last."""
-    lines = (tile.rows, tile.columns)
-    wide = [_wide(dtype, count * tile.depth // tile.threads) for count in lines]
-    along, across = ([Way(side, each) for each in wide] for side in (False, True))
-    if operation.name == FORWARD.name:
-        yield along[0], across[1]
-        yield along[0], along[1]
-    elif operation.name == INPUT_GRAD.name:
-        yield across[0], across[1]
-        yield across[0], along[1]
-    else:
-        yield along[0], along[1]
-        yield across[0], across[1]
-        yield along[0], operation.ways[1]
+def widest(operation: Operation, dtype: str, acc_dtype: str) -> Iterator[tuple[Way, Way]]:
+    """The pairs of ways with the widest copies there are: for arrays with channels first, and with channels last."""
+    wide = BYTES // np_dtype(dtype).itemsize
+    if dtype == acc_dtype and wide > 1:
+        first, second = plain_ways(operation)
+        yield (first, Way(True, wide)) if operation.name == FORWARD.name else (Way(True, wide), Way(True, wide))
+        if operation.name == INPUT_GRAD.name:
+            yield Way(True, wide), second
 
 
-def _wide(dtype: str, loads: int) -> int:
-    """The elements of the widest load of a thread that takes so many of a slice; less than 4 bytes are not worth one."""
-    known = np_dtype(dtype)
-    found = 1 if known.kind == "c" else math.gcd(BYTES // known.itemsize, loads)
-    return found if found * known.itemsize >= WORD else 1
-
-
-def _most(pointer: Any, loads: int) -> int:
-    """The elements of a load of a thread that takes so many of a slice; 1 where the first element is not aligned."""
+def _elements(pointer: Any, dtype: str) -> int:
+    """Of a copy of 16 bytes; 1 where the first element is not aligned."""
     if SIMULATED:
-        return min(4, loads)  # a pointer there has no address, and a load says when it is not aligned
-    return 1 if pointer.address % BYTES else _wide(pointer.dtype, loads)
+        return WIDE  # a pointer there has no address, and a copy says when it is not aligned
+    return 1 if pointer.address % BYTES else BYTES // np_dtype(dtype).itemsize
 
 
-def _whole(wide: int, *steps: Any) -> bool:
-    """Whether runs of so many elements are whole and aligned wherever these steps lead."""
-    return wide > 1 and all(int(step) % wide == 0 for step in steps)
+def _across(steps: Sequence[Any], wide: int) -> Way:
+    """Lines that are neighbours, in runs that are whole and aligned wherever these steps lead."""
+    return Way(True, wide if all(int(step) % wide == 0 for step in steps) else 1)
 
 
 def _dense(sizes: Sequence[Any], steps: Sequence[Any]) -> bool:
@@ -90,44 +96,31 @@ def _dense(sizes: Sequence[Any], steps: Sequence[Any]) -> bool:
 
 
 def _in_place(g: Geometry) -> bool:
-    """Whether each output of a kernel of one tap lies where its element of x does."""
-    return g.size == g.output and set(g.stride) == {1} and not any(g.low)
+    """Whether a kernel has one tap, under which each output lies where its element of x does."""
+    return g.taps == 1 and g.size == g.output and set(g.stride) == {1} and not any(g.low)
 
 
-def _forward(g: Geometry, wide_w: int, wide_x: int) -> tuple[Way | None, Way | None]:
-    w, x, first, second = g.w, g.x, None, None
-    channels_follow = g.per_c == 1 or w.c == g.taps
-    if channels_follow and _dense(g.window, w.spatial) and _whole(wide_w, w.k, w.group, g.per_c * g.taps):
-        first = Way(across=False, wide=wide_w)
-    if g.taps == 1:
-        if _in_place(g) and _dense(g.size, x.spatial) and _whole(wide_x, x.n, x.group, x.channel, g.outputs):
-            second = Way(across=True, wide=wide_x)
-        elif x.channel == 1 and _whole(wide_x, x.n, x.group, *x.spatial, g.per_c):
-            second = Way(across=False, wide=wide_x)
-    return first, second
+# Of each factor the steps that lead from run to run of neighbouring lines, or else the way, or None if it is as well as another.
+_Found = Sequence[Any] | Way | None
 
 
-def _input_grad(g: Geometry, wide_w: int, wide_y: int) -> tuple[Way | None, Way | None]:
-    w, y, first, second = g.w, g.y, None, None
-    if g.taps == 1:
-        if w.c == 1 and _whole(wide_w, w.k, w.group, g.per_c):
-            first = Way(across=True, wide=wide_w)
-        if _in_place(g) and _dense(g.output, y.spatial) and _whole(wide_y, y.n, y.group, y.channel, g.volume):
-            second = Way(across=True, wide=wide_y)
-        elif y.channel == 1 and _whole(wide_y, y.n, y.group, *y.spatial, g.per_k):
-            second = Way(across=False, wide=wide_y)
-    return first, second
+def _forward(g: Geometry) -> tuple[_Found, _Found]:
+    return None, _image(g, g.x, g.size)
 
 
-def _weight_grad(g: Geometry, wide_y: int, wide_x: int) -> tuple[Way | None, Way | None]:
-    x, y, first, second = g.x, g.y, None, None
-    if _dense(g.output, y.spatial) and _whole(wide_y, y.n, y.group, y.channel, g.outputs):
-        first = Way(across=False, wide=wide_y)
-    elif y.channel == 1 and _whole(wide_y, y.n, y.group, *y.spatial, g.per_k):
-        first = Way(across=True, wide=wide_y)
-    if g.taps == 1:
-        if _in_place(g) and _dense(g.size, x.spatial) and _whole(wide_x, x.n, x.group, x.channel, g.outputs):
-            second = Way(across=False, wide=wide_x)
-        elif x.channel == 1 and _whole(wide_x, x.n, x.group, *x.spatial, g.per_c):
-            second = Way(across=True, wide=wide_x)
-    return first, second
+def _input_grad(g: Geometry) -> tuple[_Found, _Found]:
+    w = g.w
+    return (w.k, w.group, g.per_c) if g.taps == 1 and w.c == 1 else None, _image(g, g.y, g.output)
+
+
+def _weight_grad(g: Geometry) -> tuple[_Found, _Found]:
+    x, y = g.x, g.y
+    first = (y.n, y.group, *y.spatial, g.per_k) if y.channel == 1 else None
+    return first, (x.n, x.group, *x.spatial, g.per_c) if g.taps == 1 and x.channel == 1 else None
+
+
+def _image(g: Geometry, array: Any, sizes: Sequence[Any]) -> _Found:
+    """Of the second factor of a kernel of one tap: its lines are positions, its terms channels."""
+    if _in_place(g) and _dense(sizes, array.spatial):
+        return array.n, array.group, array.channel, g.volume
+    return Way(across=False) if g.taps == 1 and array.channel == 1 else None

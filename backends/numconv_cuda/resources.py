@@ -20,10 +20,10 @@ import numpy as np
 
 from numconv.plugin import accumulator, parse
 
-from . import depthwise, direct, gemm, pooling, tensor_cores, windows
+from . import depthwise, direct, gathering, gemm, pipelined, pooling, tensor_cores, windows
 from .compiler import Kernel, ptx, type_of, types
 from .geometry import Geometry, geometry
-from .neighbours import widest
+from .neighbours import plain_ways, widest
 
 __all__ = ["CAPABILITIES", "DTYPES", "TABLE", "Resources", "Variant", "assemble", "read_table", "toolkit_reason", "variants"]
 
@@ -91,6 +91,7 @@ def variants(dtype: str, ndim: int) -> Iterator[Variant]:
         (direct.weight_grad, (of, of, sums, conv, number, number, zero)),
         (direct.channel_sums, (of, sums, shape, shape, number, number, zero)),
         (direct.add_parts, (sums, of, types.UniTuple(number, ndim + 2), types.UniTuple(number, ndim + 2), number, number, zero)),
+        (pipelined.finish_sums, (sums, of, of, *[types.UniTuple(number, ndim + 2)] * 2, number, number, number, number, zero)),
         (windows.gather, (of, of, pool, number, zero)),
         (windows.scatter, (of, of, pool, number, zero)),
         (windows.claim, (places, places, pool, number, number, number)),
@@ -115,21 +116,33 @@ def variants(dtype: str, ndim: int) -> Iterator[Variant]:
         for width in depthwise.WIDTHS:
             found.append((depthwise.rows_kernel(width, acc), (of, of, of, of, conv, narrow, number, zero)))
             found.append((depthwise.taps_kernel(width, acc), (of, of, sums, conv, narrow, number, number, zero)))
-    for product, out in _products(dtype, acc, of, sums):
-        found.append((product, (of, of, of, out, conv, number, number, number, number, zero)))
+    for product, out in _products(dtype, acc, ndim, of, sums):
+        found.append((product, (of, of, of, out, conv, *[number] * 5, zero)))
+    for product, out in _tensor_products(dtype, of, sums):
+        found.append((product, (of, of, of, out, conv, *[number] * 4, zero)))
     for kernel, arguments in found:
         yield Variant(kernel, dtype, ndim, tuple(arguments))
 
 
-def _products(dtype: str, acc: str, of: Any, sums: Any) -> Iterator[tuple[Kernel, Any]]:
-    """The kernels of matrix products and the types of their results: every tile, and every wide load on the largest."""
+def _products(dtype: str, acc: str, ndim: int, of: Any, sums: Any) -> Iterator[tuple[Kernel, Any]]:
+    """The kernels of matrix products and the types of their results: the first and the last tile, wide copies on the first."""
     for operation, out in ((gemm.FORWARD, of), (gemm.INPUT_GRAD, of), (gemm.WEIGHT_GRAD, sums)):
-        for number, tile in enumerate(gemm.tiles_of(acc)):
-            for ways in dict.fromkeys([operation.ways, *(widest(operation, tile, dtype) if number == 0 else ())]):
-                yield gemm.product_kernel(operation, tile, acc, ways), out
+        tiles = pipelined.tiles_of(acc)
+        for tile in (tiles[0], tiles[-1]):
+            for ways in (plain_ways(operation), *(widest(operation, dtype, acc) if tile is tiles[0] else ())):
+                yield pipelined.product_kernel(operation, pipelined.Recipe(tile, acc, ways, ndim)), out
+    yield (
+        pipelined.product_kernel(gemm.INPUT_GRAD, pipelined.Recipe(tiles[0], acc, plain_ways(gemm.INPUT_GRAD), ndim, phased=True)),
+        of,
+    )
+
+
+def _tensor_products(dtype: str, of: Any, sums: Any) -> Iterator[tuple[Kernel, Any]]:
+    """The same on tensor cores."""
+    for gathered, out in ((gathering.FORWARD, of), (gathering.INPUT_GRAD, of), (gathering.WEIGHT_GRAD, sums)):
         if dtype in tensor_cores.FORMATS:
-            for ways in (operation.ways, *widest(operation, tensor_cores.TENSOR_TILE, dtype)):
-                yield tensor_cores.tensor_kernel(operation, tensor_cores.TENSOR_TILE, dtype, ways), out
+            for ways in (gathered.ways, *gathering.widest(gathered, tensor_cores.TENSOR_TILE, dtype)):
+                yield tensor_cores.tensor_kernel(gathered, tensor_cores.TENSOR_TILE, dtype, ways), out
 
 
 def _numba(dtype: str) -> Any:
