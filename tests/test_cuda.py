@@ -389,22 +389,53 @@ def test_tensor_cores(op, dtype, rng):
 
 
 @simulated
-def test_tf32_and_halves_in_shared_memory():
-    """Rounded to nearest: TF32 ties away from zero, half types ties to even; what is not finite stays so."""
-    from numconv_cuda.elements import poke_tensor
+@pytest.mark.parametrize(
+    "text",
+    [
+        "conv forward f16 n1 c3 k2 g1 in7x6 w3x2 s2x3 p1:2 d2x3 pad=reflect",  # what is not read is not packed
+        "conv forward bf16 n1 c18 k2 g2 in3x2x3 w2x1x2 s1 p1 d1",
+        "conv input_grad f16 n1 c2 k3 g1 in6x7 w3x2 s2x3 p1 d2x3",  # phases that no tap reaches, and a dilation across them
+        "conv input_grad f32 n1 c4 k6 g2 in5 w3 s2 p0 d1 accuracy=fast",
+        "conv weight_grad f16 n2 c9 k4 g1 in5x4 w3x2 s2 p1 d1",
+        "conv weight_grad f32 n1 c4 k36 g2 in9 w3 s1 p1 d2 accuracy=fast",
+    ],
+)
+def test_packed_factors(text, rng):
+    check(parse(text), "cuda", "tensor_cores", rng=rng)
 
-    values = np.array([1 + 2**-11, 1 + 2**-12, -1 - 2**-11, 3e38, np.inf, -0.0], np.float32)
-    found = np.empty(values.size, np.float32)
-    for place, value in enumerate(values):
-        poke_tensor(found, place, value)
-    np.testing.assert_array_equal(found[:3], np.array([1 + 2**-10, 1, -1 - 2**-10], np.float32))
-    assert found[4] == np.inf
+
+@simulated
+@pytest.mark.parametrize("op", CONV_OPS)
+def test_as_many_images_are_packed_as_memory_allows(op, rng):
+    from numconv_cuda.tensor_cores import TensorCores, memory_of
+
+    problem = parse(f"conv {op} f32 n3 c4 k4 g1 in6 w3 s1 p1 d1 accuracy=fast")
+    room = TensorCores().workspace(problem)
+    small = problem.replace(max_workspace=room - 1)
+    assert memory_of(problem).images == 3 > memory_of(small).images
+    assert TensorCores().workspace(small) < room
+    check(small, "cuda", "tensor_cores", rng=rng)
+    verdict = TensorCores().supports(problem.replace(max_workspace=64))
+    assert "packs an image at a time at least, in" in verdict.reason
+
+
+@simulated
+def test_units_of_tensor_cores(rng):
+    """Rounded to nearest: TF32 ties away from zero, half types ties to even; what is not finite stays so."""
+    from numconv_cuda.fragments import store_unit
+    from numconv_cuda.launching import HostPointer
+
+    values = np.array([1 + 2**-11, 1 + 2**-12, -1 - 2**-11, np.inf, 3e38, -0.0, np.nan, 7], np.float32)
+    found = np.empty(8, np.float32)
+    for unit in range(2):
+        store_unit(HostPointer.to(found), unit, tuple(values[4 * unit : 4 * unit + 4]))
+    np.testing.assert_array_equal(found[:4], np.array([1 + 2**-10, 1, -1 - 2**-10, np.inf], np.float32))
     assert np.signbit(found[5])
-    for kind, half in ((np.int16, np.float16), (np.uint16, np_dtype("bfloat16"))):
-        bits = np.empty(values.size, kind)
-        for place, value in enumerate(values[:3]):
-            poke_tensor(bits, place, value)
-        np.testing.assert_array_equal(bits[:3].view(half), values[:3].astype(half))
+    assert np.isnan(found[6])
+    for dtype in ("float16", "bfloat16"):
+        halves, known = np.empty(8, np_dtype(dtype)), np.where(values == np.float32(3e38), np.float32(2), values)
+        store_unit(HostPointer.to(halves), 0, tuple(known))
+        np.testing.assert_array_equal(halves.astype(np.float32), known.astype(np_dtype(dtype)).astype(np.float32))
 
 
 @simulated
@@ -431,7 +462,6 @@ def test_unpooling_some_channels_at_a_time(rng, monkeypatch):
 
 
 @simulated
-@pytest.mark.parametrize("algorithm", ["implicit_gemm", "tensor_cores"])
 @pytest.mark.parametrize(
     ("text", "ways"),
     [
@@ -442,7 +472,7 @@ def test_unpooling_some_channels_at_a_time(rng, monkeypatch):
         ("conv weight_grad f32 n2 c3 k4 g1 in3x5 w2x2 s1 p0 d1", ["4 1", "x4 1"]),
     ],
 )
-def test_wide_loads(text, ways, algorithm, rng, monkeypatch):
+def test_wide_loads(text, ways, rng, monkeypatch):
     """Where neighbours are aligned they are read at once: with channels first, and with channels last."""
     from numconv_cuda import implicit_gemm
 
@@ -453,9 +483,8 @@ def test_wide_loads(text, ways, algorithm, rng, monkeypatch):
         return known(*given)
 
     monkeypatch.setattr(implicit_gemm, "ways_of", noted)
-    level = "fast" if algorithm == "tensor_cores" else "default"
     for layout in ("channels_first", "channels_last"):
-        check(parse(f"{text} accuracy={level}").replace(layout=layout), "cuda", algorithm, rng=rng)
+        check(parse(text).replace(layout=layout), "cuda", "implicit_gemm", rng=rng)
     assert found >= set(ways)
 
 

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numconv.plugin import accumulator, parse
+from numconv.plugin import CONV_OPS, ConvProblem, accumulator, parse
 
-from . import depthwise, direct, gemm, pooling, tensor_cores, windows
+from . import depthwise, direct, forms, gemm, pooling, tensor_cores, tensor_layouts, tensor_products, windows
 from .compiler import Kernel, ptx, type_of, types
 from .geometry import Geometry, geometry
 from .neighbours import widest
@@ -70,6 +70,15 @@ def _geometry_type(ndim: int, *, conv: bool) -> Any:
     return type_of(found)
 
 
+def _layout_type(dtype: str, ndim: int) -> Any:
+    """The type of the layout of such a problem."""
+    sizes, short = "x".join(["9"] * ndim), {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}[dtype]
+    problem = parse(f"conv forward {short} n1 c1 k1 g1 in{sizes} w{sizes} s1 p0 d1")
+    assert isinstance(problem, ConvProblem)
+    strides = (1, 1, 1, (1,) * ndim)
+    return type_of(tensor_layouts.layout_of(problem, geometry(problem, [np.empty(1)], strides, strides, strides), 1, 1))
+
+
 def _pointer(dtype: str) -> Any:
     from .pointers import storage_type
 
@@ -117,6 +126,7 @@ def variants(dtype: str, ndim: int) -> Iterator[Variant]:
             found.append((depthwise.taps_kernel(width, acc), (of, of, sums, conv, narrow, number, number, zero)))
     for product, out in _products(dtype, acc, of, sums):
         found.append((product, (of, of, of, out, conv, number, number, number, number, zero)))
+    found += _tensor_products(dtype, ndim, of, sums)
     for kernel, arguments in found:
         yield Variant(kernel, dtype, ndim, tuple(arguments))
 
@@ -127,9 +137,19 @@ def _products(dtype: str, acc: str, of: Any, sums: Any) -> Iterator[tuple[Kernel
         for number, tile in enumerate(gemm.tiles_of(acc)):
             for ways in dict.fromkeys([operation.ways, *(widest(operation, tile, dtype) if number == 0 else ())]):
                 yield gemm.product_kernel(operation, tile, acc, ways), out
-        if dtype in tensor_cores.FORMATS:
-            for ways in (operation.ways, *widest(operation, tensor_cores.TENSOR_TILE, dtype)):
-                yield tensor_cores.tensor_kernel(operation, tensor_cores.TENSOR_TILE, dtype, ways), out
+
+
+def _tensor_products(dtype: str, ndim: int, of: Any, sums: Any) -> Iterator[tuple[Kernel, Sequence[Any]]]:
+    """The kernels of tensor cores, which pack factors and multiply them."""
+    if dtype not in forms.ITEMSIZE:
+        return
+    conv, layout, number, table = _geometry_type(ndim, conv=True), _layout_type(dtype, ndim), types.int64, _pointer("int32")
+    for op in CONV_OPS:
+        out = sums if op == "weight_grad" else of
+        packed = (of, of, of, of, table, conv, layout, types.UniTuple(number, 3), number, types.float32)
+        yield tensor_layouts.pack_kernel(op, dtype), packed
+        for tile in tensor_cores.TILES:
+            yield tensor_products.tensor_kernel(op, tile, dtype), (of, of, table, of, of, of, out, conv, layout, types.float32)
 
 
 def _numba(dtype: str) -> Any:

@@ -1,150 +1,150 @@
-"""The matrix product of `numconv_cuda.gemm` on tensor cores, by the instruction ``mma.sync`` of compute capability 8.0 and later.
+"""Convolution on tensor cores: float16 and bfloat16 arrays as they are, float32 as TF32, which only accuracy "fast" allows.
 
-A thread takes elements as there; they are rounded to the format of the tensor cores when they go to shared memory: float16 and
-bfloat16 arrays as they are, float32 to TF32, which only accuracy "fast" allows. Sums are held in float32, whose additions the
-hardware does not round to nearest, so that a result of more than half precision also needs "fast". A warp multiplies blocks of 64
-by 32.
+Both factors are first packed (`numconv_cuda.tensor_layouts`), then multiplied (`numconv_cuda.tensor_products`). Sums are held in
+float32, whose additions the hardware does not round to nearest, so that a result of more than half precision also needs "fast".
+Packed arrays take working memory: of so many images at a time as `max_workspace` allows.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
-from numconv.plugin import ConvProblem, Verdict
+from numconv.plugin import ConvProblem, Verdict, np_dtype, scratch
 
-from .compiler import SIMULATED, Kernel, cuda, device, kernel, types
-from .elements import div, mod, poke_tensor, repeated, shifted, unpack, warp_product
-from .gathering import Way, strange
-from .gemm import ALIGNMENT, Operation, Slices, slices_of, writer
-from .implicit_gemm import ImplicitGemm
-from .launching import capability
+from .compiler import SIMULATED
+from .costs import cost_of
+from .direct import add_parts, bias_sums, bias_workspace, conv_geometry
+from .forms import ITEMSIZE, UNITS, Tile
+from .geometry import Geometry, elements_of
+from .implicit_gemm import MOST_GROUPS, ImplicitGemm, shape_of
+from .launching import capability, launch, over, pointer, zero
+from .tensor_layouts import extent_of, layout_of, pack_kernel, units_of
+from .tensor_products import tensor_kernel
 
-__all__ = ["FORMATS", "TENSOR_TILE", "TensorCores", "TensorTile", "tensor_kernel"]
+__all__ = ["TILES", "Memory", "TensorCores", "memory_of", "tile_of"]
 
-FORMATS = {"float32": "float32", "float16": "int16", "bfloat16": "uint16"}
-"""The dtype of shared memory by which the kernel knows the format: TF32, and the bits of the half types."""
-GAP = {"float32": 4, "float16": 8, "bfloat16": 8}
-"""Elements between the lines of a slice, so that the lanes of a warp read from different banks."""
-LEAST = (8, 0)
+LEAST_CAPABILITY = (8, 0)
 """The compute capability that has the instruction in all three formats."""
+TILES: tuple[Tile, ...]
+if SIMULATED:  # a thread of the simulator is one of Python's
+    TILES = (Tile(16, 8, 1, 1, 2),)
+else:
+    TILES = (Tile(128, 128, 2, 4, 3), Tile(64, 128, 1, 4, 4), Tile(128, 64, 2, 2, 4), Tile(64, 64, 2, 2, 4))
+"""The largest first."""
+BLOCKS = 264
+"""Two for each multiprocessor of a large device: below this a smaller tile, or more parts, keep more of it busy."""
+LEAST = 512
+"""Terms of a part of a weight gradient."""
 
 
-class TensorTile(NamedTuple):
-    """The part of the product that a block computes, the depth of a slice, and how many warps share rows and columns."""
+def _blocks(tile: Tile, rows: int, columns: int, groups: int) -> int:
+    return -(-rows // tile.rows) * -(-columns // tile.columns) * groups
 
-    rows: int
-    columns: int
-    depth: int
-    warp_rows: int
-    warp_columns: int
+
+@functools.lru_cache(maxsize=1024)
+def tile_of(problem: ConvProblem) -> Tile:
+    """The tile that wastes least, and among those the largest that still gives every multiprocessor work."""
+    rows, columns, _ = shape_of(problem)
+
+    def rank(tile: Tile) -> tuple[bool, int]:
+        blocks = _blocks(tile, rows, columns, problem.groups)
+        return problem.op != "weight_grad" and blocks < BLOCKS, blocks * tile.rows * tile.columns
+
+    return min(TILES, key=rank)
+
+
+class Memory(NamedTuple):
+    """How a problem is cut, and the working memory that it takes, in units of 16 bytes where nothing else is said."""
+
+    images: int
+    """At a time."""
+    image: int
+    """Of a packed image."""
+    other: int
+    """Of the packed weights; for a gradient of w, of an image of y."""
+    entries: int
+    """Of the table, 8 bytes each."""
+    chunks: int
+    """Slices of the terms, of a phase or of a part."""
+    parts: int
+    """Of the sums of a gradient of w, for each turn."""
 
     @property
-    def threads(self) -> int:
-        """Of a block."""
-        return 32 * self.warp_rows * self.warp_columns
-
-    @property
-    def blocks(self) -> tuple[int, int]:
-        """How many tiles of 16 rows and of 8 columns a warp has."""
-        return self.rows // self.warp_rows // 16, self.columns // self.warp_columns // 8
+    def packed(self) -> tuple[int, int, int]:
+        """Units of the packed image, of the other factor, and of the table."""
+        return self.images * self.image, self.other, self.entries // 2 + 1
 
 
-TENSOR_TILE = TensorTile(16, 8, 16, 1, 1) if SIMULATED else TensorTile(128, 128, 16, 2, 4)
+@functools.lru_cache(maxsize=1024)
+def memory_of(problem: ConvProblem) -> Memory:
+    """The most images at a time for which `max_workspace` suffices, but one at least."""
+    per_c, per_k, taps = problem.c // problem.groups, problem.k // problem.groups, math.prod(problem.kernel)
+    backward = problem.op == "input_grad"
+    rows, channels = (per_c, per_k) if backward else (per_k, per_c)
+    units = units_of(channels, problem.dtype)
+    image = math.prod(extent_of(problem).sizes) * units * problem.groups
+    if problem.op == "weight_grad":
+        return _weight_memory(problem, image)
+    if backward:
+        apart = (s // math.gcd(s, d) for s, d in zip(problem.stride, problem.dilation, strict=True))
+        taps = math.prod(-(-r // step) for r, step in zip(problem.kernel, apart, strict=True))
+    chunks = -(-taps * units // UNITS)
+    entries = chunks * UNITS * (math.prod(problem.stride) if backward else 1)
+    weights = problem.groups * rows * math.prod(problem.kernel) * units
+    images = _images(problem, problem.max_workspace // 16 - weights - entries // 2 - 1, image)
+    return Memory(images, image, weights, entries, chunks, 1)
 
 
-def _putter(tile: TensorTile, pitch: int, slices: Slices) -> Any:
-    """The device function that rounds what a thread took of both slices and writes it to one of the two buffers."""
-    height, width, depth, threads = tile.rows, tile.columns, tile.depth, tile.threads
-    spread_a, spread_b = slices.spread_first, slices.spread_second
-    loads_a, loads_b = height * depth // threads, width * depth // threads
-    buffer_a, buffer_b = height * pitch, width * pitch
-
-    @device
-    def put(slices_a, slices_b, next_a, next_b, buffer, thread):
-        for number in range(loads_a):
-            line, inner = spread_a(thread, number)
-            poke_tensor(slices_a, buffer * buffer_a + line * pitch + inner, next_a[number])
-        for number in range(loads_b):
-            line, inner = spread_b(thread, number)
-            poke_tensor(slices_b, buffer * buffer_b + line * pitch + inner, next_b[number])
-
-    return put
+def _images(problem: ConvProblem, free: int, image: int) -> int:
+    return max(1, min(problem.n, min(free, 2**31 - 1) // max(image, 1)))
 
 
-def _writer(operation: Operation, tile: TensorTile) -> Any:
-    """See `numconv_cuda.gemm.writer`: a lane has two rows and two columns of each tile of 16 by 8."""
-    high, wide = tile.blocks
+def _weight_memory(problem: ConvProblem, image: int) -> Memory:
+    depth = UNITS * 16 // ITEMSIZE[problem.dtype]
+    outputs = math.prod(problem.output)
+    other = outputs * problem.groups * units_of(problem.k // problem.groups, problem.dtype)
+    rows, columns, _ = shape_of(problem)
+    wanted = -(-BLOCKS // _blocks(tile_of(problem), rows, columns, problem.groups))
+    sums = max(-(-math.prod(problem.w_shape) // 4), 1)
 
-    @device
-    def row_of(i):
-        return i * 8
+    def cut(images: int) -> Memory:
+        slices = -(-images * outputs // depth)
+        parts = max(1, min(wanted, images * outputs // LEAST, MOST_GROUPS // problem.groups))
+        chunks = max(1, -(-slices // parts))
+        return Memory(images, image, images * other, slices * depth, chunks, max(1, -(-slices // chunks)))
 
-    @device
-    def column_of(j):
-        return div(j, 2) * 8 + mod(j, 2)
-
-    @device
-    def place_of(i, j):
-        return (div(i, 2) * wide + div(j, 2)) * 4 + mod(i, 2) * 2 + mod(j, 2)
-
-    return writer(operation, 2 * high, 2 * wide, row_of, column_of, place_of)
+    images = _images(problem, problem.max_workspace // 16, image + other + outputs // 2 + 1)
+    while images > 1 and _bytes(problem, cut(images), sums) > problem.max_workspace:
+        images -= -(-images // 8)
+    return cut(images)
 
 
-@functools.cache
-def tensor_kernel(operation: Operation, tile: TensorTile, dtype: str, ways: tuple[Way, Way]) -> Kernel:
-    """The kernel of an operation for arrays of a dtype, with the arguments and the grid of `numconv_cuda.gemm.product_kernel`."""
-    height, width, depth, _, warp_columns = tile
-    high, wide = tile.blocks
-    number = getattr(types, FORMATS[dtype])
-    pitch, step = depth + GAP[dtype], 8 if dtype == "float32" else 16
-    buffer_a, buffer_b, accumulators = height * pitch, width * pitch, 4 * high * wide
-    size_a, size_b = 2 * buffer_a, 2 * buffer_b
-    slices, count_a = slices_of(operation, tile, ways), height * depth // tile.threads
-    begin, read_a, read_b, put = slices.begin, slices.first, slices.second, _putter(tile, pitch, slices)
-    write = _writer(operation, tile)
+def _bytes(problem: ConvProblem, memory: Memory, sums: int) -> int:
+    turns = -(-problem.n // memory.images)
+    return 16 * (sum(memory.packed) + sums * memory.parts * turns)
 
-    def product(a, b, bias, out, g, rows, columns, terms, length, zero):
-        slices_a = cuda.shared.array(size_a, number, ALIGNMENT)
-        slices_b = cuda.shared.array(size_b, number, ALIGNMENT)
-        results = cuda.local.array(accumulators, types.float32)
-        thread = cuda.threadIdx.x
-        row, column = cuda.blockIdx.y * height, cuda.blockIdx.x * width
-        group, part = mod(cuda.blockIdx.z, g.groups), div(cuda.blockIdx.z, g.groups)
-        first = part * length
-        last = min(first + length, terms)
-        lane, warp = mod(thread, 32), div(thread, 32)
-        own_row, own_column = div(warp, warp_columns) * (high * 16), mod(warp, warp_columns) * (wide * 8)
-        acc, blocks = repeated(zero, accumulators), repeated(0, high)
-        place_a, cursor_a, place_b, cursor_b = begin(g, group, row, column, first, thread)
-        next_a, cursor_a = read_a(a, g, place_a, cursor_a, row, rows, first, last, thread, zero)
-        next_b, cursor_b = read_b(b, g, place_b, cursor_b, column, columns, first, last, thread, zero)
-        odd = strange(next_a, count_a, zero)
-        put(slices_a, slices_b, next_a, next_b, 0, thread)
-        cuda.syncthreads()
-        buffer = 0
-        for term in range(first, last, depth):
-            more = term + depth < last
-            if more:
-                next_a, cursor_a = read_a(a, g, place_a, cursor_a, row, rows, term + depth, last, thread, zero)
-                next_b, cursor_b = read_b(b, g, place_b, cursor_b, column, columns, term + depth, last, thread, zero)
-            at_a, at_b = buffer * buffer_a + own_row * pitch, buffer * buffer_b + own_column * pitch
-            for inner in range(0, depth, step):
-                acc = warp_product(acc, slices_a, slices_b, at_a + inner, at_b + inner, pitch, lane, blocks)
-            buffer = 1 - buffer
-            if more:
-                odd = odd or strange(next_a, count_a, zero)
-                put(slices_a, slices_b, next_a, next_b, buffer, thread)
-            cuda.syncthreads()
-        direct = cuda.syncthreads_or(1 if odd else 0) != 0
-        unpack(results, acc)
-        out = shifted(out, part * rows * columns * g.groups)
-        own_row, own_column = row + own_row + div(lane, 4), column + own_column + mod(lane, 4) * 2
-        write(results, direct, a, b, bias, out, g, group, own_row, own_column, rows, columns, first, last, zero)
 
-    product.__name__ = product.__qualname__ = f"{operation.name}_tensor_{dtype}_{ways[0]}_{ways[1]}"
-    return kernel(product)
+def _typed(found: Any, dtype: str) -> Any:
+    """The pointer to working memory, as one to elements of a dtype."""
+    if SIMULATED:
+        return found.viewed(np_dtype(dtype))
+    return found._replace(dtype=dtype)
+
+
+class _Turn(NamedTuple):
+    """Some images: where they begin in x and y, and where the results of parts begin."""
+
+    images: int
+    first: int
+    number: int
+
+
+def _turns(problem: ConvProblem, images: int) -> Iterator[_Turn]:
+    for number, first in enumerate(range(0, problem.n, images)):
+        yield _Turn(min(images, problem.n - first), first, number)
 
 
 class TensorCores(ImplicitGemm):
@@ -155,20 +155,141 @@ class TensorCores(ImplicitGemm):
     measured_error: ClassVar[Mapping[str, float]] = {}
 
     def supports(self, problem: ConvProblem) -> Verdict:
-        """What `ImplicitGemm` supports, on a device with tensor cores, in a format that the level allows."""
-        if problem.dtype not in FORMATS or problem.acc_dtype != "float32":
+        """On a device with tensor cores, in a format that the level allows."""
+        if problem.dtype not in ITEMSIZE or problem.acc_dtype != "float32":
             return Verdict.no(f"multiplies float16, bfloat16 and TF32, not {problem.dtype} summed in {problem.acc_dtype}")
         if problem.level != "fast" and problem.out_dtype == "float32":
             return Verdict.no('rounds factors or sums more than float32 does, which only accuracy="fast" allows')
         found = capability()
-        if found < LEAST:
-            return Verdict.no(f"needs compute capability {LEAST[0]}.{LEAST[1]}, and the device has {found[0]}.{found[1]}")
-        return super().supports(problem)
+        if found < LEAST_CAPABILITY:
+            least = ".".join(map(str, LEAST_CAPABILITY))
+            return Verdict.no(f"needs compute capability {least}, and the device has {found[0]}.{found[1]}")
+        if problem.op == "input_grad" and problem.pad_mode != "zeros":
+            return Verdict.no(f"input_grad with pad_mode {problem.pad_mode!r} folds the padding back, which it does not")
+        layers = problem.groups * (math.prod(problem.stride) if problem.op == "input_grad" else 1)
+        if layers > MOST_GROUPS:
+            return Verdict.no(f"{layers} products side by side, and a grid has room for {MOST_GROUPS}")
+        rows, columns, _ = shape_of(problem)
+        if -(-rows // tile_of(problem).rows) > MOST_GROUPS or columns >= 2**31:
+            return Verdict.no(f"a product of {rows} rows and {columns} columns does not fit a grid")
+        needed = self.workspace(problem)
+        if needed > problem.max_workspace:
+            return Verdict.no(f"packs an image at a time at least, in {needed} bytes; max_workspace is {problem.max_workspace}")
+        return Verdict.yes()
 
-    def tile(self, problem: ConvProblem) -> Any:
-        """One for every problem."""
-        return TENSOR_TILE
+    def cost(self, problem: ConvProblem) -> float:
+        """See `numconv_cuda.costs`: the part of the tiles that is not wasted."""
+        rows, columns, _ = shape_of(problem)
+        tile = tile_of(problem)
+        waste = _blocks(tile, rows, columns, 1) * tile.rows * tile.columns / max(rows * columns, 1)
+        return cost_of(problem, self.name, waste)
 
-    def kernel(self, problem: ConvProblem, operation: Operation, ways: tuple[Way, Way]) -> Kernel:
-        """See `tensor_kernel`."""
-        return tensor_kernel(operation, TENSOR_TILE, problem.dtype, ways)
+    def workspace(self, problem: ConvProblem) -> int:
+        """The packed factors, and parts of the sums of a weight gradient and of the bias."""
+        if problem.op != "weight_grad":
+            return 16 * sum(memory_of(problem).packed)
+        return _bytes(problem, memory_of(problem), max(-(-math.prod(problem.w_shape) // 4), 1)) + bias_workspace(problem)
+
+    def _forward(self, problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
+        (x, w, *bias), y = ins, outs[0]
+        g = conv_geometry(problem, x, w, y, y, bias)
+        _multiply_images(problem, g, (x, int(g.x.n)), (y, int(g.y.n)), w, bias)
+
+    def _input_grad(self, problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
+        (y, w, *bias), x = ins, outs[0]
+        g = conv_geometry(problem, x, w, y, x, bias)
+        _multiply_images(problem, g, (y, int(g.y.n)), (x, int(g.x.n)), w, bias)
+
+    def _weight_grad(self, problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
+        (y, x), w = ins, outs[0]
+        g, memory, items = conv_geometry(problem, x, w, y, w), memory_of(problem), math.prod(w.shape)
+        turns = max(1, -(-problem.n // memory.images))
+        sums = scratch((turns * memory.parts, items), np_dtype(problem.acc_dtype), y)
+        from_y, from_x, to_sums = pointer(y), pointer(x), pointer(sums)
+        packing, columns = _packing(problem, y), int(g.taps) * units_of(int(g.per_c), problem.dtype) * 16 // ITEMSIZE[problem.dtype]
+        for turn in list(_turns(problem, memory.images)) or [_Turn(0, 0, 0)]:
+            at_x, at_y = from_x.shifted(turn.first * int(g.x.n)), from_y.shifted(turn.first * int(g.y.n))
+            place, shape = to_sums.shifted(turn.number * memory.parts * items), (int(g.per_k), columns, memory.parts)
+            _multiply(problem, g, turn, (w, sums, *ins), packing, (at_x, at_y), (at_y, at_x, at_y, place), shape)
+        k, c, *steps = elements_of(w)
+        sizes, parts, start = (w.shape[0], *w.shape[2:], w.shape[1]), turns * memory.parts, zero(problem.acc_dtype)
+        over(add_parts, items, (w, sums), to_sums, pointer(w), sizes, (k, *steps, c), items, parts, start)
+        if problem.bias:
+            bias_sums(problem, outs[1], ins[0 if problem.bias == "y" else 1])
+
+
+def _multiply_images(
+    problem: ConvProblem, g: Geometry, source: tuple[Any, int], target: tuple[Any, int], w: Any, bias: Sequence[Any]
+) -> None:
+    """A convolution or a gradient of x, from and to an array with its step from image to image."""
+    (image, step), (out, out_step) = source, target
+    if not math.prod(out.shape):
+        return
+    packing, arrays = _packing(problem, image), (out, image, w, *bias)
+    from_image, from_w, to_out = pointer(image), pointer(w), pointer(out)
+    from_bias = pointer(bias[0]) if bias else from_w
+    rows, columns, phases = _phase_shape(problem)
+    for turn in _turns(problem, memory_of(problem).images):
+        at_image, at_out = from_image.shifted(turn.first * step), to_out.shifted(turn.first * out_step)
+        shape = rows, columns * turn.images, phases
+        _multiply(problem, g, turn, arrays, packing, (at_image, from_w), (from_w, at_image, from_bias, at_out), shape)
+
+
+def _phase_shape(problem: ConvProblem) -> tuple[int, int, int]:
+    """Rows, columns for an image, and how many such products there are side by side."""
+    per_c, per_k = problem.c // problem.groups, problem.k // problem.groups
+    if problem.op == "forward":
+        return per_k, math.prod(problem.output), 1
+    return per_c, math.prod(-(-n // s) for n, s in zip(problem.spatial, problem.stride, strict=True)), math.prod(problem.stride)
+
+
+class _Packing(NamedTuple):
+    """Working memory for the packed factors: its array, and pointers to the image, the other factor, and the table."""
+
+    array: Any
+    image: Any
+    other: Any
+    table: Any
+
+
+def _packing(problem: ConvProblem, like: Any) -> _Packing:
+    image, other, table = (units * 4 for units in memory_of(problem).packed)
+    array = scratch((image + other + table,), np_dtype("int32"), like)
+    first = pointer(array)
+    return _Packing(array, _typed(first, problem.dtype), _typed(first.shifted(image), problem.dtype), first.shifted(image + other))
+
+
+def _multiply(
+    problem: ConvProblem,
+    g: Geometry,
+    turn: _Turn,
+    arrays: Sequence[Any],
+    packing: _Packing,
+    sources: tuple[Any, Any],
+    others: tuple[Any, Any, Any, Any],
+    shape: tuple[int, int, int],
+) -> None:
+    """Pack some images, and multiply.
+
+    `sources` are those of the packed image and of the other factor; `others` what the kernel takes beside the packed ones: the
+    first and second factor of its product as they are, the bias, and the result. `shape` has rows, columns, and products side by
+    side.
+    """
+    op, dtype, memory, start = problem.op, problem.dtype, memory_of(problem), zero(problem.acc_dtype)
+    lay, tile, arrays = layout_of(problem, g, turn.images, memory.chunks), tile_of(problem), (*arrays, packing.array)
+    counts = _items(problem, g, lay, memory, first=turn.number == 0)
+    items = sum(counts)
+    over(pack_kernel(op, dtype), items, arrays, *sources, packing.image, packing.other, packing.table, g, lay, counts, items, start)
+    rows, columns, beside = shape
+    grid = (-(-columns // tile.columns), -(-rows // tile.rows), problem.groups * beside)
+    factors = (packing.other, packing.image)
+    launch(tensor_kernel(op, tile, dtype), grid, tile.threads, arrays, *factors, packing.table, *others, g, lay, start)
+
+
+def _items(problem: ConvProblem, g: Geometry, lay: Any, memory: Memory, *, first: bool) -> tuple[int, int, int]:
+    """Items of the kernel that packs: pairs of units of the image, units of the other factor, entries of the table."""
+    images = int(lay.n) * problem.groups
+    pixels = images * math.prod(map(int, lay.sizes)) * -(-int(lay.units) // 2)
+    if problem.op == "weight_grad":
+        return pixels, images * int(g.outputs) * -(-int(lay.others) // 2), memory.entries
+    return pixels, memory.other if first else 0, memory.entries if first else 0
