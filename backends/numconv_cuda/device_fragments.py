@@ -7,11 +7,13 @@ from typing import Any
 from llvmlite import ir
 
 from .compiler import extending, types
-from .device_elements import _NARROW_HALF, _as_global, _shared_element, _to_bfloat
+from .device_elements import _NARROW_HALF, _as_global, _shared_element, _to_bfloat, _widen
 from .forms import UNITS, Form
 
-__all__ = ["commit", "copy_unit", "fetch_number", "keep_number", "multiplier", "peek_float", "peek_number", "spreader",
-           "store_unit", "wait_until"]  # fmt: skip
+__all__ = [
+    "commit", "copy_unit", "fetch_number", "fresh", "keep_number", "multiplier", "narrow", "peek_float", "peek_number", "reload",
+    "spreader", "store_unit", "wait_until",
+]  # fmt: skip
 
 intrinsic = extending.intrinsic
 _i8, _i16, _i32, _i64, _f32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
@@ -34,6 +36,9 @@ def _asm(result: Any, arguments: list[Any], text: str, constraints: str, *, vola
     return ir.InlineAsm(ir.FunctionType(result, arguments), text, constraints, side_effect=volatile)
 
 
+_ROUND = _asm(_i32, [_f32], "cvt.rna.tf32.f32 $0, $1;", "=r,f", volatile=False)
+
+
 @intrinsic
 def fetch_number(typingctx: Any, pointer: Any, index: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -43,6 +48,14 @@ def fetch_number(typingctx: Any, pointer: Any, index: Any) -> Any:
         return value
 
     return types.int32(pointer, index), codegen
+
+
+@intrinsic
+def narrow(typingctx: Any, value: Any) -> Any:
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _narrow(context, builder, args[0], sig.args[0])
+
+    return types.int32(value), codegen
 
 
 @intrinsic
@@ -90,7 +103,7 @@ def store_unit(typingctx: Any, pointer: Any, unit: Any, values: Any) -> Any:
 
     def word(builder: Any, numbers: list[Any]) -> Any:
         if stored == types.float32:
-            return builder.call(_asm(_i32, [_f32], "cvt.rna.tf32.f32 $0, $1;", "=r,f", volatile=False), numbers)
+            return builder.call(_ROUND, numbers)
         if stored == types.uint16:
             low, high = (builder.zext(_to_bfloat(builder, number), _i32) for number in numbers)
         else:
@@ -117,6 +130,25 @@ def peek_float(typingctx: Any, shared: Any, index: Any) -> Any:
         return builder.bitcast(builder.load(_shared_element(context, builder, shared, args[0], args[1], sig.args[1])), _f32)
 
     return types.float32(shared, index), codegen
+
+
+@intrinsic
+def reload(typingctx: Any, pointer: Any, index: Any, like: Any) -> Any:
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        offset = context.cast(builder, args[1], sig.args[1], types.int64)
+        value = builder.load(_as_global(builder, builder.gep(args[0], [offset])))
+        return _widen(context, builder, value, sig.args[0].dtype, sig.return_type)
+
+    return like(pointer, index, like), codegen
+
+
+@intrinsic
+def fresh(typingctx: Any, value: Any) -> Any:
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        number = context.cast(builder, args[0], sig.args[0], types.int64)
+        return builder.call(_asm(_i64, [_i64], "mov.b64 $0, $1;", "=l,l"), [number])
+
+    return types.int64(value), codegen
 
 
 @intrinsic
@@ -239,6 +271,13 @@ def _product_of(dtype: str) -> Any:
     )
 
 
+def _taken(form: Form, builder: Any, registers: list[list[Any]]) -> list[list[Any]]:
+    """Registers of a factor, rounded if they were not."""
+    if not form.rounds or form.each != 4:
+        return registers
+    return [[builder.call(_ROUND, [builder.bitcast(each, _f32)]) for each in four] for four in registers]
+
+
 def multiplier(form: Form) -> Any:
     high, wide = form.tile.blocks
 
@@ -253,7 +292,7 @@ def multiplier(form: Form) -> Any:
             product = _product_of(form.dtype)
             values = [builder.extract_value(args[0], place) for place in range(acc.count)]
             for step in range(UNITS // 2):
-                left, pairs = first.at(step), second.at(step)
+                left, pairs = (_taken(form, builder, each.at(step)) for each in (first, second))
                 right = [pair[half : half + 2] for pair in pairs for half in (0, 2)]
                 for i, a in enumerate(left):
                     for j, b in enumerate(right):

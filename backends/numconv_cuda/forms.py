@@ -50,6 +50,8 @@ class Form(NamedTuple):
     dtype: str
     across: tuple[bool, bool]
     """Whether the units of each factor lie across the terms."""
+    rounds: bool
+    """Whether elements are rounded to TF32 when they are loaded from shared memory: else they were."""
 
     @property
     def each(self) -> int:

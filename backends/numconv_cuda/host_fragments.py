@@ -10,13 +10,20 @@ from numconv.plugin import np_dtype
 
 from .forms import UNITS, Form
 
-__all__ = ["commit", "copy_unit", "fetch_number", "keep_number", "multiplier", "peek_float", "peek_number", "spreader",
-           "store_unit", "wait_until"]  # fmt: skip
+__all__ = [
+    "commit", "copy_unit", "fetch_number", "fresh", "keep_number", "multiplier", "narrow", "peek_float", "peek_number", "reload",
+    "spreader", "store_unit", "wait_until",
+]  # fmt: skip
 
 
 def fetch_number(pointer: Any, index: Any) -> Any:
     """An integer of 32 bits that no thread of this kernel writes."""
     return int(pointer[index])
+
+
+def narrow(value: Any) -> Any:
+    """An integer in 32 bits, which suffice for units."""
+    return int(value)
 
 
 def copy_unit(shared: Any, unit: Any, pointer: Any, place: Any, more: Any, there: Any) -> None:
@@ -58,6 +65,16 @@ def peek_float(shared: Any, index: Any) -> Any:
     return shared[int(index)].view(np.float32)
 
 
+def reload(pointer: Any, index: Any, like: Any) -> Any:
+    """What this thread wrote before, in the dtype of `like`."""
+    return type(like)(pointer[index])
+
+
+def fresh(value: Any) -> Any:
+    """An index, of which the compiler forgets how it was found: what follows from it is computed anew, not held in registers."""
+    return value
+
+
 def peek_number(shared: Any, index: Any) -> Any:
     """An integer in shared memory."""
     return int(shared[int(index)])
@@ -68,6 +85,9 @@ def keep_number(shared: Any, index: Any, value: Any) -> None:
     shared[int(index)] = value
 
 
+_round_all = np.vectorize(_rounded, otypes=[np.float32])
+
+
 def _slice(shared: Any, first: int, form: Form, which: int) -> np.ndarray[Any, Any]:
     """The slice of a factor that begins at a unit: float32 numbers [lines, terms]."""
     lines, across = form.tile[which], form.across[which]
@@ -76,6 +96,7 @@ def _slice(shared: Any, first: int, form: Form, which: int) -> np.ndarray[Any, A
     words = shared[first * 4 : (first + rows * units) * 4].reshape(rows, units, 4)
     order = np.arange(units) ^ (np.arange(rows)[:, None] >> shift & mask) * step
     found = words[np.arange(rows)[:, None], order].view(np_dtype(form.dtype)).reshape(rows, -1).astype(np.float32)
+    found = _round_all(found) if form.rounds and form.each == 4 else found
     return found.T if across else found
 
 

@@ -140,7 +140,7 @@ def _products(dtype: str, acc: str, of: Any, sums: Any) -> Iterator[tuple[Kernel
 
 
 def _tensor_products(dtype: str, ndim: int, of: Any, sums: Any) -> Iterator[tuple[Kernel, Sequence[Any]]]:
-    """The kernels of tensor cores, which pack factors and multiply them."""
+    """The kernels of tensor cores, which pack factors and multiply them: every tile, and factors as they lie on the largest."""
     if dtype not in forms.ITEMSIZE:
         return
     conv, layout, number, table = _geometry_type(ndim, conv=True), _layout_type(dtype, ndim), types.int64, _pointer("int32")
@@ -148,8 +148,10 @@ def _tensor_products(dtype: str, ndim: int, of: Any, sums: Any) -> Iterator[tupl
         out = sums if op == "weight_grad" else of
         packed = (of, of, of, of, table, conv, layout, types.UniTuple(number, 3), number, types.float32)
         yield tensor_layouts.pack_kernel(op, dtype), packed
-        for tile in tensor_cores.TILES:
-            yield tensor_products.tensor_kernel(op, tile, dtype), (of, of, table, of, of, of, out, conv, layout, types.float32)
+        for tile, pointwise in (*((tile, False) for tile in tensor_cores.TILES), (tensor_cores.TILES[0], True)):
+            entries = of if pointwise else table
+            arguments = (of, of, entries, of, of, of, out, conv, layout, types.float32)
+            yield tensor_products.tensor_kernel(op, tile, dtype, pointwise=pointwise), arguments
 
 
 def _numba(dtype: str) -> Any:

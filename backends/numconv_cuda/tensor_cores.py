@@ -22,6 +22,7 @@ from .geometry import Geometry, elements_of
 from .implicit_gemm import MOST_GROUPS, ImplicitGemm, shape_of
 from .launching import capability, launch, over, pointer, zero
 from .tensor_layouts import extent_of, layout_of, pack_kernel, units_of
+from .tensor_pointwise import fits
 from .tensor_products import tensor_kernel
 
 __all__ = ["TILES", "Memory", "TensorCores", "memory_of", "tile_of"]
@@ -203,10 +204,13 @@ class TensorCores(ImplicitGemm):
     def _weight_grad(self, problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
         (y, x), w = ins, outs[0]
         g, memory, items = conv_geometry(problem, x, w, y, w), memory_of(problem), math.prod(w.shape)
+        each = 16 // ITEMSIZE[problem.dtype]
+        from_y, from_x = pointer(y), pointer(x)
+        pointwise = fits(problem.op, g, each, (from_y, from_x))
         turns = max(1, -(-problem.n // memory.images))
         sums = scratch((turns * memory.parts, items), np_dtype(problem.acc_dtype), y)
-        from_y, from_x, to_sums = pointer(y), pointer(x), pointer(sums)
-        packing, columns = _packing(problem, y), int(g.taps) * units_of(int(g.per_c), problem.dtype) * 16 // ITEMSIZE[problem.dtype]
+        to_sums, packing = pointer(sums), None if pointwise else _packing(problem, y)
+        columns = int(g.per_c) if pointwise else int(g.taps) * units_of(int(g.per_c), problem.dtype) * each
         for turn in list(_turns(problem, memory.images)) or [_Turn(0, 0, 0)]:
             at_x, at_y = from_x.shifted(turn.first * int(g.x.n)), from_y.shifted(turn.first * int(g.y.n))
             place, shape = to_sums.shifted(turn.number * memory.parts * items), (int(g.per_k), columns, memory.parts)
@@ -225,11 +229,12 @@ def _multiply_images(
     (image, step), (out, out_step) = source, target
     if not math.prod(out.shape):
         return
-    packing, arrays = _packing(problem, image), (out, image, w, *bias)
     from_image, from_w, to_out = pointer(image), pointer(w), pointer(out)
-    from_bias = pointer(bias[0]) if bias else from_w
+    from_bias, arrays = pointer(bias[0]) if bias else from_w, (out, image, w, *bias)
+    pointwise = fits(problem.op, g, 16 // ITEMSIZE[problem.dtype], (from_w, from_image))
+    packing = None if pointwise else _packing(problem, image)
     rows, columns, phases = _phase_shape(problem)
-    for turn in _turns(problem, memory_of(problem).images):
+    for turn in _turns(problem, problem.n if pointwise else memory_of(problem).images):
         at_image, at_out = from_image.shifted(turn.first * step), to_out.shifted(turn.first * out_step)
         shape = rows, columns * turn.images, phases
         _multiply(problem, g, turn, arrays, packing, (at_image, from_w), (from_w, at_image, from_bias, at_out), shape)
@@ -264,26 +269,28 @@ def _multiply(
     g: Geometry,
     turn: _Turn,
     arrays: Sequence[Any],
-    packing: _Packing,
+    packing: _Packing | None,
     sources: tuple[Any, Any],
     others: tuple[Any, Any, Any, Any],
     shape: tuple[int, int, int],
 ) -> None:
-    """Pack some images, and multiply.
+    """Pack some images, unless they are read as they lie, and multiply.
 
     `sources` are those of the packed image and of the other factor; `others` what the kernel takes beside the packed ones: the
     first and second factor of its product as they are, the bias, and the result. `shape` has rows, columns, and products side by
     side.
     """
     op, dtype, memory, start = problem.op, problem.dtype, memory_of(problem), zero(problem.acc_dtype)
-    lay, tile, arrays = layout_of(problem, g, turn.images, memory.chunks), tile_of(problem), (*arrays, packing.array)
-    counts = _items(problem, g, lay, memory, first=turn.number == 0)
-    items = sum(counts)
-    over(pack_kernel(op, dtype), items, arrays, *sources, packing.image, packing.other, packing.table, g, lay, counts, items, start)
+    lay, tile, factors = layout_of(problem, g, turn.images, memory.chunks), tile_of(problem), (*others[:2], others[0])
+    if packing:
+        counts = _items(problem, g, lay, memory, first=turn.number == 0)
+        items, arrays, factors = sum(counts), (*arrays, packing.array), (packing.other, packing.image, packing.table)
+        to_factors = packing.image, packing.other, packing.table
+        over(pack_kernel(op, dtype), items, arrays, *sources, *to_factors, g, lay, counts, items, start)
     rows, columns, beside = shape
     grid = (-(-columns // tile.columns), -(-rows // tile.rows), problem.groups * beside)
-    factors = (packing.other, packing.image)
-    launch(tensor_kernel(op, tile, dtype), grid, tile.threads, arrays, *factors, packing.table, *others, g, lay, start)
+    multiply = tensor_kernel(op, tile, dtype, pointwise=packing is None)
+    launch(multiply, grid, tile.threads, arrays, *factors, *others, g, lay, start)
 
 
 def _items(problem: ConvProblem, g: Geometry, lay: Any, memory: Memory, *, first: bool) -> tuple[int, int, int]:

@@ -1,7 +1,7 @@
 """The factors of a convolution as tensor cores read them: channels last, padded, rounded, in working memory.
 
-One pass over an image of x (or of y, for a gradient of x) writes it with its padding, in units of 16 bytes of neighbouring channels,
-the last filled with zeros, so that a tap of the kernel moves every position by the same number of units. The weights become
+One pass over an image of x (or of y, for a gradient of x) writes it with its padding, in units of 16 bytes of neighbouring
+channels, the last filled with zeros, so that a tap of the kernel moves every position by the same number of units. Weights become
 [groups, rows, taps, units of channels], and a table says for each unit of terms where it lies in a row of weights, and how far from
 the start of a window. That is what cuDNN does with arrays whose channels are not last, too.
 

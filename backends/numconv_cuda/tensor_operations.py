@@ -1,0 +1,262 @@
+"""What distinguishes the products of packed factors: where lines begin, where units of terms lie, and where results belong.
+
+Rows, columns and terms are those of `numconv_cuda.gemm`, but the taps of the kernel are outside and the channels inside.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from .compiler import device
+from .elements import cast, div, load, mod, muladd, replaced
+from .forms import UNITS
+from .fragments import fetch_number
+from .gemm import above_tap, finished_x, finished_y, forward_again, part_of_sum, weight_grad_again
+from .geometry import advanced, coordinates, offset_of, start_of, tap_offset, volume_of
+from .tensor_layouts import phase_rests, phase_sizes, phase_taps
+
+__all__ = [
+    "FORWARD", "INPUT_GRAD", "Factor", "Operation", "forward_anew", "gradient_anew", "input_channels", "output_channels",
+    "output_target", "outputs", "phase_columns", "phase_target", "weight_grad",
+]  # fmt: skip
+
+
+class Factor(NamedTuple):
+    """How the units of a factor are found, as device functions. Units are counted from the start of its memory."""
+
+    across: bool
+    """Whether a unit holds neighbouring lines, not terms."""
+    start: Any
+    """(g, lay, group, z, line) -> the first unit of a line, or that of the neighbouring lines from this one on; -1 for none."""
+    entry: Any
+    """(table, g, lay, z, number) -> how far a unit of terms, or across them a term, lies from there; -1 for none."""
+
+
+class Operation(NamedTuple):
+    """A product, as device functions."""
+
+    first: Factor
+    second: Factor
+    span: Any
+    """(g, lay, z) -> the first slice of terms and how many follow, of a phase or part."""
+    rows: Any
+    columns: Any
+    """(g, lay, z) -> how many there are."""
+    target: Any
+    """(g, lay, group, z, column) -> whether it is a result, its offset in the first row, and the step to the next."""
+    finish: Any
+    """(value, bias, g, group, row) -> what is written."""
+    again: Any
+    """(first, second, g, lay, group, z, row, column, begin, end, zero) -> a result of the slices in between, term by term."""
+
+
+@device
+def first_entry(table, g, lay, z, number):
+    """Of the first factor, from the table."""
+    return fetch_number(table, 2 * (z * lay.table + number))
+
+
+@device
+def second_entry(table, g, lay, z, number):
+    """Of the second."""
+    return fetch_number(table, 2 * (z * lay.table + number) + 1)
+
+
+# --- forward ---------------------------------------------------------------------------------------------------------------------
+
+
+@device
+def all_slices(g, lay, z):
+    """All of them."""
+    return 0, lay.chunks
+
+
+@device
+def output_channels(g, lay, z):
+    """Of a group."""
+    return g.per_k
+
+
+@device
+def outputs(g, lay, z):
+    """Of all images."""
+    return lay.n * g.outputs
+
+
+@device
+def weights_of_output(g, lay, group, z, line):
+    """The weights of an output channel."""
+    return (group * g.per_k + min(line, g.per_k - 1)) * g.taps * lay.units
+
+
+@device
+def window_start(g, lay, group, z, line):
+    """Where the window of an output begins; lines behind the last repeat it."""
+    line = min(line, lay.n * g.outputs - 1)
+    output = coordinates(mod(line, g.outputs), g.output)
+    place = div(line, g.outputs) * lay.image + group * lay.units
+    for axis in range(len(g.output)):
+        place += output[axis] * g.stride[axis] * lay.steps[axis]
+    return place
+
+
+@device
+def output_target(g, lay, group, z, column):
+    """An output of the first channel of a group."""
+    image, output = div(column, g.outputs), coordinates(mod(column, g.outputs), g.output)
+    return True, image * g.y.n + group * g.y.group + offset_of(output, g.y.spatial), g.y.channel
+
+
+@device
+def forward_anew(first, second, g, lay, group, z, row, column, begin, end, zero):
+    """A result of a convolution."""
+    return forward_again(first, second, g, group, row, column, begin, end, zero)
+
+
+# --- input_grad ------------------------------------------------------------------------------------------------------------------
+
+
+@device
+def phase_slices(g, lay, z):
+    """Those of the taps that reach a phase."""
+    _, _, taps = phase_taps(g, lay, phase_rests(g, z))
+    return 0, div(taps * lay.units + UNITS - 1, UNITS)
+
+
+@device
+def input_channels(g, lay, z):
+    """Of a group."""
+    return g.per_c
+
+
+@device
+def phase_columns(g, lay, z):
+    """The elements of a phase, of all images."""
+    return lay.n * volume_of(phase_sizes(g, phase_rests(g, z)))
+
+
+@device
+def weights_of_input(g, lay, group, z, line):
+    """The weights of an input channel."""
+    return (group * g.per_c + min(line, g.per_c - 1)) * g.taps * lay.units
+
+
+@device
+def phase_place(g, lay, z, column):
+    """The image of a column, and its position in the phase."""
+    sizes = phase_sizes(g, phase_rests(g, z))
+    volume = cast(volume_of(sizes), g.n)
+    return div(column, volume), coordinates(mod(column, volume), sizes)
+
+
+@device
+def phase_start(g, lay, group, z, line):
+    """Where the taps of an element begin in y."""
+    image, position = phase_place(g, lay, z, min(line, phase_columns(g, lay, z) - 1))
+    place = image * lay.image + group * lay.units
+    for axis in range(len(g.size)):
+        place += position[axis] * lay.steps[axis]
+    return place
+
+
+@device
+def phase_target(g, lay, group, z, column):
+    """An element of the first channel of a group."""
+    image, position = phase_place(g, lay, z, column)
+    rests = phase_rests(g, z)
+    offset = image * g.x.n + group * g.x.group
+    for axis in range(len(g.size)):
+        offset += (rests[axis] + position[axis] * g.stride[axis]) * g.x.spatial[axis]
+    return True, offset, g.x.channel
+
+
+@device
+def gradient_anew(first, second, g, lay, group, z, row, column, begin, end, zero):
+    """A gradient of x."""
+    image, position = phase_place(g, lay, z, column)
+    rests, from_low = phase_rests(g, z), g.size
+    for axis in range(len(g.size)):
+        from_low = replaced(from_low, axis, rests[axis] + position[axis] * g.stride[axis] + g.low[axis])
+    place, weight = (image * g.y.n + group * g.y.group, from_low), group * g.w.group + row * g.w.c
+    acc, tap = zero, start_of(g.window)
+    for _ in range(g.taps):
+        inside, source = above_tap(g, place, 0, tap)
+        if inside:
+            at = weight + offset_of(tap, g.w.spatial)
+            for k in range(g.per_k):
+                acc = muladd(load(second, source + k * g.y.channel, zero), load(first, at + k * g.w.k, zero), acc)
+        tap = advanced(tap, g.window)
+    return acc
+
+
+# --- weight_grad -----------------------------------------------------------------------------------------------------------------
+
+
+def weight_grad(each: int) -> Operation:
+    """The gradient of w, whose lines are channels, `each` of a unit."""
+
+    @device
+    def part_slices(g, lay, z):
+        """Those of a part."""
+        slices = div(lay.n * g.outputs + UNITS * each - 1, UNITS * each)
+        first = z * lay.chunks
+        return first, max(min(lay.chunks, slices - first), 0)
+
+    @device
+    def tap_columns(g, lay, z):
+        """Taps, and the channels of whole units."""
+        return g.taps * lay.units * each
+
+    @device
+    def output_unit(g, lay, group, z, line):
+        """A unit of output channels."""
+        unit = div(line, each)
+        return group * lay.others + unit if unit < lay.others else -1
+
+    @device
+    def tap_unit(g, lay, group, z, line):
+        """A unit of input channels under a tap."""
+        number = div(line, each)
+        if number >= g.taps * lay.units:
+            return -1
+        tap, place = coordinates(div(number, lay.units), g.window), group * lay.units + mod(number, lay.units)
+        for axis in range(len(g.window)):
+            place += tap_offset(g, axis, tap[axis]) * lay.steps[axis]
+        return place
+
+    @device
+    def place_of(lay, column):
+        """The tap and the input channel of a column."""
+        width = lay.units * each
+        tap = div(column, width)
+        return tap, column - tap * width
+
+    @device
+    def sum_target(g, lay, group, z, column):
+        """A sum, in sums[part, k, tap, c]."""
+        tap, channel = place_of(lay, column)
+        width = g.taps * g.per_c
+        offset = (z * g.groups + group) * g.per_k * width + tap * g.per_c + channel
+        return channel < g.per_c, offset, width
+
+    @device
+    def sum_anew(first, second, g, lay, group, z, row, column, begin, end, zero):
+        """A part of a gradient of w."""
+        tap, channel = place_of(lay, column)
+        begin, end = begin * UNITS * each, min(end * UNITS * each, lay.n * g.outputs)
+        return weight_grad_again(first, second, g, group, row, channel * g.taps + tap, begin, end, zero)
+
+    return Operation(
+        Factor(True, output_unit, first_entry), Factor(True, tap_unit, second_entry), part_slices, output_channels, tap_columns,
+        sum_target, part_of_sum, sum_anew,
+    )  # fmt: skip
+
+
+FORWARD = Operation(
+    Factor(False, weights_of_output, first_entry), Factor(False, window_start, second_entry), all_slices, output_channels, outputs,
+    output_target, finished_y, forward_anew,
+)  # fmt: skip
+INPUT_GRAD = Operation(
+    Factor(False, weights_of_input, first_entry), Factor(False, phase_start, second_entry), phase_slices, input_channels,
+    phase_columns, phase_target, finished_x, gradient_anew,
+)  # fmt: skip
