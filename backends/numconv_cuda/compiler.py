@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -58,10 +59,12 @@ class Kernel:
     ----------
     function : callable
         Its source. It takes pointers (`numconv_cuda.launching.pointer`), named tuples of integers and NumPy scalars.
+    bounds : (int, int), optional
+        The threads of a block, and how many blocks a multiprocessor shall have registers for at a time.
     """
 
-    def __init__(self, function: Callable[..., Any]):
-        self.function = function
+    def __init__(self, function: Callable[..., Any], bounds: tuple[int, int] | None = None):
+        self.function, self.bounds = function, bounds
         self.name = function.__name__
         self._dispatcher = self._uncompiled()
         self._compiled: dict[Any, Any] = {}
@@ -71,7 +74,7 @@ class Kernel:
             return cuda.jit(self.function)
         from .cache import KernelCache
 
-        dispatcher = cuda.jit(self.function)
+        dispatcher = cuda.jit(self.function, launch_bounds=self.bounds)
         dispatcher._cache = KernelCache(self.name)
         return dispatcher
 
@@ -121,6 +124,9 @@ def ptx(kernel: Kernel, types: Sequence[Any], capability: tuple[int, int]) -> st
     """The PTX of a kernel for arguments of these types: needs the toolkit, but neither a device nor its driver."""
     with _compiling_for(capability):
         found: str = cuda.compile_ptx(kernel.function, tuple(types), cc=capability)[0]
+    if kernel.bounds:  # which compile_ptx does not write
+        threads, blocks = kernel.bounds
+        found = re.sub(r"(\.visible \.entry [^{]*)\{", rf"\1.maxntid {threads}, 1, 1\n.minnctapersm {blocks}\n{{", found, count=1)
     return found
 
 
@@ -131,6 +137,6 @@ def type_of(value: Any) -> Any:
     return typeof(value)
 
 
-def kernel(function: Callable[..., Any]) -> Kernel:
+def kernel(function: Callable[..., Any], bounds: tuple[int, int] | None = None) -> Kernel:
     """Decorate the source of a kernel."""
-    return Kernel(function)
+    return Kernel(function, bounds)

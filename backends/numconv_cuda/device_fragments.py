@@ -11,8 +11,8 @@ from .device_elements import _NARROW_HALF, _as_global, _shared_element, _to_bflo
 from .forms import UNITS, Form
 
 __all__ = [
-    "commit", "copy_unit", "fetch_number", "fresh", "keep_number", "multiplier", "narrow", "peek_float", "peek_number", "reload",
-    "spreader", "store_unit", "wait_until",
+    "commit", "copy_cached_unit", "copy_unit", "fetch_number", "fresh", "keep_float", "keep_number", "multiplier", "narrow",
+    "peek_float", "peek_number", "reload", "spreader", "store_unit", "wait_until",
 ]  # fmt: skip
 
 intrinsic = extending.intrinsic
@@ -58,21 +58,29 @@ def narrow(typingctx: Any, value: Any) -> Any:
     return types.int32(value), codegen
 
 
-@intrinsic
-def copy_unit(typingctx: Any, shared: Any, unit: Any, pointer: Any, place: Any, more: Any, there: Any) -> Any:
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        unit, place, more = (_narrow(context, builder, args[i], sig.args[i]) for i in (1, 3, 4))
-        to = builder.add(_address(context, builder, sig.args[0], args[0]), builder.shl(unit, _i32(4)))
-        found = context.cast(builder, args[5], sig.args[5], types.boolean)
-        offset = builder.select(found, builder.add(place, more), _i32(0))
-        source = builder.bitcast(_as_global(builder, args[2]), ir.PointerType(_i8, _GLOBAL))
-        source = builder.gep(source, [builder.shl(builder.sext(offset, _i64), _i64(4))])
-        size = builder.select(found, _i32(16), _i32(0))
-        copy = _asm(ir.VoidType(), [_i32, source.type, _i32], "cp.async.cg.shared.global [$0], [$1], 16, $2;", "r,l,r,~{memory}")
-        builder.call(copy, [to, source, size])
-        return context.get_dummy_value()
+def _unit_copier(cache: str) -> Any:
+    """The copy of a unit by way of the second-level cache alone (cg), or through that of the multiprocessor too (ca)."""
 
-    return types.void(shared, unit, pointer, place, more, there), codegen
+    @intrinsic
+    def copy(typingctx: Any, shared: Any, unit: Any, pointer: Any, place: Any, more: Any, there: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            unit, place, more = (_narrow(context, builder, args[i], sig.args[i]) for i in (1, 3, 4))
+            to = builder.add(_address(context, builder, sig.args[0], args[0]), builder.shl(unit, _i32(4)))
+            found = context.cast(builder, args[5], sig.args[5], types.boolean)
+            offset = builder.select(found, builder.add(place, more), _i32(0))
+            source = builder.bitcast(_as_global(builder, args[2]), ir.PointerType(_i8, _GLOBAL))
+            source = builder.gep(source, [builder.shl(builder.sext(offset, _i64), _i64(4))])
+            size = builder.select(found, _i32(16), _i32(0))
+            text = f"cp.async.{cache}.shared.global [$0], [$1], 16, $2;"
+            builder.call(_asm(ir.VoidType(), [_i32, source.type, _i32], text, "r,l,r,~{memory}"), [to, source, size])
+            return context.get_dummy_value()
+
+        return types.void(shared, unit, pointer, place, more, there), codegen
+
+    return copy
+
+
+copy_unit, copy_cached_unit = _unit_copier("cg"), _unit_copier("ca")
 
 
 @intrinsic
@@ -160,6 +168,16 @@ def peek_number(typingctx: Any, shared: Any, index: Any) -> Any:
 
 
 @intrinsic
+def keep_float(typingctx: Any, shared: Any, index: Any, value: Any) -> Any:
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        number = builder.bitcast(args[2], _i32)
+        builder.store(number, _shared_element(context, builder, shared, args[0], args[1], sig.args[1]))
+        return context.get_dummy_value()
+
+    return types.void(shared, index, types.float32), codegen
+
+
+@intrinsic
 def keep_number(typingctx: Any, shared: Any, index: Any, value: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         number = _narrow(context, builder, args[2], sig.args[2])
@@ -237,17 +255,20 @@ class _Words:
         _, mask, step = form.swizzle(which)
         turn = builder.mul(builder.and_(term, _i32(mask)), _i32(4 * step))
         base = builder.add(start, builder.mul(term, _i32(self.pitch)))
-        places = (builder.xor(builder.add(begin, _i32(8 * part)), turn) for part in range(2 * pairs))
-        self.addresses = [builder.add(base, builder.shl(place, _i32(2))) for place in places]
+        # The part of a warp begins at a multiple of 32 lines, so that the turn stays within 32, and every fourth address repeats.
+        places = (builder.add(begin, builder.xor(_i32(8 * part), turn)) for part in range(4))
+        self.addresses, self.pairs = [builder.add(base, builder.shl(place, _i32(2))) for place in places], pairs
 
     def at(self, step: int) -> list[list[Any]]:
         """Of a step through the slice."""
-        near, far = step * 8 * self.pitch, (step * 8 + 4) * self.pitch
+
+        def word(part: int, term: int) -> Any:
+            return _word(self.builder, self.addresses[part % 4], (step * 8 + term) * self.pitch + part // 4 * 32 * 4)
+
         found = []
-        for low, high in zip(self.addresses[::2], self.addresses[1::2], strict=True):
-            inner = [(low, near), (high, near), (low, far), (high, far)]
-            order = (0, 2, 1, 3) if self.which else (0, 1, 2, 3)
-            found.append([_word(self.builder, *inner[place]) for place in order])
+        for part in range(0, 2 * self.pairs, 2):
+            four = [word(part, 0), word(part + 1, 0), word(part, 4), word(part + 1, 4)]
+            found.append([four[place] for place in ((0, 2, 1, 3) if self.which else (0, 1, 2, 3))])
         return found
 
 

@@ -28,6 +28,7 @@ class Tile(NamedTuple):
     warp_rows: int
     warp_columns: int
     stages: int
+    cached: bool = True
 
     @property
     def threads(self) -> int:
@@ -40,7 +41,7 @@ class Tile(NamedTuple):
         return self.rows // self.warp_rows // 16, self.columns // self.warp_columns // 8
 
     def __str__(self) -> str:
-        return f"{self.rows}x{self.columns}_{self.warp_rows}x{self.warp_columns}x{self.stages}"
+        return f"{self.rows}x{self.columns}_{self.warp_rows}x{self.warp_columns}x{self.stages}{'' if self.cached else 'g'}"
 
 
 class Form(NamedTuple):
@@ -72,6 +73,12 @@ class Form(NamedTuple):
     def pitch(self) -> int:
         """From one row of results in shared memory to the next."""
         return self.tile.columns + (0 if SIMULATED else 8)
+
+    @property
+    def blocks(self) -> int:
+        """That a multiprocessor shall have registers for; factors across the terms need more of them."""
+        threads = 128 if SIMULATED else 384 if all(self.across) else 512
+        return -(-threads // self.tile.threads)
 
     @property
     def part(self) -> int:

@@ -11,8 +11,8 @@ from numconv.plugin import np_dtype
 from .forms import UNITS, Form
 
 __all__ = [
-    "commit", "copy_unit", "fetch_number", "fresh", "keep_number", "multiplier", "narrow", "peek_float", "peek_number", "reload",
-    "spreader", "store_unit", "wait_until",
+    "commit", "copy_cached_unit", "copy_unit", "fetch_number", "fresh", "keep_float", "keep_number", "multiplier", "narrow",
+    "peek_float", "peek_number", "reload", "spreader", "store_unit", "wait_until",
 ]  # fmt: skip
 
 
@@ -38,6 +38,10 @@ def copy_unit(shared: Any, unit: Any, pointer: Any, place: Any, more: Any, there
     shared[unit * size : unit * size + size] = found.view(np.int32)
 
 
+copy_cached_unit = copy_unit
+"""The same of a unit that this multiprocessor may read again soon."""
+
+
 def commit() -> None:
     """The copies that a thread began since the last time are a group."""
 
@@ -61,7 +65,7 @@ def store_unit(pointer: Any, unit: Any, values: tuple[Any, ...]) -> None:
 
 
 def peek_float(shared: Any, index: Any) -> Any:
-    """A result in shared memory."""
+    """A float32 in shared memory."""
     return shared[int(index)].view(np.float32)
 
 
@@ -78,6 +82,11 @@ def fresh(value: Any) -> Any:
 def peek_number(shared: Any, index: Any) -> Any:
     """An integer in shared memory."""
     return int(shared[int(index)])
+
+
+def keep_float(shared: Any, index: Any, value: Any) -> None:
+    """Write a float32 to shared memory."""
+    shared[int(index)] = np.float32(value).view(np.int32)
 
 
 def keep_number(shared: Any, index: Any, value: Any) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from numconv.plugin import CONV_OPS, ConvProblem, accumulator, parse
 
-from . import depthwise, direct, forms, gemm, pooling, tensor_cores, tensor_layouts, tensor_products, windows
+from . import depthwise, direct, forms, gemm, pooling, tensor_cuts, tensor_layouts, tensor_products, windows
 from .compiler import Kernel, ptx, type_of, types
 from .geometry import Geometry, geometry
 from .neighbours import widest
@@ -76,7 +76,7 @@ def _layout_type(dtype: str, ndim: int) -> Any:
     problem = parse(f"conv forward {short} n1 c1 k1 g1 in{sizes} w{sizes} s1 p0 d1")
     assert isinstance(problem, ConvProblem)
     strides = (1, 1, 1, (1,) * ndim)
-    return type_of(tensor_layouts.layout_of(problem, geometry(problem, [np.empty(1)], strides, strides, strides), 1, 1))
+    return type_of(tensor_layouts.layout_of(problem, geometry(problem, [np.empty(1)], strides, strides, strides), 1, 1, 1))
 
 
 def _pointer(dtype: str) -> Any:
@@ -146,12 +146,21 @@ def _tensor_products(dtype: str, ndim: int, of: Any, sums: Any) -> Iterator[tupl
     conv, layout, number, table = _geometry_type(ndim, conv=True), _layout_type(dtype, ndim), types.int64, _pointer("int32")
     for op in CONV_OPS:
         out = sums if op == "weight_grad" else of
-        packed = (of, of, of, of, table, conv, layout, types.UniTuple(number, 3), number, types.float32)
+        packed = (of, of, of, of, table, conv, layout, types.UniTuple(number, 2), types.UniTuple(number, 2), types.float32)
         yield tensor_layouts.pack_kernel(op, dtype), packed
-        for tile, pointwise in (*((tile, False) for tile in tensor_cores.TILES), (tensor_cores.TILES[0], True)):
-            entries = of if pointwise else table
-            arguments = (of, of, entries, of, of, of, out, conv, layout, types.float32)
-            yield tensor_products.tensor_kernel(op, tile, dtype, pointwise=pointwise), arguments
+        most, least = tensor_cuts.TILES[0], tensor_cuts.TILES[-1]
+        for tile, pointwise, split in (
+            *((tile, False, False) for tile in tensor_cuts.TILES),
+            (most, True, False),
+            (least, False, True),
+        ):
+            if split and op == "weight_grad":
+                continue
+            entries, target = of if pointwise else table, sums if split else out
+            arguments = (of, of, entries, of, of, of, target, conv, layout, types.float32)
+            yield tensor_products.tensor_kernel(op, tile, dtype, pointwise=pointwise, split=split), arguments
+        if op != "weight_grad":
+            yield tensor_products.finish_kernel(op), (sums, of, of, of, of, conv, layout, number, number, types.float32)
 
 
 def _numba(dtype: str) -> Any:

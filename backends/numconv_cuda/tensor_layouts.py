@@ -17,13 +17,16 @@ from typing import Any, NamedTuple
 
 from numconv.plugin import ConvProblem
 
-from .compiler import Kernel, cuda, device, kernel
+from .compiler import SIMULATED, Kernel, cuda, device, kernel, types
 from .elements import cast, div, load, mod, repeated, replaced, store
 from .forms import ITEMSIZE, UNITS
-from .fragments import store_unit
-from .geometry import Geometry, coordinates, offset_of, source_index, tap_offset, volume_of
+from .fragments import keep_float, peek_float, store_unit
+from .geometry import Geometry, coordinates, offset_of, source_index, start_of, tap_offset, volume_of
 
-__all__ = ["Extent", "Layout", "extent_of", "layout_of", "pack_kernel", "phase_rests", "phase_sizes", "phase_taps", "units_of"]
+__all__ = [
+    "PACK_TILE", "Extent", "Layout", "extent_of", "layout_of", "pack_kernel", "phase_rests", "phase_sizes", "phase_taps", "unit_of",
+    "units_of",
+]  # fmt: skip
 
 
 class Layout(NamedTuple):
@@ -47,8 +50,10 @@ class Layout(NamedTuple):
     """From one tap to the next that reaches the same phase."""
     table: Any
     """Entries of the table of a phase."""
-    chunks: Any
-    """Slices of the terms; of a part of them in a gradient of w."""
+    length: Any
+    """Slices of a part of the terms."""
+    phases: Any
+    """Of a gradient of x; else 1."""
     border: Any
     """Whether some terms are padding zeros."""
     inner: Any
@@ -92,8 +97,8 @@ def inner_channels(problem: ConvProblem, g: Geometry) -> bool:
     return abs(int(steps.channel)) < abs(int(steps.spatial[-1]))
 
 
-def layout_of(problem: ConvProblem, g: Geometry, images: int, chunks: int) -> Layout:
-    """The layout for so many images at a time."""
+def layout_of(problem: ConvProblem, g: Geometry, images: int, slices: int, length: int) -> Layout:
+    """The layout for so many images at a time, whose terms have so many slices, and so many a part."""
     number = type(g.n)
     extent = extent_of(problem)
     channels, others = (g.per_k, g.per_c) if problem.op == "input_grad" else (g.per_c, g.per_k)
@@ -101,14 +106,15 @@ def layout_of(problem: ConvProblem, g: Geometry, images: int, chunks: int) -> La
     pixel = units * problem.groups
     steps = [pixel * math.prod(extent.sizes[axis + 1 :]) for axis in range(problem.ndim)]
     apart = [s // math.gcd(s, d) for s, d in zip(problem.stride, problem.dilation, strict=True)]
-    table = chunks * UNITS if problem.op == "input_grad" else 0
+    backward = problem.op == "input_grad"
+    table, phases = (slices * UNITS, math.prod(problem.stride)) if backward else (0, 1)
 
     def typed(values: Any) -> tuple[Any, ...]:
         return tuple(map(number, values))
 
     return Layout(
         number(images), typed(extent.low), typed(extent.sizes), typed(steps), number(pixel * math.prod(extent.sizes)),
-        number(units), number(units_of(int(others), problem.dtype)), typed(apart), number(table), number(chunks),
+        number(units), number(units_of(int(others), problem.dtype)), typed(apart), number(table), number(length), number(phases),
         number(extent.border), number(inner_channels(problem, g)),
     )  # fmt: skip
 
@@ -157,36 +163,84 @@ def phase_taps(g, lay, rests):
 # --- packing ---------------------------------------------------------------------------------------------------------------------
 
 
+class PackTile(NamedTuple):
+    """What a block of threads packs at a time: so many positions, and so many channels of them."""
+
+    positions: int
+    channels: int
+    threads: int
+
+
+PACK_TILE = PackTile(8, 16, 8) if SIMULATED else PackTile(64, 64, 256)
+AHEAD = 4
+"""Elements that a thread loads before it writes them."""
+
+
 def _image_packer(each: int) -> Any:
-    """The device function that packs two units of an image; an item is a position and a pair of units."""
+    """The device function that packs the channels of some positions, which go through shared memory: both ways neighbours move."""
+    positions, channels_at_once, threads = PACK_TILE
+    pitch, units_at_once, step = positions + 1, channels_at_once // each, threads // positions
 
     @device
-    def pack_image(source, target, strides, size, low, sizes, mode, groups, channels, units, inner, item, zero):
-        pairs, volume = cast(div(units + 1, 2), groups), cast(volume_of(sizes), groups)
-        if inner:
-            pair, rest = mod(item, pairs), div(item, pairs)
-            group, rest = mod(rest, groups), div(rest, groups)
-            at, image = mod(rest, volume), div(rest, volume)
-        else:
-            at, rest = mod(item, volume), div(item, volume)
-            pair, rest = mod(rest, pairs), div(rest, pairs)
-            group, image = mod(rest, groups), div(rest, groups)
-        position = coordinates(at, sizes)
-        offset, inside = image * strides.n + group * strides.group, True
+    def source_of(strides, size, low, sizes, mode, image, at):
+        position, offset, inside = coordinates(at, sizes), image * strides.n, True
         for axis in range(len(sizes)):
             index = source_index(position[axis] - low[axis], size[axis], mode)
             inside = inside and index >= 0
             offset += index * strides.spatial[axis]
-        first = ((image * volume + at) * groups + group) * units + 2 * pair
-        for part in range(2):
-            if 2 * pair + part < units:
+        return inside, offset if inside else 0
+
+    @device
+    def fill_by_positions(shared, source, place, strides, size, low, sizes, mode, channels, count, pixels, thread, zero):
+        pixel, first, start = place
+        volume, at, channel = cast(volume_of(sizes), pixels), mod(thread, positions), div(thread, positions)
+        here = min(pixel + at, pixels - 1)
+        inside, offset = source_of(strides, size, low, sizes, mode, div(here, volume), mod(here, volume))
+        offset += start
+        for beyond in range(channel, count, AHEAD * step):
+            values = repeated(zero, AHEAD)
+            for part in range(AHEAD):
+                from_channel = min(first + beyond + part * step, channels - 1)
+                values = replaced(values, part, load(source, offset + from_channel * strides.channel, zero))
+            for part in range(AHEAD):
+                there = inside and first + beyond + part * step < channels
+                keep_float(shared, (beyond + part * step) * pitch + at, values[part] if there else zero)
+
+    @device
+    def fill_by_channels(shared, source, place, strides, size, low, sizes, mode, channels, count, pixels, thread, zero):
+        pixel, first, start = place
+        volume = cast(volume_of(sizes), pixels)
+        for number in range(thread, positions * count, threads):
+            at, channel = div(number, count), mod(number, count)
+            here = min(pixel + at, pixels - 1)
+            inside, offset = source_of(strides, size, low, sizes, mode, div(here, volume), mod(here, volume))
+            value = load(source, start + offset + min(first + channel, channels - 1) * strides.channel, zero)
+            keep_float(shared, channel * pitch + at, value if inside and first + channel < channels else zero)
+
+    @device
+    def fill(shared, source, place, strides, size, low, sizes, mode, channels, count, pixels, inner, thread, zero):
+        if inner:
+            fill_by_channels(shared, source, place, strides, size, low, sizes, mode, channels, count, pixels, thread, zero)
+        else:
+            fill_by_positions(shared, source, place, strides, size, low, sizes, mode, channels, count, pixels, thread, zero)
+
+    @device
+    def pack_image(shared, source, target, strides, size, low, sizes, mode, g, lay, channels, units, block, thread, zero):
+        blocks = cast(div(units + units_at_once - 1, units_at_once), g.n)
+        slab, rest = mod(block, blocks), div(block, blocks)
+        group, pixel = mod(rest, g.groups), div(rest, g.groups) * positions
+        first, start = slab * channels_at_once, group * strides.group
+        here, pixels = cast(min(units - slab * units_at_once, units_at_once), g.n), cast(lay.n * volume_of(sizes), g.n)
+        place, count = (pixel, first, start), cast(here * each, g.n)
+        fill(shared, source, place, strides, size, low, sizes, mode, channels, count, pixels, lay.inner, thread, zero)
+        cuda.syncthreads()
+        for number in range(thread, positions * here, threads):
+            unit, at = mod(number, here), div(number, here)
+            if pixel + at < pixels:
                 values = repeated(zero, each)
-                if inside:
-                    channel = (2 * pair + part) * each
-                    for number in range(each):
-                        if channel + number < channels:
-                            values = replaced(values, number, load(source, offset + (channel + number) * strides.channel, zero))
-                store_unit(target, first + part, values)
+                for part in range(each):
+                    values = replaced(values, part, peek_float(shared, (unit * each + part) * pitch + at))
+                store_unit(target, ((pixel + at) * g.groups + group) * units + slab * units_at_once + unit, values)
 
     return pack_image
 
@@ -206,11 +260,26 @@ def _weight_packer(each: int, *, turned: bool) -> Any:
         values = repeated(zero, each)
         for number in range(each):
             channel = unit * each + number
-            if channel < channels:
-                values = replaced(values, number, load(w, offset + channel * step, zero))
-        store_unit(target, ((group * rows + row) * g.taps + tap) * lay.units + unit, values)
+            value = load(w, offset + min(channel, channels - 1) * step, zero)
+            values = replaced(values, number, value if channel < channels else zero)
+        store_unit(target, (group * rows + row) * g.taps * lay.units + number_of(lay, g.taps, tap, unit), values)
 
     return pack_weights
+
+
+@device
+def number_of(lay, taps, tap, unit):
+    """The number of a unit of channels under a tap: first come all taps of the first units of a slice's line, and so on."""
+    block = div(unit, UNITS) * UNITS
+    return block * taps + tap * min(lay.units - block, UNITS) + unit - block
+
+
+@device
+def unit_of(lay, taps, number):
+    """The tap and the unit of such a number."""
+    block = div(number, UNITS * taps) * UNITS
+    rest, width = number - block * taps, cast(min(lay.units - block, UNITS), lay.n)
+    return div(rest, width), block + mod(rest, width)
 
 
 @device
@@ -218,7 +287,8 @@ def forward_entry(g, lay, number):
     """Where the units of terms lie in a row of weights, and from the start of a window; -1 behind the last."""
     if number >= g.taps * lay.units:
         return -1, -1
-    tap, unit = coordinates(div(number, lay.units), g.window), mod(number, lay.units)
+    tap, unit = unit_of(lay, g.taps, number)
+    tap = coordinates(tap, g.window)
     for axis in range(len(g.window)):
         unit += tap_offset(g, axis, tap[axis]) * lay.steps[axis]
     return number, unit
@@ -232,14 +302,14 @@ def gradient_entry(g, lay, number):
     number = mod(number, lay.table)
     if number >= taps * lay.units:
         return -1, -1
-    unit, place = mod(number, lay.units), coordinates(div(number, lay.units), counts)
-    flat, offset = 0, unit
+    place, unit = unit_of(lay, taps, number)
+    place, flat, offset = coordinates(place, counts), 0, unit
     for axis in range(len(g.window)):
         tap = firsts[axis] + place[axis] * lay.tap_step[axis]
         flat = flat * g.window[axis] + tap
         distance = (rests[axis] + g.low[axis] - tap_offset(g, axis, tap)) // g.stride[axis]
         offset += (distance + lay.low[axis]) * lay.steps[axis]
-    return flat * lay.units + unit, offset
+    return number_of(lay, g.taps, flat, unit), offset
 
 
 @device
@@ -259,46 +329,52 @@ _ENTRIES = {"forward": forward_entry, "input_grad": gradient_entry, "weight_grad
 
 @functools.cache
 def pack_kernel(op: str, dtype: str) -> Kernel:
-    """The kernel that packs both factors and writes the table.
+    """The kernel that packs both factors and writes the table, with the threads of `PACK_TILE`.
 
-    It takes (image, other, to_image, to_other, table, g, lay, counts, items, zero) with the numbers of items of each of the three.
+    It takes (image, other, to_image, to_other, table, g, lay, blocks, counts, zero): how many blocks pack the image and the other
+    factor, and how many units of weights and entries of the table there are.
     """
-    each, entry_of = 16 // ITEMSIZE[dtype], _ENTRIES[op]
+    each, entry_of, threads = 16 // ITEMSIZE[dtype], _ENTRIES[op], PACK_TILE.threads
     pack_image, pack_weights = _image_packer(each), _weight_packer(each, turned=op == "input_grad")
+    size = PACK_TILE.channels * (PACK_TILE.positions + 1)
 
     @device
-    def pack_other(other, to_other, g, lay, item, zero):
-        pack_weights(other, to_other, g, lay, item, zero)
+    def pack_x(shared, image, to_image, g, lay, block, thread, zero):
+        pack_image(
+            shared, image, to_image, g.x, g.size, lay.low, lay.sizes, g.mode, g, lay, g.per_c, lay.units, block, thread, zero
+        )
 
     @device
-    def pack_first(image, to_image, g, lay, item, zero):
-        pack_image(image, to_image, g.x, g.size, lay.low, lay.sizes, g.mode, g.groups, g.per_c, lay.units, lay.inner, item, zero)
+    def pack_padded_y(shared, image, to_image, g, lay, block, thread, zero):
+        pack_image(shared, image, to_image, g.y, g.output, lay.low, lay.sizes, 0, g, lay, g.per_k, lay.units, block, thread, zero)
 
     @device
-    def pack_y(image, to_image, g, lay, item, zero):
-        pack_image(image, to_image, g.y, g.output, lay.low, lay.sizes, 0, g.groups, g.per_k, lay.units, lay.inner, item, zero)
+    def pack_y(shared, other, to_other, g, lay, block, count, thread, zero):
+        low = start_of(g.output)
+        pack_image(shared, other, to_other, g.y, g.output, low, g.output, 0, g, lay, g.per_k, lay.others, block, thread, zero)
 
     @device
-    def pack_outputs(other, to_other, g, lay, item, zero):
-        nothing = g.output
-        for axis in range(len(g.output)):
-            nothing = replaced(nothing, axis, 0)
-        pack_image(other, to_other, g.y, g.output, nothing, g.output, 0, g.groups, g.per_k, lay.others, lay.inner, item, zero)
+    def pack_w(shared, other, to_other, g, lay, block, count, thread, zero):
+        item = block * threads + thread
+        if item < count:
+            pack_weights(other, to_other, g, lay, item, zero)
 
-    first = pack_y if op == "input_grad" else pack_first
-    second = pack_outputs if op == "weight_grad" else pack_other
+    first = pack_padded_y if op == "input_grad" else pack_x
+    second = pack_y if op == "weight_grad" else pack_w
 
-    def pack(image, other, to_image, to_other, table, g, lay, counts, items, zero):
-        for item in range(cuda.grid(1), items, cuda.gridsize(1)):
-            if item < counts[0]:
-                first(image, to_image, g, lay, item, zero)
-            elif item < counts[0] + counts[1]:
-                second(other, to_other, g, lay, item - counts[0], zero)
-            else:
-                number = item - counts[0] - counts[1]
+    def pack(image, other, to_image, to_other, table, g, lay, blocks, counts, zero):
+        shared = cuda.shared.array(size, types.int32, None)
+        block, thread = cuda.blockIdx.x, cuda.threadIdx.x
+        if block < blocks[0]:
+            first(shared, image, to_image, g, lay, block, thread, zero)
+        elif block < blocks[0] + blocks[1]:
+            second(shared, other, to_other, g, lay, block - blocks[0], counts[0], thread, zero)
+        else:
+            number = (block - blocks[0] - blocks[1]) * threads + thread
+            if number < counts[1]:
                 in_first, in_second = entry_of(g, lay, number)
                 store(table, 2 * number, in_first)
                 store(table, 2 * number + 1, in_second)
 
     pack.__name__ = pack.__qualname__ = f"pack_{op}_{dtype}"
-    return kernel(pack)
+    return kernel(pack, (threads, 4))

@@ -13,11 +13,11 @@ from .forms import UNITS
 from .fragments import fetch_number
 from .gemm import above_tap, finished_x, finished_y, forward_again, part_of_sum, weight_grad_again
 from .geometry import advanced, coordinates, offset_of, start_of, tap_offset, volume_of
-from .tensor_layouts import phase_rests, phase_sizes, phase_taps
+from .tensor_layouts import phase_rests, phase_sizes, phase_taps, unit_of
 
 __all__ = [
-    "FORWARD", "INPUT_GRAD", "Factor", "Operation", "forward_anew", "gradient_anew", "input_channels", "output_channels",
-    "output_target", "outputs", "phase_columns", "phase_target", "weight_grad",
+    "FORWARD", "INPUT_GRAD", "Factor", "Operation", "all_slices", "input_channels", "output_channels", "output_target",
+    "outputs", "phase_columns", "phase_target", "weight_grad",
 ]  # fmt: skip
 
 
@@ -37,17 +37,17 @@ class Operation(NamedTuple):
 
     first: Factor
     second: Factor
-    span: Any
-    """(g, lay, z) -> the first slice of terms and how many follow, of a phase or part."""
+    slices: Any
+    """(g, lay, z) -> how many slices the terms of a phase have."""
     rows: Any
     columns: Any
     """(g, lay, z) -> how many there are."""
     target: Any
-    """(g, lay, group, z, column) -> whether it is a result, its offset in the first row, and the step to the next."""
+    """(g, lay, group, z, part, column) -> whether it is a result, its offset in the first row, and the step to the next."""
     finish: Any
     """(value, bias, g, group, row) -> what is written."""
     again: Any
-    """(first, second, g, lay, group, z, row, column, begin, end, zero) -> a result of the slices in between, term by term."""
+    """(first, second, g, lay, group, z, part, row, column, zero) -> a result, or a part of it, term by term."""
 
 
 @device
@@ -67,8 +67,8 @@ def second_entry(table, g, lay, z, number):
 
 @device
 def all_slices(g, lay, z):
-    """All of them."""
-    return 0, lay.chunks
+    """Of all taps."""
+    return div(g.taps * lay.units + UNITS - 1, UNITS)
 
 
 @device
@@ -101,16 +101,16 @@ def window_start(g, lay, group, z, line):
 
 
 @device
-def output_target(g, lay, group, z, column):
+def output_target(g, lay, group, z, part, column):
     """An output of the first channel of a group."""
     image, output = div(column, g.outputs), coordinates(mod(column, g.outputs), g.output)
     return True, image * g.y.n + group * g.y.group + offset_of(output, g.y.spatial), g.y.channel
 
 
 @device
-def forward_anew(first, second, g, lay, group, z, row, column, begin, end, zero):
+def forward_anew(first, second, g, lay, group, z, part, row, column, zero):
     """A result of a convolution."""
-    return forward_again(first, second, g, group, row, column, begin, end, zero)
+    return forward_again(first, second, g, group, row, column, 0, 0, zero)
 
 
 # --- input_grad ------------------------------------------------------------------------------------------------------------------
@@ -118,9 +118,9 @@ def forward_anew(first, second, g, lay, group, z, row, column, begin, end, zero)
 
 @device
 def phase_slices(g, lay, z):
-    """Those of the taps that reach a phase."""
+    """Of the taps that reach a phase."""
     _, _, taps = phase_taps(g, lay, phase_rests(g, z))
-    return 0, div(taps * lay.units + UNITS - 1, UNITS)
+    return div(taps * lay.units + UNITS - 1, UNITS)
 
 
 @device
@@ -160,7 +160,7 @@ def phase_start(g, lay, group, z, line):
 
 
 @device
-def phase_target(g, lay, group, z, column):
+def phase_target(g, lay, group, z, part, column):
     """An element of the first channel of a group."""
     image, position = phase_place(g, lay, z, column)
     rests = phase_rests(g, z)
@@ -171,7 +171,7 @@ def phase_target(g, lay, group, z, column):
 
 
 @device
-def gradient_anew(first, second, g, lay, group, z, row, column, begin, end, zero):
+def gradient_anew(first, second, g, lay, group, z, part, row, column, zero):
     """A gradient of x."""
     image, position = phase_place(g, lay, z, column)
     rests, from_low = phase_rests(g, z), g.size
@@ -196,11 +196,19 @@ def weight_grad(each: int) -> Operation:
     """The gradient of w, whose lines are channels, `each` of a unit."""
 
     @device
-    def part_slices(g, lay, z):
-        """Those of a part."""
-        slices = div(lay.n * g.outputs + UNITS * each - 1, UNITS * each)
-        first = z * lay.chunks
-        return first, max(min(lay.chunks, slices - first), 0)
+    def in_first(table, g, lay, z, number):
+        """Where an output lies in y, from the table."""
+        return fetch_number(table, 2 * number)
+
+    @device
+    def in_second(table, g, lay, z, number):
+        """Where its window lies in x."""
+        return fetch_number(table, 2 * number + 1)
+
+    @device
+    def output_slices(g, lay, z):
+        """Of the outputs of all images."""
+        return div(lay.n * g.outputs + UNITS * each - 1, UNITS * each)
 
     @device
     def tap_columns(g, lay, z):
@@ -219,35 +227,36 @@ def weight_grad(each: int) -> Operation:
         number = div(line, each)
         if number >= g.taps * lay.units:
             return -1
-        tap, place = coordinates(div(number, lay.units), g.window), group * lay.units + mod(number, lay.units)
+        tap, unit = unit_of(lay, g.taps, number)
+        tap, place = coordinates(tap, g.window), group * lay.units + unit
         for axis in range(len(g.window)):
             place += tap_offset(g, axis, tap[axis]) * lay.steps[axis]
         return place
 
     @device
-    def place_of(lay, column):
+    def place_of(g, lay, column):
         """The tap and the input channel of a column."""
-        width = lay.units * each
-        tap = div(column, width)
-        return tap, column - tap * width
+        tap, unit = unit_of(lay, g.taps, div(column, each))
+        return tap, unit * each + mod(column, each)
 
     @device
-    def sum_target(g, lay, group, z, column):
+    def sum_target(g, lay, group, z, part, column):
         """A sum, in sums[part, k, tap, c]."""
-        tap, channel = place_of(lay, column)
+        tap, channel = place_of(g, lay, column)
         width = g.taps * g.per_c
-        offset = (z * g.groups + group) * g.per_k * width + tap * g.per_c + channel
+        offset = (part * g.groups + group) * g.per_k * width + tap * g.per_c + channel
         return channel < g.per_c, offset, width
 
     @device
-    def sum_anew(first, second, g, lay, group, z, row, column, begin, end, zero):
+    def sum_anew(first, second, g, lay, group, z, part, row, column, zero):
         """A part of a gradient of w."""
-        tap, channel = place_of(lay, column)
-        begin, end = begin * UNITS * each, min(end * UNITS * each, lay.n * g.outputs)
+        tap, channel = place_of(g, lay, column)
+        length = lay.length * UNITS * each
+        begin, end = part * length, min((part + 1) * length, lay.n * g.outputs)
         return weight_grad_again(first, second, g, group, row, channel * g.taps + tap, begin, end, zero)
 
     return Operation(
-        Factor(True, output_unit, first_entry), Factor(True, tap_unit, second_entry), part_slices, output_channels, tap_columns,
+        Factor(True, output_unit, in_first), Factor(True, tap_unit, in_second), output_slices, output_channels, tap_columns,
         sum_target, part_of_sum, sum_anew,
     )  # fmt: skip
 

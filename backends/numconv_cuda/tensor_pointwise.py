@@ -13,13 +13,12 @@ from typing import Any
 from .compiler import SIMULATED, device
 from .elements import div, mod
 from .forms import UNITS
-from .gemm import finished_x, finished_y, part_of_sum, weight_grad_again
+from .gemm import finished_x, finished_y, part_of_sum
 from .geometry import Geometry
 from .tensor_operations import (
     Factor,
     Operation,
-    forward_anew,
-    gradient_anew,
+    all_slices,
     input_channels,
     output_channels,
     output_target,
@@ -66,16 +65,18 @@ def sum_columns(g, lay, z):
 
 
 @device
-def sum_target(g, lay, group, z, column):
+def sum_target(g, lay, group, z, part, column):
     """A sum, in sums[part, k, c]."""
-    return True, (z * g.groups + group) * g.per_k * g.per_c + column, g.per_c
+    return True, (part * g.groups + group) * g.per_k * g.per_c + column, g.per_c
+
+
+@device
+def never_anew(first, second, g, lay, group, z, part, row, column, zero):
+    """There is no padding."""
+    return zero
 
 
 def _forward(each: int) -> Operation:
-    @device
-    def slices(g, lay, z):
-        return 0, div(g.per_c + UNITS * each - 1, UNITS * each)
-
     @device
     def weights(g, lay, group, z, line):
         return div(group * g.w.group + min(line, g.per_k - 1) * g.w.k, each)
@@ -95,16 +96,12 @@ def _forward(each: int) -> Operation:
         return number * div(g.x.channel, each) if number < g.per_c else -1
 
     return Operation(
-        Factor(False, weights, channels), Factor(True, image, channel), slices, output_channels, outputs, output_target,
-        finished_y, forward_anew,
+        Factor(False, weights, channels), Factor(True, image, channel), all_slices, output_channels, outputs, output_target,
+        finished_y, never_anew,
     )  # fmt: skip
 
 
 def _input_grad(each: int) -> Operation:
-    @device
-    def slices(g, lay, z):
-        return 0, div(g.per_k + UNITS * each - 1, UNITS * each)
-
     @device
     def weights(g, lay, group, z, line):
         return div(group * g.w.group + line, each) if line < g.per_c else -1
@@ -124,17 +121,15 @@ def _input_grad(each: int) -> Operation:
         return number * div(g.y.channel, each) if number < g.per_k else -1
 
     return Operation(
-        Factor(True, weights, weights_of), Factor(True, image, channel), slices, input_channels, phase_columns, phase_target,
-        finished_x, gradient_anew,
+        Factor(True, weights, weights_of), Factor(True, image, channel), all_slices, input_channels, phase_columns, phase_target,
+        finished_x, never_anew,
     )  # fmt: skip
 
 
 def _weight_grad(each: int) -> Operation:
     @device
     def slices(g, lay, z):
-        every = div(lay.n * g.outputs + UNITS * each - 1, UNITS * each)
-        first = z * lay.chunks
-        return first, max(min(lay.chunks, every - first), 0)
+        return div(lay.n * g.outputs + UNITS * each - 1, UNITS * each)
 
     @device
     def of_outputs(g, lay, group, z, line):
@@ -158,14 +153,9 @@ def _weight_grad(each: int) -> Operation:
     def image_of(table, g, lay, z, number):
         return unit_of(g, lay, number, g.x.n)
 
-    @device
-    def anew(first, second, g, lay, group, z, row, column, begin, end, zero):
-        begin, end = begin * UNITS * each, min(end * UNITS * each, lay.n * g.outputs)
-        return weight_grad_again(first, second, g, group, row, column, begin, end, zero)
-
     return Operation(
         Factor(False, of_outputs, outputs_of), Factor(False, image, image_of), slices, output_channels, sum_columns, sum_target,
-        part_of_sum, anew,
+        part_of_sum, never_anew,
     )  # fmt: skip
 
 
