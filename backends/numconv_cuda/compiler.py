@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import re
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -59,8 +58,8 @@ class Kernel:
     ----------
     function : callable
         Its source. It takes pointers (`numconv_cuda.launching.pointer`), named tuples of integers and NumPy scalars.
-    bounds : (int, int), optional
-        The threads of a block, and how many blocks a multiprocessor shall have registers for at a time.
+    bounds : tuple of int, optional
+        The threads of a block, and how many blocks a multiprocessor must have registers for.
     """
 
     def __init__(self, function: Callable[..., Any], bounds: tuple[int, int] | None = None):
@@ -123,10 +122,7 @@ def _compiling_for(capability: tuple[int, int]) -> Iterator[None]:
 def ptx(kernel: Kernel, types: Sequence[Any], capability: tuple[int, int]) -> str:
     """The PTX of a kernel for arguments of these types: needs the toolkit, but neither a device nor its driver."""
     with _compiling_for(capability):
-        found: str = cuda.compile_ptx(kernel.function, tuple(types), cc=capability)[0]
-    if kernel.bounds:  # which compile_ptx does not write
-        threads, blocks = kernel.bounds
-        found = re.sub(r"(\.visible \.entry [^{]*)\{", rf"\1.maxntid {threads}, 1, 1\n.minnctapersm {blocks}\n{{", found, count=1)
+        found: str = cuda.compile_ptx(kernel.function, tuple(types), cc=capability, launch_bounds=kernel.bounds)[0]
     return found
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from .compiler import device
-from .elements import cast, div, load, mod, muladd, replaced
+from .elements import cast, div, load, mod, muladd
 from .forms import UNITS
 from .fragments import fetch_number
-from .gemm import above_tap, finished_x, finished_y, forward_again, part_of_sum, weight_grad_again
-from .geometry import advanced, coordinates, offset_of, start_of, tap_offset, volume_of
+from .gemm import finished_x, finished_y, part_of_sum
+from .geometry import advanced, coordinates, offset_of, source_offset, start_of, tap_offset, volume_of
 from .tensor_layouts import phase_rests, phase_sizes, phase_taps, unit_of
 
 __all__ = [
@@ -110,7 +110,17 @@ def output_target(g, lay, group, z, part, column):
 @device
 def forward_anew(first, second, g, lay, group, z, part, row, column, zero):
     """A result of a convolution."""
-    return forward_again(first, second, g, group, row, column, 0, 0, zero)
+    image, output = div(column, g.outputs), coordinates(mod(column, g.outputs), g.output)
+    start, weight = image * g.x.n + group * g.x.group, group * g.w.group + row * g.w.k
+    acc, tap = zero, start_of(g.window)
+    for _ in range(g.taps):
+        inside, source = source_offset(g, output, tap)
+        if inside:
+            source, at = source + start, weight + offset_of(tap, g.w.spatial)
+            for c in range(g.per_c):
+                acc = muladd(load(second, source + c * g.x.channel, zero), load(first, at + c * g.w.c, zero), acc)
+        tap = advanced(tap, g.window)
+    return acc
 
 
 # --- input_grad ------------------------------------------------------------------------------------------------------------------
@@ -171,18 +181,27 @@ def phase_target(g, lay, group, z, part, column):
 
 
 @device
+def reader_of(g, rests, position, tap):
+    """Whether an output reads an element of a phase through a tap, and the offset of that output in y."""
+    found, offset = True, 0
+    for axis in range(len(g.size)):
+        distance = rests[axis] + position[axis] * g.stride[axis] + g.low[axis] - tap_offset(g, axis, tap[axis])
+        output = distance // g.stride[axis]
+        found = found and output >= 0 and output * g.stride[axis] == distance and output < g.output[axis]
+        offset += output * g.y.spatial[axis]
+    return found, offset
+
+
+@device
 def gradient_anew(first, second, g, lay, group, z, part, row, column, zero):
     """A gradient of x."""
     image, position = phase_place(g, lay, z, column)
-    rests, from_low = phase_rests(g, z), g.size
-    for axis in range(len(g.size)):
-        from_low = replaced(from_low, axis, rests[axis] + position[axis] * g.stride[axis] + g.low[axis])
-    place, weight = (image * g.y.n + group * g.y.group, from_low), group * g.w.group + row * g.w.c
+    rests, start, weight = phase_rests(g, z), image * g.y.n + group * g.y.group, group * g.w.group + row * g.w.c
     acc, tap = zero, start_of(g.window)
     for _ in range(g.taps):
-        inside, source = above_tap(g, place, 0, tap)
+        inside, source = reader_of(g, rests, position, tap)
         if inside:
-            at = weight + offset_of(tap, g.w.spatial)
+            source, at = source + start, weight + offset_of(tap, g.w.spatial)
             for k in range(g.per_k):
                 acc = muladd(load(second, source + k * g.y.channel, zero), load(first, at + k * g.w.k, zero), acc)
         tap = advanced(tap, g.window)
@@ -251,9 +270,16 @@ def weight_grad(each: int) -> Operation:
     def sum_anew(first, second, g, lay, group, z, part, row, column, zero):
         """A part of a gradient of w."""
         tap, channel = place_of(g, lay, column)
-        length = lay.length * UNITS * each
-        begin, end = part * length, min((part + 1) * length, lay.n * g.outputs)
-        return weight_grad_again(first, second, g, group, row, channel * g.taps + tap, begin, end, zero)
+        tap, length = coordinates(tap, g.window), lay.length * UNITS * each
+        from_y, from_x = group * g.y.group + row * g.y.channel, group * g.x.group + channel * g.x.channel
+        acc = zero
+        for term in range(part * length, min((part + 1) * length, lay.n * g.outputs)):
+            image, output = div(term, g.outputs), coordinates(mod(term, g.outputs), g.output)
+            inside, source = source_offset(g, output, tap)
+            if inside:
+                value = load(first, from_y + image * g.y.n + offset_of(output, g.y.spatial), zero)
+                acc = muladd(value, load(second, from_x + image * g.x.n + source, zero), acc)
+        return acc
 
     return Operation(
         Factor(True, output_unit, in_first), Factor(True, tap_unit, in_second), output_slices, output_channels, tap_columns,
