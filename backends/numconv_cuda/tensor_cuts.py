@@ -141,11 +141,12 @@ def _weight_memory(problem: ConvProblem, image: int) -> Memory:
 
 
 def _fitted(problem: ConvProblem, cut: Callable[[int], Memory]) -> Memory:
-    """All images at a time, or about as many as fit."""
+    """All images at a time, or about as many as fit, equally many each time."""
     images = max(problem.n, 1)
     while images > 1 and (bytes_of(problem, cut(images)) > problem.max_workspace or images * cut(images).image >= 2**31):
         images -= -(-images // 8)
-    return cut(images)
+    turns = -(-problem.n // images)
+    return cut(-(-problem.n // turns) if turns else images)
 
 
 def sums_of(problem: ConvProblem, images: int) -> int:
