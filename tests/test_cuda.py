@@ -288,22 +288,75 @@ def test_tensor_cores(op, dtype, rng):
 
 
 @simulated
-def test_tf32_and_halves_in_shared_memory():
-    """Rounded to nearest: TF32 ties away from zero, half types ties to even; what is not finite stays so."""
-    from numconv_cuda.elements import poke_tensor
+@pytest.mark.parametrize(
+    "text",
+    [
+        "conv forward f16 n1 c3 k2 g1 in7x6 w3x2 s2x3 p1:2 d2x3 pad=reflect",  # what is not read is not packed
+        "conv forward bf16 n1 c18 k2 g2 in2x1x2 w2x1x2 s1 p1:0 d1",
+        "conv input_grad f16 n1 c2 k3 g1 in4x5 w3x2 s2x3 p1 d2x3",  # phases that no tap reaches, and a dilation across them
+        "conv input_grad f32 n1 c4 k6 g2 in5 w3 s2 p0 d1 accuracy=fast",
+        "conv weight_grad f16 n2 c9 k4 g1 in3x2 w2x1 s2 p1 d1",
+        "conv weight_grad f32 n1 c4 k36 g2 in5 w3 s1 p1 d2 accuracy=fast",
+    ],
+)
+def test_packed_factors(text, rng):
+    check(parse(text), "cuda", "tensor_cores", rng=rng)
 
-    values = np.array([1 + 2**-11, 1 + 2**-12, -1 - 2**-11, 3e38, np.inf, -0.0], np.float32)
-    found = np.empty(values.size, np.float32)
-    for place, value in enumerate(values):
-        poke_tensor(found, place, value)
-    np.testing.assert_array_equal(found[:3], np.array([1 + 2**-10, 1, -1 - 2**-10], np.float32))
-    assert found[4] == np.inf
+
+@simulated
+@pytest.mark.parametrize("op", CONV_OPS)
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+def test_factors_of_one_tap_are_read_as_they_lie(op, dtype, rng, monkeypatch):
+    from numconv_cuda import tensor_cores
+
+    def packed(*args):
+        raise AssertionError("packed")
+
+    problem = parse(f"conv {op} {dtype} n2 c8 k3 g1 in2x4 w1x1 s1 p0 d1 accuracy=fast")
+    check(problem, "cuda", "tensor_cores", rng=rng, integer=False)
+    arrays = nc.testing.inputs(problem, rng, False)
+    found = [np.empty(shape, problem.dtype) for shape in problem.output_shapes]
+    monkeypatch.setattr(tensor_cores, "_packing", packed)
+    tensor_cores.TensorCores().build(problem)(found, arrays)
+    wide = problem.replace(spatial=(3, 3))
+    arrays = nc.testing.inputs(wide, rng, False)
+    with pytest.raises(AssertionError, match="packed"):
+        tensor_cores.TensorCores().build(wide)([np.empty(shape, wide.dtype) for shape in wide.output_shapes], arrays)
+
+
+@simulated
+@pytest.mark.parametrize("op", CONV_OPS)
+def test_as_many_images_are_packed_as_memory_allows(op, rng):
+    from numconv_cuda.tensor_cores import TensorCores
+    from numconv_cuda.tensor_cuts import memory_of
+
+    problem = parse(f"conv {op} f32 n3 c4 k4 g1 in6 w3 s1 p1 d1 accuracy=fast")
+    room = TensorCores().workspace(problem)
+    small = problem.replace(max_workspace=room - 1)
+    assert memory_of(problem).images == 3 > memory_of(small).images
+    assert TensorCores().workspace(small) < room
+    check(small, "cuda", "tensor_cores", rng=rng)
+    verdict = TensorCores().supports(problem.replace(max_workspace=64))
+    assert "packs an image at a time at least, in" in verdict.reason
+
+
+@simulated
+def test_units_of_tensor_cores(rng):
+    """Rounded to nearest: TF32 ties away from zero, half types ties to even; what is not finite stays so."""
+    from numconv_cuda.fragments import store_unit
+    from numconv_cuda.launching import HostPointer
+
+    values = np.array([1 + 2**-11, 1 + 2**-12, -1 - 2**-11, np.inf, 3e38, -0.0, np.nan, 7], np.float32)
+    found = np.empty(8, np.float32)
+    for unit in range(2):
+        store_unit(HostPointer.to(found), unit, tuple(values[4 * unit : 4 * unit + 4]))
+    np.testing.assert_array_equal(found[:4], np.array([1 + 2**-10, 1, -1 - 2**-10, np.inf], np.float32))
     assert np.signbit(found[5])
-    for kind, half in ((np.int16, np.float16), (np.uint16, np_dtype("bfloat16"))):
-        bits = np.empty(values.size, kind)
-        for place, value in enumerate(values[:3]):
-            poke_tensor(bits, place, value)
-        np.testing.assert_array_equal(bits[:3].view(half), values[:3].astype(half))
+    assert np.isnan(found[6])
+    for dtype in ("float16", "bfloat16"):
+        halves, known = np.empty(8, np_dtype(dtype)), np.where(values == np.float32(3e38), np.float32(2), values)
+        store_unit(HostPointer.to(halves), 0, tuple(known))
+        np.testing.assert_array_equal(halves.astype(np.float32), known.astype(np_dtype(dtype)).astype(np.float32))
 
 
 @simulated
@@ -327,34 +380,6 @@ def test_unpooling_some_channels_at_a_time(rng, monkeypatch):
         "max_unpool_backward f32 n3 c2 in5x4 w1x1 s1 p0 d1 target=3x2",
     ):
         check(parse(f"window {text}"), "cuda", rng=rng)
-
-
-@simulated
-@pytest.mark.parametrize("algorithm", ["tensor_cores"])
-@pytest.mark.parametrize(
-    ("text", "ways"),
-    [
-        ("conv forward f32 n1 c8 k5 g1 in2x4 w1x1 s1 p0 d1", ["4 x4", "4 4"]),
-        ("conv forward f32 n2 c4 k6 g2 in3x4 w2x2 s1 p0 d1", ["4 x1", "1 x1"]),
-        ("conv input_grad f32 n1 c4 k8 g1 in2x4 w1x1 s1 p0 d1", ["x4 x4", "x4 4"]),
-        ("conv weight_grad f32 n2 c4 k4 g1 in2x4 w1x1 s1 p0 d1", ["4 4", "x4 x4"]),
-        ("conv weight_grad f32 n2 c3 k4 g1 in3x5 w2x2 s1 p0 d1", ["4 1", "x4 1"]),
-    ],
-)
-def test_wide_loads(text, ways, algorithm, rng, monkeypatch):
-    """Where neighbours are aligned they are read at once: with channels first, and with channels last."""
-    module = importlib.import_module(f"numconv_cuda.{algorithm}")
-    known, found = module.ways_of, set()
-
-    def noted(*given):
-        found.add(" ".join(map(str, known(*given))))
-        return known(*given)
-
-    monkeypatch.setattr(module, "ways_of", noted)
-    level = "fast" if algorithm == "tensor_cores" else "default"
-    for layout in ("channels_first", "channels_last"):
-        check(parse(f"{text} accuracy={level}").replace(layout=layout), "cuda", algorithm, rng=rng)
-    assert found >= set(ways)
 
 
 @simulated

@@ -29,7 +29,6 @@ __all__ = [
     "outer",
     "outer_second",
     "poke",
-    "poke_tensor",
     "power",
     "quads",
     "quotient",
@@ -40,7 +39,6 @@ __all__ = [
     "shifted",
     "store",
     "unpack",
-    "warp_product",
 ]
 
 intrinsic, overload = extending.intrinsic, extending.overload
@@ -389,75 +387,6 @@ def shift_in(typingctx: Any, values: Any, value: Any, ahead: Any) -> Any:
         return result
 
     return values(values, types.unliteral(value), ahead), codegen
-
-
-# --- tensor cores --------------------------------------------------------------------------------------------------------------
-
-# The element of a fragment's registers, from the lane's line and place: the types of PTX, and the inner dimension of one product.
-_TENSOR = {types.float32: ("tf32", 8), types.int16: ("f16", 16), types.uint16: ("bf16", 16)}
-
-
-@intrinsic
-def poke_tensor(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        number = args[2]
-        if array.dtype == types.float32:
-            rounding = ir.InlineAsm(ir.FunctionType(_i32, [_f32]), "cvt.rna.tf32.f32 $0, $1;", "=r,f")
-            stored = builder.bitcast(builder.call(rounding, [number]), _f32)
-        elif array.dtype == types.int16:
-            stored = builder.call(_NARROW_HALF, [number])
-        else:
-            stored = _to_bfloat(builder, number)
-        builder.store(stored, _shared_element(context, builder, sig.args[0], args[0], args[1], sig.args[1]))
-        return context.get_dummy_value()
-
-    return types.void(array, index, types.float32), codegen
-
-
-@intrinsic
-def warp_product(typingctx: Any, acc: Any, a: Any, b: Any, at_a: Any, at_b: Any, pitch: Any, lane: Any, rows: Any) -> Any:
-    kind, depth = _TENSOR[a.dtype]
-    columns = acc.count // 4 // rows.count
-    wide = depth // 8  # elements of a register
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        i64 = ir.IntType(64)
-        starts = [context.cast(builder, value, kind, types.int64) for value, kind in zip(args[3:7], sig.args[3:7], strict=True)]
-        first_a, first_b, step, lane_number = starts
-        line, place = builder.udiv(lane_number, i64(4)), builder.mul(builder.urem(lane_number, i64(4)), i64(wide))
-
-        def register(which: int, first: Any, lines: int, inner: int) -> Any:
-            at = builder.add(builder.mul(builder.add(line, i64(lines)), step), builder.add(place, i64(inner)))
-            element = _shared_element(context, builder, sig.args[which], args[which], builder.add(first, at), types.int64)
-            loaded = builder.load(builder.bitcast(element, ir.PointerType(_i32, _SHARED)))
-            loaded.align = 4
-            return loaded
-
-        half = depth // 2
-        left = [
-            [register(1, first_a, tile * 16 + lines, inner) for inner in (0, half) for lines in (0, 8)]
-            for tile in range(rows.count)
-        ]
-        right = [[register(2, first_b, tile * 8, inner) for inner in (0, half)] for tile in range(columns)]
-        kinds = [_i32] * 6 + [_f32] * 4
-        product = ir.InlineAsm(
-            ir.FunctionType(ir.LiteralStructType([_f32] * 4), kinds),
-            f"mma.sync.aligned.m16n8k{depth}.row.col.f32.{kind}.{kind}.f32 "
-            "{$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};",
-            "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f",
-            side_effect=True,
-        )
-        result = args[0]
-        for row in range(rows.count):
-            for column in range(columns):
-                first = (row * columns + column) * 4
-                old = [builder.extract_value(args[0], first + part) for part in range(4)]
-                new = builder.call(product, [*left[row], *right[column], *old])
-                for part in range(4):
-                    result = builder.insert_value(result, builder.extract_value(new, part), first + part)
-        return result
-
-    return acc(acc, a, b, at_a, at_b, pitch, lane, rows), codegen
 
 
 @device

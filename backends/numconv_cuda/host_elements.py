@@ -24,7 +24,6 @@ __all__ = [
     "outer",
     "outer_second",
     "poke",
-    "poke_tensor",
     "power",
     "quads",
     "quotient",
@@ -35,7 +34,6 @@ __all__ = [
     "shifted",
     "store",
     "unpack",
-    "warp_product",
 ]
 
 
@@ -201,53 +199,3 @@ def row_muladd(acc: tuple[Any, ...], values: tuple[Any, ...], there: tuple[Any, 
 def shift_in(values: tuple[Any, ...], value: Any, ahead: Any) -> tuple[Any, ...]:
     """The values moved by one place, another at the end that became free: the last one if `ahead`, else the first."""
     return (*values[1:], value) if ahead else (value, *values[:-1])
-
-
-# --- tensor cores ----------------------------------------------------------------------------------------------------------------
-
-
-def poke_tensor(array: Any, index: Any, value: Any) -> None:
-    """Write a float32 to shared memory as tensor cores read it: the dtype of the memory says which.
-
-    float32: a TF32, of 10 bits behind the point, rounded to nearest, ties away from zero; int16: the bits of a float16; uint16:
-    those of a bfloat16.
-    """
-    if array.dtype == np.float32:
-        bits = np.float32(value).view(np.uint32)
-        finite = int(bits) & 0x7F800000 != 0x7F800000
-        array[index] = np.uint32((int(bits) + 0x1000) & 0xFFFFE000).view(np.float32) if finite else value
-    elif array.dtype == np.int16:
-        array[index] = np.float16(value).view(np.int16)
-    else:
-        word = int(np.float32(value).view(np.uint32))
-        rounded = word | 0x400000 if math.isnan(value) else word + 0x7FFF + (word >> 16 & 1)
-        array[index] = np.uint16(rounded >> 16)
-
-
-def _tensor_value(array: Any, index: int) -> float:
-    if array.dtype == np.float32:
-        return float(array[index])
-    if array.dtype == np.int16:
-        return float(array[index].view(np.float16))
-    return float(np.uint32(int(array[index]) << 16).view(np.float32))
-
-
-def warp_product(
-    acc: tuple[Any, ...], a: Any, b: Any, at_a: Any, at_b: Any, pitch: Any, lane: Any, rows: tuple[Any, ...]
-) -> tuple[Any, ...]:
-    """A lane's part of the product of two blocks in shared memory, added to `acc`; every lane of a warp takes part.
-
-    The blocks begin at `at_a` and `at_b`, with lines `pitch` apart and the inner dimension along a line: 16 of it, or 8 in TF32.
-    The first has 16 lines for each element of `rows`; the result is cut into tiles of 16 by 8, row-major, and each gives a lane
-    four numbers: rows lane // 4 and 8 more, columns 2 (lane % 4) and one more (PTX ISA, "Matrix Fragments for mma.m16n8k16").
-    """
-    depth = 8 if a.dtype == np.float32 else 16
-    columns = len(acc) // 4 // len(rows)
-    found = []
-    for number, old in enumerate(acc):
-        tile, part = divmod(number, 4)
-        row = tile // columns * 16 + lane // 4 + part // 2 * 8
-        column = tile % columns * 8 + lane % 4 * 2 + part % 2
-        pairs = ((_tensor_value(a, at_a + row * pitch + k), _tensor_value(b, at_b + column * pitch + k)) for k in range(depth))
-        found.append(np.float32(sum((x * y for x, y in pairs), float(old))))
-    return tuple(found)

@@ -48,6 +48,10 @@ class HostPointer:
         """The pointer moved by so many elements."""
         return HostPointer(self._flat, self._base + int(offset))
 
+    def viewed(self, dtype: np.dtype[Any]) -> HostPointer:
+        """The pointer to the same memory, as elements of another dtype."""
+        return HostPointer(self._flat.view(dtype), self._base * self._flat.itemsize // dtype.itemsize)
+
     def _place(self, index: Any) -> int:
         place = self._base + int(index)
         if not 0 <= place < self._flat.size:

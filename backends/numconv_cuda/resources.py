@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numconv.plugin import accumulator, parse
+from numconv.plugin import CONV_OPS, ConvProblem, accumulator, parse
 
-from . import depthwise, direct, gathering, gemm, pipelined, pooling, tensor_cores, windows
+from . import depthwise, direct, forms, gemm, pipelined, pooling, tensor_cuts, tensor_layouts, tensor_products, windows
 from .compiler import Kernel, ptx, type_of, types
 from .geometry import Geometry, geometry
 from .neighbours import plain_ways, widest
@@ -68,6 +68,15 @@ def _geometry_type(ndim: int, *, conv: bool) -> Any:
     strides = (1, 1, 1, (1,) * ndim)
     found: Geometry = geometry(parse(text), [np.empty(1)], strides, strides, strides)
     return type_of(found)
+
+
+def _layout_type(dtype: str, ndim: int) -> Any:
+    """The type of the layout of such a problem."""
+    sizes, short = "x".join(["9"] * ndim), {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}[dtype]
+    problem = parse(f"conv forward {short} n1 c1 k1 g1 in{sizes} w{sizes} s1 p0 d1")
+    assert isinstance(problem, ConvProblem)
+    strides = (1, 1, 1, (1,) * ndim)
+    return type_of(tensor_layouts.layout_of(problem, geometry(problem, [np.empty(1)], strides, strides, strides), 1, 1, 1))
 
 
 def _pointer(dtype: str) -> Any:
@@ -118,8 +127,7 @@ def variants(dtype: str, ndim: int) -> Iterator[Variant]:
             found.append((depthwise.taps_kernel(width, acc), (of, of, sums, conv, narrow, number, number, zero)))
     for product, out in _products(dtype, acc, ndim, of, sums):
         found.append((product, (of, of, of, out, conv, *[number] * 5, zero)))
-    for product, out in _tensor_products(dtype, of, sums):
-        found.append((product, (of, of, of, out, conv, *[number] * 4, zero)))
+    found += _tensor_products(dtype, ndim, of, sums)
     for kernel, arguments in found:
         yield Variant(kernel, dtype, ndim, tuple(arguments))
 
@@ -137,12 +145,28 @@ def _products(dtype: str, acc: str, ndim: int, of: Any, sums: Any) -> Iterator[t
     )
 
 
-def _tensor_products(dtype: str, of: Any, sums: Any) -> Iterator[tuple[Kernel, Any]]:
-    """The same on tensor cores."""
-    for gathered, out in ((gathering.FORWARD, of), (gathering.INPUT_GRAD, of), (gathering.WEIGHT_GRAD, sums)):
-        if dtype in tensor_cores.FORMATS:
-            for ways in (gathered.ways, *gathering.widest(gathered, tensor_cores.TENSOR_TILE, dtype)):
-                yield tensor_cores.tensor_kernel(gathered, tensor_cores.TENSOR_TILE, dtype, ways), out
+def _tensor_products(dtype: str, ndim: int, of: Any, sums: Any) -> Iterator[tuple[Kernel, Sequence[Any]]]:
+    """The kernels of tensor cores, which pack factors and multiply them: every tile, and factors as they lie on the largest."""
+    if dtype not in forms.ITEMSIZE:
+        return
+    conv, layout, number, table = _geometry_type(ndim, conv=True), _layout_type(dtype, ndim), types.int64, _pointer("int32")
+    for op in CONV_OPS:
+        out = sums if op == "weight_grad" else of
+        packed = (of, of, of, of, table, conv, layout, types.UniTuple(number, 2), types.UniTuple(number, 2), types.float32)
+        yield tensor_layouts.pack_kernel(op, dtype), packed
+        most, least = tensor_cuts.TILES[0], tensor_cuts.TILES[-1]
+        for tile, pointwise, split in (
+            *((tile, False, False) for tile in tensor_cuts.TILES),
+            (most, True, False),
+            (least, False, True),
+        ):
+            if split and op == "weight_grad":
+                continue
+            entries, target = of if pointwise else table, sums if split else out
+            arguments = (of, of, entries, of, of, of, target, conv, layout, types.float32)
+            yield tensor_products.tensor_kernel(op, tile, dtype, pointwise=pointwise, split=split), arguments
+        if op != "weight_grad":
+            yield tensor_products.finish_kernel(op), (sums, of, of, of, of, conv, layout, number, number, types.float32)
 
 
 def _numba(dtype: str) -> Any:

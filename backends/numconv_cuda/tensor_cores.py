@@ -1,327 +1,216 @@
-"""The matrix product of `numconv_cuda.gemm` on tensor cores, by the instruction ``mma.sync`` of compute capability 8.0 and later.
+"""Convolution on tensor cores: float16 and bfloat16 arrays as they are, float32 as TF32, which only accuracy "fast" allows.
 
-A thread takes elements as there; they are rounded to the format of the tensor cores when they go to shared memory: float16 and
-bfloat16 arrays as they are, float32 to TF32, which only accuracy "fast" allows. Sums are held in float32, whose additions the
-hardware does not round to nearest, so that a result of more than half precision also needs "fast". A warp multiplies blocks of 64
-by 32.
+Both factors are first packed (`numconv_cuda.tensor_layouts`), then multiplied (`numconv_cuda.tensor_products`). Sums are held in
+float32, whose additions the hardware does not round to nearest, so that a result of more than half precision also needs "fast".
+Packed arrays take working memory: of so many images at a time as `max_workspace` allows.
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
-from numconv.plugin import CONV_OPS, ConvProblem, Executor, Implementation, Verdict, np_dtype, scratch
+from numconv.plugin import ConvProblem, Verdict, np_dtype, scratch
 
-from .compiler import SIMULATED, Kernel, cuda, device, kernel, types
+from .compiler import SIMULATED
 from .costs import cost_of
-from .direct import add_up, bias_sums, bias_workspace, conv_geometry
-from .elements import div, mod, poke_tensor, repeated, shifted, unpack, warp_product
-from .gathering import FORWARD, INPUT_GRAD, WEIGHT_GRAD, Operation, Slices, Way, slices_of, strange, ways_of, writer
-from .gemm import ALIGNMENT
-from .geometry import Geometry
-from .implicit_gemm import ImplicitGemm
-from .launching import capability, launch, pointer, zero
-from .schedule import MOST_GROUPS, shape_of
+from .direct import add_parts, bias_sums, bias_workspace, conv_geometry
+from .forms import ITEMSIZE, UNITS
+from .geometry import Geometry, elements_of
+from .implicit_gemm import MOST_GROUPS, ImplicitGemm
+from .launching import capability, launch, over, pointer, zero
+from .tensor_cuts import Memory, bytes_of, memory_of, product_of, sums_of, tile_of
+from .tensor_layouts import PACK_TILE, Layout, layout_of, pack_kernel, units_of
+from .tensor_pointwise import fits
+from .tensor_products import finish_kernel, tensor_kernel
 
-__all__ = ["FORMATS", "TENSOR_TILE", "TensorCores", "TensorTile", "tensor_kernel"]
+__all__ = ["TensorCores"]
 
-FORMATS = {"float32": "float32", "float16": "int16", "bfloat16": "uint16"}
-"""The dtype of shared memory by which the kernel knows the format: TF32, and the bits of the half types."""
-GAP = {"float32": 4, "float16": 8, "bfloat16": 8}
-"""Elements between the lines of a slice, so that the lanes of a warp read from different banks."""
-BLOCKS, LEAST_TERMS = 264, 256
-"""Two for each multiprocessor of a large device: below this more parts keep more of it busy, of at least so many terms."""
-LEAST = (8, 0)
+LEAST_CAPABILITY = (8, 0)
 """The compute capability that has the instruction in all three formats."""
 
 
-class TensorTile(NamedTuple):
-    """The part of the product that a block computes, the depth of a slice, and how many warps share rows and columns."""
-
-    rows: int
-    columns: int
-    depth: int
-    warp_rows: int
-    warp_columns: int
-
-    @property
-    def threads(self) -> int:
-        """Of a block."""
-        return 32 * self.warp_rows * self.warp_columns
-
-    @property
-    def blocks(self) -> tuple[int, int]:
-        """How many tiles of 16 rows and of 8 columns a warp has."""
-        return self.rows // self.warp_rows // 16, self.columns // self.warp_columns // 8
+def _typed(found: Any, dtype: str) -> Any:
+    """The pointer to working memory, as one to elements of a dtype."""
+    if SIMULATED:
+        return found.viewed(np_dtype(dtype))
+    return found._replace(dtype=dtype)
 
 
-TENSOR_TILE = TensorTile(16, 8, 16, 1, 1) if SIMULATED else TensorTile(128, 128, 16, 2, 4)
+class _Turn(NamedTuple):
+    """Some images: where they begin in x and y, and where the results of parts begin."""
+
+    images: int
+    first: int
+    number: int
 
 
-def _putter(tile: TensorTile, pitch: int, slices: Slices) -> Any:
-    """The device function that rounds what a thread took of both slices and writes it to one of the two buffers."""
-    height, width, depth, threads = tile.rows, tile.columns, tile.depth, tile.threads
-    spread_a, spread_b = slices.spread_first, slices.spread_second
-    loads_a, loads_b = height * depth // threads, width * depth // threads
-    buffer_a, buffer_b = height * pitch, width * pitch
-
-    @device
-    def put(slices_a, slices_b, next_a, next_b, buffer, thread):
-        for number in range(loads_a):
-            line, inner = spread_a(thread, number)
-            poke_tensor(slices_a, buffer * buffer_a + line * pitch + inner, next_a[number])
-        for number in range(loads_b):
-            line, inner = spread_b(thread, number)
-            poke_tensor(slices_b, buffer * buffer_b + line * pitch + inner, next_b[number])
-
-    return put
+def _turns(problem: ConvProblem, images: int) -> Iterator[_Turn]:
+    for number, first in enumerate(range(0, problem.n, images)):
+        yield _Turn(min(images, problem.n - first), first, number)
 
 
-def _writer(operation: Operation, tile: TensorTile) -> Any:
-    """See `numconv_cuda.gemm.writer`: a lane has two rows and two columns of each tile of 16 by 8."""
-    high, wide = tile.blocks
-
-    @device
-    def row_of(i):
-        return i * 8
-
-    @device
-    def column_of(j):
-        return div(j, 2) * 8 + mod(j, 2)
-
-    @device
-    def place_of(i, j):
-        return (div(i, 2) * wide + div(j, 2)) * 4 + mod(i, 2) * 2 + mod(j, 2)
-
-    return writer(operation, 2 * high, 2 * wide, row_of, column_of, place_of)
-
-
-@functools.cache
-def tensor_kernel(operation: Operation, tile: TensorTile, dtype: str, ways: tuple[Way, Way]) -> Kernel:
-    """The kernel of an operation for arrays of a dtype, with the arguments and the grid of `numconv_cuda.gemm.product_kernel`."""
-    height, width, depth, _, warp_columns = tile
-    high, wide = tile.blocks
-    number = getattr(types, FORMATS[dtype])
-    pitch, step = depth + GAP[dtype], 8 if dtype == "float32" else 16
-    buffer_a, buffer_b, accumulators = height * pitch, width * pitch, 4 * high * wide
-    size_a, size_b = 2 * buffer_a, 2 * buffer_b
-    slices, count_a = slices_of(operation, tile, ways), height * depth // tile.threads
-    begin, read_a, read_b, put = slices.begin, slices.first, slices.second, _putter(tile, pitch, slices)
-    write = _writer(operation, tile)
-
-    def product(a, b, bias, out, g, rows, columns, terms, length, zero):
-        slices_a = cuda.shared.array(size_a, number, ALIGNMENT)
-        slices_b = cuda.shared.array(size_b, number, ALIGNMENT)
-        results = cuda.local.array(accumulators, types.float32)
-        thread = cuda.threadIdx.x
-        row, column = cuda.blockIdx.y * height, cuda.blockIdx.x * width
-        group, part = mod(cuda.blockIdx.z, g.groups), div(cuda.blockIdx.z, g.groups)
-        first = part * length
-        last = min(first + length, terms)
-        lane, warp = mod(thread, 32), div(thread, 32)
-        own_row, own_column = div(warp, warp_columns) * (high * 16), mod(warp, warp_columns) * (wide * 8)
-        acc, blocks = repeated(zero, accumulators), repeated(0, high)
-        place_a, cursor_a, place_b, cursor_b = begin(g, group, row, column, first, thread)
-        next_a, cursor_a = read_a(a, g, place_a, cursor_a, row, rows, first, last, thread, zero)
-        next_b, cursor_b = read_b(b, g, place_b, cursor_b, column, columns, first, last, thread, zero)
-        odd = strange(next_a, count_a, zero)
-        put(slices_a, slices_b, next_a, next_b, 0, thread)
-        cuda.syncthreads()
-        buffer = 0
-        for term in range(first, last, depth):
-            more = term + depth < last
-            if more:
-                next_a, cursor_a = read_a(a, g, place_a, cursor_a, row, rows, term + depth, last, thread, zero)
-                next_b, cursor_b = read_b(b, g, place_b, cursor_b, column, columns, term + depth, last, thread, zero)
-            at_a, at_b = buffer * buffer_a + own_row * pitch, buffer * buffer_b + own_column * pitch
-            for inner in range(0, depth, step):
-                acc = warp_product(acc, slices_a, slices_b, at_a + inner, at_b + inner, pitch, lane, blocks)
-            buffer = 1 - buffer
-            if more:
-                odd = odd or strange(next_a, count_a, zero)
-                put(slices_a, slices_b, next_a, next_b, buffer, thread)
-            cuda.syncthreads()
-        direct = cuda.syncthreads_or(1 if odd else 0) != 0
-        unpack(results, acc)
-        out = shifted(out, part * rows * columns * g.groups)
-        own_row, own_column = row + own_row + div(lane, 4), column + own_column + mod(lane, 4) * 2
-        write(results, direct, a, b, bias, out, g, group, own_row, own_column, rows, columns, first, last, zero)
-
-    product.__name__ = product.__qualname__ = f"{operation.name}_tensor_{dtype}_{ways[0]}_{ways[1]}"
-    return kernel(product)
-
-
-def _blocks(tile: Any, rows: int, columns: int, groups: int) -> int:
-    return -(-rows // tile.rows) * -(-columns // tile.columns) * groups
-
-
-def parts_of(problem: ConvProblem, tile: Any) -> int:
-    """Into how many parts the terms are split: a function of the problem alone."""
-    if problem.op != "weight_grad" or problem.level == "strict":
-        return 1
-    rows, columns, terms = shape_of(problem)
-    wanted = -(-BLOCKS // _blocks(tile, rows, columns, problem.groups))
-    return max(1, min(wanted, terms // LEAST_TERMS, MOST_GROUPS // problem.groups))
-
-
-class Phase(NamedTuple):
-    """The elements of x that lie alike to the stride, and the taps that reach them: a gradient of stride 1."""
-
-    geometry: Geometry
-    taps: int
-    """0 where no tap does; the geometry then has one, of which nothing is summed."""
-    x_offset: int
-    w_offset: int
-
-
-def has_phases(problem: ConvProblem) -> bool:
-    """Whether a gradient of x is computed phase by phase."""
-    return max(problem.stride) > 1 and max(problem.dilation) == 1 and not problem.flip
-
-
-def phases(problem: ConvProblem, g: Geometry) -> Iterator[Phase]:
-    """The phases of a strided gradient of x, each element of which is in one.
-
-    On an axis a tap r of an output q reads i = q s + r - low, so the taps r = f, f + s, ... reach the elements whose i + low leaves
-    the rest f, and no others: i = i0 + s j with i0 = (f - low) mod s, and q = (i0 + low - f) / s + j - t for r = f + s t.
-    """
-    number = type(g.n)
-    for rests in itertools.product(*map(range, problem.stride)):
-        starts = [(rest - low) % s for rest, s, (low, _) in zip(rests, problem.stride, problem.padding, strict=True)]
-        size = [max(-(-(n - i) // s), 0) for n, i, s in zip(problem.spatial, starts, problem.stride, strict=True)]
-        window = [max(-(-(r - rest) // s), 0) for r, rest, s in zip(problem.kernel, rests, problem.stride, strict=True)]
-        low = [(i + p - rest) // s for i, rest, s, (p, _) in zip(starts, rests, problem.stride, problem.padding, strict=True)]
-        if math.prod(size):
-            geometry = g._replace(
-                size=tuple(map(number, size)), window=tuple(number(max(r, 1)) for r in window), low=tuple(map(number, low)),
-                stride=(number(1),) * problem.ndim, volume=number(math.prod(size)),
-                taps=number(math.prod(max(r, 1) for r in window)),
-                x=g.x._replace(spatial=_stretched(g.x.spatial, problem.stride, size)),
-                w=g.w._replace(spatial=_stretched(g.w.spatial, problem.stride, window)),
-            )  # fmt: skip
-            yield Phase(geometry, math.prod(window), _offset(starts, g.x.spatial), _offset(rests, g.w.spatial))
-
-
-def _stretched(steps: tuple[Any, ...], stride: tuple[int, ...], sizes: Sequence[int]) -> tuple[Any, ...]:
-    """The steps from one element of a phase to the next, 0 where there is no other."""
-    return tuple(type(step)(int(step) * s if size > 1 else 0) for step, s, size in zip(steps, stride, sizes, strict=True))
-
-
-def _offset(position: Sequence[int], steps: Sequence[Any]) -> int:
-    return sum(at * int(step) for at, step in zip(position, steps, strict=True))
-
-
-class TensorCores(Implementation):
+class TensorCores(ImplicitGemm):
     """For half precision, and for float32 where TF32 is allowed."""
 
     name = "tensor_cores"
-    ops = frozenset(CONV_OPS)
     levels = frozenset(("default", "fast"))
     measured_error: ClassVar[Mapping[str, float]] = {}
 
     def supports(self, problem: ConvProblem) -> Verdict:
-        """What `ImplicitGemm` supports, on a device with tensor cores, in a format that the level allows."""
-        if problem.dtype not in FORMATS or problem.acc_dtype != "float32":
+        """On a device with tensor cores, in a format that the level allows."""
+        if problem.dtype not in ITEMSIZE or problem.acc_dtype != "float32":
             return Verdict.no(f"multiplies float16, bfloat16 and TF32, not {problem.dtype} summed in {problem.acc_dtype}")
         if problem.level != "fast" and problem.out_dtype == "float32":
             return Verdict.no('rounds factors or sums more than float32 does, which only accuracy="fast" allows')
         found = capability()
-        if found < LEAST:
-            return Verdict.no(f"needs compute capability {LEAST[0]}.{LEAST[1]}, and the device has {found[0]}.{found[1]}")
-        return ImplicitGemm().supports(problem)
-
-    def tile(self, problem: ConvProblem) -> Any:
-        """One for every problem."""
-        return TENSOR_TILE
-
-    def kernel(self, problem: ConvProblem, operation: Operation, ways: tuple[Way, Way]) -> Kernel:
-        """See `tensor_kernel`."""
-        return tensor_kernel(operation, TENSOR_TILE, problem.dtype, ways)
+        if found < LEAST_CAPABILITY:
+            least = ".".join(map(str, LEAST_CAPABILITY))
+            return Verdict.no(f"needs compute capability {least}, and the device has {found[0]}.{found[1]}")
+        if problem.op == "input_grad" and problem.pad_mode != "zeros":
+            return Verdict.no(f"input_grad with pad_mode {problem.pad_mode!r} folds the padding back, which it does not")
+        rows, columns, beside, _ = product_of(problem)
+        if beside > MOST_GROUPS:
+            return Verdict.no(f"{beside} products side by side, and a grid has room for {MOST_GROUPS}")
+        if -(-rows // tile_of(problem).rows) > MOST_GROUPS or columns >= 2**31:
+            return Verdict.no(f"a product of {rows} rows and {columns} columns does not fit a grid")
+        needed = self.workspace(problem)
+        if needed > problem.max_workspace:
+            return Verdict.no(f"packs an image at a time at least, in {needed} bytes; max_workspace is {problem.max_workspace}")
+        return Verdict.yes()
 
     def cost(self, problem: ConvProblem) -> float:
-        """See `numconv_cuda.costs`: the part of the tiles that is not wasted, and of the terms that are not zero."""
-        rows, columns, _ = shape_of(problem)
-        tile = self.tile(problem)
-        waste = _blocks(tile, rows, columns, 1) * tile.rows * tile.columns / max(rows * columns, 1)
-        zeros = math.prod(problem.stride) if problem.op == "input_grad" and not has_phases(problem) else 1
-        return cost_of(problem, self.name, waste * zeros)
+        """See `numconv_cuda.costs`: the part of the tiles that is not wasted."""
+        product, tile = product_of(problem), tile_of(problem)
+        depth = UNITS * 16 // ITEMSIZE[problem.dtype]
+        done = 2 * product.blocks(tile) * tile.rows * tile.columns * product.slices * depth
+        return cost_of(problem, self.name, max(done / max(problem.flops, 1), 1))
 
     def workspace(self, problem: ConvProblem) -> int:
-        """Parts of the sums of a weight gradient and of the bias."""
-        if problem.op != "weight_grad":
-            return 0
-        parts = parts_of(problem, self.tile(problem))
-        return math.prod(problem.w_shape) * parts * np_dtype(problem.acc_dtype).itemsize + bias_workspace(problem)
-
-    def build(self, problem: ConvProblem) -> Executor:
-        """``executor(outs, ins)`` of the operation."""
-        run = {"forward": self._forward, "input_grad": self._input_grad, "weight_grad": self._weight_grad}[problem.op]
-        return functools.partial(run, problem)
+        """The packed factors, and parts of sums."""
+        return bytes_of(problem, memory_of(problem)) + (bias_workspace(problem) if problem.op == "weight_grad" else 0)
 
     def _forward(self, problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
         (x, w, *bias), y = ins, outs[0]
         g = conv_geometry(problem, x, w, y, y, bias)
-        pointers = pointer(w), pointer(x), pointer(bias[0] if bias else w), pointer(y)
-        self._multiply(problem, FORWARD, g, (y, *ins), pointers)
+        _multiply_images(problem, g, (x, int(g.x.n)), (y, int(g.y.n)), w, bias)
 
     def _input_grad(self, problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
         (y, w, *bias), x = ins, outs[0]
         g = conv_geometry(problem, x, w, y, x, bias)
-        from_w, from_y, from_bias, to_x = pointer(w), pointer(y), pointer(bias[0] if bias else w), pointer(x)
-        if not has_phases(problem):
-            self._multiply(problem, INPUT_GRAD, g, (x, *ins), (from_w, from_y, from_bias, to_x))
-            return
-        for phase in phases(problem, g) if problem.n else ():
-            pointers = from_w.shifted(phase.w_offset), from_y, from_bias, to_x.shifted(phase.x_offset)
-            columns, terms = problem.n * int(phase.geometry.volume), int(g.per_k) * phase.taps
-            shape = (int(g.per_c), columns, terms)
-            self._launch(problem, INPUT_GRAD, INPUT_GRAD.ways, phase.geometry, (x, *ins), pointers, shape)
+        _multiply_images(problem, g, (y, int(g.y.n)), (x, int(g.x.n)), w, bias)
 
     def _weight_grad(self, problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
         (y, x), w = ins, outs[0]
-        g = conv_geometry(problem, x, w, y, w)
-        parts = parts_of(problem, self.tile(problem))
-        sums = scratch((parts, math.prod(problem.w_shape)), np_dtype(problem.acc_dtype), y)
-        pointers = pointer(y), pointer(x), pointer(y), pointer(sums)
-        self._multiply(problem, WEIGHT_GRAD, g, (w, sums, *ins), pointers, parts)
-        add_up(problem, sums, w, parts)
+        g, memory, items = conv_geometry(problem, x, w, y, w), memory_of(problem), math.prod(w.shape)
+        each = 16 // ITEMSIZE[problem.dtype]
+        from_y, from_x = pointer(y), pointer(x)
+        pointwise = fits(problem.op, g, each, (from_y, from_x))
+        turns = max(1, -(-problem.n // memory.images))
+        sums = scratch((turns * memory.parts, items), np_dtype(problem.acc_dtype), y)
+        to_sums, packing = pointer(sums), None if pointwise else _packing(problem, y)
+        columns = int(g.per_c) if pointwise else int(g.taps) * units_of(int(g.per_c), problem.dtype) * each
+        for turn in list(_turns(problem, memory.images)) or [_Turn(0, 0, 0)]:
+            at_x, at_y = from_x.shifted(turn.first * int(g.x.n)), from_y.shifted(turn.first * int(g.y.n))
+            place, shape = to_sums.shifted(turn.number * memory.parts * items), (int(g.per_k), columns, memory.parts)
+            _multiply(problem, g, turn, (w, sums, *ins), packing, (at_x, at_y), (at_y, at_x, at_y, place), shape)
+        k, c, *steps = elements_of(w)
+        sizes, parts, start = (w.shape[0], *w.shape[2:], w.shape[1]), turns * memory.parts, zero(problem.acc_dtype)
+        over(add_parts, items, (w, sums), to_sums, pointer(w), sizes, (k, *steps, c), items, parts, start)
         if problem.bias:
             bias_sums(problem, outs[1], ins[0 if problem.bias == "y" else 1])
 
-    def _multiply(
-        self,
-        problem: ConvProblem,
-        operation: Operation,
-        g: Geometry,
-        arrays: Sequence[Any],
-        pointers: Sequence[Any],
-        parts: int = 1,
-    ) -> None:
-        """Launch the product of every group and part, if there is anything to compute."""
-        shape = shape_of(problem)
-        if shape[0] * shape[1]:
-            ways = ways_of(operation, self.tile(problem), g, pointers)
-            self._launch(problem, operation, ways, g, arrays, pointers, shape, parts)
 
-    def _launch(
-        self,
-        problem: ConvProblem,
-        operation: Operation,
-        ways: tuple[Way, Way],
-        g: Geometry,
-        arrays: Sequence[Any],
-        pointers: Sequence[Any],
-        shape: tuple[int, int, int],
-        parts: int = 1,
-    ) -> None:
-        """Launch a product of this shape."""
-        rows, columns, terms = shape
-        tile = self.tile(problem)
-        grid = (-(-columns // tile.columns), -(-rows // tile.rows), problem.groups * parts)
-        length = -(-terms // (parts * tile.depth)) * tile.depth  # parts begin where a thread's loads are aligned
-        sizes = (rows, columns, terms, length)
-        launch(self.kernel(problem, operation, ways), grid, tile.threads, arrays, *pointers, g, *sizes, zero(problem.acc_dtype))
+def _multiply_images(
+    problem: ConvProblem, g: Geometry, source: tuple[Any, int], target: tuple[Any, int], w: Any, bias: Sequence[Any]
+) -> None:
+    """A convolution or a gradient of x, from and to an array with its step from image to image."""
+    (image, step), (out, out_step) = source, target
+    if not math.prod(out.shape):
+        return
+    from_image, from_w, to_out = pointer(image), pointer(w), pointer(out)
+    from_bias, arrays = pointer(bias[0]) if bias else from_w, (out, image, w, *bias)
+    pointwise = fits(problem.op, g, 16 // ITEMSIZE[problem.dtype], (from_w, from_image))
+    packing = None if pointwise else _packing(problem, image)
+    memory, product = memory_of(problem), product_of(problem)
+    sums = scratch((memory.parts, sums_of(problem, memory.images)), np_dtype("float32"), image) if memory.parts > 1 else out
+    columns, phases = product.columns // problem.n, product.beside // problem.groups
+    for turn in _turns(problem, memory.images):
+        at_image, at_out = from_image.shifted(turn.first * step), to_out.shifted(turn.first * out_step)
+        shape, split = (product.rows, columns * turn.images, phases * memory.parts), sums is not out
+        factors = from_w, at_image, from_bias
+        target = pointer(sums) if split else at_out
+        lay = _multiply(problem, g, turn, (*arrays, sums), packing, (at_image, from_w), (*factors, target), shape, split=split)
+        if split:
+            items, start = sums_of(problem, turn.images), zero(problem.acc_dtype)
+            finish = finish_kernel(problem.op)
+            over(finish, items, (*arrays, sums), target, *factors, at_out, g, lay, items, memory.parts, start)
+
+
+class _Packing(NamedTuple):
+    """Working memory for the packed factors: its array, and pointers to the image, the other factor, and the table."""
+
+    array: Any
+    image: Any
+    other: Any
+    table: Any
+
+
+def _packing(problem: ConvProblem, like: Any) -> _Packing:
+    image, other, table = (units * 4 for units in memory_of(problem).packed)
+    array = scratch((image + other + table,), np_dtype("int32"), like)
+    first = pointer(array)
+    return _Packing(array, _typed(first, problem.dtype), _typed(first.shifted(image), problem.dtype), first.shifted(image + other))
+
+
+def _multiply(
+    problem: ConvProblem,
+    g: Geometry,
+    turn: _Turn,
+    arrays: Sequence[Any],
+    packing: _Packing | None,
+    sources: tuple[Any, Any],
+    others: tuple[Any, Any, Any, Any],
+    shape: tuple[int, int, int],
+    *,
+    split: bool = False,
+) -> Layout:
+    """Pack some images, unless they are read as they lie, and multiply.
+
+    `sources` are those of the packed image and of the other factor; `others` what the kernel takes beside the packed ones: the
+    first and second factor of its product as they are, the bias, and the result. `shape` has rows, columns, and products side by
+    side: phases, or parts of the terms, or both.
+    """
+    op, dtype, memory, start = problem.op, problem.dtype, memory_of(problem), zero(problem.acc_dtype)
+    lay, tile, factors = (
+        layout_of(problem, g, turn.images, memory.slices, memory.length),
+        tile_of(problem),
+        (*others[:2], others[0]),
+    )
+    if packing:
+        arrays, factors = (*arrays, packing.array), (packing.other, packing.image, packing.table)
+        to_factors, (blocks, counts) = (packing.image, packing.other, packing.table), _to_pack(problem, g, lay, memory, turn)
+        first = pack_kernel(op, dtype)
+        launch(first, sum(blocks), PACK_TILE.threads, arrays, *sources, *to_factors, g, lay, blocks[:2], counts, start)
+    rows, columns, beside = shape
+    grid = (-(-columns // tile.columns), -(-rows // tile.rows), problem.groups * beside)
+    multiply = tensor_kernel(op, tile, dtype, pointwise=packing is None, split=split)
+    launch(multiply, grid, tile.threads, arrays, *factors, *others, g, lay, start)
+    return lay
+
+
+def _to_pack(
+    problem: ConvProblem, g: Geometry, lay: Layout, memory: Memory, turn: _Turn
+) -> tuple[tuple[int, int, int], tuple[int, int]]:
+    """Blocks of the kernel that packs, for the image, the other factor and the table; units of weights and entries of the table."""
+    at_once, threads = PACK_TILE.channels * ITEMSIZE[problem.dtype] // 16, PACK_TILE.threads
+
+    def tiles(volume: int, units: int) -> int:
+        return -(-turn.images * volume // PACK_TILE.positions) * problem.groups * -(-units // at_once)
+
+    image = tiles(math.prod(map(int, lay.sizes)), int(lay.units))
+    if problem.op == "weight_grad":
+        return (image, tiles(int(g.outputs), int(lay.others)), -(-memory.entries // threads)), (0, memory.entries)
+    weights, entries = (memory.other, memory.entries) if turn.number == 0 else (0, 0)
+    return (image, -(-weights // threads), -(-entries // threads)), (weights, entries)
