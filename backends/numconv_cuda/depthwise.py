@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from numconv.plugin import CONV_OPS, ConvProblem, Executor, Implementation, Verdict, np_dtype, scratch
 
+from . import stencil
 from .compiler import Kernel, cuda, device, kernel, types
 from .costs import cost_of
 from .direct import MEASURED_ERROR, add_up, bias_sums, bias_workspace, conv_geometry, finish
@@ -206,6 +207,9 @@ def _rows(problem: ConvProblem, g: Geometry, arrays: Sequence[Any], pointers: Se
 
 
 def _forward(problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
+    if stencil.suits(problem):
+        stencil.run(problem, outs, ins)
+        return
     (x, w, *bias), y = ins, outs[0]
     pointers = pointer(x), pointer(w), pointer(bias[0] if bias else w), pointer(y)
     _rows(problem, conv_geometry(problem, x, w, y, y, bias), (y, *ins), pointers)
@@ -223,6 +227,9 @@ def _as_forward(g: Geometry) -> Geometry:
 
 
 def _input_grad(problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
+    if stencil.suits(problem):
+        stencil.run(problem, outs, ins)
+        return
     (y, w, *bias), x = ins, outs[0]
     pointers = pointer(y), pointer(w), pointer(bias[0] if bias else w), pointer(x)
     _rows(problem, _as_forward(conv_geometry(problem, x, w, y, x, bias)), (x, *ins), pointers)
@@ -230,6 +237,8 @@ def _input_grad(problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -
 
 def _parts(problem: ConvProblem) -> int:
     """Into how many parts the rows of outputs are split: a function of the problem alone."""
+    if stencil.suits(problem):
+        return stencil.parts_of(problem)
     if problem.level == "strict":
         return 1
     blocks = math.prod(_coarse(problem.kernel, _width(problem.kernel[-1]))) * problem.k * (problem.c // problem.groups)
@@ -238,7 +247,16 @@ def _parts(problem: ConvProblem) -> int:
 
 
 def _weight_grad(problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
-    (y, x), w = ins, outs[0]
+    if stencil.suits(problem):
+        stencil.run(problem, outs, ins)
+    else:
+        _taps(problem, outs, ins)
+    if problem.bias:
+        bias_sums(problem, outs[1], ins[0 if problem.bias == "y" else 1])
+
+
+def _taps(problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
+    (y, x), w = ins[:2], outs[0]
     g, parts, start = conv_geometry(problem, x, w, y, w), _parts(problem), zero(problem.acc_dtype)
     width = _width(problem.kernel[-1])
     coarse = _coarse(problem.kernel, width)
@@ -249,8 +267,6 @@ def _weight_grad(problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) 
     pointers = pointer(y), pointer(x), pointer(sums)
     over(taps_kernel(width, problem.acc_dtype), items, (w, sums, *ins), *pointers, g, sizes, items, length, start)
     add_up(problem, sums, w, parts)
-    if problem.bias:
-        bias_sums(problem, outs[1], ins[0 if problem.bias == "y" else 1])
 
 
 class Depthwise(Implementation):
@@ -267,8 +283,10 @@ class Depthwise(Implementation):
         summed = (problem.k if problem.op == "input_grad" else problem.c) // problem.groups
         if summed > CHANNELS:
             return Verdict.no(f"sums {summed} channels a group, and is made for at most {CHANNELS}")
-        if problem.op == "input_grad" and (max(problem.stride) > 1 or problem.pad_mode != "zeros"):
-            return Verdict.no("computes gradients of x for stride 1 and padding with zeros only")
+        if problem.op == "input_grad" and problem.pad_mode != "zeros":
+            return Verdict.no("computes gradients of x for padding with zeros only")
+        if problem.op == "input_grad" and max(problem.stride) > 1 and not stencil.suits(problem):
+            return Verdict.no("computes gradients of x for strides above 1 with small kernels only")
         if problem.op == "weight_grad" and problem.k // problem.groups > CHANNELS:
             return Verdict.no(f"{problem.k // problem.groups} output channels a group, and it is made for at most {CHANNELS}")
         return Verdict.yes()

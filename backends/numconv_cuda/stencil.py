@@ -1,0 +1,443 @@
+"""Convolutions with small kernels and few channels a group: a thread computes a strip of results, see `numconv_cuda.strips`.
+
+Such problems are bound by memory, so that what counts is how seldom an element is loaded and how many loads are under way. A thread
+loads each element of the rows under its strip once. The gradient for x is computed likewise from that for y, whose taps come in
+phases if the stride is above 1. For the gradient for w a block goes through strips of outputs of one channel, keeps a sum for every
+tap in the registers of each thread, adds these up over its threads, and a second kernel over the blocks, in a fixed order.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numconv.plugin import ConvProblem, np_dtype, scratch
+
+from .compiler import SIMULATED, Kernel, cuda, device, kernel, types
+from .direct import add_up, conv_geometry
+from .elements import activated, add, div, load, mod, poke, repeated, replaced, store
+from .geometry import (
+    BIASED,
+    CHANNELS_INNER,
+    Geometry,
+    Strides,
+    WeightStrides,
+    coordinates,
+    start_of,
+    tap_offset,
+    advanced,
+)
+from .launching import launch, pointer, zero
+from .strip_terms import finite, put, split, spread, strip_gradients, strip_sums, strip_taps
+from .strips import RUN_BYTES, Divisor, Strip, forward_axis, gradient_axis, run_of
+
+__all__ = ["Direction", "gradients_kernel", "parts_of", "run", "run_gradients", "run_strips", "strips_kernel", "suits"]
+
+TAPS = {"float32": 49, "float64": 25}
+"""The most taps of the last two axes, of which a gradient for w keeps one sum each in registers."""
+THREADS = 2 if SIMULATED else 128
+"""Of a block."""
+BLOCKS, LEAST = 1536, 2
+"""Blocks that the gradient for w aims at, and the least strips of a thread."""
+
+FINISHED = BIASED | 3
+"""The bits of an option that change results: bias and activation."""
+SEGMENTS = 16
+"""Into how many parts the threads of a block are divided first when their sums are added up."""
+
+
+# --- the two directions --------------------------------------------------------------------------------------------------------
+
+
+class Direction(NamedTuple):
+    """What distinguishes the gradient for x from the convolution: who is read and who is written."""
+
+    name: str
+    ends: Any
+    """(source, its sizes, result, its sizes, channels summed, channels made)"""
+    weights: Any
+    """The offset of the weights of (group, channel made, channel summed)."""
+    outer: Any
+    """Whether a result has a source under a tap on all but the last two axes, and the offset there."""
+
+
+@device
+def forward_ends(g):
+    """Of a convolution."""
+    return g.x, g.size, g.y, g.output, g.per_c, g.per_k
+
+
+@device
+def gradient_ends(g):
+    """Of the gradient for x."""
+    return g.y, g.output, g.x, g.size, g.per_k, g.per_c
+
+
+@device
+def forward_weights(g, group, made, summed):
+    """Of an output channel and an input channel."""
+    return group * g.w.group + made * g.w.k + summed * g.w.c
+
+
+@device
+def gradient_weights(g, group, made, summed):
+    """Of an input channel and an output channel."""
+    return group * g.w.group + made * g.w.c + summed * g.w.k
+
+
+@device
+def forward_outer(g, output, tap):
+    """The place in x of an output's tap."""
+    offset = 0
+    inside = True
+    for axis in range(len(g.size) - 2):
+        position = output[axis] * g.stride[axis] + tap_offset(g, axis, tap[axis]) - g.low[axis]
+        inside = inside and 0 <= position < g.size[axis]
+        offset += position * g.x.spatial[axis]
+    return inside, offset
+
+
+@device
+def gradient_outer(g, index, tap):
+    """The place in y of the output that reads an index through a tap."""
+    offset = 0
+    inside = True
+    for axis in range(len(g.size) - 2):
+        distance = index[axis] - tap_offset(g, axis, tap[axis]) + g.low[axis]
+        output = distance // g.stride[axis]
+        inside = inside and distance >= 0 and output * g.stride[axis] == distance and output < g.output[axis]
+        offset += output * g.y.spatial[axis]
+    return inside, offset
+
+
+FORWARD = Direction("forward", forward_ends, forward_weights, forward_outer)
+BACKWARD = Direction("input_grad", gradient_ends, gradient_weights, gradient_outer)
+
+
+@device
+def outer(sizes):
+    """The sizes without the last two axes, which count 1."""
+    return replaced(replaced(sizes, len(sizes) - 1, 1), len(sizes) - 2, 1)
+
+
+@device
+def last_two(values):
+    """Of the last two axes."""
+    return values[len(values) - 2], values[len(values) - 1]
+
+
+@device
+def outer_offset(position, steps):
+    """The offset of a position of all but the last two axes."""
+    offset = 0
+    for axis in range(len(steps) - 2):
+        offset += position[axis] * steps[axis]
+    return offset
+
+
+@device
+def strip_place(index, coarse):
+    """(what is left, the position) of a flat index in a volume of strips, whose sizes are divisors."""
+    place = start_of(coarse[0])
+    for axis in range(len(coarse[0]) - 1, -1, -1):
+        index, found = split(index, Divisor(coarse[0][axis], coarse[1][axis], coarse[2][axis]))
+        place = replaced(place, axis, found)
+    return index, place
+
+
+# --- results -------------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def strips_kernel(direction: Direction, strip: Strip, dtype: str, option: int) -> Kernel:
+    """The kernel of a strip, with the bias and the activation that the option tells, and threads along channels or along a row.
+
+    It takes (source, w, bias, result, g, coarse, made, channels, bases, items, zero): `coarse` are the sizes of the result in strips
+    as divisors, as are the channels made of a group and in all, and `bases` the position of the first source of the first strip.
+    """
+    ends, weights_of, outer_source = direction[1:]
+    load_taps, write = strip_taps(strip), put(strip)
+    add_terms, add_carefully = strip_sums(strip, careful=False), strip_sums(strip, careful=True)
+    results, height, width, taps = strip.results, strip.height, strip.width, strip.taps
+    rows_apart, columns_apart = strip.rows.advance, strip.columns.advance
+    code = option & 3
+
+    def strips(source, w, bias, result, g, coarse, made, channels, bases, items, zero):
+        item = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+        if item < items:
+            read, sizes, written, limits, summed, _ = ends(g)
+            last = len(g.size) - 1
+            if option & CHANNELS_INNER:
+                item, channel = split(item, channels)
+                n, place = strip_place(item, coarse)
+            else:
+                item, place = strip_place(item, coarse)
+                n, channel = split(item, channels)
+            group, own = split(channel, made)
+            start = n * read.n + group * read.group
+            position = place[last - 1] * rows_apart + bases[0], place[last] * columns_apart + bases[1]
+            acc = repeated(zero, results)
+            tap = start_of(g.window)
+            for c in range(summed):
+                for _ in range(div(g.taps, taps)):
+                    inside, offset = outer_source(g, place, tap)
+                    if inside:
+                        at = weights_of(g, group, own, c) + outer_offset(tap, g.w.spatial)
+                        factors = load_taps(w, at, last_two(g.w.spatial), zero)
+                        at = start + c * read.channel + offset
+                        if finite(factors):
+                            acc = add_terms(acc, source, at, position, last_two(sizes), last_two(read.spatial), factors)
+                        else:
+                            acc = add_carefully(acc, source, at, position, last_two(sizes), last_two(read.spatial), factors)
+                    tap = advanced(tap, outer(g.window))
+            if option & FINISHED:
+                acc = finished(acc, bias, channel, g, zero)
+            first = place[last - 1] * height, place[last] * width
+            target = n * written.n + group * written.group + own * written.channel + outer_offset(place, written.spatial)
+            write(result, target, first, last_two(limits), last_two(written.spatial), acc)
+
+    @device
+    def finished(acc, bias, channel, g, zero):
+        """The results with their bias and activation."""
+        number = load(bias, channel * g.bias, zero) if option & BIASED else zero
+        for place in range(results):
+            value = acc[place]
+            if option & BIASED:
+                value = add(value, number)
+            acc = replaced(acc, place, activated(value, code))
+        return acc
+
+    strips.__name__ = strips.__qualname__ = f"strips_{direction.name}_{strip.name}_{option}_{dtype}"
+    return kernel(strips)
+
+
+# --- gradients for w -----------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def gradients_kernel(strip: Strip, threads: int, dtype: str) -> Kernel:
+    """The kernel of gradients for w by blocks of so many threads.
+
+    It takes (y, x, sums, g, coarse, channels, pairs, bases, length, zero) on a grid of pairs of an output channel and an input channel,
+    times taps of all but the last two axes, times parts, of which each goes through `length` strips.
+    """
+    number = getattr(types, dtype)
+    add_terms, add_carefully = strip_gradients(strip, careful=False), strip_gradients(strip, careful=True)
+    taps, room, segments = strip.taps, strip.taps * threads, min(SEGMENTS, threads)
+    height, width, rows_apart, columns_apart = strip.height, strip.width, strip.rows.advance, strip.columns.advance
+
+    def gradients(y, x, sums, g, coarse, bases, strips, length, zero):
+        kept = cuda.shared.array(room, number)
+        thread, part, outer_tap = cuda.threadIdx.x, cuda.blockIdx.y, cuda.blockIdx.z
+        c, channel = mod(cuda.blockIdx.x, g.per_c), div(cuda.blockIdx.x, g.per_c)
+        group, k = div(channel, g.per_k), mod(channel, g.per_k)
+        from_y, from_x = group * g.y.group + k * g.y.channel, group * g.x.group + c * g.x.channel
+        tap = coordinates(outer_tap, outer(g.window))
+        first, end = part * length + thread, min((part + 1) * length, strips)
+        acc = repeated(zero, taps)
+        for item in range(first, end, threads):
+            acc = add_strip(acc, y, x, g, item, coarse, bases, tap, from_y, from_x)
+        if not finite(acc):
+            acc = repeated(zero, taps)
+            for item in range(first, end, threads):
+                acc = add_strip_carefully(acc, y, x, g, item, coarse, bases, tap, from_y, from_x)
+        spread(kept, thread, threads, acc)
+        cuda.syncthreads()
+        for item in range(thread, taps * segments, threads):
+            at = div(item, segments) * threads + mod(item, segments)
+            poke(kept, at, added(kept, at, segments, div(threads, segments)))
+        cuda.syncthreads()
+        for place in range(thread, taps, threads):
+            at = ((part * g.groups * g.per_k + channel) * g.per_c + c) * g.taps + outer_tap * taps + place
+            store(sums, at, added(kept, place * threads, 1, segments))
+
+    def adder(terms):
+        @device
+        def add_strip(acc, y, x, g, item, coarse, bases, tap, from_y, from_x):
+            """Add the terms of a strip."""
+            last = len(g.size) - 1
+            n, place = strip_place(item, coarse)
+            inside, offset = forward_outer(g, place, tap)
+            if inside:
+                output = place[last - 1] * height, place[last] * width
+                position = place[last - 1] * rows_apart + bases[0], place[last] * columns_apart + bases[1]
+                at_y, at_x = from_y + n * g.y.n + outer_offset(place, g.y.spatial), from_x + n * g.x.n + offset
+                acc = terms(
+                    acc, y, at_y, output, last_two(g.output), last_two(g.y.spatial),
+                    x, at_x, position, last_two(g.size), last_two(g.x.spatial),
+                )  # fmt: skip
+            return acc
+
+        return add_strip
+
+    add_strip, add_strip_carefully = adder(add_terms), adder(add_carefully)
+
+    @device
+    def added(kept, at, step, count):
+        """The sum of so many numbers of shared memory."""
+        acc = kept[at]
+        for place in range(1, count):
+            acc = add(acc, kept[at + place * step])
+        return acc
+
+    gradients.__name__ = gradients.__qualname__ = f"gradients_{strip.name}_{threads}_{dtype}"
+    return kernel(gradients)
+
+
+# --- from a problem to launches ------------------------------------------------------------------------------------------------
+
+
+def lifted(g: Geometry) -> Geometry:
+    """The geometry with a first axis of one position, if it has but one axis."""
+    if len(g.size) > 1:
+        return g
+    none, one = type(g.n)(0), type(g.n)(1)
+    ones = {name: (one, *getattr(g, name)) for name in ("size", "window", "output", "stride", "dilation")}
+    x, y = (Strides(*steps[:3], (none, *steps.spatial)) for steps in (g.x, g.y))
+    return g._replace(**ones, low=(none, *g.low), x=x, y=y, w=WeightStrides(*g.w[:3], (none, *g.w.spatial)))
+
+
+def _whole(aligned: bool, steps: Strides, size: Any, run: int) -> bool:
+    """Whether rows of elements that are neighbours in memory begin at an address of a wide load and hold whole ones."""
+    apart = (steps.n, steps.group, steps.channel, *steps.spatial[:-1], size)
+    return bool(aligned and steps.spatial[-1] == 1 and all(step % run == 0 for step in apart))
+
+
+def strip_of(
+    problem: ConvProblem, g: Geometry, shape: tuple[int, int], aligned: tuple[bool, bool]
+) -> tuple[Strip, tuple[int, int]]:
+    """The strip of so many rows and columns of a problem's results, and where the first source of the first one is."""
+    backward = problem.op == "input_grad"
+    axes, bases = [], []
+    for axis, count in zip((-2, -1), shape, strict=True):
+        window, stride, dilation, low = (int(values[axis]) for values in (g.window, g.stride, g.dilation, g.low))
+        if backward:
+            axes.append(gradient_axis(window, stride, dilation, problem.flip, low, count))
+            bases.append(low // stride + axes[-1].first)
+        else:
+            axes.append(forward_axis(window, stride, dilation, problem.flip, count))
+            bases.append(-low)
+    read, size, written, limit = (g.y, g.output, g.x, g.size) if backward else (g.x, g.size, g.y, g.output)
+    written_dtype = problem.dtype if problem.op == "weight_grad" else problem.out_dtype
+    run, run_out = (run_of(np_dtype(dtype).itemsize) for dtype in (problem.dtype, written_dtype))
+    wide = shape[1] % run_out == 0 and _whole(aligned[1], written, limit[-1], run_out)
+    lead = -bases[1] % run if axes[1].advance % run == 0 and _whole(aligned[0], read, size[-1], run) else -1
+    unit = read.spatial[-1] == 1 and written.spatial[-1] == 1
+    window_sizes = int(g.window[-2]), int(g.window[-1])
+    return Strip(axes[0], axes[1], window_sizes, lead if unit else -1, wide and unit, bool(unit)), (bases[0], bases[1])
+
+
+def coarse_of(sizes: Sequence[Any], strip: Strip) -> tuple[int, ...]:
+    """The sizes in strips."""
+    return (*map(int, sizes[:-2]), -(-int(sizes[-2]) // strip.height), -(-int(sizes[-1]) // strip.width))
+
+
+class Launch(NamedTuple):
+    """A kernel and its arguments behind the pointers, but for the zero."""
+
+    kernel: Kernel
+    blocks: Any
+    threads: int
+    arguments: tuple[Any, ...]
+
+
+def _divisors(sizes: Sequence[int]) -> tuple[tuple[Any, ...], ...]:
+    """The numbers, factors and shifts of divisors."""
+    return tuple(zip(*map(Divisor.of, sizes), strict=True))
+
+
+@functools.lru_cache(maxsize=1024)
+def _strips(problem: ConvProblem, g: Geometry, shape: tuple[int, int], threads: int, aligned: tuple[bool, bool]) -> Launch:
+    g = lifted(g)
+    backward = problem.op == "input_grad"
+    strip, bases = strip_of(problem, g, shape, aligned)
+    coarse = coarse_of(g.size if backward else g.output, strip)
+    made = int(g.per_c if backward else g.per_k)
+    items = problem.n * int(g.groups) * made * math.prod(coarse)
+    option = int(g.option) & (FINISHED | CHANNELS_INNER)
+    function = strips_kernel(BACKWARD if backward else FORWARD, strip, problem.acc_dtype, option)
+    counts = _divisors(coarse), Divisor.of(made), Divisor.of(int(g.groups) * made)
+    return Launch(function, -(-items // threads), threads, (g, *counts, _typed(bases, g), np.int32(items)))
+
+
+@functools.lru_cache(maxsize=1024)
+def _gradients(problem: ConvProblem, g: Geometry, shape: tuple[int, int], threads: int, parts: int, aligned: tuple[bool, bool]) -> Launch:
+    g = lifted(g)
+    strip, bases = strip_of(problem, g, shape, aligned)
+    coarse = coarse_of(g.output, strip)
+    strips = problem.n * math.prod(coarse)
+    function = gradients_kernel(strip, threads, problem.acc_dtype)
+    blocks = problem.k * int(g.per_c), parts, int(g.taps) // strip.taps
+    numbers = np.int32(strips), np.int32(-(-strips // parts))
+    return Launch(function, blocks, threads, (g, _divisors(coarse), _typed(bases, g), *numbers))
+
+
+def _typed(values: Sequence[int], g: Geometry) -> tuple[Any, ...]:
+    return tuple(type(g.n)(value) for value in values)
+
+
+def _aligned(*pointers: Any) -> tuple[bool, ...]:
+    """Whether the addresses are those of a wide load."""
+    return tuple(SIMULATED or pointer.address % RUN_BYTES == 0 for pointer in pointers)
+
+
+def run_strips(problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any], shape: tuple[int, int], threads: int) -> None:
+    """A convolution or its gradient for x by strips of so many rows and columns."""
+    (source, w, *bias), result = ins, outs[0]
+    x, y = (result, source) if problem.op == "input_grad" else (source, result)
+    g = conv_geometry(problem, x, w, y, result, bias)
+    pointers = pointer(source), pointer(w), pointer(bias[0] if bias else w), pointer(result)
+    plan = _strips(problem, g, shape, threads, _aligned(pointers[0], pointers[3]))
+    if plan.blocks:
+        launch(plan.kernel, plan.blocks, plan.threads, (result, *ins), *pointers, *plan.arguments, zero(problem.acc_dtype))
+
+
+def run_gradients(
+    problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any], shape: tuple[int, int], threads: int, parts: int
+) -> None:
+    """The gradient for w by strips of so many rows and columns of outputs, in so many parts."""
+    (y, x), w = ins[:2], outs[0]
+    g = conv_geometry(problem, x, w, y, w)
+    sums = scratch((parts, math.prod(problem.w_shape)), np_dtype(problem.acc_dtype), y)
+    pointers = pointer(y), pointer(x), pointer(sums)
+    plan = _gradients(problem, g, shape, threads, parts, _aligned(pointers[1], pointers[0]))
+    launch(plan.kernel, plan.blocks, plan.threads, (w, sums, *ins), *pointers, *plan.arguments, zero(problem.acc_dtype))
+    add_up(problem, sums, w, parts)
+
+
+def suits(problem: ConvProblem) -> bool:
+    """Whether a convolution of few channels has a kernel that is written out, and padding zeros."""
+    if problem.pad_mode != "zeros" or problem.ndim > 3 or math.prod(problem.kernel[-2:]) > TAPS[problem.acc_dtype]:
+        return False
+    if problem.op == "weight_grad":
+        return problem.level != "strict"
+    return max(math.prod(shape) for shape in (*problem.input_shapes, *problem.output_shapes)) < 2**31
+
+
+def _shape(problem: ConvProblem) -> tuple[int, int]:
+    """The rows and columns of a strip: whole strides in a gradient for x."""
+    if problem.op != "input_grad":
+        return (4 if problem.ndim > 1 else 1), 4
+    column = problem.stride[-1] * -(-4 // problem.stride[-1])
+    return (problem.stride[-2] * -(-4 // problem.stride[-2]) if problem.ndim > 1 else 1), column
+
+
+def parts_of(problem: ConvProblem) -> int:
+    """Into how many parts the strips of a gradient for w are divided: a function of the problem alone."""
+    height, width = _shape(problem)
+    rows = math.prod(problem.output[:-2]) * -(-problem.output[-2] // height) if problem.ndim > 1 else 1
+    strips = problem.n * rows * -(-problem.output[-1] // width)
+    pairs = problem.k * (problem.c // problem.groups) * math.prod(problem.kernel[:-2])
+    return max(1, min(BLOCKS // pairs, strips // (THREADS * LEAST)))
+
+
+def run(problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
+    """A convolution, or one of its gradients."""
+    if problem.op == "weight_grad":
+        run_gradients(problem, outs, ins, _shape(problem), THREADS, parts_of(problem))
+    else:
+        run_strips(problem, outs, ins, _shape(problem), THREADS)
