@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from numconv.plugin import CONV_OPS, ConvProblem, Executor, Implementation, Verdict, np_dtype, scratch
 
-from . import stencil
+from . import sliding, stencil
 from .compiler import Kernel, cuda, device, kernel, types
 from .costs import cost_of
 from .direct import MEASURED_ERROR, add_up, bias_sums, bias_workspace, conv_geometry, finish
@@ -189,6 +189,11 @@ def tap_place(tap, sizes):
 # --- the implementation --------------------------------------------------------------------------------------------------------
 
 
+def _special(problem: ConvProblem) -> Any:
+    """The module whose kernels are made for such a problem; None for those of this one."""
+    return next((each for each in (stencil, sliding) if each.suits(problem)), None)
+
+
 def _width(row: int) -> int:
     return next((width for width in WIDTHS if row >= width), WIDTHS[-1])
 
@@ -207,8 +212,8 @@ def _rows(problem: ConvProblem, g: Geometry, arrays: Sequence[Any], pointers: Se
 
 
 def _forward(problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
-    if stencil.suits(problem):
-        stencil.run(problem, outs, ins)
+    if special := _special(problem):
+        special.run(problem, outs, ins)
         return
     (x, w, *bias), y = ins, outs[0]
     pointers = pointer(x), pointer(w), pointer(bias[0] if bias else w), pointer(y)
@@ -227,8 +232,8 @@ def _as_forward(g: Geometry) -> Geometry:
 
 
 def _input_grad(problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
-    if stencil.suits(problem):
-        stencil.run(problem, outs, ins)
+    if special := _special(problem):
+        special.run(problem, outs, ins)
         return
     (y, w, *bias), x = ins, outs[0]
     pointers = pointer(y), pointer(w), pointer(bias[0] if bias else w), pointer(x)
@@ -237,8 +242,8 @@ def _input_grad(problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -
 
 def _parts(problem: ConvProblem) -> int:
     """Into how many parts the rows of outputs are split: a function of the problem alone."""
-    if stencil.suits(problem):
-        return stencil.parts_of(problem)
+    if special := _special(problem):
+        return special.parts_of(problem)
     if problem.level == "strict":
         return 1
     blocks = math.prod(_coarse(problem.kernel, _width(problem.kernel[-1]))) * problem.k * (problem.c // problem.groups)
@@ -247,8 +252,8 @@ def _parts(problem: ConvProblem) -> int:
 
 
 def _weight_grad(problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
-    if stencil.suits(problem):
-        stencil.run(problem, outs, ins)
+    if special := _special(problem):
+        special.run(problem, outs, ins)
     else:
         _taps(problem, outs, ins)
     if problem.bias:

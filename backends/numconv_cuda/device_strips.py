@@ -15,7 +15,7 @@ from .compiler import extending, types
 from .device_elements import _as_global, _narrow, _shared_element, _widen
 from .strips import Strip, loads, run_of
 
-__all__ = ["finite", "put", "split", "spread", "strip_gradients", "strip_sums", "strip_taps"]
+__all__ = ["finite", "put", "slide", "split", "spread", "strip_gradients", "strip_sums", "strip_taps"]
 
 intrinsic = extending.intrinsic
 _i16, _i32, _i64 = (ir.IntType(bits) for bits in (16, 32, 64))
@@ -269,3 +269,17 @@ def split(typingctx: Any, index: Any, divisor: Any) -> Any:
         return _tuple(context, builder, sig.return_type, [quotient, rest])
 
     return types.UniTuple(types.int32, 2)(index, divisor), codegen
+
+
+@intrinsic
+def slide(typingctx: Any, acc: Any, left: Any, right: Any, taps: Any) -> Any:
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        sums, factors = ([builder.extract_value(arg, place) for place in range(acc.count)] for arg in (args[0], args[3]))
+        values = [builder.extract_value(arg, place) for arg in args[1:3] for place in range(4)]
+        for tap in range(4):
+            for row, place in itertools.product(range(acc.count // 4), range(4)):
+                which = 4 * row + place
+                sums[which] = builder.fma(values[place + tap], factors[4 * row + tap], sums[which])
+        return _tuple(context, builder, acc, sums)
+
+    return acc(acc, left, right, taps), codegen

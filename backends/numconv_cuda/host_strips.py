@@ -14,7 +14,7 @@ from typing import Any
 from .host_elements import load, muladd, store
 from .strips import Divisor, Strip
 
-__all__ = ["finite", "put", "split", "spread", "strip_gradients", "strip_sums", "strip_taps"]
+__all__ = ["finite", "put", "slide", "split", "spread", "strip_gradients", "strip_sums", "strip_taps"]
 
 _Pair = tuple[Any, Any]
 
@@ -111,3 +111,12 @@ def split(index: Any, divisor: Divisor) -> tuple[int, int]:
     """The quotient and the remainder of an index that is not negative."""
     quotient = int(index) * int(divisor.factor) >> int(divisor.shift)
     return quotient, int(index) - quotient * int(divisor.number)
+
+
+def slide(acc: Sequence[Any], left: Sequence[Any], right: Sequence[Any], taps: Sequence[Any]) -> tuple[Any, ...]:
+    """Four taps a row of results, on four results: acc[row, i] + the sum over j of (left, right)[i + j] * taps[row, j]."""
+    values, sums = (*left, *right), list(acc)
+    for tap, which in itertools.product(range(4), range(len(acc))):
+        row, place = divmod(which, 4)
+        sums[which] = muladd(values[place + tap], taps[4 * row + tap], sums[which])
+    return tuple(sums)

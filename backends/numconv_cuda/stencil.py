@@ -46,6 +46,8 @@ BLOCKS, LEAST = 1536, 2
 
 FINISHED = BIASED | 3
 """The bits of an option that change results: bias and activation."""
+ALIGNMENT = None if SIMULATED else 16
+"""Of shared memory, for loads of four numbers; the simulator knows none."""
 SEGMENTS = 16
 """Into how many parts the threads of a block are divided first when their sums are added up."""
 
@@ -149,6 +151,23 @@ def strip_place(index, coarse):
     return index, place
 
 
+def finisher(results: int, option: int) -> Any:
+    """The device function that gives so many results of a channel the bias and the activation that an option tells."""
+    code = option & 3
+
+    @device
+    def finished(acc, bias, channel, g, zero):
+        number = load(bias, channel * g.bias, zero) if option & BIASED else zero
+        for place in range(results):
+            value = acc[place]
+            if option & BIASED:
+                value = add(value, number)
+            acc = replaced(acc, place, activated(value, code))
+        return acc
+
+    return finished
+
+
 # --- results -------------------------------------------------------------------------------------------------------------------
 
 
@@ -164,7 +183,7 @@ def strips_kernel(direction: Direction, strip: Strip, dtype: str, option: int) -
     add_terms, add_carefully = strip_sums(strip, careful=False), strip_sums(strip, careful=True)
     results, height, width, taps = strip.results, strip.height, strip.width, strip.taps
     rows_apart, columns_apart = strip.rows.advance, strip.columns.advance
-    code = option & 3
+    finished = finisher(results, option)
 
     def strips(source, w, bias, result, g, coarse, made, channels, bases, items, zero):
         item = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
@@ -199,17 +218,6 @@ def strips_kernel(direction: Direction, strip: Strip, dtype: str, option: int) -
             first = place[last - 1] * height, place[last] * width
             target = n * written.n + group * written.group + own * written.channel + outer_offset(place, written.spatial)
             write(result, target, first, last_two(limits), last_two(written.spatial), acc)
-
-    @device
-    def finished(acc, bias, channel, g, zero):
-        """The results with their bias and activation."""
-        number = load(bias, channel * g.bias, zero) if option & BIASED else zero
-        for place in range(results):
-            value = acc[place]
-            if option & BIASED:
-                value = add(value, number)
-            acc = replaced(acc, place, activated(value, code))
-        return acc
 
     strips.__name__ = strips.__qualname__ = f"strips_{direction.name}_{strip.name}_{option}_{dtype}"
     return kernel(strips)
@@ -301,7 +309,7 @@ def lifted(g: Geometry) -> Geometry:
     return g._replace(**ones, low=(none, *g.low), x=x, y=y, w=WeightStrides(*g.w[:3], (none, *g.w.spatial)))
 
 
-def _whole(aligned: bool, steps: Strides, size: Any, run: int) -> bool:
+def whole(aligned: bool, steps: Strides, size: Any, run: int) -> bool:
     """Whether rows of elements that are neighbours in memory begin at an address of a wide load and hold whole ones."""
     apart = (steps.n, steps.group, steps.channel, *steps.spatial[:-1], size)
     return bool(aligned and steps.spatial[-1] == 1 and all(step % run == 0 for step in apart))
@@ -324,8 +332,8 @@ def strip_of(
     read, size, written, limit = (g.y, g.output, g.x, g.size) if backward else (g.x, g.size, g.y, g.output)
     written_dtype = problem.dtype if problem.op == "weight_grad" else problem.out_dtype
     run, run_out = (run_of(np_dtype(dtype).itemsize) for dtype in (problem.dtype, written_dtype))
-    wide = shape[1] % run_out == 0 and _whole(aligned[1], written, limit[-1], run_out)
-    lead = -bases[1] % run if axes[1].advance % run == 0 and _whole(aligned[0], read, size[-1], run) else -1
+    wide = shape[1] % run_out == 0 and whole(aligned[1], written, limit[-1], run_out)
+    lead = -bases[1] % run if axes[1].advance % run == 0 and whole(aligned[0], read, size[-1], run) else -1
     unit = read.spatial[-1] == 1 and written.spatial[-1] == 1
     window_sizes = int(g.window[-2]), int(g.window[-1])
     return Strip(axes[0], axes[1], window_sizes, lead if unit else -1, wide and unit, bool(unit)), (bases[0], bases[1])
@@ -345,7 +353,7 @@ class Launch(NamedTuple):
     arguments: tuple[Any, ...]
 
 
-def _divisors(sizes: Sequence[int]) -> tuple[tuple[Any, ...], ...]:
+def divisors(sizes: Sequence[int]) -> tuple[tuple[Any, ...], ...]:
     """The numbers, factors and shifts of divisors."""
     return tuple(zip(*map(Divisor.of, sizes), strict=True))
 
@@ -360,8 +368,8 @@ def _strips(problem: ConvProblem, g: Geometry, shape: tuple[int, int], threads: 
     items = problem.n * int(g.groups) * made * math.prod(coarse)
     option = int(g.option) & (FINISHED | CHANNELS_INNER)
     function = strips_kernel(BACKWARD if backward else FORWARD, strip, problem.acc_dtype, option)
-    counts = _divisors(coarse), Divisor.of(made), Divisor.of(int(g.groups) * made)
-    return Launch(function, -(-items // threads), threads, (g, *counts, _typed(bases, g), np.int32(items)))
+    counts = divisors(coarse), Divisor.of(made), Divisor.of(int(g.groups) * made)
+    return Launch(function, -(-items // threads), threads, (g, *counts, typed(bases, g), np.int32(items)))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -373,14 +381,14 @@ def _gradients(problem: ConvProblem, g: Geometry, shape: tuple[int, int], thread
     function = gradients_kernel(strip, threads, problem.acc_dtype)
     blocks = problem.k * int(g.per_c), parts, int(g.taps) // strip.taps
     numbers = np.int32(strips), np.int32(-(-strips // parts))
-    return Launch(function, blocks, threads, (g, _divisors(coarse), _typed(bases, g), *numbers))
+    return Launch(function, blocks, threads, (g, divisors(coarse), typed(bases, g), *numbers))
 
 
-def _typed(values: Sequence[int], g: Geometry) -> tuple[Any, ...]:
+def typed(values: Sequence[int], g: Geometry) -> tuple[Any, ...]:
     return tuple(type(g.n)(value) for value in values)
 
 
-def _aligned(*pointers: Any) -> tuple[bool, ...]:
+def aligned(*pointers: Any) -> tuple[bool, ...]:
     """Whether the addresses are those of a wide load."""
     return tuple(SIMULATED or pointer.address % RUN_BYTES == 0 for pointer in pointers)
 
@@ -391,7 +399,7 @@ def run_strips(problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any], sh
     x, y = (result, source) if problem.op == "input_grad" else (source, result)
     g = conv_geometry(problem, x, w, y, result, bias)
     pointers = pointer(source), pointer(w), pointer(bias[0] if bias else w), pointer(result)
-    plan = _strips(problem, g, shape, threads, _aligned(pointers[0], pointers[3]))
+    plan = _strips(problem, g, shape, threads, aligned(pointers[0], pointers[3]))
     if plan.blocks:
         launch(plan.kernel, plan.blocks, plan.threads, (result, *ins), *pointers, *plan.arguments, zero(problem.acc_dtype))
 
@@ -404,7 +412,7 @@ def run_gradients(
     g = conv_geometry(problem, x, w, y, w)
     sums = scratch((parts, math.prod(problem.w_shape)), np_dtype(problem.acc_dtype), y)
     pointers = pointer(y), pointer(x), pointer(sums)
-    plan = _gradients(problem, g, shape, threads, parts, _aligned(pointers[1], pointers[0]))
+    plan = _gradients(problem, g, shape, threads, parts, aligned(pointers[1], pointers[0]))
     launch(plan.kernel, plan.blocks, plan.threads, (w, sums, *ins), *pointers, *plan.arguments, zero(problem.acc_dtype))
     add_up(problem, sums, w, parts)
 
