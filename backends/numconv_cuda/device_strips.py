@@ -15,7 +15,7 @@ from .compiler import extending, types
 from .device_elements import _as_global, _narrow, _shared_element, _widen
 from .strips import Strip, loads, run_of
 
-__all__ = ["finite", "put", "slide", "split", "spread", "strip_gradients", "strip_sums", "strip_taps"]
+__all__ = ["fetch", "finite", "put", "slide", "split", "spread", "strip_gradients", "strip_sums", "strip_taps"]
 
 intrinsic = extending.intrinsic
 _i16, _i32, _i64 = (ir.IntType(bits) for bits in (16, 32, 64))
@@ -231,6 +231,14 @@ def _word(context: Any, builder: Any, value: Any, number: Any, stored: Any) -> A
     narrow = _narrow(context, builder, value, number, stored)
     word = _WORDS[stored.bitwidth][2]
     return narrow if narrow.type == word else builder.bitcast(narrow, word)
+
+
+@intrinsic
+def fetch(typingctx: Any, pointer: Any, offset: Any, position: Any, sizes: Any, steps: Any, zero: Any) -> Any:
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _rows(context, builder, sig, args, 0, zero, [0], -1, False).load(0)[0][0]
+
+    return zero(pointer, offset, position, sizes, steps, zero), codegen
 
 
 @intrinsic

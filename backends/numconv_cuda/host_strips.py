@@ -14,7 +14,7 @@ from typing import Any
 from .host_elements import load, muladd, store
 from .strips import Divisor, Strip
 
-__all__ = ["finite", "put", "slide", "split", "spread", "strip_gradients", "strip_sums", "strip_taps"]
+__all__ = ["fetch", "finite", "put", "slide", "split", "spread", "strip_gradients", "strip_sums", "strip_taps"]
 
 _Pair = tuple[Any, Any]
 
@@ -94,6 +94,11 @@ def put(strip: Strip) -> Any:
                 store(pointer, place, value)
 
     return write
+
+
+def fetch(pointer: Any, offset: Any, position: _Pair, sizes: _Pair, steps: _Pair, zero: Any) -> Any:
+    """The element at a position; 0 outside."""
+    return _element(pointer, _place(offset, position, sizes, steps, 0, 0), zero)
 
 
 def spread(array: Any, index: Any, step: Any, values: Sequence[Any]) -> None:

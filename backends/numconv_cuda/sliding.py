@@ -38,7 +38,7 @@ from .stencil import (
     typed,
     whole,
 )
-from .strip_terms import finite, put, slide, split
+from .strip_terms import fetch, finite, put, slide, split
 from .strips import Divisor, Strip, forward_axis, run_of
 
 __all__ = ["Tile", "parts_of", "planes_kernel", "run", "suits", "taps_kernel"]
@@ -97,22 +97,15 @@ def _steps(tile: Tile, dtype: str, *, flip: bool) -> tuple[Any, Any]:
         """`position` is the place of the tile's first source, `chunk` the first row and column of the kernel."""
         for item in range(cuda.threadIdx.x, source_room, threads):
             row, column = split(item, pitches)
-            row, column = row + position[0], column + position[1]
-            value = zero
-            if 0 <= row < sizes[0] and 0 <= column < sizes[1]:
-                value = load(source, at + row * steps[0] + column * steps[1], zero)
-            poke(sources, item, value)
+            place = row + position[0], column + position[1]
+            poke(sources, item, fetch(source, at, place, sizes, steps, zero))
         for item in range(cuda.threadIdx.x, kernel_room, threads):
             row, column = split(item, widths)
             row -= height - 1
-            inside = 0 <= row < depth
-            row, column = row + chunk[0], column + chunk[1]
-            value = zero
-            if inside and row < w_sizes[0] and column < w_sizes[1]:
-                if flip:
-                    row, column = w_sizes[0] - 1 - row, w_sizes[1] - 1 - column
-                value = load(w, w_at + row * w_steps[0] + column * w_steps[1], zero)
-            poke(kernels, item, value)
+            place = (row + chunk[0] if 0 <= row < depth else -1), column + chunk[1]
+            if flip:
+                place = (w_sizes[0] - 1 - place[0] if 0 <= row < depth else -1), w_sizes[1] - 1 - place[1]
+            poke(kernels, item, fetch(w, w_at, place, w_sizes, w_steps, zero))
 
     four, pairs, odd = 4 * height, taps // 8, taps % 8
 
