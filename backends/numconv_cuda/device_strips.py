@@ -42,7 +42,7 @@ class Rows:
     def __init__(self, context, builder, stored, like, pointer, offset, position, sizes, steps, sources, lead, unit):  # type: ignore[no-untyped-def]
         self.context, self.builder, self.stored, self.like = context, builder, stored, like
         self.bits, self.sizes, self.steps, self.unit = stored.bitwidth, sizes, steps, unit
-        self.row, column = position
+        self.position = self.row, column = position
         self.base = builder.ptrtoint(_as_global(builder, pointer), _i64)
         self.start = builder.add(offset, column if unit else builder.mul(column, steps[1]))
         self.loads = loads(max(sources) + 1, sources, lead if unit else -1, run_of(self.bits // 8))
@@ -133,7 +133,7 @@ def strip_taps(strip: Strip) -> Any:
 
 def strip_sums(strip: Strip, *, careful: bool) -> Any:
     """The intrinsic that adds a strip's terms of one channel; its arguments are in `numconv_cuda.host_strips`."""
-    columns = sorted({source for terms in strip.columns.terms for _, source in terms})
+    columns = strip.columns.sources
     width = strip.window[1]
 
     @intrinsic
@@ -179,7 +179,7 @@ def _tuple(context: Any, builder: Any, kind: Any, values: Sequence[Any]) -> Any:
 
 def strip_gradients(strip: Strip, *, careful: bool) -> Any:
     """The intrinsic that adds the terms of a strip of outputs to the gradients of the taps of one channel."""
-    columns = sorted({source for terms in strip.columns.terms for _, source in terms})
+    columns = strip.columns.sources
     width = strip.window[1]
 
     @intrinsic

@@ -25,7 +25,6 @@ from .geometry import (
     CHANNELS_INNER,
     Geometry,
     Strides,
-    WeightStrides,
     coordinates,
     start_of,
     tap_offset,
@@ -151,6 +150,26 @@ def strip_place(index, coarse):
     return index, place
 
 
+def locator(option: int) -> Any:
+    """The device function that gives (n, channel, place) of a strip; neighbouring threads write neighbours in memory."""
+    if option & CHANNELS_INNER:
+
+        @device
+        def locate(item, coarse, channels):
+            item, channel = split(item, channels)
+            n, place = strip_place(item, coarse)
+            return n, channel, place
+    else:
+
+        @device
+        def locate(item, coarse, channels):
+            item, place = strip_place(item, coarse)
+            n, channel = split(item, channels)
+            return n, channel, place
+
+    return locate
+
+
 def finisher(results: int, option: int) -> Any:
     """The device function that gives so many results of a channel the bias and the activation that an option tells."""
     code = option & 3
@@ -183,19 +202,14 @@ def strips_kernel(direction: Direction, strip: Strip, dtype: str, option: int) -
     add_terms, add_carefully = strip_sums(strip, careful=False), strip_sums(strip, careful=True)
     results, height, width, taps = strip.results, strip.height, strip.width, strip.taps
     rows_apart, columns_apart = strip.rows.advance, strip.columns.advance
-    finished = finisher(results, option)
+    finished, locate = finisher(results, option), locator(option)
 
     def strips(source, w, bias, result, g, coarse, made, channels, bases, items, zero):
         item = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
         if item < items:
             read, sizes, written, limits, summed, _ = ends(g)
             last = len(g.size) - 1
-            if option & CHANNELS_INNER:
-                item, channel = split(item, channels)
-                n, place = strip_place(item, coarse)
-            else:
-                item, place = strip_place(item, coarse)
-                n, channel = split(item, channels)
+            n, channel, place = locate(item, coarse, channels)
             group, own = split(channel, made)
             start = n * read.n + group * read.group
             position = place[last - 1] * rows_apart + bases[0], place[last] * columns_apart + bases[1]
@@ -305,8 +319,9 @@ def lifted(g: Geometry) -> Geometry:
         return g
     none, one = type(g.n)(0), type(g.n)(1)
     ones = {name: (one, *getattr(g, name)) for name in ("size", "window", "output", "stride", "dilation")}
-    x, y = (Strides(*steps[:3], (none, *steps.spatial)) for steps in (g.x, g.y))
-    return g._replace(**ones, low=(none, *g.low), x=x, y=y, w=WeightStrides(*g.w[:3], (none, *g.w.spatial)))
+    steps = {name: getattr(g, name) for name in ("x", "w", "y")}
+    steps = {name: each._replace(spatial=(none, *each.spatial)) for name, each in steps.items()}
+    return g._replace(**ones, **steps, low=(none, *g.low))
 
 
 def whole(aligned: bool, steps: Strides, size: Any, run: int) -> bool:
@@ -428,10 +443,13 @@ def suits(problem: ConvProblem) -> bool:
 
 def _shape(problem: ConvProblem) -> tuple[int, int]:
     """The rows and columns of a strip: whole strides in a gradient for x."""
-    if problem.op != "input_grad":
-        return (4 if problem.ndim > 1 else 1), 4
-    column = problem.stride[-1] * -(-4 // problem.stride[-1])
-    return (problem.stride[-2] * -(-4 // problem.stride[-2]) if problem.ndim > 1 else 1), column
+    backward = problem.op == "input_grad"
+    sizes, strides = (1, *(problem.spatial if backward else problem.output))[-2:], (1, *problem.stride)[-2:]
+    rows, columns = (
+        (stride if backward else 1) * -(-min(4, size) // (stride if backward else 1))
+        for size, stride in zip(sizes, strides, strict=True)
+    )
+    return rows, columns
 
 
 def parts_of(problem: ConvProblem) -> int:

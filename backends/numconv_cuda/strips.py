@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["RUN_BYTES", "Axis", "Divisor", "Strip", "forward_axis", "gradient_axis", "loads", "run_of"]
+__all__ = ["RUN_BYTES", "Axis", "Divisor", "Pooled", "Strip", "forward_axis", "gradient_axis", "loads", "run_of"]
 
 RUN_BYTES = 16
 """Of a wide load."""
@@ -55,9 +55,9 @@ class Axis(NamedTuple):
         return 1 + max((source for terms in self.terms for _, source in terms), default=-1)
 
     @property
-    def taps(self) -> int:
-        """Of the kernel."""
-        return 1 + max((tap for terms in self.terms for tap, _ in terms), default=-1)
+    def sources(self) -> tuple[int, ...]:
+        """Those that are read."""
+        return tuple(sorted({source for terms in self.terms for _, source in terms}))
 
     @property
     def order(self) -> tuple[int, ...]:
@@ -127,6 +127,17 @@ class Strip(NamedTuple):
         axes = "_".join(f"{len(axis.terms)}x{axis.advance}x{axis.span}x{axis.first}".replace("-", "m") for axis in self[:2])
         way = "".join(("u" if self.unit else "", "w" if self.wide else "", f"l{self.lead}" if self.lead >= 0 else ""))
         return f"{axes}_{'x'.join(map(str, self.window))}{way}"
+
+
+class Pooled(NamedTuple):
+    """Strips of pooling: of windows, or of elements of x with the windows that hold them as their sources."""
+
+    windows: Strip
+    """Of outputs."""
+    elements: Strip
+    """Of gradients for x."""
+    reads: tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]
+    """For each source of `elements` on both axes, the positions of its window, counted from that of the first source's."""
 
 
 def loads(count: int, used: Sequence[int], lead: int, run: int) -> list[tuple[int, int]]:

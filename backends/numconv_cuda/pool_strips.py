@@ -1,0 +1,305 @@
+"""Pooling with small windows over two dimensions: a thread computes a strip of results, see `numconv_cuda.strips`.
+
+A forward pass is a convolution without weights. A gradient gathers, so that nothing is added by two threads: a thread has a strip of
+elements of x, and finds for every window that holds one of them what it chose or by what it divided, once for all of its elements.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from numconv.plugin import PoolProblem, np_dtype
+
+from .compiler import SIMULATED, Kernel, cuda, kernel
+from .elements import repeated, store
+from .geometry import CHANNELS_INNER, Geometry, geometry, inner, strides_of
+from .launching import launch, pointer, zero
+from .pool_terms import strip_chosen, strip_max, strip_means, strip_shares, strip_strays, strip_winners
+from .stencil import Launch, aligned, coarse_of, divisors, lifted, locator, typed, whole
+from .strip_terms import put, strip_sums
+from .strips import Divisor, Pooled, Strip, forward_axis, gradient_axis, run_of
+
+__all__ = ["avg_pool", "counting", "find_strays", "max_pool", "max_pool_backward", "suits"]
+
+THREADS = 2 if SIMULATED else 128
+"""Of a block."""
+TAPS, TESTS = 49, 240
+"""The most taps of a window, and the most tests of an element against the others of a window that a kernel writes out."""
+
+
+
+
+# --- the kernels -----------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def max_kernel(pooled: Pooled, dtype: str, inner_channels: int, index_strip: Strip | None) -> Kernel:
+    """The kernel of maxima, and of their indices: (x, y, indices, g, coarse, channels, bases, items, least)."""
+    strip, indexed = pooled.windows, index_strip is not None
+    take, write, write_indices = strip_max(pooled, indexed=indexed), put(strip), put(index_strip or strip)
+    results, height, width, locate = strip.results, strip.height, strip.width, locator(inner_channels)
+    rows_apart, columns_apart = strip.rows.advance, strip.columns.advance
+    nowhere = np.int64(-1)
+
+    def max_strips(x, y, indices, g, coarse, channels, bases, items, least):
+        item = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+        if item < items:
+            n, channel, place = locate(item, coarse, channels)
+            position = place[0] * rows_apart + bases[0], place[1] * columns_apart + bases[1]
+            best, places = repeated(least, results), repeated(nowhere, results)
+            best, places = take(best, places, x, n * g.x.n + channel * g.x.group, position, g.size, g.x.spatial)
+            first = place[0] * height, place[1] * width
+            write(y, n * g.y.n + channel * g.y.group, first, g.output, g.y.spatial, best)
+            if indexed:
+                write_indices(indices, n * g.w.n + channel * g.w.group, first, g.output, g.w.spatial, places)
+
+    return _named(max_strips, strip, dtype, inner_channels, f"i{int(index_strip.wide)}" if index_strip is not None else "")
+
+
+@functools.cache
+def avg_kernel(pooled: Pooled, dtype: str, inner_channels: int) -> Kernel:
+    """The kernel of means: (x, y, g, coarse, channels, bases, items, floors, reaches, zero, one)."""
+    strip = pooled.windows
+    add_terms, divide, write = strip_sums(strip, careful=False), strip_means(pooled), put(strip)
+    results, height, width, taps, locate = strip.results, strip.height, strip.width, strip.taps, locator(inner_channels)
+    rows_apart, columns_apart = strip.rows.advance, strip.columns.advance
+
+    def avg_strips(x, y, g, coarse, channels, bases, items, floors, reaches, zero, one):
+        item = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+        if item < items:
+            n, channel, place = locate(item, coarse, channels)
+            position = place[0] * rows_apart + bases[0], place[1] * columns_apart + bases[1]
+            acc, ones = repeated(zero, results), repeated(one, taps)
+            acc = add_terms(acc, x, n * g.x.n + channel * g.x.group, position, g.size, g.x.spatial, ones)
+            acc = divide(acc, position, floors, reaches)
+            write(y, n * g.y.n + channel * g.y.group, (place[0] * height, place[1] * width), g.output, g.y.spatial, acc)
+
+    return _named(avg_strips, strip, dtype, inner_channels)
+
+
+@functools.cache
+def avg_backward_kernel(pooled: Pooled, dtype: str, inner_channels: int) -> Kernel:
+    """The kernel of the gradient of means: (grad, x, g, coarse, channels, bases, items, floors, reaches, zero)."""
+    strip = pooled.elements
+    add_shares, write = strip_shares(pooled), put(strip)
+    results, height, width, locate = strip.results, strip.height, strip.width, locator(inner_channels)
+    rows_apart, columns_apart = strip.rows.advance, strip.columns.advance
+
+    def avg_backward_strips(grad, x, g, coarse, channels, bases, items, floors, reaches, zero):
+        item = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+        if item < items:
+            n, channel, place = locate(item, coarse, channels)
+            output = place[0] * rows_apart + bases[0], place[1] * columns_apart + bases[1]
+            window = output[0] * g.stride[0] - g.low[0], output[1] * g.stride[1] - g.low[1]
+            acc, at = repeated(zero, results), n * g.y.n + channel * g.y.group
+            acc = add_shares(acc, grad, at, output, g.output, g.y.spatial, window, floors, reaches)
+            write(x, n * g.x.n + channel * g.x.group, (place[0] * height, place[1] * width), g.size, g.x.spatial, acc)
+
+    return _named(avg_backward_strips, strip, dtype, inner_channels)
+
+
+@functools.cache
+def max_backward_kernel(pooled: Pooled, dtype: str, inner_channels: int) -> Kernel:
+    """The kernel of the gradient of maxima: (grad, x, out, g, coarse, channels, bases, items, zero)."""
+    strip = pooled.elements
+    add_won, write = strip_winners(pooled), put(strip)
+    results, height, width, locate = strip.results, strip.height, strip.width, locator(inner_channels)
+    rows_apart, columns_apart = strip.rows.advance, strip.columns.advance
+
+    def max_backward_strips(grad, x, out, g, coarse, channels, bases, items, zero):
+        item = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+        if item < items:
+            n, channel, place = locate(item, coarse, channels)
+            output = place[0] * rows_apart + bases[0], place[1] * columns_apart + bases[1]
+            window = output[0] * g.stride[0] - g.low[0], output[1] * g.stride[1] - g.low[1]
+            at, at_x = n * g.y.n + channel * g.y.group, n * g.x.n + channel * g.x.group
+            acc = repeated(zero, results)
+            acc = add_won(acc, grad, at, output, g.output, g.y.spatial, x, at_x, window, g.size, g.x.spatial)
+            write(out, n * g.w.n + channel * g.w.group, (place[0] * height, place[1] * width), g.size, g.w.spatial, acc)
+
+    return _named(max_backward_strips, strip, dtype, inner_channels)
+
+
+@functools.cache
+def chosen_backward_kernel(pooled: Pooled, dtype: str, inner_channels: int) -> Kernel:
+    """The kernel of the gradient of maxima whose indices are given: (grad, indices, out, g, coarse, channels, bases, items, zero)."""
+    strip = pooled.elements
+    add_chosen, write = strip_chosen(pooled), put(strip)
+    results, height, width, locate = strip.results, strip.height, strip.width, locator(inner_channels)
+    rows_apart, columns_apart = strip.rows.advance, strip.columns.advance
+
+    def chosen_backward_strips(grad, indices, out, g, coarse, channels, bases, items, zero):
+        item = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+        if item < items:
+            n, channel, place = locate(item, coarse, channels)
+            output = place[0] * rows_apart + bases[0], place[1] * columns_apart + bases[1]
+            first = place[0] * height, place[1] * width
+            at, at_indices = n * g.y.n + channel * g.y.group, n * g.x.n + channel * g.x.group
+            acc, here = repeated(zero, results), (first[0] * g.size[1] + first[1], g.size[1])
+            acc = add_chosen(acc, grad, at, output, g.output, g.y.spatial, indices, at_indices, g.x.spatial, here)
+            write(out, n * g.w.n + channel * g.w.group, first, g.size, g.w.spatial, acc)
+
+    return _named(chosen_backward_strips, strip, dtype, inner_channels)
+
+
+@functools.cache
+def strays_kernel(pooled: Pooled, inner_channels: int) -> Kernel:
+    """The kernel that finds indices outside their windows: (indices, strays, g, coarse, channels, bases, items, one)."""
+    strip = pooled.windows
+    strayed, height, width, locate = strip_strays(pooled), strip.height, strip.width, locator(inner_channels)
+    rows_apart, columns_apart = strip.rows.advance, strip.columns.advance
+
+    def find_strays(indices, strays, g, coarse, channels, bases, items, one):
+        item = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+        if item < items:
+            n, channel, place = locate(item, coarse, channels)
+            position = place[0] * rows_apart + bases[0], place[1] * columns_apart + bases[1]
+            first, at = (place[0] * height, place[1] * width), n * g.x.n + channel * g.x.group
+            if strayed(indices, at, first, g.output, g.x.spatial, position, g.size):
+                store(strays, 0, one)
+
+    return _named(find_strays, strip, "int64", inner_channels)
+
+
+def _named(function: Any, strip: Strip, dtype: str, inner_channels: int, more: str = "") -> Kernel:
+    name = f"{function.__name__}_{strip.name}_{inner_channels}{more}_{dtype}"
+    function.__name__ = function.__qualname__ = name
+    return kernel(function)
+
+
+# --- from a problem to launches ------------------------------------------------------------------------------------------------
+
+
+def suits(problem: PoolProblem) -> bool:
+    """Whether pooling is over up to two dimensions of floats, with a window that is written out."""
+    if problem.ndim > 2 or problem.acc_dtype not in ("float32", "float64") or math.prod(problem.window) > TAPS:
+        return False
+    if problem.op.startswith("lp") or max(math.prod(shape) for shape in (*problem.input_shapes, *problem.output_shapes)) >= 2**31:
+        return False
+    backward = problem.op.endswith("backward")
+    if backward and max(problem.stride) > 8:
+        return False
+    if problem.op == "max_pool_backward" and not problem.indices:
+        windows = [-(-4 // stride) + (d * (r - 1)) // stride + 1 for r, stride, d in zip(problem.window, problem.stride, problem.dilation, strict=True)]
+        return math.prod(windows) * math.prod(problem.window) <= TESTS
+    return True
+
+
+def _count(stride: int, size: int, *, backward: bool) -> int:
+    """Results of a strip along an axis: whole strides of a gradient."""
+    return stride * -(-min(4, size) // stride) if backward else min(4, size)
+
+
+@functools.lru_cache(maxsize=1024)
+def _pooled(problem: PoolProblem, g: Geometry, source: bool, result: bool) -> tuple[Pooled, tuple[int, int]]:
+    """The strips of a problem, and where the first source of the first one is; which arrays are aligned is told."""
+    backward = problem.op.endswith("backward")
+    windows, elements, reads, bases = [], [], [], []
+    for axis in range(2):
+        window, stride, dilation, low = (int(values[axis]) for values in (g.window, g.stride, g.dilation, g.low))
+        count = _count(stride, int((g.size if backward else g.output)[axis]), backward=backward)
+        windows.append(forward_axis(window, stride, dilation, False, count))
+        elements.append(gradient_axis(window, stride, dilation, False, low, count if backward else stride))
+        reads.append(tuple(tuple(at * stride + tap * dilation for tap in range(window)) for at in range(elements[-1].span)))
+        bases.append(low // stride + elements[-1].first if backward else -low)
+    written, limit = ((g.w if problem.op == "max_pool_backward" else g.x), g.size) if backward else (g.y, g.output)
+    read, size = (g.y, g.output) if backward else (g.x, g.size)
+    axes = elements if backward else windows
+    run, count = run_of(np_dtype(problem.dtype).itemsize), len(axes[1].terms)
+    unit = all(steps.spatial[-1] == 1 for steps in ((g.x, g.y, g.w) if problem.op.startswith("max") else (g.x, g.y)))
+    wide = unit and count % run == 0 and whole(result, written, limit[-1], run)
+    lead = -bases[1] % run if unit and axes[1].advance % run == 0 and whole(source, read, size[-1], run) else -1
+    shape = int(g.window[0]), int(g.window[1])
+    strips = [Strip(*pair, shape, lead, wide, unit) for pair in (windows, elements)]
+    return Pooled(*strips, (reads[0], reads[1])), (bases[0], bases[1])
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan(problem: PoolProblem, g: Geometry, source: bool, result: bool, places: bool) -> Launch:
+    """The kernel of a problem for arrays that are aligned or not: what is read, what is written, and indices."""
+    g = lifted(g)
+    pooled, bases = _pooled(problem, g, source, result)
+    backward = problem.op.endswith("backward")
+    strip = pooled.elements if backward else pooled.windows
+    dtype, channels_inner = problem.acc_dtype, int(g.option) & CHANNELS_INNER
+    if problem.op == "max_pool":
+        indices = strip._replace(wide=strip.unit and whole(places, g.w, g.output[-1], run_of(8))) if problem.indices else None
+        function = max_kernel(pooled, dtype, channels_inner, indices)
+    elif problem.op == "max_pool_backward":
+        function = (chosen_backward_kernel if problem.indices else max_backward_kernel)(pooled, dtype, channels_inner)
+    else:
+        function = (avg_backward_kernel if backward else avg_kernel)(pooled, dtype, channels_inner)
+    coarse = coarse_of(g.size if backward else g.output, strip)
+    items = problem.n * problem.c * math.prod(coarse)
+    arguments = (g, divisors(coarse), Divisor.of(problem.c), typed(bases, g), np.int32(items))
+    if problem.op.startswith("avg"):
+        floors, limits = counting(problem)
+        floors, limits = (0, *floors)[-2:], (1, *limits)[-2:]
+        arguments += typed(floors, g), typed([limit - floor for limit, floor in zip(limits, floors, strict=True)], g)
+    return Launch(function, -(-items // THREADS), THREADS, arguments)
+
+
+@functools.lru_cache(maxsize=1024)
+def _strays_plan(problem: PoolProblem, g: Geometry) -> Launch:
+    g = lifted(g)
+    forward = problem.replace(op="max_pool")
+    pooled, bases = _pooled(forward, g, False, False)
+    strip = pooled.windows
+    coarse = coarse_of(g.output, strip)
+    items = problem.n * problem.c * math.prod(coarse)
+    function = strays_kernel(pooled, int(g.option) & CHANNELS_INNER)
+    return Launch(function, -(-items // THREADS), THREADS, (g, divisors(coarse), Divisor.of(problem.c), typed(bases, g), np.int32(items)))
+
+
+def _start(plan: Launch, arrays: Sequence[Any], pointers: Sequence[Any], *numbers: Any) -> None:
+    if plan.blocks:
+        launch(plan.kernel, plan.blocks, plan.threads, arrays, *pointers, *plan.arguments, *numbers)
+
+
+def max_pool(problem: PoolProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
+    """y, and the indices if they are asked for."""
+    (x,), (y, *rest) = ins, outs
+    indices = rest[0] if problem.indices else y
+    g = geometry(problem, (x, *outs), strides_of(x, 1), strides_of(indices, 1), strides_of(y, 1), option=inner(y))
+    pointers = pointer(x), pointer(y), pointer(indices)
+    _start(_plan(problem, g, *aligned(*pointers)), (*outs, x), pointers, np_dtype(problem.acc_dtype).type(-np.inf))
+
+
+def max_pool_backward(problem: PoolProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
+    """The gradient for x, which is given, or the indices in its place."""
+    (grad, second), out = ins, outs[0]
+    g = geometry(problem, (out, *ins), strides_of(second, 1), strides_of(out, 1), strides_of(grad, 1), inner(out))
+    pointers = pointer(grad), pointer(second), pointer(out)
+    plan = _plan(problem, g, *aligned(pointers[0], pointers[2], pointers[1]))
+    _start(plan, (out, *ins), pointers, zero(problem.acc_dtype))
+
+
+def find_strays(problem: PoolProblem, strays: Any, grad: Any, indices: Any) -> None:
+    """Set the flag if an index lies outside the window of its element."""
+    g = geometry(problem, (grad, indices), strides_of(indices, 1), strides_of(indices, 1), strides_of(indices, 1), inner(indices))
+    _start(_strays_plan(problem, g), (strays, grad, indices), (pointer(indices), pointer(strays)), zero("int64") + 1)
+
+
+def avg_pool(problem: PoolProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
+    """The means, or their gradient for x."""
+    backward = problem.op == "avg_pool_backward"
+    source, result = ins[0], outs[0]
+    x, y = (result, source) if backward else (source, result)
+    g = geometry(problem, (x, y), strides_of(x, 1), y=strides_of(y, 1), option=inner(result))
+    pointers = pointer(source), pointer(result)
+    start = zero(problem.acc_dtype)
+    numbers = (start,) if backward else (start, start + 1)
+    _start(_plan(problem, g, *aligned(*pointers), False), (result, source), pointers, *numbers)
+
+
+def counting(problem: PoolProblem) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(floors, limits) of the positions that count in a mean."""
+    if problem.count_include_pad:
+        reach = tuple(size + high for size, (_, high) in zip(problem.spatial, problem.padding, strict=True))
+        return tuple(-low for low, _ in problem.padding), reach
+    return (0,) * problem.ndim, problem.spatial
