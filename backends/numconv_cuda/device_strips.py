@@ -15,7 +15,7 @@ from .compiler import extending, types
 from .device_elements import _as_global, _narrow, _shared_element, _widen
 from .strips import Strip, loads, run_of
 
-__all__ = ["fetch", "finite", "put", "slide", "split", "spread", "strip_gradients", "strip_sums", "strip_taps"]
+__all__ = ["fetch", "finite", "put", "slide", "split", "spread", "strip_folds", "strip_gradients", "strip_sums", "strip_taps", "strip_words"]
 
 intrinsic = extending.intrinsic
 _i16, _i32, _i64 = (ir.IntType(bits) for bits in (16, 32, 64))
@@ -204,6 +204,55 @@ def strip_gradients(strip: Strip, *, careful: bool) -> Any:
         return acc(acc, y, y_offset, output, outputs, y_steps, x, offset, position, sizes, steps), codegen
 
     return add_gradients
+
+
+def strip_words(strip: Strip) -> Any:
+    """The intrinsic that loads the sources of a strip of one tap as they are."""
+    columns = strip.columns.sources
+
+    @intrinsic
+    def load_words(typingctx, pointer, offset, position, sizes, steps):  # type: ignore[no-untyped-def]
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            source = _rows(context, builder, sig, args, 0, pointer.dtype, columns, strip.lead, strip.unit)
+            words = []
+            for ((_, row),) in strip.rows.terms:
+                loaded = source.load(row)
+                words += [loaded[column][0] for ((_, column),) in strip.columns.terms]
+            return _tuple(context, builder, sig.return_type, words)
+
+        return types.UniTuple(pointer.dtype, strip.results)(pointer, offset, position, sizes, steps), codegen
+
+    return load_words
+
+
+def strip_folds(strip: Strip) -> Any:
+    """The intrinsic that adds up what lies in the columns of an unfolded array for each of a strip's elements."""
+
+    @intrinsic
+    def add_folds(typingctx, acc, pointer, offset, position, sizes, steps, apart):  # type: ignore[no-untyped-def]
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            whole = sizes.dtype
+            pairs = [_pair(context, builder, sig, args, place, whole) for place in (3, 4, 5)]
+            first, step = (context.cast(builder, args[place], sig.args[place], whole) for place in (2, 6))
+            sums = [builder.extract_value(args[0], place) for place in range(strip.results)]
+            for number, (tap, other) in enumerate(itertools.product(*map(range, strip.window))):
+                reads = [(place, at) for place, terms in enumerate(strip.columns.terms) for each, at in terms if each == other]
+                lines = [(o, at) for o, terms in enumerate(strip.rows.terms) for each, at in terms if each == tap]
+                if not reads or not lines:
+                    continue
+                at = builder.add(first, builder.mul(step, step.type(number)))
+                columns = [column for _, column in reads]
+                source = Rows(context, builder, sig.args[1].dtype, acc.dtype, args[1], at, *pairs, columns, -1, strip.unit)
+                for o, row in lines:
+                    loaded = source.load(row)
+                    for place, column in reads:
+                        which = o * strip.width + place
+                        sums[which] = builder.fadd(sums[which], loaded[column][0])
+            return _tuple(context, builder, acc, sums)
+
+        return acc(acc, pointer, offset, position, sizes, steps, apart), codegen
+
+    return add_folds
 
 
 def put(strip: Strip) -> Any:

@@ -11,10 +11,10 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .host_elements import load, muladd, store
+from .host_elements import add, load, muladd, store
 from .strips import Divisor, Strip
 
-__all__ = ["fetch", "finite", "put", "slide", "split", "spread", "strip_gradients", "strip_sums", "strip_taps"]
+__all__ = ["fetch", "finite", "put", "slide", "split", "spread", "strip_folds", "strip_gradients", "strip_sums", "strip_taps", "strip_words"]
 
 _Pair = tuple[Any, Any]
 
@@ -82,6 +82,32 @@ def strip_gradients(strip: Strip, *, careful: bool) -> Any:
         return tuple(sums)
 
     return add_gradients
+
+
+def strip_words(strip: Strip) -> Any:
+    """``(x, offset, position, sizes, steps)`` -> the sources of a strip of one tap as they are; 0 outside."""
+
+    def load_words(pointer: Any, offset: Any, position: _Pair, sizes: _Pair, steps: _Pair) -> tuple[Any, ...]:
+        places = [_place(offset, position, sizes, steps, row, column) for _, _, row, column in _terms(strip)]
+        return tuple(0 if place is None else pointer[place] for place in places)
+
+    return load_words
+
+
+def strip_folds(strip: Strip) -> Any:
+    """``(acc, columns, offset, position, sizes, steps, apart)`` -> the sums of what the taps, `apart` in memory, hold of a strip."""
+
+    def add_folds(
+        acc: Sequence[Any], pointer: Any, offset: Any, position: _Pair, sizes: _Pair, steps: _Pair, apart: Any
+    ) -> tuple[Any, ...]:
+        sums = list(acc)
+        for which, tap, row, column in _terms(strip):
+            place = _place(offset + tap * apart, position, sizes, steps, row, column)
+            if place is not None:
+                sums[which] = add(sums[which], load(pointer, place, acc[0]))
+        return tuple(sums)
+
+    return add_folds
 
 
 def put(strip: Strip) -> Any:
