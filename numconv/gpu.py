@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from .arrays import DeviceArray
 
-__all__ = ["cupy_view", "nvidia_devices"]
+__all__ = ["NvidiaRates", "cupy_view", "nvidia_devices", "nvidia_rates"]
 
 _LIBRARY = "nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1"
 
@@ -56,6 +56,80 @@ def _devices() -> tuple[int, str]:
         return count.value, "" if count.value else "the NVIDIA driver knows no device"
     finally:
         nvml.nvmlShutdown()
+
+
+class NvidiaRates(NamedTuple):
+    """What a GPU does at most, by its clocks: FLOP/s with a multiply-add counted as two, and bytes a second."""
+
+    multiprocessors: int
+    single: float
+    double: float
+    tf32: float
+    """Products of factors rounded to TF32; those of 16 bits are twice as fast."""
+    memory: float
+
+
+_UNKNOWN = NvidiaRates(132, 6.7e13, 3.3e13, 4.9e14, 4.8e12)
+"""An H200, on which the shares of these rates were measured."""
+_LANES = {(6, 0): 64, (7, 0): 64, (7, 5): 64, (8, 0): 64}
+"""Multiply-adds in single precision of a multiprocessor and clock by compute capability, where they are not 128."""
+_WITH_DOUBLE = ((6, 0), (7, 0), (8, 0), (9, 0), (10, 0))
+"""Capabilities of which double precision has half of the rate of single; others have 1/64."""
+_TENSOR_CORES = 7.4, 2.0
+"""Rates of TF32 beside those of single precision: of the GPUs of computing centres, and of others."""
+_MULTIPROCESSOR_CLOCK, _MEMORY_CLOCK = 1, 2
+
+
+@functools.cache
+def nvidia_rates() -> NvidiaRates:
+    """The rates of the first NVIDIA GPU, read from its driver's library; of an H200 where there is none that tells.
+
+    Returns
+    -------
+    NvidiaRates
+
+    Examples
+    --------
+    >>> from numconv.gpu import nvidia_rates
+    >>> nvidia_rates().single > nvidia_rates().double > 0
+    True
+    """
+    if not nvidia_devices()[0]:
+        return _UNKNOWN
+    nvml = ctypes.CDLL(_LIBRARY)
+    if nvml.nvmlInit_v2():
+        return _UNKNOWN
+    try:
+        return _told_rates(nvml)
+    except (OSError, AttributeError):  # an older driver, or a virtual device
+        return _UNKNOWN
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _told_rates(nvml: Any) -> NvidiaRates:
+    device = ctypes.c_void_p()
+    _told(nvml.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(device)))
+
+    def number(function: Any, *arguments: int) -> int:
+        found = ctypes.c_uint()
+        _told(function(device, *arguments, ctypes.byref(found)))
+        return found.value
+
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    _told(nvml.nvmlDeviceGetCudaComputeCapability(device, ctypes.byref(major), ctypes.byref(minor)))
+    capability = major.value, minor.value
+    cores = number(nvml.nvmlDeviceGetNumGpuCores)
+    single = 2.0 * cores * 1e6 * number(nvml.nvmlDeviceGetMaxClockInfo, _MULTIPROCESSOR_CLOCK)
+    memory = 2.0 * 1e6 * number(nvml.nvmlDeviceGetMaxClockInfo, _MEMORY_CLOCK) * number(nvml.nvmlDeviceGetMemoryBusWidth) / 8
+    has_double = capability in _WITH_DOUBLE
+    multiprocessors = cores // _LANES.get(capability, 128)
+    return NvidiaRates(multiprocessors, single, single / (2 if has_double else 64), single * _TENSOR_CORES[not has_double], memory)
+
+
+def _told(status: int) -> None:
+    if status:
+        raise OSError(f"the driver's library answers {status}")
 
 
 class _Stream(NamedTuple):

@@ -26,7 +26,7 @@ from . import __version__
 from .arrays import DeviceArray, scratch
 from .context import current, environment
 from .errors import BackendUnavailableError, NumconvError, ProblemError, UnknownBackendError, UnsupportedProblemError
-from .gpu import cupy_view, nvidia_devices
+from .gpu import NvidiaRates, cupy_view, nvidia_devices, nvidia_rates
 from .kernel_files import KernelFiles, cache_dir
 from .problem import (
     CONV_OPS,
@@ -43,9 +43,10 @@ from .problem import (
 
 __all__ = [
     "CONV_OPS", "LEVELS", "POOL_OPS", "WINDOW_OPS", "Backend", "BackendUnavailableError", "ConvProblem", "DeviceArray",
-    "Executor", "Implementation", "KernelFiles", "NumconvError", "PoolProblem", "Problem", "ProblemError", "Rates",
+    "Executor", "Implementation", "KernelFiles", "NumconvError", "NvidiaRates", "PoolProblem", "Problem", "ProblemError", "Rates",
     "UnknownBackendError", "UnsupportedProblemError", "Verdict", "WindowProblem", "__version__", "accumulator", "activate",
-    "cache_dir", "check_indices", "cupy_view", "np_dtype", "nvidia_devices", "parse", "repair_on", "requested_threads", "scratch",
+    "cache_dir", "check_indices", "cupy_view", "np_dtype", "nvidia_devices", "nvidia_rates", "parse", "repair_on",
+    "requested_threads", "scratch",
 ]  # fmt: skip
 
 
