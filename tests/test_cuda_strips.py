@@ -60,17 +60,27 @@ def test_axes_meet_the_taps_of_a_convolution(window, stride, dilation, flip):
         assert met == sorted(met)
 
 
-@pytest.mark.parametrize(("used", "lead", "run"), [(range(6), 1, 4), (range(10), 3, 4), ([0, 2, 4, 6], 0, 4), (range(5), -1, 4), ([7], 3, 2)])
-def test_wide_loads_begin_where_they_are_aligned(used, lead, run):
-    from numconv_cuda.strips import loads
+@pytest.mark.parametrize(("used", "lead", "count"), [(range(6), 1, 4), (range(10), 3, 4), ([0, 2, 4, 6], 0, 4), (range(5), 0, 1), ([7], 3, 2)])
+def test_wide_loads_begin_where_they_are_aligned(used, lead, count):
+    from numconv_cuda.strips import Run, loads
 
-    found = loads(max(used) + 1, list(used), lead, run)
-    for first, count in found:
-        assert count == 1 or (count == run and (first - lead) % run == 0)
-        assert len(set(used) & set(range(first, first + count))) >= (2 if count > 1 else 1)
-    held = [place for first, count in found for place in range(first, first + count)]
+    found = loads(list(used), Run(count, lead))
+    for first, length in found:
+        assert length == 1 or (length == count and (first - lead) % count == 0)
+        assert len(set(used) & set(range(first, first + length))) >= min(2, length)
+    held = [place for first, length in found for place in range(first, first + length)]
     assert set(used) <= set(held)
     assert len(held) == len(set(held))
+
+
+@pytest.mark.parametrize(
+    ("address", "size", "count", "steps", "run"),
+    [(0, 4, 4, [56], 4), (8, 4, 4, [56], 2), (4, 4, 4, [56], 1), (0, 4, 4, [14], 2), (0, 8, 4, [56], 2), (0, 2, 4, [56], 4), (0, 4, 1, [56], 1)],
+)  # fmt: skip
+def test_the_widest_load(address, size, count, steps, run):
+    from numconv_cuda.strips import longest_run
+
+    assert longest_run(address, size, count, steps) == run
 
 
 def module_of(problem):

@@ -8,7 +8,7 @@ from typing import Any
 
 from .compiler import extending, types
 from .device_strips import _i32, _pair, _rows, _tuple
-from .strips import Pooled
+from .strips import Pooled, Run
 
 __all__ = ["strip_chosen", "strip_max", "strip_means", "strip_shares", "strip_strays", "strip_winners"]
 
@@ -27,7 +27,7 @@ def strip_max(pooled: Pooled, *, indexed: bool) -> Any:
     @intrinsic
     def take(typingctx, best, places, pointer, offset, position, sizes, steps):  # type: ignore[no-untyped-def]
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            source = _rows(context, builder, sig, args, 2, best.dtype, columns, strip.lead, strip.unit)
+            source = _rows(context, builder, sig, args, 2, best.dtype, columns, strip.source, strip.unit)
             row, column = source.position
             kind = row.type
             values = [builder.extract_value(args[0], place) for place in range(strip.results)]
@@ -100,7 +100,7 @@ def strip_shares(pooled: Pooled) -> Any:
     @intrinsic
     def add_shares(typingctx, acc, pointer, offset, position, sizes, steps, window, floors, reaches):  # type: ignore[no-untyped-def]
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            grads = _rows(context, builder, sig, args, 1, acc.dtype, columns, strip.lead, strip.unit)
+            grads = _rows(context, builder, sig, args, 1, acc.dtype, columns, strip.source, strip.unit)
             first, floor, reach = (_pair(context, builder, sig, args, place, floors.dtype) for place in (6, 7, 8))
             counts = [_counts(builder, first[i], pooled.reads[i], floor[i], reach[i]) for i in range(2)]
             sums = [builder.extract_value(args[0], place) for place in range(strip.results)]
@@ -130,8 +130,8 @@ def strip_winners(pooled: Pooled) -> Any:
     @intrinsic
     def add_won(typingctx, acc, grad, g_offset, output, outputs, g_steps, x, offset, position, sizes, steps):  # type: ignore[no-untyped-def]
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            grads = _rows(context, builder, sig, args, 1, acc.dtype, strip.columns.sources, strip.lead, strip.unit)
-            source = _rows(context, builder, sig, args, 6, acc.dtype, columns, -1, strip.unit)
+            grads = _rows(context, builder, sig, args, 1, acc.dtype, strip.columns.sources, strip.source, strip.unit)
+            source = _rows(context, builder, sig, args, 6, acc.dtype, columns, Run(), strip.unit)
             rows = {place: source.load(place) for place in sorted({place for places in pooled.reads[0] for place in places})}
             sums = [builder.extract_value(args[0], place) for place in range(strip.results)]
             for number in strip.rows.order:
@@ -173,11 +173,11 @@ def strip_chosen(pooled: Pooled) -> Any:
     @intrinsic
     def add_chosen(typingctx, acc, grad, g_offset, output, outputs, g_steps, indices, offset, steps, place):  # type: ignore[no-untyped-def]
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            grads = _rows(context, builder, sig, args, 1, acc.dtype, columns, strip.lead, strip.unit)
+            grads = _rows(context, builder, sig, args, 1, acc.dtype, columns, strip.source, strip.unit)
             whole = outputs.dtype
             at = context.cast(builder, args[7], sig.args[7], whole)
             pairs = [grads.position, grads.sizes, _pair(context, builder, sig, args, 8, whole)]
-            chosen = type(grads)(context, builder, types.int64, types.int64, args[6], at, *pairs, columns, -1, strip.unit)
+            chosen = type(grads)(context, builder, types.int64, types.int64, args[6], at, *pairs, columns, Run(), strip.unit)
             first, width = _pair(context, builder, sig, args, 9, types.int64)
             sums = [builder.extract_value(args[0], which) for which in range(strip.results)]
             for number in strip.rows.order:
@@ -204,7 +204,7 @@ def strip_strays(pooled: Pooled) -> Any:
     @intrinsic
     def strayed(typingctx, indices, offset, first, outputs, steps, position, sizes):  # type: ignore[no-untyped-def]
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            source = _rows(context, builder, sig, args, 0, types.int64, range(strip.width), 0 if strip.wide else -1, strip.unit)
+            source = _rows(context, builder, sig, args, 0, types.int64, range(strip.width), strip.result, strip.unit)
             row, column = _pair(context, builder, sig, args, 5, sizes.dtype)
             limits = _pair(context, builder, sig, args, 6, sizes.dtype)
             found = context.get_constant(types.boolean, False)

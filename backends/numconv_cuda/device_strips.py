@@ -13,7 +13,7 @@ from llvmlite import ir
 
 from .compiler import extending, types
 from .device_elements import _as_global, _narrow, _shared_element, _widen
-from .strips import Strip, loads, run_of
+from .strips import Run, Strip, loads
 
 __all__ = ["fetch", "finite", "put", "slide", "split", "spread", "strip_folds", "strip_gradients", "strip_sums", "strip_taps", "strip_words"]
 
@@ -35,17 +35,17 @@ class Rows:
     pointer, offset, position, sizes, steps
         The array and the offset of its first element; the row and the column of the first source; how many of both there are, and
         how far they lie apart: LLVM's values, all but the pointer of one integer type.
-    sources, lead, unit
-        The columns that are read, and as in `Strip`.
+    sources, run, unit
+        The columns that are read or written, and as in `Strip`.
     """
 
-    def __init__(self, context, builder, stored, like, pointer, offset, position, sizes, steps, sources, lead, unit):  # type: ignore[no-untyped-def]
+    def __init__(self, context, builder, stored, like, pointer, offset, position, sizes, steps, sources, run, unit):  # type: ignore[no-untyped-def]
         self.context, self.builder, self.stored, self.like = context, builder, stored, like
         self.bits, self.sizes, self.steps, self.unit = stored.bitwidth, sizes, steps, unit
         self.position = self.row, column = position
         self.base = builder.ptrtoint(_as_global(builder, pointer), _i64)
         self.start = builder.add(offset, column if unit else builder.mul(column, steps[1]))
-        self.loads = loads(max(sources) + 1, sources, lead if unit else -1, run_of(self.bits // 8))
+        self.loads = loads(sources, run)
         self.there = [
             builder.icmp_unsigned("<", builder.add(column, column.type(first)), sizes[1]) for first, _ in self.loads
         ]
@@ -139,7 +139,7 @@ def strip_sums(strip: Strip, *, careful: bool) -> Any:
     @intrinsic
     def add_terms(typingctx, acc, pointer, offset, position, sizes, steps, factors):  # type: ignore[no-untyped-def]
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            source = _rows(context, builder, sig, args, 1, acc.dtype, columns, strip.lead, strip.unit)
+            source = _rows(context, builder, sig, args, 1, acc.dtype, columns, strip.source, strip.unit)
             sums = [builder.extract_value(args[0], place) for place in range(acc.count)]
             weights = [builder.extract_value(args[6], place) for place in range(factors.count)]
             for number in strip.rows.order:
@@ -157,12 +157,12 @@ def strip_sums(strip: Strip, *, careful: bool) -> Any:
     return add_terms
 
 
-def _rows(context, builder, sig, args, place, like, columns, lead, unit):  # type: ignore[no-untyped-def]
+def _rows(context, builder, sig, args, place, like, columns, run, unit):  # type: ignore[no-untyped-def]
     """The rows of the array whose pointer, offset, position, sizes and steps are the arguments from a place on."""
     whole = sig.args[place + 3].dtype
     offset = context.cast(builder, args[place + 1], sig.args[place + 1], whole)
     pairs = [_pair(context, builder, sig, args, place + 2 + i, whole) for i in range(3)]
-    return Rows(context, builder, sig.args[place].dtype, like, args[place], offset, *pairs, columns, lead, unit)
+    return Rows(context, builder, sig.args[place].dtype, like, args[place], offset, *pairs, columns, run, unit)
 
 
 def _pair(context: Any, builder: Any, sig: Any, args: Any, place: int, kind: Any) -> list[Any]:
@@ -185,9 +185,8 @@ def strip_gradients(strip: Strip, *, careful: bool) -> Any:
     @intrinsic
     def add_gradients(typingctx, acc, y, y_offset, output, outputs, y_steps, x, offset, position, sizes, steps):  # type: ignore[no-untyped-def]
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            lead = 0 if strip.wide else -1
-            grads = _rows(context, builder, sig, args, 1, acc.dtype, range(strip.width), lead, strip.unit)
-            source = _rows(context, builder, sig, args, 6, acc.dtype, columns, strip.lead, strip.unit)
+            grads = _rows(context, builder, sig, args, 1, acc.dtype, range(strip.width), strip.result, strip.unit)
+            source = _rows(context, builder, sig, args, 6, acc.dtype, columns, strip.source, strip.unit)
             sums = [builder.extract_value(args[0], place) for place in range(acc.count)]
             factors = [grads.load(o) for o in range(strip.height)]
             for number in strip.rows.order:
@@ -213,7 +212,7 @@ def strip_words(strip: Strip) -> Any:
     @intrinsic
     def load_words(typingctx, pointer, offset, position, sizes, steps):  # type: ignore[no-untyped-def]
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            source = _rows(context, builder, sig, args, 0, pointer.dtype, columns, strip.lead, strip.unit)
+            source = _rows(context, builder, sig, args, 0, pointer.dtype, columns, strip.source, strip.unit)
             words = []
             for ((_, row),) in strip.rows.terms:
                 loaded = source.load(row)
@@ -242,7 +241,7 @@ def strip_folds(strip: Strip) -> Any:
                     continue
                 at = builder.add(first, builder.mul(step, step.type(number)))
                 columns = [column for _, column in reads]
-                source = Rows(context, builder, sig.args[1].dtype, acc.dtype, args[1], at, *pairs, columns, -1, strip.unit)
+                source = Rows(context, builder, sig.args[1].dtype, acc.dtype, args[1], at, *pairs, columns, Run(), strip.unit)
                 for o, row in lines:
                     loaded = source.load(row)
                     for place, column in reads:
@@ -262,8 +261,7 @@ def put(strip: Strip) -> Any:
     def write(typingctx, pointer, offset, position, sizes, steps, values):  # type: ignore[no-untyped-def]
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             stored, number = sig.args[0].dtype, values.dtype
-            lead = 0 if strip.wide else -1
-            target = _rows(context, builder, sig, args, 0, number, range(strip.width), lead, strip.unit)
+            target = _rows(context, builder, sig, args, 0, number, range(strip.width), strip.result, strip.unit)
             for line in range(strip.height):
                 for where, away, there, first, count in target.places(line):
                     numbers = [builder.extract_value(args[5], line * strip.width + first + i) for i in range(count)]
@@ -285,7 +283,7 @@ def _word(context: Any, builder: Any, value: Any, number: Any, stored: Any) -> A
 @intrinsic
 def fetch(typingctx: Any, pointer: Any, offset: Any, position: Any, sizes: Any, steps: Any, zero: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _rows(context, builder, sig, args, 0, zero, [0], -1, False).load(0)[0][0]
+        return _rows(context, builder, sig, args, 0, zero, [0], Run(), False).load(0)[0][0]
 
     return zero(pointer, offset, position, sizes, steps, zero), codegen
 

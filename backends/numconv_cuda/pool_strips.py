@@ -20,9 +20,9 @@ from .elements import repeated, store
 from .geometry import CHANNELS_INNER, Geometry, geometry, inner, strides_of
 from .launching import launch, pointer, zero
 from .pool_terms import strip_chosen, strip_max, strip_means, strip_shares, strip_strays, strip_winners
-from .stencil import Launch, aligned, coarse_of, divisors, lifted, locator, typed, whole
+from .stencil import Launch, addresses_of, coarse_of, divisors, lifted, locator, run_along, typed
 from .strip_terms import put, strip_sums
-from .strips import Divisor, Pooled, Strip, forward_axis, gradient_axis, run_of
+from .strips import Divisor, Pooled, Run, Strip, forward_axis, gradient_axis
 
 __all__ = ["avg_pool", "counting", "find_strays", "max_pool", "max_pool_backward", "suits"]
 
@@ -58,7 +58,7 @@ def max_kernel(pooled: Pooled, dtype: str, inner_channels: int, index_strip: Str
             if indexed:
                 write_indices(indices, n * g.w.n + channel * g.w.group, first, g.output, g.w.spatial, places)
 
-    return _named(max_strips, strip, dtype, inner_channels, f"i{int(index_strip.wide)}" if index_strip is not None else "")
+    return _named(max_strips, strip, dtype, inner_channels, f"i{index_strip.result.count}" if index_strip is not None else "")
 
 
 @functools.cache
@@ -196,8 +196,8 @@ def _count(stride: int, size: int, *, backward: bool) -> int:
 
 
 @functools.lru_cache(maxsize=1024)
-def _pooled(problem: PoolProblem, g: Geometry, source: bool, result: bool) -> tuple[Pooled, tuple[int, int]]:
-    """The strips of a problem, and where the first source of the first one is; which arrays are aligned is told."""
+def _pooled(problem: PoolProblem, g: Geometry, source: int, result: int) -> tuple[Pooled, tuple[int, int]]:
+    """The strips of a problem, and where the first source of the first one is, for arrays at these addresses."""
     backward = problem.op.endswith("backward")
     windows, elements, reads, bases = [], [], [], []
     for axis in range(2):
@@ -210,25 +210,25 @@ def _pooled(problem: PoolProblem, g: Geometry, source: bool, result: bool) -> tu
     written, limit = ((g.w if problem.op == "max_pool_backward" else g.x), g.size) if backward else (g.y, g.output)
     read, size = (g.y, g.output) if backward else (g.x, g.size)
     axes = elements if backward else windows
-    run, count = run_of(np_dtype(problem.dtype).itemsize), len(axes[1].terms)
     unit = all(steps.spatial[-1] == 1 for steps in ((g.x, g.y, g.w) if problem.op.startswith("max") else (g.x, g.y)))
-    wide = unit and count % run == 0 and whole(result, written, limit[-1], run)
-    lead = -bases[1] % run if unit and axes[1].advance % run == 0 and whole(source, read, size[-1], run) else -1
+    load = run_along(source, read, size[-1], problem.dtype, axes[1].advance) if unit else 1
+    keep = run_along(result, written, limit[-1], problem.out_dtype, len(axes[1].terms)) if unit else 1
     shape = int(g.window[0]), int(g.window[1])
-    strips = [Strip(*pair, shape, lead, wide, unit) for pair in (windows, elements)]
+    strips = [Strip(*pair, shape, Run(load, -bases[1] % load), Run(keep), unit) for pair in (windows, elements)]
     return Pooled(*strips, (reads[0], reads[1])), (bases[0], bases[1])
 
 
 @functools.lru_cache(maxsize=1024)
-def _plan(problem: PoolProblem, g: Geometry, source: bool, result: bool, places: bool) -> Launch:
-    """The kernel of a problem for arrays that are aligned or not: what is read, what is written, and indices."""
+def planned(problem: PoolProblem, g: Geometry, source: int, result: int, places: int) -> Launch:
+    """The kernel of a problem for arrays at these addresses: what is read, what is written, and indices."""
     g = lifted(g)
     pooled, bases = _pooled(problem, g, source, result)
     backward = problem.op.endswith("backward")
     strip = pooled.elements if backward else pooled.windows
     dtype, channels_inner = problem.acc_dtype, int(g.option) & CHANNELS_INNER
     if problem.op == "max_pool":
-        indices = strip._replace(wide=strip.unit and whole(places, g.w, g.output[-1], run_of(8))) if problem.indices else None
+        run = run_along(places, g.w, g.output[-1], "int64", strip.width) if strip.unit else 1
+        indices = strip._replace(result=Run(run)) if problem.indices else None
         function = max_kernel(pooled, dtype, channels_inner, indices)
     elif problem.op == "max_pool_backward":
         function = (chosen_backward_kernel if problem.indices else max_backward_kernel)(pooled, dtype, channels_inner)
@@ -245,10 +245,10 @@ def _plan(problem: PoolProblem, g: Geometry, source: bool, result: bool, places:
 
 
 @functools.lru_cache(maxsize=1024)
-def _strays_plan(problem: PoolProblem, g: Geometry) -> Launch:
+def planned_strays(problem: PoolProblem, g: Geometry) -> Launch:
     g = lifted(g)
     forward = problem.replace(op="max_pool")
-    pooled, bases = _pooled(forward, g, False, False)
+    pooled, bases = _pooled(forward, g, 1, 1)
     strip = pooled.windows
     coarse = coarse_of(g.output, strip)
     items = problem.n * problem.c * math.prod(coarse)
@@ -267,7 +267,7 @@ def max_pool(problem: PoolProblem, outs: Sequence[Any], ins: Sequence[Any]) -> N
     indices = rest[0] if problem.indices else y
     g = geometry(problem, (x, *outs), strides_of(x, 1), strides_of(indices, 1), strides_of(y, 1), option=inner(y))
     pointers = pointer(x), pointer(y), pointer(indices)
-    _start(_plan(problem, g, *aligned(*pointers)), (*outs, x), pointers, np_dtype(problem.acc_dtype).type(-np.inf))
+    _start(planned(problem, g, *addresses_of(*pointers)), (*outs, x), pointers, np_dtype(problem.acc_dtype).type(-np.inf))
 
 
 def max_pool_backward(problem: PoolProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
@@ -275,14 +275,14 @@ def max_pool_backward(problem: PoolProblem, outs: Sequence[Any], ins: Sequence[A
     (grad, second), out = ins, outs[0]
     g = geometry(problem, (out, *ins), strides_of(second, 1), strides_of(out, 1), strides_of(grad, 1), inner(out))
     pointers = pointer(grad), pointer(second), pointer(out)
-    plan = _plan(problem, g, *aligned(pointers[0], pointers[2], pointers[1]))
+    plan = planned(problem, g, *addresses_of(pointers[0], pointers[2], pointers[1]))
     _start(plan, (out, *ins), pointers, zero(problem.acc_dtype))
 
 
 def find_strays(problem: PoolProblem, strays: Any, grad: Any, indices: Any) -> None:
     """Set the flag if an index lies outside the window of its element."""
     g = geometry(problem, (grad, indices), strides_of(indices, 1), strides_of(indices, 1), strides_of(indices, 1), inner(indices))
-    _start(_strays_plan(problem, g), (strays, grad, indices), (pointer(indices), pointer(strays)), zero("int64") + 1)
+    _start(planned_strays(problem, g), (strays, grad, indices), (pointer(indices), pointer(strays)), zero("int64") + 1)
 
 
 def avg_pool(problem: PoolProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
@@ -294,7 +294,7 @@ def avg_pool(problem: PoolProblem, outs: Sequence[Any], ins: Sequence[Any]) -> N
     pointers = pointer(source), pointer(result)
     start = zero(problem.acc_dtype)
     numbers = (start,) if backward else (start, start + 1)
-    _start(_plan(problem, g, *aligned(*pointers), False), (result, source), pointers, *numbers)
+    _start(planned(problem, g, *addresses_of(*pointers), 0), (result, source), pointers, *numbers)
 
 
 def counting(problem: PoolProblem) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -30,16 +30,16 @@ from .stencil import (
     FORWARD,
     Direction,
     Launch,
-    aligned,
+    addresses_of,
     divisors,
     finisher,
     lifted,
+    run_along,
     strip_place,
     typed,
-    whole,
 )
 from .strip_terms import fetch, finite, put, slide, split
-from .strips import Divisor, Strip, forward_axis, run_of
+from .strips import Divisor, Run, Strip, forward_axis
 
 __all__ = ["Tile", "parts_of", "planes_kernel", "run", "suits", "taps_kernel"]
 
@@ -340,14 +340,12 @@ def parts_of(problem: ConvProblem) -> int:
 
 
 @functools.lru_cache(maxsize=1024)
-def _planes(problem: ConvProblem, g: Geometry, is_aligned: bool) -> Launch:
+def planned_planes(problem: ConvProblem, g: Geometry, address: int) -> Launch:
     g, tile = lifted(g), _tile(problem)
     backward = problem.op == "input_grad"
     limit, written, made = (g.size, g.x, g.per_c) if backward else (g.output, g.y, g.per_k)
     bases = [(low - r + 1 if backward else -low) for low, r in zip(map(int, g.low), map(int, g.window), strict=True)]
-    run = run_of(np_dtype(problem.out_dtype).itemsize)
-    unit = bool(written.spatial[-1] == 1)
-    strip = _results(tile, wide=unit and run == 4 and whole(is_aligned, written, limit[-1], run), unit=unit)
+    strip = _results(tile, run_along(address, written, limit[-1], problem.out_dtype, 4), unit=bool(written.spatial[-1] == 1))
     tiles = _tiles(limit, tile)
     flip = problem.flip != backward
     function = planes_kernel(BACKWARD if backward else FORWARD, tile, strip, problem.acc_dtype, int(g.option) & FINISHED, flip)
@@ -356,19 +354,19 @@ def _planes(problem: ConvProblem, g: Geometry, is_aligned: bool) -> Launch:
 
 
 @functools.lru_cache(maxsize=1024)
-def _taps(problem: ConvProblem, g: Geometry) -> Launch:
+def planned_taps(problem: ConvProblem, g: Geometry) -> Launch:
     g, tile, parts = lifted(g), _tile(problem), parts_of(problem)
     chunks, tiles = _chunks(problem, tile), _tiles(g.window, tile)
     count = problem.n * math.prod(chunks)
-    function = taps_kernel(tile, _results(tile, wide=False, unit=False), problem.acc_dtype)
+    function = taps_kernel(tile, _results(tile, 1, unit=False), problem.acc_dtype)
     bases = typed([-int(low) for low in g.low], g)
     blocks = problem.k * int(g.per_c) * math.prod(tiles), parts
     return Launch(function, blocks, tile.threads, (g, divisors(tiles), divisors(chunks), bases, np.int32(count), np.int32(-(-count // parts))))
 
 
-def _results(tile: Tile, *, wide: bool, unit: bool) -> Strip:
+def _results(tile: Tile, run: int, *, unit: bool) -> Strip:
     """A thread's results as a strip that is written."""
-    return Strip(forward_axis(1, 1, 1, False, tile.height), forward_axis(1, 1, 1, False, 4), (1, 1), -1, wide, unit)
+    return Strip(forward_axis(1, 1, 1, False, tile.height), forward_axis(1, 1, 1, False, 4), (1, 1), Run(), Run(run), unit)
 
 
 def run(problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
@@ -380,7 +378,7 @@ def run(problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
     x, y = (result, source) if problem.op == "input_grad" else (source, result)
     g = conv_geometry(problem, x, w, y, result, bias)
     pointers = pointer(source), pointer(w), pointer(bias[0] if bias else w), pointer(result)
-    plan = _planes(problem, g, *aligned(pointers[3]))
+    plan = planned_planes(problem, g, *addresses_of(pointers[3]))
     if plan.blocks:
         launch(plan.kernel, plan.blocks, plan.threads, (result, *ins), *pointers, *plan.arguments, zero(problem.acc_dtype))
 
@@ -389,7 +387,7 @@ def _run_taps(problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> 
     (y, x), w = ins[:2], outs[0]
     g, parts = conv_geometry(problem, x, w, y, w), parts_of(problem)
     sums = scratch((parts, math.prod(problem.w_shape)), np_dtype(problem.acc_dtype), y)
-    plan = _taps(problem, g)
+    plan = planned_taps(problem, g)
     pointers = pointer(y), pointer(x), pointer(sums)
     launch(plan.kernel, plan.blocks, plan.threads, (w, sums, *ins), *pointers, *plan.arguments, zero(problem.acc_dtype))
     add_up(problem, sums, w, parts)

@@ -32,7 +32,7 @@ from .geometry import (
 )
 from .launching import launch, pointer, zero
 from .strip_terms import finite, put, split, spread, strip_gradients, strip_sums, strip_taps
-from .strips import RUN_BYTES, Divisor, Strip, forward_axis, gradient_axis, run_of
+from .strips import RUN_BYTES, Divisor, Run, Strip, forward_axis, gradient_axis, longest_run
 
 __all__ = ["Direction", "gradients_kernel", "parts_of", "run", "run_gradients", "run_strips", "strips_kernel", "suits"]
 
@@ -324,15 +324,15 @@ def lifted(g: Geometry) -> Geometry:
     return g._replace(**ones, **steps, low=(none, *g.low))
 
 
-def whole(aligned: bool, steps: Strides, size: Any, run: int) -> bool:
-    """Whether rows of elements that are neighbours in memory begin at an address of a wide load and hold whole ones."""
-    apart = (steps.n, steps.group, steps.channel, *steps.spatial[:-1], size)
-    return bool(aligned and steps.spatial[-1] == 1 and all(step % run == 0 for step in apart))
+def run_along(address: int, steps: Strides, size: Any, dtype: str, count: int) -> int:
+    """The elements of the widest loads of an array's rows of so many elements, where `count` are from one strip to the next."""
+    if steps.spatial[-1] != 1:
+        return 1
+    apart = steps.n, steps.group, steps.channel, *steps.spatial[:-1], size
+    return longest_run(address, np_dtype(dtype).itemsize, count, list(map(int, apart)))
 
 
-def strip_of(
-    problem: ConvProblem, g: Geometry, shape: tuple[int, int], aligned: tuple[bool, bool]
-) -> tuple[Strip, tuple[int, int]]:
+def strip_of(problem: ConvProblem, g: Geometry, shape: tuple[int, int], addresses: Sequence[int]) -> tuple[Strip, tuple[int, int]]:
     """The strip of so many rows and columns of a problem's results, and where the first source of the first one is."""
     backward = problem.op == "input_grad"
     axes, bases = [], []
@@ -345,13 +345,12 @@ def strip_of(
             axes.append(forward_axis(window, stride, dilation, problem.flip, count))
             bases.append(-low)
     read, size, written, limit = (g.y, g.output, g.x, g.size) if backward else (g.x, g.size, g.y, g.output)
-    written_dtype = problem.dtype if problem.op == "weight_grad" else problem.out_dtype
-    run, run_out = (run_of(np_dtype(dtype).itemsize) for dtype in (problem.dtype, written_dtype))
-    wide = shape[1] % run_out == 0 and whole(aligned[1], written, limit[-1], run_out)
-    lead = -bases[1] % run if axes[1].advance % run == 0 and whole(aligned[0], read, size[-1], run) else -1
-    unit = read.spatial[-1] == 1 and written.spatial[-1] == 1
+    dtype = problem.dtype if problem.op == "weight_grad" else problem.out_dtype
+    source = run_along(addresses[0], read, size[-1], problem.dtype, axes[1].advance)
+    result = run_along(addresses[1], written, limit[-1], dtype, shape[1])
+    unit = bool(read.spatial[-1] == 1 and written.spatial[-1] == 1)
     window_sizes = int(g.window[-2]), int(g.window[-1])
-    return Strip(axes[0], axes[1], window_sizes, lead if unit else -1, wide and unit, bool(unit)), (bases[0], bases[1])
+    return Strip(axes[0], axes[1], window_sizes, Run(source, -bases[1] % source), Run(result), unit), (bases[0], bases[1])
 
 
 def coarse_of(sizes: Sequence[Any], strip: Strip) -> tuple[int, ...]:
@@ -374,10 +373,10 @@ def divisors(sizes: Sequence[int]) -> tuple[tuple[Any, ...], ...]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _strips(problem: ConvProblem, g: Geometry, shape: tuple[int, int], threads: int, aligned: tuple[bool, bool]) -> Launch:
+def planned_strips(problem: ConvProblem, g: Geometry, shape: tuple[int, int], threads: int, addresses: tuple[int, ...]) -> Launch:
     g = lifted(g)
     backward = problem.op == "input_grad"
-    strip, bases = strip_of(problem, g, shape, aligned)
+    strip, bases = strip_of(problem, g, shape, addresses)
     coarse = coarse_of(g.size if backward else g.output, strip)
     made = int(g.per_c if backward else g.per_k)
     items = problem.n * int(g.groups) * made * math.prod(coarse)
@@ -388,9 +387,9 @@ def _strips(problem: ConvProblem, g: Geometry, shape: tuple[int, int], threads: 
 
 
 @functools.lru_cache(maxsize=1024)
-def _gradients(problem: ConvProblem, g: Geometry, shape: tuple[int, int], threads: int, parts: int, aligned: tuple[bool, bool]) -> Launch:
+def planned_gradients(problem: ConvProblem, g: Geometry, shape: tuple[int, int], threads: int, parts: int, addresses: tuple[int, ...]) -> Launch:
     g = lifted(g)
-    strip, bases = strip_of(problem, g, shape, aligned)
+    strip, bases = strip_of(problem, g, shape, addresses)
     coarse = coarse_of(g.output, strip)
     strips = problem.n * math.prod(coarse)
     function = gradients_kernel(strip, threads, problem.acc_dtype)
@@ -403,9 +402,9 @@ def typed(values: Sequence[int], g: Geometry) -> tuple[Any, ...]:
     return tuple(type(g.n)(value) for value in values)
 
 
-def aligned(*pointers: Any) -> tuple[bool, ...]:
-    """Whether the addresses are those of a wide load."""
-    return tuple(SIMULATED or pointer.address % RUN_BYTES == 0 for pointer in pointers)
+def addresses_of(*pointers: Any) -> tuple[int, ...]:
+    """The addresses, of which alignment alone matters; a pointer of the simulator has none."""
+    return tuple(0 if SIMULATED else pointer.address % RUN_BYTES for pointer in pointers)
 
 
 def run_strips(problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any], shape: tuple[int, int], threads: int) -> None:
@@ -414,7 +413,7 @@ def run_strips(problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any], sh
     x, y = (result, source) if problem.op == "input_grad" else (source, result)
     g = conv_geometry(problem, x, w, y, result, bias)
     pointers = pointer(source), pointer(w), pointer(bias[0] if bias else w), pointer(result)
-    plan = _strips(problem, g, shape, threads, aligned(pointers[0], pointers[3]))
+    plan = planned_strips(problem, g, shape, threads, addresses_of(pointers[0], pointers[3]))
     if plan.blocks:
         launch(plan.kernel, plan.blocks, plan.threads, (result, *ins), *pointers, *plan.arguments, zero(problem.acc_dtype))
 
@@ -427,7 +426,7 @@ def run_gradients(
     g = conv_geometry(problem, x, w, y, w)
     sums = scratch((parts, math.prod(problem.w_shape)), np_dtype(problem.acc_dtype), y)
     pointers = pointer(y), pointer(x), pointer(sums)
-    plan = _gradients(problem, g, shape, threads, parts, aligned(pointers[1], pointers[0]))
+    plan = planned_gradients(problem, g, shape, threads, parts, addresses_of(pointers[1], pointers[0]))
     launch(plan.kernel, plan.blocks, plan.threads, (w, sums, *ins), *pointers, *plan.arguments, zero(problem.acc_dtype))
     add_up(problem, sums, w, parts)
 
@@ -442,14 +441,14 @@ def suits(problem: ConvProblem) -> bool:
 
 
 def _shape(problem: ConvProblem) -> tuple[int, int]:
-    """The rows and columns of a strip: whole strides in a gradient for x."""
+    """The rows and columns of a strip: what is stored at once, and whole strides in a gradient for x."""
     backward = problem.op == "input_grad"
-    sizes, strides = (1, *(problem.spatial if backward else problem.output))[-2:], (1, *problem.stride)[-2:]
-    rows, columns = (
-        (stride if backward else 1) * -(-min(4, size) // (stride if backward else 1))
-        for size, stride in zip(sizes, strides, strict=True)
-    )
-    return rows, columns
+    rows, columns = (1, *(problem.spatial if backward else problem.output))[-2:]
+    steps = (1, *problem.stride)[-2:] if backward else (1, 1)
+    width = next(count for count in (4, 2, 1) if columns % count == 0)
+    height = min(rows, 16 // width, 8)
+    height = -(-rows // -(-rows // height))
+    return steps[0] * -(-height // steps[0]), steps[1] * -(-width // steps[1])
 
 
 def parts_of(problem: ConvProblem) -> int:

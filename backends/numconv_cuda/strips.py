@@ -14,15 +14,33 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["RUN_BYTES", "Axis", "Divisor", "Pooled", "Strip", "forward_axis", "gradient_axis", "loads", "run_of"]
+__all__ = ["RUN_BYTES", "Axis", "Divisor", "Pooled", "Run", "Strip", "forward_axis", "gradient_axis", "loads",
+           "longest_run"]  # fmt: skip
 
 RUN_BYTES = 16
 """Of a wide load."""
 
 
-def run_of(size: int) -> int:
-    """The elements of a wide load, of so many bytes each."""
-    return min(4, RUN_BYTES // size)
+class Run(NamedTuple):
+    """Neighbours of a row that are loaded or stored at once: `count` of them, from the column `lead` on or any whole runs away."""
+
+    count: int = 1
+    lead: int = 0
+
+
+def longest_run(address: int, size: int, count: int, steps: Sequence[int]) -> int:
+    """The elements of the widest loads of rows, which begin at an address and lie so many elements apart, `steps` among them.
+
+    Parameters
+    ----------
+    address, size : int
+        Of the first element, and its bytes.
+    count : int
+        Of which a run must be a part.
+    steps : sequence of int
+    """
+    runs = [run for run in (4, 2) if run * size <= RUN_BYTES and address % (run * size) == 0]
+    return next((run for run in runs if all(step % run == 0 for step in (count, *steps))), 1)
 
 
 class Divisor(NamedTuple):
@@ -94,10 +112,10 @@ class Strip(NamedTuple):
     columns: Axis
     window: tuple[int, int]
     """Taps of the last two axes."""
-    lead: int
-    """The first source of a row at which a wide load may begin, of those a whole number of loads apart; -1 without."""
-    wide: bool
-    """Whether results are written at once, as many as a wide store holds."""
+    source: Run
+    """How a row of sources is loaded."""
+    result: Run
+    """How a row of results is stored; in a gradient for w, how one of y is loaded."""
     unit: bool
     """Whether elements of the last axis are neighbours."""
 
@@ -125,8 +143,8 @@ class Strip(NamedTuple):
     def name(self) -> str:
         """For the names of kernels."""
         axes = "_".join(f"{len(axis.terms)}x{axis.advance}x{axis.span}x{axis.first}".replace("-", "m") for axis in self[:2])
-        way = "".join(("u" if self.unit else "", "w" if self.wide else "", f"l{self.lead}" if self.lead >= 0 else ""))
-        return f"{axes}_{'x'.join(map(str, self.window))}{way}"
+        runs = "_".join(f"{run.count}l{run.lead}" for run in (self.source, self.result))
+        return f"{axes}_{'x'.join(map(str, self.window))}_{runs}{'u' if self.unit else ''}"
 
 
 class Pooled(NamedTuple):
@@ -140,15 +158,10 @@ class Pooled(NamedTuple):
     """For each source of `elements` on both axes, the positions of its window, counted from that of the first source's."""
 
 
-def loads(count: int, used: Sequence[int], lead: int, run: int) -> list[tuple[int, int]]:
-    """(first, count) of the loads of a row of so many sources: runs of `run` from `lead` on where they hold two that are used."""
-    found: list[tuple[int, int]] = []
-    wanted = set(used)
-    place = 0 if lead < 0 else (lead % run) - run
-    if lead < 0 or run < 2:
-        return [(source, 1) for source in sorted(wanted)]
-    while place < count:
-        held = sorted(wanted.intersection(range(place, place + run)))
-        found += [(place, run)] if len(held) > 1 else [(source, 1) for source in held]
-        place += run
+def loads(used: Sequence[int], run: Run) -> list[tuple[int, int]]:
+    """(first, count) of the loads of a row: whole runs where they hold two columns that are used, else single elements."""
+    wanted, found = set(used), []
+    for first in range(run.lead % run.count - run.count, max(used) + 1, run.count):
+        held = sorted(wanted.intersection(range(first, first + run.count)))
+        found += [(first, run.count)] if len(held) > 1 else [(column, 1) for column in held]
     return found

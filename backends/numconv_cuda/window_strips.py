@@ -18,9 +18,9 @@ from .compiler import SIMULATED, Kernel, cuda, kernel
 from .elements import repeated
 from .geometry import CHANNELS_INNER, Geometry, geometry, inner, strides_of
 from .launching import launch, pointer, zero
-from .stencil import Launch, aligned, coarse_of, divisors, lifted, locator, typed, whole
+from .stencil import Launch, addresses_of, coarse_of, divisors, lifted, locator, run_along, typed
 from .strip_terms import put, split, strip_folds, strip_words
-from .strips import Divisor, Strip, forward_axis, gradient_axis, run_of
+from .strips import Divisor, Run, Strip, forward_axis, gradient_axis
 
 __all__ = ["fold", "suits", "unfold"]
 
@@ -95,16 +95,15 @@ def suits(problem: WindowProblem) -> bool:
 
 
 @functools.lru_cache(maxsize=1024)
-def _copy(problem: WindowProblem, g: Geometry, source: bool, result: bool) -> Launch:
+def planned_copy(problem: WindowProblem, g: Geometry, source: int, result: int) -> Launch:
     g = lifted(g)
     size = np_dtype(problem.dtype).itemsize
     counts = [min(4, int(each)) for each in g.output]
     rows, columns = (forward_axis(1, int(s), 1, False, count) for s, count in zip(g.stride, counts, strict=True))
     unit = bool(g.x.spatial[-1] == 1 and g.y.spatial[-1] == 1)
-    run = run_of(size)
-    fixed = int(g.taps) == 1 and columns.advance % run == 0 and whole(source, g.x, g.size[-1], run)
-    wide = counts[1] % run == 0 and whole(result, g.y, g.output[-1], run)
-    strip = Strip(rows, columns, (1, 1), int(g.low[-1]) % run if unit and fixed else -1, unit and wide, unit)
+    load = run_along(source, g.x, g.size[-1], problem.dtype, columns.advance) if unit and int(g.taps) == 1 else 1
+    keep = run_along(result, g.y, g.output[-1], problem.dtype, counts[1]) if unit else 1
+    strip = Strip(rows, columns, (1, 1), Run(load, int(g.low[-1]) % load), Run(keep), unit)
     coarse = coarse_of(g.output, strip)
     lines = problem.c * int(g.taps)
     items = problem.n * lines * math.prod(coarse)
@@ -114,16 +113,16 @@ def _copy(problem: WindowProblem, g: Geometry, source: bool, result: bool) -> La
 
 
 @functools.lru_cache(maxsize=1024)
-def _fold(problem: WindowProblem, g: Geometry, result: bool) -> Launch:
+def planned_fold(problem: WindowProblem, g: Geometry, result: int) -> Launch:
     g = lifted(g)
     axes, bases = [], []
     for axis, most in enumerate((4, 1)):
         window, stride, dilation, low = (int(values[axis]) for values in (g.window, g.stride, g.dilation, g.low))
         axes.append(gradient_axis(window, stride, dilation, False, low, stride * -(-min(most, int(g.size[axis])) // stride)))
         bases.append(low // stride + axes[-1].first)
-    unit, run = bool(g.x.spatial[-1] == 1 and g.y.spatial[-1] == 1), run_of(np_dtype(problem.dtype).itemsize)
-    wide = unit and len(axes[1].terms) % run == 0 and whole(result, g.x, g.size[-1], run)
-    strip = Strip(axes[0], axes[1], (int(g.window[0]), int(g.window[1])), -1, wide, unit)
+    unit = bool(g.x.spatial[-1] == 1 and g.y.spatial[-1] == 1)
+    run = run_along(result, g.x, g.size[-1], problem.dtype, len(axes[1].terms)) if unit else 1
+    strip = Strip(axes[0], axes[1], (int(g.window[0]), int(g.window[1])), Run(), Run(run), unit)
     coarse = coarse_of(g.size, strip)
     items = problem.n * problem.c * math.prod(coarse)
     function = fold_kernel(strip, problem.acc_dtype, int(g.option) & CHANNELS_INNER)
@@ -142,7 +141,7 @@ def unfold(problem: WindowProblem, outs: Sequence[Any], ins: Sequence[Any], colu
     x, y = ins[0], outs[0]
     g = geometry(problem, (x, y), strides_of(x, 1), y=columns, option=inner(y) if problem.op == "pad" else 0)
     pointers = _words(x), _words(y)
-    plan = _copy(problem, g, *aligned(*pointers))
+    plan = planned_copy(problem, g, *addresses_of(*pointers))
     if plan.blocks:
         launch(plan.kernel, plan.blocks, plan.threads, (y, x), *pointers, *plan.arguments)
 
@@ -152,6 +151,6 @@ def fold(problem: WindowProblem, outs: Sequence[Any], ins: Sequence[Any], column
     y, x = ins[0], outs[0]
     g = geometry(problem, (x, y), strides_of(x, 1), y=columns, option=inner(x))
     pointers = pointer(y), pointer(x)
-    plan = _fold(problem, g, *aligned(pointers[1]))
+    plan = planned_fold(problem, g, *addresses_of(pointers[1]))
     if plan.blocks:
         launch(plan.kernel, plan.blocks, plan.threads, (x, y), *pointers, *plan.arguments, zero(problem.acc_dtype))
