@@ -6,7 +6,6 @@ import importlib.util
 import itertools
 
 import numconv_cuda
-import numpy as np
 import pytest
 
 from numconv.plugin import CONV_OPS, parse
@@ -60,7 +59,9 @@ def test_axes_meet_the_taps_of_a_convolution(window, stride, dilation, flip):
         assert met == sorted(met)
 
 
-@pytest.mark.parametrize(("used", "lead", "count"), [(range(6), 1, 4), (range(10), 3, 4), ([0, 2, 4, 6], 0, 4), (range(5), 0, 1), ([7], 3, 2)])
+@pytest.mark.parametrize(
+    ("used", "lead", "count"), [(range(6), 1, 4), (range(10), 3, 4), ([0, 2, 4, 6], 0, 4), (range(5), 0, 1), ([7], 3, 2)]
+)
 def test_wide_loads_begin_where_they_are_aligned(used, lead, count):
     from numconv_cuda.strips import Run, loads
 
@@ -75,7 +76,10 @@ def test_wide_loads_begin_where_they_are_aligned(used, lead, count):
 
 @pytest.mark.parametrize(
     ("address", "size", "count", "steps", "run"),
-    [(0, 4, 4, [56], 4), (8, 4, 4, [56], 2), (4, 4, 4, [56], 1), (0, 4, 4, [14], 2), (0, 8, 4, [56], 2), (0, 2, 4, [56], 4), (0, 4, 1, [56], 1)],
+    [
+        (0, 4, 4, [56], 4), (8, 4, 4, [56], 2), (4, 4, 4, [56], 1), (0, 4, 4, [14], 2), (0, 8, 4, [56], 2), (0, 2, 4, [56], 4),
+        (0, 4, 1, [56], 1),
+    ],
 )  # fmt: skip
 def test_the_widest_load(address, size, count, steps, run):
     from numconv_cuda.strips import longest_run

@@ -21,7 +21,8 @@ from .costs import cost_of
 from .direct import MEASURED_ERROR, add_up, bias_sums, bias_workspace, conv_geometry, finish
 from .elements import div, load, mod, repeated, replaced, row_muladd, shift_in, store, unpack
 from .geometry import Geometry, WeightStrides, advanced, coordinates, offset_of, source_index, start_of, tap_offset, volume_of
-from .launching import over, pointer, zero
+from .launching import launch, over, pointer, zero
+from .stencil import addresses_of
 
 __all__ = ["CHANNELS", "WIDTHS", "Depthwise", "rows_kernel", "taps_kernel"]
 
@@ -194,6 +195,26 @@ def _special(problem: ConvProblem) -> Any:
     return next((each for each in (stencil, sliding) if each.suits(problem)), None)
 
 
+def _run(module: Any, problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
+    """Launch the kernels of a special module."""
+    first, second, *bias = ins
+    if problem.op == "weight_grad":
+        y, x, w, parts = first, second, outs[0], module.parts_of(problem)
+        sums = scratch((parts, math.prod(problem.w_shape)), np_dtype(problem.acc_dtype), y)
+        pointers: tuple[Any, ...] = pointer(y), pointer(x), pointer(sums)
+        g, arrays = conv_geometry(problem, x, w, y, w), (w, sums, y, x)
+        plan = module.planned(problem, g, addresses_of(pointers[1], pointers[0]))
+    else:
+        x, y = (outs[0], first) if problem.op == "input_grad" else (first, outs[0])
+        g, arrays = conv_geometry(problem, x, second, y, outs[0], bias), (outs[0], *ins)
+        pointers = pointer(first), pointer(second), pointer(bias[0] if bias else second), pointer(outs[0])
+        plan = module.planned(problem, g, addresses_of(pointers[0], pointers[3]))
+    if plan.blocks:
+        launch(plan.kernel, plan.blocks, plan.threads, arrays, *pointers, *plan.arguments, zero(problem.acc_dtype))
+    if problem.op == "weight_grad":
+        add_up(problem, sums, w, parts)
+
+
 def _width(row: int) -> int:
     return next((width for width in WIDTHS if row >= width), WIDTHS[-1])
 
@@ -213,7 +234,7 @@ def _rows(problem: ConvProblem, g: Geometry, arrays: Sequence[Any], pointers: Se
 
 def _forward(problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
     if special := _special(problem):
-        special.run(problem, outs, ins)
+        _run(special, problem, outs, ins)
         return
     (x, w, *bias), y = ins, outs[0]
     pointers = pointer(x), pointer(w), pointer(bias[0] if bias else w), pointer(y)
@@ -233,7 +254,7 @@ def _as_forward(g: Geometry) -> Geometry:
 
 def _input_grad(problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
     if special := _special(problem):
-        special.run(problem, outs, ins)
+        _run(special, problem, outs, ins)
         return
     (y, w, *bias), x = ins, outs[0]
     pointers = pointer(y), pointer(w), pointer(bias[0] if bias else w), pointer(x)
@@ -253,7 +274,7 @@ def _parts(problem: ConvProblem) -> int:
 
 def _weight_grad(problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
     if special := _special(problem):
-        special.run(problem, outs, ins)
+        _run(special, problem, outs, ins)
     else:
         _taps(problem, outs, ins)
     if problem.bias:
@@ -298,7 +319,8 @@ class Depthwise(Implementation):
 
     def cost(self, problem: ConvProblem) -> float:
         """See `numconv_cuda.costs`."""
-        return cost_of(problem, self.name)
+        kernels = {stencil: "strips", sliding: "planes", None: "rows"}[_special(problem)]
+        return cost_of(problem, kernels)
 
     def workspace(self, problem: ConvProblem) -> int:
         """Parts of the sums of a weight gradient and of the bias."""

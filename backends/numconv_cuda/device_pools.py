@@ -25,7 +25,7 @@ def strip_max(pooled: Pooled, *, indexed: bool) -> Any:
     strip, columns = pooled.windows, pooled.windows.columns.sources
 
     @intrinsic
-    def take(typingctx, best, places, pointer, offset, position, sizes, steps):  # type: ignore[no-untyped-def]
+    def take(typingctx, best, places, pointer, offset, position, sizes, steps):
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             source = _rows(context, builder, sig, args, 2, best.dtype, columns, strip.source, strip.unit)
             row, column = source.position
@@ -77,7 +77,7 @@ def strip_means(pooled: Pooled) -> Any:
     strip = pooled.windows
 
     @intrinsic
-    def divide(typingctx, acc, position, floors, reaches):  # type: ignore[no-untyped-def]
+    def divide(typingctx, acc, position, floors, reaches):
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             first, floor, reach = (_pair(context, builder, sig, args, place, floors.dtype) for place in (1, 2, 3))
             axes = [[[source for _, source in terms] for terms in axis.terms] for axis in strip[:2]]
@@ -98,7 +98,7 @@ def strip_shares(pooled: Pooled) -> Any:
     strip, columns = pooled.elements, pooled.elements.columns.sources
 
     @intrinsic
-    def add_shares(typingctx, acc, pointer, offset, position, sizes, steps, window, floors, reaches):  # type: ignore[no-untyped-def]
+    def add_shares(typingctx, acc, pointer, offset, position, sizes, steps, window, floors, reaches):
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             grads = _rows(context, builder, sig, args, 1, acc.dtype, columns, strip.source, strip.unit)
             first, floor, reach = (_pair(context, builder, sig, args, place, floors.dtype) for place in (6, 7, 8))
@@ -128,7 +128,7 @@ def strip_winners(pooled: Pooled) -> Any:
     columns = sorted({place for places in pooled.reads[1] for place in places})
 
     @intrinsic
-    def add_won(typingctx, acc, grad, g_offset, output, outputs, g_steps, x, offset, position, sizes, steps):  # type: ignore[no-untyped-def]
+    def add_won(typingctx, acc, grad, g_offset, output, outputs, g_steps, x, offset, position, sizes, steps):
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             grads = _rows(context, builder, sig, args, 1, acc.dtype, strip.columns.sources, strip.source, strip.unit)
             source = _rows(context, builder, sig, args, 6, acc.dtype, columns, Run(), strip.unit)
@@ -171,7 +171,7 @@ def strip_chosen(pooled: Pooled) -> Any:
     strip, columns = pooled.elements, pooled.elements.columns.sources
 
     @intrinsic
-    def add_chosen(typingctx, acc, grad, g_offset, output, outputs, g_steps, indices, offset, steps, place):  # type: ignore[no-untyped-def]
+    def add_chosen(typingctx, acc, grad, g_offset, output, outputs, g_steps, indices, offset, steps, place):
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             grads = _rows(context, builder, sig, args, 1, acc.dtype, columns, strip.source, strip.unit)
             whole = outputs.dtype
@@ -202,7 +202,7 @@ def strip_strays(pooled: Pooled) -> Any:
     strip = pooled.windows
 
     @intrinsic
-    def strayed(typingctx, indices, offset, first, outputs, steps, position, sizes):  # type: ignore[no-untyped-def]
+    def strayed(typingctx, indices, offset, first, outputs, steps, position, sizes):
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             source = _rows(context, builder, sig, args, 0, types.int64, range(strip.width), strip.result, strip.unit)
             row, column = _pair(context, builder, sig, args, 5, sizes.dtype)

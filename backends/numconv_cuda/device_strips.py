@@ -15,13 +15,15 @@ from .compiler import extending, types
 from .device_elements import _as_global, _narrow, _shared_element, _widen
 from .strips import Run, Strip, loads
 
-__all__ = ["fetch", "finite", "put", "slide", "split", "spread", "strip_folds", "strip_gradients", "strip_sums", "strip_taps", "strip_words"]
+__all__ = ["fetch", "finite", "put", "slide", "split", "spread", "strip_folds", "strip_gradients", "strip_sums", "strip_taps",
+           "strip_words"]  # fmt: skip
 
 intrinsic = extending.intrinsic
 _i16, _i32, _i64 = (ir.IntType(bits) for bits in (16, 32, 64))
 
 _WORDS = {16: ("b16", "h", _i16), 32: ("b32", "r", _i32), 64: ("b64", "l", _i64)}
 """By the bits of an element: its type in PTX, the constraint of a register, and LLVM's type."""
+
 
 class Rows:
     """Rows of an array that a strip reads: where they lie, and which of their elements there are.
@@ -39,16 +41,14 @@ class Rows:
         The columns that are read or written, and as in `Strip`.
     """
 
-    def __init__(self, context, builder, stored, like, pointer, offset, position, sizes, steps, sources, run, unit):  # type: ignore[no-untyped-def]
+    def __init__(self, context, builder, stored, like, pointer, offset, position, sizes, steps, sources, run, unit):
         self.context, self.builder, self.stored, self.like = context, builder, stored, like
         self.bits, self.sizes, self.steps, self.unit = stored.bitwidth, sizes, steps, unit
         self.position = self.row, column = position
         self.base = builder.ptrtoint(_as_global(builder, pointer), _i64)
         self.start = builder.add(offset, column if unit else builder.mul(column, steps[1]))
         self.loads = loads(sources, run)
-        self.there = [
-            builder.icmp_unsigned("<", builder.add(column, column.type(first)), sizes[1]) for first, _ in self.loads
-        ]
+        self.there = [builder.icmp_unsigned("<", builder.add(column, column.type(first)), sizes[1]) for first, _ in self.loads]
 
     def places(self, number: int) -> Iterator[tuple[Any, int, Any, int, int]]:
         """(address, bytes behind it, whether it is there, first column, count) of each load of the number-th row."""
@@ -83,10 +83,7 @@ def _load(builder: Any, address: Any, away: int, there: Any, bits: int, count: i
     zeros = "".join(f"mov.{kind} {name}, 0; " for name in names)
     target = names[0] if count == 1 else "{" + ", ".join(names) + "}"
     form = f"v{count}." if count > 1 else ""
-    text = (
-        f"{{ .reg .pred p; setp.ne.b32 p, ${count + 1}, 0; {zeros}"
-        f"@p ld.global.nc.{form}{kind} {target}, [${count}+{away}]; }}"
-    )
+    text = f"{{ .reg .pred p; setp.ne.b32 p, ${count + 1}, 0; {zeros}@p ld.global.nc.{form}{kind} {target}, [${count}+{away}]; }}"
     result = word if count == 1 else ir.LiteralStructType([word] * count)
     asm = ir.InlineAsm(ir.FunctionType(result, [_i64, _i32]), text, ",".join([f"={constraint}"] * count + ["l", "r"]))
     found = builder.call(asm, [address, builder.zext(there, _i32)])
@@ -137,7 +134,7 @@ def strip_sums(strip: Strip, *, careful: bool) -> Any:
     width = strip.window[1]
 
     @intrinsic
-    def add_terms(typingctx, acc, pointer, offset, position, sizes, steps, factors):  # type: ignore[no-untyped-def]
+    def add_terms(typingctx, acc, pointer, offset, position, sizes, steps, factors):
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             source = _rows(context, builder, sig, args, 1, acc.dtype, columns, strip.source, strip.unit)
             sums = [builder.extract_value(args[0], place) for place in range(acc.count)]
@@ -157,7 +154,7 @@ def strip_sums(strip: Strip, *, careful: bool) -> Any:
     return add_terms
 
 
-def _rows(context, builder, sig, args, place, like, columns, run, unit):  # type: ignore[no-untyped-def]
+def _rows(context, builder, sig, args, place, like, columns, run, unit):
     """The rows of the array whose pointer, offset, position, sizes and steps are the arguments from a place on."""
     whole = sig.args[place + 3].dtype
     offset = context.cast(builder, args[place + 1], sig.args[place + 1], whole)
@@ -183,7 +180,7 @@ def strip_gradients(strip: Strip, *, careful: bool) -> Any:
     width = strip.window[1]
 
     @intrinsic
-    def add_gradients(typingctx, acc, y, y_offset, output, outputs, y_steps, x, offset, position, sizes, steps):  # type: ignore[no-untyped-def]
+    def add_gradients(typingctx, acc, y, y_offset, output, outputs, y_steps, x, offset, position, sizes, steps):
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             grads = _rows(context, builder, sig, args, 1, acc.dtype, range(strip.width), strip.result, strip.unit)
             source = _rows(context, builder, sig, args, 6, acc.dtype, columns, strip.source, strip.unit)
@@ -210,7 +207,7 @@ def strip_words(strip: Strip) -> Any:
     columns = strip.columns.sources
 
     @intrinsic
-    def load_words(typingctx, pointer, offset, position, sizes, steps):  # type: ignore[no-untyped-def]
+    def load_words(typingctx, pointer, offset, position, sizes, steps):
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             source = _rows(context, builder, sig, args, 0, pointer.dtype, columns, strip.source, strip.unit)
             words = []
@@ -228,7 +225,7 @@ def strip_folds(strip: Strip) -> Any:
     """The intrinsic that adds up what lies in the columns of an unfolded array for each of a strip's elements."""
 
     @intrinsic
-    def add_folds(typingctx, acc, pointer, offset, position, sizes, steps, apart):  # type: ignore[no-untyped-def]
+    def add_folds(typingctx, acc, pointer, offset, position, sizes, steps, apart):
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             whole = sizes.dtype
             pairs = [_pair(context, builder, sig, args, place, whole) for place in (3, 4, 5)]
@@ -258,7 +255,7 @@ def put(strip: Strip) -> Any:
     """The intrinsic that writes a strip's results, as far as they lie inside the array."""
 
     @intrinsic
-    def write(typingctx, pointer, offset, position, sizes, steps, values):  # type: ignore[no-untyped-def]
+    def write(typingctx, pointer, offset, position, sizes, steps, values):
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             stored, number = sig.args[0].dtype, values.dtype
             target = _rows(context, builder, sig, args, 0, number, range(strip.width), strip.result, strip.unit)

@@ -47,9 +47,7 @@ def strip_max(pooled: Pooled, *, indexed: bool) -> Any:
 
 def _count(first: _Pair, places: Sequence[Sequence[int]], floors: _Pair, reaches: _Pair) -> int:
     """How many positions of a window lie from the floors on within their reaches."""
-    rows, columns = (
-        sum(0 <= first[axis] + place - floors[axis] < reaches[axis] for place in places[axis]) for axis in range(2)
-    )
+    rows, columns = (sum(0 <= first[axis] + place - floors[axis] < reaches[axis] for place in places[axis]) for axis in range(2))
     return rows * columns
 
 
@@ -96,7 +94,7 @@ def strip_winners(pooled: Pooled) -> Any:
     """
     strip = pooled.elements
 
-    def add_won(  # noqa: PLR0913 - two arrays
+    def add_won(
         acc: Sequence[Any], grad: Any, at_grad: Any, output: _Pair, outputs: _Pair, g_steps: _Pair,
         x: Any, at_x: Any, position: _Pair, sizes: _Pair, steps: _Pair,
     ) -> tuple[Any, ...]:  # fmt: skip
@@ -117,7 +115,7 @@ def strip_winners(pooled: Pooled) -> Any:
 
 
 def strip_chosen(pooled: Pooled) -> Any:
-    """``(acc, grad, offset, position, sizes, steps, indices, offset, steps, place)`` -> the sums with the gradients that chose each.
+    """``(acc, grad, offset, position, sizes, steps, indices, offset, steps, place)`` -> the sums with what chose each element.
 
     `place` is the flat place of the first element, and how far its rows lie apart.
     """
@@ -146,16 +144,13 @@ def strip_strays(pooled: Pooled) -> Any:
     """
     strip = pooled.windows
 
-    def strayed(
-        indices: Any, offset: Any, first: _Pair, outputs: _Pair, steps: _Pair, position: _Pair, sizes: _Pair
-    ) -> bool:
+    def strayed(indices: Any, offset: Any, first: _Pair, outputs: _Pair, steps: _Pair, position: _Pair, sizes: _Pair) -> bool:
         for which in range(strip.results):
             at = _place(offset, first, outputs, steps, *divmod(which, strip.width))
             if at is None:
                 continue
-            window = {
-                _place(0, position, sizes, (sizes[1], 1), row, column) for result, _, row, column in _terms(strip) if result == which
-            }
+            reads = [(row, column) for result, _, row, column in _terms(strip) if result == which]
+            window = {_place(0, position, sizes, (sizes[1], 1), *read) for read in reads}
             if int(indices[at]) not in window:
                 return True
         return False

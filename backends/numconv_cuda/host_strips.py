@@ -14,7 +14,8 @@ from typing import Any
 from .host_elements import add, load, muladd, store
 from .strips import Divisor, Strip
 
-__all__ = ["fetch", "finite", "put", "slide", "split", "spread", "strip_folds", "strip_gradients", "strip_sums", "strip_taps", "strip_words"]
+__all__ = ["fetch", "finite", "put", "slide", "split", "spread", "strip_folds", "strip_gradients", "strip_sums", "strip_taps",
+           "strip_words"]  # fmt: skip
 
 _Pair = tuple[Any, Any]
 
@@ -67,9 +68,9 @@ def strip_sums(strip: Strip, *, careful: bool) -> Any:
 
 
 def strip_gradients(strip: Strip, *, careful: bool) -> Any:
-    """``(acc, y, offset, position, sizes, steps, x, offset, ...)`` -> the sums of the taps with the terms of a strip of outputs."""
+    """``(acc, y, offset, position, sizes, steps, x, offset, ...)`` -> the sums of the taps with a strip of outputs."""
 
-    def add_gradients(  # noqa: PLR0913 - two arrays
+    def add_gradients(
         acc: Sequence[Any], y: Any, at_y: Any, output: _Pair, outputs: _Pair, y_steps: _Pair,
         x: Any, at_x: Any, position: _Pair, sizes: _Pair, steps: _Pair,
     ) -> tuple[Any, ...]:  # fmt: skip
@@ -95,7 +96,7 @@ def strip_words(strip: Strip) -> Any:
 
 
 def strip_folds(strip: Strip) -> Any:
-    """``(acc, columns, offset, position, sizes, steps, apart)`` -> the sums of what the taps, `apart` in memory, hold of a strip."""
+    """``(acc, columns, offset, position, sizes, steps, apart)`` -> the sums of what all taps, so far apart, hold of a strip."""
 
     def add_folds(
         acc: Sequence[Any], pointer: Any, offset: Any, position: _Pair, sizes: _Pair, steps: _Pair, apart: Any

@@ -1,7 +1,8 @@
 """Pooling with small windows over two dimensions: a thread computes a strip of results, see `numconv_cuda.strips`.
 
-A forward pass is a convolution without weights. A gradient gathers, so that nothing is added by two threads: a thread has a strip of
-elements of x, and finds for every window that holds one of them what it chose or by what it divided, once for all of its elements.
+A forward pass is a convolution without weights. A gradient gathers, so that nothing is added by two threads: a thread has a strip
+of elements of x, and finds for every window that holds one of them what it chose or by what it divided, once
+for all of its elements.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from .elements import repeated, store
 from .geometry import CHANNELS_INNER, Geometry, geometry, inner, strides_of
 from .launching import launch, pointer, zero
 from .pool_terms import strip_chosen, strip_max, strip_means, strip_shares, strip_strays, strip_winners
-from .stencil import Launch, addresses_of, coarse_of, divisors, lifted, locator, run_along, typed
+from .stencil import Launch, addresses_of, coarse_of, divisors, lifted, locator, run_along, strip_shape, typed
 from .strip_terms import put, strip_sums
 from .strips import Divisor, Pooled, Run, Strip, forward_axis, gradient_axis
 
@@ -28,10 +29,8 @@ __all__ = ["avg_pool", "counting", "find_strays", "max_pool", "max_pool_backward
 
 THREADS = 2 if SIMULATED else 128
 """Of a block."""
-TAPS, TESTS = 49, 240
+TAPS, TESTS = 49, 400
 """The most taps of a window, and the most tests of an element against the others of a window that a kernel writes out."""
-
-
 
 
 # --- the kernels -----------------------------------------------------------------------------------------------------------------
@@ -58,7 +57,7 @@ def max_kernel(pooled: Pooled, dtype: str, inner_channels: int, index_strip: Str
             if indexed:
                 write_indices(indices, n * g.w.n + channel * g.w.group, first, g.output, g.w.spatial, places)
 
-    return _named(max_strips, strip, dtype, inner_channels, f"i{index_strip.result.count}" if index_strip is not None else "")
+    return _named(max_strips, strip, dtype, inner_channels, f"i{index_strip.result.length}" if index_strip is not None else "")
 
 
 @functools.cache
@@ -127,7 +126,7 @@ def max_backward_kernel(pooled: Pooled, dtype: str, inner_channels: int) -> Kern
 
 @functools.cache
 def chosen_backward_kernel(pooled: Pooled, dtype: str, inner_channels: int) -> Kernel:
-    """The kernel of the gradient of maxima whose indices are given: (grad, indices, out, g, coarse, channels, bases, items, zero)."""
+    """The kernel of the gradient of maxima with given indices: (grad, indices, out, g, coarse, channels, bases, items, zero)."""
     strip = pooled.elements
     add_chosen, write = strip_chosen(pooled), put(strip)
     results, height, width, locate = strip.results, strip.height, strip.width, locator(inner_channels)
@@ -185,24 +184,20 @@ def suits(problem: PoolProblem) -> bool:
     if backward and max(problem.stride) > 8:
         return False
     if problem.op == "max_pool_backward" and not problem.indices:
-        windows = [-(-4 // stride) + (d * (r - 1)) // stride + 1 for r, stride, d in zip(problem.window, problem.stride, problem.dilation, strict=True)]
+        axes = zip(problem.window, problem.stride, problem.dilation, strict=True)
+        windows = [(3 + d * (r - 1)) // stride + 1 for r, stride, d in axes]
         return math.prod(windows) * math.prod(problem.window) <= TESTS
     return True
 
 
-def _count(stride: int, size: int, *, backward: bool) -> int:
-    """Results of a strip along an axis: whole strides of a gradient."""
-    return stride * -(-min(4, size) // stride) if backward else min(4, size)
-
-
-@functools.lru_cache(maxsize=1024)
 def _pooled(problem: PoolProblem, g: Geometry, source: int, result: int) -> tuple[Pooled, tuple[int, int]]:
     """The strips of a problem, and where the first source of the first one is, for arrays at these addresses."""
     backward = problem.op.endswith("backward")
     windows, elements, reads, bases = [], [], [], []
+    shape = strip_shape(g.size if backward else g.output)
     for axis in range(2):
         window, stride, dilation, low = (int(values[axis]) for values in (g.window, g.stride, g.dilation, g.low))
-        count = _count(stride, int((g.size if backward else g.output)[axis]), backward=backward)
+        count = stride * -(-shape[axis] // stride) if backward else shape[axis]
         windows.append(forward_axis(window, stride, dilation, False, count))
         elements.append(gradient_axis(window, stride, dilation, False, low, count if backward else stride))
         reads.append(tuple(tuple(at * stride + tap * dilation for tap in range(window)) for at in range(elements[-1].span)))
@@ -213,12 +208,12 @@ def _pooled(problem: PoolProblem, g: Geometry, source: int, result: int) -> tupl
     unit = all(steps.spatial[-1] == 1 for steps in ((g.x, g.y, g.w) if problem.op.startswith("max") else (g.x, g.y)))
     load = run_along(source, read, size[-1], problem.dtype, axes[1].advance) if unit else 1
     keep = run_along(result, written, limit[-1], problem.out_dtype, len(axes[1].terms)) if unit else 1
-    shape = int(g.window[0]), int(g.window[1])
-    strips = [Strip(*pair, shape, Run(load, -bases[1] % load), Run(keep), unit) for pair in (windows, elements)]
-    return Pooled(*strips, (reads[0], reads[1])), (bases[0], bases[1])
+    window_sizes = int(g.window[0]), int(g.window[1])
+    runs = Run(load, -bases[1] % load), Run(keep)
+    strip, other = (Strip(pair[0], pair[1], window_sizes, *runs, unit) for pair in (windows, elements))
+    return Pooled(strip, other, (reads[0], reads[1])), (bases[0], bases[1])
 
 
-@functools.lru_cache(maxsize=1024)
 def planned(problem: PoolProblem, g: Geometry, source: int, result: int, places: int) -> Launch:
     """The kernel of a problem for arrays at these addresses: what is read, what is written, and indices."""
     g = lifted(g)
@@ -236,7 +231,7 @@ def planned(problem: PoolProblem, g: Geometry, source: int, result: int, places:
         function = (avg_backward_kernel if backward else avg_kernel)(pooled, dtype, channels_inner)
     coarse = coarse_of(g.size if backward else g.output, strip)
     items = problem.n * problem.c * math.prod(coarse)
-    arguments = (g, divisors(coarse), Divisor.of(problem.c), typed(bases, g), np.int32(items))
+    arguments: tuple[Any, ...] = (g, divisors(coarse), Divisor.of(problem.c), typed(bases, g), np.int32(items))
     if problem.op.startswith("avg"):
         floors, limits = counting(problem)
         floors, limits = (0, *floors)[-2:], (1, *limits)[-2:]
@@ -244,7 +239,6 @@ def planned(problem: PoolProblem, g: Geometry, source: int, result: int, places:
     return Launch(function, -(-items // THREADS), THREADS, arguments)
 
 
-@functools.lru_cache(maxsize=1024)
 def planned_strays(problem: PoolProblem, g: Geometry) -> Launch:
     g = lifted(g)
     forward = problem.replace(op="max_pool")
@@ -253,7 +247,8 @@ def planned_strays(problem: PoolProblem, g: Geometry) -> Launch:
     coarse = coarse_of(g.output, strip)
     items = problem.n * problem.c * math.prod(coarse)
     function = strays_kernel(pooled, int(g.option) & CHANNELS_INNER)
-    return Launch(function, -(-items // THREADS), THREADS, (g, divisors(coarse), Divisor.of(problem.c), typed(bases, g), np.int32(items)))
+    arguments = g, divisors(coarse), Divisor.of(problem.c), typed(bases, g), np.int32(items)
+    return Launch(function, -(-items // THREADS), THREADS, arguments)
 
 
 def _start(plan: Launch, arrays: Sequence[Any], pointers: Sequence[Any], *numbers: Any) -> None:

@@ -338,7 +338,17 @@ def _avg_pool_backward(problem: PoolProblem, outs: Sequence[Any], ins: Sequence[
     grad, x = ins[0], outs[0]
     g = geometry(problem, (x, grad), strides_of(x, 1), y=strides_of(grad, 1), option=inner(x))
     items = math.prod(x.shape)
-    over(avg_pool_backward, items, (x, grad), pointer(grad), pointer(x), g, *pool_strips.counting(problem), items, zero(problem.acc_dtype))
+    over(
+        avg_pool_backward,
+        items,
+        (x, grad),
+        pointer(grad),
+        pointer(x),
+        g,
+        *pool_strips.counting(problem),
+        items,
+        zero(problem.acc_dtype),
+    )
 
 
 def _lp_pool(problem: PoolProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:

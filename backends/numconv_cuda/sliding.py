@@ -16,13 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numconv.plugin import ConvProblem, np_dtype, scratch
+from numconv.plugin import ConvProblem, np_dtype
 
 from .compiler import SIMULATED, Kernel, cuda, device, kernel, types
-from .direct import add_up, conv_geometry
 from .elements import div, load, mod, muladd, poke, quads, repeated, replaced
 from .geometry import Geometry
-from .launching import launch, pointer, zero
 from .stencil import (
     ALIGNMENT,
     BACKWARD,
@@ -30,7 +28,6 @@ from .stencil import (
     FORWARD,
     Direction,
     Launch,
-    addresses_of,
     divisors,
     finisher,
     lifted,
@@ -41,7 +38,7 @@ from .stencil import (
 from .strip_terms import fetch, finite, put, slide, split
 from .strips import Divisor, Run, Strip, forward_axis
 
-__all__ = ["Tile", "parts_of", "planes_kernel", "run", "suits", "taps_kernel"]
+__all__ = ["Tile", "parts_of", "planes_kernel", "planned", "suits", "taps_kernel"]
 
 
 class Tile(NamedTuple):
@@ -88,8 +85,8 @@ class Tile(NamedTuple):
 
 def _steps(tile: Tile, dtype: str, *, flip: bool) -> tuple[Any, Any]:
     """(fill, accumulate): the device functions that carry a chunk to shared memory, and add its terms to a thread's results."""
-    lanes, threads, height, depth, taps = tile
-    pitch, lines, (source_room, kernel_room) = tile.pitch, tile.lines, tile.room
+    _, threads, height, depth, taps = tile
+    pitch, (source_room, kernel_room) = tile.pitch, tile.room
     pitches, widths = Divisor.of(pitch), Divisor.of(taps)
 
     @device
@@ -152,9 +149,9 @@ def careful_sum(acc, source, at, position, sizes, steps, w, w_at, chunk, last, w
 def planes_kernel(direction: Direction, tile: Tile, strip: Strip, dtype: str, option: int, flip: bool) -> Kernel:
     """The kernel of a convolution or a gradient for x, of two dimensions.
 
-    It takes (source, w, bias, result, g, tiles, made, channels, bases, zero) on a grid of blocks that are tiles of planes: `tiles` are the
-    sizes of the result in tiles as divisors, as are the channels made of a group and in all, and `bases` the position of the first
-    source of the first tile.
+    It takes (source, w, bias, result, g, tiles, made, channels, bases, zero) on a grid of tiles of planes: `tiles` are the sizes of
+    the result in tiles as divisors, as are the channels made of a group and in all, and `bases` the position of the first source of
+    the first tile.
     """
     ends, weights_of = direction.ends, direction.weights
     number, (source_room, kernel_room), write = getattr(types, dtype), tile.room, put(strip)
@@ -287,7 +284,7 @@ def _lanes(columns: int) -> int:
 
 
 def _fitting(dtype: str, lanes: int, threads: int, height: int, depth: int, columns: int, most: int) -> Tile:
-    """The tile with chunks of equal shares of the kernel's columns, and the most rows up to these that fit a block's shared memory."""
+    """The tile with chunks of equal shares of the kernel's columns, and the most rows up to these that fit shared memory."""
     share = -(-columns // -(-columns // most))
     tile = Tile(lanes, threads, height, depth, -(-share // 4) * 4)
     while sum(tile.room) * np_dtype(dtype).itemsize > SHARED and tile.depth > 1:
@@ -339,55 +336,31 @@ def parts_of(problem: ConvProblem) -> int:
     return -(-count // length)
 
 
-@functools.lru_cache(maxsize=1024)
-def planned_planes(problem: ConvProblem, g: Geometry, address: int) -> Launch:
+def planned(problem: ConvProblem, g: Geometry, addresses: Sequence[int]) -> Launch:
+    """The launch for arrays of a geometry: of x and y, the one that is read first, at these addresses."""
     g, tile = lifted(g), _tile(problem)
+    if problem.op == "weight_grad":
+        return _planned_taps(problem, g, tile)
     backward = problem.op == "input_grad"
     limit, written, made = (g.size, g.x, g.per_c) if backward else (g.output, g.y, g.per_k)
     bases = [(low - r + 1 if backward else -low) for low, r in zip(map(int, g.low), map(int, g.window), strict=True)]
-    strip = _results(tile, run_along(address, written, limit[-1], problem.out_dtype, 4), unit=bool(written.spatial[-1] == 1))
-    tiles = _tiles(limit, tile)
-    flip = problem.flip != backward
+    strip = _results(tile, run_along(addresses[1], written, limit[-1], problem.out_dtype, 4), unit=bool(written.spatial[-1] == 1))
+    tiles, flip = _tiles(limit, tile), problem.flip != backward
     function = planes_kernel(BACKWARD if backward else FORWARD, tile, strip, problem.acc_dtype, int(g.option) & FINISHED, flip)
     counts = divisors(tiles), Divisor.of(int(made)), Divisor.of(int(g.groups * made))
     return Launch(function, problem.n * int(g.groups * made) * math.prod(tiles), tile.threads, (g, *counts, typed(bases, g)))
 
 
-@functools.lru_cache(maxsize=1024)
-def planned_taps(problem: ConvProblem, g: Geometry) -> Launch:
-    g, tile, parts = lifted(g), _tile(problem), parts_of(problem)
-    chunks, tiles = _chunks(problem, tile), _tiles(g.window, tile)
+def _planned_taps(problem: ConvProblem, g: Geometry, tile: Tile) -> Launch:
+    parts, chunks, tiles = parts_of(problem), _chunks(problem, tile), _tiles(g.window, tile)
     count = problem.n * math.prod(chunks)
     function = taps_kernel(tile, _results(tile, 1, unit=False), problem.acc_dtype)
     bases = typed([-int(low) for low in g.low], g)
     blocks = problem.k * int(g.per_c) * math.prod(tiles), parts
-    return Launch(function, blocks, tile.threads, (g, divisors(tiles), divisors(chunks), bases, np.int32(count), np.int32(-(-count // parts))))
+    numbers = np.int32(count), np.int32(-(-count // parts))
+    return Launch(function, blocks, tile.threads, (g, divisors(tiles), divisors(chunks), bases, *numbers))
 
 
 def _results(tile: Tile, run: int, *, unit: bool) -> Strip:
     """A thread's results as a strip that is written."""
     return Strip(forward_axis(1, 1, 1, False, tile.height), forward_axis(1, 1, 1, False, 4), (1, 1), Run(), Run(run), unit)
-
-
-def run(problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
-    """A convolution, or one of its gradients."""
-    if problem.op == "weight_grad":
-        _run_taps(problem, outs, ins)
-        return
-    (source, w, *bias), result = ins, outs[0]
-    x, y = (result, source) if problem.op == "input_grad" else (source, result)
-    g = conv_geometry(problem, x, w, y, result, bias)
-    pointers = pointer(source), pointer(w), pointer(bias[0] if bias else w), pointer(result)
-    plan = planned_planes(problem, g, *addresses_of(pointers[3]))
-    if plan.blocks:
-        launch(plan.kernel, plan.blocks, plan.threads, (result, *ins), *pointers, *plan.arguments, zero(problem.acc_dtype))
-
-
-def _run_taps(problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
-    (y, x), w = ins[:2], outs[0]
-    g, parts = conv_geometry(problem, x, w, y, w), parts_of(problem)
-    sums = scratch((parts, math.prod(problem.w_shape)), np_dtype(problem.acc_dtype), y)
-    plan = planned_taps(problem, g)
-    pointers = pointer(y), pointer(x), pointer(sums)
-    launch(plan.kernel, plan.blocks, plan.threads, (w, sums, *ins), *pointers, *plan.arguments, zero(problem.acc_dtype))
-    add_up(problem, sums, w, parts)

@@ -15,31 +15,31 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numconv.plugin import ConvProblem, np_dtype, scratch
+from numconv.plugin import ConvProblem, np_dtype
 
 from .compiler import SIMULATED, Kernel, cuda, device, kernel, types
-from .direct import add_up, conv_geometry
 from .elements import activated, add, div, load, mod, poke, repeated, replaced, store
 from .geometry import (
     BIASED,
     CHANNELS_INNER,
     Geometry,
     Strides,
+    advanced,
     coordinates,
     start_of,
     tap_offset,
-    advanced,
 )
-from .launching import launch, pointer, zero
 from .strip_terms import finite, put, split, spread, strip_gradients, strip_sums, strip_taps
 from .strips import RUN_BYTES, Divisor, Run, Strip, forward_axis, gradient_axis, longest_run
 
-__all__ = ["Direction", "gradients_kernel", "parts_of", "run", "run_gradients", "run_strips", "strips_kernel", "suits"]
+__all__ = ["Direction", "Launch", "gradients_kernel", "parts_of", "planned", "strips_kernel", "suits"]
 
 TAPS = dict.fromkeys(("float32", "float64"), 12) if SIMULATED else {"float32": 49, "float64": 25}
 """The most taps of the last two axes, of which a gradient for w keeps one sum each in registers."""
 THREADS = 2 if SIMULATED else 128
 """Of a block."""
+RESULTS = 16
+"""The most of a strip."""
 BLOCKS, LEAST = 1536, 2
 """Blocks that the gradient for w aims at, and the least strips of a thread."""
 
@@ -194,8 +194,9 @@ def finisher(results: int, option: int) -> Any:
 def strips_kernel(direction: Direction, strip: Strip, dtype: str, option: int) -> Kernel:
     """The kernel of a strip, with the bias and the activation that the option tells, and threads along channels or along a row.
 
-    It takes (source, w, bias, result, g, coarse, made, channels, bases, items, zero): `coarse` are the sizes of the result in strips
-    as divisors, as are the channels made of a group and in all, and `bases` the position of the first source of the first strip.
+    It takes (source, w, bias, result, g, coarse, made, channels, bases, items, zero): `coarse` are the sizes of the result in
+    strips as divisors, as are the channels made of a group and in all, and `bases` the position of the first source of the first
+    strip.
     """
     ends, weights_of, outer_source = direction[1:]
     load_taps, write = strip_taps(strip), put(strip)
@@ -244,8 +245,8 @@ def strips_kernel(direction: Direction, strip: Strip, dtype: str, option: int) -
 def gradients_kernel(strip: Strip, threads: int, dtype: str) -> Kernel:
     """The kernel of gradients for w by blocks of so many threads.
 
-    It takes (y, x, sums, g, coarse, channels, pairs, bases, length, zero) on a grid of pairs of an output channel and an input channel,
-    times taps of all but the last two axes, times parts, of which each goes through `length` strips.
+    It takes (y, x, sums, g, coarse, bases, strips, length, zero) on a grid of pairs of an output channel and an input channel;
+    parts, of which each goes through `length` of the strips; and taps of all but the last two axes.
     """
     number = getattr(types, dtype)
     add_terms, add_carefully = strip_gradients(strip, careful=False), strip_gradients(strip, careful=True)
@@ -318,10 +319,9 @@ def lifted(g: Geometry) -> Geometry:
     if len(g.size) > 1:
         return g
     none, one = type(g.n)(0), type(g.n)(1)
-    ones = {name: (one, *getattr(g, name)) for name in ("size", "window", "output", "stride", "dilation")}
-    steps = {name: getattr(g, name) for name in ("x", "w", "y")}
-    steps = {name: each._replace(spatial=(none, *each.spatial)) for name, each in steps.items()}
-    return g._replace(**ones, **steps, low=(none, *g.low))
+    found: dict[str, Any] = {name: (one, *getattr(g, name)) for name in ("size", "window", "output", "stride", "dilation")}
+    found |= {name: getattr(g, name)._replace(spatial=(none, *getattr(g, name).spatial)) for name in ("x", "w", "y")}
+    return g._replace(**found, low=(none, *g.low))
 
 
 def run_along(address: int, steps: Strides, size: Any, dtype: str, count: int) -> int:
@@ -353,6 +353,14 @@ def strip_of(problem: ConvProblem, g: Geometry, shape: tuple[int, int], addresse
     return Strip(axes[0], axes[1], window_sizes, Run(source, -bases[1] % source), Run(result), unit), (bases[0], bases[1])
 
 
+def strip_shape(sizes: Sequence[int]) -> tuple[int, int]:
+    """The rows and columns of strips of an array of these sizes: few results are left over, and as many as can be lie together."""
+    rows, columns = (1, *map(int, sizes))[-2:]
+    width = next(count for count in (4, 2, 1) if columns % count == 0)
+    height = min(rows, RESULTS // width, 8)
+    return -(-rows // -(-rows // height)), width
+
+
 def coarse_of(sizes: Sequence[Any], strip: Strip) -> tuple[int, ...]:
     """The sizes in strips."""
     return (*map(int, sizes[:-2]), -(-int(sizes[-2]) // strip.height), -(-int(sizes[-1]) // strip.width))
@@ -372,63 +380,14 @@ def divisors(sizes: Sequence[int]) -> tuple[tuple[Any, ...], ...]:
     return tuple(zip(*map(Divisor.of, sizes), strict=True))
 
 
-@functools.lru_cache(maxsize=1024)
-def planned_strips(problem: ConvProblem, g: Geometry, shape: tuple[int, int], threads: int, addresses: tuple[int, ...]) -> Launch:
-    g = lifted(g)
-    backward = problem.op == "input_grad"
-    strip, bases = strip_of(problem, g, shape, addresses)
-    coarse = coarse_of(g.size if backward else g.output, strip)
-    made = int(g.per_c if backward else g.per_k)
-    items = problem.n * int(g.groups) * made * math.prod(coarse)
-    option = int(g.option) & (FINISHED | CHANNELS_INNER)
-    function = strips_kernel(BACKWARD if backward else FORWARD, strip, problem.acc_dtype, option)
-    counts = divisors(coarse), Divisor.of(made), Divisor.of(int(g.groups) * made)
-    return Launch(function, -(-items // threads), threads, (g, *counts, typed(bases, g), np.int32(items)))
-
-
-@functools.lru_cache(maxsize=1024)
-def planned_gradients(problem: ConvProblem, g: Geometry, shape: tuple[int, int], threads: int, parts: int, addresses: tuple[int, ...]) -> Launch:
-    g = lifted(g)
-    strip, bases = strip_of(problem, g, shape, addresses)
-    coarse = coarse_of(g.output, strip)
-    strips = problem.n * math.prod(coarse)
-    function = gradients_kernel(strip, threads, problem.acc_dtype)
-    blocks = problem.k * int(g.per_c), parts, int(g.taps) // strip.taps
-    numbers = np.int32(strips), np.int32(-(-strips // parts))
-    return Launch(function, blocks, threads, (g, divisors(coarse), typed(bases, g), *numbers))
-
-
 def typed(values: Sequence[int], g: Geometry) -> tuple[Any, ...]:
+    """Numbers of the type of a geometry's."""
     return tuple(type(g.n)(value) for value in values)
 
 
 def addresses_of(*pointers: Any) -> tuple[int, ...]:
     """The addresses, of which alignment alone matters; a pointer of the simulator has none."""
     return tuple(0 if SIMULATED else pointer.address % RUN_BYTES for pointer in pointers)
-
-
-def run_strips(problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any], shape: tuple[int, int], threads: int) -> None:
-    """A convolution or its gradient for x by strips of so many rows and columns."""
-    (source, w, *bias), result = ins, outs[0]
-    x, y = (result, source) if problem.op == "input_grad" else (source, result)
-    g = conv_geometry(problem, x, w, y, result, bias)
-    pointers = pointer(source), pointer(w), pointer(bias[0] if bias else w), pointer(result)
-    plan = planned_strips(problem, g, shape, threads, addresses_of(pointers[0], pointers[3]))
-    if plan.blocks:
-        launch(plan.kernel, plan.blocks, plan.threads, (result, *ins), *pointers, *plan.arguments, zero(problem.acc_dtype))
-
-
-def run_gradients(
-    problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any], shape: tuple[int, int], threads: int, parts: int
-) -> None:
-    """The gradient for w by strips of so many rows and columns of outputs, in so many parts."""
-    (y, x), w = ins[:2], outs[0]
-    g = conv_geometry(problem, x, w, y, w)
-    sums = scratch((parts, math.prod(problem.w_shape)), np_dtype(problem.acc_dtype), y)
-    pointers = pointer(y), pointer(x), pointer(sums)
-    plan = planned_gradients(problem, g, shape, threads, parts, addresses_of(pointers[1], pointers[0]))
-    launch(plan.kernel, plan.blocks, plan.threads, (w, sums, *ins), *pointers, *plan.arguments, zero(problem.acc_dtype))
-    add_up(problem, sums, w, parts)
 
 
 def suits(problem: ConvProblem) -> bool:
@@ -441,14 +400,12 @@ def suits(problem: ConvProblem) -> bool:
 
 
 def _shape(problem: ConvProblem) -> tuple[int, int]:
-    """The rows and columns of a strip: what is stored at once, and whole strides in a gradient for x."""
+    """The rows and columns of a strip: whole strides in a gradient for x."""
     backward = problem.op == "input_grad"
-    rows, columns = (1, *(problem.spatial if backward else problem.output))[-2:]
+    shape = strip_shape(problem.spatial if backward else problem.output)
     steps = (1, *problem.stride)[-2:] if backward else (1, 1)
-    width = next(count for count in (4, 2, 1) if columns % count == 0)
-    height = min(rows, 16 // width, 8)
-    height = -(-rows // -(-rows // height))
-    return steps[0] * -(-height // steps[0]), steps[1] * -(-width // steps[1])
+    rows, columns = (step * -(-count // step) for count, step in zip(shape, steps, strict=True))
+    return rows, columns
 
 
 def parts_of(problem: ConvProblem) -> int:
@@ -460,9 +417,20 @@ def parts_of(problem: ConvProblem) -> int:
     return max(1, min(BLOCKS // pairs, strips // (THREADS * LEAST)))
 
 
-def run(problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
-    """A convolution, or one of its gradients."""
+def planned(problem: ConvProblem, g: Geometry, addresses: Sequence[int]) -> Launch:
+    """The launch for arrays of a geometry: of x and y, the one that is read first, at these addresses."""
+    g = lifted(g)
+    strip, bases = strip_of(problem, g, _shape(problem), addresses)
+    backward = problem.op == "input_grad"
+    coarse = coarse_of(g.size if backward else g.output, strip)
     if problem.op == "weight_grad":
-        run_gradients(problem, outs, ins, _shape(problem), THREADS, parts_of(problem))
-    else:
-        run_strips(problem, outs, ins, _shape(problem), THREADS)
+        strips, parts = problem.n * math.prod(coarse), parts_of(problem)
+        blocks = problem.k * int(g.per_c), parts, int(g.taps) // strip.taps
+        arguments = divisors(coarse), typed(bases, g), np.int32(strips), np.int32(-(-strips // parts))
+        return Launch(gradients_kernel(strip, THREADS, problem.acc_dtype), blocks, THREADS, (g, *arguments))
+    made = int(g.per_c if backward else g.per_k)
+    items = problem.n * int(g.groups) * made * math.prod(coarse)
+    option = int(g.option) & (FINISHED | CHANNELS_INNER)
+    function = strips_kernel(BACKWARD if backward else FORWARD, strip, problem.acc_dtype, option)
+    counts = divisors(coarse), Divisor.of(made), Divisor.of(int(g.groups) * made)
+    return Launch(function, -(-items // THREADS), THREADS, (g, *counts, typed(bases, g), np.int32(items)))

@@ -1,13 +1,14 @@
 """Strips: the small rectangles of neighbouring results that a thread computes from registers.
 
-What a strip reads overlaps: each row of the source that any of its results needs is loaded once, and is multiplied by every tap that
-meets it there. All of that is known when a kernel is compiled, so that it is written out without loops, divisions or
+What a strip reads overlaps: each row of the source that any of its results needs is loaded once, and is multiplied by every tap
+that meets it there. All of that is known when a kernel is compiled, so that it is written out without loops, divisions or
 tests of the taps. An `Axis` tells which taps meet which sources; the same strips serve a convolution and a strided gradient of x,
 whose taps come in phases. What is done with a strip is in `numconv_cuda.strip_terms`.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -22,9 +23,9 @@ RUN_BYTES = 16
 
 
 class Run(NamedTuple):
-    """Neighbours of a row that are loaded or stored at once: `count` of them, from the column `lead` on or any whole runs away."""
+    """Neighbours of a row that are loaded or stored at once: `length` of them, from the column `lead` on or any whole runs away."""
 
-    count: int = 1
+    length: int = 1
     lead: int = 0
 
 
@@ -80,7 +81,7 @@ class Axis(NamedTuple):
     @property
     def order(self) -> tuple[int, ...]:
         """The sources in an order that meets the taps of each result in theirs."""
-        falls = any(later[1] < sooner[1] for terms in self.terms for sooner, later in zip(terms, terms[1:], strict=False))
+        falls = any(later[1] < sooner[1] for terms in self.terms for sooner, later in itertools.pairwise(terms))
         return tuple(range(self.span - 1, -1, -1) if falls else range(self.span))
 
     def readers(self, source: int) -> list[tuple[int, int]]:
@@ -143,7 +144,7 @@ class Strip(NamedTuple):
     def name(self) -> str:
         """For the names of kernels."""
         axes = "_".join(f"{len(axis.terms)}x{axis.advance}x{axis.span}x{axis.first}".replace("-", "m") for axis in self[:2])
-        runs = "_".join(f"{run.count}l{run.lead}" for run in (self.source, self.result))
+        runs = "_".join(f"{run.length}l{run.lead}" for run in (self.source, self.result))
         return f"{axes}_{'x'.join(map(str, self.window))}_{runs}{'u' if self.unit else ''}"
 
 
@@ -161,7 +162,7 @@ class Pooled(NamedTuple):
 def loads(used: Sequence[int], run: Run) -> list[tuple[int, int]]:
     """(first, count) of the loads of a row: whole runs where they hold two columns that are used, else single elements."""
     wanted, found = set(used), []
-    for first in range(run.lead % run.count - run.count, max(used) + 1, run.count):
-        held = sorted(wanted.intersection(range(first, first + run.count)))
-        found += [(first, run.count)] if len(held) > 1 else [(column, 1) for column in held]
+    for first in range(run.lead % run.length - run.length, max(used) + 1, run.length):
+        held = sorted(wanted.intersection(range(first, first + run.length)))
+        found += [(first, run.length)] if len(held) > 1 else [(column, 1) for column in held]
     return found
