@@ -22,7 +22,7 @@ from .direct import MEASURED_ERROR, add_up, bias_sums, bias_workspace, conv_geom
 from .elements import div, load, mod, repeated, replaced, row_muladd, shift_in, store, unpack
 from .geometry import Geometry, WeightStrides, advanced, coordinates, offset_of, source_index, start_of, tap_offset, volume_of
 from .launching import launch, over, pointer, zero
-from .stencil import addresses_of
+from .strip_places import addresses_of
 
 __all__ = ["CHANNELS", "WIDTHS", "Depthwise", "rows_kernel", "taps_kernel"]
 

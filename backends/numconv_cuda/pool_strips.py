@@ -21,7 +21,7 @@ from .elements import repeated, store
 from .geometry import CHANNELS_INNER, Geometry, geometry, inner, strides_of
 from .launching import launch, pointer, zero
 from .pool_terms import strip_chosen, strip_max, strip_means, strip_shares, strip_strays, strip_winners
-from .stencil import Launch, addresses_of, coarse_of, divisors, lifted, locator, run_along, strip_shape, typed
+from .strip_places import Launch, addresses_of, coarse_of, divisors, lifted, locator, run_along, strip_shape, typed
 from .strip_terms import put, strip_sums
 from .strips import Divisor, Pooled, Run, Strip, forward_axis, gradient_axis
 
@@ -194,7 +194,7 @@ def _pooled(problem: PoolProblem, g: Geometry, source: int, result: int) -> tupl
     """The strips of a problem, and where the first source of the first one is, for arrays at these addresses."""
     backward = problem.op.endswith("backward")
     windows, elements, reads, bases = [], [], [], []
-    shape = strip_shape(g.size if backward else g.output)
+    shape = strip_shape(g.size if backward else g.output, math.prod(problem.output_shapes[0]))
     for axis in range(2):
         window, stride, dilation, low = (int(values[axis]) for values in (g.window, g.stride, g.dilation, g.low))
         count = stride * -(-shape[axis] // stride) if backward else shape[axis]

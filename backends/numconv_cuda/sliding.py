@@ -21,20 +21,8 @@ from numconv.plugin import ConvProblem, np_dtype
 from .compiler import SIMULATED, Kernel, cuda, device, kernel, types
 from .elements import div, load, mod, muladd, poke, quads, repeated, replaced
 from .geometry import Geometry
-from .stencil import (
-    ALIGNMENT,
-    BACKWARD,
-    FINISHED,
-    FORWARD,
-    Direction,
-    Launch,
-    divisors,
-    finisher,
-    lifted,
-    run_along,
-    strip_place,
-    typed,
-)
+from .stencil import ALIGNMENT, BACKWARD, FINISHED, FORWARD, Direction, finisher
+from .strip_places import Launch, divisors, lifted, run_along, strip_place, typed
 from .strip_terms import fetch, finite, put, slide, split
 from .strips import Divisor, Run, Strip, forward_axis
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numconv.plugin import ConvProblem, np_dtype
+from numconv.plugin import ConvProblem
 
 from .compiler import SIMULATED, Kernel, cuda, device, kernel, types
 from .elements import activated, add, div, load, mod, poke, repeated, replaced, store
@@ -23,23 +23,36 @@ from .geometry import (
     BIASED,
     CHANNELS_INNER,
     Geometry,
-    Strides,
     advanced,
     coordinates,
     start_of,
     tap_offset,
 )
+from .strip_places import (
+    Launch,
+    coarse_of,
+    divisors,
+    last_two,
+    lifted,
+    locator,
+    outer,
+    outer_offset,
+    run_along,
+    strip_place,
+    strip_shape,
+    typed,
+)  # fmt: skip
 from .strip_terms import finite, put, split, spread, strip_gradients, strip_sums, strip_taps
-from .strips import RUN_BYTES, Divisor, Run, Strip, forward_axis, gradient_axis, longest_run
+from .strips import Divisor, Run, Strip, forward_axis, gradient_axis
 
-__all__ = ["Direction", "Launch", "gradients_kernel", "parts_of", "planned", "strips_kernel", "suits"]
+__all__ = ["Direction", "gradients_kernel", "parts_of", "planned", "strips_kernel", "suits"]
 
 TAPS = dict.fromkeys(("float32", "float64"), 12) if SIMULATED else {"float32": 49, "float64": 25}
 """The most taps of the last two axes, of which a gradient for w keeps one sum each in registers."""
 THREADS = 2 if SIMULATED else 128
 """Of a block."""
-RESULTS = 16
-"""The most of a strip."""
+STRIDES = 8
+"""The largest stride of a gradient for x, of which a strip has a whole number."""
 BLOCKS, LEAST = 1536, 2
 """Blocks that the gradient for w aims at, and the least strips of a thread."""
 
@@ -117,57 +130,6 @@ def gradient_outer(g, index, tap):
 
 FORWARD = Direction("forward", forward_ends, forward_weights, forward_outer)
 BACKWARD = Direction("input_grad", gradient_ends, gradient_weights, gradient_outer)
-
-
-@device
-def outer(sizes):
-    """The sizes without the last two axes, which count 1."""
-    return replaced(replaced(sizes, len(sizes) - 1, 1), len(sizes) - 2, 1)
-
-
-@device
-def last_two(values):
-    """Of the last two axes."""
-    return values[len(values) - 2], values[len(values) - 1]
-
-
-@device
-def outer_offset(position, steps):
-    """The offset of a position of all but the last two axes."""
-    offset = 0
-    for axis in range(len(steps) - 2):
-        offset += position[axis] * steps[axis]
-    return offset
-
-
-@device
-def strip_place(index, coarse):
-    """(what is left, the position) of a flat index in a volume of strips, whose sizes are divisors."""
-    place = start_of(coarse[0])
-    for axis in range(len(coarse[0]) - 1, -1, -1):
-        index, found = split(index, Divisor(coarse[0][axis], coarse[1][axis], coarse[2][axis]))
-        place = replaced(place, axis, found)
-    return index, place
-
-
-def locator(option: int) -> Any:
-    """The device function that gives (n, channel, place) of a strip; neighbouring threads write neighbours in memory."""
-    if option & CHANNELS_INNER:
-
-        @device
-        def locate(item, coarse, channels):
-            item, channel = split(item, channels)
-            n, place = strip_place(item, coarse)
-            return n, channel, place
-    else:
-
-        @device
-        def locate(item, coarse, channels):
-            item, place = strip_place(item, coarse)
-            n, channel = split(item, channels)
-            return n, channel, place
-
-    return locate
 
 
 def finisher(results: int, option: int) -> Any:
@@ -314,24 +276,6 @@ def gradients_kernel(strip: Strip, threads: int, dtype: str) -> Kernel:
 # --- from a problem to launches ------------------------------------------------------------------------------------------------
 
 
-def lifted(g: Geometry) -> Geometry:
-    """The geometry with a first axis of one position, if it has but one axis."""
-    if len(g.size) > 1:
-        return g
-    none, one = type(g.n)(0), type(g.n)(1)
-    found: dict[str, Any] = {name: (one, *getattr(g, name)) for name in ("size", "window", "output", "stride", "dilation")}
-    found |= {name: getattr(g, name)._replace(spatial=(none, *getattr(g, name).spatial)) for name in ("x", "w", "y")}
-    return g._replace(**found, low=(none, *g.low))
-
-
-def run_along(address: int, steps: Strides, size: Any, dtype: str, count: int) -> int:
-    """The elements of the widest loads of an array's rows of so many elements, where `count` are from one strip to the next."""
-    if steps.spatial[-1] != 1:
-        return 1
-    apart = steps.n, steps.group, steps.channel, *steps.spatial[:-1], size
-    return longest_run(address, np_dtype(dtype).itemsize, count, list(map(int, apart)))
-
-
 def strip_of(problem: ConvProblem, g: Geometry, shape: tuple[int, int], addresses: Sequence[int]) -> tuple[Strip, tuple[int, int]]:
     """The strip of so many rows and columns of a problem's results, and where the first source of the first one is."""
     backward = problem.op == "input_grad"
@@ -353,56 +297,23 @@ def strip_of(problem: ConvProblem, g: Geometry, shape: tuple[int, int], addresse
     return Strip(axes[0], axes[1], window_sizes, Run(source, -bases[1] % source), Run(result), unit), (bases[0], bases[1])
 
 
-def strip_shape(sizes: Sequence[int]) -> tuple[int, int]:
-    """The rows and columns of strips of an array of these sizes: few results are left over, and as many as can be lie together."""
-    rows, columns = (1, *map(int, sizes))[-2:]
-    width = next(count for count in (4, 2, 1) if columns % count == 0)
-    height = min(rows, RESULTS // width, 8)
-    return -(-rows // -(-rows // height)), width
-
-
-def coarse_of(sizes: Sequence[Any], strip: Strip) -> tuple[int, ...]:
-    """The sizes in strips."""
-    return (*map(int, sizes[:-2]), -(-int(sizes[-2]) // strip.height), -(-int(sizes[-1]) // strip.width))
-
-
-class Launch(NamedTuple):
-    """A kernel and its arguments behind the pointers, but for the zero."""
-
-    kernel: Kernel
-    blocks: Any
-    threads: int
-    arguments: tuple[Any, ...]
-
-
-def divisors(sizes: Sequence[int]) -> tuple[tuple[Any, ...], ...]:
-    """The numbers, factors and shifts of divisors."""
-    return tuple(zip(*map(Divisor.of, sizes), strict=True))
-
-
-def typed(values: Sequence[int], g: Geometry) -> tuple[Any, ...]:
-    """Numbers of the type of a geometry's."""
-    return tuple(type(g.n)(value) for value in values)
-
-
-def addresses_of(*pointers: Any) -> tuple[int, ...]:
-    """The addresses, of which alignment alone matters; a pointer of the simulator has none."""
-    return tuple(0 if SIMULATED else pointer.address % RUN_BYTES for pointer in pointers)
-
-
 def suits(problem: ConvProblem) -> bool:
     """Whether a convolution of few channels has a kernel that is written out, and padding zeros."""
     if problem.pad_mode != "zeros" or problem.ndim > 3 or math.prod(problem.kernel[-2:]) > TAPS[problem.acc_dtype]:
         return False
-    if problem.op == "weight_grad":
-        return problem.level != "strict"
-    return max(math.prod(shape) for shape in (*problem.input_shapes, *problem.output_shapes)) < 2**31
+    if max(math.prod(shape) for shape in (*problem.input_shapes, *problem.output_shapes)) >= 2**31:
+        return False
+    if problem.op == "input_grad":
+        return max(problem.stride) <= STRIDES
+    return problem.op == "forward" or problem.level != "strict"
 
 
 def _shape(problem: ConvProblem) -> tuple[int, int]:
     """The rows and columns of a strip: whole strides in a gradient for x."""
     backward = problem.op == "input_grad"
-    shape = strip_shape(problem.spatial if backward else problem.output)
+    shape = strip_shape(
+        problem.spatial if backward else problem.output, math.prod(problem.x_shape if backward else problem.y_shape)
+    )
     steps = (1, *problem.stride)[-2:] if backward else (1, 1)
     rows, columns = (step * -(-count // step) for count, step in zip(shape, steps, strict=True))
     return rows, columns

@@ -18,7 +18,7 @@ from .compiler import SIMULATED, Kernel, cuda, kernel
 from .elements import repeated
 from .geometry import CHANNELS_INNER, Geometry, geometry, inner, strides_of
 from .launching import launch, pointer, zero
-from .stencil import Launch, addresses_of, coarse_of, divisors, lifted, locator, run_along, strip_shape, typed
+from .strip_places import Launch, addresses_of, coarse_of, divisors, lifted, locator, run_along, strip_shape, typed
 from .strip_terms import put, split, strip_folds, strip_words
 from .strips import Divisor, Run, Strip, forward_axis, gradient_axis
 
@@ -97,7 +97,7 @@ def suits(problem: WindowProblem) -> bool:
 def planned_copy(problem: WindowProblem, g: Geometry, source: int, result: int) -> Launch:
     g = lifted(g)
     size = np_dtype(problem.dtype).itemsize
-    counts = strip_shape(g.output)
+    counts = strip_shape(g.output, math.prod(problem.output_shapes[0]))
     rows, columns = (forward_axis(1, int(s), 1, False, count) for s, count in zip(g.stride, counts, strict=True))
     unit = bool(g.x.spatial[-1] == 1 and g.y.spatial[-1] == 1)
     load = run_along(source, g.x, g.size[-1], problem.dtype, columns.advance) if unit and int(g.taps) == 1 else 1
