@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from numconv.plugin import ConvProblem, nvidia_rates
+from numconv.plugin import ConvProblem, np_dtype, nvidia_rates
 
-__all__ = ["START", "cost_of", "moved"]
+__all__ = ["START", "again", "cost_of", "moved"]
 
 CALL = 2e-5
 """Seconds of a call, and of its first launch, from Python."""
@@ -18,6 +18,8 @@ START = 3e-6
 """Seconds that any kernel takes."""
 STREAM = 0.7
 """The share of the rate of memory."""
+CACHED = 1.5
+"""The share of the rate of memory at which what another block has read comes from caches."""
 SHARE = {"direct": 0.02, "implicit_gemm": 0.5, "tensor_cores": 0.3, "strips": 0.3, "planes": 0.45, "rows": 0.05}
 """The shares of the rate of arithmetic: that of tensor cores, or of multiply-adds."""
 
@@ -30,6 +32,11 @@ def cost_of(problem: ConvProblem, name: str, waste: float = 1.0) -> float:
     else:
         peak = rates.double if problem.acc_dtype in ("float64", "complex128") else rates.single
     return CALL + START + max(waste * problem.flops / (peak * SHARE[name]), problem.bytes / (rates.memory * STREAM))
+
+
+def again(elements: int, problem: ConvProblem) -> float:
+    """Estimated seconds of a kernel that reads so many elements, which it finds in caches for the most part."""
+    return CALL + START + elements * np_dtype(problem.dtype).itemsize / (nvidia_rates().memory * CACHED)
 
 
 def moved(problem: Any) -> float:

@@ -258,8 +258,10 @@ def taps_kernel(tile: Tile, strip: Strip, dtype: str) -> Kernel:
 
 SHARED = 47 * 1024
 """Bytes of shared memory that a block may take, on every device."""
+WARP = 32
+"""Threads that run together."""
 BLOCKS = 1024
-"""That a gradient for w aims at."""
+"""Of 128 threads, that a gradient for w aims at."""
 WIDEST = 96
 """The widest kernel of two dimensions, whose rows are not divided."""
 MANY = 2**19
@@ -290,6 +292,9 @@ def _tile(problem: ConvProblem) -> Tile:
     total = math.prod(results) * problem.n * problem.k
     height = 4 if total >= MANY and not wgrad else 2
     lanes, depth, most = _lanes(results[-1]), 3 if SIMULATED else 16, 64 if wgrad else WIDEST
+    if wgrad and not SIMULATED:  # no more threads than there are taps, and then more blocks
+        threads = min(threads, -(-lanes * -(-results[0] // height) // WARP) * WARP)
+        depth = depth * threads // 128 if threads > WARP else 8
     return _fitting(problem.acc_dtype, lanes, threads, height, depth, inner[-1], most)
 
 
@@ -320,7 +325,8 @@ def parts_of(problem: ConvProblem) -> int:
     tile = _tile(problem)
     count = problem.n * math.prod(_chunks(problem, tile))
     pairs = problem.k * (problem.c // problem.groups) * math.prod(_tiles((1, *problem.kernel)[-2:], tile))
-    length = -(-count // max(1, min(count, BLOCKS // pairs)))
+    blocks = BLOCKS if SIMULATED else BLOCKS * 128 // tile.threads
+    length = -(-count // max(1, min(count, blocks // pairs)))
     return -(-count // length)
 
 
