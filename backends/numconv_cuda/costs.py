@@ -12,15 +12,15 @@ from numconv.plugin import ConvProblem, np_dtype, nvidia_rates
 
 __all__ = ["START", "again", "cost_of", "moved"]
 
-CALL = 2e-5
+CALL = 1.5e-5
 """Seconds of a call, and of its first launch, from Python."""
 START = 3e-6
 """Seconds that any kernel takes."""
-STREAM = 0.7
+STREAM = 0.65
 """The share of the rate of memory."""
 CACHED = 1.5
 """The share of the rate of memory at which what another block has read comes from caches."""
-SHARE = {"direct": 0.02, "implicit_gemm": 0.5, "tensor_cores": 0.3, "strips": 0.3, "planes": 0.45, "rows": 0.05}
+SHARE = {"direct": 0.02, "implicit_gemm": 0.5, "tensor_cores": 0.2, "strips": 0.28, "planes": 0.45, "rows": 0.02}
 """The shares of the rate of arithmetic: that of tensor cores, or of multiply-adds."""
 
 
