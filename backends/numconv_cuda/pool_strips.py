@@ -16,7 +16,7 @@ import numpy as np
 
 from numconv.plugin import PoolProblem, np_dtype
 
-from .compiler import SIMULATED, Kernel, cuda, kernel
+from .compiler import SIMULATED, Kernel, cuda, device, kernel
 from .elements import repeated, store
 from .geometry import CHANNELS_INNER, Geometry, geometry, inner, strides_of
 from .launching import launch, pointer, zero
@@ -25,7 +25,7 @@ from .strip_places import Launch, addresses_of, coarse_of, divisors, lifted, loc
 from .strip_terms import put, strip_sums
 from .strips import Divisor, Pooled, Run, Strip, forward_axis, gradient_axis
 
-__all__ = ["avg_pool", "counting", "find_strays", "max_pool", "max_pool_backward", "suits"]
+__all__ = ["avg_pool", "avg_pool_backward", "counting", "find_strays", "max_pool", "max_pool_backward", "suits"]
 
 THREADS = 2 if SIMULATED else 128
 """Of a block."""
@@ -81,69 +81,60 @@ def avg_kernel(pooled: Pooled, dtype: str, inner_channels: int) -> Kernel:
     return _named(avg_strips, strip, dtype, inner_channels)
 
 
+def _shares(pooled: Pooled) -> Any:
+    """The device function that adds up the shares of the means that hold an element."""
+    add_shares = strip_shares(pooled)
+
+    @device
+    def gather(acc, grad, other, g, n, channel, first, output, window, floors, reaches):
+        return add_shares(acc, grad, n * g.y.n + channel * g.y.group, output, g.output, g.y.spatial, window, floors, reaches)
+
+    return gather
+
+
+def _winners(pooled: Pooled) -> Any:
+    """The device function that adds up the gradients of the windows whose largest element each is; the other array is x."""
+    add_won = strip_winners(pooled)
+
+    @device
+    def gather(acc, grad, other, g, n, channel, first, output, window, floors, reaches):
+        at, at_x = n * g.y.n + channel * g.y.group, n * g.x.n + channel * g.x.group
+        return add_won(acc, grad, at, output, g.output, g.y.spatial, other, at_x, window, g.size, g.x.spatial)
+
+    return gather
+
+
+def _chosen(pooled: Pooled) -> Any:
+    """The device function that adds up the gradients of the windows that chose an element; the other array has the indices."""
+    add_chosen = strip_chosen(pooled)
+
+    @device
+    def gather(acc, grad, other, g, n, channel, first, output, window, floors, reaches):
+        at, at_index = n * g.y.n + channel * g.y.group, n * g.x.n + channel * g.x.group
+        here = first[0] * g.size[1] + first[1], g.size[1]
+        return add_chosen(acc, grad, at, output, g.output, g.y.spatial, other, at_index, g.x.spatial, here)
+
+    return gather
+
+
 @functools.cache
-def avg_backward_kernel(pooled: Pooled, dtype: str, inner_channels: int) -> Kernel:
-    """The kernel of the gradient of means: (grad, x, g, coarse, channels, bases, items, floors, reaches, zero)."""
-    strip = pooled.elements
-    add_shares, write = strip_shares(pooled), put(strip)
-    results, height, width, locate = strip.results, strip.height, strip.width, locator(inner_channels)
+def backward_kernel(gatherer: Any, pooled: Pooled, dtype: str, inner_channels: int) -> Kernel:
+    """The kernel of a gradient for x: (grad, other, out, g, coarse, channels, bases, items, floors, reaches, zero)."""
+    strip, gather = pooled.elements, gatherer(pooled)
+    write, results, height, width, locate = put(strip), strip.results, strip.height, strip.width, locator(inner_channels)
     rows_apart, columns_apart = strip.rows.advance, strip.columns.advance
 
-    def avg_backward_strips(grad, x, g, coarse, channels, bases, items, floors, reaches, zero):
+    def backward_strips(grad, other, out, g, coarse, channels, bases, items, floors, reaches, zero):
         item = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
         if item < items:
             n, channel, place = locate(item, coarse, channels)
             output = place[0] * rows_apart + bases[0], place[1] * columns_apart + bases[1]
             window = output[0] * g.stride[0] - g.low[0], output[1] * g.stride[1] - g.low[1]
-            acc, at = repeated(zero, results), n * g.y.n + channel * g.y.group
-            acc = add_shares(acc, grad, at, output, g.output, g.y.spatial, window, floors, reaches)
-            write(x, n * g.x.n + channel * g.x.group, (place[0] * height, place[1] * width), g.size, g.x.spatial, acc)
-
-    return _named(avg_backward_strips, strip, dtype, inner_channels)
-
-
-@functools.cache
-def max_backward_kernel(pooled: Pooled, dtype: str, inner_channels: int) -> Kernel:
-    """The kernel of the gradient of maxima: (grad, x, out, g, coarse, channels, bases, items, zero)."""
-    strip = pooled.elements
-    add_won, write = strip_winners(pooled), put(strip)
-    results, height, width, locate = strip.results, strip.height, strip.width, locator(inner_channels)
-    rows_apart, columns_apart = strip.rows.advance, strip.columns.advance
-
-    def max_backward_strips(grad, x, out, g, coarse, channels, bases, items, zero):
-        item = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
-        if item < items:
-            n, channel, place = locate(item, coarse, channels)
-            output = place[0] * rows_apart + bases[0], place[1] * columns_apart + bases[1]
-            window = output[0] * g.stride[0] - g.low[0], output[1] * g.stride[1] - g.low[1]
-            at, at_x = n * g.y.n + channel * g.y.group, n * g.x.n + channel * g.x.group
-            acc = repeated(zero, results)
-            acc = add_won(acc, grad, at, output, g.output, g.y.spatial, x, at_x, window, g.size, g.x.spatial)
-            write(out, n * g.w.n + channel * g.w.group, (place[0] * height, place[1] * width), g.size, g.w.spatial, acc)
-
-    return _named(max_backward_strips, strip, dtype, inner_channels)
-
-
-@functools.cache
-def chosen_backward_kernel(pooled: Pooled, dtype: str, inner_channels: int) -> Kernel:
-    """The kernel of the gradient of maxima with given indices: (grad, indices, out, g, coarse, channels, bases, items, zero)."""
-    strip = pooled.elements
-    add_chosen, write = strip_chosen(pooled), put(strip)
-    results, height, width, locate = strip.results, strip.height, strip.width, locator(inner_channels)
-    rows_apart, columns_apart = strip.rows.advance, strip.columns.advance
-
-    def chosen_backward_strips(grad, indices, out, g, coarse, channels, bases, items, zero):
-        item = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
-        if item < items:
-            n, channel, place = locate(item, coarse, channels)
-            output = place[0] * rows_apart + bases[0], place[1] * columns_apart + bases[1]
-            first = place[0] * height, place[1] * width
-            at, at_indices = n * g.y.n + channel * g.y.group, n * g.x.n + channel * g.x.group
-            acc, here = repeated(zero, results), (first[0] * g.size[1] + first[1], g.size[1])
-            acc = add_chosen(acc, grad, at, output, g.output, g.y.spatial, indices, at_indices, g.x.spatial, here)
+            first, acc = (place[0] * height, place[1] * width), repeated(zero, results)
+            acc = gather(acc, grad, other, g, n, channel, first, output, window, floors, reaches)
             write(out, n * g.w.n + channel * g.w.group, first, g.size, g.w.spatial, acc)
 
-    return _named(chosen_backward_strips, strip, dtype, inner_channels)
+    return _named(backward_strips, strip, dtype, inner_channels, gatherer.__name__)
 
 
 @functools.cache
@@ -202,7 +193,7 @@ def _pooled(problem: PoolProblem, g: Geometry, source: int, result: int) -> tupl
         elements.append(gradient_axis(window, stride, dilation, False, low, count if backward else stride))
         reads.append(tuple(tuple(at * stride + tap * dilation for tap in range(window)) for at in range(elements[-1].span)))
         bases.append(low // stride + elements[-1].first if backward else -low)
-    written, limit = ((g.w if problem.op == "max_pool_backward" else g.x), g.size) if backward else (g.y, g.output)
+    written, limit = (g.w, g.size) if backward else (g.y, g.output)
     read, size = (g.y, g.output) if backward else (g.x, g.size)
     axes = elements if backward else windows
     unit = all(steps.spatial[-1] == 1 for steps in ((g.x, g.y, g.w) if problem.op.startswith("max") else (g.x, g.y)))
@@ -225,14 +216,15 @@ def planned(problem: PoolProblem, g: Geometry, source: int, result: int, places:
         run = run_along(places, g.w, g.output[-1], "int64", strip.width) if strip.unit else 1
         indices = strip._replace(result=Run(run)) if problem.indices else None
         function = max_kernel(pooled, dtype, channels_inner, indices)
-    elif problem.op == "max_pool_backward":
-        function = (chosen_backward_kernel if problem.indices else max_backward_kernel)(pooled, dtype, channels_inner)
+    elif backward:
+        gatherer = _shares if problem.op == "avg_pool_backward" else _chosen if problem.indices else _winners
+        function = backward_kernel(gatherer, pooled, dtype, channels_inner)
     else:
-        function = (avg_backward_kernel if backward else avg_kernel)(pooled, dtype, channels_inner)
+        function = avg_kernel(pooled, dtype, channels_inner)
     coarse = coarse_of(g.size if backward else g.output, strip)
     items = problem.n * problem.c * math.prod(coarse)
     arguments: tuple[Any, ...] = (g, divisors(coarse), Divisor.of(problem.c), typed(bases, g), np.int32(items))
-    if problem.op.startswith("avg"):
+    if problem.op != "max_pool":
         floors, limits = counting(problem)
         floors, limits = (0, *floors)[-2:], (1, *limits)[-2:]
         arguments += typed(floors, g), typed([limit - floor for limit, floor in zip(limits, floors, strict=True)], g)
@@ -281,15 +273,19 @@ def find_strays(problem: PoolProblem, strays: Any, grad: Any, indices: Any) -> N
 
 
 def avg_pool(problem: PoolProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
-    """The means, or their gradient for x."""
-    backward = problem.op == "avg_pool_backward"
-    source, result = ins[0], outs[0]
-    x, y = (result, source) if backward else (source, result)
-    g = geometry(problem, (x, y), strides_of(x, 1), y=strides_of(y, 1), option=inner(result))
-    pointers = pointer(source), pointer(result)
-    start = zero(problem.acc_dtype)
-    numbers = (start,) if backward else (start, start + 1)
-    _start(planned(problem, g, *addresses_of(*pointers), 0), (result, source), pointers, *numbers)
+    """The means."""
+    x, y = ins[0], outs[0]
+    g = geometry(problem, (x, y), strides_of(x, 1), strides_of(y, 1), strides_of(y, 1), inner(y))
+    pointers, start = (pointer(x), pointer(y)), zero(problem.acc_dtype)
+    _start(planned(problem, g, *addresses_of(*pointers), 0), (y, x), pointers, start, start + 1)
+
+
+def avg_pool_backward(problem: PoolProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
+    """The gradient of means for x."""
+    grad, x = ins[0], outs[0]
+    g = geometry(problem, (x, grad), strides_of(x, 1), strides_of(x, 1), strides_of(grad, 1), inner(x))
+    pointers = pointer(grad), pointer(grad), pointer(x)
+    _start(planned(problem, g, *addresses_of(pointers[0], pointers[2]), 0), (x, grad), pointers, zero(problem.acc_dtype))
 
 
 def counting(problem: PoolProblem) -> tuple[tuple[int, ...], tuple[int, ...]]:

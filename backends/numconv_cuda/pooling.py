@@ -333,7 +333,7 @@ def _avg_pool(problem: PoolProblem, outs: Sequence[Any], ins: Sequence[Any]) -> 
 
 def _avg_pool_backward(problem: PoolProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
     if pool_strips.suits(problem):
-        pool_strips.avg_pool(problem, outs, ins)
+        pool_strips.avg_pool_backward(problem, outs, ins)
         return
     grad, x = ins[0], outs[0]
     g = geometry(problem, (x, grad), strides_of(x, 1), y=strides_of(grad, 1), option=inner(x))

@@ -162,7 +162,7 @@ def _strips(dtype: str, ndim: int) -> Iterator[tuple[Kernel, Sequence[Any]]]:
     places = _pointer("int64")
     for op, pointers in (
         ("max_pool", (of, of, places)), ("max_pool_backward", (of, of, of)),
-        ("avg_pool", (of, of)), ("avg_pool_backward", (of, of)),
+        ("avg_pool", (of, of)), ("avg_pool_backward", (of, of, of)),
     ):  # fmt: skip
         problem = _problem(f"pool {op} c1 2", dtype, ndim, 3, 1)
         for indices in (False, True) if op.startswith("max") else (False,):
