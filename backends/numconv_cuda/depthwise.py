@@ -15,20 +15,33 @@ from typing import Any, ClassVar
 
 from numconv.plugin import CONV_OPS, ConvProblem, Executor, Implementation, Verdict, np_dtype, scratch
 
+from . import sliding, stencil
 from .compiler import Kernel, cuda, device, kernel, types
-from .costs import cost_of
+from .costs import again, cost_of
 from .direct import MEASURED_ERROR, add_up, bias_sums, bias_workspace, conv_geometry, finish
 from .elements import div, load, mod, repeated, replaced, row_muladd, shift_in, store, unpack
-from .geometry import Geometry, WeightStrides, advanced, coordinates, offset_of, source_index, start_of, tap_offset, volume_of
-from .launching import over, pointer, zero
+from .geometry import (
+    Geometry,
+    WeightStrides,
+    advanced,
+    coordinates,
+    elements_of,
+    offset_of,
+    source_index,
+    start_of,
+    tap_offset,
+    volume_of,
+)
+from .launching import launch, over, pointer, zero
 from .recording import recorded
+from .strip_places import addresses_of
 
 __all__ = ["CHANNELS", "WIDTHS", "Depthwise", "rows_kernel", "taps_kernel"]
 
 WIDTHS = (8, 4)
 """Results, or taps, of a thread: the wider where a row fills it."""
 CHANNELS = 4
-"""The most channels of a group, on the side that is summed, for which this is offered."""
+"""The most channels of a group, of x or of y, for which this is offered."""
 PARTS, ITEMS, LEAST = 4096, 2**17, 8
 """A weight gradient is split into at most so many parts, as long as there are fewer items than this, of at least so many rows."""
 
@@ -189,6 +202,38 @@ def tap_place(tap, sizes):
 # --- the implementation --------------------------------------------------------------------------------------------------------
 
 
+def _special(problem: ConvProblem) -> Any:
+    """The module whose kernels are made for such a problem; None for those of this one."""
+    return next((each for each in (stencil, sliding) if each.suits(problem)), None)
+
+
+def _run(module: Any, problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
+    """Launch the kernels of a special module."""
+    first, second, *bias = ins
+    if problem.op == "weight_grad":
+        y, x, w, parts = first, second, outs[0], module.parts_of(problem)
+        whole = parts == 1 and _in_order(w) and w.dtype == np_dtype(problem.acc_dtype)
+        sums = w if whole else scratch((parts, math.prod(problem.w_shape)), np_dtype(problem.acc_dtype), y)
+        pointers: tuple[Any, ...] = pointer(y), pointer(x), pointer(sums)
+        g, arrays = conv_geometry(problem, x, w, y, w), (w, sums, y, x)
+        plan = module.planned(problem, g, addresses_of(pointers[1], pointers[0]))
+    else:
+        x, y = (outs[0], first) if problem.op == "input_grad" else (first, outs[0])
+        g, arrays = conv_geometry(problem, x, second, y, outs[0], bias), (outs[0], *ins)
+        pointers = pointer(first), pointer(second), pointer(bias[0] if bias else second), pointer(outs[0])
+        plan = module.planned(problem, g, addresses_of(pointers[0], pointers[3]))
+    if plan.blocks:
+        launch(plan.kernel, plan.blocks, plan.threads, arrays, *pointers, *plan.arguments, zero(problem.acc_dtype))
+    if problem.op == "weight_grad" and not whole:
+        add_up(problem, sums, w, parts)
+
+
+def _in_order(array: Any) -> bool:
+    """Whether elements follow each other in memory, row-major."""
+    steps = elements_of(array)
+    return all(step == math.prod(array.shape[axis + 1 :]) for axis, step in enumerate(steps) if array.shape[axis] > 1)
+
+
 def _width(row: int) -> int:
     return next((width for width in WIDTHS if row >= width), WIDTHS[-1])
 
@@ -207,6 +252,9 @@ def _rows(problem: ConvProblem, g: Geometry, arrays: Sequence[Any], pointers: Se
 
 
 def _forward(problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
+    if special := _special(problem):
+        _run(special, problem, outs, ins)
+        return
     (x, w, *bias), y = ins, outs[0]
     pointers = pointer(x), pointer(w), pointer(bias[0] if bias else w), pointer(y)
     _rows(problem, conv_geometry(problem, x, w, y, y, bias), (y, *ins), pointers)
@@ -224,6 +272,9 @@ def _as_forward(g: Geometry) -> Geometry:
 
 
 def _input_grad(problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
+    if special := _special(problem):
+        _run(special, problem, outs, ins)
+        return
     (y, w, *bias), x = ins, outs[0]
     pointers = pointer(y), pointer(w), pointer(bias[0] if bias else w), pointer(x)
     _rows(problem, _as_forward(conv_geometry(problem, x, w, y, x, bias)), (x, *ins), pointers)
@@ -231,6 +282,8 @@ def _input_grad(problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -
 
 def _parts(problem: ConvProblem) -> int:
     """Into how many parts the rows of outputs are split: a function of the problem alone."""
+    if special := _special(problem):
+        return special.parts_of(problem)
     if problem.level == "strict":
         return 1
     blocks = math.prod(_coarse(problem.kernel, _width(problem.kernel[-1]))) * problem.k * (problem.c // problem.groups)
@@ -239,7 +292,16 @@ def _parts(problem: ConvProblem) -> int:
 
 
 def _weight_grad(problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
-    (y, x), w = ins, outs[0]
+    if special := _special(problem):
+        _run(special, problem, outs, ins)
+    else:
+        _taps(problem, outs, ins)
+    if problem.bias:
+        bias_sums(problem, outs[1], ins[0 if problem.bias == "y" else 1])
+
+
+def _taps(problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
+    (y, x), w = ins[:2], outs[0]
     g, parts, start = conv_geometry(problem, x, w, y, w), _parts(problem), zero(problem.acc_dtype)
     width = _width(problem.kernel[-1])
     coarse = _coarse(problem.kernel, width)
@@ -250,8 +312,6 @@ def _weight_grad(problem: ConvProblem, outs: Sequence[Any], ins: Sequence[Any]) 
     pointers = pointer(y), pointer(x), pointer(sums)
     over(taps_kernel(width, problem.acc_dtype), items, (w, sums, *ins), *pointers, g, sizes, items, length, start)
     add_up(problem, sums, w, parts)
-    if problem.bias:
-        bias_sums(problem, outs[1], ins[0 if problem.bias == "y" else 1])
 
 
 class Depthwise(Implementation):
@@ -262,21 +322,24 @@ class Depthwise(Implementation):
     measured_error: ClassVar[Mapping[str, float]] = {key: MEASURED_ERROR[key] for key in ("float32", "float64")}
 
     def supports(self, problem: ConvProblem) -> Verdict:
-        """Up to `CHANNELS` channels a group, on the side that is summed."""
+        """Up to `CHANNELS` channels a group, of x or of y."""
         if problem.acc_dtype not in ("float32", "float64"):
             return Verdict.no(f"computes in float32 and float64, not in {problem.acc_dtype}")
-        summed = (problem.k if problem.op == "input_grad" else problem.c) // problem.groups
-        if summed > CHANNELS:
-            return Verdict.no(f"sums {summed} channels a group, and is made for at most {CHANNELS}")
-        if problem.op == "input_grad" and (max(problem.stride) > 1 or problem.pad_mode != "zeros"):
-            return Verdict.no("computes gradients of x for stride 1 and padding with zeros only")
-        if problem.op == "weight_grad" and problem.k // problem.groups > CHANNELS:
-            return Verdict.no(f"{problem.k // problem.groups} output channels a group, and it is made for at most {CHANNELS}")
+        channels = min(problem.c, problem.k) // problem.groups
+        if channels > CHANNELS:
+            return Verdict.no(f"{channels} channels of x and of y a group at least, and it is made for at most {CHANNELS} of one")
+        if problem.op == "input_grad" and problem.pad_mode != "zeros":
+            return Verdict.no("computes gradients of x for padding with zeros only")
+        if problem.op == "input_grad" and max(problem.stride) > 1 and not stencil.suits(problem):
+            return Verdict.no("computes gradients of x for strides above 1 with small kernels only")
         return Verdict.yes()
 
     def cost(self, problem: ConvProblem) -> float:
         """See `numconv_cuda.costs`."""
-        return cost_of(problem, self.name)
+        kernels = {stencil: "strips", sliding: "planes", None: "rows"}[_special(problem)]
+        seconds = cost_of(problem, kernels)
+        per_c, per_k = problem.c // problem.groups, problem.k // problem.groups
+        return max(seconds, again(math.prod(problem.x_shape) * per_k + math.prod(problem.y_shape) * per_c, problem))
 
     def workspace(self, problem: ConvProblem) -> int:
         """Parts of the sums of a weight gradient and of the bias."""

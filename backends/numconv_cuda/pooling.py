@@ -15,6 +15,7 @@ import numpy as np
 
 from numconv.plugin import POOL_OPS, Executor, Implementation, PoolProblem, Verdict, check_indices, scratch
 
+from . import pool_strips
 from .compiler import SIMULATED, cuda, device, kernel
 from .costs import moved
 from .elements import add, cast, is_nan, load, magnitude, muladd, power, quotient, replaced, store
@@ -34,6 +35,9 @@ from .launching import over, pointer, zero
 from .recording import recorded
 
 __all__ = ["Pool", "clear"]
+
+REPAIRING = 2**18
+"""Threads of the kernel that has nothing to do as long as indices lie in their windows."""
 
 
 @device
@@ -140,12 +144,31 @@ def indexed_backward(grad, indices, strays, out, g, items, one, zero):
                     acc = add(acc, load(grad, from_grad + offset_of(output, g.y.spatial), zero))
                 tap = advanced(tap, g.window)
         else:
-            output = start_of(g.output)
-            for _ in range(g.outputs):
-                if load(indices, from_indices + offset_of(output, g.x.spatial), one) == place:
-                    acc = add(acc, load(grad, from_grad + offset_of(output, g.y.spatial), zero))
-                output = advanced(output, g.output)
+            acc = searched(grad, indices, g, place, from_grad, from_indices, one, zero)
         store(out, n * g.w.n + c * g.w.group + offset_of(index, g.w.spatial), acc)
+
+
+@device
+def searched(grad, indices, g, place, from_grad, from_indices, one, zero):
+    """The gradient of an element, for which all of y is searched."""
+    acc = zero
+    output = start_of(g.output)
+    for _ in range(g.outputs):
+        if load(indices, from_indices + offset_of(output, g.x.spatial), one) == place:
+            acc = add(acc, load(grad, from_grad + offset_of(output, g.y.spatial), zero))
+        output = advanced(output, g.output)
+    return acc
+
+
+@kernel
+def searched_backward(grad, indices, strays, out, g, items, one, zero):
+    """The gradient for x once more, if any index strays from its window."""
+    if load(strays, 0, one) != 0:
+        for item in range(cuda.grid(1), items, cuda.gridsize(1)):
+            n, c, index = result_place(item, g.groups, g.size, g.volume, g.option)
+            place = flat_place(index, g.size)
+            acc = searched(grad, indices, g, place, n * g.y.n + c * g.y.group, n * g.x.n + c * g.x.group, one, zero)
+            store(out, n * g.w.n + c * g.w.group + offset_of(index, g.w.spatial), acc)
 
 
 # --- average -------------------------------------------------------------------------------------------------------------------
@@ -255,6 +278,9 @@ def lp_pool_backward(grad, x, out, g, p, items, zero):
 
 
 def _max_pool(problem: PoolProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
+    if pool_strips.suits(problem):
+        pool_strips.max_pool(problem, outs, ins)
+        return
     (x,), (y, *rest) = ins, outs
     indices = rest[0] if problem.indices else y
     strides = strides_of(x, 1), strides_of(indices, 1), strides_of(y, 1)
@@ -269,14 +295,23 @@ def _max_pool_backward(problem: PoolProblem, outs: Sequence[Any], ins: Sequence[
     g = geometry(problem, (out, *ins), *strides, option=inner(out))
     items, start = math.prod(out.shape), zero(problem.acc_dtype)
     if not problem.indices:
+        if pool_strips.suits(problem):
+            pool_strips.max_pool_backward(problem, outs, ins)
+            return
         over(max_pool_backward, items, (out, *ins), pointer(grad), pointer(second), pointer(out), g, items, start)
         return
     if SIMULATED:  # elsewhere it would wait for the device; an index outside reaches nothing
         check_indices(problem.op, second, math.prod(problem.spatial))
     strays, one = scratch((1,), np.dtype(np.int64), grad), zero("int64") + 1
     over(clear, 1, (strays, *ins), pointer(strays), 1, zero("int64"))
-    over(find_strays, math.prod(second.shape), (strays, *ins), pointer(second), pointer(strays), g, math.prod(second.shape), one)
     pointers = pointer(grad), pointer(second), pointer(strays), pointer(out)
+    if pool_strips.suits(problem):
+        pool_strips.find_strays(problem, strays, grad, second)
+        pool_strips.max_pool_backward(problem, outs, ins)
+        few = min(items, REPAIRING)
+        over(searched_backward, few, (out, strays, *ins), *pointers, g, items, one, start)
+        return
+    over(find_strays, math.prod(second.shape), (strays, *ins), pointer(second), pointer(strays), g, math.prod(second.shape), one)
     over(indexed_backward, items, (out, strays, *ins), *pointers, g, items, one, start)
 
 
@@ -287,26 +322,34 @@ def clear(out, items, value):
         store(out, item, value)
 
 
-def _counting(problem: PoolProblem) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(floors, limits) of the positions that `counted` counts."""
-    if problem.count_include_pad:
-        reach = tuple(size + high for size, (_, high) in zip(problem.spatial, problem.padding, strict=True))
-        return tuple(-low for low, _ in problem.padding), reach
-    return (0,) * problem.ndim, problem.spatial
-
-
 def _avg_pool(problem: PoolProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
+    if pool_strips.suits(problem):
+        pool_strips.avg_pool(problem, outs, ins)
+        return
     x, y = ins[0], outs[0]
     g = geometry(problem, (x, y), strides_of(x, 1), y=strides_of(y, 1), option=inner(y))
     items = math.prod(y.shape)
-    over(avg_pool, items, (y, x), pointer(x), pointer(y), g, *_counting(problem), items, zero(problem.acc_dtype))
+    over(avg_pool, items, (y, x), pointer(x), pointer(y), g, *pool_strips.counting(problem), items, zero(problem.acc_dtype))
 
 
 def _avg_pool_backward(problem: PoolProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
+    if pool_strips.suits(problem):
+        pool_strips.avg_pool_backward(problem, outs, ins)
+        return
     grad, x = ins[0], outs[0]
     g = geometry(problem, (x, grad), strides_of(x, 1), y=strides_of(grad, 1), option=inner(x))
     items = math.prod(x.shape)
-    over(avg_pool_backward, items, (x, grad), pointer(grad), pointer(x), g, *_counting(problem), items, zero(problem.acc_dtype))
+    over(
+        avg_pool_backward,
+        items,
+        (x, grad),
+        pointer(grad),
+        pointer(x),
+        g,
+        *pool_strips.counting(problem),
+        items,
+        zero(problem.acc_dtype),
+    )
 
 
 def _lp_pool(problem: PoolProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:

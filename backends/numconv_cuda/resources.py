@@ -18,11 +18,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numconv.plugin import CONV_OPS, ConvProblem, accumulator, parse
+from numconv.plugin import CONV_OPS, ConvProblem, accumulator, np_dtype, parse
 
-from . import depthwise, direct, forms, gemm, pipelined, pooling, tensor_cuts, tensor_layouts, tensor_products, windows
+from . import (
+    depthwise,
+    direct,
+    forms,
+    gemm,
+    pipelined,
+    pool_strips,
+    pooling,
+    sliding,
+    stencil,
+    tensor_cuts,
+    tensor_layouts,
+    tensor_products,
+    window_strips,
+    windows,
+)  # fmt: skip
 from .compiler import Kernel, ptx, type_of, types
-from .geometry import Geometry, geometry
+from .geometry import Geometry, geometry, strides_of
 from .neighbours import plain_ways, widest
 
 __all__ = ["CAPABILITIES", "DTYPES", "TABLE", "Resources", "Variant", "assemble", "read_table", "toolkit_reason", "variants"]
@@ -107,6 +122,7 @@ def variants(dtype: str, ndim: int) -> Iterator[Variant]:
         (windows.unpool, (of, places, of, pool, number, number, number, zero)),
         (windows.unpool_backward, (of, places, places, of, pool, number, number, number, zero)),
         (pooling.clear, (places, number, number)),
+        (direct.fold_parts, (sums, sums, number, number, number, zero)),
     ]
     if ordered:
         found += [
@@ -114,6 +130,7 @@ def variants(dtype: str, ndim: int) -> Iterator[Variant]:
             (pooling.max_pool_backward, (of, of, of, pool, number, zero)),
             (pooling.find_strays, (places, places, pool, number, number)),
             (pooling.indexed_backward, (of, places, places, of, pool, number, number, zero)),
+            (pooling.searched_backward, (of, places, places, of, pool, number, number, zero)),
         ]
     if floating:
         found += [(each, (of, of, pool, ints, ints, number, zero)) for each in (pooling.avg_pool, pooling.avg_pool_backward)]
@@ -128,8 +145,83 @@ def variants(dtype: str, ndim: int) -> Iterator[Variant]:
     for product, out in _products(dtype, acc, ndim, of, sums):
         found.append((product, (of, of, of, out, conv, *[number] * 5, zero)))
     found += _tensor_products(dtype, ndim, of, sums)
+    if ndim < 3 and dtype != "complex64":
+        found += _window_strips(dtype, ndim)
+    if real:
+        found += _strips(dtype, ndim)
     for kernel, arguments in found:
         yield Variant(kernel, dtype, ndim, tuple(arguments))
+
+
+_SIZES = {1: "in32", 2: "in32x32", 3: "in9x32x32"}
+
+
+def _short(dtype: str) -> str:
+    return {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16", "int32": "i32"}[dtype]
+
+
+def _problem(text: str, dtype: str, ndim: int, window: int, padding: int) -> Any:
+    """A problem with a window of as many elements on the last two axes, of arrays that are aligned."""
+    sizes = "x".join((["3"] * ndim)[:-2] + [str(window)] * min(ndim, 2))
+    word, op, counts, stride = text.split()
+    return parse(f"{word} {op} {_short(dtype)} n1 {counts} {_SIZES[ndim]} w{sizes} s{stride} p{padding} d1".replace(",", " "))
+
+
+def _array(shape: Sequence[int], dtype: str) -> Any:
+    return np.empty(tuple(shape), np_dtype(dtype))
+
+
+def _strips(dtype: str, ndim: int) -> Iterator[tuple[Kernel, Sequence[Any]]]:
+    """Kernels of strips and planes: for each class of problems one window of those for which kernels are made."""
+    acc = accumulator(dtype)
+    of, sums, zero = _pointer(dtype), _pointer(acc), _numba(acc)
+    for op in CONV_OPS:
+        problem = _problem(f"conv {op} c1,k1,g1 1", dtype, ndim, 3, 1)
+        g = _conv_geometry(problem)
+        pointers: tuple[Any, ...] = (of, of, sums) if op == "weight_grad" else (of, of, of, of)
+        yield _as_planned(stencil.planned(problem, g, (0, 0)), pointers, zero)
+        if ndim < 3:
+            problem = _problem(f"conv {op} c1,k1,g1 1", dtype, ndim, 32, 16)
+            yield _as_planned(sliding.planned(problem, _conv_geometry(problem), (0, 0)), pointers, zero)
+    if ndim == 3:
+        return
+    places = _pointer("int64")
+    for op, pointers in (
+        ("max_pool", (of, of, places)), ("max_pool_backward", (of, of, of)),
+        ("avg_pool", (of, of)), ("avg_pool_backward", (of, of, of)),
+    ):  # fmt: skip
+        problem = _problem(f"pool {op} c1 2", dtype, ndim, 3, 1)
+        for indices in (False, True) if op.startswith("max") else (False,):
+            chosen = problem.replace(indices=indices)
+            launch = pool_strips.planned(chosen, _pool_geometry(chosen), 0, 0, 0)
+            kinds = (of, places, of) if indices and op == "max_pool_backward" else pointers
+            yield _as_planned(launch, kinds, *((zero, zero) if op == "avg_pool" else (zero,)))
+
+
+def _window_strips(dtype: str, ndim: int) -> Iterator[tuple[Kernel, Sequence[Any]]]:
+    """Kernels that move strips."""
+    acc = accumulator(dtype)
+    words, of = _pointer(window_strips.WORDS[np_dtype(dtype).itemsize]), _pointer(dtype)
+    for op, window in (("pad", 1), ("unfold", 3)):
+        problem = _problem(f"window {op} c1 1", dtype, ndim, window, 1)
+        yield _as_planned(window_strips.planned_copy(problem, _pool_geometry(problem), 0, 0), (words, words))
+    if acc in ("float32", "float64"):
+        problem = _problem("window fold c1 1", dtype, ndim, 3, 1)
+        yield _as_planned(window_strips.planned_fold(problem, _pool_geometry(problem), 0), (of, of), _numba(acc))
+
+
+def _conv_geometry(problem: Any) -> Geometry:
+    x, w, y = (_array(shape, problem.dtype) for shape in (problem.x_shape, problem.w_shape, problem.y_shape))
+    return direct.conv_geometry(problem, x, w, y, {"forward": y, "input_grad": x, "weight_grad": w}[problem.op])
+
+
+def _pool_geometry(problem: Any) -> Geometry:
+    x, y = (_array((problem.n, problem.c, *sizes), problem.dtype) for sizes in (problem.spatial, problem.output))
+    return geometry(problem, (x, y), strides_of(x, 1), strides_of(y, 1), strides_of(y, 1))
+
+
+def _as_planned(launch: Any, pointers: Sequence[Any], *numbers: Any) -> tuple[Kernel, Sequence[Any]]:
+    return launch.kernel, (*pointers, *map(type_of, launch.arguments), *numbers)
 
 
 def _products(dtype: str, acc: str, ndim: int, of: Any, sums: Any) -> Iterator[tuple[Kernel, Any]]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from numconv.plugin import WINDOW_OPS, Executor, Implementation, Verdict, WindowProblem, check_indices, scratch
 
+from . import window_strips
 from .compiler import SIMULATED, cuda, kernel
 from .costs import moved
 from .elements import add, atomic_max, div, load, mod, store
@@ -127,6 +128,9 @@ def _column_strides(problem: WindowProblem, y: Any) -> tuple[Any, ...]:
 
 def _gather(problem: WindowProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
     x, y = ins[0], outs[0]
+    if window_strips.suits(problem):
+        window_strips.unfold(problem, outs, ins, _column_strides(problem, y))
+        return
     option = inner(y) if problem.op == "pad" else 0
     g = geometry(problem, (x, y), strides_of(x, 1), y=_column_strides(problem, y), option=option)
     items = math.prod(y.shape)
@@ -135,6 +139,9 @@ def _gather(problem: WindowProblem, outs: Sequence[Any], ins: Sequence[Any]) -> 
 
 def _scatter(problem: WindowProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
     y, x = ins[0], outs[0]
+    if window_strips.suits(problem):
+        window_strips.fold(problem, outs, ins, _column_strides(problem, y))
+        return
     g = geometry(problem, (x, y), strides_of(x, 1), y=_column_strides(problem, y), option=inner(x))
     items = math.prod(x.shape)
     over(scatter, items, (x, y), pointer(y), pointer(x), g, items, zero(problem.acc_dtype))

@@ -193,7 +193,7 @@ def _weight_grad(recipe: Recipe) -> None:
     for first, images in list(_blocks(problem)) or [(0, 0)]:
         block = _numbers(problem, images)
         share = int(block["share"][0])
-        factors = []
+        factors: list[Place] = []
         for name, place, steps, count in (("gradient", first_place, y_steps, problem.k), ("input", second, x_steps, problem.c)):
             points = recipe.reserve(POINTS * parts * count * share, problem.acc_dtype, recipe.end if factors else behind)
             about = geometry(problem, steps, count=_tiles(problem))
@@ -205,7 +205,7 @@ def _weight_grad(recipe: Recipe) -> None:
             problem.acc_dtype, problem.acc_dtype,
         )  # fmt: skip
         if images:
-            recipe.multiply(shape, *factors, products)
+            recipe.multiply(shape, factors[0], factors[1], products)
         recipe.launch("conv_winograd_sums", POINTS * channels, (), (products, sums), {}, [channels, parts if images else 0, first])
     about = geometry(problem, y_steps, x_steps, recipe.strides[0])
     recipe.launch("conv_winograd_taps", channels, (about,), (sums, first_place, second, Place(0)), {})
