@@ -24,7 +24,19 @@ from .errors import ProblemError
 _OVERLAP_WORK = 100_000
 """Candidate solutions examined before two views count as overlapping."""
 
-__all__ = ["DeviceArray", "allocator", "as_array", "check_out", "device_of", "empty", "library_of", "on_line", "plain", "scratch"]
+__all__ = [
+    "DeviceArray",
+    "allocator",
+    "as_array",
+    "check_out",
+    "device_of",
+    "empty",
+    "library_of",
+    "on_line",
+    "plain",
+    "scratch",
+    "span_of",
+]
 
 
 class DeviceArray:
@@ -359,8 +371,15 @@ def _apart(out: Any, inputs: list[Any]) -> bool:
 def _reach(array: Any) -> tuple[int, int]:
     """The first byte of what lives on a GPU, and the one behind its last."""
     start = array.pointer if isinstance(array, DeviceArray) else array.data.ptr
-    steps = [step * (size - 1) for step, size in zip(array.strides, array.shape, strict=True) if size > 1]
-    return start + sum([step for step in steps if step < 0]), start + sum([step for step in steps if step > 0]) + array.itemsize
+    before, behind = span_of(tuple(array.shape), array.strides, array.itemsize)
+    return start - before, start + behind
+
+
+@functools.lru_cache(maxsize=1024)
+def span_of(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[int, int]:
+    """How many bytes of an array lie before its first element, and how many from there on."""
+    steps = [step * (size - 1) for step, size in zip(strides, shape, strict=True) if size > 1]
+    return -sum(step for step in steps if step < 0), sum(step for step in steps if step > 0) + itemsize
 
 
 def _addresses(array: Any) -> Any:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from .arrays import DeviceArray, library_of
+from .arrays import DeviceArray, library_of, span_of
 
 __all__ = [
     "NvidiaRates", "cupy_stream", "cupy_view", "device_number", "nvidia_devices", "nvidia_rates", "streams_of",
@@ -232,9 +232,7 @@ def cupy_view(array: Any) -> Any:
     here, told = cupy.cuda.get_current_stream(), _told_stream(array)
     if told not in (None, here.ptr or DEFAULT_STREAM):
         here.wait_event(_cupy_stream(told).record())
-    steps = [step * (size - 1) for step, size in zip(array.strides, array.shape, strict=True) if size > 1]
-    before = -sum([step for step in steps if step < 0])
-    reach = before + sum([step for step in steps if step > 0]) + array.itemsize
+    before, behind = span_of(array.shape, array.strides, array.itemsize)
     device = device_number(array)
-    memory = cupy.cuda.UnownedMemory(array.pointer - before, reach, array.owner, -1 if device is None else device)
+    memory = cupy.cuda.UnownedMemory(array.pointer - before, before + behind, array.owner, -1 if device is None else device)
     return cupy.ndarray(array.shape, array.dtype, cupy.cuda.MemoryPointer(memory, before), strides=array.strides)
