@@ -190,6 +190,59 @@ __device__ __forceinline__ ACC chain(const Geometry &g, const Block &block, cons
   return sum;
 }
 
+// Writes what a thread has, which is number `across`, `down` and `plane` on the three sides of its block, and computes anew what is not
+// finite.
+__device__ __forceinline__ void write(const Geometry &g, const Block &block, const IN *x, const IN *w, const IN *bias, OUT *y, int lx,
+                                      int across, int down, int plane, const Sums &sums) {
+  const Axis &r = block.rows, &c = block.columns;
+  const int pair = block.pair0 + plane, image = pair / (int)g.groups, group = pair % (int)g.groups;
+  if (pair >= g.n * g.groups) return;
+  int j[NDIM];
+  i64 outer = image * g.y[0];
+  for (int axis = 0; axis < OUTER; ++axis) {
+    const Axis &a = block.axes[axis];
+    j[axis] = block.outer[axis];
+    if (j[axis] >= a.count) return;
+    outer += (a.place + j[axis] * a.place_step) * g.y[2 + axis];
+  }
+  const int outputs = block.outputs, column0 = block.column0 + across * (SLIDE ? PT : 1), apart = SLIDE ? 1 : lx;
+  const i64 step = c.place_step * g.y[2 + LAST];
+  unsigned long long odd = 0;  // which results are not finite
+#pragma unroll
+  for (int k = 0; k < KT; ++k)
+#pragma unroll
+    for (int i = 0; i < RT; ++i) {
+      int row = block.row0 + down * RT + i, output = block.channel0 + k;
+      if (output >= outputs || row >= r.count) continue;
+      i64 channel = group * (i64)outputs + output;
+      OUT *to = y + outer + channel * g.y[1] + (c.place + column0 * c.place_step) * g.y[2 + LAST];
+      if (NDIM > 1) to += (r.place + row * r.place_step) * g.y[1 + LAST];
+#pragma unroll
+      for (int p = 0; p < PT; ++p)
+        if (column0 + p * apart < c.count) odd |= (unsigned long long)strange(sums[k][i][p]) << ((k * RT + i) * PT + p);
+      if (SLIDE && step == 1 && column0 + PT <= c.count && lined_up<OUT, PT>(to)) {
+        Four<OUT> four;
+#pragma unroll
+        for (int p = 0; p < PT; ++p) four.of[p] = finished(g, sums[k][i][p], bias, (int)channel);
+        *(Four<OUT> *)to = four;
+      } else {
+#pragma unroll
+        for (int p = 0; p < PT; ++p)
+          if (column0 + p * apart < c.count) finish(g, sums[k][i][p], bias, (int)channel, to + p * apart * step);
+      }
+    }
+#pragma unroll 1
+  for (int result = 0; odd; ++result, odd >>= 1) {
+    if (!(odd & 1)) continue;
+    int rest = result, p = take(rest, PT), i = take(rest, RT), output = block.channel0 + rest;
+    j[LAST] = column0 + p * apart;
+    if (NDIM > 1) j[NDIM > 1 ? LAST - 1 : 0] = block.row0 + down * RT + i;
+    i64 channel = group * (i64)outputs + output, where = outer + channel * g.y[1] + (c.place + j[LAST] * c.place_step) * g.y[2 + LAST];
+    if (NDIM > 1) where += (r.place + (block.row0 + down * RT + i) * r.place_step) * g.y[1 + LAST];
+    finish(g, chain(g, block, x, w, pair, output, j), bias, (int)channel, y + where);
+  }
+}
+
 // a: x, or grad_y; b: w; y: the result.
 extern "C" __global__ void __launch_bounds__(256, 2)
     conv_planes(Geometry g, i64 lanes, i64 lines, i64 pairs, const IN *x, const IN *w, const IN *bias, OUT *y) {
@@ -249,51 +302,5 @@ extern "C" __global__ void __launch_bounds__(256, 2)
         add_row(c, row, down, own_weights + step % 2 * buffer + m * fours(c.taps), block.weights, lx, sums);
       }
   }
-
-  const int pair = block.pair0 + pz, image = pair / (int)g.groups, group = pair % (int)g.groups;
-  if (pz >= planes || pair >= g.n * g.groups) return;
-  int j[NDIM];
-  i64 outer = image * g.y[0];
-  for (int axis = 0; axis < OUTER; ++axis) {
-    const Axis &a = block.axes[axis];
-    j[axis] = block.outer[axis];
-    if (j[axis] >= a.count) return;
-    outer += (a.place + j[axis] * a.place_step) * g.y[2 + axis];
-  }
-  const int outputs = block.outputs, column0 = block.column0 + px * (SLIDE ? PT : 1), apart = SLIDE ? 1 : lx;
-  const i64 step = c.place_step * g.y[2 + LAST];
-  unsigned long long odd = 0;  // which results are not finite
-#pragma unroll
-  for (int k = 0; k < KT; ++k)
-#pragma unroll
-    for (int i = 0; i < RT; ++i) {
-      int row = block.row0 + py * RT + i, output = block.channel0 + k;
-      if (output >= outputs || row >= r.count) continue;
-      i64 channel = group * (i64)outputs + output;
-      OUT *to = y + outer + channel * g.y[1] + (c.place + column0 * c.place_step) * g.y[2 + LAST];
-      if (NDIM > 1) to += (r.place + row * r.place_step) * g.y[1 + LAST];
-#pragma unroll
-      for (int p = 0; p < PT; ++p)
-        if (column0 + p * apart < c.count) odd |= (unsigned long long)strange(sums[k][i][p]) << ((k * RT + i) * PT + p);
-      if (SLIDE && step == 1 && column0 + PT <= c.count && lined_up<OUT, PT>(to)) {
-        Four<OUT> four;
-#pragma unroll
-        for (int p = 0; p < PT; ++p) four.of[p] = finished(g, sums[k][i][p], bias, (int)channel);
-        *(Four<OUT> *)to = four;
-      } else {
-#pragma unroll
-        for (int p = 0; p < PT; ++p)
-          if (column0 + p * apart < c.count) finish(g, sums[k][i][p], bias, (int)channel, to + p * apart * step);
-      }
-    }
-#pragma unroll 1
-  for (int result = 0; odd; ++result, odd >>= 1) {
-    if (!(odd & 1)) continue;
-    int rest = result, p = take(rest, PT), i = take(rest, RT), output = block.channel0 + rest;
-    j[LAST] = column0 + p * apart;
-    if (NDIM > 1) j[NDIM > 1 ? LAST - 1 : 0] = block.row0 + py * RT + i;
-    i64 channel = group * (i64)outputs + output, where = outer + channel * g.y[1] + (c.place + j[LAST] * c.place_step) * g.y[2 + LAST];
-    if (NDIM > 1) where += (r.place + (block.row0 + py * RT + i) * r.place_step) * g.y[1 + LAST];
-    finish(g, chain(g, block, x, w, pair, output, j), bias, (int)channel, y + where);
-  }
+  if (pz < planes) write(g, block, x, w, bias, y, lx, px, py, pz, sums);
 }

@@ -21,7 +21,7 @@ enum { CHUNK = 64, GAP = MMA ? 8 : 4, NOWHERE = -(1 << 30) };
 enum { WARP_ROWS = 4 * RM, WARP_COLUMNS = 8 * RN, ACROSS = TN / WARP_COLUMNS, THREADS = 32 * ACROSS * (TM / WARP_ROWS) };
 // Eight threads copy neighbouring terms of a row.
 enum { LINE = 8, LINES = TK / LINE, BY_LINE = THREADS / LINE, BY_COLUMN = THREADS / TN };
-enum { COPIES = TM * TK / THREADS, GATHERS = TN * TK / THREADS };
+enum { COPIES = TM * TK / THREADS, GATHERS = TN * TK / THREADS, AT_ONCE = GATHERS % 4 ? 2 : 4 };
 // A thread's results in groups of neighbouring columns: their numbers, and which of its RM x RN a group has.
 #if MMA
 enum { TOGETHER = 2, COLUMN_GROUPS = RN, ROW_GROUPS = RM / 2 };
@@ -44,7 +44,7 @@ static_assert(THREADS % TN == 0 && TM % BY_LINE == 0 && TN % BY_LINE == 0, "a ti
 // --- what is multiplied
 
 struct Place { i64 offset; int at[NDIM]; };  // in bytes, of the second factor
-struct Term { i64 first, second; int at[NDIM]; };
+struct alignas(16) Term { i64 second; int at[NDIM]; i64 first; };
 
 // The sizes that a block counts in.
 struct Block {
@@ -92,7 +92,7 @@ __device__ __forceinline__ void locate(const Geometry &g, Block &block) {
 #endif
 
 __device__ __forceinline__ Term term_at(const Geometry &g, const Block &block, int index) {
-  Term term = {0, 0, {}};
+  Term term = {};
 #pragma unroll
   for (int axis = NDIM - 1; axis >= 0; --axis) {
     const Axis &a = block.axes[axis];
@@ -275,120 +275,110 @@ __device__ __forceinline__ void multiply(const First &first, const Second &secon
 
 #ifdef CONV_TILED
 
-// a and b: the arrays of an operation in its order, (x, w), (grad_y, w) or (grad_y, x); y: the result. With `sums` the sums of parts
-// are left there instead.
-extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
-    conv_tiled(Geometry g, const IN *a, const IN *b, const IN *bias, OUT *y, ACC *sums_of_parts) {
-  __shared__ First firsts[STAGES];
-  __shared__ Second seconds[STAGES];
-  __shared__ Term terms[2][CHUNK];
-  __shared__ Block block;
 #if OP == WEIGHT_GRAD
-  __shared__ Place places[TN];
-#endif
-  const char *first = (const char *)(OP == WEIGHT_GRAD ? a : b), *second = (const char *)(OP == WEIGHT_GRAD ? b : a);
-  const int thread = (int)threadIdx.x, lane = thread % 32, warp = thread / 32;
-  if (thread == 0) locate(g, block);
-  __syncthreads();
-  const int begin = block.begin, end = block.end, slices = (end - begin + TK - 1) / TK;
-
-  auto list_terms = [&](int chunk) {
-    for (int i = thread; i < CHUNK; i += THREADS) {
-      int index = begin + chunk * CHUNK + i;
-      Term term = term_at(g, block, min(index, end - 1));
-      if (index >= end) term.at[0] = NOWHERE;
-      terms[chunk % 2][i] = term;
-    }
-  };
-
-  // A thread copies one term of some rows; it gathers one column, or for a gradient of w one term of some columns.
-  int sizes[NDIM];
-  i64 copied[COPIES / LINES];
-#pragma unroll
-  for (int axis = 0; axis < NDIM; ++axis) sizes[axis] = block.axes[axis].size;
-#pragma unroll
-  for (int l = 0; l < COPIES / LINES; ++l) copied[l] = row_at(g, block, min(block.row0 + thread / LINE + l * BY_LINE, block.rows - 1));
-#if OP == WEIGHT_GRAD
-  for (int i = thread; i < TN; i += THREADS) places[i] = column_at(g, block, min(block.column0 + i, block.columns - 1));
+#define FIRST_OF(a, b) (a)
+#define SECOND_OF(a, b) (b)
 #else
-  const Place place = column_at(g, block, min(block.column0 + thread % TN, block.columns - 1));
+#define FIRST_OF(a, b) (b)
+#define SECOND_OF(a, b) (a)
 #endif
 
+// What the threads of a block share.
+struct Slices {
+  First first[STAGES];
+  Second second[STAGES];
+  Term terms[2][CHUNK];
+  Place places[OP == WEIGHT_GRAD ? TN : 1];
+  Block block;
+};
+
+// Which elements a thread takes of each slice: one term of some rows, or LINES of them; of one column some terms, or for a gradient
+// of w of some columns those of its rows.
 #define COPIED_TERM(l) (thread % LINE + (l) % LINES * LINE)
 #define COPIED_ROW(l) (thread / LINE + (l) / LINES * BY_LINE)
 #if OP == WEIGHT_GRAD
 #define GATHERED_TERM(l) COPIED_TERM(l)
 #define GATHERED_COLUMN(l) COPIED_ROW(l)
-#define GATHERED_PLACE(l) places[GATHERED_COLUMN(l)]
+#define GATHERED_PLACE(l) shared.places[GATHERED_COLUMN(l)]
 #define GATHERED_BY(l) own[(l) % LINES]
 #else
 #define GATHERED_TERM(l) (thread / TN + (l) * BY_COLUMN)
 #define GATHERED_COLUMN(l) (thread % TN)
 #define GATHERED_PLACE(l) place
-#define GATHERED_BY(l) slice_terms[GATHERED_TERM(l)]
+#define GATHERED_BY(l) terms[GATHERED_TERM(l)]
 #endif
 
-  ACC next_first[COPIED ? 1 : COPIES], next_second[COPIED ? 1 : GATHERS];
-  auto fetch = [&](int slice) {
-    const Term *slice_terms = terms[slice * TK / CHUNK % 2] + slice * TK % CHUNK;
+struct Share {
+  const char *first, *second;
+  int thread, sizes[NDIM];
+  i64 rows[COPIES / LINES];
+  Place place;
+  ACC next_first[COPIED ? 1 : COPIES], next_second[COPIED ? 1 : GATHERS];  // on their way through registers
+
+  __device__ __forceinline__ void start(const Geometry &g, Slices &shared) {
+    const Block &block = shared.block;
+#pragma unroll
+    for (int axis = 0; axis < NDIM; ++axis) sizes[axis] = block.axes[axis].size;
+#pragma unroll
+    for (int l = 0; l < COPIES / LINES; ++l) rows[l] = row_at(g, block, min(block.row0 + thread / LINE + l * BY_LINE, block.rows - 1));
+    if (OP != WEIGHT_GRAD) place = column_at(g, block, min(block.column0 + thread % TN, block.columns - 1));
+    for (int i = thread; OP == WEIGHT_GRAD && i < TN; i += THREADS)
+      shared.places[i] = column_at(g, block, min(block.column0 + i, block.columns - 1));
+  }
+
+  __device__ __forceinline__ void list_terms(const Geometry &g, Slices &shared, int chunk) const {
+    const int begin = shared.block.begin, end = shared.block.end;
+    for (int i = thread; i < CHUNK; i += THREADS) {
+      int index = begin + chunk * CHUNK + i;
+      Term term = term_at(g, shared.block, min(index, end - 1));
+      if (index >= end) term.at[0] = NOWHERE;
+      shared.terms[chunk % 2][i] = term;
+    }
+  }
+
+  __device__ __forceinline__ void fetch(const Geometry &g, Slices &shared, int slice) {
+    const Term *terms = shared.terms[slice * TK / CHUNK % 2] + slice * TK % CHUNK;
     Term own[LINES];
 #pragma unroll
-    for (int l = 0; l < LINES; ++l) own[l] = slice_terms[COPIED_TERM(l)];
+    for (int l = 0; l < LINES; ++l) own[l] = terms[COPIED_TERM(l)];
 #pragma unroll
     for (int l = 0; l < COPIES; ++l) {
-      const char *from = first + (copied[l / LINES] + own[l % LINES].first);
+      const char *from = first + (rows[l / LINES] + own[l % LINES].first);
       if (COPIED)
-        copy(&firsts[slice % STAGES].of[COPIED_TERM(l)][COPIED_ROW(l)], from, true);
+        copy(&shared.first[slice % STAGES].of[COPIED_TERM(l)][COPIED_ROW(l)], from, true);
       else
         next_first[COPIED ? 0 : l] = wide(*(const IN *)from);
     }
 #pragma unroll
-    for (int l = 0; l < GATHERS; ++l) {
-      i64 offset;
-      bool there = element(g, sizes, GATHERED_PLACE(l), GATHERED_BY(l), &offset);
-      if (COPIED)
-        copy(&seconds[slice % STAGES].of[GATHERED_TERM(l)][GATHERED_COLUMN(l)], second + offset, there);
-      else
-        next_second[COPIED ? 0 : l] = there ? wide(*(const IN *)(second + offset)) : ZERO(ACC);
+    for (int l = 0; l < GATHERS; l += AT_ONCE) {
+      i64 offsets[AT_ONCE];
+      bool there[AT_ONCE];
+#pragma unroll
+      for (int m = 0; m < AT_ONCE; ++m) there[m] = element(g, sizes, GATHERED_PLACE(l + m), GATHERED_BY(l + m), &offsets[m]);
+#pragma unroll
+      for (int m = 0; m < AT_ONCE; ++m)
+        if (COPIED)
+          copy(&shared.second[slice % STAGES].of[GATHERED_TERM(l + m)][GATHERED_COLUMN(l + m)], second + offsets[m], there[m]);
+        else
+          next_second[COPIED ? 0 : l + m] = there[m] ? wide(*(const IN *)(second + offsets[m])) : ZERO(ACC);
     }
-  };
-  auto put = [&](int slice) {  // what went through registers
+  }
+
+  __device__ __forceinline__ void put(Slices &shared, int slice) const {
     if (COPIED) return;
 #pragma unroll
-    for (int l = 0; l < COPIES; ++l) firsts[slice % STAGES].of[COPIED_TERM(l)][COPIED_ROW(l)] = next_first[COPIED ? 0 : l];
+    for (int l = 0; l < COPIES; ++l) shared.first[slice % STAGES].of[COPIED_TERM(l)][COPIED_ROW(l)] = next_first[COPIED ? 0 : l];
 #pragma unroll
-    for (int l = 0; l < GATHERS; ++l) seconds[slice % STAGES].of[GATHERED_TERM(l)][GATHERED_COLUMN(l)] = next_second[COPIED ? 0 : l];
-  };
-
-  ACC sums[RM][RN];
-#pragma unroll
-  for (int i = 0; i < RM; ++i)
-#pragma unroll
-    for (int j = 0; j < RN; ++j) sums[i][j] = ZERO(ACC);
-  const int row = warp / ACROSS * WARP_ROWS, column = warp % ACROSS * WARP_COLUMNS;
-
-  if (slices) list_terms(0);
-  __syncthreads();
-#pragma unroll 1
-  for (int slice = 0; slice < STAGES - 1; ++slice) {
-    if (slice < slices) fetch(slice), put(slice);
-    close_group();
+    for (int l = 0; l < GATHERS; ++l)
+      shared.second[slice % STAGES].of[GATHERED_TERM(l)][GATHERED_COLUMN(l)] = next_second[COPIED ? 0 : l];
   }
-#pragma unroll 1
-  for (int slice = 0; slice < slices; ++slice) {
-    wait_for_all_but<STAGES - 2>();
-    __syncthreads();
-    const int ahead = slice + STAGES - 1;
-    if (ahead < slices) fetch(ahead);
-    close_group();
-    if ((ahead + 1) * TK % CHUNK == 0 && ahead + 1 < slices) list_terms((ahead + 1) * TK / CHUNK);
-    multiply(firsts[slice % STAGES], seconds[slice % STAGES], row, column, lane, sums);
-    if (ahead < slices) put(ahead);
-  }
+};
 
-  // What of the tile is left for the thread's warp, and where that goes.
+// Writes what a thread has, whose warp begins at (row, column) of the tile, and computes anew what is not finite.
+__device__ __forceinline__ void write(const Geometry &g, const Block &block, const Share &share, int row, int column, int lane,
+                                      const ACC (&sums)[RM][RN], const IN *bias, OUT *y, ACC *sums_of_parts) {
   const int row0 = block.row0 + row, column0 = block.column0 + column, channel0 = block.group * block.rows + row0;
-  const int rows = block.rows - row0, columns = block.columns - column0;
+  const int rows = block.rows - row0, columns = block.columns - column0;  // that are left
   const i64 line = (block.part * g.groups + block.group) * (OP == INPUT_GRAD ? product(g.stride) : 1) + block.phase;
   ACC *part = sums_of_parts + (line * block.rows + row0) * block.columns + column0;
   unsigned long long odd = 0;  // which results are not finite
@@ -423,13 +413,55 @@ extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
   for (int result = 0; odd; ++result, odd >>= 1) {
     const int r = tile_row(lane, result / RN, result % RN), c = tile_column(lane, result / RN, result % RN);
     if (!(odd & 1) || r >= rows || c >= columns) continue;
-    const ACC sum = chain(g, block, first, second, row0 + r, column0 + c);
+    const ACC sum = chain(g, block, share.first, share.second, row0 + r, column0 + c);
     const i64 where = result_at(g, block, column0 + c);
     if (sums_of_parts)
       part[r * (i64)block.columns + c] = sum;
     else if (where != NO_RESULT)
       finish(g, sum, bias, channel0 + r, y + where + (channel0 + r) * CHANNEL_STEP);
   }
+}
+
+// a and b: the arrays of an operation in its order, (x, w), (grad_y, w) or (grad_y, x); y: the result. With `sums` the sums of parts
+// are left there instead.
+extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
+    conv_tiled(Geometry g, const IN *a, const IN *b, const IN *bias, OUT *y, ACC *sums_of_parts) {
+  __shared__ Slices shared;
+  const int thread = (int)threadIdx.x, lane = thread % 32, warp = thread / 32;
+  const int row = warp / ACROSS * WARP_ROWS, column = warp % ACROSS * WARP_COLUMNS;
+  if (thread == 0) locate(g, shared.block);
+  __syncthreads();
+  const int slices = (shared.block.end - shared.block.begin + TK - 1) / TK;
+  Share share;
+  share.first = (const char *)FIRST_OF(a, b);
+  share.second = (const char *)SECOND_OF(a, b);
+  share.thread = thread;
+  share.start(g, shared);
+  ACC sums[RM][RN];
+#pragma unroll
+  for (int i = 0; i < RM; ++i)
+#pragma unroll
+    for (int j = 0; j < RN; ++j) sums[i][j] = ZERO(ACC);
+
+  if (slices) share.list_terms(g, shared, 0);
+  __syncthreads();
+#pragma unroll 1
+  for (int slice = 0; slice < STAGES - 1; ++slice) {
+    if (slice < slices) share.fetch(g, shared, slice), share.put(shared, slice);
+    close_group();
+  }
+#pragma unroll 1
+  for (int slice = 0; slice < slices; ++slice) {
+    wait_for_all_but<STAGES - 2>();
+    __syncthreads();
+    const int ahead = slice + STAGES - 1;
+    if (ahead < slices) share.fetch(g, shared, ahead);
+    close_group();
+    if ((ahead + 1) * TK % CHUNK == 0 && ahead + 1 < slices) share.list_terms(g, shared, (ahead + 1) * TK / CHUNK);
+    multiply(shared.first[slice % STAGES], shared.second[slice % STAGES], row, column, lane, sums);
+    if (ahead < slices) share.put(shared, ahead);
+  }
+  write(g, shared.block, share, row, column, lane, sums, bias, y, sums_of_parts);
 }
 
 #endif
