@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 from numconv_cupy.bias import slices_layout
-from numconv_cupy.columns import block_layout
+from numconv_cupy.columns import block_layout, border_layout
 from numconv_cupy.direct import Depthwise, Direct, FewChannels, redo
 from numconv_cupy.flags import redo_nonfinite
 from numconv_cupy.on_host import HostKernels, compiler
@@ -140,7 +140,8 @@ COLUMNS = {"STORED": 0, "COPIES": 0}
 TILES = {
     "conv_forward": ({"KT": 1, "PT": 1, "SLIDE": 0}, {"KT": 8, "PT": 1, "SLIDE": 0}, {"KT": 1, "PT": 4, "SLIDE": 1}),
     "conv_input_grad": ({"KT": 1, "PT": 1, "SLIDE": 0}, {"KT": 8, "PT": 1, "SLIDE": 0}),
-    "finish_products": tuple(COLUMNS | {"FINISH": finish} for finish in (0, 1)),
+    "finish_products": (COLUMNS,),
+    "repair_border": (COLUMNS,),
     "multiply_spectra": tuple({"GRADIENT": 0, "ROWS": rows, "COLUMNS": columns} for rows, columns in ((1, 1), (4, 4))),
     **{name: ({"GRADIENT": 0}, {"GRADIENT": 1}) for name in SPECTRA_KERNELS if name.endswith(("sources", "blocks"))},
     "store_gradient": ({"GRADIENT": 0},),
@@ -181,7 +182,7 @@ def compiled(nvrtc, name, tile, dtype, ndim, arch):
     """The cubin of a kernel."""
     problem = example(name, dtype, ndim)
     if name in COLUMN_KERNELS:
-        tile = {"BLOCK_BYTES": block_layout(ndim).itemsize, **tile}
+        tile = {"BLOCK_BYTES": block_layout(ndim).itemsize, "BORDER_BYTES": border_layout(ndim).itemsize, **tile}
     if name in BIAS_KERNELS:
         tile = {"SLICES_BYTES": slices_layout(ndim).itemsize}
     if name in SPECTRA_KERNELS:

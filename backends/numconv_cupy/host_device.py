@@ -13,7 +13,7 @@ import numpy as np
 
 from numconv.plugin import np_dtype
 
-from .device import Launch, Record, Product, Transform
+from .device import Launch, Product, Record, Transform
 from .on_host import HostKernels
 from .source import Kernel
 
