@@ -78,19 +78,8 @@ class Matrices(NamedTuple):
 def block_layout(ndim: int) -> np.dtype[Any]:
     """Struct Block of ``im2col.cu``."""
     numbers = (
-        "image_step",
-        "row_step",
-        "threads",
-        "first",
-        "pixels",
-        "begin",
-        "held",
-        "aligned",
-        "share",
-        "parts",
-        "start",
-        "last",
-    )
+        "image_step", "row_step", "threads", "first", "pixels", "begin", "held", "aligned", "share", "parts", "start", "last",
+    )  # fmt: skip
     divisors = ("by_pixels", "by_splits", "by_channels", "by_taps")
     return layout(ndim, numbers, (), divisors, ("by_window", "by_axis", "by_stride"))
 

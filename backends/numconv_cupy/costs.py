@@ -14,9 +14,9 @@ from numconv.plugin import ConvProblem, np_dtype, nvidia_rates
 
 __all__ = ["CALL", "LAUNCH", "Work", "estimate", "issued", "moved", "problem_class", "product", "seconds", "streamed"]
 
-CALL = 3e-5
+CALL = 1.5e-5
 """Seconds of a call beside its launches."""
-LAUNCH = 1e-5
+LAUNCH = 9e-6
 """Seconds that a launch takes to be issued."""
 START = 3e-6
 """Seconds that a launch takes to run at least."""

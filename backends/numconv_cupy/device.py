@@ -87,7 +87,8 @@ class CupyDevice:
         import cupy
 
         driver, stream, here = cupy.cuda.driver, cupy.cuda.get_current_stream, cupy.cuda.runtime.getDevice
-        compiled, functions = _compiled(kernel), {}  # the function of each device
+        compiled = _compiled(kernel)
+        functions: dict[int, int] = {}  # of each device
         blocks = -(-threads // THREADS)
         before = array("q", b"".join(record.tobytes() for record in records))
 
