@@ -107,7 +107,9 @@ def test_division_by_products():
             assert (((value * np.uint64(magic)) >> np.uint64(32)) + value) >> np.uint64(shift) == value // np.uint64(by)
 
 
-def test_what_met_padding_is_computed_again_and_what_is_not_finite_stays():
+@pytest.mark.parametrize("limit", [900, 1 << 20])
+def test_what_met_padding_is_computed_again_and_what_is_not_finite_stays(limit, monkeypatch):
+    monkeypatch.setattr(numconv_cupy.columns, "BLOCK_BYTES", limit)
     problem = parse("conv forward f32 n2 c2 k3 g1 in7x6 w3x3 s1 p1 d1")
     x, w = inputs(problem, np.random.default_rng(6))
     w[1, 0, 0, 0] = np.inf

@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 from numconv_cupy.bias import slices_layout
-from numconv_cupy.columns import block_layout
+from numconv_cupy.columns import block_layout, border_layout
 from numconv_cupy.direct import Direct, redo
 from numconv_cupy.flags import redo_nonfinite
 from numconv_cupy.host_device import HostDevice
@@ -266,7 +266,8 @@ TILES = {
     ),
     "conv_taps": ({"TH": 3, "TW": 3}, {"TH": 4, "TW": 7}),
     "sum_parts": (PRODUCT | BLOCK_TILES[4][0].macros | {"OP": 1},),
-    "finish_products": tuple(COLUMNS | {"FINISH": finish} for finish in (0, 1)),
+    "finish_products": (COLUMNS,),
+    "repair_border": (COLUMNS,),
     "multiply_spectra": tuple({"GRADIENT": 0, "ROWS": rows, "COLUMNS": columns} for rows, columns in ((1, 1), (4, 4))),
     **{name: ({"GRADIENT": 0}, {"GRADIENT": 1}) for name in SPECTRA_KERNELS if name.endswith(("sources", "blocks"))},
     "store_gradient": ({"GRADIENT": 0},),
@@ -307,7 +308,7 @@ def compiled(nvrtc, name, tile, dtype, ndim, arch):
     """The cubin of a kernel."""
     problem = example(name, dtype, ndim)
     if name in COLUMN_KERNELS:
-        tile = {"BLOCK_BYTES": block_layout(ndim).itemsize, **tile}
+        tile = {"BLOCK_BYTES": block_layout(ndim).itemsize, "BORDER_BYTES": border_layout(ndim).itemsize, **tile}
     if name in BIAS_KERNELS:
         tile = {"SLICES_BYTES": slices_layout(ndim).itemsize}
     if name in SPECTRA_KERNELS:

@@ -9,6 +9,7 @@ border, where a padding zero may have met an infinity; it is computed again term
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -77,19 +78,8 @@ class Matrices(NamedTuple):
 def block_layout(ndim: int) -> np.dtype[Any]:
     """Struct Block of ``im2col.cu``."""
     numbers = (
-        "image_step",
-        "row_step",
-        "threads",
-        "first",
-        "pixels",
-        "begin",
-        "held",
-        "aligned",
-        "share",
-        "parts",
-        "start",
-        "last",
-    )
+        "image_step", "row_step", "threads", "first", "pixels", "begin", "held", "aligned", "share", "parts", "start", "last",
+    )  # fmt: skip
     divisors = ("by_pixels", "by_splits", "by_channels", "by_taps")
     return layout(ndim, numbers, (), divisors, ("by_window", "by_axis", "by_stride"))
 
@@ -341,17 +331,14 @@ def _forward(recipe: Recipe) -> None:
             recipe, (rows, inner, together), weights, Operand(columns, inner * columns.row_step, problem.dtype),
             Operand(products, rows * products.row_step, dtype), 1 if joint else part.images,
         )  # fmt: skip
-        in_place = products.place.array == 0
-        if ends or not in_place or _meets_padding(problem):
-            _finish(recipe, part, products, dtype, ends or not in_place)
+        if ends or products.place.array != 0:
+            _finish(recipe, part, products, dtype)
+        elif problem.pad_mode == "zeros":
+            _repair_border(recipe, part)
 
 
 def _item(dtype: str) -> int:
     return np_dtype(dtype).itemsize
-
-
-def _meets_padding(problem: ConvProblem) -> bool:
-    return problem.pad_mode == "zeros" and any(low > 0 or high > 0 for low, high in problem.padding)
 
 
 def _moved(matrices: Matrices, part: Part, first: int, dtype: str) -> Matrices:
@@ -372,7 +359,7 @@ def _products(recipe: Recipe, y: Matrices | None, part: Part, first: int, joint:
     return Matrices(place, pixels if joint else problem.k * row_step, row_step, joint), problem.acc_dtype
 
 
-def _finish(recipe: Recipe, part: Part, products: Matrices, dtype: str, stores: bool) -> None:
+def _finish(recipe: Recipe, part: Part, products: Matrices, dtype: str) -> None:
     """Bias, activation and strides of a block of y, and what met a padding zero and is not finite."""
     problem = recipe.problem
     y_steps, x_steps, w_steps, *bias = recipe.strides
@@ -387,8 +374,55 @@ def _finish(recipe: Recipe, part: Part, products: Matrices, dtype: str, stores: 
         Place(1, part.image * x_steps[0] * _item(problem.dtype)), Place(2), Place(3) if bias else None, products.place,
         Place(0, part.image * y_steps[0] * _item(problem.out_dtype)),
     )  # fmt: skip
-    macros = _macros(problem, FINISH=int(stores), STORED=int(dtype == problem.out_dtype))
+    macros = _macros(problem, STORED=int(dtype == problem.out_dtype))
     recipe.launch("finish_products", threads, (about, block), places, macros)
+
+
+@functools.cache
+def border_layout(ndim: int) -> np.dtype[Any]:
+    """Struct Border of ``im2col.cu``."""
+    per_axis = layout(ndim, ("threads", "first"), ("from", "inner", "ends"), ("by_positions", "by_channels"), ())
+    return layout(ndim * ndim, (), (), (), ("by_piece",), before=per_axis)
+
+
+def _repair_border(recipe: Recipe, part: Part) -> None:
+    """What met a padding zero and is not finite, of a block of products that are y already."""
+    problem = recipe.problem
+    sizes = (part.rows, *problem.output[1:])
+    begins, counts = _inside(problem, part)
+    pieces = [
+        [*counts[:axis], sizes[axis] - counts[axis], *sizes[axis + 1 :]] for axis in range(problem.ndim)
+    ]  # fmt: skip
+    ends = list(itertools.accumulate(map(math.prod, pieces)))
+    threads = part.images * problem.k * ends[-1]
+    if not threads:
+        return
+    y_steps, x_steps, w_steps = recipe.strides[:3]
+    border = record(
+        border_layout(problem.ndim), threads=threads, first=part.row, inner=counts, ends=ends, by_positions=ends[-1],
+        by_channels=problem.k, by_piece=[max(1, size) for piece in pieces for size in piece], **{"from": begins},
+    )  # fmt: skip
+    about = geometry(problem, x_steps, w_steps, y_steps)
+    places = (
+        Place(1, part.image * x_steps[0] * _item(problem.dtype)), Place(2),
+        Place(0, part.image * y_steps[0] * _item(problem.out_dtype)),
+    )  # fmt: skip
+    macros = _macros(problem) | {"BORDER_BYTES": border_layout(problem.ndim).itemsize}
+    recipe.launch("repair_border", threads, (about, border), places, macros)
+
+
+def _inside(problem: ConvProblem, part: Part) -> tuple[list[int], list[int]]:
+    """Along each axis of a part, the first output that reads no padding, and how many there are."""
+    begins, counts = [], []
+    for axis, (low, _) in enumerate(problem.padding):
+        stride = problem.stride[axis]
+        reach = problem.dilation[axis] * (problem.kernel[axis] - 1)
+        first, size = (part.row, part.rows) if axis == 0 else (0, problem.output[axis])
+        begin = min(max(-(-low // stride) - first, 0), size)
+        end = min(max((problem.spatial[axis] - 1 - reach + low) // stride + 1 - first, begin), size)
+        begins.append(begin)
+        counts.append(end - begin)
+    return begins, counts
 
 
 def _input_grad(recipe: Recipe) -> None:

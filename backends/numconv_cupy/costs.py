@@ -14,9 +14,9 @@ from numconv.plugin import ConvProblem, np_dtype, nvidia_rates
 
 __all__ = ["CALL", "LAUNCH", "Work", "estimate", "issued", "moved", "problem_class", "product", "seconds", "streamed"]
 
-CALL = 3e-5
+CALL = 1.5e-5
 """Seconds of a call beside its launches."""
-LAUNCH = 1e-5
+LAUNCH = 9e-6
 """Seconds that a launch takes to be issued."""
 START = 3e-6
 """Seconds that a launch takes to run at least."""
@@ -25,10 +25,10 @@ _STREAM = 0.75
 
 # The share of the peak that a kernel is taken to reach, by the class of the problem.
 _SHARES: dict[str, dict[str, float]] = {
-    "pointwise": {"tiled": 0.2, "few_channels": 0.06, "direct": 0.02},
-    "depthwise": {"depthwise": 0.3, "direct": 0.05, "few_channels": 0.04, "tiled": 0.002},
-    "few channels": {"few_channels": 0.1, "direct": 0.03, "tiled": 0.06},
-    "dense": {"tiled": 0.25, "few_channels": 0.06, "direct": 0.02},
+    "pointwise": {"tiled": 0.2, "few_channels": 0.03, "direct": 0.004},
+    "depthwise": {"depthwise": 0.02, "direct": 0.004, "few_channels": 0.004, "tiled": 0.0003},
+    "few channels": {"few_channels": 0.06, "direct": 0.004, "tiled": 0.06},
+    "dense": {"tiled": 0.25, "few_channels": 0.03, "direct": 0.004},
 }
 _LAUNCHES = {"direct": 1, "tiled": 1, "few_channels": 1, "depthwise": 1}
 

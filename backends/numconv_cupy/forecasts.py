@@ -15,6 +15,8 @@ __all__ = ["matmul_seconds", "transform_seconds"]
 
 _ADDS = 12
 """Instructions of a tap of an element where columns are added."""
+_PRODUCTS = 0.1
+"""The share of the peak that products of spectra reach."""
 _PASSES = 1 << 13
 """Values of a transform of one pass over memory."""
 
@@ -88,5 +90,5 @@ def transform_seconds(problem: ConvProblem, cut: Layout) -> float:
     transformed = (sources + results + weights) * length * item
     rates = nvidia_rates()
     peak = rates.double if item == 8 else rates.single
-    products = 4.0 * length * units * cut.groups * cut.inputs * cut.outputs / (0.2 * peak)
-    return issued(5 * rounds, 5 * rounds * START + streamed(transformed * (2 + 2 * passes)) + products)
+    products = 4.0 * length * units * cut.groups * cut.inputs * cut.outputs / (_PRODUCTS * peak)
+    return issued(7 * rounds, 5 * rounds * START + streamed(transformed * (2 + 2 * passes)) + products)

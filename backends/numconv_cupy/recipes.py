@@ -31,11 +31,13 @@ class Place(NamedTuple):
 
 
 def layout(
-    ndim: int, numbers: Iterable[str], by_axis: Iterable[str], divisors: Iterable[str], divisors_by_axis: Iterable[str]
-) -> np.dtype[Any]:
-    """The type of a kernel's record: 64-bit numbers, the same an axis, divisors, the same an axis."""
+    ndim: int, numbers: Iterable[str], by_axis: Iterable[str], divisors: Iterable[str], divisors_by_axis: Iterable[str],
+    before: np.dtype[Any] | None = None,
+) -> np.dtype[Any]:  # fmt: skip
+    """The type of a kernel's record: 64-bit numbers, the same an axis, divisors, the same an axis; behind those of another."""
     one = np.dtype([("by", np.uint32), ("magic", np.uint32), ("shift", np.uint32), ("unused", np.uint32)])
-    fields: list[tuple[Any, ...]] = [(name, np.float64 if name == "scale" else np.int64) for name in numbers]
+    fields: list[Any] = list(before.descr) if before else []
+    fields += [(name, np.float64 if name == "scale" else np.int64) for name in numbers]
     fields += [(name, np.int64, (ndim,)) for name in by_axis]
     fields += [(name, one) for name in divisors]
     fields += [(name, one, (ndim,)) for name in divisors_by_axis]

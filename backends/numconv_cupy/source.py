@@ -33,6 +33,7 @@ _FILES = {
     "max_pool": "pooling.cu", "add_at_winners": "pooling.cu", "avg_pool": "pooling.cu", "avg_pool_backward": "pooling.cu",
     "lp_pool": "pooling.cu", "lp_pool_backward": "pooling.cu",
     "gather_columns": "im2col.cu", "add_columns": "im2col.cu", "finish_products": "im2col.cu", "sum_gradients": "im2col.cu",
+    "repair_border": "im2col.cu",
     "fill_weights_and_sources": "spectra.cu", "fill_gradient_and_sources": "spectra.cu", "multiply_spectra": "spectra.cu",
     "sum_positions": "bias.cu", "store_bias": "bias.cu", "store_blocks": "spectra.cu", "store_gradient": "spectra.cu",
     "gather": "windows.cu", "add_back": "windows.cu", "owners": "windows.cu", "place": "windows.cu", "pick": "windows.cu",

@@ -3,7 +3,7 @@
 //
 // A matrix of columns has a row for each channel and tap, and a column for each output of a block; a block is some images, or some
 // rows (positions on the first axis) of one. Macros beside those of common.cuh: STORED (whether products have the type of
-// results, else that of sums), FINISH, COPIES (whether padding copies values of x), LAST (taps of the last axis that are unrolled; 0: none) and STRIDED.
+// results, else that of sums), COPIES (whether padding copies values of x), LAST (taps of the last axis that are unrolled; 0: none) and STRIDED.
 
 #if STORED
 typedef OUT FROM;
@@ -224,8 +224,8 @@ extern "C" __global__ void add_columns(const Geometry g, const Block b, const FR
 
 #elif defined(FINISH_PRODUCTS)
 
-// a: x, b: w, y: y. With FINISH the products go where y has them, with bias and activation; without they are y itself, and only
-// what met a padding zero and is not finite is computed again.
+// a: x, b: w, y: y. The products go where y has them, with bias and activation; what met a padding zero and is not finite is
+// computed again.
 extern "C" __global__ void finish_products(
     const Geometry g, const Block b, const IN *x, const IN *w, const IN *bias, const FROM *products, OUT *y) {
   i64 thread = thread_index();
@@ -235,12 +235,39 @@ extern "C" __global__ void finish_products(
   int o[NDIM];
   split(at_pixel, b.by_axis, o);
   o[0] += (int)b.first;
-  bool suspect = g.pad_mode == ZEROS && reads_padding(g, o);
-  if (!FINISH && !suspect) return;
   ACC sum = Convert<ACC, FROM>::of(products[image * b.image_step + channel * b.row_step + pixel]);
-  if (suspect && !is_finite(sum)) sum = output_of(g, x, w, (int)image, (int)channel, o);
-  else if (!FINISH) return;
+  if (g.pad_mode == ZEROS && !is_finite(sum) && reads_padding(g, o)) sum = output_of(g, x, w, (int)image, (int)channel, o);
   finish(g, sum, bias, (int)channel, y + at(g.y, image, channel, o));
+}
+
+#elif defined(REPAIR_BORDER)
+
+// The outputs that read padding, as pieces: piece a has what lies outside the inner positions of axis a, and inside those of the
+// axes before it.
+struct Border {
+  i64 threads, first;
+  i64 from[NDIM], inner[NDIM], ends[NDIM];  // the first inner position, how many, and where the numbers of a piece end
+  Divisor by_positions, by_channels, by_piece[NDIM * NDIM];
+};
+static_assert(sizeof(Border) == BORDER_BYTES, "the host packs another record");
+
+// a: x, b: w, y: y, which holds the products. Those that are not finite are computed again.
+extern "C" __global__ void repair_border(const Geometry g, const Border b, const IN *x, const IN *w, OUT *y) {
+  i64 thread = thread_index();
+  if (thread >= b.threads) return;
+  unsigned position = (unsigned)thread, channel = divide(position, b.by_positions), image = divide(channel, b.by_channels);
+  int piece = 0, o[NDIM];
+  while (position >= (unsigned)b.ends[piece]) ++piece;
+  if (piece) position -= (unsigned)b.ends[piece - 1];
+  split(position, b.by_piece + piece * NDIM, o);
+#pragma unroll
+  for (int axis = 0; axis < NDIM; ++axis) {
+    if (axis < piece) o[axis] += (int)b.from[axis];
+    if (axis == piece && o[axis] >= (int)b.from[axis]) o[axis] += (int)b.inner[axis];
+  }
+  o[0] += (int)b.first;
+  OUT *to = y + at(g.y, image, channel, o);
+  if (!is_finite(Convert<ACC, OUT>::of(*to))) *to = narrow(output_of(g, x, w, (int)image, (int)channel, o));
 }
 
 #elif defined(SUM_GRADIENTS)
