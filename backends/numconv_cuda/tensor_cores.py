@@ -107,17 +107,23 @@ class TensorCores(ImplicitGemm):
         each = 16 // ITEMSIZE[problem.dtype]
         from_y, from_x = pointer(y), pointer(x)
         pointwise = fits(problem.op, g, each, (from_y, from_x))
-        turns = max(1, -(-problem.n // memory.images))
-        sums = scratch((turns * memory.parts, items), np_dtype(problem.acc_dtype), y)
+        turns = list(_turns(problem, memory.images)) or [_Turn(0, 0, 0)]
+        of_turns = len(turns) if len(turns) > 1 else 0
+        sums = scratch((memory.parts + of_turns, items), np_dtype(problem.acc_dtype), y)
         to_sums, packing = pointer(sums), None if pointwise else _packing(problem, y)
         columns = int(g.per_c) if pointwise else int(g.taps) * units_of(int(g.per_c), problem.dtype) * each
-        for turn in list(_turns(problem, memory.images)) or [_Turn(0, 0, 0)]:
+        order, start = (0, *range(2, w.ndim), 1), zero(problem.acc_dtype)
+        sizes, steps = tuple(w.shape[axis] for axis in order), tuple(elements_of(w)[axis] for axis in order)
+        near = tuple(math.prod(sizes[axis + 1 :]) for axis in range(w.ndim))
+        for turn in turns:
             at_x, at_y = from_x.shifted(turn.first * int(g.x.n)), from_y.shifted(turn.first * int(g.y.n))
-            place, shape = to_sums.shifted(turn.number * memory.parts * items), (int(g.per_k), columns, memory.parts)
-            _multiply(problem, g, turn, (w, sums, *ins), packing, (at_x, at_y), (at_y, at_x, at_y, place), shape)
-        k, c, *steps = elements_of(w)
-        sizes, parts, start = (w.shape[0], *w.shape[2:], w.shape[1]), turns * memory.parts, zero(problem.acc_dtype)
-        over(add_parts, items, (w, sums), to_sums, pointer(w), sizes, (k, *steps, c), items, parts, start)
+            shape, arrays = (int(g.per_k), columns, memory.parts), (w, sums, *ins)
+            _multiply(problem, g, turn, arrays, packing, (at_x, at_y), (at_y, at_x, at_y, to_sums), shape)
+            if of_turns:
+                of_turn = to_sums.shifted((memory.parts + turn.number) * items)
+                over(add_parts, items, arrays, to_sums, of_turn, sizes, near, items, memory.parts, start)
+        parts, at = (of_turns, to_sums.shifted(memory.parts * items)) if of_turns else (memory.parts, to_sums)
+        over(add_parts, items, (w, sums), at, pointer(w), sizes, steps, items, parts, start)
         if problem.bias:
             bias_sums(problem, outs[1], ins[0 if problem.bias == "y" else 1])
 

@@ -159,8 +159,7 @@ def sums_of(problem: ConvProblem, images: int) -> int:
 
 def bytes_of(problem: ConvProblem, memory: Memory) -> int:
     """Of the packed factors, and of the sums of parts."""
-    if problem.op == "weight_grad":
-        parts = memory.parts * max(1, -(-problem.n // memory.images))
-    else:
-        parts = memory.parts if memory.parts > 1 else 0
+    parts = memory.parts if problem.op == "weight_grad" or memory.parts > 1 else 0
+    turns = -(-problem.n // memory.images)
+    parts += turns if problem.op == "weight_grad" and turns > 1 else 0
     return 16 * sum(memory.packed) + 4 * parts * sums_of(problem, memory.images)

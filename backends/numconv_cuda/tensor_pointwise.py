@@ -15,6 +15,7 @@ from .elements import div, mod
 from .forms import UNITS
 from .gemm import finished_x, finished_y, part_of_sum
 from .geometry import Geometry
+from .neighbours import _dense
 from .tensor_operations import (
     Factor,
     Operation,
@@ -48,20 +49,16 @@ def fits(op: str, g: Geometry, each: int, pointers: Sequence[Any]) -> bool:
     return all(int(step) % each == 0 for step in steps) and (SIMULATED or all(each.address % 16 == 0 for each in pointers))
 
 
-def _dense(sizes: Sequence[Any], steps: Sequence[Any]) -> bool:
-    """Whether a volume is contiguous, row-major."""
-    expected = 1
-    for size, step in zip(reversed(sizes), reversed(steps), strict=True):
-        if size > 1 and step != expected:
-            return False
-        expected *= int(size)
-    return True
+@device
+def of_x(g):
+    """The steps through x."""
+    return g.x
 
 
 @device
-def sum_columns(g, lay, z):
-    """Input channels."""
-    return g.per_c
+def of_y(g):
+    """The steps through y."""
+    return g.y
 
 
 @device
@@ -76,53 +73,68 @@ def never_anew(first, second, g, lay, group, z, part, row, column, zero):
     return zero
 
 
-def _forward(each: int) -> Operation:
-    @device
-    def weights(g, lay, group, z, line):
-        return div(group * g.w.group + min(line, g.per_k - 1) * g.w.k, each)
+def _positions(each: int, steps_of: Any, count: Any) -> Factor:
+    """The second factor of a convolution or a gradient of x: lines are positions, terms channels."""
 
     @device
-    def channels(table, g, lay, z, number):
-        return number if number * each < g.per_c else -1
-
-    @device
-    def image(g, lay, group, z, line):
+    def start(g, lay, group, z, line):
+        steps = steps_of(g)
         if line >= lay.n * g.outputs:
             return -1
-        return div(div(line, g.outputs) * g.x.n + group * g.x.group + mod(line, g.outputs), each)
+        return div(div(line, g.outputs) * steps.n + group * steps.group + mod(line, g.outputs), each)
 
     @device
     def channel(table, g, lay, z, number):
-        return number * div(g.x.channel, each) if number < g.per_c else -1
+        return number * div(steps_of(g).channel, each) if number < count(g, lay, z) else -1
+
+    return Factor(True, start, channel)
+
+
+def _channels(each: int, steps_of: Any, count: Any) -> Factor:
+    """A factor of a gradient of w: lines are channels, terms positions."""
+
+    @device
+    def start(g, lay, group, z, line):
+        steps = steps_of(g)
+        return div(group * steps.group + min(line, count(g, lay, z) - 1) * steps.channel, each)
+
+    @device
+    def position(table, g, lay, z, number):
+        first = number * each
+        if first >= lay.n * g.outputs:
+            return -1
+        return div(div(first, g.outputs) * steps_of(g).n + mod(first, g.outputs), each)
+
+    return Factor(False, start, position)
+
+
+def _forward(each: int) -> Operation:
+    @device
+    def start(g, lay, group, z, line):
+        return div(group * g.w.group + min(line, g.per_k - 1) * g.w.k, each)
+
+    @device
+    def unit(table, g, lay, z, number):
+        return number if number * each < g.per_c else -1
 
     return Operation(
-        Factor(False, weights, channels), Factor(True, image, channel), all_slices, output_channels, outputs, output_target,
+        Factor(False, start, unit), _positions(each, of_x, input_channels), all_slices, output_channels, outputs, output_target,
         finished_y, never_anew,
     )  # fmt: skip
 
 
 def _input_grad(each: int) -> Operation:
     @device
-    def weights(g, lay, group, z, line):
+    def start(g, lay, group, z, line):
         return div(group * g.w.group + line, each) if line < g.per_c else -1
 
     @device
-    def weights_of(table, g, lay, z, number):
+    def channel(table, g, lay, z, number):
         return number * div(g.w.k, each) if number < g.per_k else -1
 
-    @device
-    def image(g, lay, group, z, line):
-        if line >= lay.n * g.outputs:
-            return -1
-        return div(div(line, g.outputs) * g.y.n + group * g.y.group + mod(line, g.outputs), each)
-
-    @device
-    def channel(table, g, lay, z, number):
-        return number * div(g.y.channel, each) if number < g.per_k else -1
-
     return Operation(
-        Factor(True, weights, weights_of), Factor(True, image, channel), all_slices, input_channels, phase_columns, phase_target,
-        finished_x, never_anew,
+        Factor(True, start, channel), _positions(each, of_y, output_channels), all_slices, input_channels, phase_columns,
+        phase_target, finished_x, never_anew,
     )  # fmt: skip
 
 
@@ -131,31 +143,9 @@ def _weight_grad(each: int) -> Operation:
     def slices(g, lay, z):
         return div(lay.n * g.outputs + UNITS * each - 1, UNITS * each)
 
-    @device
-    def of_outputs(g, lay, group, z, line):
-        return div(group * g.y.group + min(line, g.per_k - 1) * g.y.channel, each)
-
-    @device
-    def image(g, lay, group, z, line):
-        return div(group * g.x.group + min(line, g.per_c - 1) * g.x.channel, each)
-
-    @device
-    def unit_of(g, lay, number, step):
-        if number * each >= lay.n * g.outputs:
-            return -1
-        return div(div(number * each, g.outputs) * step + mod(number * each, g.outputs), each)
-
-    @device
-    def outputs_of(table, g, lay, z, number):
-        return unit_of(g, lay, number, g.y.n)
-
-    @device
-    def image_of(table, g, lay, z, number):
-        return unit_of(g, lay, number, g.x.n)
-
     return Operation(
-        Factor(False, of_outputs, outputs_of), Factor(False, image, image_of), slices, output_channels, sum_columns, sum_target,
-        part_of_sum, never_anew,
+        _channels(each, of_y, output_channels), _channels(each, of_x, input_channels), slices, output_channels, input_channels,
+        sum_target, part_of_sum, never_anew,
     )  # fmt: skip
 
 
