@@ -36,7 +36,7 @@ _FILES = {
 }  # fmt: skip
 _INCLUDED = {
     "convolution.cu": ("epilogue.cuh",), "tiled.cu": ("epilogue.cuh",),
-    "im2col.cu": ("epilogue.cuh", "division.cuh", "again.cuh"), "spectra.cu": ("epilogue.cuh", "division.cuh", "again.cuh"),
+    "im2col.cu": ("epilogue.cuh", "division.cuh"), "spectra.cu": ("epilogue.cuh", "division.cuh"),
     "bias.cu": ("division.cuh",),
 }  # fmt: skip
 _TYPES = {
