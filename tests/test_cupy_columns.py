@@ -1,9 +1,10 @@
 """Prepared products of the CuPy backend without a GPU: its kernels run on the host, cuBLAS as its documentation says."""
 
+import numconv_cupy.blocks
 import numconv_cupy.columns
 import numpy as np
 import pytest
-from numconv_cupy.columns import is_prepared
+from numconv_cupy.blocks import is_prepared
 from numconv_cupy.fft import Fft, arithmetic_of
 from numconv_cupy.host_device import HostDevice
 from numconv_cupy.on_host import HostKernels, compiler
@@ -66,7 +67,7 @@ BLOCKED = (
 @pytest.mark.parametrize("geometry", BLOCKED)
 def test_blocks_of_every_size(geometry, op, limit, monkeypatch):
     """Blocks of rows, of images and of everything; what is asked of the device stays under what was said."""
-    monkeypatch.setattr(numconv_cupy.columns, "BLOCK_BYTES", limit)
+    monkeypatch.setattr(numconv_cupy.blocks, "BLOCK_BYTES", limit)
     monkeypatch.setattr(numconv_cupy.columns, "_LEAST_TERMS", 16)
     asked = []
     monkeypatch.setattr(DEVICE, "buffer", lambda size: asked.append(size) or HostDevice.buffer(DEVICE, size))
@@ -109,7 +110,7 @@ def test_division_by_products():
 
 @pytest.mark.parametrize("limit", [900, 1 << 20])
 def test_what_met_padding_is_computed_again_and_what_is_not_finite_stays(limit, monkeypatch):
-    monkeypatch.setattr(numconv_cupy.columns, "BLOCK_BYTES", limit)
+    monkeypatch.setattr(numconv_cupy.blocks, "BLOCK_BYTES", limit)
     problem = parse("conv forward f32 n2 c2 k3 g1 in7x6 w3x3 s1 p1 d1")
     x, w = inputs(problem, np.random.default_rng(6))
     w[1, 0, 0, 0] = np.inf

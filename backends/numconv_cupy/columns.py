@@ -1,9 +1,9 @@
 """Products of columns as a list of prepared steps: what `matmul` and `pointwise` do on a device with real floats.
 
-A block is some images, or some rows (positions on the first spatial axis) of one, so that its columns stay in a GPU's cache:
-a launch gathers them, a batched product of cuBLAS multiplies all of its images, which for y writes in place where nothing is left
-to do. A third launch, where there is anything, ends a product: bias, activation, other strides, and what is not finite at the
-border, where a padding zero may have met an infinity; it is computed again term by term.
+A block is some images, or some rows (positions on the first spatial axis) of one, see `blocks`. A launch gathers its columns, and a
+batched product of cuBLAS multiplies all of its images, which for y writes in place where nothing is left to do. A third launch,
+where there is anything, ends a product: bias, activation, other strides, and what is not finite at the border, where a padding
+zero may have met an infinity; it is computed again term by term.
 """
 
 from __future__ import annotations
@@ -12,66 +12,43 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from numconv.plugin import ConvProblem, Executor, cupy_view, np_dtype
 
-from .bias import add_bias_gradient, bias_workspace
+from .bias import add_bias_gradient
+from .blocks import (
+    BLOCK_BYTES,
+    TILE,
+    Matrices,
+    Operand,
+    Part,
+    is_bare,
+    is_contiguous,
+    is_short,
+    item_size,
+    matrices_of,
+    moved,
+    parts_of,
+    rounded,
+)
 from .device import Device, Product
 from .namespaces import Arrays, namespace
 from .recipes import Place, Recipe, executor_by, layout, record
 from .source import Strides, geometry, strides_of
 
-__all__ = ["BLOCK_BYTES", "executor_of", "is_bare", "is_prepared", "is_short", "workspace_of"]
+__all__ = ["block_layout", "border_layout", "executor_of"]
 
-BLOCK_BYTES = 128 << 20
-"""Of the columns of a block. Smaller ones would stay in the cache of a large GPU, but their products fill it less."""
-_SHORT = 256
-"""Images with fewer outputs are joined to one product of a block."""
-_LEADING = 8
-"""Rows of matrices begin at multiples of so many elements, as tensor cores want it."""
-_TILE = 128
-"""Rows and columns of a tile of a product."""
-_TILES = 264
-"""That keep a large GPU busy."""
-_MULTIPROCESSORS = 132
-_LEAST_TERMS = 256
-"""Of a partial sum."""
 _UNROLLED = 8
 """Taps of the last axis that a kernel is compiled for."""
 _THREADS = 1 << 17
 """That keep a large GPU busy."""
-_MOST = 2**31 - 1
-"""Threads of a launch."""
-_ACCUMULATORS = {"float32": "float32", "float64": "float64", "float16": "float32", "bfloat16": "float32"}
-
-
-def is_prepared(problem: ConvProblem) -> bool:
-    """Whether this module computes it: real floats with sums as cuBLAS makes them, something to compute, and 32-bit positions."""
-    sizes = (problem.n, problem.c, problem.k, *problem.spatial, *problem.output)
-    positions = problem.n * max(math.prod(problem.spatial), math.prod(problem.output))
-    return _ACCUMULATORS.get(problem.dtype) == problem.acc_dtype and all(sizes) and positions <= _MOST
-
-
-class Part(NamedTuple):
-    """Images, and rows of the first spatial axis of the result (of y for weight_grad), of a block."""
-
-    image: int
-    images: int
-    row: int
-    rows: int
-
-
-class Matrices(NamedTuple):
-    """Columns, products or an array as matrices ``[channels (and taps), pixels]``, one an image."""
-
-    place: Place
-    image_step: int
-    row_step: int
-    joint: bool = False
-    """All images side by side in one matrix."""
+_TILES = 264
+"""That keep a large GPU busy."""
+_LEAST_TERMS = 256
+"""Of a partial sum."""
 
 
 @functools.cache
@@ -104,97 +81,6 @@ def executor_of(problem: ConvProblem, device: Device) -> Executor:
         run(outs, ins)
 
     return run if problem.op == "weight_grad" else executor
-
-
-def is_contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    """Whether all axes lie row-major one behind another."""
-    step = 1
-    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
-        if size != 1 and stride != step:
-            return False
-        step *= size
-    return True
-
-
-def matrices_of(place: Place, shape: Sequence[int], strides: Strides) -> Matrices | None:
-    """An array ``[images, channels, *positions]`` as matrices where it lies; None if its positions are not one behind another."""
-    pixels = math.prod(shape[2:])
-    steps = [0 if size == 1 else stride for size, stride in zip(shape[:2], strides[:2], strict=True)]
-    if not is_contiguous(shape[2:], strides[2:]) or min(steps) < 0 or (shape[1] > 1 and steps[1] < pixels):
-        return None
-    return Matrices(place, steps[0], max(steps[1], pixels))
-
-
-# --- blocks
-
-
-def parts_of(problem: ConvProblem, pixel_bytes: int, image_bytes: int, rows: int) -> list[Part]:
-    """Blocks of images, or of rows of one, of which the working memory stays in the cache and under its limit.
-
-    `pixel_bytes` are those of an output, `image_bytes` those of an image beside.
-    """
-    limit = max(1, min(BLOCK_BYTES, problem.max_workspace // 4 * 3))
-    row_bytes = pixel_bytes * math.prod(problem.output[1:])
-    halo = 0
-    if problem.op == "input_grad":
-        halo = 1 + problem.dilation[0] * (problem.kernel[0] - 1) // problem.stride[0]
-    whole = row_bytes * (problem.output[0] + halo) + image_bytes
-    most = _MOST // max(1, max(problem.c, problem.k) * max(math.prod(problem.output), math.prod(problem.spatial)))
-    if whole <= limit:
-        images = _filling(problem, max(1, min(limit // max(1, whole), most)))
-        return [Part(image, min(images, problem.n - image), 0, rows) for image in range(0, problem.n, images)]
-    share = _even(rows, max(1, limit // row_bytes - halo))
-    return [Part(image, 1, row, min(share, rows - row)) for image in range(problem.n) for row in range(0, rows, share)]
-
-
-def _filling(problem: ConvProblem, most: int) -> int:
-    """How many images a block has, of at most so many: such that the tiles of its products fill rounds of the multiprocessors."""
-    if most >= problem.n:
-        return problem.n
-    rows = problem.k if problem.op == "forward" else problem.c * math.prod(problem.kernel)
-    tiles = -(-rows // _TILE) * -(-math.prod(problem.output) // _TILE)
-
-    def filled(images: int) -> float:
-        return images * tiles / -(-images * tiles // _MULTIPROCESSORS)
-
-    return max(range(_even(problem.n, most) * 2 // 3 + 1, most + 1), key=filled)
-
-
-def _even(whole: int, most: int) -> int:
-    """At most `most`, in parts of nearly one size."""
-    return -(-whole // -(-whole // most))
-
-
-def _rounded(elements: int) -> int:
-    return -(-elements // _LEADING) * _LEADING
-
-
-def is_bare(problem: ConvProblem) -> bool:
-    """Whether the columns are x itself."""
-    unpadded = all(low == high == 0 for low, high in problem.padding)
-    return unpadded and math.prod(problem.kernel) == 1 and set(problem.stride) == {1}
-
-
-def is_short(problem: ConvProblem) -> bool:
-    """Whether images are joined to one product of a block: each has few outputs, or they are summed anyway."""
-    summed = problem.op == "weight_grad" and not is_bare(problem)
-    return problem.op != "input_grad" and problem.n > 1 and (summed or math.prod(problem.output) < _SHORT)
-
-
-class Operand(NamedTuple):
-    """A factor or a result: matrices by image and group."""
-
-    matrices: Matrices
-    group_step: int
-    """In elements."""
-    dtype: str
-    turned: bool = False
-
-    def at(self, image: int, group: int) -> Place:
-        """The matrix of an image and group."""
-        elements = image * self.matrices.image_step + group * self.group_step
-        array, offset = self.matrices.place
-        return Place(array, offset + elements * np_dtype(self.dtype).itemsize)
 
 
 def _multiply(recipe: Recipe, sizes: tuple[int, int, int], a: Operand, b: Operand, c: Operand, images: int) -> None:
@@ -231,7 +117,7 @@ def _gathered(
     channels, taps = geometry_of.c, math.prod(geometry_of.kernel)
     pixels = part.rows * math.prod(problem.output[1:])
     rows = channels * taps
-    row_step = _rounded(part.images * pixels if joint else pixels)
+    row_step = rounded(part.images * pixels if joint else pixels)
     image_step = pixels if joint else rows * row_step
     wide = 16 // np_dtype(problem.dtype).itemsize
     quads, leads = -(-pixels // wide), taps // geometry_of.kernel[-1]
@@ -259,20 +145,6 @@ def _as_columns(problem: ConvProblem) -> ConvProblem:
         padding=((0, 0),) * problem.ndim, pad_mode="zeros", bias="", activation=None, flip=False,
     )  # fmt: skip
     return found
-
-
-def workspace_of(problem: ConvProblem) -> int:
-    """Upper bound of the bytes of any recipe: blocks with columns and products, parts and sums of weights, a copy of w."""
-    item, wide = _item(problem.dtype), _item(problem.acc_dtype)
-    columns = problem.c * math.prod(problem.kernel)
-    pixel = columns * (wide if problem.op == "input_grad" else item) + problem.k * wide
-    weights = math.prod(problem.w_shape) * wide
-    halo = 2 + problem.dilation[0] * (problem.kernel[0] - 1) // problem.stride[0] if problem.op == "input_grad" else 0
-    row = math.prod(problem.output[1:])
-    whole = problem.n * (_rounded((problem.output[0] + halo) * row) * pixel + (weights if problem.op == "weight_grad" else 0))
-    limit = max(min(BLOCK_BYTES, problem.max_workspace // 4 * 3), _rounded((1 + halo) * row) * pixel)
-    parts = 2 * weights + BLOCK_BYTES // 4 if problem.op == "weight_grad" else weights
-    return max(min(whole, limit + _LEADING * pixel) + parts + 1024, bias_workspace(problem))
 
 
 # --- the operations
@@ -313,15 +185,15 @@ def _forward(recipe: Recipe) -> None:
         y = None
     x = matrices_of(Place(1), problem.x_shape, x_steps) if is_bare(problem) else None
     taps = math.prod(problem.kernel)
-    pixel_bytes = 0 if x else _item(problem.dtype) * problem.c * taps
+    pixel_bytes = 0 if x else item_size(problem.dtype) * problem.c * taps
     short = not x and is_short(problem)
     if short or not y:
-        pixel_bytes += _item(problem.acc_dtype) * problem.k
+        pixel_bytes += item_size(problem.acc_dtype) * problem.k
     for part in parts_of(problem, pixel_bytes, 0, problem.output[0]):
         joint = short and part.images > 1
         pixels = part.rows * math.prod(problem.output[1:])
         first = part.row * math.prod(problem.output[1:])
-        columns = _moved(x, part, first, problem.dtype) if x else _gathered(recipe, (1, x_steps), part, joint, 0)
+        columns = moved(x, part, first, problem.dtype) if x else _gathered(recipe, (1, x_steps), part, joint, 0)
         products, dtype = _products(recipe, y, part, first, joint, 0 if x else recipe.end)
         together = pixels * (part.images if joint else 1)
         inner = problem.c // problem.groups * taps
@@ -337,24 +209,13 @@ def _forward(recipe: Recipe) -> None:
             _repair_border(recipe, part)
 
 
-def _item(dtype: str) -> int:
-    return np_dtype(dtype).itemsize
-
-
-def _moved(matrices: Matrices, part: Part, first: int, dtype: str) -> Matrices:
-    """From a part's first image and output on."""
-    elements = part.image * matrices.image_step + first
-    array, offset = matrices.place
-    return matrices._replace(place=Place(array, offset + elements * _item(dtype)))
-
-
 def _products(recipe: Recipe, y: Matrices | None, part: Part, first: int, joint: bool, after: int) -> tuple[Matrices, str]:
     """Where the products of a block go, and their dtype: into y where they can stay there."""
     problem = recipe.problem
     if y and not joint:
-        return _moved(y, part, first, problem.out_dtype), problem.out_dtype
+        return moved(y, part, first, problem.out_dtype), problem.out_dtype
     pixels = part.rows * math.prod(problem.output[1:])
-    row_step = _rounded(pixels * (part.images if joint else 1))
+    row_step = rounded(pixels * (part.images if joint else 1))
     place = recipe.reserve(problem.k * row_step * (1 if joint else part.images), problem.acc_dtype, after)
     return Matrices(place, pixels if joint else problem.k * row_step, row_step, joint), problem.acc_dtype
 
@@ -371,8 +232,8 @@ def _finish(recipe: Recipe, part: Part, products: Matrices, dtype: str) -> None:
     )  # fmt: skip
     about = geometry(problem, x_steps, w_steps, y_steps, bias_step=bias[0][0] if bias else 1)
     places = (
-        Place(1, part.image * x_steps[0] * _item(problem.dtype)), Place(2), Place(3) if bias else None, products.place,
-        Place(0, part.image * y_steps[0] * _item(problem.out_dtype)),
+        Place(1, part.image * x_steps[0] * item_size(problem.dtype)), Place(2), Place(3) if bias else None, products.place,
+        Place(0, part.image * y_steps[0] * item_size(problem.out_dtype)),
     )  # fmt: skip
     macros = _macros(problem, STORED=int(dtype == problem.out_dtype))
     recipe.launch("finish_products", threads, (about, block), places, macros)
@@ -404,8 +265,8 @@ def _repair_border(recipe: Recipe, part: Part) -> None:
     )  # fmt: skip
     about = geometry(problem, x_steps, w_steps, y_steps)
     places = (
-        Place(1, part.image * x_steps[0] * _item(problem.dtype)), Place(2),
-        Place(0, part.image * y_steps[0] * _item(problem.out_dtype)),
+        Place(1, part.image * x_steps[0] * item_size(problem.dtype)), Place(2),
+        Place(0, part.image * y_steps[0] * item_size(problem.out_dtype)),
     )  # fmt: skip
     macros = _macros(problem) | {"BORDER_BYTES": border_layout(problem.ndim).itemsize}
     recipe.launch("repair_border", threads, (about, border), places, macros)
@@ -436,9 +297,9 @@ def _input_grad(recipe: Recipe) -> None:
         out = None
     y = matrices_of(Place(1), problem.y_shape, y_steps)
     taps = math.prod(problem.kernel)
-    pixel_bytes = 0 if out else _item(problem.acc_dtype) * problem.c * taps
+    pixel_bytes = 0 if out else item_size(problem.acc_dtype) * problem.c * taps
     if not y:
-        pixel_bytes += _item(problem.dtype) * problem.k
+        pixel_bytes += item_size(problem.dtype) * problem.k
     rows, inner = problem.c // problem.groups * taps, problem.k // problem.groups
     weights = Operand(Matrices(Place(2), 0, rows), rows * inner, problem.dtype, turned=True)
     for part in parts_of(problem, pixel_bytes, 0, problem.spatial[0]):
@@ -446,14 +307,14 @@ def _input_grad(recipe: Recipe) -> None:
         pixels = held.rows * math.prod(problem.output[1:])
         first = held.row * math.prod(problem.output[1:])
         if out:
-            columns, dtype = _moved(out, part, first, problem.out_dtype), problem.out_dtype
+            columns, dtype = moved(out, part, first, problem.out_dtype), problem.out_dtype
         else:
-            step = _rounded(pixels)
+            step = rounded(pixels)
             place = recipe.reserve(part.images * problem.c * taps * step, problem.acc_dtype)
             columns, dtype = Matrices(place, problem.c * taps * step, step), problem.acc_dtype
         if held.rows:
             if y:
-                source = _moved(y, part, first, problem.dtype)
+                source = moved(y, part, first, problem.dtype)
             else:
                 source = _gathered(recipe, (1, y_steps), held, False, 0 if out else recipe.end, outputs=True)
             _multiply(
@@ -485,7 +346,7 @@ def _add_columns(recipe: Recipe, part: Part, held: Part, columns: Matrices) -> N
     )  # fmt: skip
     strided = int(set(problem.stride) != {1})
     about = geometry(problem, y=out_steps, bias_step=bias[0][0] if bias else 1)
-    places = (columns.place, Place(3) if bias else None, Place(0, part.image * out_steps[0] * _item(problem.out_dtype)))
+    places = (columns.place, Place(3) if bias else None, Place(0, part.image * out_steps[0] * item_size(problem.out_dtype)))
     recipe.launch("add_columns", threads, (about, block), places, _macros(problem, LAST=_unrolled(problem), STRIDED=strided))
 
 
@@ -496,20 +357,20 @@ def _weight_grad(recipe: Recipe) -> None:
     x = matrices_of(Place(recipe.scratch - 1), problem.x_shape, x_steps) if is_bare(problem) else None
     taps, weights = math.prod(problem.kernel), math.prod(problem.w_shape)
     short = is_short(problem)
-    pixel_bytes = _item(problem.dtype) * ((0 if x and not short else problem.c * taps) + (problem.k if short or not y else 0))
-    blocks = parts_of(problem, pixel_bytes, 0 if short else _item(problem.acc_dtype) * weights, problem.output[0])
+    pixel_bytes = item_size(problem.dtype) * ((0 if x and not short else problem.c * taps) + (problem.k if short or not y else 0))
+    blocks = parts_of(problem, pixel_bytes, 0 if short else item_size(problem.acc_dtype) * weights, problem.output[0])
     sums = recipe.reserve(weights if len(blocks) > 1 else 0, problem.acc_dtype)
     after = _bytes(sums, weights if len(blocks) > 1 else 0, problem.acc_dtype)
     for number, part in enumerate(blocks):
         joint = short and part.images > 1
         first = part.row * math.prod(problem.output[1:])
         if x and not joint:
-            columns, end = _moved(x, part, first, problem.dtype), after
+            columns, end = moved(x, part, first, problem.dtype), after
         else:
             columns = _gathered(recipe, (recipe.scratch - 1, x_steps), part, joint, after)
             end = recipe.end
         if y and not joint:
-            outputs = _moved(y, part, first, problem.dtype)
+            outputs = moved(y, part, first, problem.dtype)
         else:
             outputs = _gathered(recipe, (recipe.scratch - 2, y_steps), part, joint, end, outputs=True)
             end = recipe.end
@@ -533,13 +394,13 @@ def _partial(recipe: Recipe, part: Part, joint: bool, columns: Matrices, outputs
     result = Matrices(place, weights, columns_of)
 
     def multiply(length: int, begin: int, batch: int, step: int, first: int) -> None:
-        a, b = (_moved(each, Part(0, 1, 0, 1), begin, problem.dtype) for each in (outputs, columns))
+        a, b = (moved(each, Part(0, 1, 0, 1), begin, problem.dtype) for each in (outputs, columns))
         if step:
             a, b = a._replace(image_step=step), b._replace(image_step=step)
         _multiply(
             recipe, (rows, length, columns_of), Operand(a, rows * a.row_step, problem.dtype),
             Operand(b, columns_of * b.row_step, problem.dtype, turned=True),
-            Operand(result._replace(place=Place(place.array, place.offset + first * weights * _item(problem.acc_dtype))),
+            Operand(result._replace(place=Place(place.array, place.offset + first * weights * item_size(problem.acc_dtype))),
                     rows * columns_of, problem.acc_dtype), batch,
         )  # fmt: skip
 
@@ -555,10 +416,10 @@ def _partial(recipe: Recipe, part: Part, joint: bool, columns: Matrices, outputs
 def _chunk(problem: ConvProblem, inner: int) -> int:
     """Terms of a partial sum: as many sums as give each multiprocessor two tiles."""
     columns = problem.c * math.prod(problem.kernel)
-    tiles = -(-problem.k // _TILE) * -(-columns // _TILE)
-    room = max(1, BLOCK_BYTES // 4 // (_item(problem.acc_dtype) * problem.k * columns))
+    tiles = -(-problem.k // TILE) * -(-columns // TILE)
+    room = max(1, BLOCK_BYTES // 4 // (item_size(problem.acc_dtype) * problem.k * columns))
     wanted = min(_TILES // tiles, inner // _LEAST_TERMS, room)
-    return inner if wanted < 2 else _rounded(-(-inner // wanted))
+    return inner if wanted < 2 else rounded(-(-inner // wanted))
 
 
 def _sum_gradients(recipe: Recipe, parts: Place, count: int, sums: Place, start: bool, last: bool) -> None:

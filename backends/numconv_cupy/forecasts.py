@@ -6,7 +6,7 @@ import math
 
 from numconv.plugin import ConvProblem, np_dtype, nvidia_rates
 
-from .columns import BLOCK_BYTES, is_bare, is_short
+from .blocks import BLOCK_BYTES, is_bare, is_short
 from .costs import START, Work, issued, product, streamed
 from .layouts import Layout
 from .transforms import rounds_of

@@ -17,7 +17,8 @@ import numpy as np
 
 from numconv.plugin import CONV_OPS, ConvProblem, Executor, Implementation, Verdict, np_dtype
 
-from .columns import executor_of, is_prepared, workspace_of
+from .blocks import is_prepared, workspace_of
+from .columns import executor_of
 from .costs import LAUNCH
 from .device import Device
 from .direct import limits, parts_of

@@ -18,7 +18,7 @@ import numpy as np
 from numconv.plugin import ConvProblem, Executor, np_dtype
 
 from .bias import add_bias_gradient, bias_workspace
-from .columns import is_prepared
+from .blocks import is_prepared
 from .device import Device, Transform
 from .flags import Box
 from .layouts import Channels, Layout

@@ -2,8 +2,9 @@
 // product (bias, activation, what meets a padding zero and is not finite), and partial sums of gradients of weights.
 //
 // A matrix of columns has a row for each channel and tap, and a column for each output of a block; a block is some images, or some
-// rows (positions on the first axis) of one. Macros beside those of common.cuh: STORED (whether products have the type of
-// results, else that of sums), COPIES (whether padding copies values of x), LAST (taps of the last axis that are unrolled; 0: none) and STRIDED.
+// rows (positions on the first axis) of one. Macros beside those of common.cuh: STORED (whether products have the type of results,
+// else that of sums), COPIES (whether padding copies values of x), LAST (taps of the last axis that are unrolled; 0: none) and
+// STRIDED.
 
 #if STORED
 typedef OUT FROM;
@@ -25,20 +26,6 @@ struct Block {
 static_assert(sizeof(Block) == BLOCK_BYTES, "the host packs another block");
 
 enum { WIDE = 16 / sizeof(IN) };  // elements of a store
-
-__device__ __forceinline__ bool is_finite(float v) { return v - v == 0; }
-__device__ __forceinline__ bool is_finite(double v) { return v - v == 0; }
-
-// Takes a position off a row-major index below 2^31.
-__device__ __forceinline__ void split(unsigned index, const Divisor *sizes, int *position) {
-#pragma unroll
-  for (int axis = NDIM - 1; axis > 0; --axis) {
-    unsigned rest = index;
-    index = divide(rest, sizes[axis]);
-    position[axis] = (int)rest;
-  }
-  position[0] = (int)index;
-}
 
 __device__ __forceinline__ void mirror(const Geometry &g, int *tap) {
   if (!g.flip) return;
@@ -285,29 +272,15 @@ extern "C" __global__ void sum_gradients(
     return;
   }
   unsigned tap_index = (unsigned)thread, row = divide(tap_index, b.by_taps);
-  int k = (int)divide(row, b.by_channels), c = (int)row, tap[NDIM], o[NDIM];
+  int k = (int)divide(row, b.by_channels), c = (int)row, tap[NDIM];
   split(tap_index, b.by_window, tap);
   int at_tap[NDIM];
 #pragma unroll
   for (int axis = 0; axis < NDIM; ++axis) at_tap[axis] = tap[axis];
   mirror(g, at_tap);
   if (g.pad_mode == ZEROS && !is_finite(sum)) {
-    int inputs = (int)(g.c / g.groups), channel = k / (int)(g.k / g.groups) * inputs + c;
-    double exact = 0;
-    for (int image = 0; image < (int)g.n; ++image) {
-      clear(o);
-      do {
-        int i[NDIM];
-        bool inside = true;
-#pragma unroll
-        for (int axis = 0; axis < NDIM; ++axis) {
-          i[axis] = read_by(g, axis, o[axis], at_tap[axis]);
-          inside = inside && i[axis] >= 0;
-        }
-        if (inside) exact += (double)wide(grad_y[at(g.a, image, k, o)]) * (double)wide(x[at(g.b, image, channel, i)]);
-      } while (advance(g.output, o));
-    }
-    sum = (ACC)exact;
+    int inputs = (int)(g.c / g.groups);
+    sum = (ACC)gradient_of(g, grad_y, x, k, k / (int)(g.k / g.groups) * inputs + c, at_tap);
   }
   out[at(g.y, k, c, tap)] = narrow(sum);
 }

@@ -11,7 +11,7 @@ struct Spectra {
   i64 threads, unit, first, weights, sources;  // the first unit; channels of the weights in use, and of the source of a unit
   i64 group, output, groups, outputs, inputs;  // the first group and output; counts
   i64 rows, columns, inner, most;              // of products; and inner terms of a part
-  i64 a[4], b[4], c[4];                        // steps of products: part, group, row or column, inner (of c: part, group, row, column)
+  i64 a[4], b[4], c[4];                        // steps of products: part, group, row or column, inner; of c part, group, row, column
   i64 frequencies, size, parts, start, last;
   double scale;
   i64 step[NDIM], extent[NDIM], before[NDIM], from[NDIM], to[NDIM];
@@ -19,19 +19,6 @@ struct Spectra {
   Divisor by_length[NDIM], by_block[NDIM], by_dilation[NDIM], by_stride[NDIM], by_kept[NDIM], by_window[NDIM];
 };
 static_assert(sizeof(Spectra) == SPECTRA_BYTES, "the host packs another record");
-
-__device__ __forceinline__ bool is_finite(float v) { return v - v == 0; }
-__device__ __forceinline__ bool is_finite(double v) { return v - v == 0; }
-
-__device__ __forceinline__ void split(unsigned index, const Divisor *sizes, int *position) {
-#pragma unroll
-  for (int axis = NDIM - 1; axis > 0; --axis) {
-    unsigned rest = index;
-    index = divide(rest, sizes[axis]);
-    position[axis] = (int)rest;
-  }
-  position[0] = (int)index;
-}
 
 #if defined(FILL_WEIGHTS_AND_SOURCES) || defined(FILL_GRADIENT_AND_SOURCES)
 
@@ -198,7 +185,8 @@ __device__ ACC result_of(const Geometry &g, const Spectra &s, const IN *source, 
 #endif
       }
       int from = group * inputs + input;
-      if (inside) sum = madd(wide(source[at(g.a, image, from, i)]), wide(w[at(g.b, GRADIENT ? from : channel, GRADIENT ? within : input, tap)]), sum);
+      i64 weight = GRADIENT ? at(g.b, from, within, tap) : at(g.b, channel, input, tap);
+      if (inside) sum = madd(wide(source[at(g.a, image, from, i)]), wide(w[weight]), sum);
     } while (advance(g.window, tap));
   }
   return sum;
@@ -245,7 +233,7 @@ extern "C" __global__ void store_gradient(
   i64 thread = thread_index();
   if (thread >= s.threads) return;
   unsigned rest = (unsigned)thread, row = divide(rest, s.by_taps), input = row;
-  int tap[NDIM], at_tap[NDIM], o[NDIM];
+  int tap[NDIM], at_tap[NDIM];
   split(rest, s.by_window, tap);
   i64 place = row;
 #pragma unroll
@@ -261,23 +249,7 @@ extern "C" __global__ void store_gradient(
   }
   unsigned output = divide(input, s.by_inputs), group = divide(output, s.by_outputs);
   int k = (int)((s.group + group) * (g.k / g.groups) + s.output + output), c = (int)((s.group + group) * s.inputs + input);
-  if (!is_finite(sum)) {
-    double exact = 0;
-    for (int image = 0; image < (int)g.n; ++image) {
-      clear(o);
-      do {
-        int i[NDIM];
-        bool inside = true;
-#pragma unroll
-        for (int axis = 0; axis < NDIM; ++axis) {
-          i[axis] = read_by(g, axis, o[axis], at_tap[axis]);
-          inside = inside && i[axis] >= 0;
-        }
-        if (inside) exact += (double)wide(grad_y[at(g.a, image, k, o)]) * (double)wide(x[at(g.b, image, c, i)]);
-      } while (advance(g.output, o));
-    }
-    sum = (ACC)exact;
-  }
+  if (!is_finite(sum)) sum = (ACC)gradient_of(g, grad_y, x, k, c, at_tap);
   out[at(g.y, k, (int)input, tap)] = narrow(sum);
 }
 
