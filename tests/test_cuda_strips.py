@@ -119,6 +119,18 @@ def test_convolutions_of_few_channels(op, text, module, rng):
 
 
 @simulated
+@pytest.mark.parametrize("op", CONV_OPS)
+@pytest.mark.parametrize("text", ["f32 n2 c3 k3 g3 in6x5 w3x3 s2x1 p1 d1", "f32 n1 c2 k2 g1 in5x4 w2x7 s1 p1x3 d1"])
+def test_channels_last_and_wide_indices(op, text, rng, monkeypatch):
+    from numconv_cuda import geometry
+
+    monkeypatch.setattr(geometry, "_NARROW", 0)
+    geometry._geometry.cache_clear()
+    check(parse(f"conv {op} {text}").replace(layout="channels_last"), "cuda", "depthwise", rng=rng, nonfinite=(1,))
+    geometry._geometry.cache_clear()
+
+
+@simulated
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
 @pytest.mark.parametrize(
     "text",

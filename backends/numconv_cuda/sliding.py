@@ -262,8 +262,10 @@ WARP = 32
 """Threads that run together."""
 BLOCKS = 1024
 """Of 128 threads, that a gradient for w aims at."""
+DEEPEST = 3 if SIMULATED else 32
+"""Rows of a kernel in a chunk."""
 WIDEST = 96
-"""The widest kernel of two dimensions, whose rows are not divided."""
+"""Columns of a kernel of two dimensions in a chunk."""
 MANY = 2**19
 """Results from which on a thread has four rows of them rather than two."""
 
@@ -286,15 +288,18 @@ def _tile(problem: ConvProblem) -> Tile:
     """A function of the problem alone."""
     threads = 2 if SIMULATED else 128
     wgrad = problem.op == "weight_grad"
-    results, inner = (problem.kernel, problem.output) if wgrad else (problem.y_shape[2:], problem.kernel)
+    results, inner = (problem.kernel, problem.output) if wgrad else (problem.output, problem.kernel)
+    if problem.op == "input_grad":
+        results = problem.spatial
     if problem.ndim == 1:
         return _fitting(problem.acc_dtype, threads, threads, 1, 1, inner[-1], 8 if SIMULATED else 512)
     total = math.prod(results) * problem.n * problem.k
     height = 4 if total >= MANY and not wgrad else 2
-    lanes, depth, most = _lanes(results[-1]), 3 if SIMULATED else 16, 64 if wgrad else WIDEST
+    lanes, most = _lanes(results[-1]), 64 if wgrad else WIDEST
+    depth = min(16, DEEPEST) if wgrad else -(-inner[0] // -(-inner[0] // DEEPEST))
     if wgrad and not SIMULATED:  # no more threads than there are taps, and then more blocks
         threads = min(threads, -(-lanes * -(-results[0] // height) // WARP) * WARP)
-        depth = depth * threads // 128 if threads > WARP else 8
+        depth = max(8, depth * threads // 128)
     return _fitting(problem.acc_dtype, lanes, threads, height, depth, inner[-1], most)
 
 
@@ -305,9 +310,9 @@ def suits(problem: ConvProblem) -> bool:
     if problem.op == "weight_grad":
         return problem.level != "strict"
     reverse = problem.flip != (problem.op == "input_grad")
-    if problem.level == "strict" and reverse:
-        return False  # the terms would come last first
-    return problem.ndim == 1 or problem.kernel[-1] <= WIDEST
+    if problem.level != "strict":
+        return True
+    return not reverse and (problem.ndim == 1 or problem.kernel[-1] <= WIDEST)  # else the terms come in another order
 
 
 def _chunks(problem: ConvProblem, tile: Tile) -> tuple[int, int]:

@@ -51,6 +51,8 @@ TAPS = dict.fromkeys(("float32", "float64"), 12) if SIMULATED else {"float32": 4
 """The most taps of the last two axes, of which a gradient for w keeps one sum each in registers."""
 THREADS = 2 if SIMULATED else 128
 """Of a block."""
+LANES = 2 if SIMULATED else 32
+"""Threads of a block with a channel each, where channels are neighbours in memory."""
 STRIDES = 8
 """The largest stride of a gradient for x, of which a strip has a whole number."""
 BLOCKS, LEAST = 1536, 2
@@ -204,41 +206,47 @@ def strips_kernel(direction: Direction, strip: Strip, dtype: str, option: int) -
 
 
 @functools.cache
-def gradients_kernel(strip: Strip, threads: int, dtype: str) -> Kernel:
-    """The kernel of gradients for w by blocks of so many threads.
+def gradients_kernel(strip: Strip, threads: int, lanes: int, dtype: str) -> Kernel:
+    """The kernel of gradients for w by blocks of so many threads, of which `lanes` neighbours have a channel each.
 
-    It takes (y, x, sums, g, coarse, bases, strips, length, zero) on a grid of pairs of an output channel and an input channel;
+    It takes (y, x, sums, g, coarse, bases, strips, length, zero) on a grid of pairs of some output channels and an input channel;
     parts, of which each goes through `length` of the strips; and taps of all but the last two axes.
     """
     number = getattr(types, dtype)
     add_terms, add_carefully = strip_gradients(strip, careful=False), strip_gradients(strip, careful=True)
-    taps, room, segments = strip.taps, strip.taps * threads, min(SEGMENTS, threads)
+    taps, room, workers = strip.taps, strip.taps * threads, threads // lanes
+    segments = min(SEGMENTS, workers)
     height, width, rows_apart, columns_apart = strip.height, strip.width, strip.rows.advance, strip.columns.advance
 
     def gradients(y, x, sums, g, coarse, bases, strips, length, zero):
         kept = cuda.shared.array(room, number)
         thread, part, outer_tap = cuda.threadIdx.x, cuda.blockIdx.y, cuda.blockIdx.z
-        c, channel = mod(cuda.blockIdx.x, g.per_c), div(cuda.blockIdx.x, g.per_c)
+        c, first_channel = mod(cuda.blockIdx.x, g.per_c), div(cuda.blockIdx.x, g.per_c) * lanes
+        channel = first_channel + mod(thread, lanes)
         group, k = div(channel, g.per_k), mod(channel, g.per_k)
         from_y, from_x = group * g.y.group + k * g.y.channel, group * g.x.group + c * g.x.channel
         tap = coordinates(outer_tap, outer(g.window))
-        first, end = part * length + thread, min((part + 1) * length, strips)
+        first, end = part * length + div(thread, lanes), min((part + 1) * length, strips)
+        if channel >= g.groups * g.per_k:
+            end = first
         acc = repeated(zero, taps)
-        for item in range(first, end, threads):
+        for item in range(first, end, workers):
             acc = add_strip(acc, y, x, g, item, coarse, bases, tap, from_y, from_x)
         if not finite(acc):
             acc = repeated(zero, taps)
-            for item in range(first, end, threads):
+            for item in range(first, end, workers):
                 acc = add_strip_carefully(acc, y, x, g, item, coarse, bases, tap, from_y, from_x)
         spread(kept, thread, threads, acc)
         cuda.syncthreads()
-        for item in range(thread, taps * segments, threads):
-            at = div(item, segments) * threads + mod(item, segments)
-            poke(kept, at, added(kept, at, segments, div(threads, segments)))
+        for item in range(thread, taps * segments * lanes, threads):
+            at = div(item, segments * lanes) * threads + mod(item, segments * lanes)
+            poke(kept, at, added(kept, at, segments * lanes, div(workers, segments)))
         cuda.syncthreads()
-        for place in range(thread, taps, threads):
-            at = ((part * g.groups * g.per_k + channel) * g.per_c + c) * g.taps + outer_tap * taps + place
-            store(sums, at, added(kept, place * threads, 1, segments))
+        for item in range(thread, taps * lanes, threads):
+            place, lane = div(item, lanes), mod(item, lanes)
+            if first_channel + lane < g.groups * g.per_k:
+                at = ((part * g.groups * g.per_k + first_channel + lane) * g.per_c + c) * g.taps + outer_tap * taps + place
+                store(sums, at, added(kept, place * threads + lane, lanes, segments))
 
     def adder(terms):
         @device
@@ -269,7 +277,7 @@ def gradients_kernel(strip: Strip, threads: int, dtype: str) -> Kernel:
             acc = add(acc, kept[at + place * step])
         return acc
 
-    gradients.__name__ = gradients.__qualname__ = f"gradients_{strip.name}_{threads}_{dtype}"
+    gradients.__name__ = gradients.__qualname__ = f"gradients_{strip.name}_{threads}x{lanes}_{dtype}"
     return kernel(gradients)
 
 
@@ -324,8 +332,14 @@ def parts_of(problem: ConvProblem) -> int:
     height, width = _shape(problem)
     rows = math.prod(problem.output[:-2]) * -(-problem.output[-2] // height) if problem.ndim > 1 else 1
     strips = problem.n * rows * -(-problem.output[-1] // width)
-    pairs = problem.k * (problem.c // problem.groups) * math.prod(problem.kernel[:-2])
-    return max(1, min(BLOCKS // pairs, strips // (THREADS * LEAST)))
+    lanes = _lanes(problem)
+    pairs = -(-problem.k // lanes) * (problem.c // problem.groups) * math.prod(problem.kernel[:-2])
+    return max(1, min(BLOCKS // pairs, strips // (THREADS // lanes * LEAST)))
+
+
+def _lanes(problem: ConvProblem) -> int:
+    """Threads with a channel each in a gradient for w, where channels are neighbours in memory."""
+    return LANES if problem.layout == "channels_last" and problem.k > 1 else 1
 
 
 def planned(problem: ConvProblem, g: Geometry, addresses: Sequence[int]) -> Launch:
@@ -336,9 +350,10 @@ def planned(problem: ConvProblem, g: Geometry, addresses: Sequence[int]) -> Laun
     coarse = coarse_of(g.size if backward else g.output, strip)
     if problem.op == "weight_grad":
         strips, parts = problem.n * math.prod(coarse), parts_of(problem)
-        blocks = problem.k * int(g.per_c), parts, int(g.taps) // strip.taps
+        lanes = _lanes(problem)
+        blocks = -(-problem.k // lanes) * int(g.per_c), parts, int(g.taps) // strip.taps
         arguments = divisors(coarse), typed(bases, g), np.int32(strips), np.int32(-(-strips // parts))
-        return Launch(gradients_kernel(strip, THREADS, problem.acc_dtype), blocks, THREADS, (g, *arguments))
+        return Launch(gradients_kernel(strip, THREADS, lanes, problem.acc_dtype), blocks, THREADS, (g, *arguments))
     made = int(g.per_c if backward else g.per_k)
     items = problem.n * int(g.groups) * made * math.prod(coarse)
     option = int(g.option) & (FINISHED | CHANNELS_INNER)
