@@ -154,12 +154,14 @@ def calls(results: dict[str, Any]) -> str:
 
 def contract(results: dict[str, Any]) -> str:
     """How many tests of the contract ran on the device, and what did not end well."""
-    records = results.get("contract", {}).get("records", {})
-    passed = sum(each.get("tests") or 0 for each in records.values())
-    ended = sum(each["passed"] is True for each in records.values())
-    bad = [f"`{name.strip()}` ({each['summary']})" for name, each in records.items() if each["passed"] is not True]
-    rest = f" The others: {'; '.join(bad)}." if bad else ""
-    return f"The contract on the device: {passed} tests passed, {ended} of {len(records)} parts ended without a failure.{rest}"
+    records = dict(results.get("contract", {}).get("records", {}))
+    ended = records.pop("all", {"summary": "not run"})["summary"].strip("= ")
+    counts: dict[str, int] = defaultdict(int)
+    for name, each in records.items():
+        counts[name.split()[0]] += each["tests"]
+    failed = [f"`{test.strip(':')}`" for each in records.values() for test in each["failures"]]
+    told = ", ".join(f"{name} {count}" for name, count in counts.items())
+    return f"The contract on the device: {ended}. Tests that passed, by backend: {told}. Failed: {'; '.join(failed) or 'none'}."
 
 
 def page(results: dict[str, Any], source: str) -> str:

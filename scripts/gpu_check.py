@@ -8,8 +8,9 @@ Each part runs in a process of its own with a time limit, so that none hides ano
 what is known by then, so that a run that is stopped from outside leaves its records too.
 
 facts     the device, its clocks, the versions, what `numconv.backends()` says, and rates of products and copies measured by torch
-contract  the contract suite on the device: a process for every implementation and operation of every backend
+contract  the contract suite on the device, by as many processes as there are cores where pytest-xdist is installed
 races     the same bits from twenty runs on outputs filled with different bytes, on problems of many blocks
+compile   what `timing` runs, once, by as many processes as there are cores: kernels are then loaded from disk
 use       what users do: train a network, differentiate through torch's tensors, call with CuPy's arrays, and what a call then costs
 torch     seconds of torch, and so of cuDNN, on larger batches and on the rows of `numconv bench`, without and with TF32
 timing    seconds of the chosen implementation on the same rows, then of all others, at the default level and at "fast"
@@ -25,6 +26,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import importlib.util
 import json
 import os
 import re
@@ -41,18 +43,20 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("facts", "contract", "races", "use", "torch", "timing")
-LIMITS = {"facts": 45, "contract": 190, "races": 45, "use": 30, "torch": 60, "timing": 95}
+PARTS = ("facts", "contract", "compile", "races", "use", "torch", "timing")
+LIMITS = {"facts": 40, "contract": 180, "compile": 50, "races": 35, "use": 25, "torch": 50, "timing": 85}
 """Seconds of a part; of each backend where a part runs once a backend."""
 MINUTES = 7.8
-SHARED = ("facts", "contract", "torch")
+SHARED = ("facts", "contract", "compile", "torch")
 """Parts that run once for all backends."""
-GRACE = 6
+GRACE = 12
 """Seconds before its limit when a part ends its own processes, to tell what is known."""
 DEVICE = "cuda"
 """Where torch puts arrays."""
 SIZES = {"product": 8192, "copy": 2**28}
 """Of the matrices and the array on which the rates are measured, in elements."""
+SHARE = "NUMCONV_CHECK_SHARE"
+"""The environment variable that tells a process of `compile` which share of the rows is its own: number/count."""
 PACKAGES = ("numba", "numba-cuda", "cuda-core", "numpy", "torch", "cupy-cuda12x", "cupy-cuda13x", "nvidia-cudnn-frontend", "pytest")
 MUCH = 0.5
 """Estimated seconds beyond which an implementation that nobody would choose is not timed."""
@@ -166,79 +170,106 @@ def _rates() -> Records:
 
 
 def contract(backends: Sequence[str], limit: float) -> Records:
-    """The contract suite, a process for each implementation and operation, as many at a time as there are cores; told as each ends.
+    """The contract suite by as many processes as there are cores, a record for each implementation and operation.
 
-    What has not ended in time is stopped, and told as far as it came.
+    What has not ended in time is interrupted, and told as far as it came.
     """
-    end = time.monotonic() + limit - GRACE
-    waiting = shards(backends)
-    running: dict[tuple[str, str, str], tuple[subprocess.Popen[bytes], Path]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        while waiting or running:
-            while waiting and len(running) < max(1, (os.cpu_count() or 2) - 1):
-                shard = waiting.pop(0)
-                log = Path(folder) / ("-".join(shard) + ".log")
-                running[shard] = (_contract_process(*shard, log), log)
-            late = time.monotonic() > end
-            for shard, (process, log) in list(running.items()):
-                if late and process.poll() is None:
-                    process.kill()
-                    process.wait()
-                if process.poll() is not None:
-                    del running[shard]
-                    yield " ".join(shard), outcome(log.read_text(encoding="utf-8", errors="replace"), process.returncode, late=late)
-            if late:
-                for shard in waiting:
-                    yield " ".join(shard), {"passed": None, "summary": "not begun in time", "failures": []}
-                return
-            time.sleep(0.2)
+        log = Path(folder) / "contract.log"
+        process = contract_process(backends, log)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=max(1.0, limit - GRACE))
+        late = process.poll() is None
+        if late:
+            process.send_signal(signal.SIGINT)  # pytest then tells what failed
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=GRACE - 4)
+            process.kill()
+            process.wait()
+        yield from outcomes(log.read_text(encoding="utf-8", errors="replace"), process.returncode, late=late).items()
 
 
-def shards(backends: Sequence[str]) -> list[tuple[str, str, str]]:
-    """(backend, implementation, operation) for the processes of the contract, those with the most problems first."""
-    from numconv.plugin import CONV_OPS
-    from numconv.registry import default_registry
-
-    found = []
-    for name in backends:
-        for each in default_registry().backend(name).implementations():
-            found += [(name, each.name, op) for op in sorted(each.ops) if op in CONV_OPS]
-            if not each.ops & set(CONV_OPS):
-                found.append((name, each.name, ""))
-        found.append((name, "", "general"))
-    return sorted(found, key=lambda shard: ("forward", "input_grad", "weight_grad", "", "general").index(shard[2]))
-
-
-def _contract_process(backend: str, algorithm: str, op: str, log: Path) -> subprocess.Popen[bytes]:
-    tests = f"{ROOT / 'tests' / 'test_contract.py'}::Test{backend.capitalize()}"  # no other backend's are collected
-    wanted = ["-k", chosen_by(backend, algorithm, op), "--backend", backend, tests]
-    how = ["-v", "--no-header", "-p", "no:cacheprovider", "-W", "default", "--tb=short", "--maxfail=40"]
+def contract_process(backends: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    """pytest on the contracts of these backends, the one that compiles the longest last; shared out by pytest-xdist."""
+    ordered = sorted(backends, key=lambda name: name == "cuda")
+    tests = [f"{ROOT / 'tests' / 'test_contract.py'}::Test{name.capitalize()}" for name in ordered]
+    asked = [word for name in ordered for word in ("--backend", name)]
+    shared = ["-n", str(max(1, (os.cpu_count() or 2) - 1)), "--dist", "load"] if importlib.util.find_spec("xdist") else []
+    how = ["-v", "--no-header", "-p", "no:cacheprovider", "-W", "default", "--tb=short", *shared]
     with log.open("wb") as file:
-        return subprocess.Popen([sys.executable, "-m", "pytest", *how, *wanted], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            [sys.executable, "-m", "pytest", *how, *asked, *tests], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT
+        )
 
 
-def chosen_by(backend: str, algorithm: str, op: str) -> str:
-    """pytest's expression for the tests of a shard, whose names begin with the implementation and hold the operation."""
-    if op == "general":
-        return "not (forward or input_grad or weight_grad or pool or window)"
-    from numconv.registry import default_registry
-
-    names = {each.name for each in default_registry().backend(backend).implementations()}
-    others = sorted(name for name in names if algorithm in name and name != algorithm)  # fft is a part of fft64
-    return " and ".join(filter(None, [algorithm, op, *(f"not {name}" for name in others)]))
+_TEST = re.compile(r"::Test(\w+)::(\w+)(?:\[(\w+): \w+ (\w+)[^\]]*\])?")
 
 
-def outcome(text: str, status: int, *, late: bool = False) -> dict[str, Any]:
-    """What a run of pytest told: how many tests passed, which failed, the words of the first failure, the errors of others."""
+def outcomes(text: str, status: int, *, late: bool = False) -> dict[str, dict[str, Any]]:
+    """What a run of pytest told, by backend, implementation and operation: how many tests passed, and which failed with what words.
+
+    `passed` is None where tests may be missing. The record "all" has how it ended, the words of the first failure and the errors of
+    the others.
+    """
+    found: dict[str, dict[str, Any]] = {}
     lines = text.strip().splitlines()
-    failed = [line.split(" - ")[0].strip() for line in lines if re.match(r".+ (FAILED|ERROR)( |$)", line)]
-    passed = sum(" PASSED" in line for line in lines)
+    for line in lines:
+        verdict = re.search(r"(?<![:\w])(PASSED|FAILED|ERROR)(?!\w)", line)
+        test = _TEST.search(line)
+        if verdict and test:
+            backend, name, algorithm, op = test.groups()
+            entry = found.setdefault(" ".join((backend.lower(), algorithm or "general", op or name)), {"tests": 0, "failures": []})
+            if verdict[1] == "PASSED":
+                entry["tests"] += 1
+            elif test[0] not in entry["failures"]:
+                entry["failures"].append(test[0])
+    for entry in found.values():
+        entry["passed"] = False if entry["failures"] else None if late else True
     start = next((number for number, line in enumerate(lines) if re.match(r"_+ .* _+$", line)), None)
-    words = lines[start : start + 25] if start is not None else lines[-5:] if failed or status not in (0, 5) else []
+    ended = status in (0, 1) and not late
+    words = lines[start : start + 25] if start is not None else [] if ended else lines[-5:]
     words += list(dict.fromkeys(line[:300] for line in lines if line.startswith("E  ") and line not in words))[:40]
-    summary = f"stopped after {passed} passed" if late else lines[-1] if lines else ""
-    verdict = False if failed or (status not in (0, 5) and not late) else None if late else True  # 5: no test of this name
-    return {"passed": verdict, "tests": passed, "summary": summary, "failures": failed, "words": words}
+    summary = f"interrupted after {sum(entry['tests'] for entry in found.values())} passed" if late else lines[-1] if lines else ""
+    failed = any(entry["failures"] for entry in found.values()) or not (ended or late)
+    return {"all": {"passed": False if failed else None if late else True, "summary": summary, "words": words}} | found
+
+
+def compile_all(backends: Sequence[str], limit: float) -> Records:
+    """Run what `timing` does first once, a share of the rows in each of some processes, which are ended in time."""
+    if SHARE in os.environ:
+        number, count = map(int, os.environ[SHARE].split("/"))
+        yield from _run_once(backends, list(rows())[number::count])
+        return
+    end, count = time.monotonic() + limit - 2, max(1, (os.cpu_count() or 2) - 1)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{number}.jsonl" for number in range(count)]
+        command = [sys.executable, __file__, "--child", "compile", *[word for name in backends for word in ("--backend", name)]]
+        processes = [
+            subprocess.Popen([*command, "--records", str(path)], env=os.environ | {SHARE: f"{number}/{count}"})
+            for number, path in enumerate(paths)
+        ]
+        for process in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=max(0.1, end - time.monotonic()))
+            process.kill()
+            process.wait()
+        for path in paths:
+            yield from read_records(path).items()
+
+
+def _run_once(backends: Sequence[str], some: Sequence[tuple[str, Any]]) -> Records:
+    for name, problem in some:
+        arrays, outs = [_random(shape, problem.dtype) for shape in problem.input_shapes], _outputs(problem)
+        for backend in backends:
+            for level, algorithm, implementation in timed(problem, backend, chosen=True):
+                key = f"{backend} {name} {problem.op} {level} {algorithm}"
+                yield key, told(_first_call, implementation, problem.replace(accuracy=level), outs, arrays)
+
+
+def _first_call(implementation: Any, problem: Any, outs: Sequence[Any], arrays: Sequence[Any]) -> dict[str, Any]:
+    start = time.perf_counter()
+    implementation.build(problem)(_forms(outs), _forms(arrays))
+    return {"took": round(time.perf_counter() - start, 2)}
 
 
 def races(backends: Sequence[str], _: float) -> Records:
@@ -507,6 +538,7 @@ def _group(torch: Any, call: Callable[[], Any], count: int, asleep: float) -> tu
 RUN: dict[str, Callable[[Sequence[str], float], Records]] = {
     "facts": facts,
     "contract": contract,
+    "compile": compile_all,
     "races": races,
     "use": use,
     "torch": torch_rows,

@@ -8,6 +8,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -37,7 +38,7 @@ def test_arguments():
 def test_parts_that_are_none(parts, capsys):
     with pytest.raises(SystemExit):
         gpu_check.arguments(["--parts", parts])
-    assert "there are facts, contract, races, use, torch, timing" in capsys.readouterr().err
+    assert "there are facts, contract, compile, races, use, torch, timing" in capsys.readouterr().err
 
 
 def test_order_and_limits():
@@ -107,33 +108,42 @@ def test_a_part_that_fails_keeps_its_records(tmp_path):
     assert all(each["ended"] == "running" for each in heard)
 
 
-def test_each_shard_of_the_contract_is_told(monkeypatch):
-    """The contract's processes end on their own; one that fails is told with what failed, one that is late with how far it came."""
-
-    def process(backend, algorithm, op, log):
-        words = {
-            "windows": "print('t[a b] FAILED [ 1%]\\n_ t[a b] _\\nE   7 is not 8\\n1 failed'); raise SystemExit(1)",
-            "pool": "import time; print('t[c] PASSED [ 2%]', flush=True); time.sleep(60)",
-        }.get(algorithm, "print('t[d] PASSED [ 3%]\\n1 passed')")
-        with log.open("wb") as file:
-            return subprocess.Popen([sys.executable, "-c", words], stdout=file)
-
-    monkeypatch.setattr(gpu_check, "_contract_process", process)
-    monkeypatch.setattr(gpu_check.os, "cpu_count", lambda: 9)
-    found = dict(gpu_check.contract(["reference"], gpu_check.GRACE + 4))
-    assert set(found) == {"reference " + " ".join(s[1:]) for s in gpu_check.shards(["reference"])}
-    assert found["reference direct forward"] == {"passed": True, "tests": 1, "summary": "1 passed", "failures": [], "words": []}
-    failed = found["reference windows "]
-    assert (failed["passed"], failed["failures"]) == (False, ["t[a b] FAILED [ 1%]"])
-    assert failed["words"] == ["_ t[a b] _", "E   7 is not 8", "1 failed"]
-    late = found["reference pool "]
-    assert (late["passed"], late["tests"], late["summary"]) == (None, 1, "stopped after 1 passed")
-    assert set(gpu_check.bad(part(**found))) == {"reference windows ", "reference pool "}
+LOG = """
+[gw0] [ 1%] PASSED tests/test_contract.py::TestCuda::test_result[direct: conv forward f32 n1 c5]
+tests/test_contract.py::TestCuda::test_result[direct: conv forward f32 n1 c6]
+[gw1] [ 2%] FAILED tests/test_contract.py::TestCuda::test_result[fft: conv input_grad f32 n1]
+[gw1] [ 3%] PASSED tests/test_contract.py::TestCupy::test_declaration
+_ TestCuda.test_result[fft: conv input_grad f32 n1] _
+E   7 is not 8
+FAILED tests/test_contract.py::TestCuda::test_result[fft: conv input_grad f32 n1] - 7 is not 8
+"""
 
 
-def test_a_shard_takes_the_tests_of_its_implementation():
-    assert gpu_check.chosen_by("reference", "direct", "forward") == "direct and forward"
-    assert "not (forward or" in gpu_check.chosen_by("reference", "", "general")
+def test_what_the_contract_told():
+    """By backend, implementation and operation; a failure with its words, and None for what may be missing."""
+    failed = {"tests": 0, "failures": ["::TestCuda::test_result[fft: conv input_grad f32 n1]"], "passed": False}
+    found = gpu_check.outcomes(LOG + "1 failed, 2 passed in 3 s", 1)
+    assert found["cuda direct forward"] == {"tests": 1, "failures": [], "passed": True}
+    assert found["cuda fft input_grad"] == failed
+    assert found["cupy general test_declaration"]["passed"]
+    assert (found["all"]["passed"], found["all"]["summary"]) == (False, "1 failed, 2 passed in 3 s")
+    assert found["all"]["words"][:2] == ["_ TestCuda.test_result[fft: conv input_grad f32 n1] _", "E   7 is not 8"]
+    late = gpu_check.outcomes(LOG, -2, late=True)
+    assert late["cuda direct forward"]["passed"] is None
+    assert late["cuda fft input_grad"] == failed
+    assert late["all"]["summary"] == "interrupted after 2 passed"
+    broken = gpu_check.outcomes("ImportError: no module", 4)
+    assert broken == {"all": {"passed": False, "summary": "ImportError: no module", "words": ["ImportError: no module"]}}
+    assert set(gpu_check.bad(part(**found))) == {"all", "cuda fft input_grad"}
+
+
+def test_a_contract_that_takes_too_long_is_interrupted(monkeypatch):
+    monkeypatch.setattr(gpu_check.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(gpu_check, "GRACE", 7)
+    found = dict(gpu_check.contract(["reference"], 14))
+    assert found["all"]["passed"] is None, found["all"]
+    assert found["all"]["summary"].startswith("interrupted after")
+    assert sum(entry.get("tests", 0) for entry in found.values()) > 10
 
 
 def test_a_part_that_takes_too_long_is_ended(tmp_path):
@@ -206,7 +216,12 @@ def test_the_page_of_a_device(tmp_path, monkeypatch):
     key = "resnet50.56 forward default"
     results = {
         "facts": part(python="3.12", clocks="Test 1, 580", **RATES),
-        "contract": part(**{"cuda direct forward": {"passed": True, "tests": 9, "summary": "9 passed"}}),
+        "contract": part(
+            **{
+                "all": {"passed": True, "summary": "= 9 passed in 3 s ="},
+                "cuda direct forward": {"passed": True, "tests": 9, "failures": []},
+            }
+        ),
         "torch": part(**{key: {"seconds": 3e-5}, "depthwise3.144.n32.float16 forward default": {"seconds": 1e-4}}),
         "timing cuda": part(
             **{
@@ -222,8 +237,24 @@ def test_the_page_of_a_device(tmp_path, monkeypatch):
     assert "| `resnet50.56` default | 30.0 | 20.0 | cuda implicit_gemm | 1.50 | - | - |" in text
     assert "| dense, as in `numconv bench`, default | 1.50 (1) | - | - |" in text
     assert "| batch 32, depthwise, float16, default | 2.00 (1) | - | - |" in text
-    assert "9 tests passed, 1 of 1 parts ended" in text
+    assert "9 passed in 3 s. Tests that passed, by backend: cuda 9. Failed: none." in text
     assert "| cuda | 25 | 31 | 28 | 95.0% in 3.0 s |" in text
+
+
+def test_first_calls_are_told_one_by_one(monkeypatch):
+    """Of the chosen implementation at each level; one that fails is told with its words, and the next one has its turn."""
+    torch = types.ModuleType("torch")
+    exec(TORCH, torch.__dict__)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    problem = parse("conv forward f32 n2 c3 k4 g1 in9x8 w3x3 s1 p1 d1")
+    found = dict(gpu_check._run_once(["numba"], [("small", problem), ("smaller", problem.replace(n=1))]))
+    assert {key.rsplit(" ", 1)[0] for key in found} == {
+        f"numba {name} forward {level}" for name in ("small", "smaller") for level in ("default", "fast")
+    }
+    assert all(entry["took"] >= 0 for entry in found.values())
+    monkeypatch.setattr(gpu_check, "_forms", lambda arrays: 1 / 0)
+    failed = dict(gpu_check._run_once(["numba"], [("small", problem)]))
+    assert all(entry == {"passed": False, "error": "ZeroDivisionError: division by zero"} for entry in failed.values())
 
 
 def test_without_a_gpu(tmp_path):
