@@ -13,7 +13,7 @@ from .transforms import rounds_of
 
 __all__ = ["matmul_seconds", "transform_seconds"]
 
-_ADDS = 12
+_ADDS = 40
 """Instructions of a tap of an element where columns are added."""
 _PRODUCTS = 0.1
 """The share of the peak that products of spectra reach."""
