@@ -5,7 +5,7 @@ import numconv_cupy.columns
 import numpy as np
 import pytest
 from numconv_cupy.blocks import is_prepared
-from numconv_cupy.fft import Fft, arithmetic_of
+from numconv_cupy.fft import Fft, FftDouble, arithmetic_of
 from numconv_cupy.host_device import HostDevice
 from numconv_cupy.on_host import HostKernels, compiler
 from numconv_cupy.products import Matmul, Pointwise
@@ -144,3 +144,15 @@ def test_channels_that_are_last_are_one_product(op, groups):
     DEVICE.products.clear()
     check(problem, Prepared(), "pointwise", rng=np.random.default_rng(4))
     assert 105 in {product.rows for product in DEVICE.products}
+
+
+@pytest.mark.parametrize("device", [None, DEVICE], ids=["arrays", "prepared"])
+@pytest.mark.parametrize("change", [{}, {"n": 0}, {"n": 300}, {"accuracy": "fast"}, {"max_workspace": 3000}], ids=str)
+def test_every_supported_problem_has_a_cost(change, device):
+    """Complex numbers, empty batches and little memory too."""
+    for text in CONV_PROBLEMS:
+        problem = parse(text).replace(**change)
+        for each in (Pointwise(never, device), Matmul(never, device), Fft(never, device), FftDouble(never, device)):
+            if problem.op in each.ops and each.supports(problem):
+                assert 1e-6 < each.cost(problem) < 100, each.name
+                assert each.workspace(problem) >= 0

@@ -29,6 +29,8 @@ _MULTIPROCESSORS = 132
 """Of an H100 and an H200: a constant, so that sums are cut in the same way everywhere."""
 _MOST = 2**31 - 1
 """Threads of a launch."""
+_BATCH = 2**16 - 1
+"""Matrices of a batch: as many as a grid has blocks along its last axis."""
 _ACCUMULATORS = {"float32": "float32", "float64": "float64", "float16": "float32", "bfloat16": "float32"}
 
 
@@ -78,7 +80,7 @@ def matrices_of(place: Place, shape: Sequence[int], strides: Strides) -> Matrice
 
 
 def parts_of(problem: ConvProblem, pixel_bytes: int, image_bytes: int, rows: int) -> list[Part]:
-    """Blocks of images, or of rows of one, of which the working memory stays in the cache and under its limit.
+    """Blocks of images, or of rows of one, of which the working memory stays under its limit.
 
     `pixel_bytes` are those of an output, `image_bytes` those of an image beside.
     """
@@ -88,7 +90,8 @@ def parts_of(problem: ConvProblem, pixel_bytes: int, image_bytes: int, rows: int
     if problem.op == "input_grad":
         halo = 1 + problem.dilation[0] * (problem.kernel[0] - 1) // problem.stride[0]
     whole = row_bytes * (problem.output[0] + halo) + image_bytes
-    most = _MOST // max(1, max(problem.c, problem.k) * max(math.prod(problem.output), math.prod(problem.spatial)))
+    elements = max(problem.c, problem.k) * max(math.prod(problem.output), math.prod(problem.spatial))
+    most = min(_BATCH, _MOST // max(1, elements))
     if whole <= limit:
         images = _filling(problem, max(1, min(limit // max(1, whole), most)))
         return [Part(image, min(images, problem.n - image), 0, rows) for image in range(0, problem.n, images)]

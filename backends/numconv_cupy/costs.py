@@ -20,7 +20,7 @@ LAUNCH = 9e-6
 """Seconds that a launch takes to be issued."""
 START = 3e-6
 """Seconds that a launch takes to run at least."""
-_STREAM = 0.75
+_STREAM = 0.85
 """The share of the rate of memory that copies reach."""
 
 # The share of the peak that a kernel is taken to reach, by the class of the problem.
@@ -85,7 +85,8 @@ class Work(NamedTuple):
 
 _TILE = 64, 128
 _SPLIT = 512
-"""Terms of a product that cuBLAS leaves to one multiprocessor, where there are too few tiles for all."""
+"""Terms of a product that cuBLAS leaves to one multiprocessor, where there are too few tiles for all; a batch it does not split."""
+_REAL = {"complex64": "float32", "complex128": "float64"}
 _REACHED = {"float32": 0.75, "float64": 1.6, "tf32": 0.55, "half": 0.5}
 """Shares of the rates that large products reach; of those of double precision more, by tensor cores."""
 
@@ -94,14 +95,16 @@ def product(work: Work, dtype: str, *, tf32: bool) -> float:
     """Seconds of a batch of products: tiles in rounds of the multiprocessors, or memory."""
     rates = nvidia_rates()
     item = np_dtype(dtype).itemsize
+    kind = "half" if item == 2 else "tf32" if tf32 else _REAL.get(dtype, dtype)
     peak = {
         "half": _REACHED["half"] * 2 * rates.tf32, "tf32": _REACHED["tf32"] * rates.tf32,
         "float32": _REACHED["float32"] * rates.single, "float64": _REACHED["float64"] * rates.double,
-    }["half" if item == 2 else "tf32" if tf32 else dtype]  # fmt: skip
-    tiles = -(-work.rows // _TILE[0]) * -(-work.columns // _TILE[1]) * work.batch
-    units = tiles * max(1, min(work.inner // _SPLIT, 2 * rates.multiprocessors // tiles))
+    }[kind]  # fmt: skip
+    tiles = max(1, -(-work.rows // _TILE[0]) * -(-work.columns // _TILE[1]) * work.batch)
+    splits = 1 if work.batch > 1 else max(1, min(work.inner // _SPLIT, 2 * rates.multiprocessors // tiles))
+    units = tiles * splits
     rounds = -(-units // rates.multiprocessors) * rates.multiprocessors / units
-    operations = 2.0 * tiles * _TILE[0] * _TILE[1] * work.inner
+    operations = (8.0 if dtype in _REAL else 2.0) * tiles * _TILE[0] * _TILE[1] * work.inner
     factors = work.rows * work.inner * (1 if work.shared else work.batch) + work.inner * work.columns * work.batch
     size = item * factors + max(4, item) * work.rows * work.columns * work.batch
     return START + max(operations * rounds / peak, size / (_STREAM * rates.memory))

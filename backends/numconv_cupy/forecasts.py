@@ -13,7 +13,7 @@ from .transforms import rounds_of
 
 __all__ = ["matmul_seconds", "transform_seconds"]
 
-_ADDS = 12
+_ADDS = 40
 """Instructions of a tap of an element where columns are added."""
 _PRODUCTS = 0.1
 """The share of the peak that products of spectra reach."""
@@ -26,7 +26,7 @@ def matmul_seconds(problem: ConvProblem) -> float:
     item, wide = np_dtype(problem.dtype).itemsize, np_dtype(problem.acc_dtype).itemsize
     taps, pixels = math.prod(problem.kernel), math.prod(problem.output)
     columns = 0 if is_bare(problem) else problem.c * taps * pixels * (wide if problem.op == "input_grad" else item)
-    blocks = _blocks(problem.n, columns, min(BLOCK_BYTES, problem.max_workspace // 4 * 3))
+    blocks = _blocks(max(1, problem.n), columns, min(BLOCK_BYTES, problem.max_workspace // 4 * 3))
     images = max(1, problem.n // blocks)
     block = columns * problem.n // blocks
     multiplied = product(_work(problem, images, pixels * problem.n // (blocks * images)), problem.dtype, tf32=_tf32(problem))
@@ -55,7 +55,7 @@ def _blocks(images: int, size: int, limit: int) -> int:
 
 
 def _tf32(problem: ConvProblem) -> bool:
-    return problem.level == "fast" and problem.dtype == "float32"
+    return problem.level == "fast" and problem.dtype in ("float32", "complex64")
 
 
 def _work(problem: ConvProblem, images: int, pixels: int) -> Work:
