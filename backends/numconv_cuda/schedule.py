@@ -32,6 +32,8 @@ START, LAUNCH = 2500, 8000
 """Cycles of a block before its first product, and of one more kernel."""
 BANDWIDTH = 1500
 """Bytes a cycle of the whole device."""
+LARGEST = 256
+"""Threads of a block."""
 LEAST = 64
 """Terms of a part."""
 MOST_BYTES = 2**25
@@ -122,5 +124,6 @@ def _schedule(problem: ConvProblem, _room: int) -> Schedule:
     tiles = tiles_of(problem.acc_dtype)
     if math.prod(shape) * problem.groups < SMALL:
         return Schedule(tiles[len(tiles) // 2], 1)
-    schedules = [Schedule(tile, parts) for tile in tiles for parts in counts]
+    most = LARGEST if phases == 1 else LARGEST // 2  # a phase takes more registers
+    schedules = [Schedule(tile, parts) for tile in tiles if tile.threads <= most for parts in counts]
     return min(schedules, key=lambda schedule: _cycles(schedule, shape, problem.groups, phases, size))
