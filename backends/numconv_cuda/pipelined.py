@@ -63,6 +63,8 @@ __all__ = ["TILES", "Recipe", "Tile", "product_kernel", "tiles_of"]
 GAP = 4
 """Numbers between the rows of a slice in shared memory, so that writing a column of it meets different banks."""
 QUAD = 4
+LARGEST = 256
+"""Threads of a block."""
 AT_ONCE = 8
 """Parts of a sum, and places of lines, that are loaded together."""
 
@@ -145,7 +147,8 @@ class Recipe(NamedTuple):
         most = self.tile.residents
         if self.index_dtype != "int32":
             return max(most // 2, 1)
-        return max(most - max(most // 4, 1), 1) if self.phased or self.converted else most
+        more = self.phased or self.converted or (np_dtype(self.dtype).itemsize > QUAD and self.tile.threads < LARGEST)
+        return max(most - max(most // 4, 1), 1) if more else most
 
     @property
     def entry(self) -> int:

@@ -20,7 +20,7 @@ import numpy as np
 
 from numconv.plugin import accumulator, parse
 
-from . import depthwise, direct, gathering, gemm, pipelined, pooling, schedule, tensor_cores, windows
+from . import depthwise, direct, gathering, gemm, pipelined, pooling, tensor_cores, windows
 from .compiler import Kernel, ptx, type_of, types
 from .geometry import Geometry, geometry
 from .neighbours import plain_ways, widest
@@ -131,7 +131,7 @@ def _products(dtype: str, acc: str, ndim: int, of: Any, sums: Any) -> Iterator[t
         for tile in (tiles[0], tiles[-1]):
             for ways in (plain_ways(operation), *(widest(operation, dtype, acc) if tile is tiles[0] else ())):
                 yield pipelined.product_kernel(operation, pipelined.Recipe(tile, acc, ways, ndim, converted=dtype != acc)), out
-    smaller = next(tile for tile in pipelined.tiles_of(acc) if tile.threads <= schedule.LARGEST // 2)
+    smaller = next(tile for tile in pipelined.tiles_of(acc) if tile.threads <= pipelined.LARGEST // 2)
     phased = pipelined.Recipe(smaller, acc, plain_ways(gemm.INPUT_GRAD), ndim, phased=True, converted=dtype != acc)
     yield pipelined.product_kernel(gemm.INPUT_GRAD, phased), of
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from numconv.plugin import ConvProblem, np_dtype
 
-from .pipelined import Tile, tiles_of
+from .pipelined import LARGEST, Tile, tiles_of
 
 __all__ = ["MOST_GROUPS", "Schedule", "parts_fit", "phases_of", "schedule_of", "shape_of", "waste_of"]
 
@@ -32,8 +32,6 @@ START, LAUNCH = 2500, 8000
 """Cycles of a block before its first product, and of one more kernel."""
 BANDWIDTH = 1500
 """Bytes a cycle of the whole device."""
-LARGEST = 256
-"""Threads of a block."""
 LEAST = 64
 """Terms of a part."""
 MOST_BYTES = 2**25
