@@ -8,6 +8,7 @@ from llvmlite import ir
 
 from .compiler import extending, types
 from .device_elements import _as_global, _element, _multiply_add, _narrow, _shared_element, _widen
+from .launching import capability
 
 __all__ = [
     "anew",
@@ -29,6 +30,8 @@ _GLOBAL, _SHARED = 1, 3
 """LLVM's numbers of the address spaces of device memory and of a block's shared memory."""
 _QUAD = 16
 """Bytes of the widest copy, load and store."""
+_NONE, _LEAST = (0, 0), (8, 0)
+"""Compute capabilities: of no device, and the first with asynchronous copies."""
 
 
 @intrinsic
@@ -57,6 +60,11 @@ def anew(typingctx: Any, value: Any) -> Any:
 # --- copies to shared memory -----------------------------------------------------------------------------------------------------
 
 
+def _asynchronous() -> bool:
+    """Whether the device has asynchronous copies; without a device kernels are compiled for one that has."""
+    return capability() == _NONE or capability() >= _LEAST
+
+
 class _Target:
     """Where copies go and come from: the lowering of an element's copy, with the array and the pointer at hand.
 
@@ -77,15 +85,19 @@ class _Target:
         self.number, self.stored = array_type.dtype, pointer_type.dtype
         size = int(self.number.bitwidth) // 8
         self.size = _QUAD if wide else size if self.number == self.stored and size in (4, 8, 16) else 0
+        self.together = _QUAD // size if wide else 1
         self._shared = array_type, array
 
     def copy(self, index: Any, offset: Any, offset_type: Any, there: Any) -> None:
         """Of an element, or of zeros where there is none."""
-        target = _shared_element(self.context, self.builder, *self._shared, index, types.int64)
-        if self.size:
+        if self.size and _asynchronous():
+            target = _shared_element(self.context, self.builder, *self._shared, index, types.int64)
             self._copy_bytes(target, _element(self.context, self.builder, self.pointer, offset, offset_type), there)
-        else:
-            self.builder.store(self._converted(offset, offset_type, there), target)
+            return
+        for place in range(self.together):
+            at, source = self.builder.add(index, index.type(place)), self.builder.add(offset, offset.type(place))
+            target = _shared_element(self.context, self.builder, *self._shared, at, types.int64)
+            self.builder.store(self._converted(source, offset_type, there), target)
 
     def _copy_bytes(self, target: Any, source: Any, there: Any) -> None:
         builder = self.builder
@@ -180,7 +192,8 @@ copy_sums, copy_sums_wide = _copy_sums(wide=False), _copy_sums(wide=True)
 
 
 def _order(builder: Any, instruction: str) -> None:
-    builder.call(ir.InlineAsm(ir.FunctionType(ir.VoidType(), []), instruction, "~{memory}", side_effect=True), [])
+    if _asynchronous():
+        builder.call(ir.InlineAsm(ir.FunctionType(ir.VoidType(), []), instruction, "~{memory}", side_effect=True), [])
 
 
 @intrinsic

@@ -108,7 +108,8 @@ def _multiply(problem: ConvProblem, operation: Operation, g: Geometry, arrays: S
     pointers, phases = [pointer(array) for array in factors], phases_of(problem)
     ways = plain_ways(operation) if phases > 1 else ways_of(operation, g, pointers, problem.dtype, problem.acc_dtype)
     folded, index = problem.pad_mode != "zeros", np.dtype(type(g.n)).name
-    made = product_kernel(operation, Recipe(tile, problem.acc_dtype, ways, problem.ndim, folded, phases > 1, index))
+    recipe = Recipe(tile, problem.acc_dtype, ways, problem.ndim, folded, phases > 1, problem.dtype != problem.acc_dtype, index)
+    made = product_kernel(operation, recipe)
     if parts > 1:
         g = g._replace(option=type(g.n)(0))  # bias and activation come when the parts are added up
     across = problem.n * largest_phase(problem)[0] if phases > 1 else columns

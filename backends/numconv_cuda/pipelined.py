@@ -63,8 +63,10 @@ __all__ = ["TILES", "Recipe", "Tile", "product_kernel", "tiles_of"]
 GAP = 4
 """Numbers between the rows of a slice in shared memory, so that writing a column of it meets different banks."""
 QUAD = 4
+LARGEST = 256
+"""Threads of a block."""
 AT_ONCE = 8
-"""Parts of a sum that are loaded together."""
+"""Parts of a sum, and places of lines, that are loaded together."""
 
 
 class Tile(NamedTuple):
@@ -94,8 +96,8 @@ class Tile(NamedTuple):
 
     @property
     def residents(self) -> int:
-        """Blocks for which a multiprocessor must have registers: 65,536, of which a thread then gets 128."""
-        return max(512 // self.threads, 1)
+        """Blocks for which a multiprocessor must have registers: 65,536, of which a thread gets 128, and more in a small block."""
+        return max(512 // self.threads - (self.threads < 128), 1)
 
 
 TILES: dict[int, tuple[Tile, ...]]
@@ -105,8 +107,7 @@ else:
     TILES = {
         4: (Tile(128, 128, 8, 8, 8, 4, 8), Tile(64, 128, 8, 8, 8, 4, 8), Tile(64, 64, 8, 8, 8, 4, 8),
             Tile(32, 128, 8, 8, 8, 4, 8), Tile(16, 256, 8, 8, 8, 2, 16), Tile(4, 512, 4, 4, 8, 1, 32, 3)),
-        8: (Tile(64, 128, 8, 4, 8, 4, 8, 3), Tile(32, 128, 8, 4, 8, 4, 8, 3), Tile(16, 128, 8, 4, 8, 4, 8, 3),
-            Tile(4, 256, 4, 4, 8, 1, 32, 3)),
+        8: (Tile(64, 128, 8, 4, 8, 4, 8, 3), Tile(32, 128, 8, 4, 8, 4, 8, 3)),
         16: (Tile(32, 64, 4, 4, 4, 4, 8, 3), Tile(16, 64, 4, 4, 4, 4, 8, 3)),
     }  # fmt: skip
 """By the bytes of a number, the largest first. A thread's tile has up to 64 registers."""
@@ -130,12 +131,24 @@ class Recipe(NamedTuple):
     """Whether padding copies values."""
     phased: bool = False
     """Whether it computes a strided gradient of x by phases."""
+    converted: bool = False
+    """Whether elements are of another dtype in memory."""
     index_dtype: str = "int32"
 
     def __str__(self) -> str:
         tile, ways = self.tile, "_".join(map(str, self.ways))
         shape = f"{tile.rows}x{tile.columns}x{tile.depth}_{tile.thread_rows}x{tile.thread_columns}_{tile.stages}"
-        return f"{shape}_{self.dtype}_{ways}_{self.ndim}d{'_folded' * self.folded}{'_phased' * self.phased}_{self.index_dtype}"
+        kind = f"{'_folded' * self.folded}{'_phased' * self.phased}{'_converted' * self.converted}"
+        return f"{shape}_{self.dtype}_{ways}_{self.ndim}d{kind}_{self.index_dtype}"
+
+    @property
+    def residents(self) -> int:
+        """Blocks for which a multiprocessor must have registers: fewer where there is more to hold than a thread's tile."""
+        most = self.tile.residents
+        if self.index_dtype != "int32":
+            return max(most // 2, 1)
+        more = self.phased or self.converted or (np_dtype(self.dtype).itemsize > QUAD and self.tile.threads < LARGEST)
+        return max(most - max(most // 4, 1), 1) if more else most
 
     @property
     def entry(self) -> int:
@@ -273,7 +286,8 @@ def _second_copier(operation: Operation, recipe: Recipe) -> Any:
     depth, pitch = tile.depth, tile.columns + GAP
     spread, busy, count_lines, count_terms, line_step, term_step = _spread(way, tile.columns, tile)
     idle, pitches = busy < tile.threads, (line_step, term_step * pitch)
-    in_columns, in_terms = entry * count_lines, entry * count_terms
+    some = min(count_lines, max(AT_ONCE // count_terms, 1))  # whose entries are in registers together
+    in_columns, in_terms, chunks = entry * some, entry * count_terms, count_lines // some
     sizes_of, copy = operation.places.sizes, copy_sums_wide if way.wide > 1 else copy_sums
 
     @device
@@ -282,10 +296,12 @@ def _second_copier(operation: Operation, recipe: Recipe) -> Any:
             return
         line, inner = spread(thread)
         one = repeated(g.n, entry)
-        columns = entries(table, line * entry, line_step * entry, one, repeated(g.n, in_columns))
         terms = entries(ring, (buffer * depth + inner) * entry, term_step * entry, one, repeated(g.n, in_terms))
         at = index_as((buffer * depth + inner) * pitch + line, g.n)
-        copy(slices, at, pitches, source, columns, terms, sizes_of(g), one)
+        for chunk in range(chunks):
+            ahead = chunk * some * line_step
+            columns = entries(table, (line + ahead) * entry, line_step * entry, one, repeated(g.n, in_columns))
+            copy(slices, at + ahead, pitches, source, columns, terms, sizes_of(g), one)
 
     return _folding_copier(operation, recipe) if recipe.folded else copy_second
 
@@ -643,8 +659,7 @@ def product_kernel(operation: Operation, recipe: Recipe) -> Kernel:
         finish(acc, of_columns, shifted(a, task.from_a), b, bias, out, task, rows, zero)
 
     product.__name__ = product.__qualname__ = f"{operation.name}_{recipe}"
-    residents = tile.residents if recipe.index_dtype == "int32" else max(tile.residents // 2, 1)  # wide indices need registers
-    return kernel(product, (tile.threads, residents))
+    return kernel(product, (tile.threads, recipe.residents))
 
 
 @device

@@ -230,11 +230,10 @@ def _products(dtype: str, acc: str, ndim: int, of: Any, sums: Any) -> Iterator[t
         tiles = pipelined.tiles_of(acc)
         for tile in (tiles[0], tiles[-1]):
             for ways in (plain_ways(operation), *(widest(operation, dtype, acc) if tile is tiles[0] else ())):
-                yield pipelined.product_kernel(operation, pipelined.Recipe(tile, acc, ways, ndim)), out
-    yield (
-        pipelined.product_kernel(gemm.INPUT_GRAD, pipelined.Recipe(tiles[0], acc, plain_ways(gemm.INPUT_GRAD), ndim, phased=True)),
-        of,
-    )
+                yield pipelined.product_kernel(operation, pipelined.Recipe(tile, acc, ways, ndim, converted=dtype != acc)), out
+    smaller = next(tile for tile in pipelined.tiles_of(acc) if tile.threads <= pipelined.LARGEST // 2)
+    phased = pipelined.Recipe(smaller, acc, plain_ways(gemm.INPUT_GRAD), ndim, phased=True, converted=dtype != acc)
+    yield pipelined.product_kernel(gemm.INPUT_GRAD, phased), of
 
 
 def _tensor_products(dtype: str, ndim: int, of: Any, sums: Any) -> Iterator[tuple[Kernel, Sequence[Any]]]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from numconv.plugin import ConvProblem, np_dtype
 
-from .pipelined import Tile, tiles_of
+from .pipelined import LARGEST, Tile, tiles_of
 
 __all__ = ["MOST_GROUPS", "Schedule", "parts_fit", "phases_of", "schedule_of", "shape_of", "waste_of"]
 
@@ -122,5 +122,6 @@ def _schedule(problem: ConvProblem, _room: int) -> Schedule:
     tiles = tiles_of(problem.acc_dtype)
     if math.prod(shape) * problem.groups < SMALL:
         return Schedule(tiles[len(tiles) // 2], 1)
-    schedules = [Schedule(tile, parts) for tile in tiles for parts in counts]
+    most = LARGEST if phases == 1 else LARGEST // 2  # a phase takes more registers
+    schedules = [Schedule(tile, parts) for tile in tiles if tile.threads <= most for parts in counts]
     return min(schedules, key=lambda schedule: _cycles(schedule, shape, problem.groups, phases, size))
