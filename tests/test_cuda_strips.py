@@ -156,6 +156,25 @@ def test_pooling(text, layout, rng):
 @pytest.mark.parametrize(
     "text",
     [
+        "pool max_pool f32 n1 c2 in5x5x5 w4x2x5 s1x2x1 p1 d1 indices=1",
+        "pool max_pool i32 n1 c2 in7x6 w7x6 s1 p0 d1 indices=1",
+        "pool avg_pool c64 n1 c2 in7x6 w6x6 s1 p1 d1",
+        "pool max_pool_backward f32 n1 c1 in3x5x5 w3x2x3 s1x2x1 p1x0x1 d1x2x1",
+        "pool avg_pool_backward c64 n1 c2 in7x6 w6x6 s1 p1 d1",
+    ],
+)
+def test_pooling_without_strips(text, rng):
+    """Large windows by a block each; gradients from the windows that hold an element."""
+    problem = parse(text)
+    check(problem, "cuda", rng=rng)
+    if problem.dtype == "float32":
+        check(problem, "cuda", rng=rng, integer=False, nonfinite=(0,))
+
+
+@simulated
+@pytest.mark.parametrize(
+    "text",
+    [
         "window pad f32 n2 c2 in5x8 w1x1 s1 p1x0:3 d1",
         "window pad i64 n1 c2 in5 w1 s1 p2 d1",
         "window pad_backward f64 n2 c2 in5x8 w1x1 s1 p1x0:3 d1",
