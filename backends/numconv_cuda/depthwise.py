@@ -1,4 +1,7 @@
-"""Few channels a group: depthwise convolutions and filters of one channel, a thread for several results of a row.
+"""Few channels a group: depthwise convolutions and filters of one channel.
+
+Most have kernels of their own, of `numconv_cuda.stencil` and `numconv_cuda.sliding`. The kernels here are those of the others: any
+kernel, stride, dilation and padding, and the strict order for gradients of w, with a thread for several results of a row.
 
 A thread keeps neighbouring results in registers. From one tap of a row to the next it reads one new element of x and has the others
 still from the tap before, as long as stride and dilation are 1; with others it reads all of them, and shares the weight. Gradients
