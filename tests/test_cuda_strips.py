@@ -87,6 +87,17 @@ def test_the_widest_load(address, size, count, steps, run):
     assert longest_run(address, size, count, steps) == run
 
 
+@pytest.mark.parametrize("text", ["f32 n64 c64 k64 g64 in56x56 w5x5 s1 p2 d1", "f32 n4 c2 k2 g2 in512x512 w31x31 s1 p15 d1"])
+def test_parts_keep_to_the_workspace(text):
+    from numconv_cuda.depthwise import Depthwise
+
+    problem = parse(f"conv weight_grad {text}")
+    generous = Depthwise().workspace(problem)
+    assert 0 < generous <= problem.max_workspace
+    tight = problem.replace(max_workspace=generous // 3)
+    assert 0 < Depthwise().workspace(tight) <= tight.max_workspace
+
+
 def module_of(problem):
     from numconv_cuda import depthwise
 

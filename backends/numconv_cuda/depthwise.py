@@ -21,7 +21,7 @@ from numconv.plugin import CONV_OPS, ConvProblem, Executor, Implementation, Verd
 from . import sliding, stencil
 from .compiler import Kernel, cuda, device, kernel, types
 from .costs import again, cost_of
-from .direct import MEASURED_ERROR, add_up, bias_sums, bias_workspace, conv_geometry, finish
+from .direct import MEASURED_ERROR, add_up, bias_sums, bias_workspace, conv_geometry, finish, sums_workspace
 from .elements import div, load, mod, repeated, replaced, row_muladd, shift_in, store, unpack
 from .geometry import (
     Geometry,
@@ -347,7 +347,7 @@ class Depthwise(Implementation):
         """Parts of the sums of a weight gradient and of the bias."""
         if problem.op != "weight_grad":
             return 0
-        return math.prod(problem.w_shape) * _parts(problem) * np_dtype(problem.acc_dtype).itemsize + bias_workspace(problem)
+        return sums_workspace(problem, math.prod(problem.w_shape), _parts(problem)) + bias_workspace(problem)
 
     def build(self, problem: ConvProblem) -> Executor:
         """``executor(outs, ins)`` of the operation."""
