@@ -87,6 +87,17 @@ def test_the_widest_load(address, size, count, steps, run):
     assert longest_run(address, size, count, steps) == run
 
 
+@pytest.mark.parametrize("text", ["f32 n64 c64 k64 g64 in56x56 w5x5 s1 p2 d1", "f32 n4 c2 k2 g2 in512x512 w31x31 s1 p15 d1"])
+def test_parts_keep_to_the_workspace(text):
+    from numconv_cuda.depthwise import Depthwise
+
+    problem = parse(f"conv weight_grad {text}")
+    generous = Depthwise().workspace(problem)
+    assert 0 < generous <= problem.max_workspace
+    tight = problem.replace(max_workspace=generous // 3)
+    assert 0 < Depthwise().workspace(tight) <= tight.max_workspace
+
+
 def module_of(problem):
     from numconv_cuda import depthwise
 
@@ -150,6 +161,25 @@ def test_pooling(text, layout, rng):
     problem = parse(text).replace(layout=layout)
     assert pool_strips.suits(problem)
     check(problem, "cuda", rng=rng)
+
+
+@simulated
+@pytest.mark.parametrize(
+    "text",
+    [
+        "pool max_pool f32 n1 c2 in5x5x5 w4x2x5 s1x2x1 p1 d1 indices=1",
+        "pool max_pool i32 n1 c2 in7x6 w7x6 s1 p0 d1 indices=1",
+        "pool avg_pool c64 n1 c2 in7x6 w6x6 s1 p1 d1",
+        "pool max_pool_backward f32 n1 c1 in3x5x5 w3x2x3 s1x2x1 p1x0x1 d1x2x1",
+        "pool avg_pool_backward c64 n1 c2 in7x6 w6x6 s1 p1 d1",
+    ],
+)
+def test_pooling_without_strips(text, rng):
+    """Large windows by a block each; gradients from the windows that hold an element."""
+    problem = parse(text)
+    check(problem, "cuda", rng=rng)
+    if problem.dtype == "float32":
+        check(problem, "cuda", rng=rng, integer=False, nonfinite=(0,))
 
 
 @simulated

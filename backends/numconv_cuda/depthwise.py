@@ -1,4 +1,7 @@
-"""Few channels a group: depthwise convolutions and filters of one channel, a thread for several results of a row.
+"""Few channels a group: depthwise convolutions and filters of one channel.
+
+Most have kernels of their own, of `numconv_cuda.stencil` and `numconv_cuda.sliding`. The kernels here are those of the others: any
+kernel, stride, dilation and padding, and the strict order for gradients of w, with a thread for several results of a row.
 
 A thread keeps neighbouring results in registers. From one tap of a row to the next it reads one new element of x and has the others
 still from the tap before, as long as stride and dilation are 1; with others it reads all of them, and shares the weight. Gradients
@@ -18,7 +21,7 @@ from numconv.plugin import CONV_OPS, ConvProblem, Executor, Implementation, Verd
 from . import sliding, stencil
 from .compiler import Kernel, cuda, device, kernel, types
 from .costs import again, cost_of
-from .direct import MEASURED_ERROR, add_up, bias_sums, bias_workspace, conv_geometry, finish
+from .direct import MEASURED_ERROR, add_up, bias_sums, bias_workspace, conv_geometry, finish, sums_workspace
 from .elements import div, load, mod, repeated, replaced, row_muladd, shift_in, store, unpack
 from .geometry import (
     Geometry,
@@ -345,7 +348,7 @@ class Depthwise(Implementation):
         """Parts of the sums of a weight gradient and of the bias."""
         if problem.op != "weight_grad":
             return 0
-        return math.prod(problem.w_shape) * _parts(problem) * np_dtype(problem.acc_dtype).itemsize + bias_workspace(problem)
+        return sums_workspace(problem, math.prod(problem.w_shape), _parts(problem)) + bias_workspace(problem)
 
     def build(self, problem: ConvProblem) -> Executor:
         """``executor(outs, ins)`` of the operation."""

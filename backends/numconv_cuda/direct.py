@@ -41,7 +41,7 @@ from .launching import over, pointer, zero
 from .recording import recorded
 
 __all__ = ["MEASURED_ERROR", "Direct", "add_up", "bias_sums", "bias_workspace", "conv_geometry", "finish", "forward_chain",
-           "gradient_chain", "summed_parts", "weight_chain"]  # fmt: skip
+           "gradient_chain", "most_parts", "summed_parts", "sums_workspace", "weight_chain"]  # fmt: skip
 
 PARTS, ITEMS, LEAST = 1024, 2**17, 64
 """A weight gradient is split into at most so many parts, as long as there are fewer items than this, of at least so many terms."""
@@ -311,7 +311,22 @@ def bias_workspace(problem: ConvProblem) -> int:
         return 0
     terms = problem.n * math.prod(problem.output if problem.bias == "y" else problem.spatial)
     channels = problem.bias_shape[0]
-    return channels * summed_parts(problem, channels, terms) * np_dtype(problem.acc_dtype).itemsize
+    return sums_workspace(problem, channels, summed_parts(problem, channels, terms))
+
+
+def sums_workspace(problem: ConvProblem, items: int, parts: int) -> int:
+    """Bytes of the parts of so many sums, and of those that `add_up` makes of them."""
+    total = parts
+    while parts > TOGETHER:
+        parts = -(-parts // TOGETHER)
+        total += parts
+    return total * items * np_dtype(problem.acc_dtype).itemsize
+
+
+def most_parts(problem: ConvProblem, items: int) -> int:
+    """The parts of so many sums that `max_workspace` allows, with what `add_up` makes of them; one at least."""
+    allowed = problem.max_workspace // (max(items, 1) * np_dtype(problem.acc_dtype).itemsize)
+    return max(1, allowed - allowed // (TOGETHER - 1) - 2)
 
 
 def add_up(problem: ConvProblem, sums: Any, out: Any, parts: int) -> None:
@@ -347,7 +362,7 @@ class Direct(Implementation):
             return 0
         items, terms = math.prod(problem.w_shape), problem.n * math.prod(problem.output)
         parts = summed_parts(problem, items, terms)
-        return items * parts * np_dtype(problem.acc_dtype).itemsize + bias_workspace(problem)
+        return sums_workspace(problem, items, parts) + bias_workspace(problem)
 
     def build(self, problem: ConvProblem) -> Executor:
         """``executor(outs, ins)`` of the operation."""

@@ -16,9 +16,9 @@ import numpy as np
 from numconv.plugin import POOL_OPS, Executor, Implementation, PoolProblem, Verdict, check_indices, scratch
 
 from . import pool_strips
-from .compiler import SIMULATED, cuda, device, kernel
+from .compiler import SIMULATED, Kernel, cuda, device, kernel, types
 from .costs import moved
-from .elements import add, cast, is_nan, load, magnitude, muladd, power, quotient, replaced, store
+from .elements import add, cast, is_nan, load, magnitude, muladd, poke, power, quotient, replaced, store
 from .geometry import (
     advanced,
     coordinates,
@@ -29,13 +29,17 @@ from .geometry import (
     source_place,
     start_of,
     strides_of,
-    tap_offset,
+    volume_of,
 )
-from .launching import over, pointer, zero
+from .launching import launch, over, pointer, zero
 from .recording import recorded
 
 __all__ = ["Pool", "clear"]
 
+TOGETHER = 2 if SIMULATED else 64
+"""Threads that go through a large window together."""
+LARGE = 16 if SIMULATED else 64
+"""Taps of a large window."""
 REPAIRING = 2**18
 """Threads of the kernel that has nothing to do as long as indices lie in their windows."""
 
@@ -67,14 +71,115 @@ def max_pool(x, y, indices, g, items, zero):
 
 
 @device
-def output_of(g, index, tap):
-    """The output that reads an index of x through a tap: whether there is one, and where."""
-    found = True
-    output = start_of(g.window)
+def replaces(value, place, best, found):
+    """Whether an element and its place come before the best ones so far, whose place is -1 where there is none yet."""
+    if place < 0 or found < 0 or is_nan(best) or is_nan(value):
+        return place >= 0 and (found < 0 or (is_nan(value) and (not is_nan(best) or place < found)))
+    return value > best or (value == best and place < found)
+
+
+@device
+def counted(g, output, floors, limits):
+    """By how many the sum of a window is divided: on each axis the taps from the floor up to the limit."""
+    product = 1
     for axis in range(len(g.size)):
-        distance = index[axis] - tap_offset(g, axis, tap[axis]) + g.low[axis]
-        place = distance // g.stride[axis]
-        found = found and distance >= 0 and place * g.stride[axis] == distance and place < g.output[axis]
+        first, step = output[axis] * g.stride[axis] - g.low[axis], g.dilation[axis]
+        lower, upper = floors[axis] - first, limits[axis] - first
+        if step > 1:
+            lower, upper = (lower + step - 1) // step, (upper + step - 1) // step
+        product *= max(min(upper, g.window[axis]) - max(lower, 0), 0)
+    return product
+
+
+@functools.cache
+def max_whole_kernel(dtype: str) -> Kernel:
+    """The kernel of maxima of large windows, a block for each: as `max_pool`."""
+    number = getattr(types, dtype)
+
+    def max_whole(x, y, indices, g, zero):
+        values = cuda.shared.array(TOGETHER, number)
+        places = cuda.shared.array(TOGETHER, types.int64)
+        thread = cuda.threadIdx.x
+        n, c, output = result_place(cuda.blockIdx.x, g.groups, g.output, g.outputs, g.option)
+        start = n * g.x.n + c * g.x.group
+        best, found = zero, -1
+        for number_of_tap in range(thread, g.taps, TOGETHER):
+            inside, offset, place = source_place(g, output, coordinates(number_of_tap, g.window))
+            if inside:
+                value = load(x, start + offset, zero)
+                if replaces(value, place, best, found):
+                    best, found = value, place
+        poke(values, thread, best)
+        poke(places, thread, found)
+        half = TOGETHER // 2
+        while half > 0:
+            cuda.syncthreads()
+            if thread < half and replaces(values[thread + half], places[thread + half], values[thread], places[thread]):
+                poke(values, thread, values[thread + half])
+                poke(places, thread, places[thread + half])
+            half //= 2
+        if thread == 0:
+            store(y, n * g.y.n + c * g.y.group + offset_of(output, g.y.spatial), values[0])
+            if g.option & 1:
+                store(indices, n * g.w.n + c * g.w.group + offset_of(output, g.w.spatial), places[0])
+
+    max_whole.__name__ = max_whole.__qualname__ = f"max_whole_{dtype}"
+    return kernel(max_whole)
+
+
+@functools.cache
+def avg_whole_kernel(dtype: str) -> Kernel:
+    """The kernel of means of large windows, a block for each: as `avg_pool`."""
+    number = getattr(types, dtype)
+
+    def avg_whole(x, y, g, floors, limits, zero):
+        sums = cuda.shared.array(TOGETHER, number)
+        thread = cuda.threadIdx.x
+        n, c, output = result_place(cuda.blockIdx.x, g.groups, g.output, g.outputs, g.option)
+        start = n * g.x.n + c * g.x.group
+        acc = zero
+        for number_of_tap in range(thread, g.taps, TOGETHER):
+            inside, offset, _ = source_place(g, output, coordinates(number_of_tap, g.window))
+            if inside:
+                acc = add(acc, load(x, start + offset, zero))
+        poke(sums, thread, acc)
+        half = TOGETHER // 2
+        while half > 0:
+            cuda.syncthreads()
+            if thread < half:
+                poke(sums, thread, add(sums[thread], sums[thread + half]))
+            half //= 2
+        if thread == 0:
+            mean = quotient(sums[0], cast(counted(g, output, floors, limits), zero))
+            store(y, n * g.y.n + c * g.y.group + offset_of(output, g.y.spatial), mean)
+
+    avg_whole.__name__ = avg_whole.__qualname__ = f"avg_whole_{dtype}"
+    return kernel(avg_whole)
+
+
+@device
+def holders(g, index):
+    """On each axis the last output whose window may hold an index of x, and how many outputs there are back to the first."""
+    last = start_of(g.window)
+    count = start_of(g.window)
+    for axis in range(len(g.size)):
+        position = index[axis] + g.low[axis]
+        final = min(position // g.stride[axis], g.output[axis] - 1)
+        behind = position - g.dilation[axis] * (g.window[axis] - 1) + g.stride[axis] - 1
+        last = replaced(last, axis, final)
+        count = replaced(count, axis, max(final - max(behind // g.stride[axis], 0) + 1, 0))
+    return last, count
+
+
+@device
+def holder(g, index, last, back):
+    """The output so far back from the last, and whether its window has a tap on the index; the taps rise as outputs fall."""
+    found = True
+    output = last
+    for axis in range(len(g.size)):
+        place = last[axis] - back[axis]
+        distance = index[axis] + g.low[axis] - place * g.stride[axis]
+        found = found and distance % g.dilation[axis] == 0
         output = replaced(output, axis, place)
     return found, output
 
@@ -86,14 +191,15 @@ def max_pool_backward(grad, x, out, g, items, zero):
         n, c, index = result_place(item, g.groups, g.size, g.volume, g.option)
         place = flat_place(index, g.size)
         acc = zero
-        tap = start_of(g.window)
-        for _ in range(g.taps):
-            found, output = output_of(g, index, tap)
+        last, count = holders(g, index)
+        back = start_of(g.window)
+        for _ in range(volume_of(count)):
+            found, output = holder(g, index, last, back)
             if found:
                 chosen = winner(x, g, output, n * g.x.n + c * g.x.group, zero)[1]
                 if chosen == place:
                     acc = add(acc, load(grad, n * g.y.n + c * g.y.group + offset_of(output, g.y.spatial), zero))
-            tap = advanced(tap, g.window)
+            back = advanced(back, count)
         store(out, n * g.w.n + c * g.w.group + offset_of(index, g.w.spatial), acc)
 
 
@@ -137,12 +243,13 @@ def indexed_backward(grad, indices, strays, out, g, items, one, zero):
         from_grad, from_indices = n * g.y.n + c * g.y.group, n * g.x.n + c * g.x.group
         acc = zero
         if load(strays, 0, one) == 0:
-            tap = start_of(g.window)
-            for _ in range(g.taps):
-                found, output = output_of(g, index, tap)
+            last, count = holders(g, index)
+            back = start_of(g.window)
+            for _ in range(volume_of(count)):
+                found, output = holder(g, index, last, back)
                 if found and load(indices, from_indices + offset_of(output, g.x.spatial), one) == place:
                     acc = add(acc, load(grad, from_grad + offset_of(output, g.y.spatial), zero))
-                tap = advanced(tap, g.window)
+                back = advanced(back, count)
         else:
             acc = searched(grad, indices, g, place, from_grad, from_indices, one, zero)
         store(out, n * g.w.n + c * g.w.group + offset_of(index, g.w.spatial), acc)
@@ -174,19 +281,6 @@ def searched_backward(grad, indices, strays, out, g, items, one, zero):
 # --- average -------------------------------------------------------------------------------------------------------------------
 
 
-@device
-def counted(g, output, floors, limits):
-    """By how many the sum of a window is divided: on each axis the taps from the floor up to the limit."""
-    product = 1
-    for axis in range(len(g.size)):
-        count = 0
-        for tap in range(g.window[axis]):
-            position = output[axis] * g.stride[axis] + tap * g.dilation[axis] - g.low[axis]
-            count += 1 if floors[axis] <= position < limits[axis] else 0
-        product *= count
-    return product
-
-
 @kernel
 def avg_pool(x, y, g, floors, limits, items, zero):
     """The mean of each window."""
@@ -210,13 +304,14 @@ def avg_pool_backward(grad, x, g, floors, limits, items, zero):
     for item in range(cuda.grid(1), items, cuda.gridsize(1)):
         n, c, index = result_place(item, g.groups, g.size, g.volume, g.option)
         acc = zero
-        tap = start_of(g.window)
-        for _ in range(g.taps):
-            found, output = output_of(g, index, tap)
+        last, count = holders(g, index)
+        back = start_of(g.window)
+        for _ in range(volume_of(count)):
+            found, output = holder(g, index, last, back)
             if found:
                 value = load(grad, n * g.y.n + c * g.y.group + offset_of(output, g.y.spatial), zero)
                 acc = add(acc, quotient(value, cast(counted(g, output, floors, limits), zero)))
-            tap = advanced(tap, g.window)
+            back = advanced(back, count)
         store(x, n * g.x.n + c * g.x.group + offset_of(index, g.x.spatial), acc)
 
 
@@ -264,17 +359,23 @@ def lp_pool_backward(grad, x, out, g, p, items, zero):
         start = n * g.x.n + c * g.x.group
         value = load(x, start + offset_of(index, g.x.spatial), zero)
         acc = zero
-        tap = start_of(g.window)
-        for _ in range(g.taps):
-            found, output = output_of(g, index, tap)
+        last, count = holders(g, index)
+        back = start_of(g.window)
+        for _ in range(volume_of(count)):
+            found, output = holder(g, index, last, back)
             if found:
                 factor = slope(value, power_mean(x, g, output, start, p, zero), p, zero)
                 acc = muladd(load(grad, n * g.y.n + c * g.y.group + offset_of(output, g.y.spatial), zero), factor, acc)
-            tap = advanced(tap, g.window)
+            back = advanced(back, count)
         store(out, n * g.w.n + c * g.w.group + offset_of(index, g.w.spatial), acc)
 
 
 # --- the implementation --------------------------------------------------------------------------------------------------------
+
+
+def _large(problem: PoolProblem) -> bool:
+    """Whether windows are large enough for a block each, and there are some."""
+    return math.prod(problem.window) >= LARGE and 0 < math.prod(problem.output_shapes[0]) < 2**31
 
 
 def _max_pool(problem: PoolProblem, outs: Sequence[Any], ins: Sequence[Any]) -> None:
@@ -286,6 +387,10 @@ def _max_pool(problem: PoolProblem, outs: Sequence[Any], ins: Sequence[Any]) -> 
     strides = strides_of(x, 1), strides_of(indices, 1), strides_of(y, 1)
     g = geometry(problem, (x, *outs), *strides, option=inner(y) | int(problem.indices))
     start = zero(problem.acc_dtype)
+    if _large(problem):
+        pointers = pointer(x), pointer(y), pointer(indices)
+        launch(max_whole_kernel(problem.acc_dtype), math.prod(y.shape), TOGETHER, (*outs, x), *pointers, g, start)
+        return
     over(max_pool, math.prod(y.shape), (*outs, x), pointer(x), pointer(y), pointer(indices), g, math.prod(y.shape), start)
 
 
@@ -329,6 +434,10 @@ def _avg_pool(problem: PoolProblem, outs: Sequence[Any], ins: Sequence[Any]) -> 
     x, y = ins[0], outs[0]
     g = geometry(problem, (x, y), strides_of(x, 1), y=strides_of(y, 1), option=inner(y))
     items = math.prod(y.shape)
+    if _large(problem):
+        arguments = (pointer(x), pointer(y), g, *pool_strips.counting(problem), zero(problem.acc_dtype))
+        launch(avg_whole_kernel(problem.acc_dtype), items, TOGETHER, (y, x), *arguments)
+        return
     over(avg_pool, items, (y, x), pointer(x), pointer(y), g, *pool_strips.counting(problem), items, zero(problem.acc_dtype))
 
 

@@ -127,12 +127,14 @@ def variants(dtype: str, ndim: int) -> Iterator[Variant]:
     if ordered:
         found += [
             (pooling.max_pool, (of, of, places, pool, number, zero)),
+            (pooling.max_whole_kernel(acc), (of, of, places, pool, zero)),
             (pooling.max_pool_backward, (of, of, of, pool, number, zero)),
             (pooling.find_strays, (places, places, pool, number, number)),
             (pooling.indexed_backward, (of, places, places, of, pool, number, number, zero)),
             (pooling.searched_backward, (of, places, places, of, pool, number, number, zero)),
         ]
     if floating:
+        found.append((pooling.avg_whole_kernel(acc), (of, of, pool, ints, ints, zero)))
         found += [(each, (of, of, pool, ints, ints, number, zero)) for each in (pooling.avg_pool, pooling.avg_pool_backward)]
     if real:
         found += [

@@ -19,6 +19,7 @@ import numpy as np
 from numconv.plugin import ConvProblem, np_dtype
 
 from .compiler import SIMULATED, Kernel, cuda, device, kernel, types
+from .direct import most_parts
 from .elements import div, load, mod, muladd, poke, quads, repeated, replaced
 from .geometry import Geometry
 from .stencil import ALIGNMENT, BACKWARD, FINISHED, FORWARD, Direction, finisher
@@ -331,7 +332,7 @@ def parts_of(problem: ConvProblem) -> int:
     count = problem.n * math.prod(_chunks(problem, tile))
     pairs = problem.k * (problem.c // problem.groups) * math.prod(_tiles((1, *problem.kernel)[-2:], tile))
     blocks = BLOCKS if SIMULATED else BLOCKS * 128 // tile.threads
-    length = -(-count // max(1, min(count, blocks // pairs)))
+    length = -(-count // max(1, min(count, blocks // pairs, most_parts(problem, math.prod(problem.w_shape)))))
     return -(-count // length)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from numconv.plugin import ConvProblem
 
 from .compiler import SIMULATED, Kernel, cuda, device, kernel, types
+from .direct import most_parts
 from .elements import activated, add, div, load, mod, poke, repeated, replaced, store
 from .geometry import (
     BIASED,
@@ -334,7 +335,7 @@ def parts_of(problem: ConvProblem) -> int:
     strips = problem.n * rows * -(-problem.output[-1] // width)
     lanes = _lanes(problem)
     pairs = -(-problem.k // lanes) * (problem.c // problem.groups) * math.prod(problem.kernel[:-2])
-    return max(1, min(BLOCKS // pairs, strips // (THREADS // lanes * LEAST)))
+    return max(1, min(BLOCKS // pairs, strips // (THREADS // lanes * LEAST), most_parts(problem, math.prod(problem.w_shape))))
 
 
 def _lanes(problem: ConvProblem) -> int:

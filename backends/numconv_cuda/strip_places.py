@@ -120,8 +120,11 @@ def strip_shape(sizes: Sequence[int], total: int) -> tuple[int, int]:
     """
     rows, columns = (1, *map(int, sizes))[-2:]
     width = next(count for count in (4, 2, 1) if columns % count == 0)
-    height = min(rows, (RESULTS if total >= MANY else RESULTS // 2) // width, 8)
-    return -(-rows // -(-rows // height)), width
+    most = min(rows, (RESULTS if total >= MANY else RESULTS // 2) // width, 8)
+    if rows <= 8:
+        return -(-rows // -(-rows // most)), width
+    fewer = most == 8 and -(-rows // 7) * 7 < -(-rows // 8) * 8  # each height is a kernel to compile
+    return (7 if fewer else most), width
 
 
 def coarse_of(sizes: Sequence[Any], strip: Strip) -> tuple[int, ...]:
