@@ -73,7 +73,7 @@ class CupyKernels:
         import cupy
 
         function, grid, shape = _compiled(kernel), (-(-threads // block),), (block,)
-        null, address = self.constant(NULL), cupy.cuda.function.CIntptr
+        null, address = cupy.cuda.function.CIntptr(0), cupy.cuda.function.CIntptr
 
         def launch(*arguments: Any) -> None:
             passed = [address(each.pointer) if type(each) is DeviceArray else null if each is NULL else each for each in arguments]

@@ -28,6 +28,8 @@ _PLANES_SHARE, _TAPS_SHARE = 0.3, 0.035
 """Of the peak, measured on an H200: products and fetching of planes; weight gradients."""
 _FETCH = 150
 """Operations in the time that a result takes besides its products, for each plane and thread."""
+_APART = 1.6
+"""The time without neighbours that share what they read, in proportion to that with them."""
 _LEAST_BLOCKS = 264
 """Fewer leave multiprocessors idle."""
 MOST_BLOCKS = 2**31 - 1
@@ -154,6 +156,8 @@ class Depthwise(Direct):
         layout = layout_of(problem)
         *_, rows, columns = [_Axis(1, 1, 1, 1), *_axes(problem)]
         each = 2 * rows.taps * columns.taps + _FETCH / (layout.channels if layout else 1)
+        if not _slides(problem):
+            each *= _APART
         idle = max(1.0, _LEAST_BLOCKS / layout.blocks) if layout and layout.blocks else 1.0
         results = math.prod(problem.output_shapes[0])
         return seconds(problem, results * _steps(problem) * each * idle, _PLANES_SHARE, problem.bytes, 1)

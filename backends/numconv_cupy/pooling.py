@@ -13,7 +13,7 @@ from numconv.plugin import POOL_OPS, Executor, Implementation, PoolProblem, Verd
 
 from .costs import moved
 from .direct import limits, store_launch
-from .launching import Launcher
+from .launching import Launcher, Run, by_strides
 from .namespaces import Arrays, empty_like, on_namespace
 from .source import NULL, Strides, geometry, kernel, strides_of
 
@@ -49,10 +49,10 @@ class Pool(Implementation):
 
     def build(self, problem: PoolProblem) -> Executor:
         """Launches alone."""
-        runs: dict[str, Callable[..., None]] = {
-            "max_pool": _max_pool, "max_pool_backward": _max_pool_backward, "lp_pool_backward": _lp_pool_backward,
-        }  # fmt: skip
-        return on_namespace(functools.partial(runs.get(problem.op, _one_launch), self.kernels, problem))
+        runs: dict[str, Callable[..., None]] = {"max_pool_backward": _max_pool_backward, "lp_pool_backward": _lp_pool_backward}
+        if problem.op in runs:
+            return on_namespace(functools.partial(runs[problem.op], self.kernels, problem))
+        return by_strides(functools.partial(_max_pool if problem.op == "max_pool" else _one_launch, self.kernels, problem))
 
 
 def _channel_bytes(problem: PoolProblem) -> int:
@@ -77,15 +77,17 @@ def contiguous_strides(shape: tuple[int, ...]) -> Strides:
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
-def _one_launch(kernels: Launcher, problem: PoolProblem, outs: Arrays, ins: Arrays) -> None:
-    record = geometry(problem, strides_of(ins[0]), y=strides_of(outs[0]))
-    kernels.prepare(kernel(problem.op, problem), math.prod(outs[0].shape))(record, ins[0], outs[0])
+def _one_launch(kernels: Launcher, problem: PoolProblem, outs: Arrays, ins: Arrays) -> Run:
+    record = kernels.constant(geometry(problem, strides_of(ins[0]), y=strides_of(outs[0])))
+    launch = kernels.prepare(kernel(problem.op, problem), math.prod(outs[0].shape))
+    return lambda outs, ins: launch(record, ins[0], outs[0])
 
 
-def _max_pool(kernels: Launcher, problem: PoolProblem, outs: Arrays, ins: Arrays) -> None:
-    record = geometry(problem, strides_of(ins[0]), strides_of(outs[1]) if problem.indices else (), strides_of(outs[0]))
-    arguments = (record, ins[0], outs[0], outs[1] if problem.indices else NULL)
-    kernels.prepare(kernel("max_pool", problem), math.prod(problem.y_shape))(*arguments)
+def _max_pool(kernels: Launcher, problem: PoolProblem, outs: Arrays, ins: Arrays) -> Run:
+    indices = strides_of(outs[1]) if problem.indices else ()
+    record = kernels.constant(geometry(problem, strides_of(ins[0]), indices, strides_of(outs[0])))
+    launch = kernels.prepare(kernel("max_pool", problem), math.prod(problem.y_shape))
+    return lambda outs, ins: launch(record, ins[0], outs[0], outs[1] if problem.indices else NULL)
 
 
 def _max_pool_backward(kernels: Launcher, problem: PoolProblem, outs: Arrays, ins: Arrays) -> None:

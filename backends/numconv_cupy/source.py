@@ -84,7 +84,7 @@ def kernel(name: str, problem: Problem, tile: Mapping[str, int] = NO_TILE, *, ou
     name : str
     problem : ConvProblem, PoolProblem or WindowProblem
     tile : mapping
-        KT, PT and SLIDE of the convolutions.
+        Numbers for which the kernel is compiled, by their macros: tiles, variants.
     outputs : str
         The dtype of the outputs, if it is not that of the problem.
     """

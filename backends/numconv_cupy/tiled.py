@@ -117,11 +117,11 @@ def _seconds(problem: ConvProblem, cut: Cut) -> float:
 
 
 def _products(problem: ConvProblem, cut: Cut) -> float:
-    """Multiply-adds in the time that the busiest multiprocessor takes; eight warps keep one busy."""
+    """Multiply-adds in the time that the busiest multiprocessor takes; twelve warps keep one busy."""
     sides, tile = sides_of(problem), cut.tile
     rounds = max(1, -(-_blocks(sides, cut) // MULTIPROCESSORS))
     warps = min(rounds * tile.threads, 512) / 32
-    filled = min(1.0, warps / 8) * (1.0 if tile.thread_columns == 8 else 0.8)
+    filled = min(1.0, warps / 12) * (1.0 if tile.thread_columns == 8 else 0.8)
     return rounds * tile.rows * tile.columns * (-(-sides.terms // cut.parts) + _START) / filled
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from numconv.plugin import WINDOW_OPS, Executor, Implementation, Verdict, Window
 
 from .costs import moved
 from .direct import limits
-from .launching import Launcher
+from .launching import Launcher, Run, by_strides
 from .namespaces import Arrays, empty_like, on_namespace
 from .pooling import SHARES, channel_blocks, contiguous_strides
 from .source import Strides, geometry, kernel, strides_of
@@ -47,11 +46,10 @@ class Windows(Implementation):
 
     def build(self, problem: WindowProblem) -> Executor:
         """Launches alone."""
-        runs: dict[str, Callable[..., None]] = {
-            "pad": _gather, "unfold": _gather, "pad_backward": _add_back, "fold": _add_back,
-            "max_unpool": _max_unpool, "max_unpool_backward": _max_unpool,
-        }  # fmt: skip
-        return on_namespace(functools.partial(runs[problem.op], self.kernels, problem))
+        if problem.op.startswith("max_unpool"):
+            return on_namespace(functools.partial(_max_unpool, self.kernels, problem))
+        prepared = _gather if problem.op in ("pad", "unfold") else _add_back
+        return by_strides(functools.partial(prepared, self.kernels, problem))
 
 
 def _column_strides(problem: WindowProblem, columns: Any) -> tuple[Strides, int]:
@@ -64,16 +62,21 @@ def _column_strides(problem: WindowProblem, columns: Any) -> tuple[Strides, int]
     return (image, math.prod(problem.window) * row, *axes), row
 
 
-def _gather(kernels: Launcher, problem: WindowProblem, outs: Arrays, ins: Arrays) -> None:
+def _gather(kernels: Launcher, problem: WindowProblem, outs: Arrays, ins: Arrays) -> Run:
     steps, tap = _column_strides(problem, outs[0])
-    record = geometry(problem, strides_of(ins[0]), steps)
-    kernels.prepare(kernel("gather", problem), math.prod(outs[0].shape))(record, np.int64(tap), ins[0], outs[0])
+    return _moved(kernels, "gather", problem, geometry(problem, strides_of(ins[0]), steps), tap, math.prod(outs[0].shape))
 
 
-def _add_back(kernels: Launcher, problem: WindowProblem, outs: Arrays, ins: Arrays) -> None:
+def _add_back(kernels: Launcher, problem: WindowProblem, outs: Arrays, ins: Arrays) -> Run:
     steps, tap = _column_strides(problem, ins[0])
     record = geometry(problem, steps, y=strides_of(outs[0]))
-    kernels.prepare(kernel("add_back", problem), math.prod(outs[0].shape))(record, np.int64(tap), ins[0], outs[0])
+    return _moved(kernels, "add_back", problem, record, tap, math.prod(outs[0].shape))
+
+
+def _moved(kernels: Launcher, name: str, problem: WindowProblem, record: Any, tap: int, threads: int) -> Run:
+    record, step = kernels.constant(record), kernels.constant(np.int64(tap))
+    launch = kernels.prepare(kernel(name, problem), threads)
+    return lambda outs, ins: launch(record, step, ins[0], outs[0])
 
 
 def _max_unpool(kernels: Launcher, problem: WindowProblem, outs: Arrays, ins: Arrays) -> None:
