@@ -294,7 +294,7 @@ def _product_of(dtype: str) -> Any:
 
 def _taken(form: Form, builder: Any, registers: list[list[Any]]) -> list[list[Any]]:
     """Registers of a factor, rounded if they were not."""
-    if not form.rounds or form.each != 4:
+    if form.packed or form.each != 4:
         return registers
     return [[builder.call(_ROUND, [builder.bitcast(each, _f32)]) for each in four] for four in registers]
 

@@ -28,7 +28,6 @@ class Tile(NamedTuple):
     warp_rows: int
     warp_columns: int
     stages: int
-    cached: bool = True
 
     @property
     def threads(self) -> int:
@@ -41,7 +40,7 @@ class Tile(NamedTuple):
         return self.rows // self.warp_rows // 16, self.columns // self.warp_columns // 8
 
     def __str__(self) -> str:
-        return f"{self.rows}x{self.columns}_{self.warp_rows}x{self.warp_columns}x{self.stages}{'' if self.cached else 'g'}"
+        return f"{self.rows}x{self.columns}_{self.warp_rows}x{self.warp_columns}x{self.stages}"
 
 
 class Form(NamedTuple):
@@ -51,8 +50,8 @@ class Form(NamedTuple):
     dtype: str
     across: tuple[bool, bool]
     """Whether the units of each factor lie across the terms."""
-    rounds: bool
-    """Whether elements are rounded to TF32 when they are loaded from shared memory: else they were."""
+    packed: bool
+    """Whether the factors are packed: else those of 32 bits are rounded to TF32 when they are loaded from shared memory."""
 
     @property
     def each(self) -> int:

@@ -105,7 +105,7 @@ def _slice(shared: Any, first: int, form: Form, which: int) -> np.ndarray[Any, A
     words = shared[first * 4 : (first + rows * units) * 4].reshape(rows, units, 4)
     order = np.arange(units) ^ (np.arange(rows)[:, None] >> shift & mask) * step
     found = words[np.arange(rows)[:, None], order].view(np_dtype(form.dtype)).reshape(rows, -1).astype(np.float32)
-    found = _round_all(found) if form.rounds and form.each == 4 else found
+    found = _round_all(found) if not form.packed and form.each == 4 else found
     return found.T if across else found
 
 

@@ -27,6 +27,8 @@ else:
 """The largest first."""
 MULTIPROCESSORS = 1 if SIMULATED else 132
 """Of a large device, on which work is shared out."""
+LARGE = 1.25
+"""Time that blocks of more than four warps take for what they copy, which wait for each other longer: measured on an H200."""
 LEAST_SLICES = 1 if SIMULATED else 8
 """Slices of a part of the terms."""
 
@@ -67,21 +69,22 @@ def product_of(problem: ConvProblem) -> Product:
 def parts_of(problem: ConvProblem, tile: Tile) -> int:
     """Into how many parts the terms are split: as many as a device has room for at a time."""
     product, across = product_of(problem), problem.op == "weight_grad"
-    room = MULTIPROCESSORS * Form(tile, problem.dtype, (across, across), rounds=False).blocks
+    room = MULTIPROCESSORS * Form(tile, problem.dtype, (across, across), packed=True).blocks
     wanted = room // max(product.blocks(tile), 1)
     return max(1, min(wanted, product.slices // LEAST_SLICES, MOST_GROUPS // product.beside))
 
 
 @functools.lru_cache(maxsize=1024)
 def tile_of(problem: ConvProblem) -> Tile:
-    """The tile with which the busiest multiprocessor copies least to shared memory."""
+    """The tile with which the busiest multiprocessor copies to shared memory for the shortest time."""
     product = product_of(problem)
 
-    def copied(tile: Tile) -> int:
+    def time(tile: Tile) -> float:
         parts = parts_of(problem, tile)
-        return -(-product.blocks(tile) * parts // MULTIPROCESSORS) * (tile.rows + tile.columns) * -(-product.slices // parts)
+        each = (tile.rows + tile.columns) * (LARGE if tile.threads > 128 else 1) * -(-product.slices // parts)
+        return -(-product.blocks(tile) * parts // MULTIPROCESSORS) * each
 
-    return min(TILES, key=copied)
+    return min(TILES, key=time)
 
 
 class Memory(NamedTuple):

@@ -104,8 +104,8 @@ class Copier(NamedTuple):
 
 
 def _bring(form: Form, which: int) -> Any:
-    """How units are copied: neighbouring taps of the kernel read nearly the same units of the second factor."""
-    return copy_cached_unit if which == 1 and form.tile.cached else copy_unit
+    """How units are copied: neighbouring taps of the kernel read nearly the same units of a packed image."""
+    return copy_cached_unit if which == 1 and form.packed else copy_unit
 
 
 def _along(form: Form, which: int, factor: Factor) -> Copier:
@@ -266,7 +266,7 @@ def tensor_kernel(op: str, tile: Tile, dtype: str, *, pointwise: bool, split: bo
     """
     operation, repairs = _operation(op, 16 // ITEMSIZE[dtype], pointwise=pointwise), not split
     operation = _split(operation) if split else operation
-    form = Form(tile, dtype, (operation.first.across, operation.second.across), pointwise)
+    form = Form(tile, dtype, (operation.first.across, operation.second.across), not pointwise)
     stages, stage_units, size, all_units = tile.stages, form.stage, form.words, tile.stages * form.stage
     (high, wide), (height, width, warp_rows, warp_columns, *_) = tile.blocks, tile
     ahead, pending, accumulators, height_part = stages - 1, stages - 2, 4 * high * wide, form.part
