@@ -58,6 +58,7 @@ BLOCKED = (
     "conv {op} f16 n7 c3 k5 g1 in9x8 w3x3 s1 p1 d1",
     "conv {op} f32 n4 c5 k7 g1 in12x9 w1x1 s1 p0 d1",
     "conv {op} f32 n1 c2 k3 g1 in64x48 w3x2 s1 p1x0 d1",
+    "conv {op} f32 n3 c61 k67 g1 in17x16 w1x1 s1 p0 d1",
     "conv {op} f32 n2 c3 k4 g1 in5x6x7 w2x3x2 s1x2x1 p1 d1",
 )
 

@@ -95,7 +95,7 @@ def parts_of(problem: ConvProblem, pixel_bytes: int, image_bytes: int, rows: int
     if whole <= limit:
         images = _filling(problem, max(1, min(limit // max(1, whole), most)))
         return [Part(image, min(images, problem.n - image), 0, rows) for image in range(0, problem.n, images)]
-    share = _even(rows, max(1, limit // row_bytes - halo))
+    share = _even(rows, max(1, limit // max(1, row_bytes) - halo))
     return [Part(image, 1, row, min(share, rows - row)) for image in range(problem.n) for row in range(0, rows, share)]
 
 
