@@ -365,7 +365,7 @@ def test_the_accuracy_level_decides_about_tf32(text, fast, monkeypatch):
     ("text", "kind", "chosen"),
     [
         ("f32 n8 c64 k256 g1 in56x56 w1x1 s1 p0 d1", "pointwise", "pointwise"),
-        ("f32 n8 c64 k64 g1 in56x56 w3x3 s1 p1 d1", "dense", "matmul"),
+        ("f32 n8 c64 k64 g1 in56x56 w3x3 s1 p1 d1", "dense", "winograd"),
         ("f32 n8 c64 k64 g64 in56x56 w3x3 s1 p1 d1", "depthwise", "depthwise"),
         ("f32 n8 c3 k64 g1 in224x224 w7x7 s2 p3 d1", "few channels", "matmul"),
         ("f32 n1 c1 k1 g1 in1000000 w1025 s1 p512 d1", "depthwise", "fft"),
