@@ -80,9 +80,9 @@ def lines_of(results: dict[str, Any]) -> list[Line]:
                 chosen[row, op, level][backend] = algorithm, 1e6 * value["seconds"]
     found = []
     for name, problem in gpu_check.rows():
-        for level in ("default", "fast"):
+        for level in gpu_check.levels_of(problem):
             own = chosen.get((name, problem.op, level))
-            if own and (level == "default" or problem.dtype == "float32"):
+            if own:
                 peer = peers.get(f"{name} {problem.op} {level}", {}).get("seconds")
                 found.append(Line(name, problem.op, level, 1e6 * peer if peer else None, own))
     return found
@@ -94,7 +94,7 @@ def group_of(row: str) -> str:
     known = next((name for name, texts in groups.items() if row in texts), None)
     if known:
         return f"{known}, as in `numconv bench`"
-    name, batch, *dtype = row.rsplit(".", 2 if row.endswith(gpu_check.HALVES) else 1)
+    name, batch, *dtype = row.rsplit(".", 2 if row.endswith(tuple(gpu_check.HALVES)) else 1)
     return f"batch {batch[1:]}, {'depthwise' if name.startswith('depthwise') else 'dense'}{', ' + dtype[0] if dtype else ''}"
 
 

@@ -13,7 +13,7 @@ races     the same bits from twenty runs on outputs filled with different bytes,
 compile   what `timing` runs, once, by as many processes as there are cores: kernels are then loaded from disk
 use       what users do: train a network, differentiate through torch's tensors, call with CuPy's arrays, and what a call then costs
 torch     seconds of torch, and so of cuDNN, on larger batches and on the rows of `numconv bench`, without and with TF32
-timing    seconds of the chosen implementation on the same rows, then of all others, at the default level and at "fast"
+timing    seconds of the chosen implementation on the same rows, then of all others
 
 Seconds are those between two events on the device, around calls that are queued behind a sleep of it, so that they are the device's
 alone; `host` is what a call takes to return. A call is as slow as the slower of the two.
@@ -67,10 +67,11 @@ GROUPS = 3
 LONGEST = 0.03
 """Seconds that the device sleeps at most, at a rate of `CLOCK` cycles a second or less."""
 CLOCK = 2e9
-BATCHES = (32, 256)
-BATCHED = ("resnet50.conv1", "resnet50.56", "resnet50.28s2", "pointwise.256to64", "depthwise3.144")
-HALVES = ("float16", "bfloat16")
-"""Of the larger batches besides their own dtype."""
+ROWS = ("resnet50.conv1", "resnet50.56", "resnet50.28s2", "pointwise.256to64", "depthwise3.144")
+BATCHES = {32: ROWS, 256: ("resnet50.56", "depthwise3.144")}
+"""Rows of larger batches, which are timed at "fast" too."""
+HALVES = {"float16": ROWS, "bfloat16": ("resnet50.56",)}
+"""Rows of the smaller of them in other dtypes."""
 RACES = (
     "conv forward f32 n8 c48 k80 g1 in29x31 w3x3 s1 p1 d1",
     "conv input_grad f32 n8 c48 k80 g1 in29x31 w3x3 s2 p1 d1",
@@ -383,11 +384,9 @@ def torch_rows(_: Sequence[str], __: float) -> Records:
     torch = _torch()
     torch.backends.cudnn.benchmark = True
     for name, problem in rows():
-        for precision, tf32 in (("default", False), ("fast", True)):
-            if tf32 and problem.dtype != "float32":
-                continue
-            torch.backends.cudnn.allow_tf32 = tf32
-            yield f"{name} {problem.op} {precision}", told(_torch_seconds, torch, problem)
+        for level in levels_of(problem):
+            torch.backends.cudnn.allow_tf32 = level == "fast"
+            yield f"{name} {problem.op} {level}", told(_torch_seconds, torch, problem)
     yield "clocks", clocks()
 
 
@@ -424,7 +423,7 @@ def timed(problem: Any, backend: str, *, chosen: bool) -> Iterator[tuple[str, st
     """(level, algorithm, implementation) to time on a row: the chosen one of each level, or all others but those of no use."""
     from numconv.testing import candidates
 
-    for level in ("default", "fast"):
+    for level in levels_of(problem):
         able = [row for row in candidates(problem.replace(accuracy=level), backend) if row.verdict]
         plain = [row.algorithm for row in candidates(problem, backend) if row.verdict] if level == "fast" else []
         for place, row in enumerate(able):
@@ -443,18 +442,23 @@ def rows() -> Iterator[tuple[str, Any]]:
 
     groups = json.loads((ROOT / "numconv" / "benchmarking" / "rows.json").read_text(encoding="utf-8"))
     texts = {name: text for group in groups.values() for name, text in group.items()}
-    for batch in BATCHES:
-        for name in BATCHED:
+    for batch, names in BATCHES.items():
+        for name in names:
             for op in CONV_OPS:
                 yield f"{name}.n{batch}", parse(texts[name]).replace(op=op, n=batch)
     for name, text in texts.items():
         for op in CONV_OPS:
             yield name, parse(text).replace(op=op)
-    for name in BATCHED:
-        for dtype in HALVES:
+    for dtype, names in HALVES.items():
+        for name in names:
             for op in CONV_OPS:
-                problem = parse(texts[name]).replace(op=op, n=BATCHES[0], dtype=dtype, out_dtype=dtype)
-                yield f"{name}.n{BATCHES[0]}.{dtype}", problem
+                problem = parse(texts[name]).replace(op=op, n=min(BATCHES), dtype=dtype, out_dtype=dtype)
+                yield f"{name}.n{problem.n}.{dtype}", problem
+
+
+def levels_of(problem: Any) -> tuple[str, ...]:
+    """At which levels a row is timed: what "fast" allows shows on large problems in float32."""
+    return ("default", "fast") if problem.dtype == "float32" and problem.n in BATCHES else ("default",)
 
 
 # --- arrays on the device, and time ----------------------------------------------------------------------------------------------
