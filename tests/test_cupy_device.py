@@ -157,6 +157,11 @@ def test_work_on_other_librarys_arrays_runs_on_their_stream(cupy, monkeypatch, t
     monkeypatch.setattr(cupy.cuda.Stream, "from_external", entering)
     with cupy_stream(device_array(stream=told)):
         assert log == [(0, told)] * entered
+    log.clear()
+    monkeypatch.setattr(launching, "cupy_view", lambda array: array)
+    seen = []
+    launching.by_strides(lambda outs, ins: lambda outs, ins: seen.extend(log))([device_array(stream=told)], [device_array()])
+    assert seen == [(0, told)] * entered
 
 
 def test_a_launch_passes_macros_the_geometry_by_value_and_null_pointers(cupy):

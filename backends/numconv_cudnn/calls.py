@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from numconv.plugin import ConvProblem, UnsupportedProblemError, cupy_view, scratch
+from numconv.plugin import ConvProblem, UnsupportedProblemError, cupy_stream, cupy_view, scratch
 
 from .driver import Driver
 from .kernels import BiasSums, Finish, Launch, Move, Repair, macros
@@ -48,7 +48,11 @@ class Calls:
         self._found: dict[tuple[Any, ...], _Call] = {}
 
     def __call__(self, outs: Sequence[Any], ins: Sequence[Any]) -> None:
-        """Compute, on the stream of the driver."""
+        """Compute, on CuPy's current stream, or on that of another library's arrays."""
+        with cupy_stream(outs[0]):
+            self._compute(outs, ins)
+
+    def _compute(self, outs: Sequence[Any], ins: Sequence[Any]) -> None:
         if self._problem.n == 0:
             for array in outs:
                 cupy_view(array)[...] = 0

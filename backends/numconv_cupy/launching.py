@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from numconv.plugin import DeviceArray, Executor, cupy_view
+from numconv.plugin import DeviceArray, Executor, cupy_stream, cupy_view
 
 from .namespaces import Arrays, empty_like
 from .source import NULL, Kernel, source_of
@@ -120,9 +120,12 @@ def by_strides(prepare: Callable[[Arrays, Arrays], Run]) -> Executor:
     find = remembered(prepare)
 
     def executor(outs: Arrays, ins: Arrays) -> None:
-        if type(ins[0]) is DeviceArray:
+        if type(ins[0]) is not DeviceArray:
+            find(outs, ins)(outs, ins)
+            return
+        with cupy_stream(outs[0]):
             outs, ins = [_ready(each) for each in outs], [_ready(each) for each in ins]
-        find(outs, ins)(outs, ins)
+            find(outs, ins)(outs, ins)
 
     return executor
 
