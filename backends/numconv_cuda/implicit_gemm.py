@@ -17,15 +17,17 @@ from numconv.plugin import CONV_OPS, ConvProblem, Executor, Implementation, Verd
 
 from .costs import cost_of
 from .direct import MEASURED_ERROR, bias_sums, bias_workspace, conv_geometry
+from .finishing import finish_sums
 from .gemm import FORWARD, INPUT_GRAD, WEIGHT_GRAD, Operation
 from .geometry import ACTIVATIONS, BIASED, Geometry, elements_of
 from .launching import launch, over, pointer, zero
 from .neighbours import plain_ways, ways_of
 from .phases import largest_phase
-from .pipelined import Recipe, finish_sums, product_kernel
+from .pipelined import product_kernel
 from .places import NOWHERE
 from .recording import recorded
 from .schedule import MOST_GROUPS, phases_of, schedule_of, shape_of, waste_of
+from .tiles import Recipe
 
 __all__ = ["MOST_GROUPS", "ImplicitGemm", "shape_of"]
 

@@ -23,6 +23,7 @@ from numconv.plugin import CONV_OPS, ConvProblem, accumulator, np_dtype, parse
 from . import (
     depthwise,
     direct,
+    finishing,
     forms,
     gemm,
     pipelined,
@@ -33,6 +34,7 @@ from . import (
     tensor_cuts,
     tensor_layouts,
     tensor_products,
+    tiles,
     window_strips,
     windows,
 )  # fmt: skip
@@ -115,7 +117,7 @@ def variants(dtype: str, ndim: int) -> Iterator[Variant]:
         (direct.weight_grad, (of, of, sums, conv, number, number, zero)),
         (direct.channel_sums, (of, sums, shape, shape, number, number, zero)),
         (direct.add_parts, (sums, of, types.UniTuple(number, ndim + 2), types.UniTuple(number, ndim + 2), number, number, zero)),
-        (pipelined.finish_sums, (sums, of, of, *[types.UniTuple(number, ndim + 2)] * 2, number, number, number, number, zero)),
+        (finishing.finish_sums, (sums, of, of, *[types.UniTuple(number, ndim + 2)] * 2, number, number, number, number, zero)),
         (windows.gather, (of, of, pool, number, zero)),
         (windows.scatter, (of, of, pool, number, zero)),
         (windows.claim, (places, places, pool, number, number, number)),
@@ -229,12 +231,12 @@ def _as_planned(launch: Any, pointers: Sequence[Any], *numbers: Any) -> tuple[Ke
 def _products(dtype: str, acc: str, ndim: int, of: Any, sums: Any) -> Iterator[tuple[Kernel, Any]]:
     """The kernels of matrix products and the types of their results: the first and the last tile, wide copies on the first."""
     for operation, out in ((gemm.FORWARD, of), (gemm.INPUT_GRAD, of), (gemm.WEIGHT_GRAD, sums)):
-        tiles = pipelined.tiles_of(acc)
-        for tile in (tiles[0], tiles[-1]):
-            for ways in (plain_ways(operation), *(widest(operation, dtype, acc) if tile is tiles[0] else ())):
-                yield pipelined.product_kernel(operation, pipelined.Recipe(tile, acc, ways, ndim, converted=dtype != acc)), out
-    smaller = next(tile for tile in pipelined.tiles_of(acc) if tile.threads <= pipelined.LARGEST // 2)
-    phased = pipelined.Recipe(smaller, acc, plain_ways(gemm.INPUT_GRAD), ndim, phased=True, converted=dtype != acc)
+        known = tiles.tiles_of(acc)
+        for tile in (known[0], known[-1]):
+            for ways in (plain_ways(operation), *(widest(operation, dtype, acc) if tile is known[0] else ())):
+                yield pipelined.product_kernel(operation, tiles.Recipe(tile, acc, ways, ndim, converted=dtype != acc)), out
+    smaller = next(tile for tile in tiles.tiles_of(acc) if tile.threads <= tiles.LARGEST // 2)
+    phased = tiles.Recipe(smaller, acc, plain_ways(gemm.INPUT_GRAD), ndim, phased=True, converted=dtype != acc)
     yield pipelined.product_kernel(gemm.INPUT_GRAD, phased), of
 
 

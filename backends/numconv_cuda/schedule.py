@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from numconv.plugin import ConvProblem, np_dtype
 
-from .pipelined import LARGEST, Tile, tiles_of
+from .tiles import LARGEST, Tile, tiles_of
 
 __all__ = ["MOST_GROUPS", "Schedule", "parts_fit", "phases_of", "schedule_of", "shape_of", "waste_of"]
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numconv.plugin import ConvProblem, Executor, np_dtype
+from numconv.plugin import ConvProblem, Executor, cupy_stream, np_dtype
 
 from .device import Device, Product, Transform
 from .namespaces import Arrays
@@ -136,6 +136,7 @@ def executor_by(prepare: Callable[[Recipe], None], problem: ConvProblem, device:
             prepare(recipe)
             if len(recipes) < _RECIPES:
                 recipes[key] = recipe
-        recipe.run(outs, ins)
+        with cupy_stream(outs[0]):
+            recipe.run(outs, ins)
 
     return executor
