@@ -15,14 +15,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from numconv_cudnn import CudnnBackend
-from numconv_cudnn.convolution import Convolution, Winograd
+from numconv_cudnn.convolution import Convolution, Transforms
 from numconv_cudnn.driver import Driver, Plan, build
 from numconv_cudnn.kernels import NO_RECORD, THREADS, _witness, source
 from numconv_cudnn.translation import LAYOUTS, graph_of, supported
 from numconv_cupy.on_host import compiler, grid_of
 
 import numconv as nc
-from numconv.plugin import ConvProblem, UnsupportedProblemError, Verdict, np_dtype, parse
+from numconv.plugin import ConvProblem, DeviceArray, UnsupportedProblemError, Verdict, np_dtype, parse
 from numconv.registry import default_registry
 from numconv.testing import CONV_PROBLEMS, BackendContract, check
 
@@ -60,7 +60,7 @@ class ReferenceDriver:
         for node in graph.nodes:
             operation = getattr(self, f"_{node.operation}")
             values[node.output] = operation({name: values[given] for name, given in node.inputs}, dict(node.parameters), graph)
-        if graph.only:
+        if graph.transforms:
             spoil_tiles(values[graph.output.name])
         views[-1][...] = values[graph.output.name].astype(views[-1].dtype)
 
@@ -168,7 +168,7 @@ class OnReference:
         return Verdict.yes() if compiler() else Verdict.no("no C++ compiler, which makes the kernels for this host")
 
     def implementations(self):
-        return (Winograd(ReferenceDriver()), Convolution(ReferenceDriver()))
+        return (Transforms(ReferenceDriver()), Convolution(ReferenceDriver()))
 
 
 class TestCudnnGraphs(BackendContract):
@@ -272,7 +272,9 @@ def test_one_dimension_becomes_two():
 
 def test_accuracy_decides_which_engines_are_left_out():
     text = "conv forward f32 n1 c3 k4 g1 in9x8 w3x3 s1 p1 d1"
-    assert set(graph_of(parse(text), "channels_first", winograd=True).only) == {"WINOGRAD"}
+    assert set(graph(text).excluded) - set(graph_of(parse(text), "channels_first", transforms=True).excluded) == {
+        "FFT", "WINOGRAD", "WINOGRAD_TILE_4x4", "WINOGRAD_TILE_6x6",
+    }  # fmt: skip
     notes = {level: set(graph(f"{text} accuracy={level}").excluded) for level in ("high", "fast")}
     assert {"NONDETERMINISTIC", "WINOGRAD", "FFT", "DOWN_CONVERT_INPUTS"} <= notes["fast"]
     assert notes["high"] - notes["fast"] == {"TENSOR_CORE", "REDUCED_PRECISION_REDUCTION"}, "those round float32 to TF32"
@@ -318,7 +320,7 @@ class FakeCudnn(Anything):
     cudnnGraphNotSupportedError = ValueError
 
     def __init__(self, *engines):
-        super().__init__(engines=engines, built=[])
+        super().__init__(engines=engines, built=[], asked={}, executed=[])
 
     def backend_version(self):
         return 91900
@@ -327,7 +329,22 @@ class FakeCudnn(Anything):
         return FakeGraph(cudnn=self)
 
 
+class FakeTensor(Anything):
+    def get_uid(self):
+        return self.name
+
+
 class FakeGraph(Anything):
+    def __getattr__(self, name):
+        def call(*args, **kwargs):
+            self.cudnn.asked[name] = args
+            return FakeTensor(name=kwargs.get("name"))
+
+        return call
+
+    def execute_plan_at_index(self, pack, workspace, index, handle):
+        self.cudnn.executed.append((pack, workspace, index, handle))
+
     def get_execution_plan_count(self):
         return len(self.cudnn.engines)
 
@@ -352,6 +369,38 @@ TEXT = "conv forward f32 n1 c3 k4 g1 in9x8 w3x3 s1 p1 d1"
 def test_the_first_engine_that_can_be_built_is_taken():
     plan = build(FakeCudnn(("a", 0, False), ("b", 7, True), ("c", 0, True)), 1, graph(TEXT))
     assert (plan.index, plan.workspace, plan.size) == (1, 7, 4)
+
+
+def test_a_graph_is_built_with_its_accuracy_and_its_limit():
+    cudnn = FakeCudnn(("a", 0, True))
+    wanted = graph("conv forward f16 n1 c8 k8 g1 in9x8 w3x3 s1 p1 d1 bias=y act=relu")
+    assert build(cudnn, 5, wanted).uids == ("image", "weight", "bias", "activated")
+    assert len(cudnn.asked["deselect_numeric_notes"][0]) == len(wanted.excluded)
+    assert cudnn.asked["deselect_workspace_greater_than"] == (256 << 20,)
+
+
+def test_execution_passes_addresses_in_the_order_of_the_arrays(monkeypatch):
+    cudnn = FakeCudnn(("a", 0, False), ("b", 0, True))
+    cudnn.create_handle = lambda: 3
+    monkeypatch.setitem(sys.modules, "cudnn", cudnn)
+    driver = Driver()
+    driver.execute(0, 7, driver.plan(0, graph(TEXT)), [10, 20, 30], 900)
+    assert cudnn.executed == [({"image": 10, "weight": 20, "sums": 30}, 900, 1, 3)]
+
+
+def test_a_call_runs_on_the_current_stream_which_waits_for_that_of_the_arrays(monkeypatch):
+    import numconv_cudnn.driver as module
+
+    cuda = SimpleNamespace(runtime=SimpleNamespace(getDevice=lambda: 2), get_current_stream=lambda: SimpleNamespace(ptr=7))
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
+    monkeypatch.setitem(sys.modules, "cudnn", FakeCudnn())
+    waited = []
+    monkeypatch.setattr(module, "cupy_view", waited.append)
+    arrays = [DeviceArray("owner", 4096, (3,), (4,), np.dtype(np.float32), stream) for stream in (None, 9)]
+    driver = Driver()
+    assert driver.place(arrays) == (2, 7)
+    assert waited == arrays[1:]
+    assert [driver.address(each) for each in (arrays[0], SimpleNamespace(data=SimpleNamespace(ptr=5)))] == [4096, 5]
 
 
 @pytest.mark.parametrize(("engines", "words"), [([("a", 0, False)], "needs 8 channels"), ([], "heuristics name none")])

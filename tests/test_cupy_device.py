@@ -1,4 +1,4 @@
-"""What is handed to CuPy and cuDNN, seen by imitations that only take notes: there is no GPU."""
+"""What is handed to CuPy, seen by an imitation that only takes notes: there is no GPU."""
 
 import contextlib
 import ctypes
@@ -10,15 +10,12 @@ import numconv_cudnn
 import numconv_cupy
 import numpy as np
 import pytest
-from numconv_cudnn.driver import Driver, build
-from numconv_cudnn.translation import graph_of
 from numconv_cupy import launching
 from numconv_cupy.direct import Direct
 from numconv_cupy.launching import CupyKernels
 from numconv_cupy.source import _layout
 
 import numconv.gpu
-from numconv.errors import UnsupportedProblemError
 from numconv.plugin import DeviceArray, cupy_stream, cupy_view, parse
 
 # --- availability ---------------------------------------------------------------------------------------------------------------
@@ -210,102 +207,6 @@ def test_nothing_is_launched_for_a_batch_of_none(cupy):
         [np.zeros((0, 4, 9), np.float32)], [np.zeros((0, 3, 9), np.float32), np.zeros((4, 3, 3), "f4")]
     )
     assert cupy.launches == []
-
-
-# --- cuDNN ----------------------------------------------------------------------------------------------------------------------
-
-
-class Pygraph:
-    """A graph that takes notes."""
-
-    def __init__(self, **options):
-        self.notes, self.executed = [options], []
-
-    def __getattr__(self, name):
-        def call(*args, **kwargs):
-            self.notes.append((name, args, kwargs))
-            return Tensor(kwargs.get("name", name))
-
-        return call
-
-    def check_support(self):
-        if Cudnn.refuses:
-            raise Cudnn.cudnnGraphNotSupportedError("no engine configs found")
-
-    def get_workspace_size(self):
-        return 64
-
-    def serialize(self):
-        return b"12345"
-
-    def execute(self, pointers, workspace, handle):
-        self.executed.append(({tensor.name: pointer for tensor, pointer in pointers.items()}, workspace, handle))
-
-
-class Tensor:
-    def __init__(self, name):
-        self.name = name
-
-    def set_dim(self, dims):
-        return self
-
-    set_stride = set_output = set_data_type = set_dim
-
-
-class Names:
-    """An enumeration that has every name."""
-
-    def __getattr__(self, name):
-        return name
-
-
-class Cudnn:
-    cudnnGraphNotSupportedError = type("cudnnGraphNotSupportedError", (Exception,), {})
-    data_type = heur_mode = numerical_note = build_plan_policy = reduction_mode = Names()
-    pygraph = Pygraph
-    refuses = False
-
-
-def example():
-    problem = parse("conv forward f16 n1 c8 k8 g1 in9x8 w3x3 s1 p1 d1 bias=y act=relu")
-    return graph_of(problem, [(576, 72, 8, 1), (72, 9, 3, 1)], (576, 72, 8, 1))
-
-
-def test_a_graph_is_built_with_its_accuracy_and_its_limit():
-    plan = build(Cudnn, 5, example())
-    notes = {name: (args, kwargs) for name, args, kwargs in plan.graph.notes[1:]}
-    assert plan.graph.notes[0]["handle"] == 5
-    assert notes["conv_fprop"][1]["pre_padding"] == [1, 1]
-    assert notes["relu"][1]["input"].name == "biased"
-    assert "DOWN_CONVERT_INPUTS" in notes["deselect_numeric_notes"][0][0]
-    assert notes["deselect_workspace_greater_than"][0] == (256 << 20,)
-    assert (plan.workspace, plan.size, len(plan.tensors)) == (64, 5, 4)
-
-
-def test_a_graph_without_an_engine_is_an_error_that_says_so(monkeypatch):
-    monkeypatch.setattr(Cudnn, "refuses", True)
-    with pytest.raises(
-        UnsupportedProblemError, match=r"no engine for conv_fprop \+ add \+ relu of image .*no engine configs found"
-    ):
-        build(Cudnn, 5, example())
-
-
-def test_execution_passes_pointers_in_the_order_of_the_arrays(cupy, monkeypatch):
-    cudnn = SimpleNamespace(
-        create_handle=lambda: 3, destroy_handle=lambda handle: None, set_stream=lambda handle, stream: None,
-        **{name: getattr(Cudnn, name) for name in ("cudnnGraphNotSupportedError", "data_type", "heur_mode", "numerical_note",
-                                                   "build_plan_policy", "reduction_mode", "pygraph")},
-    )  # fmt: skip
-    monkeypatch.setitem(sys.modules, "cudnn", cudnn)
-    driver = Driver()
-    arrays = [SimpleNamespace(data=SimpleNamespace(ptr=pointer)) for pointer in (10, 20, 30, 40)]
-    for _ in range(2):
-        driver.execute(example(), arrays)
-    (plan,) = driver._plans.values()
-    assert len(plan.graph.executed) == 2, "one plan, executed twice"
-    pointers, workspace, handle = plan.graph.executed[0]
-    assert pointers == {"image": 10, "weight": 20, "bias": 30, "activated": 40}
-    assert (workspace, handle) == (900, 3)
 
 
 # --- rates ----------------------------------------------------------------------------------------------------------------------

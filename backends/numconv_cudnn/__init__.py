@@ -22,11 +22,11 @@ _PIP = "python -m pip install 'numconv-nd[cudnn]'"
 
 @functools.cache
 def _implementations() -> tuple[Implementation, ...]:
-    from .convolution import Convolution, Winograd
+    from .convolution import Convolution, Transforms
     from .driver import Driver
 
     driver = Driver()
-    return (Winograd(driver), Convolution(driver))
+    return (Transforms(driver), Convolution(driver))
 
 
 @functools.cache
@@ -63,7 +63,7 @@ class CudnnBackend:
         return Verdict.yes()
 
     def implementations(self) -> Sequence[Implementation]:
-        """Two for the three operations: by Winograd's algorithm, and for all else."""
+        """Two: one that may transform, for gradients of x, and one for all operations."""
         return _implementations()
 
 

@@ -34,16 +34,16 @@ class Calls:
     driver : Driver
     problem : ConvProblem
         One that is `supported`.
-    winograd : bool
-        Whether an engine of Winograd's algorithm is preferred, where cuDNN has one.
+    transforms : bool
+        Whether an engine of Winograd's algorithm or by FFT may be chosen.
     timed : bool
         Whether the engines of a graph are timed, and not chosen by cuDNN's heuristics.
     """
 
-    def __init__(self, driver: Driver, problem: ConvProblem, *, winograd: bool = False, timed: bool = False):
+    def __init__(self, driver: Driver, problem: ConvProblem, *, transforms: bool = False, timed: bool = False):
         self._driver = driver
         self._problem = problem
-        self._winograd = winograd
+        self._transforms = transforms
         self._timed = timed
         self._found: dict[tuple[Any, ...], _Call] = {}
 
@@ -68,7 +68,7 @@ class Calls:
 
     def _first_graph(self, device: int, layout: str) -> tuple[str, Graph | None]:
         """The first graph for which cuDNN has an engine, and its layout; none if it has none for any."""
-        for option in _options(self._problem, layout, self._winograd):
+        for option in _options(self._problem, layout, self._transforms):
             graph = graph_of(self._problem, *option, self._timed)
             with contextlib.suppress(UnsupportedProblemError):
                 self._driver.plan(device, graph)
@@ -123,8 +123,8 @@ class _Call:
     def _complete(self, layout: str, graph: Graph) -> None:
         """What a graph leaves: spoilt results, bias and activation."""
         fused = len(graph.nodes) > 1
-        if graph.only or _meets_zeros(self._problem):
-            self._redo(layout, "each" if graph.only or self._problem.op == "weight_grad" else "witnesses", fused=fused)
+        if graph.transforms or _meets_zeros(self._problem):
+            self._redo(layout, "each" if graph.transforms or self._problem.op == "weight_grad" else "witnesses", fused=fused)
         if not fused and (self._problem.activation or self._bias is not None):
             self._finish(layout)
 
@@ -190,12 +190,12 @@ class _Call:
         self.steps.append(step)
 
 
-def _options(problem: ConvProblem, layout: str, winograd: bool) -> Iterator[tuple[str, bool, bool]]:
-    """(layout, fused, winograd) in the order in which graphs are tried: those first for which no array has to be moved.
+def _options(problem: ConvProblem, layout: str, transforms: bool) -> Iterator[tuple[str, bool, bool]]:
+    """(layout, fused, transforms) in the order in which graphs are tried: those first for which no array has to be moved.
 
-    What Winograd's algorithm makes must be looked at before an activation hides that it is not finite.
+    What transforms make must be looked at before an activation hides that it is not finite.
     """
-    if winograd:
+    if transforms:
         yield layout, False, True
     more = problem.op != "weight_grad" and (problem.bias or problem.activation)
     for each in sorted(LAYOUTS, key=lambda name: name != layout):

@@ -10,14 +10,12 @@ from .calls import Calls
 from .driver import Driver
 from .translation import supported
 
-__all__ = ["Convolution", "Winograd"]
+__all__ = ["Convolution", "Transforms"]
 
 _LAUNCH = 3e-5
 _SHARES = {"float16": 8.0, "bfloat16": 8.0, "float32": 0.8}
 _PEAK = 1e13
 _BANDWIDTH = 1e12
-_MANY = 64
-"""Channels with which Winograd's algorithm pays."""
 
 
 class Convolution(Implementation):
@@ -50,24 +48,28 @@ class Convolution(Implementation):
         return Calls(self.driver, problem, timed=requested_tuning())
 
 
-class Winograd(Convolution):
-    """cuDNN's engines of Winograd's algorithm for kernels of 3x3, whose transforms cost bits; others where it has none."""
+class Transforms(Convolution):
+    """As `Convolution`, with cuDNN's engines of Winograd's algorithm and by FFT among those that its heuristics choose from.
 
-    name = "winograd"
+    On an H200 they took less than half the time for gradients of x, and more for forward passes and gradients of w.
+    """
+
+    name = "transforms"
+    ops = frozenset({"input_grad"})
     levels = frozenset({"default", "fast"})
 
     def supports(self, problem: ConvProblem) -> Verdict:
-        """Dense, two-dimensional, 3x3, without stride or dilation, in float32."""
+        """Dense, two-dimensional, with more than one tap, in float32."""
         if problem.dtype != "float32" or problem.ndim != 2:
             return Verdict.no(f"{problem.dtype} in {problem.ndim} dimensions; this is for float32 in 2")
-        if problem.kernel != (3, 3) or {*problem.stride, *problem.dilation} != {1} or problem.groups > 1:
-            return Verdict.no("this is for kernels of 3x3 without stride, dilation and groups")
+        if problem.groups > 1 or max(problem.kernel) == 1:
+            return Verdict.no("this is for dense convolutions of more than one tap")
         return supported(problem)
 
     def cost(self, problem: ConvProblem) -> float:
-        """Less than `Convolution` where both channels are many."""
-        return super().cost(problem) * (0.6 if min(problem.c, problem.k) >= _MANY and problem.level != "fast" else 2.0)
+        """Less than that of the other engines, but for those on tensor cores."""
+        return super().cost(problem) * (2.0 if problem.level == "fast" else 0.6)
 
     def build(self, problem: ConvProblem) -> Executor:
         """As `Convolution`, with other engines."""
-        return Calls(self.driver, problem, winograd=True, timed=requested_tuning())
+        return Calls(self.driver, problem, transforms=True, timed=requested_tuning())

@@ -78,8 +78,6 @@ def _declared(cudnn: Any, handle: int, graph: Graph) -> tuple[Any, tuple[int, ..
     built.build_operation_graph()
     built.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
     built.deselect_numeric_notes([getattr(cudnn.numerical_note, note) for note in graph.excluded])
-    if graph.only:
-        built.select_numeric_notes([getattr(cudnn.numerical_note, note) for note in graph.only])
     built.deselect_workspace_greater_than(graph.workspace)
     return built, tuple(known[each.name].get_uid() for each in (*graph.inputs, graph.output))
 

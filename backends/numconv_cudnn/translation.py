@@ -26,8 +26,8 @@ _NAMES = {
     "input_grad": ("conv_dgrad", ("loss", "filter")),
     "weight_grad": ("conv_wgrad", ("loss", "image")),
 }  # fmt: skip
-_WINOGRAD = ("WINOGRAD", "WINOGRAD_TILE_4x4", "WINOGRAD_TILE_6x6")
-_NEVER = ("NONDETERMINISTIC", "DOWN_CONVERT_INPUTS", "FFT", "WINOGRAD_TILE_13x13")
+_TRANSFORMS = ("FFT", "WINOGRAD", "WINOGRAD_TILE_4x4", "WINOGRAD_TILE_6x6")
+_NEVER = ("NONDETERMINISTIC", "DOWN_CONVERT_INPUTS", "WINOGRAD_TILE_13x13")
 
 
 class Tensor(NamedTuple):
@@ -62,8 +62,8 @@ class Graph:
     made: tuple[Tensor, ...]
     excluded: tuple[str, ...]
     """Numerical notes of engines that are not taken."""
-    only: tuple[str, ...]
-    """Notes that an engine must have."""
+    transforms: bool
+    """Whether the engine may transform, so that a value that is not finite spoils its surroundings."""
     workspace: int
     """Bytes that an engine may need."""
     text: str
@@ -112,12 +112,12 @@ def _channels(name: str, count: int, dtype: str, ndim: int) -> Tensor:
     return Tensor(name, (1, count, *ones), (count, 1, *ones), dtype)
 
 
-def _excluded(problem: ConvProblem, winograd: bool) -> tuple[str, ...]:
+def _excluded(problem: ConvProblem, transforms: bool) -> tuple[str, ...]:
     """Engines whose bits change from run to run, or that keep less than the level promises.
 
     Of float32 the engines on tensor cores round the factors to TF32.
     """
-    always = _NEVER if winograd else (*_NEVER, *_WINOGRAD)
+    always = _NEVER if transforms else (*_NEVER, *_TRANSFORMS)
     if problem.level == "fast":
         return always
     return (*always, "REDUCED_PRECISION_REDUCTION", *(["TENSOR_CORE"] if problem.dtype == "float32" else []))
@@ -136,7 +136,7 @@ def steps_of(shape: Sequence[int], layout: str) -> tuple[int, ...]:
 
 
 @functools.lru_cache(maxsize=1024)
-def graph_of(problem: ConvProblem, layout: str, fused: bool = True, winograd: bool = False, timed: bool = False) -> Graph:
+def graph_of(problem: ConvProblem, layout: str, fused: bool = True, transforms: bool = False, timed: bool = False) -> Graph:
     """The graph of a problem: the same object for the same arguments.
 
     Parameters
@@ -147,8 +147,8 @@ def graph_of(problem: ConvProblem, layout: str, fused: bool = True, winograd: bo
         Of the memory of all arrays.
     fused : bool
         With the bias and the activation.
-    winograd : bool
-        For engines of Winograd's algorithm, or for all others.
+    transforms : bool
+        For engines of Winograd's algorithm and by FFT too.
     timed : bool
         Whether its engines are timed.
 
@@ -156,7 +156,7 @@ def graph_of(problem: ConvProblem, layout: str, fused: bool = True, winograd: bo
     -------
     Graph
     """
-    ndim, only = problem.ndim, ("WINOGRAD",) if winograd else ()
+    ndim = problem.ndim
     operation, parameters = _NAMES[problem.op]
     inputs = [_tensor(name, shape, problem.dtype, layout) for name, shape in zip(parameters, problem.input_shapes, strict=False)]
     lows, highs = (tuple(pair[side] for pair in problem.padding) for side in (0, 1))
@@ -177,6 +177,6 @@ def graph_of(problem: ConvProblem, layout: str, fused: bool = True, winograd: bo
         nodes.append(Node(_ACTIVATIONS[problem.activation], (("input", made[-1].name),), "activated"))
         made.append(made[-1]._replace(name="activated"))
     made[-1] = made[-1]._replace(dtype=problem.out_dtype)
-    words = (str(problem), layout, *(node.operation for node in nodes), *only)
-    excluded = _excluded(problem, winograd)
-    return Graph(tuple(inputs), tuple(nodes), tuple(made), excluded, only, problem.max_workspace, " ".join(words), timed)
+    words = (str(problem), layout, *(node.operation for node in nodes), *(["transforms"] if transforms else []))
+    excluded = _excluded(problem, transforms)
+    return Graph(tuple(inputs), tuple(nodes), tuple(made), excluded, transforms, problem.max_workspace, " ".join(words), timed)
