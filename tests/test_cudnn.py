@@ -1,5 +1,6 @@
 """The cuDNN backend on machines without a GPU: what its graphs say, computed by the reference; what the frontend thinks of them."""
 
+import contextlib
 import ctypes
 import functools
 import importlib.util
@@ -38,6 +39,9 @@ def graph(text, layout="channels_first"):
 
 class ReferenceDriver:
     """Computes what the nodes of a graph say, on views of the dims and strides of its tensors; kernels run as C++."""
+
+    def on_device_of(self, array):
+        return contextlib.nullcontext()
 
     def place(self, arrays):
         return 0, 7
@@ -388,19 +392,29 @@ def test_execution_passes_addresses_in_the_order_of_the_arrays(monkeypatch):
     assert cudnn.executed == [({"image": 10, "weight": 20, "sums": 30}, 900, 1, 3)]
 
 
-def test_a_call_runs_on_the_current_stream_which_waits_for_that_of_the_arrays(monkeypatch):
+def test_a_call_runs_on_the_stream_of_its_first_array_which_waits_for_the_others(monkeypatch):
     import numconv_cudnn.driver as module
 
-    cuda = SimpleNamespace(runtime=SimpleNamespace(getDevice=lambda: 2), get_current_stream=lambda: SimpleNamespace(ptr=7))
+    used, waited = [], []
+    device = SimpleNamespace(getDevice=lambda: 2)
+    cuda = SimpleNamespace(runtime=device, Device=lambda number: used.append(number) or contextlib.nullcontext())
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
     monkeypatch.setitem(sys.modules, "cudnn", FakeCudnn())
-    waited = []
+    monkeypatch.setattr(module, "cupy_stream", lambda array: contextlib.nullcontext())
     monkeypatch.setattr(module, "cupy_view", waited.append)
-    arrays = [DeviceArray("owner", 4096, (3,), (4,), np.dtype(np.float32), stream) for stream in (None, 9)]
+    one, two = (DeviceArray("owner", 4096, (3,), (4,), np.dtype(np.float32), stream) for stream in (9, 8))
     driver = Driver()
-    assert driver.place(arrays) == (2, 7)
-    assert waited == arrays[1:]
-    assert [driver.address(each) for each in (arrays[0], SimpleNamespace(data=SimpleNamespace(ptr=5)))] == [4096, 5]
+    assert driver.place([one, one]) == (2, 9)
+    assert waited == []
+    assert driver.place([two, one]) == (2, 8)
+    assert waited == [two, one]
+    default = DeviceArray("owner", 4096, (3,), (4,), np.dtype(np.float32))
+    assert driver.place([default]) == (2, 0)
+    assert [driver.address(each) for each in (one, SimpleNamespace(data=SimpleNamespace(ptr=5)))] == [4096, 5]
+    for number in (None, 2, 1):
+        monkeypatch.setattr(module, "device_number", lambda array, number=number: number)
+        driver.on_device_of(one)
+    assert used == [1], "only where it is another"
 
 
 @pytest.mark.parametrize(("engines", "words"), [([("a", 0, False)], "needs 8 channels"), ([], "heuristics name none")])

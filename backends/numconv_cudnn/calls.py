@@ -48,17 +48,21 @@ class Calls:
         self._found: dict[tuple[Any, ...], _Call] = {}
 
     def __call__(self, outs: Sequence[Any], ins: Sequence[Any]) -> None:
-        """Compute, on CuPy's current stream, or on that of another library's arrays."""
-        with cupy_stream(outs[0]):
-            self._compute(outs, ins)
+        """Compute, on the device and the stream of the results."""
+        with self._driver.on_device_of(outs[0]):
+            if self._problem.n == 0:
+                self._clear(outs)
+            else:
+                self._compute(outs, ins)
 
-    def _compute(self, outs: Sequence[Any], ins: Sequence[Any]) -> None:
-        if self._problem.n == 0:
+    def _clear(self, outs: Sequence[Any]) -> None:
+        with cupy_stream(outs[0]):
             for array in outs:
                 cupy_view(array)[...] = 0
-            return
+
+    def _compute(self, outs: Sequence[Any], ins: Sequence[Any]) -> None:
         driver, arrays = self._driver, (*ins, *outs)
-        device, stream = driver.place(arrays)
+        device, stream = driver.place((*outs, *ins))
         addresses = [driver.address(array) for array in arrays]
         key = (device, *[array.strides for array in arrays], *[address % _ALIGNED for address in addresses])
         call = self._found.get(key)

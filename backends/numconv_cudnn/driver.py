@@ -8,10 +8,11 @@ import threading
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from numconv.plugin import DeviceArray, UnsupportedProblemError, cupy_view, remembered
+from numconv.plugin import DeviceArray, UnsupportedProblemError, cupy_stream, cupy_view, device_number, remembered, streams_of
 
 from .kernels import NO_RECORD, THREADS, Launch, Macros, source
 from .translation import Graph, Tensor
@@ -148,6 +149,10 @@ def _add(built: Any, node: Any, known: dict[str, Any]) -> Any:
     return getattr(built, node.operation)(**arguments, name=node.output)
 
 
+_LEGACY = 1
+"""cudaStreamLegacy, which is the default stream; all that is called here knows that by 0."""
+
+
 class Driver:
     """Plans in a cache that all threads share, a handle for each thread and device, compiled kernels."""
 
@@ -157,16 +162,25 @@ class Driver:
         self._lock = threading.Lock()
         self._local = threading.local()
 
-    def place(self, arrays: Sequence[Any]) -> tuple[int, int]:
-        """The device and the stream on which a call runs: CuPy's current ones, which wait for the streams of the arrays."""
+    def on_device_of(self, array: Any) -> AbstractContextManager[Any]:
+        """A context in which the device of an array is the current one, as far as its library tells it."""
         import cupy
 
-        for each in arrays:
-            if type(each) is DeviceArray and each.stream is not None:
-                cupy_view(each)
+        device = device_number(array)
+        return nullcontext() if device in (None, cupy.cuda.runtime.getDevice()) else cupy.cuda.Device(device)
+
+    def place(self, arrays: Sequence[Any]) -> tuple[int, int]:
+        """The current device, and the stream on which a call runs: the first array's, which waits for those of the others."""
+        import cupy
+
+        stream, *others = streams_of(arrays)
+        if others:
+            with cupy_stream(arrays[0]):
+                for each in arrays:
+                    cupy_view(each)
         device: int = cupy.cuda.runtime.getDevice()
         self._handle(device)  # the first one of a thread makes the context of the device current there
-        return device, cupy.cuda.get_current_stream().ptr
+        return device, 0 if stream == _LEGACY else stream
 
     def address(self, array: Any) -> int:
         """Of the first element of an array on a GPU."""
