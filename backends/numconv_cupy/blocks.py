@@ -13,7 +13,7 @@ from .recipes import Place
 from .source import Strides
 
 __all__ = [
-    "BLOCK_BYTES", "TILE", "Matrices", "Operand", "Part", "is_bare", "is_contiguous", "is_prepared", "is_short", "item_size",
+    "TILE", "Matrices", "Operand", "Part", "is_bare", "is_contiguous", "is_prepared", "is_short", "item_size", "limit_of",
     "matrices_of", "moved", "parts_of", "rounded", "workspace_of",
 ]  # fmt: skip
 
@@ -79,12 +79,17 @@ def matrices_of(place: Place, shape: Sequence[int], strides: Strides) -> Matrice
     return Matrices(place, steps[0], max(steps[1], pixels))
 
 
+def limit_of(problem: ConvProblem) -> int:
+    """Bytes of a block; a quarter of the working memory is for weights and partial sums."""
+    return max(1, min(BLOCK_BYTES, problem.max_workspace // 4 * 3))
+
+
 def parts_of(problem: ConvProblem, pixel_bytes: int, image_bytes: int, rows: int) -> list[Part]:
     """Blocks of images, or of rows of one, of which the working memory stays under its limit.
 
     `pixel_bytes` are those of an output, `image_bytes` those of an image beside.
     """
-    limit = max(1, min(BLOCK_BYTES, problem.max_workspace // 4 * 3))
+    limit = limit_of(problem)
     row_bytes = pixel_bytes * math.prod(problem.output[1:])
     halo = 0
     if problem.op == "input_grad":
@@ -159,8 +164,8 @@ def workspace_of(problem: ConvProblem) -> int:
     halo = 2 + problem.dilation[0] * (problem.kernel[0] - 1) // problem.stride[0] if problem.op == "input_grad" else 0
     row = math.prod(problem.output[1:])
     whole = problem.n * (rounded((problem.output[0] + halo) * row) * pixel + (weights if problem.op == "weight_grad" else 0))
-    limit = max(min(BLOCK_BYTES, problem.max_workspace // 4 * 3), rounded((1 + halo) * row) * pixel)
-    parts = 2 * weights + BLOCK_BYTES // 4 if problem.op == "weight_grad" else weights
+    limit = max(limit_of(problem), rounded((1 + halo) * row) * pixel)
+    parts = 2 * weights + limit_of(problem) // 4 if problem.op == "weight_grad" else weights
     return max(min(whole, limit + _LEADING * pixel) + parts + 1024, bias_workspace(problem))
 
 

@@ -20,7 +20,6 @@ from numconv.plugin import ConvProblem, Executor, cupy_view, np_dtype
 
 from .bias import add_bias_gradient
 from .blocks import (
-    BLOCK_BYTES,
     TILE,
     Matrices,
     Operand,
@@ -29,6 +28,7 @@ from .blocks import (
     is_contiguous,
     is_short,
     item_size,
+    limit_of,
     matrices_of,
     moved,
     parts_of,
@@ -417,7 +417,7 @@ def _chunk(problem: ConvProblem, inner: int) -> int:
     """Terms of a partial sum: as many sums as give each multiprocessor two tiles."""
     columns = problem.c * math.prod(problem.kernel)
     tiles = -(-problem.k // TILE) * -(-columns // TILE)
-    room = max(1, BLOCK_BYTES // 4 // (item_size(problem.acc_dtype) * problem.k * columns))
+    room = max(1, limit_of(problem) // 4 // (item_size(problem.acc_dtype) * problem.k * columns))
     wanted = min(_TILES // tiles, inner // _LEAST_TERMS, room)
     return inner if wanted < 2 else rounded(-(-inner // wanted))
 

@@ -6,7 +6,7 @@ import math
 
 from numconv.plugin import ConvProblem, np_dtype, nvidia_rates
 
-from .blocks import BLOCK_BYTES, is_bare, is_short
+from .blocks import is_bare, is_short, limit_of
 from .costs import START, Work, issued, product, streamed
 from .layouts import Layout
 from .transforms import rounds_of
@@ -26,7 +26,7 @@ def matmul_seconds(problem: ConvProblem) -> float:
     item, wide = np_dtype(problem.dtype).itemsize, np_dtype(problem.acc_dtype).itemsize
     taps, pixels = math.prod(problem.kernel), math.prod(problem.output)
     columns = 0 if is_bare(problem) else problem.c * taps * pixels * (wide if problem.op == "input_grad" else item)
-    blocks = _blocks(max(1, problem.n), columns, min(BLOCK_BYTES, problem.max_workspace // 4 * 3))
+    blocks = _blocks(max(1, problem.n), columns, limit_of(problem))
     images = max(1, problem.n // blocks)
     block = columns * problem.n // blocks
     multiplied = product(_work(problem, images, pixels * problem.n // (blocks * images)), problem.dtype, tf32=_tf32(problem))
