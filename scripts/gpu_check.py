@@ -236,7 +236,7 @@ def outcomes(text: str, status: int, *, late: bool = False) -> dict[str, dict[st
 
 
 def compile_all(backends: Sequence[str], limit: float) -> Records:
-    """Run what `timing` does first once, a share of the rows in each of some processes, which are ended in time."""
+    """Run what `timing` and `use` do first once, a share of the rows in each of some processes, which are ended in time."""
     if SHARE in os.environ:
         number, count = map(int, os.environ[SHARE].split("/"))
         yield from _run_once(backends, list(rows())[number::count])
@@ -248,6 +248,10 @@ def compile_all(backends: Sequence[str], limit: float) -> Records:
         processes = [
             subprocess.Popen([*command, "--records", str(path)], env=os.environ | {SHARE: f"{number}/{count}"})
             for number, path in enumerate(paths)
+        ]
+        processes += [
+            subprocess.Popen(training(name, Path(folder) / f"{name}.json"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            for name in backends
         ]
         for process in processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -357,13 +361,17 @@ def _calls(backend: str) -> dict[str, Any]:
     return {name: round(1e6 * seconds(call)["host"], 1) for name, call in calls.items()}
 
 
+def training(backend: str, path: Path) -> list[str]:
+    """The command that trains a network for the digits of scikit-learn for a few epochs on the device, and writes its result."""
+    return [sys.executable, "-m", "numconv", "train", "digits", "--epochs", "4", "--backend", backend, "--json", str(path)]
+
+
 def _trained(backend: str, limit: float) -> dict[str, Any]:
-    """A network for the digits of scikit-learn, trained for a few epochs on the device by `numconv train`."""
+    """How accurate the network is then."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "result.json"
-        command = [sys.executable, "-m", "numconv", "train", "digits", "--epochs", "4", "--backend", backend, "--json", str(path)]
         start = time.monotonic()
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit)
+        done = subprocess.run(training(backend, path), capture_output=True, text=True, check=False, timeout=limit)
         took = time.monotonic() - start
         if done.returncode:
             return {"passed": False, "error": done.stderr[-500:]}
