@@ -153,10 +153,9 @@ def reload(typingctx: Any, pointer: Any, index: Any, like: Any) -> Any:
 @intrinsic
 def fresh(typingctx: Any, value: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        number = context.cast(builder, args[0], sig.args[0], types.int64)
-        return builder.call(_asm(_i64, [_i64], "mov.b64 $0, $1;", "=l,l"), [number])
+        return builder.call(_asm(_i32, [_i32], "mov.b32 $0, $1;", "=r,r"), [_narrow(context, builder, args[0], sig.args[0])])
 
-    return types.int64(value), codegen
+    return types.int32(value), codegen
 
 
 @intrinsic
