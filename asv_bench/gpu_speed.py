@@ -28,8 +28,8 @@ BACKENDS = ("cuda", "cupy", "cudnn")
 TEXT = """\
 # Speed on a GPU
 
-Written by `{made}` from `{source}`; do not change this page by hand. The figures were measured by `python scripts/gpu_check.py` on
-one {device} (driver {driver}), Python {python}, {versions}.
+Written by `{made}` from `{source}`; do not change this page by hand. The figures were measured by
+`python scripts/gpu_check.py` on one {device} (driver {driver}), Python {python}, {versions}.
 
 - **us**: microseconds of the device for one call, between events around calls that were queued while it slept, so that launching
   does not show. What a call takes to return is in the section on the host; small problems are bound by it.

@@ -184,7 +184,7 @@ def contract(backends: Sequence[str], limit: float) -> Records:
         if late:
             process.send_signal(signal.SIGINT)  # pytest then tells what failed
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=GRACE - 4)
+                process.wait(timeout=GRACE - 2)
             process.kill()
             process.wait()
         yield from outcomes(log.read_text(encoding="utf-8", errors="replace"), process.returncode, late=late).items()
@@ -241,7 +241,7 @@ def compile_all(backends: Sequence[str], limit: float) -> Records:
         number, count = map(int, os.environ[SHARE].split("/"))
         yield from _run_once(backends, list(rows())[number::count])
         return
-    end, count = time.monotonic() + limit - 2, max(1, (os.cpu_count() or 2) - 1)
+    end, count = time.monotonic() + limit - GRACE, max(1, (os.cpu_count() or 2) - 1)
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{number}.jsonl" for number in range(count)]
         command = [sys.executable, __file__, "--child", "compile", *[word for name in backends for word in ("--backend", name)]]

@@ -203,6 +203,21 @@ def test_a_kernel_that_does_not_fit_shared_memory_is_refused():
 
 
 @needs_compiler
+@pytest.mark.parametrize("kind", [Depthwise, FewChannels, Tiled, Direct])
+def test_the_gradient_of_no_image_is_zero_whatever_memory_held(kind, monkeypatch):
+    def held(array, shape, dtype):
+        return np.full(shape, np.nan, np_dtype(dtype))
+
+    for module in ("direct", "planes", "tiled"):
+        monkeypatch.setattr(f"numconv_cupy.{module}.scratch", held)
+    groups = 3 if kind is Depthwise else 1
+    problem = parse(f"conv weight_grad f32 n2 c3 k3 g{groups} in13x9 w3x3 s1 p1 d1 bias=y").replace(n=0)
+    outs = [np.full(shape, np.nan, np.float32) for shape in problem.output_shapes]
+    kind(KERNELS).build(problem)(outs, [np.empty(shape, np.float32) for shape in problem.input_shapes])
+    assert all((out == 0).all() for out in outs)
+
+
+@needs_compiler
 def test_an_image_without_a_flag_is_left_as_it_is():
     problem = parse("conv forward f32 n3 c2 k3 g1 in7x6 w3x3 s1 p1 d1")
     x, w = inputs(problem, np.random.default_rng(6))

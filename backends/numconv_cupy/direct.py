@@ -181,11 +181,10 @@ def bias_launch(kernels: Launcher, problem: ConvProblem, outs: Arrays, ins: Arra
     parts, channels = bias_parts_of(problem), ins[which].shape[1]
     count = tuple(ins[which].shape[2:])
     record = kernels.constant(geometry(problem, strides_of(ins[which]), parts=parts, count=count))
-    if problem.level == "strict" or _bias_sums(problem)[1] >= 1 << 31:
+    if problem.level == "strict" or not problem.n or _bias_sums(problem)[1] >= 1 << 31:
         launch = kernels.prepare(kernel("channel_sums", problem), parts * channels)
     else:
-        blocks = parts * channels if problem.n else 0
-        launch = kernels.prepare(kernel("channel_totals", problem), blocks * BLOCK, BLOCK)
+        launch = kernels.prepare(kernel("channel_totals", problem), parts * channels * BLOCK, BLOCK)
     step, size = strides_of(outs[1])[0], kernels.constant(np.int64(channels))
     store = store_launch(kernels, problem, (channels, 1, *(1,) * problem.ndim), (step, *(0,) * (problem.ndim + 1)), parts)
 
