@@ -246,7 +246,9 @@ def device_of(array: Any) -> str:
     """``cpu`` or ``gpu``."""
     if isinstance(array, np.ndarray):
         return "cpu"
-    return "gpu" if isinstance(array, DeviceArray) or _as_device_array(array, "device_of", "an array") is not None else "cpu"
+    if library_of(array) == "torch" and isinstance(array, sys.modules["torch"].Tensor):
+        return "gpu" if array.is_cuda else "cpu"
+    return "gpu" if isinstance(array, DeviceArray) or _interface(array, "an array") is not None else "cpu"
 
 
 LINE = 64
