@@ -47,7 +47,7 @@ __all__ = [
     "Executor", "Implementation", "KernelFiles", "NumconvError", "NvidiaRates", "PoolProblem", "Problem", "ProblemError", "Rates",
     "UnknownBackendError", "UnsupportedProblemError", "Verdict", "WindowProblem", "__version__", "accumulator", "activate",
     "cache_dir", "check_indices", "cupy_stream", "cupy_view", "device_number", "np_dtype", "nvidia_devices", "nvidia_rates",
-    "parse", "remembered", "repair_on", "requested_threads", "requested_tuning", "scratch", "streams_of",
+    "parse", "remembered", "requested_threads", "requested_tuning", "scratch", "streams_of",
 ]  # fmt: skip
 
 
@@ -107,14 +107,6 @@ class Implementation(ABC):
         """Upper bound of the bytes that a call allocates besides its outputs."""
         return 0
 
-    def repair(self, problem: Any, watched: Sequence[int]) -> Executor | None:
-        """An executor for after another algorithm, maybe another plugin's; None: this one offers none.
-
-        Where one of the inputs `watched` (by position) is not finite, it computes the results again that this touches; else it
-        leaves them. It neither waits for the device nor asks it for a value.
-        """
-        return None
-
 
 class Rates(NamedTuple):
     """What a machine does at most, measured: the limits that a benchmark compares a backend with.
@@ -154,17 +146,6 @@ class Backend(Protocol):
 
     def implementations(self) -> Sequence[Implementation]:
         """All of them, the general ones last."""
-
-
-def repair_on(device: str, problem: Any, watched: Sequence[int]) -> Executor | None:
-    """What an available backend of this device offers as `Implementation.repair`; None if none does."""
-    from .registry import default_registry
-
-    for backend in default_registry().available(device):
-        for each in backend.implementations():
-            if problem.op in each.ops and (found := each.repair(problem, watched)) is not None:
-                return found
-    return None
 
 
 def np_dtype(name: str) -> np.dtype[Any]:

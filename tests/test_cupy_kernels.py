@@ -232,22 +232,6 @@ def test_an_image_without_a_flag_is_left_as_it_is():
 
 
 @needs_compiler
-def test_a_repair_is_offered_to_other_plugins():
-    problem = parse("conv weight_grad f32 n2 c2 k3 g1 in7x6 w3x3 s1 p1 d1")
-    repair = Direct(KERNELS).repair(problem, (0,))
-    grad_y, x = inputs(problem, np.random.default_rng(7))
-    out = np.full(problem.w_shape, 7, np.float32)
-    repair([out], [grad_y, x])
-    assert (out == 7).all(), "everything is finite"
-    grad_y[0, 1, 0, 0] = np.inf
-    repair([out], [grad_y, x])
-    expected = np.empty_like(out)
-    Direct(KERNELS).build(problem)([expected], [grad_y, x])
-    np.testing.assert_array_equal(out, expected)
-    assert FewChannels(KERNELS).repair(problem.replace(op="forward"), ()) is not None
-
-
-@needs_compiler
 def test_an_index_outside_the_volume_belongs_to_nobody():
     problem = parse("window max_unpool f32 n1 c1 in3x3 w1x1 s1 p0 d1 target=1x3")
     out = np.full((1, 1, 3, 3), np.nan, np.float32)

@@ -7,12 +7,11 @@ same on every run. The shares make the table in ``docs/cupy.md``.
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 from numconv.plugin import ConvProblem, np_dtype, nvidia_rates
 
-__all__ = ["CALL", "LAUNCH", "Work", "estimate", "issued", "moved", "problem_class", "product", "seconds", "streamed"]
+__all__ = ["CALL", "LAUNCH", "Work", "direct_seconds", "issued", "moved", "product", "seconds", "streamed"]
 
 CALL = 1.5e-5
 """Seconds of a call beside its launches."""
@@ -23,31 +22,14 @@ START = 3e-6
 _STREAM = 0.85
 """The share of the rate of memory that copies reach."""
 
-# The share of the peak that a kernel is taken to reach, by the class of the problem.
-_SHARES: dict[str, dict[str, float]] = {
-    "pointwise": {"tiled": 0.2, "few_channels": 0.03, "direct": 0.004},
-    "depthwise": {"depthwise": 0.02, "direct": 0.004, "few_channels": 0.004, "tiled": 0.0003},
-    "few channels": {"few_channels": 0.06, "direct": 0.004, "tiled": 0.06},
-    "dense": {"tiled": 0.25, "few_channels": 0.03, "direct": 0.004},
-}
-_LAUNCHES = {"direct": 1, "tiled": 1, "few_channels": 1, "depthwise": 1}
+_DIRECT = 0.004
+"""The share of the peak that a thread a result reaches."""
 
 
-def problem_class(problem: ConvProblem) -> str:
-    """``pointwise``, ``depthwise``, ``few channels`` (up to four a group) or ``dense``."""
-    if math.prod(problem.kernel) == 1 and problem.c // problem.groups > 4:
-        return "pointwise"
-    if problem.c == problem.groups:
-        return "depthwise"
-    return "few channels" if min(problem.c, problem.k) // problem.groups <= 4 else "dense"
-
-
-def estimate(problem: ConvProblem, algorithm: str) -> float:
-    """Seconds of a kernel that computes all by itself."""
-    share = _SHARES[problem_class(problem)][algorithm]
-    if algorithm == "direct" and problem.op == "weight_grad" and problem.level == "strict":
-        share /= 50  # a chain an element leaves most of a GPU idle
-    return seconds(problem, problem.flops, share, problem.bytes, _LAUNCHES[algorithm])
+def direct_seconds(problem: ConvProblem) -> float:
+    """Seconds with a thread a result."""
+    alone = problem.op == "weight_grad" and problem.level == "strict"  # a chain an element leaves most of a GPU idle
+    return seconds(problem, problem.flops, _DIRECT / (50 if alone else 1), problem.bytes, 1)
 
 
 def seconds(problem: ConvProblem, operations: float, share: float, moved_bytes: float, launches: int) -> float:

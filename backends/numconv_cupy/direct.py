@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
 from numconv.plugin import CONV_OPS, ConvProblem, Executor, Implementation, Verdict, np_dtype
 
-from .costs import estimate
-from .flags import Box, Redo, redo_nonfinite
+from .costs import direct_seconds
+from .flags import Box, Redo
 from .launching import Launch, Launcher, Run, by_strides, remembered, scratch
-from .namespaces import Arrays, on_namespace
+from .namespaces import Arrays
 from .source import MAX_NDIM, NULL, Strides, geometry, kernel, strides_of
 
 __all__ = ["Direct", "bias_bytes", "bias_launch", "limits", "parts_of", "redo", "store_launch"]
@@ -52,7 +52,7 @@ class Direct(Implementation):
 
     def cost(self, problem: ConvProblem) -> float:
         """By the table of `costs`."""
-        return estimate(problem, self.name)
+        return direct_seconds(problem)
 
     def workspace(self, problem: ConvProblem) -> int:
         """Partial sums of weight gradients."""
@@ -61,12 +61,6 @@ class Direct(Implementation):
     def build(self, problem: ConvProblem) -> Executor:
         """Launches alone."""
         return by_strides(functools.partial(_prepared, self.kernels, problem))
-
-    def repair(self, problem: ConvProblem, watched: Sequence[int]) -> Executor | None:
-        """Behind flags that stay on the device."""
-        if not limits(problem):
-            return None
-        return on_namespace(functools.partial(_repair, redo(self.kernels, problem), problem, tuple(watched)))
 
 
 def limits(problem: Any) -> Verdict:
@@ -126,10 +120,6 @@ def redo(kernels: Launcher, problem: ConvProblem) -> Redo:
         find(outs, ins, box)(outs, ins, flags)
 
     return run
-
-
-def _repair(again: Redo, problem: ConvProblem, watched: tuple[int, ...], outs: Arrays, ins: Arrays) -> None:
-    redo_nonfinite(again, problem, outs, ins, watched)
 
 
 def _prepared(kernels: Launcher, problem: ConvProblem, outs: Arrays, ins: Arrays, box: Box | None = None) -> Run:
