@@ -32,7 +32,8 @@ Written by `{made}` from `{source}`; do not change this page by hand. The figure
 `python scripts/gpu_check.py` on one {device} (driver {driver}), Python {python}, {versions}.
 
 - **us**: microseconds of the device for one call, between events around calls that were queued while it slept, so that launching
-  does not show. What a call takes to return is in the section on the host; small problems are bound by it.
+  does not show. **host us** is what the call of an implementation (torch's: of its function) takes to return; small problems are
+  bound by it.
 - **A backend's column**: cuDNN's time through torch over that of the implementation which the backend chooses by itself: above 1,
   numconv is faster. torch chose its own by measurement (`torch.backends.cudnn.benchmark`), with the same precision: TF32 only at
   `accuracy="fast"`. A dash: not computed, or no time left to measure.
@@ -45,24 +46,27 @@ Written by `{made}` from `{source}`; do not change this page by hand. The figure
 ## Geometric means
 
 {means}
-
+{calls}"""
+CALLS = """
 ## Calls
 
 Microseconds until a small convolution (16 channels, 28 x 28) returns, by the library of the arrays, and what training the digits of
 scikit-learn for four epochs gave.
 
-{calls}
+{table}
 """
 
 
 class Line(NamedTuple):
-    """A row at a level of accuracy: torch's microseconds, and (algorithm, microseconds) of each backend's own choice."""
+    """A row at a level of accuracy: torch's time, and the algorithm and time of each backend's own choice, in microseconds."""
 
     row: str
     op: str
     level: str
     peer: float | None
-    chosen: dict[str, tuple[str, float]]
+    peer_host: float | None
+    chosen: dict[str, tuple[str, float, float]]
+    """Algorithm, on the device, on the host."""
 
     def ratio(self, backend: str) -> float | None:
         """torch's time over the backend's."""
@@ -72,19 +76,20 @@ class Line(NamedTuple):
 def lines_of(results: dict[str, Any]) -> list[Line]:
     """All rows of which anything was measured, in the order of the check."""
     peers = results.get("torch", {}).get("records", {})
-    chosen: dict[tuple[str, str, str], dict[str, tuple[str, float]]] = defaultdict(dict)
+    chosen: dict[tuple[str, str, str], dict[str, tuple[str, float, float]]] = defaultdict(dict)
     for backend in BACKENDS:
         for key, value in results.get(f"timing {backend}", {}).get("records", {}).items():
             if key != "clocks" and value.get("chosen") and "seconds" in value:
                 row, op, level, algorithm = key.rsplit(" ", 3)
-                chosen[row, op, level][backend] = algorithm, 1e6 * value["seconds"]
+                chosen[row, op, level][backend] = algorithm, 1e6 * value["seconds"], 1e6 * value["host"]
     found = []
     for name, problem in gpu_check.rows():
         for level in gpu_check.levels_of(problem):
             own = chosen.get((name, problem.op, level))
             if own:
-                peer = peers.get(f"{name} {problem.op} {level}", {}).get("seconds")
-                found.append(Line(name, problem.op, level, 1e6 * peer if peer else None, own))
+                peer = peers.get(f"{name} {problem.op} {level}", {})
+                times = [1e6 * peer[key] if key in peer else None for key in ("seconds", "host")]
+                found.append(Line(name, problem.op, level, *times, own))
     return found
 
 
@@ -132,16 +137,17 @@ def rows_table(lines: list[Line], op: str, rates: dict[str, Any]) -> str:
     for line in lines:
         if line.op == op:
             backend = min(line.chosen, key=lambda name: line.chosen[name][1])
-            algorithm, took = line.chosen[backend]
+            algorithm, took, host = line.chosen[backend]
             share = gpu_check.fraction(problems[line.row, op], took / 1e6, rates, line.level)
             ratios = [figure(line.ratio(name)) for name in BACKENDS]
-            head = [f"`{line.row}` {line.level}", figure(line.peer, ".1f"), f"{took:.1f}", f"{backend} {algorithm}"]
+            peer = figure(line.peer, ".1f"), figure(line.peer_host, ".0f")
+            head = [f"`{line.row}` {line.level}", *peer, f"{took:.1f}", f"{host:.0f}", f"{backend} {algorithm}"]
             cells.append([*head, *ratios, figure(share, ".0%")])
-    return table(["row", "torch us", "us", "fastest", *BACKENDS, "of roofline"], cells)
+    return table(["row", "torch us", "host us", "us", "host us", "fastest", *BACKENDS, "of roofline"], cells)
 
 
 def calls(results: dict[str, Any]) -> str:
-    """What calls take on the host, and the training."""
+    """What public calls take on the host, and the training; nothing where neither was measured."""
     rows = []
     for backend in BACKENDS:
         records = results.get(f"use {backend}", {}).get("records", {})
@@ -149,7 +155,8 @@ def calls(results: dict[str, Any]) -> str:
             took, trained = records["calls"], records.get("train", {})
             result = f"{trained['accuracy']:.1%} in {trained['took']} s" if "accuracy" in trained else "-"
             rows.append([backend, *(figure(took.get(name), ".0f") for name in ("torch itself", "torch", "cupy")), result])
-    return table(["backend", "torch's own, its tensors", "numconv, torch's tensors", "numconv, CuPy's arrays", "digits"], rows)
+    header = ["backend", "torch's own, its tensors", "numconv, torch's tensors", "numconv, CuPy's arrays", "digits"]
+    return CALLS.format(table=table(header, rows)) if rows else ""
 
 
 def contract(results: dict[str, Any]) -> str:

@@ -312,7 +312,7 @@ def test_a_refusal_of_the_driver(driver):
     problem = parse("window pad f32 n1 c1 in9 w1 s1 p1 d1")
     executor = implementations(problem)[0].build(problem)
     driver.status = 1
-    words = r"cannot launch \w+ on a grid of \(1, 1, 1\) blocks of \d+ threads: error 1, CUDA_ERROR_OF_A_KIND"
+    words = r"cannot launch copy_strips_\w+ on a grid of \(1, 1, 1\) blocks of 128 threads: error 1, CUDA_ERROR_OF_A_KIND"
     with pytest.raises(NumconvError, match=words):
         executor(*arrays_of(problem))
     driver.status = 0
