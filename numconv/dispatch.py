@@ -307,14 +307,18 @@ class Explanation:
         return self.candidates[0] if self.candidates and self.candidates[0].verdict else None
 
     def __str__(self) -> str:
-        lines = [str(self.problem), f"{'':2s}{'backend':12s}{'algorithm':14s}{'estimate':>12s}{'workspace':>12s}  verdict"]
+        backend, algorithm = (
+            2 + max(map(len, [name, *(getattr(row, name) for row in self.candidates)])) for name in ("backend", "algorithm")
+        )
+        head = f"  {'backend':{backend}s}{'algorithm':{algorithm}s}{'estimate':>12s}{'workspace':>12s}  verdict"
+        lines = [str(self.problem), head]
         for row in self.candidates:
             mark = "> " if row is self.chosen else "  "
             cost = f"{row.cost * 1e6:.1f} us" if row.verdict else "-"
             verdict = (
                 ("yes" + (f": {row.verdict.reason}" if row.verdict.reason else "")) if row.verdict else f"no: {row.verdict.reason}"
             )
-            lines.append(f"{mark}{row.backend:12s}{row.algorithm:14s}{cost:>12s}{row.workspace:>12d}  {verdict}")
+            lines.append(f"{mark}{row.backend:{backend}s}{row.algorithm:{algorithm}s}{cost:>12s}{row.workspace:>12d}  {verdict}")
         return "\n".join(lines)
 
     __repr__ = __str__

@@ -130,9 +130,8 @@ class Registry:
     def _check_installed(self) -> None:
         if not self._entries:
             raise BackendUnavailableError(
-                "no backend is registered: numconv is imported from a place where it is not installed, so that its entry "
-                "points are "
-                "missing; in the checkout run: python -m pip install -e ."
+                "no backend is registered: numconv is imported from a place where it is not installed, so that its entry points "
+                "are missing; in the checkout run: python -m pip install -e ."
             )
 
     def infos(self) -> list[BackendInfo]:

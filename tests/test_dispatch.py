@@ -338,6 +338,18 @@ def test_explain_every_function(backend, op, x_shape, second, options, rest):
     assert len(rows) == len(explanation.candidates)
 
 
+def test_an_explanation_has_columns_whatever_the_names():
+    """A long name moves the whole column."""
+    from numconv.plugin import Verdict
+    from numconv.registry import Candidate
+
+    long = Candidate("theirs", "an_algorithm_with_a_long_name", Verdict.no("too long"), 0.0, 0, None)
+    table = str(dispatch.Explanation("problem", (Candidate("ours", "fft", Verdict.yes(), 1e-6, 1234567890, None), long)))
+    _, header, first, second = table.splitlines()
+    assert header.index("verdict") == first.index("yes") == second.index("no: too long")
+    assert header.index("algorithm") == first.index("fft") == second.index("an_algorithm")
+
+
 # --- devices
 
 

@@ -97,7 +97,9 @@ def test_compilations_over_a_second_are_logged(caplog):
         unit._count(("float32",), True, 0.9)
         unit._count(("float32",), True, 1.5)
         unit._count(("float32",), False, 1.5)
-    assert [record.getMessage() for record in caplog.records] == ["compiled kernel nothing for float32 in 1.5 s"]
+        unit._count((), True, 1.5)
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == ["compiled kernel nothing for float32 in 1.5 s", "compiled kernel nothing in 1.5 s"]
 
 
 ROWS = [

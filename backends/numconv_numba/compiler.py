@@ -237,7 +237,8 @@ class Unit:
     def _count(self, tags: tuple[Any, ...], missed: bool, seconds: float) -> None:
         self.statistics += Statistics(1, not missed, missed, missed * seconds)
         if missed and seconds > _LOGGED_SECONDS:
-            _logger.info("compiled kernel %s for %s in %.1f s", self.name, ", ".join(map(str, tags)), seconds)
+            what = f" for {', '.join(map(str, tags))}" if tags else ""
+            _logger.info("compiled kernel %s%s in %.1f s", self.name, what, seconds)
 
 
 class Kernel:
