@@ -48,8 +48,8 @@ def tones(tmp_path):
     return write_tones(tmp_path / "train", 16, seed=0)
 
 
-def run(capsys, *arguments):
-    code = main(["train", *map(str, arguments)])
+def run(capsys, *arguments, command="train"):
+    code = main([command, *map(str, arguments)])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
@@ -94,6 +94,41 @@ def test_images_and_every_file_of_out(tmp_path, capsys):
     assert sum(array.size for array in model.parameters.values()) == found["parameters"]
     for name in ("learning_curve.png", "confusion.png", "first_layer.png"):
         assert media.read_image(tmp_path / "out" / name).std() > 0.01
+
+    # and what the folder is for: files that nobody labelled, of another size
+    classifier = training.load_classifier(tmp_path / "out")
+    samples = [sample for sample in sorted(folder.rglob("*.png")) if int(sample.stem) < 5]
+    found = [classifier.probabilities(sample) for sample in samples]
+    assert all(sum(each.values()) == pytest.approx(1) for each in found)
+    assert all(list(each.values()) == sorted(each.values(), reverse=True) for each in found)
+    assert np.mean([next(iter(each)) == sample.parent.name for each, sample in zip(found, samples, strict=True)]) >= 0.8
+    media.write_image(tmp_path / "large.png", np.repeat(np.repeat(media.read_image(samples[0]), 3, axis=1), 3, axis=2))
+    (tmp_path / "text.png").write_text("text")
+    code, out, err = run(capsys, tmp_path / "out", samples[0], tmp_path / "text.png", tmp_path / "large.png", command="classify")
+    assert code == 1
+    assert "text.png" in err
+    assert [line.split()[1::2] for line in out.splitlines()] == [list(classifier.probabilities(samples[0]))] * 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is not what `numconv train --out` writes: JSONDecodeError"),
+        ('{"kind": "image", "shape": [1, 8, 8]}', r"is not what `numconv train --out` writes: KeyError\('sample_rate'\)"),
+        (
+            '{"kind": "sound", "shape": [1, 8], "sample_rate": null, "classes": []}',
+            "is not what `numconv train --out` writes: .*kind 'sound' with shape .* and sample_rate None",
+        ),
+        ('{"kind": "sound", "shape": [1, 8], "sample_rate": 8, "classes": ["a"]}', r"gives \(2,\) for .* has 1 classes"),
+    ],
+)
+def test_folders_that_hold_no_classifier(tmp_path, content, message):
+    with pytest.raises(nc.ProblemError, match=r"has no result.json: give a folder that `numconv train --out` wrote"):
+        training.load_classifier(tmp_path)
+    (tmp_path / "result.json").write_text(content)
+    nn.save(nn.Sequential(nn.GlobalAvgPool(), nn.Linear(2)).build((1, 8)), tmp_path / "model.safetensors")
+    with pytest.raises(nc.ProblemError, match=message):
+        training.load_classifier(tmp_path)
 
 
 def test_videos_are_recognised(tmp_path, capsys):

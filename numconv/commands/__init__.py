@@ -6,4 +6,4 @@ It loads nothing heavy at its top: `numconv --help` imports them all.
 
 __all__ = ["NAMES"]
 
-NAMES = ("info", "demo", "lecture", "train", "equivariance", "bench", "warmup")
+NAMES = ("info", "demo", "lecture", "train", "classify", "equivariance", "bench", "warmup")
