@@ -129,7 +129,7 @@ class NvidiaRates(NamedTuple):
 
 
 _UNKNOWN = NvidiaRates(132, 6.7e13, 3.3e13, 4.9e14, 4.8e12)
-"""An H200, on which the shares of these rates were measured."""
+"""An H200 by its clocks: on one were the runs after which the costs of the GPU backends were set."""
 _LANES = {(6, 0): 64, (7, 0): 64, (7, 5): 64, (8, 0): 64}
 """Multiply-adds in single precision of a multiprocessor and clock by compute capability, where they are not 128."""
 _WITH_DOUBLE = ((6, 0), (7, 0), (8, 0), (9, 0), (10, 0))

@@ -1,7 +1,9 @@
 """Estimated costs: seconds on the GPU at hand, whose rates its driver tells.
 
 A kernel is bound by arithmetic or by memory: an estimate is the larger of both floors, each over the share of its rate that the
-implementation reaches. The shares were measured on an H200 and are constants, so that the choice is the same on every run.
+implementation reaches. All numbers here are constants, so that the choice is the same on every run. They were set after runs on an
+H200; ``asv_bench/gpu/nvidia-h200.json`` keeps what the rows of `numconv bench` took there. What no row shows by itself (CALL, START,
+CACHED, the shares of "direct" and "rows") is an estimate.
 """
 
 from __future__ import annotations

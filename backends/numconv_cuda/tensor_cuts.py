@@ -28,7 +28,7 @@ else:
 MULTIPROCESSORS = 1 if SIMULATED else 132
 """Of a large device, on which work is shared out."""
 LARGE = 1.25
-"""Time that blocks of more than four warps take for what they copy, which wait for each other longer: measured on an H200."""
+"""Time that blocks of more than four warps take for what they copy, which wait for each other longer: an estimate, see `costs`."""
 LEAST_SLICES = 1 if SIMULATED else 8
 """Slices of a part of the terms."""
 

@@ -25,7 +25,7 @@ __all__ = ["Depthwise", "FewChannels", "layout_of"]
 NEIGHBOURS = 4
 """Results of a thread on the last axis."""
 _PLANES_SHARE, _TAPS_SHARE = 0.3, 0.035
-"""Of the peak, measured on an H200: products and fetching of planes; weight gradients."""
+"""Of the peak: products and fetching of planes; weight gradients. Where they come from: `costs`."""
 _FETCH = 150
 """Operations in the time that a result takes besides its products, for each plane and thread."""
 _APART = 1.6

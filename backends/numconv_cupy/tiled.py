@@ -140,7 +140,7 @@ class Tiled(Direct):
     name = "tiled"
     tensor_cores: ClassVar[bool] = False
     share: ClassVar[float] = 0.45
-    """Of the peak that full tiles reach, measured on an H200."""
+    """Of the peak that full tiles reach; where it comes from: `costs`."""
 
     def cost(self, problem: ConvProblem) -> float:
         """Of the tiles as they are cut, full or not."""
