@@ -47,6 +47,29 @@ template <int STEP, int COUNT> __device__ __forceinline__ void points_to_results
   if (COUNT == 4) v[3 * STEP] = difference + (ACC)0.125 * d - (ACC)8 * e + f;
 }
 
+// --- transforms of both axes
+
+template <int COUNT> __device__ __forceinline__ void factors_to_all_points(ACC *v) {
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) factors_to_points<1, COUNT>(v + i * SIDE);
+#pragma unroll
+  for (int j = 0; j < SIDE; ++j) factors_to_points<SIDE, COUNT>(v + j);
+}
+
+// Whether all `COUNT` x `COUNT` results are finite.
+template <int COUNT> __device__ __forceinline__ bool points_to_all_results(ACC *v) {
+#pragma unroll
+  for (int j = 0; j < SIDE; ++j) points_to_results<SIDE, COUNT>(v + j);
+  bool fine = true;
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) {
+    points_to_results<1, COUNT>(v + i * SIDE);
+#pragma unroll
+    for (int j = 0; j < COUNT; ++j) fine = fine && finite(v[i * SIDE + j]);
+  }
+  return fine;
+}
+
 // The tiles of some images, numbered through: `share` of them in a part, `across` in all parts, the last of which may be short.
 struct Tiles { unsigned images, all, share, across; };
 
@@ -129,10 +152,7 @@ extern "C" __global__ void conv_winograd_gradient(Geometry g, Tiles tiles, const
       v[i * SIDE + j] = inside ? wide(line[j * g.a[3]]) : (ACC)0;
     }
   }
-#pragma unroll
-  for (int i = 0; i < TILE; ++i) factors_to_points<1, TILE>(v + i * SIDE);
-#pragma unroll
-  for (int j = 0; j < SIDE; ++j) factors_to_points<SIDE, TILE>(v + j);
+  factors_to_all_points<TILE>(v);
   write_points(v, points, channels, tiles, at);
 }
 
@@ -171,10 +191,7 @@ extern "C" __global__ void conv_winograd_weights(Geometry g, const IN *w, ACC *p
   for (int i = 0; i < TAPS; ++i)
 #pragma unroll
     for (int j = 0; j < TAPS; ++j) v[i * SIDE + j] = wide(w[weight_at(g, group, row, inner, i, j)]);
-#pragma unroll
-  for (int i = 0; i < TAPS; ++i) factors_to_points<1, TAPS>(v + i * SIDE);
-#pragma unroll
-  for (int j = 0; j < SIDE; ++j) factors_to_points<SIDE, TAPS>(v + j);
+  factors_to_all_points<TAPS>(v);
 #pragma unroll
   for (int p = 0; p < POINTS; ++p) points[p * all + item] = v[p];
 }
@@ -212,15 +229,7 @@ extern "C" __global__ void conv_winograd_output(Geometry g, Tiles tiles, const A
   points += item;
 #pragma unroll
   for (int p = 0; p < POINTS; ++p, points += all) v[p] = *points;
-#pragma unroll
-  for (int j = 0; j < SIDE; ++j) points_to_results<SIDE, TILE>(v + j);
-  bool fine = true;
-#pragma unroll
-  for (int i = 0; i < TILE; ++i) {
-    points_to_results<1, TILE>(v + i * SIDE);
-#pragma unroll
-    for (int j = 0; j < TILE; ++j) fine = fine && finite(v[i * SIDE + j]);
-  }
+  bool fine = points_to_all_results<TILE>(v);
   int channel = (int)at.channel, high = (int)g.output[0] - at.first[0], across = (int)g.output[1] - at.first[1];
   y += (image0 + at.image) * g.y[0] + channel * g.y[1] + at.first[0] * g.y[2] + at.first[1] * g.y[3];
   if (!fine) {
@@ -280,15 +289,7 @@ extern "C" __global__ void conv_winograd_taps(Geometry g, const ACC *points, con
   ACC v[POINTS];
 #pragma unroll
   for (int p = 0; p < POINTS; ++p) v[p] = points[(i64)p * all + item];
-#pragma unroll
-  for (int j = 0; j < SIDE; ++j) points_to_results<SIDE, TAPS>(v + j);
-  bool fine = true;
-#pragma unroll
-  for (int i = 0; i < TAPS; ++i) {
-    points_to_results<1, TAPS>(v + i * SIDE);
-#pragma unroll
-    for (int j = 0; j < TAPS; ++j) fine = fine && finite(v[i * SIDE + j]);
-  }
+  bool fine = points_to_all_results<TAPS>(v);
   y += k * g.a[1];
   x += (k / (g.k / g.groups) * inputs + c) * g.b[1];
   w += k * g.y[0] + c * g.y[1];
