@@ -6,6 +6,7 @@ What its kernels compute is tested by the contract suite, in the simulator and o
 from __future__ import annotations
 
 import ctypes
+import importlib
 import importlib.util
 import os
 import re
@@ -241,11 +242,20 @@ def test_another_process_finds_compiled_kernels_on_disk(tmp_path):
 
 @installed
 @compiled
-def test_the_compiler_and_the_simulator_know_the_same_elements():
-    from numconv_cuda import device_elements, elements, host_elements
-
-    assert device_elements.__all__ == host_elements.__all__
-    assert {name for name in dir(elements) if name in host_elements.__all__} == set(host_elements.__all__)
+@pytest.mark.parametrize(
+    ("name", "used"),
+    [
+        ("copies", "copies"),
+        ("elements", "elements"),
+        ("fragments", "fragments"),
+        ("pools", "pool_terms"),
+        ("strips", "strip_terms"),
+    ],
+)
+def test_the_compiler_and_the_simulator_have_the_same_functions(name, used):
+    device, host, common = (importlib.import_module(f"numconv_cuda.{each}") for each in (f"device_{name}", f"host_{name}", used))
+    assert device.__all__ == host.__all__
+    assert all(getattr(common, each) is getattr(device, each) for each in device.__all__)
 
 
 # --- what the simulator shows beyond the contract

@@ -7,7 +7,6 @@ from typing import Any
 from .host_elements import muladd, store
 
 __all__ = [
-    "WIDE",
     "anew",
     "copies_end",
     "copies_wait",
