@@ -51,7 +51,7 @@ class Convolution(Implementation):
 class Transforms(Convolution):
     """As `Convolution`, with cuDNN's engines of Winograd's algorithm and by FFT among those that its heuristics choose from.
 
-    For gradients of x alone: in runs on an H200, whose figures are not kept, they were faster there, and slower in the other passes.
+    For gradients of x alone: in runs on an H200, whose figures are not kept, they were faster there and slower in other passes.
     """
 
     name = "transforms"
