@@ -1,8 +1,8 @@
 """Estimated costs: seconds on the GPU at hand, whose rates its driver tells.
 
 A kernel is bound by arithmetic or by memory: an estimate is the larger of both floors, each over the share of its rate that the
-implementation reaches. All numbers here are constants, so that every run chooses the same. They were set after runs on an
-H200; ``asv_bench/gpu/nvidia-h200.json`` keeps what the rows of `numconv bench` took there. What no row shows by itself (CALL, START,
+implementation reaches. All numbers here are constants, so that every run chooses the same. They were set after runs on an H200, and
+``asv_bench/gpu/nvidia-h200.json`` keeps what the rows of `numconv bench` took there. What no row shows by itself (CALL, START,
 CACHED, the shares of "direct" and "rows") is an estimate.
 """
 

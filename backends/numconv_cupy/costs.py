@@ -1,9 +1,9 @@
 """Estimated costs: seconds on the GPU at hand, whose rates its driver tells.
 
 A call takes as long as its launches need to be issued or to run, whichever is longer. What runs is bound by arithmetic or by
-memory, at a share of the rate that is a constant, so that every run chooses the same. The shares, here and beside each
-algorithm, were set after runs on an H200; ``asv_bench/gpu/nvidia-h200.json`` keeps what the rows of `numconv bench` took there. What
-no row shows by itself (CALL, LAUNCH, START) is an estimate. They make the table in ``docs/cupy.md``.
+memory, at a share of the rate that is a constant, so that every run chooses the same. The shares, here and beside each algorithm,
+were set after runs on an H200, and ``asv_bench/gpu/nvidia-h200.json`` keeps what the rows of `numconv bench` took there. What no
+row shows by itself (CALL, LAUNCH, START) is an estimate. They make the table in ``docs/cupy.md``.
 """
 
 from __future__ import annotations
