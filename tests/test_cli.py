@@ -166,12 +166,18 @@ def test_warmup_prints_a_table(capsys):
     assert any("conv forward f32" in row for row in rows)
     assert any("conv forward i32" in row for row in rows)
     assert summary.startswith(f"{len(rows)} problems")
-    assert "warmup" in err
+    assert "\r" not in err, "a file holds no bar"
 
 
-def test_warmup_reports_without_tqdm(capsys, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+@pytest.mark.parametrize(("terminal", "installed"), [(False, True), (True, False), (True, True)])
+def test_warmup_tells_how_far_it_is(capsys, monkeypatch, terminal, installed):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    if not installed:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     _, out, err = run(capsys, "warmup", "--backend", "reference")
+    if terminal and installed:
+        assert "\rwarmup: " in err
+        return
     assert len(err.splitlines()) == len(out.splitlines()) - 2
     assert err.startswith("reference direct: conv forward f32")
 

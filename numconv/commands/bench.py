@@ -95,13 +95,13 @@ def _measure(arguments: argparse.Namespace) -> Any:
 
 @contextmanager
 def progress_bar(total: int) -> Iterator[Callable[[Any], None]]:
-    """A bar on stderr where tqdm is installed, else nothing."""
+    """A bar on stderr where that is a terminal and tqdm is installed, else nothing."""
     if importlib.util.find_spec("tqdm") is None:
         yield lambda _: None
         return
     from tqdm import tqdm
 
-    with tqdm(total=total, desc="bench", unit=" turns") as bar:
+    with tqdm(total=total, desc="bench", unit=" turns", disable=None) as bar:
 
         def advance(turn: Any) -> None:
             bar.set_postfix_str(f"{turn.row.name} {turn.direction} {turn.contender}")

@@ -108,10 +108,10 @@ def _task(arguments: argparse.Namespace, seed: int) -> Any:
 
 
 def _counter() -> Callable[[], object]:
-    """Counts files on stderr while they are read, where tqdm is installed and the reading takes long."""
+    """Counts files on stderr while they are read, where that is a terminal, tqdm is installed and the reading takes long."""
     try:
         from tqdm import tqdm
     except ImportError:
         return lambda: None
-    update: Callable[[], object] = tqdm(desc="reading", unit=" files", delay=1, leave=False).update
+    update: Callable[[], object] = tqdm(desc="reading", unit=" files", delay=1, leave=False, disable=None).update
     return update

@@ -41,8 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[Any], None]]:
-    """A bar on stderr where tqdm is installed, else one line each."""
-    if importlib.util.find_spec("tqdm") is None:
+    """A bar on stderr where that is a terminal and tqdm is installed, else one line each."""
+    if not sys.stderr.isatty() or importlib.util.find_spec("tqdm") is None:
         yield lambda row: print(f"{row.backend} {row.algorithm}: {row.problem}", file=sys.stderr)
         return
     from tqdm import tqdm

@@ -38,7 +38,7 @@ def learn(x: Array, h: Array, taps: int, steps: int, momentum: float = 0.98) -> 
     kernel = np.zeros((1, 1, taps), np.float32)
     velocity = np.zeros_like(kernel)
     losses, snapshots = [], {}
-    for i in tqdm(range(steps), desc="  learning", unit=" steps", delay=1, mininterval=1, leave=False):
+    for i in tqdm(range(steps), desc="  learning", unit=" steps", delay=1, mininterval=1, leave=False, disable=None):
         error = nc.conv(x, kernel) - h
         losses.append(float(np.vdot(error, error)) / 2)
         gradient = nc.conv_weight_grad(error, x, kernel.shape)
