@@ -301,10 +301,19 @@ def test_a_file_is_replaced_as_a_whole(tmp_path, monkeypatch):
     assert path.read_bytes() == before
 
 
-def test_without_safetensors(tmp_path, monkeypatch):
+def test_a_checkpoint_that_cannot_be_written_is_told_before_the_first_step(tmp_path, monkeypatch):
+    model = network()
+    before = bits(model)
+    for path, error, text in (
+        (tmp_path / "none" / "training.safetensors", FileNotFoundError, "there is no folder .*none; make it first"),
+        (tmp_path, IsADirectoryError, "is a folder, and a file is to be written"),
+    ):
+        with pytest.raises(error, match=text):
+            fit(model, checkpoint=path)
     monkeypatch.setitem(sys.modules, "safetensors", None)
     with pytest.raises(nc.BackendUnavailableError, match=r"safetensors: pip install 'numconv-nd\[nn\]'"):
-        fit(network(), checkpoint=tmp_path / "training.safetensors")
+        fit(model, checkpoint=tmp_path / "training.safetensors")
+    assert bits(model) == before
 
 
 def test_without_tqdm(monkeypatch, capsys):
@@ -376,6 +385,10 @@ def test_regression():
         ({"patience": 2}, "patience watches the validation loss"),
         ({"checkpoint_every": 2}, "checkpoint_every needs a file"),
         ({"resume": True}, "give checkpoint=path"),
+        ({"loss": "mse"}, "loss='mse' must be a function, such as nn.cross_entropy"),
+        ({"schedule": 0.5}, r"schedule=0.5 must be a function, such as nn.cosine\(\)"),
+        ({"optimiser": "adam"}, r"optimiser='adam' must be an optimiser, such as nn.AdamW\(3e-3\)"),
+        ({"optimiser": nn.SGD}, "must be an optimiser, such as"),
         ({"model": nn.Sequential(nn.Linear(3))}, "the model has no parameters; call model.build"),
         ({"model": nn.Sequential(nn.Linear(3)).build((2,), dtype="float16")}, "float16 are too coarse"),
     ],

@@ -16,7 +16,7 @@ from numconv.errors import BackendUnavailableError, NumconvError, ProblemError
 from .devices import namespace, to_host
 from .layer import Array, Layer, from_config
 
-__all__ = ["FileError", "describe", "fill", "load", "read", "save", "write"]
+__all__ = ["FileError", "check_path", "describe", "fill", "load", "read", "save", "write"]
 
 FORMAT = 1
 _KEY = "numconv.nn"
@@ -103,6 +103,15 @@ def fill(ours: Mapping[str, Array], arrays: Mapping[str, np.ndarray[Any, Any]], 
             )
     for name, array in ours.items():
         array[...] = namespace(array).asarray(arrays[name])
+
+
+def check_path(path: Path) -> None:
+    """Raise, before much is computed, what `write` would: without the folder of the file, or the package."""
+    _safetensors()
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, and a file is to be written: give a name in it")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}; make it first")
 
 
 def write(path: Path, kind: str, arrays: Mapping[str, Array], header: Mapping[str, Any]) -> None:

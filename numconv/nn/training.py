@@ -18,6 +18,7 @@ from numconv.errors import NumconvError, ProblemError
 from .data import Arrays, Data, as_data
 from .devices import namespace
 from .evaluation import Loss, Tally, checked_size, evaluate
+from .files import check_path
 from .layer import Array, Layer, pack
 from .losses import cross_entropy
 from .optimisers import AdamW, Optimiser, clip_norm
@@ -181,6 +182,9 @@ class _Training:
             raise ProblemError("fit: patience watches the validation loss; give validation=(x, targets)")
         if self.every is not None and self.path is None:
             raise ProblemError("fit: checkpoint_every needs a file; give checkpoint=path")
+        if self.path is not None:
+            check_path(self.path)
+        self._check_functions()
         vector = pack(self.model)
         if vector is None:
             raise ProblemError("fit: the model has no parameters; call model.build(shape) first")
@@ -192,6 +196,17 @@ class _Training:
                     f"fit: {name} has x of dtype {data.x.dtype} and the model is {vector.dtype}; x.astype({str(vector.dtype)!r})"
                 )
         self.vector = vector
+
+    def _check_functions(self) -> None:
+        """Raise ProblemError unless what is called is a function, or an optimiser: not its name."""
+        for name, example in {"loss": "nn.cross_entropy", "schedule": "nn.cosine()", "augment": "training.Shift(0.1)"}.items():
+            value = getattr(self, name)
+            if value is not None and not callable(value):
+                raise ProblemError(f"fit: {name}={value!r} must be a function, such as {example}")
+        if isinstance(self.optimiser, type) or not all(
+            callable(getattr(self.optimiser, name, None)) for name in ("start", "update")
+        ):
+            raise ProblemError(f"fit: optimiser={self.optimiser!r} must be an optimiser, such as nn.AdamW(3e-3)")
 
     def begin(self, rng: int | np.random.Generator | None, resume: bool) -> None:
         """The state before the first step, or that of the checkpoint."""
