@@ -23,14 +23,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     argv : sequence of str, optional
-        The arguments; by default those of the process.
+        The arguments; by default those of the process. Without any it prints its help.
 
     Returns
     -------
     int
         0, or 1 after an error that the user can mend; bad usage raises SystemExit(2), as argparse does.
     """
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.name is None:
+        parser.print_help()
+        return 0
     try:
         with _log_to_stderr():
             code: int = arguments.run(arguments)
@@ -53,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=look,
     )
     parser.add_argument("--version", action="version", version=f"numconv {__version__}")
-    subparsers = parser.add_subparsers(dest="name", required=True, metavar=f"{{{','.join(modules)}}}")
+    subparsers = parser.add_subparsers(dest="name", metavar=f"{{{','.join(modules)}}}")
     for name, module in modules.items():
         summary = module.SUMMARY
         sub = subparsers.add_parser(

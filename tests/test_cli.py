@@ -33,10 +33,13 @@ def test_help_shows_an_example(capsys, arguments):
     assert re.search(r"examples?:\s+numconv \w+", out)
 
 
+def test_without_a_command_it_shows_what_there_is(capsys):
+    assert run(capsys) == run(capsys, "--help")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "required"),
         (("nonsense",), "invalid choice: 'nonsense'"),
         (("info", "--colour"), "unrecognized arguments: --colour"),
         (("demo", "--threads", "0"), "'0' is not an integer of at least 1"),
