@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import pathlib
+import pickle
 import signal
 import subprocess
 import sys
@@ -285,6 +287,19 @@ def test_models_in_files(dtype, tmp_path):
     assert again.config == model.config
     assert bits(again) == bits(model)
     assert list(tmp_path.iterdir()) == [tmp_path / "model.safetensors"]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"])
+def test_a_copy_is_trained_by_itself(copied):
+    model = network()
+    fit(model, epochs=1)
+    before = bits(model)
+    again = copied(model)
+    assert bits(again) == before
+    fit(again, epochs=1)
+    assert bits(model) == before
+    fit(model, epochs=1)
+    assert bits(again) == bits(model) != before
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path, monkeypatch):

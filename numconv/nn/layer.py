@@ -304,6 +304,10 @@ class Layer:
             raise ProblemError("summary: give the shape of x without N, or build the model first")
         return summarise(self, built.shape, built.dtype)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: not the vector, of which copies of the parameters would be no parts; `pack` makes theirs."""
+        return {name: value for name, value in vars(self).items() if name != "_packed"}
+
     def _set(self, name: str, array: Array) -> None:
         """Put `array` in the place of the parameter of this name."""
         self._parameters[name] = array
