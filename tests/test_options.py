@@ -102,6 +102,32 @@ def test_stride_and_dilation():
     assert conv1d(x, w, stride=3, dilation=2) == [531, 864]
 
 
+@pytest.mark.parametrize("padding", [0, ((1, 2), (0, 4))])
+def test_a_stride_far_beyond_the_input_has_one_output(rng, padding):
+    """And takes no longer to find out, however long it is."""
+    x, w, grad = integers(rng, 2, 3, 7, 6), integers(rng, 4, 3, 3, 2), integers(rng, 2, 4, 1, 1)
+    y = nc.conv(x, w, padding=padding)[:, :, :1, :1]
+    far = {"stride": (2**40, 2**48), "padding": padding}
+    np.testing.assert_array_equal(nc.conv(x, w, **far), y)
+    near = nc.conv_backward(grad, x, w, stride=12, padding=padding)
+    for found, expected in zip(nc.conv_backward(grad, x, w, **far), near, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert (
+        nc.plan("conv", x.shape, w.shape, **far).problem.stride
+        == nc.plan("conv", x.shape, w.shape, **far | {"stride": 12}).problem.stride
+    )
+
+
+@pytest.mark.parametrize("high", [0, 1, 2])
+def test_a_stride_far_beyond_one_input_of_a_transposed_convolution(rng, high):
+    x, w = integers(rng, 2, 3, 1), integers(rng, 3, 4, 3)
+    options = {"padding": ((1, high),), "output_padding": 3}
+    y = nc.conv_transpose(x, w, stride=2**40, **options)
+    whole = np.concatenate([np.einsum("nci,ckr->nkr", x, w), np.zeros((2, 4, 3))], axis=2)
+    np.testing.assert_array_equal(y, whole[:, :, 1 : 6 - high])
+    np.testing.assert_array_equal(y, nc.conv_transpose(x, w, stride=4, **options))
+
+
 def test_one_number_for_all_dimensions_or_one_each(rng):
     x, w = integers(rng, 1, 2, 9, 9), integers(rng, 2, 2, 3, 3)
     np.testing.assert_array_equal(nc.conv(x, w, stride=2, dilation=2), nc.conv(x, w, stride=(2, 2), dilation=[2, 2]))

@@ -42,7 +42,8 @@ def conv_problem(request: Request) -> Call:
     check_fit(asked, "kernel", spatial, kernel, stride, padding, dilation)
     op = _CONV_OP[request.op]
     problem = ConvProblem(
-        op=op, n=n, c=c, k=k, groups=groups, spatial=spatial, kernel=kernel, stride=stride, padding=padding, dilation=dilation,
+        op=op, n=n, c=c, k=k, groups=groups, spatial=spatial, kernel=kernel,
+        stride=_effective(stride, spatial, kernel, padding, dilation), padding=padding, dilation=dilation,
         pad_mode=options.pad_mode, flip=options.flip, layout=options.layout, bias="y" if request.bias else "",
         activation=_activation(request), **common(request),
     )  # fmt: skip
@@ -79,11 +80,24 @@ def conv_transpose_problem(request: Request) -> Call:
         padding = tuple((low, high - o) for (low, high), o in zip(padding, extra, strict=True))
     _check_transposed(asked, output, kernel, stride, dilation, spatial, padding, extra)
     problem = ConvProblem(
-        op=_CONV_OP[request.op], n=n, c=w_shape[1] * groups, k=k, groups=groups, spatial=spatial, kernel=kernel, stride=stride,
-        padding=padding, dilation=dilation, pad_mode=options.pad_mode, flip=options.flip, layout=options.layout,
-        bias="x" if request.bias else "", activation=_activation(request), **common(request),
+        op=_CONV_OP[request.op], n=n, c=w_shape[1] * groups, k=k, groups=groups, spatial=spatial, kernel=kernel,
+        stride=_effective(stride, spatial, kernel, padding, dilation), padding=padding, dilation=dilation,
+        pad_mode=options.pad_mode, flip=options.flip, layout=options.layout, bias="x" if request.bias else "",
+        activation=_activation(request), **common(request),
     )  # fmt: skip
     return Call(problem, batchless)
+
+
+def _effective(stride: Ints, spatial: Ints, kernel: Ints, padding: Pairs, dilation: Ints) -> Ints:
+    """The strides, but along an axis with one output the least that leaves it the only one and reaches as far.
+
+    A larger one is the same problem, and would grow without bound what goes by the phases of the stride.
+    """
+    least = (
+        max(size + low + high - d * (r - 1), 1 - high)
+        for size, r, (low, high), d in zip(spatial, kernel, padding, dilation, strict=True)
+    )
+    return tuple(map(min, stride, least))
 
 
 def _transposed_axis(size: int, s: int, r: int, d: int, pair: tuple[int, int], extra: int) -> int:
