@@ -251,6 +251,17 @@ def test_parameters_are_parts_of_one_vector():
     assert pack(model) is not vector
 
 
+@pytest.mark.parametrize("model", [nn.Conv(3, 3), nn.Sequential(nn.Conv(3, 3), nn.BatchNorm())], ids=["layer", "model"])
+def test_arrays_are_written_in_place_and_not_replaced(model):
+    """What would be lost without a word is an error: a model's names are made of those of its layers."""
+    model.build((1, 6))
+    name, w = next(iter(model.parameters.items()))
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        model.parameters[name] = w
+    model.parameters[name][...] = 7
+    assert (model(np.ones((1, 1, 6), "float32")) != 0).all()
+
+
 def test_summary():
     model = nn.Sequential(
         nn.Conv(4, 3, padding=1, groups=2), nn.BatchNorm(), nn.Residual(nn.ConvTranspose(4, 1)), nn.Flatten(), nn.Linear(3)

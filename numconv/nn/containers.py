@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,14 +35,19 @@ class _Composite(Layer, abstract=True):
         self.children = {str(i): layer for i, layer in enumerate(layers)}
 
     @property
-    def parameters(self) -> dict[str, Array]:
-        """The arrays that are learned, by name."""
-        return {f"{child}.{name}": a for child, layer in self.children.items() for name, a in layer.parameters.items()}
+    def parameters(self) -> MappingProxyType[str, Array]:
+        """The arrays that are learned, by name; they are written in place: ``parameters["0.w"][...] = w``."""
+        return self._named("parameters")
 
     @property
-    def state(self) -> dict[str, Array]:
-        """The arrays that are measured, by name."""
-        return {f"{child}.{name}": a for child, layer in self.children.items() for name, a in layer.state.items()}
+    def state(self) -> MappingProxyType[str, Array]:
+        """The arrays that are measured, by name; they are written in place."""
+        return self._named("state")
+
+    def _named(self, which: str) -> MappingProxyType[str, Array]:
+        return MappingProxyType(
+            {f"{child}.{name}": array for child, layer in self.children.items() for name, array in getattr(layer, which).items()}
+        )
 
     def _set(self, name: str, array: Array) -> None:
         child, _, rest = name.partition(".")

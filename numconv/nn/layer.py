@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import numpy as np
@@ -59,9 +60,9 @@ class Layer:
     ----------
     config : dict
         The name of the class under ``"layer"``, and the fields that differ from their defaults, as plain data.
-    parameters : dict
+    parameters : mapping of str to array
         The arrays that are learned, by name; the arrays themselves, to be read or written in place.
-    state : dict
+    state : mapping of str to array
         Arrays that are measured rather than learned: running statistics.
 
     Examples
@@ -160,14 +161,14 @@ class Layer:
         return self.forward(x)[0]
 
     @property
-    def parameters(self) -> dict[str, Array]:
-        """The arrays that are learned, by name."""
-        return self._parameters
+    def parameters(self) -> MappingProxyType[str, Array]:
+        """The arrays that are learned, by name; they are written in place: ``parameters["w"][...] = w``."""
+        return MappingProxyType(self._parameters)
 
     @property
-    def state(self) -> dict[str, Array]:
-        """The arrays that are measured, by name."""
-        return self._state
+    def state(self) -> MappingProxyType[str, Array]:
+        """The arrays that are measured, by name; they are written in place."""
+        return MappingProxyType(self._state)
 
     @property
     def config(self) -> dict[str, Any]:
