@@ -40,6 +40,7 @@ from .winograd_tiles import (
     direct_terms,
     input_places,
     inputs_of,
+    lead_axes,
     spread,
     tile_rows,
     tiles_of,
@@ -118,7 +119,7 @@ def _layout_with(problem: ConvProblem, tiles: Tiles, budget: int, deep: bool, pi
     each = tiles.elements * terms * shape.width * item
     allowed = min(KEPT_BYTES, problem.max_workspace // MAX_THREADS - budget - RESULT_BYTES - PACKED_BYTES)
     kept = -(-per_k // shape.width) * per_c * each <= allowed and block.pieces * problem.groups > 1
-    chunk = per_c if kept else min(per_c, max(1, WEIGHT_BYTES // each))
+    chunk = per_c if kept else min(per_c, max(1, WEIGHT_BYTES // each // CHANNELS_AT_ONCE) * CHANNELS_AT_ONCE)
     return Layout(tiles, shape, block, chunk, kept, deep)
 
 
@@ -133,7 +134,9 @@ def cost_of(problem: ConvProblem, layout: Layout) -> float:
     per_c, per_k, pieces = problem.c // problem.groups, problem.k // problem.groups, block.pieces * problem.groups
     panels, terms = -(-per_k // shape.width), per_c * direct_terms(problem, tiles)
     groups = -(-block.tiles // shape.positions)
-    products = tiles.elements * pieces * panels * groups * (terms * tile_cycles(shape.vectors, shape.positions) + 60)
+    leads = math.prod(problem.kernel[: lead_axes(problem)])
+    multiplied = tiles.products * per_c * leads * tile_cycles(shape.vectors, shape.positions) + tiles.elements * 60
+    products = pieces * panels * groups * multiplied
     # loads, stores and about as many multiply-adds for each element of a transform; packing and transposing. Where one block is
     # shared, both of two threads transform its input; weights that are kept, each thread transforms for itself.
     shared = 2 if pieces == 1 else 1
@@ -199,7 +202,7 @@ def areas_of(problem: ConvProblem, layout: Layout, *, weights: bool = True, whol
     tiles, shape, block, item, taps = *layout[:3], np_dtype(problem.acc_dtype).itemsize, math.prod(problem.kernel)
     v_step, m_step, _, u_step = steps_of(problem, layout)
     panels, elements = -(-(problem.k // problem.groups) // shape.width), tiles.elements
-    terms = layout.chunk * direct_terms(problem, tiles)
+    terms = (layout.chunk + problem.c // problem.groups % layout.chunk) * direct_terms(problem, tiles)
     tables = 8 * (layout.places + terms + elements * math.prod(tiles.phases) + problem.ndim)
     sizes = (
         layout.inputs(problem).elements,

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from numconv.plugin import ConvProblem, np_dtype
 
 from .microkernels.emit import host, lanes_of
+from .microkernels.transforms import shapes_for
 from .slab import Block, cut, tap_positions
 
 __all__ = [
@@ -16,8 +17,6 @@ __all__ = [
     "input_places", "inputs_of", "lead_axes", "spread", "tile_rows", "tiles_of",
 ]  # fmt: skip
 
-ELEMENTS = 6, 4
-"""Of a tile along a dimension."""
 PIXEL_CYCLES, VECTOR_CYCLES, ENTRY_CYCLES = 5.0, 5.0, 2.0
 """With the lanes over channels: of packing a vector of channels of a pixel, of an element of a tile for each of them, and of its
 entry in a table."""
@@ -32,19 +31,26 @@ class Tiles(NamedTuple):
     ----------
     outputs, taps : (int, int)
         m and r of F(m, r); 1 and 1 stand for no transform.
-    strides, phases : (int, int)
-        Of the input, and how many of its phases the kernel reads.
+    strides, phases, full : (int, int)
+        Of the input, how many of its phases the kernel reads, and of how many of these it has r taps; of others it has one less.
     """
 
     outputs: tuple[int, int]
     taps: tuple[int, int]
     strides: tuple[int, int]
     phases: tuple[int, int]
+    full: tuple[int, int]
 
     @property
     def elements(self) -> int:
         """Of a transformed tile."""
         return math.prod(m + r - 1 for m, r in zip(self.outputs, self.taps, strict=True))
+
+    @property
+    def products(self) -> int:
+        """Elements of all phases that are multiplied: of a phase with one tap less the one at infinity is left out."""
+        each = zip(self.outputs, self.taps, self.phases, self.full, strict=True)
+        return math.prod((m + r - 1) * p - (p - f) for m, r, p, f in each)
 
     @property
     def transform(self) -> tuple[int, int, int, int]:
@@ -64,15 +70,17 @@ def inner_taps(problem: ConvProblem) -> list[int]:
 
 def tiles_of(problem: ConvProblem) -> list[Tiles]:
     """The tiles that can be had, those with the fewest multiplications first."""
-    taps, strides = inner_taps(problem), problem.stride[-2:]
-    phases = [min(r, s) for r, s in zip(problem.kernel[-2:], strides, strict=True)]
-    trivial, found = [1] * (2 - len(taps)), []
-    for elements in ELEMENTS:
-        outputs = [1 if r == 1 else elements - r + 1 for r in taps]
-        if all(m > 1 or r == 1 for m, r in zip(outputs, taps, strict=True)):
-            m, r, s, p = ((*trivial, *each) for each in (outputs, taps, strides, phases))
-            found.append(Tiles(m, r, s, p))
-    return found
+    trivial = [1] * (2 - min(problem.ndim, 2))
+    kernel, strides = (*trivial, *problem.kernel[-2:]), (*trivial, *problem.stride[-2:])
+    taps = (*trivial, *inner_taps(problem))
+    phases, full = [], []
+    for window, stride, r in zip(kernel, strides, taps, strict=True):
+        phases.append(min(window, stride))
+        full.append(window - (r - 1) * stride)
+    return [
+        Tiles((rows, columns), (taps[0], taps[1]), (strides[0], strides[1]), (phases[0], phases[1]), (full[0], full[1]))
+        for rows, _, columns, _ in shapes_for(taps[0], taps[1])
+    ]
 
 
 def cut_tiles(problem: ConvProblem, tiles: Tiles, fits: Callable[[Block], bool]) -> Block:
@@ -95,8 +103,8 @@ def tile_rows(tiles: Tiles, block: Block, lanes: int) -> int:
 
 
 def channel_vectors(problem: ConvProblem) -> bool:
-    """Whether the lanes of the input's transform may be channels: all terms of a sum are channels."""
-    return problem.ndim <= 2 and max(problem.stride) == 1
+    """Whether the lanes of the input's transform may be channels: no dimension is summed directly."""
+    return problem.ndim <= 2
 
 
 class Inputs(NamedTuple):
@@ -130,16 +138,17 @@ def channel_inputs_of(problem: ConvProblem, tiles: Tiles, block: Block, channels
     lanes, item, of_image = lanes_of(problem.acc_dtype), np_dtype(problem.acc_dtype).itemsize, block.tiles // max(block.images, 1)
     pixels = pixels_of(problem, tiles, block) + 1
     packed = packed_together(problem, pixels, -(-channels // lanes) * lanes, lanes)
-    tile = block.images * -(-channels // lanes) * lanes
+    tile = block.images * math.prod(tiles.phases) * -(-channels // lanes) * lanes
     tile += lanes * (tile * item % 1024 == 0)  # neighbouring tiles lie in different sets of a cache
-    return Inputs(packed, packed * pixels + tiles.elements * of_image * 8 // item, of_image * tile, tile)
+    table = math.prod(tiles.phases) * tiles.elements * of_image
+    return Inputs(packed, packed * pixels + table * 8 // item, of_image * tile, tile)
 
 
 def input_places(problem: ConvProblem, tiles: Tiles, block: Block, channels: int, deep: bool) -> int:
     """Places of the transformed tiles of a block at least, for one of their elements; `deep`: with the lanes over channels."""
     if deep:
         lanes = lanes_of(problem.acc_dtype)
-        return block.tiles * -(-channels // lanes) * lanes
+        return block.tiles * math.prod(tiles.phases) * -(-channels // lanes) * lanes
     lead = math.prod(block.pitch[:-2])
     return block.images * channels * math.prod(tiles.phases) * lead * tile_rows(tiles, block, 1)
 
@@ -148,15 +157,17 @@ def pixels_of(problem: ConvProblem, tiles: Tiles, block: Block) -> int:
     """Positions of a channel of x that the tiles of a block read: all of them if padding may have its values from anywhere."""
     if problem.pad_mode != "zeros":
         return math.prod(problem.spatial)
-    units = zip(problem.spatial, block.size, block.unit, tiles.taps[-problem.ndim :], strict=True)
-    return math.prod(min(size, -(-q // unit) * unit + taps - 1) for size, q, unit, taps in units)
+    inner = (each[-problem.ndim :] for each in (tiles.taps, tiles.strides, tiles.phases))
+    axes = zip(problem.spatial, block.size, block.unit, *inner, strict=True)
+    return math.prod(min(size, (-(-q // unit) * unit + taps - 2) * s + phases) for size, q, unit, taps, s, phases in axes)
 
 
 def deep_cycles(problem: ConvProblem, tiles: Tiles, block: Block, channels: int) -> float:
     """Of packing and transforming the input of all blocks with the lanes over channels."""
     vectors = -(-channels // lanes_of(problem.acc_dtype)) * host().moving
     packed = pixels_of(problem, tiles, block) * block.images * vectors * PIXEL_CYCLES
-    return block.pieces * (packed + tiles.elements * block.tiles * (vectors * VECTOR_CYCLES + ENTRY_CYCLES / max(block.images, 1)))
+    elements = tiles.elements * math.prod(tiles.phases) * block.tiles
+    return block.pieces * (packed + elements * (vectors * VECTOR_CYCLES + ENTRY_CYCLES / max(block.images, 1)))
 
 
 def direct_terms(problem: ConvProblem, tiles: Tiles) -> int:
