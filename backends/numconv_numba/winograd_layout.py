@@ -51,11 +51,12 @@ __all__ = [
     "ways_of", "workspace_of",
 ]  # fmt: skip
 
-BLOCK_BYTES = (640 * 1024, 1280 * 1024, 1920 * 1024)
-"""What the transformed input of a block and the products of a panel may take of the second-level cache."""
+BLOCK_BYTES = (640 * 1024, 1280 * 1024, 1920 * 1024, 3840 * 1024)
+"""What the transformed input of a block and the products of a panel may take: of the second-level cache, or, for many channels, of
+the third: each element of all tiles is read once for a whole panel."""
 RESULT_BYTES = 512 * 1024
 """The sums of a block for a panel."""
-WEIGHT_BYTES = 512 * 1024
+WEIGHT_BYTES = 1024 * 1024
 """Transformed weights that are multiplied in one pass over a block."""
 KEPT_BYTES = 4 * 1024 * 1024
 """Transformed weights that a worker keeps from block to block."""
@@ -112,12 +113,15 @@ def _layout_with(problem: ConvProblem, tiles: Tiles, budget: int, deep: bool, pi
     def fits(block: Block) -> bool:
         transformed = tiles.elements * (input_places(problem, tiles, block, per_c, deep) * item + block.tiles * width)
         shared = block.pieces * problem.groups >= pieces or block.tiles <= FEW_TILES
-        return transformed <= budget and block.pixels * width <= RESULT_BYTES and shared and divided(problem, block, width)
+        # blocks that threads cannot share evenly, they share by panels
+        panels = per_k * item > width
+        return transformed <= budget and block.pixels * width <= RESULT_BYTES and shared and (panels or divided(problem, block, width))
 
     block = cut_tiles(problem, tiles, fits)
     shape = panel_shape(problem.acc_dtype, per_k, block.tiles)
     each = tiles.elements * terms * shape.width * item
-    allowed = min(KEPT_BYTES, problem.max_workspace // MAX_THREADS - budget - RESULT_BYTES - PACKED_BYTES)
+    own = problem.max_workspace // most_workers(problem, block, shape.width)
+    allowed = min(KEPT_BYTES, own - budget - RESULT_BYTES - PACKED_BYTES)
     kept = -(-per_k // shape.width) * per_c * each <= allowed and block.pieces * problem.groups > 1
     chunk = per_c if kept else min(per_c, max(1, WEIGHT_BYTES // each // CHANNELS_AT_ONCE) * CHANNELS_AT_ONCE)
     return Layout(tiles, shape, block, chunk, kept, deep)
@@ -135,11 +139,12 @@ def cost_of(problem: ConvProblem, layout: Layout) -> float:
     panels, terms = -(-per_k // shape.width), per_c * direct_terms(problem, tiles)
     groups = -(-block.tiles // shape.positions)
     leads = math.prod(problem.kernel[: lead_axes(problem)])
-    multiplied = tiles.products * per_c * leads * tile_cycles(shape.vectors, shape.positions) + tiles.elements * 60
+    passes = -(-per_c // layout.chunk)
+    multiplied = tiles.products * per_c * leads * tile_cycles(shape.vectors, shape.positions) + tiles.elements * passes * 60
     products = pieces * panels * groups * multiplied
     # loads, stores and about as many multiply-adds for each element of a transform; packing and transposing. Where one block is
     # shared, both of two threads transform its input; weights that are kept, each thread transforms for itself.
-    shared = 2 if pieces == 1 else 1
+    shared = 1 + pieces % 2 / pieces
     inputs = shared * problem.groups * input_cycles(problem, layout)
     output = (tiles.elements * 1.4 + math.prod(tiles.outputs) * 1.7) * host().moving
     outputs = pieces * panels * shape.vectors * block.tiles * output
@@ -163,12 +168,13 @@ def input_cycles(problem: ConvProblem, layout: Layout) -> float:
 
 @functools.lru_cache(maxsize=256)
 def layout_for(problem: ConvProblem) -> Layout:
-    """The layout with the least cost."""
+    """The layout with the least cost, of those that there is memory for, whatever the number of threads."""
     ways = (False, True) if channel_vectors(problem) else (False,)
     candidates = (
         _layout_with(problem, tiles, budget, deep) for tiles in tiles_of(problem) for budget in BLOCK_BYTES for deep in ways
     )
-    return min(candidates, key=lambda layout: cost_of(problem, layout))
+    ordered = sorted(dict.fromkeys(candidates), key=lambda layout: cost_of(problem, layout))
+    return next((layout for layout in ordered if _ways(problem, layout)[1] <= problem.max_workspace), ordered[-1])
 
 
 @functools.lru_cache(maxsize=256)
