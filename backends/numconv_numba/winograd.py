@@ -67,13 +67,16 @@ from .winograd_layout import (
     ways_of,
     workspace_of,
 )
-from .winograd_tiles import Tiles, direct_terms, inner_taps, lead_axes, tiles_of
+from .winograd_tiles import direct_terms, inner_taps, lead_axes, tiles_of
 
 __all__ = ["Winograd", "WinogradExecutor"]
 
 LEAST_CHANNELS = 4
 """Of a group, phases and taps that are summed directly included: in one or two the window of an output may hold nothing beside a
 full tile, and the transforms cost most."""
+LEAST_TERMS = 8, 20
+"""Of every window where a phase has two taps, along one dimension and two: of the four taps that meet a corner of x in 4 channels,
+as of one tap in 16, one sum in a million has an error of 1e-5, of 20 terms and more half of that."""
 MOST_TAPS = 5
 """Of a phase: more would need points at which the error grows."""
 # A block's own numbers, beside those of `winograd_inputs`: input channels of a pass, whether transformed weights are kept from
@@ -480,15 +483,14 @@ class WinogradExecutor(ForwardExecutor):
             executor((y[n : n + 1],), (ins[0][n : n + 1], *ins[1:]))
 
 
-def _least_terms(problem: ConvProblem, tiles: Tiles) -> int:
-    """What is left of `direct_terms` in the windows that hold the most padding of the leading dimensions."""
-    if problem.pad_mode != "zeros":
-        return direct_terms(problem, tiles)
-    least = math.prod(tiles.phases)
-    for axis in range(lead_axes(problem)):
-        step = problem.dilation[axis]
-        beside = -(-max(*problem.padding[axis], 0) // step)
-        least *= max(1, min(problem.kernel[axis] - beside, -(-problem.spatial[axis] // step)))
+def _least_taps(problem: ConvProblem, axes: range) -> int:
+    """What the windows that hold the most padding along some dimensions have left of their taps."""
+    least = 1
+    for axis in axes:
+        step, kernel = problem.dilation[axis], problem.kernel[axis]
+        beside = -(-max(*problem.padding[axis], 0) // step) if problem.pad_mode == "zeros" else 0
+        size = -(-problem.spatial[axis] // step) if problem.pad_mode == "zeros" else kernel
+        least *= max(1, min(kernel - beside, size))
     return int(least)
 
 
@@ -517,11 +519,14 @@ class Winograd(DenseImplementation):
         tiles = tiles_of(problem)
         if not tiles:
             return Verdict.no(f"no tile has both {taps[0]} and {taps[-1]} taps a phase")
-        if problem.c // problem.groups * _least_terms(problem, tiles[0]) < LEAST_CHANNELS:
+        per_c, lead = problem.c // problem.groups, _least_taps(problem, range(lead_axes(problem)))
+        if per_c * math.prod(tiles[0].phases) * lead < LEAST_CHANNELS:
             return Verdict.no(
-                f"its error is relative to a whole tile, and {problem.c // problem.groups} channels of a group may be small in one "
-                "window"
+                f"its error is relative to a whole tile, and {per_c} channels of a group may be small in one window"
             )
+        terms, least = per_c * _least_taps(problem, range(problem.ndim)), LEAST_TERMS[min(tiles[0].taps) > 1]
+        if 2 in taps and terms < least:
+            return Verdict.no(f"its error is relative to a whole tile, and it takes windows of {least} terms; some have {terms} here")
         return Verdict.yes()
 
     def forward_cost(self, problem: ConvProblem) -> float:

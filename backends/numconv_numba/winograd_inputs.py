@@ -11,6 +11,7 @@ from .compiler import Address, Tag, helper, invoke, kernel
 from .elements import INT64, itemsize
 from .entries import COPY, INPUT, LANES, PACK, PIXELS, READ_ROWS, READ_SQUARES
 from .geometry import DIMS, FLIPPED, LOW, MODE, PARTS, SIZE, STRIDE, WINDOW, part, source_index
+from .packing import slab_row
 from .panels import fill_terms, tiles_along
 from .rows import clear
 from .scalar import address, pointer
@@ -123,23 +124,24 @@ def fill_elements(table, g, b, size):
 
 
 @helper
+def tiles_of_axis(b, ndim, axis):
+    """Tiles along a dimension, of any block but the last, which may be short."""
+    return -(-axis_entry(b, ndim, B_SIZE, axis) // axis_entry(b, ndim, B_UNIT, axis))
+
+
+@helper
 def place_steps(axis_steps, g, b, size):
     """The byte distance of neighbouring places of transformed input, per dimension; returns elements from channel to channel."""
-    ndim, step = g[DIMS], b[V_ROWS] * size
-    if b[V_TILE] > 0:
-        axis_steps[ndim - 1] = b[V_TILE] * size
-        if ndim > 1:
-            axis_steps[ndim - 2] = axis_steps[ndim - 1] * -(
-                -axis_entry(b, ndim, B_SIZE, ndim - 1) // axis_entry(b, ndim, B_UNIT, ndim - 1)
-            )
-        return 1
-    axis_steps[ndim - 1] = size
+    ndim, step, deep = g[DIMS], b[V_ROWS] * size, b[V_TILE] > 0
+    axis_steps[ndim - 1] = b[V_TILE] * size if deep else size
     if ndim > 1:
-        axis_steps[ndim - 2] = axis_entry(b, ndim, B_PITCH, ndim - 1) * size
+        axis_steps[ndim - 2] = axis_steps[ndim - 1] * (tiles_of_axis(b, ndim, ndim - 1) if deep else axis_entry(b, ndim, B_PITCH, ndim - 1))
+    if deep and ndim > 1:
+        step = axis_steps[ndim - 2] * tiles_of_axis(b, ndim, ndim - 2)
     for axis in range(ndim - 3, -1, -1):
         axis_steps[axis] = step
         step *= axis_entry(b, ndim, B_PITCH, axis)
-    return step // size
+    return 1 if deep else step // size
 
 
 @helper
@@ -324,6 +326,20 @@ def tile_extents(g, b, block):
     return planes, lines, height, tiles_along(g, b, block, axis), block_extent(g, b, block, axis)
 
 
+@helper
+def transform_tiles(v, slab, elements, line_step, vectors, phase_step, block, g, b, tools, at):
+    """Tiles of so many vectors of channels at one position along the dimensions that are summed directly; see `fill_pixels`."""
+    count, phases = element_counts(g, b)
+    _, lines, _, tiles, _ = tile_extents(g, b, block)
+    size = itemsize(at)
+    for line in range(lines):
+        for tile in range(tiles):
+            for phase in range(phases):
+                target = v + (line * line_step + tile * b[V_TILE] * size + phase * phase_step)
+                table = elements + 8 * count * ((line * tiles + tile) * phases + phase)
+                invoke(tools[INPUT], slab, table, vectors, target, b[V_STEP] * size)
+
+
 @kernel
 def transform_pixels(
     xt: Tag, at: Tag, table: Address, v: Address, slab: Address, x: Address, channels: int, begin: int, end: int, block: int,
@@ -338,24 +354,25 @@ def transform_pixels(
     first_row, rows = read_extent(g, b, block, 1)
     first_column, columns = read_extent(g, b, block, 0)
     box, width = (first_row, rows, first_column, columns), b[SLAB] * size
-    count, phases = element_counts(g, b)
     of_image, of_phase, _ = input_steps(channels, 1, g, b, tools)
     behind = slab + rows * columns * width
     places = behind + width
     clear(behind, b[SLAB], at)
     fill_pixels(places, box, width, block, g, b)
-    _, lines, _, tiles, _ = tile_extents(g, b, block)
-    across = -(-axis_entry(b, g[DIMS], B_SIZE, axis) // axis_entry(b, g[DIMS], B_UNIT, axis))
-    for image in range(block_images(g, b, block)):
+    positions, inner, ndim = 1, tiles_of_axis(b, g[DIMS], axis) * b[V_TILE], g[DIMS]
+    plane = inner * (tiles_of_axis(b, ndim, axis - 1) if axis > 0 else 1)
+    for other in range(axis - 1):
+        positions *= axis_entry(b, ndim, B_PITCH, other)
+    for one in range(block_images(g, b, block) * positions):
+        image, position = one // positions, one % positions
+        inside, offset = slab_row(g, b, block, 0, position, max(axis - 1, 0))
         for first in range(begin, end, b[SLAB]):
             read = min(b[SLAB], end - first)
-            if read % lanes > 0:
+            if read % lanes > 0 or not inside:
                 # stray bits could be denormal numbers, which are slow
                 clear(slab, rows * columns * b[SLAB], at)
-            read_pixels(slab, x + (image * g[part(g, PARTS)] + first * g[part(g, PARTS) + 2]), box, width, read, g, tools, xt)
-            for line in range(lines):
-                for tile in range(tiles):
-                    for phase in range(phases):
-                        elements = places + 8 * count * ((line * tiles + tile) * phases + phase)
-                        target = v + ((line * across + tile) * b[V_TILE] + image * of_image + phase * of_phase + first) * size
-                        invoke(tools[INPUT], slab, elements, -(-read // lanes), target, b[V_STEP] * size)
+            if inside:
+                source = x + (image * g[part(g, PARTS)] + first * g[part(g, PARTS) + 2] + offset)
+                read_pixels(slab, source, box, width, read, g, tools, xt)
+            target = v + (position * plane + image * of_image + first) * size
+            transform_tiles(target, slab, places, inner * size, -(-read // lanes), of_phase * size, block, g, b, tools, at)

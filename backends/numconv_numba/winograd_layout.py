@@ -34,7 +34,6 @@ from .winograd_tiles import (
     Inputs,
     Tiles,
     channel_inputs_of,
-    channel_vectors,
     cut_tiles,
     deep_cycles,
     direct_terms,
@@ -169,9 +168,8 @@ def input_cycles(problem: ConvProblem, layout: Layout) -> float:
 @functools.lru_cache(maxsize=256)
 def layout_for(problem: ConvProblem) -> Layout:
     """The layout with the least cost, of those that there is memory for, whatever the number of threads."""
-    ways = (False, True) if channel_vectors(problem) else (False,)
     candidates = (
-        _layout_with(problem, tiles, budget, deep) for tiles in tiles_of(problem) for budget in BLOCK_BYTES for deep in ways
+        _layout_with(problem, tiles, budget, deep) for tiles in tiles_of(problem) for budget in BLOCK_BYTES for deep in (False, True)
     )
     ordered = sorted(dict.fromkeys(candidates), key=lambda layout: cost_of(problem, layout))
     return next((layout for layout in ordered if _ways(problem, layout)[1] <= problem.max_workspace), ordered[-1])

@@ -13,7 +13,7 @@ from .microkernels.transforms import shapes_for
 from .slab import Block, cut, tap_positions
 
 __all__ = [
-    "Inputs", "Tiles", "channel_inputs_of", "channel_vectors", "cut_tiles", "deep_cycles", "direct_terms", "inner_taps",
+    "Inputs", "Tiles", "channel_inputs_of", "cut_tiles", "deep_cycles", "direct_terms", "inner_taps",
     "input_places", "inputs_of", "lead_axes", "spread", "tile_rows", "tiles_of",
 ]  # fmt: skip
 
@@ -102,11 +102,6 @@ def tile_rows(tiles: Tiles, block: Block, lanes: int) -> int:
     return -(-rows * block.pitch[-1] // lanes) * lanes
 
 
-def channel_vectors(problem: ConvProblem) -> bool:
-    """Whether the lanes of the input's transform may be channels: no dimension is summed directly."""
-    return problem.ndim <= 2
-
-
 class Inputs(NamedTuple):
     """How the input of a block is packed and transformed.
 
@@ -135,39 +130,46 @@ def inputs_of(problem: ConvProblem, tiles: Tiles, block: Block, channels: int, r
 
 def channel_inputs_of(problem: ConvProblem, tiles: Tiles, block: Block, channels: int) -> Inputs:
     """For so many input channels, with the lanes over channels."""
-    lanes, item, of_image = lanes_of(problem.acc_dtype), np_dtype(problem.acc_dtype).itemsize, block.tiles // max(block.images, 1)
+    lanes, item = lanes_of(problem.acc_dtype), np_dtype(problem.acc_dtype).itemsize
     pixels = pixels_of(problem, tiles, block) + 1
     packed = packed_together(problem, pixels, -(-channels // lanes) * lanes, lanes)
     tile = block.images * math.prod(tiles.phases) * -(-channels // lanes) * lanes
     tile += lanes * (tile * item % 1024 == 0)  # neighbouring tiles lie in different sets of a cache
-    table = math.prod(tiles.phases) * tiles.elements * of_image
-    return Inputs(packed, packed * pixels + table * 8 // item, of_image * tile, tile)
+    table = math.prod(tiles.phases) * tiles.elements * plane_tiles(block)
+    return Inputs(packed, packed * pixels + table * 8 // item, math.prod(block.pitch[:-2]) * plane_tiles(block) * tile, tile)
+
+
+def plane_tiles(block: Block) -> int:
+    """Tiles of an image at one position along the leading dimensions."""
+    return math.prod(-(-q // unit) for q, unit in zip(block.size[-2:], block.unit[-2:], strict=True))
 
 
 def input_places(problem: ConvProblem, tiles: Tiles, block: Block, channels: int, deep: bool) -> int:
     """Places of the transformed tiles of a block at least, for one of their elements; `deep`: with the lanes over channels."""
+    lead, phases = block.images * math.prod(block.pitch[:-2]), math.prod(tiles.phases)
     if deep:
         lanes = lanes_of(problem.acc_dtype)
-        return block.tiles * math.prod(tiles.phases) * -(-channels // lanes) * lanes
-    lead = math.prod(block.pitch[:-2])
-    return block.images * channels * math.prod(tiles.phases) * lead * tile_rows(tiles, block, 1)
+        return lead * plane_tiles(block) * phases * -(-channels // lanes) * lanes
+    return lead * channels * phases * tile_rows(tiles, block, 1)
 
 
 def pixels_of(problem: ConvProblem, tiles: Tiles, block: Block) -> int:
-    """Positions of a channel of x that the tiles of a block read: all of them if padding may have its values from anywhere."""
+    """What the tiles of a block read of a channel along the last two dimensions: all if padding may have its values from anywhere."""
+    spatial = problem.spatial[-2:]
     if problem.pad_mode != "zeros":
-        return math.prod(problem.spatial)
-    inner = (each[-problem.ndim :] for each in (tiles.taps, tiles.strides, tiles.phases))
-    axes = zip(problem.spatial, block.size, block.unit, *inner, strict=True)
+        return math.prod(spatial)
+    inner = (each[-len(spatial) :] for each in (block.size, block.unit, tiles.taps, tiles.strides, tiles.phases))
+    axes = zip(spatial, *inner, strict=True)
     return math.prod(min(size, (-(-q // unit) * unit + taps - 2) * s + phases) for size, q, unit, taps, s, phases in axes)
 
 
 def deep_cycles(problem: ConvProblem, tiles: Tiles, block: Block, channels: int) -> float:
     """Of packing and transforming the input of all blocks with the lanes over channels."""
     vectors = -(-channels // lanes_of(problem.acc_dtype)) * host().moving
-    packed = pixels_of(problem, tiles, block) * block.images * vectors * PIXEL_CYCLES
-    elements = tiles.elements * math.prod(tiles.phases) * block.tiles
-    return block.pieces * (packed + elements * (vectors * VECTOR_CYCLES + ENTRY_CYCLES / max(block.images, 1)))
+    elements = tiles.elements * math.prod(tiles.phases) * plane_tiles(block)
+    transformed = block.images * elements * vectors * VECTOR_CYCLES
+    packed = block.images * pixels_of(problem, tiles, block) * vectors * PIXEL_CYCLES
+    return block.pieces * (math.prod(block.pitch[:-2]) * (packed + transformed) + elements * ENTRY_CYCLES)
 
 
 def direct_terms(problem: ConvProblem, tiles: Tiles) -> int:

@@ -68,7 +68,6 @@ from .winograd_tiles import (
     Inputs,
     Tiles,
     channel_inputs_of,
-    channel_vectors,
     cut_tiles,
     deep_cycles,
     direct_terms,
@@ -187,8 +186,7 @@ def _cost(problem: ConvProblem, layout: _Layout) -> float:
 @functools.lru_cache(maxsize=256)
 def _layout(problem: ConvProblem) -> _Layout:
     """The layout with the least cost."""
-    ways = (False, True) if channel_vectors(problem) else (False,)
-    layouts = (_layout_with(problem, tiles, deep) for tiles in tiles_of(problem) for deep in ways)
+    layouts = (_layout_with(problem, tiles, deep) for tiles in tiles_of(problem) for deep in (False, True))
     return min(layouts, key=lambda layout: _cost(problem, layout))
 
 
