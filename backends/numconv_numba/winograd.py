@@ -67,7 +67,7 @@ from .winograd_layout import (
     ways_of,
     workspace_of,
 )
-from .winograd_tiles import direct_terms, inner_taps, lead_axes, tiles_of
+from .winograd_tiles import inner_taps, lead_axes, tiles_of
 
 __all__ = ["Winograd", "WinogradExecutor"]
 
@@ -459,7 +459,8 @@ class WinogradExecutor(ForwardExecutor):
             run_with(self._ways.phases, compiled, most, self._work, self._tools, vector, form, *arrays, self._apart, common=common)
             return
         splits = parts_for(self._items, self._panels, self._work)
-        if many and form == UNPACKED and self._ways.shared and self._common.weights * count >= SHARED_BYTES:
+        wait = many and self._ways.shared and self._common.weights * count >= SHARED_BYTES
+        if form == UNPACKED and (wait or self._layout.shared):
             form = SHARED
         run_with(
             self._areas if form in (UNPACKED, IN_PANELS) else self._shared_areas, self._kernel, self._items * splits, self._work,

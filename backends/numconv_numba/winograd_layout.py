@@ -70,11 +70,15 @@ CHANNELS_AT_ONCE = 8
 """Input channels whose weights are packed before they are transformed: transposing runs of neighbours is cheaper in one go."""
 
 
+OTHERS_CYCLES, STREAMED_CYCLES = 16.0, 1.0
+"""Of shared weights, for each vector: what another thread has written, and reading it again for a block."""
+
+
 class Layout(NamedTuple):
     """How a forward problem is cut.
 
-    Also channels of a pass, whether weights are kept, whether the lanes of the input's transform are channels, and what places of a
-    row of transformed input are a multiple of.
+    Also channels of a pass, whether each thread keeps transformed weights, whether the lanes of the input's transform are channels,
+    what places of a row of transformed input are a multiple of, and whether even few threads share transformed weights.
     """
 
     tiles: Tiles
@@ -84,6 +88,7 @@ class Layout(NamedTuple):
     kept: bool
     deep: bool
     row: int = 1
+    shared: bool = False
 
     @property
     def rows(self) -> int:
@@ -147,9 +152,12 @@ def cost_of(problem: ConvProblem, layout: Layout) -> float:
     inputs = shared * problem.groups * input_cycles(problem, layout)
     output = (tiles.elements * 1.4 + math.prod(tiles.outputs) * 1.7) * host().moving
     outputs = pieces * panels * shape.vectors * block.tiles * output
-    times = 2 * problem.groups if layout.kept else pieces
-    transformed = panels * shape.vectors * terms * tiles.elements * 3.3 * host().moving
-    weights = times * (pack_weight_cycles(problem, panels * shape.width * per_c) + transformed)
+    vectors = panels * shape.vectors * terms * tiles.elements * host().moving
+    weights = pack_weight_cycles(problem, panels * shape.width * per_c) + vectors * 3.3
+    if layout.shared:
+        weights = problem.groups * weights + vectors * (problem.groups * OTHERS_CYCLES + pieces * STREAMED_CYCLES)
+    else:
+        weights *= 2 * problem.groups if layout.kept else pieces
     results = math.prod(problem.y_shape) * WRITE_CYCLES * 0.5
     return CALL_SECONDS + 3e-6 + seconds(products * 1.05 + inputs + outputs + weights + results)
 
@@ -165,13 +173,25 @@ def input_cycles(problem: ConvProblem, layout: Layout) -> float:
     return pack_cycles(block, per_c) * 2 + vectors * tiles.elements * 9.5
 
 
+def _may_share(problem: ConvProblem, layout: Layout) -> bool:
+    """Whether each block would transform all weights, and there is memory for those of all."""
+    several = not layout.kept and layout.block.pieces * problem.groups > 1
+    return several and common_of(problem, layout).weights <= BOUND_BYTES and _ways(problem, layout)[0].shared
+
+
+def _with_shared_weights(problem: ConvProblem, layout: Layout) -> Layout:
+    """All channels are one pass then: weights are there already."""
+    return layout._replace(shared=True, chunk=problem.c // problem.groups)
+
+
 @functools.lru_cache(maxsize=256)
 def layout_for(problem: ConvProblem) -> Layout:
     """The layout with the least cost, of those that there is memory for, whatever the number of threads."""
-    candidates = (
+    candidates = dict.fromkeys(
         _layout_with(problem, tiles, budget, deep) for tiles in tiles_of(problem) for budget in BLOCK_BYTES for deep in (False, True)
     )
-    ordered = sorted(dict.fromkeys(candidates), key=lambda layout: cost_of(problem, layout))
+    shared = [_with_shared_weights(problem, layout) for layout in candidates if _may_share(problem, layout)]
+    ordered = sorted((*candidates, *shared), key=lambda layout: cost_of(problem, layout))
     return next((layout for layout in ordered if _ways(problem, layout)[1] <= problem.max_workspace), ordered[-1])
 
 
