@@ -15,7 +15,7 @@ from .rows import clear
 from .scalar import address, inlined, load, move, pointer, store, wide_vectors, zero
 from .slab import AXES, B_PHASES, B_PITCH, B_PLACE, B_STEP, CHANNEL, COMBINATIONS, axis_entry, block_start
 
-__all__ = ["copy_cells", "pack_borders", "pack_places", "pack_slab"]
+__all__ = ["copy_cells", "pack_borders", "pack_places", "pack_slab", "slab_row"]
 
 FEW_LINES = 8
 """Rows of a channel up to which those of all channels are copied one after the other."""

@@ -28,7 +28,7 @@ from .dense import DenseImplementation, ForwardExecutor, Weights
 from .elements import INT64, itemsize, keep, memory, scratch
 from .entries import LANES, OUTPUT, PACK_WEIGHTS, PRODUCT, WEIGHT, WRITE
 from .geometry import DIMS, GROUPS, OPTION, PARTS, PER_C, PER_K, part
-from .panels import fill_places, fill_terms
+from .panels import fill_places
 from .scalar import is_null, pointer
 from .slab import BLOCKS, EXTRA, block_image, block_vector
 from .threads import MAX_THREADS, common_area, parallel_for, run, run_with, worker_area, workers
@@ -43,8 +43,10 @@ from .winograd_inputs import (
     copy_pixels,
     element_counts,
     fill_elements,
-    image_elements,
+    fill_pass,
     inner_window,
+    input_steps,
+    phase_range,
     phase_taps,
     place_steps,
     spread_step,
@@ -65,13 +67,16 @@ from .winograd_layout import (
     ways_of,
     workspace_of,
 )
-from .winograd_tiles import Tiles, direct_terms, inner_taps, lead_axes, tiles_of
+from .winograd_tiles import inner_taps, lead_axes, tiles_of
 
 __all__ = ["Winograd", "WinogradExecutor"]
 
 LEAST_CHANNELS = 4
 """Of a group, phases and taps that are summed directly included: in one or two the window of an output may hold nothing beside a
 full tile, and the transforms cost most."""
+LEAST_TERMS = 8, 20
+"""Of every window where a phase has two taps, along one dimension and two: of the four taps that meet a corner of x in 4 channels,
+as of one tap in 16, one sum in a million has an error of 1e-5, of 20 terms and more half of that."""
 MOST_TAPS = 5
 """Of a phase: more would need points at which the error grows."""
 # A block's own numbers, beside those of `winograd_inputs`: input channels of a pass, whether transformed weights are kept from
@@ -95,10 +100,11 @@ ITEMS_OF_THREAD = 4
 
 
 @helper
-def transform_weights(u, u_step, packed, w, form, count, first, channels, g, b, tools, at):
-    """Transformed weights of a panel of `count` output channels, elements `u_step` bytes apart: [element][c][phase][tap][lane].
+def transform_weights(u, u_step, packed, w, form, count, start, passed, first, channels, g, b, tools, at):
+    """Transformed weights of a panel of `count` output channels, elements `u_step` bytes apart: [element][phase][c][tap][lane].
 
-    `w`: of the panel; `packed`: where it is packed before, unless it is in that form.
+    `w`: of the panel; `packed`: where it is packed before, unless it is in that form. `channels` from `first` on, of a pass of
+    `passed` from `start` on.
     """
     taps, width, inner = b[TAPS], b[PANEL] * itemsize(at), inner_window(g)
     _, phases = element_counts(g, b)
@@ -110,17 +116,47 @@ def transform_weights(u, u_step, packed, w, form, count, first, channels, g, b, 
             kernels = w + (first + begin) * taps * inner * width
         else:
             invoke(tools[PACK_WEIGHTS], tools, packed, w, count, first + begin, several, taps * inner, width, g)
-        # of the phases, or else of the taps that are summed directly, there is one
-        run = several * taps if (taps == 1) | (phases == 1) else taps
-        for one in range(0, several * taps, run):
-            for phase in range(phases):
-                start, row_step, column_step, rows, columns = phase_taps(phase, width, g)
-                source = kernels + (one * inner * width + start)
-                target = u + (((begin + one // taps) * phases + phase) * taps + one % taps) * width
-                invoke(
-                    tools[WEIGHT], source, row_step, column_step, rows, columns, vectors, target, u_step, run, inner * width,
-                    (phases if taps == 1 else 1) * width,
-                )  # fmt: skip
+        for phase in range(phases):
+            from_tap, row_step, column_step, rows, columns = phase_taps(phase, width, g)
+            target = u + (phase * passed + first + begin - start) * taps * width
+            invoke(
+                tools[WEIGHT], kernels + from_tap, row_step, column_step, rows, columns, vectors, target, u_step, several * taps,
+                inner * width, width,
+            )  # fmt: skip
+
+
+@helper
+def fill_term_tables(terms, steps, axis_steps, g, b, size):
+    """Where the terms of a pass lie, then those of the last one, of fewer channels; see `fill_pass`."""
+    _, phases = element_counts(g, b)
+    fill_pass(pointer(terms, INT64), b[CHUNK], steps, axis_steps, g, b, size)
+    last = terms + 8 * b[CHUNK] * phases * b[TAPS]
+    fill_pass(pointer(last, INT64), g[PER_C] % b[CHUNK], steps, axis_steps, g, b, size)
+
+
+@helper
+def element_table(tables, g, b):
+    """Where the table of the elements lies, behind those of tiles and terms."""
+    _, phases = element_counts(g, b)
+    return tables + 8 * (b[PLACES] + (b[CHUNK] + g[PER_C] % b[CHUNK]) * phases * b[TAPS])
+
+
+@helper
+def multiply_elements(products, u, u_step, v, tables, tiles, begin, end, passed, resume, g, b, tools, at):
+    """The products of elements begin..end of the tiles with those of a panel, summed over a pass of channels.
+
+    Of each element over the phases that have it. `tables`: of the tiles, then see `fill_term_tables`.
+    """
+    size, each = itemsize(at), passed * b[TAPS]
+    width, (_, phases) = b[PANEL] * size, element_counts(g, b)
+    terms = tables + 8 * (b[PLACES] + (0 if passed == b[CHUNK] else b[CHUNK] * phases * b[TAPS]))
+    for element in range(begin, end):
+        low, high = phase_range(element, g, b)
+        invoke(
+            tools[PRODUCT], u + (element * u_step + low * each * width), v + element * b[V_STEP] * size, tables,
+            products + element * b[M_STEP] * size, -(-tiles // b[GROUP]), (high - low) * each, terms + 8 * low * each, width,
+            resume,
+        )  # fmt: skip
 
 
 @helper
@@ -158,12 +194,12 @@ def _blocks(begin, end, args):
     tables, slabs, inputs, products = own + areas[TABLES], own + areas[SLABS], own + areas[INPUTS], own + areas[PRODUCTS]
     results, small, spare, weights = own + areas[RESULTS], own + areas[SMALL], own + areas[SPARE], own + areas[WEIGHTS]
     ready, panels = pointer(own + areas[READY], UINT8), -(-per_k // b[PANEL])
-    terms = tables + 8 * b[PLACES]
-    elements = terms + 8 * b[CHUNK] * phases * b[TAPS]
+    elements = element_table(tables, g, b)
     axis_steps = pointer(elements + 8 * count * phases, INT64)
     u_step = b[U_STEP] * size
     plane = place_steps(axis_steps, g, b, size)
-    fill_terms(pointer(terms, INT64), b[CHUNK] * phases, plane * size, max(ndim - 2, 0), axis_steps, g)
+    steps = input_steps(per_c, plane, g, b, tools)
+    fill_term_tables(tables + 8 * b[PLACES], steps, axis_steps, g, b, size)
     fill_elements(pointer(elements, INT64), g, b, size)
     where, of_group, tiles = -1, -1, 0
     for item in range(begin, end):
@@ -171,8 +207,7 @@ def _blocks(begin, end, args):
         n = block_image(b, ndim, block)
         if item // splits != where:
             where = item // splits
-            image = image_elements(per_c * phases, plane, b, tools) * size
-            tiles = fill_places(pointer(tables, INT64), b[GROUP], image, axis_steps, g, b, block)
+            tiles = fill_places(pointer(tables, INT64), b[GROUP], steps[0] * size, axis_steps, g, b, block)
             source = x + (n * g[xs] + group * g[xs + 1])
             transform_inputs(inputs, slabs, elements, source, per_c, 0, per_c, block, plane, g, b, tools, at)
         if group != of_group:
@@ -191,13 +226,11 @@ def _blocks(begin, end, args):
                     step = spread_step(per_c * phases * b[TAPS] * width)
                     u = w + ((group * panels + panel) * count * step + first * phases * b[TAPS] * width)
                 elif not (b[KEPT] and ready[panel]):
-                    transform_weights(u, step, small, w_k, form, used, first, passed, g, b, tools, at)
-                for element in range(count):
-                    invoke(
-                        tools[PRODUCT], u + element * step, inputs + (element * b[V_STEP] + first * phases * plane) * size, tables,
-                        products + element * b[M_STEP] * size, -(-tiles // b[GROUP]), passed * phases * b[TAPS], terms, width,
-                        1 if first > 0 else 0,
-                    )  # fmt: skip
+                    transform_weights(u, step, small, w_k, form, used, first, passed, first, passed, g, b, tools, at)
+                multiply_elements(
+                    products, u, step, inputs + first * steps[2] * size, tables, tiles, 0, count, passed, 1 if first > 0 else 0, g, b,
+                    tools, at,
+                )  # fmt: skip
             ready[panel] = 1
             transform_outputs(results, products, spare, block, g, b, tools, at)
             shift = bias if is_null(bias) else bias + (group * per_k + k) * size
@@ -222,8 +255,9 @@ def _panels(begin, end, args):
             place = target + (panel * per_c + first) * taps * width
             invoke(tools[PACK_WEIGHTS], tools, place, source, used, first, channels, taps, width, g)
         else:
-            place = target + (panel * count * step + first * phases * b[TAPS] * width)
-            transform_weights(place, step, memory(small), source, UNPACKED, used, first, channels, g, b, tools, at)
+            start = first // b[CHUNK] * b[CHUNK]
+            place, passed = target + (panel * count * step + start * phases * b[TAPS] * width), min(b[CHUNK], per_c - start)
+            transform_weights(place, step, memory(small), source, UNPACKED, used, start, passed, first, channels, g, b, tools, at)
     keep(small)
 
 
@@ -280,7 +314,7 @@ def _inputs(begin, end, args):
     per_c, size, xs = g[PER_C], itemsize(at), part(g, PARTS)
     count, phases = element_counts(g, b)
     own = worker_area(scratch, areas, AREAS, workers, items, begin)
-    elements = own + areas[TABLES] + 8 * (b[PLACES] + b[CHUNK] * phases * b[TAPS])
+    elements = element_table(own + areas[TABLES], g, b)
     plane = place_steps(pointer(elements + 8 * count * phases, INT64), g, b, size)
     fill_elements(pointer(elements, INT64), g, b, size)
     units = -(-per_c // phase[UNIT])
@@ -300,10 +334,10 @@ def _products(begin, end, args):
     ndim, per_c, size, width = g[DIMS], g[PER_C], itemsize(at), b[PANEL] * itemsize(at)
     count, phases = element_counts(g, b)
     tables = worker_area(scratch, areas, AREAS, workers, items, begin) + areas[TABLES]
-    terms = tables + 8 * b[PLACES]
-    axis_steps = pointer(terms + 8 * (b[CHUNK] * phases * b[TAPS] + count * phases), INT64)
+    axis_steps = pointer(element_table(tables, g, b) + 8 * count * phases, INT64)
     plane = place_steps(axis_steps, g, b, size)
-    fill_terms(pointer(terms, INT64), b[CHUNK] * phases, plane * size, max(ndim - 2, 0), axis_steps, g)
+    steps = input_steps(per_c, plane, g, b, tools)
+    fill_term_tables(tables + 8 * b[PLACES], steps, axis_steps, g, b, size)
     panels, parts, step = -(-g[PER_K] // b[PANEL]), phase[PARTS_OF_ELEMENTS], spread_step(per_c * phases * b[TAPS] * width)
     filled, tiles = -1, 0
     for item in range(begin, end):
@@ -311,17 +345,14 @@ def _products(begin, end, args):
         block, group = where % b[BLOCKS], where // b[BLOCKS]
         if where != filled:
             filled = where
-            image = image_elements(per_c * phases, plane, b, tools) * size
-            tiles = fill_places(pointer(tables, INT64), b[GROUP], image, axis_steps, g, b, block)
+            tiles = fill_places(pointer(tables, INT64), b[GROUP], steps[0] * size, axis_steps, g, b, block)
+        weights, inputs = u + (group * panels + panel) * count * step, v + where * count * b[V_STEP] * size
+        target = m + (where * panels + panel) * count * b[M_STEP] * size
         for element in range(count * one // parts, count * (one + 1) // parts):
-            a = u + ((group * panels + panel) * count + element) * step
-            source = v + (where * count + element) * b[V_STEP] * size
-            target = m + ((where * panels + panel) * count + element) * b[M_STEP] * size
             for first in range(0, per_c, b[CHUNK]):
-                passed = min(b[CHUNK], per_c - first)
-                invoke(
-                    tools[PRODUCT], a + first * phases * b[TAPS] * width, source + first * phases * plane * size, tables, target,
-                    -(-tiles // b[GROUP]), passed * phases * b[TAPS], terms, width, 1 if first > 0 else 0,
+                multiply_elements(
+                    target, weights + first * phases * b[TAPS] * width, step, inputs + first * steps[2] * size, tables, tiles, element,
+                    element + 1, min(b[CHUNK], per_c - first), 1 if first > 0 else 0, g, b, tools, at,
                 )  # fmt: skip
 
 
@@ -428,7 +459,8 @@ class WinogradExecutor(ForwardExecutor):
             run_with(self._ways.phases, compiled, most, self._work, self._tools, vector, form, *arrays, self._apart, common=common)
             return
         splits = parts_for(self._items, self._panels, self._work)
-        if many and form == UNPACKED and self._ways.shared and self._common.weights * count >= SHARED_BYTES:
+        wait = many and self._ways.shared and self._common.weights * count >= SHARED_BYTES
+        if form == UNPACKED and (wait or self._layout.shared):
             form = SHARED
         run_with(
             self._areas if form in (UNPACKED, IN_PANELS) else self._shared_areas, self._kernel, self._items * splits, self._work,
@@ -452,15 +484,14 @@ class WinogradExecutor(ForwardExecutor):
             executor((y[n : n + 1],), (ins[0][n : n + 1], *ins[1:]))
 
 
-def _least_terms(problem: ConvProblem, tiles: Tiles) -> int:
-    """What is left of `direct_terms` in the windows that hold the most padding of the leading dimensions."""
-    if problem.pad_mode != "zeros":
-        return direct_terms(problem, tiles)
-    least = math.prod(tiles.phases)
-    for axis in range(lead_axes(problem)):
-        step = problem.dilation[axis]
-        beside = -(-max(*problem.padding[axis], 0) // step)
-        least *= max(1, min(problem.kernel[axis] - beside, -(-problem.spatial[axis] // step)))
+def _least_taps(problem: ConvProblem, axes: range) -> int:
+    """What the windows that hold the most padding along some dimensions have left of their taps."""
+    least = 1
+    for axis in axes:
+        step, kernel = problem.dilation[axis], problem.kernel[axis]
+        beside = -(-max(*problem.padding[axis], 0) // step) if problem.pad_mode == "zeros" else 0
+        size = -(-problem.spatial[axis] // step) if problem.pad_mode == "zeros" else kernel
+        least *= max(1, min(kernel - beside, size))
     return int(least)
 
 
@@ -489,11 +520,14 @@ class Winograd(DenseImplementation):
         tiles = tiles_of(problem)
         if not tiles:
             return Verdict.no(f"no tile has both {taps[0]} and {taps[-1]} taps a phase")
-        if problem.c // problem.groups * _least_terms(problem, tiles[0]) < LEAST_CHANNELS:
+        per_c, lead = problem.c // problem.groups, _least_taps(problem, range(lead_axes(problem)))
+        if per_c * math.prod(tiles[0].phases) * lead < LEAST_CHANNELS:
             return Verdict.no(
-                f"its error is relative to a whole tile, and {problem.c // problem.groups} channels of a group may be small in one "
-                "window"
+                f"its error is relative to a whole tile, and {per_c} channels of a group may be small in one window"
             )
+        terms, least = per_c * _least_taps(problem, range(problem.ndim)), LEAST_TERMS[min(tiles[0].taps) > 1]
+        if 2 in taps and terms < least:
+            return Verdict.no(f"its error is relative to a whole tile, and it takes windows of {least} terms; some have {terms} here")
         return Verdict.yes()
 
     def forward_cost(self, problem: ConvProblem) -> float:

@@ -11,7 +11,8 @@ from .compiler import Address, Tag, helper, invoke, kernel
 from .elements import INT64, itemsize
 from .entries import COPY, INPUT, LANES, PACK, PIXELS, READ_ROWS, READ_SQUARES
 from .geometry import DIMS, FLIPPED, LOW, MODE, PARTS, SIZE, STRIDE, WINDOW, part, source_index
-from .panels import tiles_along
+from .packing import slab_row
+from .panels import fill_terms, tiles_along
 from .rows import clear
 from .scalar import address, pointer
 from .slab import (
@@ -29,8 +30,8 @@ from .slab import (
 )  # fmt: skip
 
 __all__ = [
-    "COLUMNS", "GROUP", "PANEL", "ROWS", "TAPS", "V_STEP", "copy_pixels", "element_counts", "fill_elements", "image_elements",
-    "inner_window", "phase_taps", "place_steps", "spread_step", "tile_extents", "transform_inputs", "transform_pixels",
+    "COLUMNS", "GROUP", "PANEL", "ROWS", "TAPS", "V_STEP", "copy_pixels", "element_counts", "fill_elements", "fill_pass",
+    "inner_window", "input_steps", "phase_range", "phase_taps", "place_steps", "spread_step", "tile_extents", "transform_inputs", "transform_pixels",
 ]  # fmt: skip
 
 # A block's own numbers that both have: channels of a panel, tiles (or terms) of a register tile, taps that are summed directly,
@@ -64,6 +65,44 @@ def element_counts(g, b):
 
 
 @helper
+def full_phases(g, back):
+    """Of how many phases of a dimension, the first ones, the kernel has all taps; of the others it has one less. See `inner_axis`."""
+    window, stride, taps, _ = inner_axis(g, back)
+    return window - (taps - 1) * stride
+
+
+@helper
+def phase_at(number, g):
+    """The phases (of the rows, of the columns) in the order of terms.
+
+    First those with all taps along the columns only, then along both dimensions, then along the rows only, then along none.
+    """
+    rows, columns, full_rows, full_columns = inner_axis(g, 1)[3], inner_axis(g, 0)[3], full_phases(g, 1), full_phases(g, 0)
+    short_rows, short_columns = rows - full_rows, columns - full_columns
+    if number < rows * full_columns:
+        row = number // full_columns
+        return (row + full_rows if row < short_rows else row - short_rows), number % full_columns
+    number -= rows * full_columns
+    return number // max(short_columns, 1), full_columns + number % max(short_columns, 1)
+
+
+@helper
+def phase_range(element, g, b):
+    """The phases, in the order of terms, whose products with the kernel an element has.
+
+    Where the kernel has one tap less, its polynomial is of a lower degree, and zero at infinity: the last element.
+    """
+    row_taps, rows, column_taps, columns = inner_axis(g, 1)[2], inner_axis(g, 1)[3], inner_axis(g, 0)[2], inner_axis(g, 0)[3]
+    full_rows, full_columns = full_phases(g, 1), full_phases(g, 0)
+    width = b[COLUMNS] + column_taps - 1
+    first_row, first_column = (rows - full_rows) * full_columns, rows * full_columns
+    begin = first_row if element // width == b[ROWS] + row_taps - 2 else 0
+    if element % width == width - 1:
+        return begin, first_column
+    return begin, first_column + (full_rows if begin > 0 else rows) * (columns - full_columns)
+
+
+@helper
 def fill_elements(table, g, b, size):
     """The byte offset in a channel's slab of each element of the first tile, for one phase of the input after the other."""
     ndim, plane, filled = g[DIMS], 1, 0
@@ -75,38 +114,55 @@ def fill_elements(table, g, b, size):
     column_step, pitch = axis_entry(b, ndim, B_STEP, ndim - 1), axis_entry(b, ndim, B_PITCH, ndim - 1)
     split = axis_entry(b, ndim, B_PHASES, ndim - 1)
     for phase in range(row_phases * column_phases):
+        row_phase, column_phase = phase_at(phase, g)
         for i in range(b[ROWS] + row_taps - 1):
             for j in range(b[COLUMNS] + column_taps - 1):
-                row, column = row_stride * i + phase // column_phases, column_stride * j + phase % column_phases
+                row, column = row_stride * i + row_phase, column_stride * j + column_phase
                 combination = row % row_step * split + column % column_step
                 table[filled] = (combination * plane + row // row_step * pitch + column // column_step) * size
                 filled += 1
 
 
 @helper
-def place_steps(axis_steps, g, b, size):
-    """The byte distance of neighbouring places of transformed input, per dimension; returns elements from channel to channel."""
-    ndim, step = g[DIMS], b[V_ROWS] * size
-    if b[V_TILE] > 0:
-        axis_steps[ndim - 1] = b[V_TILE] * size
-        if ndim > 1:
-            axis_steps[ndim - 2] = axis_steps[ndim - 1] * -(
-                -axis_entry(b, ndim, B_SIZE, ndim - 1) // axis_entry(b, ndim, B_UNIT, ndim - 1)
-            )
-        return 1
-    axis_steps[ndim - 1] = size
-    if ndim > 1:
-        axis_steps[ndim - 2] = axis_entry(b, ndim, B_PITCH, ndim - 1) * size
-    for axis in range(ndim - 3, -1, -1):
-        axis_steps[axis] = step
-        step *= axis_entry(b, ndim, B_PITCH, axis)
-    return step // size
+def tiles_of_axis(b, ndim, axis):
+    """Tiles along a dimension, of any block but the last, which may be short."""
+    return -(-axis_entry(b, ndim, B_SIZE, axis) // axis_entry(b, ndim, B_UNIT, axis))
 
 
 @helper
-def image_elements(channels, plane, b, tools):
-    """Elements from image to image of transformed input, for so many channels and phases."""
-    return -(-channels // tools[LANES]) * tools[LANES] if b[V_TILE] > 0 else channels * plane
+def place_steps(axis_steps, g, b, size):
+    """The byte distance of neighbouring places of transformed input, per dimension; returns elements from channel to channel."""
+    ndim, step, deep = g[DIMS], b[V_ROWS] * size, b[V_TILE] > 0
+    axis_steps[ndim - 1] = b[V_TILE] * size if deep else size
+    if ndim > 1:
+        axis_steps[ndim - 2] = axis_steps[ndim - 1] * (tiles_of_axis(b, ndim, ndim - 1) if deep else axis_entry(b, ndim, B_PITCH, ndim - 1))
+    if deep and ndim > 1:
+        step = axis_steps[ndim - 2] * tiles_of_axis(b, ndim, ndim - 2)
+    for axis in range(ndim - 3, -1, -1):
+        axis_steps[axis] = step
+        step *= axis_entry(b, ndim, B_PITCH, axis)
+    return 1 if deep else step // size
+
+
+@helper
+def input_steps(channels, plane, g, b, tools):
+    """Elements from image to image, from phase to phase and from channel to channel of transformed input, of so many channels."""
+    _, phases = element_counts(g, b)
+    if b[V_TILE] > 0:
+        rounded = -(-channels // tools[LANES]) * tools[LANES]
+        return phases * rounded, rounded, 1
+    return channels * phases * plane, plane, phases * plane
+
+
+@helper
+def fill_pass(table, channels, steps, axis_steps, g, b, size):
+    """The offset of each term of so many channels, [phase][c][tap]; `steps`: see `input_steps`."""
+    _, phases = element_counts(g, b)
+    _, of_phase, of_channel = steps
+    count = channels * b[TAPS]
+    fill_terms(table, channels, of_channel * size, max(g[DIMS] - 2, 0), axis_steps, g)
+    for more in range(count, phases * count):
+        table[more] = table[more - count] + of_phase * size
 
 
 @helper
@@ -127,7 +183,7 @@ def transform_channel(v, slab, elements, g, b, tools, at):
 def transform_inputs(v, slab, elements, x, channels, begin, end, block, plane, g, b, tools, at):
     """The transformed input of a block for the channels begin..end of `channels`.
 
-    It is [element][image][channel][phase][place], or, with the lanes over channels, [element][place][image][channel].
+    It is [element][image][channel][phase][place], or, with the lanes over channels, [element][place][image][phase][channel].
     `x`: the first channel in the first image of the block.
     """
     if b[V_TILE] > 0:
@@ -147,42 +203,66 @@ def transform_inputs(v, slab, elements, x, channels, begin, end, block, plane, g
 
 
 @helper
-def read_extent(g, b, block, axis, taps):
+def read_extent(g, b, block, back):
     """Of the positions of x that the tiles of a block read along a dimension: the first, and how many.
 
-    All of them if padding may have its values from anywhere.
+    All of them if padding may have its values from anywhere. `back`: see `inner_axis`.
     """
+    axis = g[DIMS] - 1 - back
     if axis < 0:
         return 0, 1
-    size, start = g[part(g, SIZE) + axis], block_start(b, g[DIMS], block, axis) - g[part(g, LOW) + axis]
+    size = g[part(g, SIZE) + axis]
     if g[MODE] != 0:
         return 0, size
+    _, stride, taps, phases = inner_axis(g, back)
+    start = block_start(b, g[DIMS], block, axis) * stride - g[part(g, LOW) + axis]
     first = min(max(start, 0), size)
-    last = start + tiles_along(g, b, block, axis) * axis_entry(b, g[DIMS], B_UNIT, axis) + taps - 1
+    outputs = tiles_along(g, b, block, axis) * axis_entry(b, g[DIMS], B_UNIT, axis)
+    last = start + (outputs + taps - 2) * stride + phases
     return first, max(min(last, size) - first, 0)
 
 
 @helper
+def pixel_offsets(table, box, corner, phase, width, g, b):
+    """The byte offset of each element of a tile, for a phase, among the pixels of a box, behind which lies a zero.
+
+    `corner`: the row and the column of the tile's first position; the others: see `fill_pixels`.
+    """
+    axis, filled, size = g[DIMS] - 1, 0, part(g, SIZE)
+    first_row, rows, first_column, columns = box
+    _, row_stride, row_taps, _ = inner_axis(g, 1)
+    _, column_stride, column_taps, _ = inner_axis(g, 0)
+    row_phase, column_phase = phase_at(phase, g)
+    height = g[size + axis - 1] if axis > 0 else 1
+    for i in range(b[ROWS] + row_taps - 1):
+        row = source_index(corner[0] + i * row_stride + row_phase, height, g[MODE])
+        for j in range(b[COLUMNS] + column_taps - 1):
+            column = source_index(corner[1] + j * column_stride + column_phase, g[size + axis], g[MODE])
+            pixel = (row - first_row) * columns + column - first_column
+            table[filled] = (pixel if row >= 0 and column >= 0 else rows * columns) * width
+            filled += 1
+
+
+@helper
 def fill_pixels(table, box, width, block, g, b):
-    """The byte offset of each element of each tile, [tile][element], among the pixels of a box, behind which lies a zero.
+    """The byte offset of each element of each tile, [tile][phase][element], among the pixels of a box, behind which lies a zero.
 
     `box`: see `read_extent`, for rows and columns; `width`: bytes of a pixel.
     """
     ndim, axis, filled = g[DIMS], g[DIMS] - 1, 0
-    first_row, rows, first_column, columns = box
-    column_start, lines, row_start, row_size = block_start(b, ndim, block, axis) - g[part(g, LOW) + axis], 1, 0, 1
+    count, phases = element_counts(g, b)
+    row_stride, column_stride = inner_axis(g, 1)[1], inner_axis(g, 0)[1]
+    lines, first_row = 1, 0
     if axis > 0:
         lines = tiles_along(g, b, block, axis - 1)
-        row_start, row_size = block_start(b, ndim, block, axis - 1) - g[part(g, LOW) + axis - 1], g[part(g, SIZE) + axis - 1]
+        first_row = block_start(b, ndim, block, axis - 1) * row_stride - g[part(g, LOW) + axis - 1]
+    first_column = block_start(b, ndim, block, axis) * column_stride - g[part(g, LOW) + axis]
     for line in range(lines):
         for tile in range(tiles_along(g, b, block, axis)):
-            for i in range(b[ROWS] + inner_axis(g, 1)[2] - 1):
-                row = source_index(row_start + line * b[ROWS] + i, row_size, g[MODE])
-                for j in range(b[COLUMNS] + inner_axis(g, 0)[2] - 1):
-                    column = source_index(column_start + tile * b[COLUMNS] + j, g[part(g, SIZE) + axis], g[MODE])
-                    pixel = (row - first_row) * columns + column - first_column
-                    table[filled] = (pixel if row >= 0 and column >= 0 else rows * columns) * width
-                    filled += 1
+            corner = first_row + line * b[ROWS] * row_stride, first_column + tile * b[COLUMNS] * column_stride
+            for phase in range(phases):
+                pixel_offsets(pointer(table + 8 * filled, INT64), box, corner, phase, width, g, b)
+                filled += count
 
 
 @helper
@@ -210,8 +290,8 @@ def read_pixels(slab, x, box, width, channels, g, tools, xt):
 def phase_taps(phase, width, g):
     """Where the taps of a phase lie in a packed kernel: the first one, from row to row, from column to column, and how many."""
     rows, row_stride, _, _ = inner_axis(g, 1)
-    columns, column_stride, _, column_phases = inner_axis(g, 0)
-    row, column = phase // column_phases, phase % column_phases
+    columns, column_stride, _, _ = inner_axis(g, 0)
+    row, column = phase_at(phase, g)
     n_rows, n_columns = -(-(rows - row) // row_stride), -(-(columns - column) // column_stride)
     row_step, column_step = row_stride * columns * width, column_stride * width
     if g[part(g, FLIPPED) + g[DIMS] - 1]:
@@ -246,6 +326,20 @@ def tile_extents(g, b, block):
     return planes, lines, height, tiles_along(g, b, block, axis), block_extent(g, b, block, axis)
 
 
+@helper
+def transform_tiles(v, slab, elements, line_step, vectors, phase_step, block, g, b, tools, at):
+    """Tiles of so many vectors of channels at one position along the dimensions that are summed directly; see `fill_pixels`."""
+    count, phases = element_counts(g, b)
+    _, lines, _, tiles, _ = tile_extents(g, b, block)
+    size = itemsize(at)
+    for line in range(lines):
+        for tile in range(tiles):
+            for phase in range(phases):
+                target = v + (line * line_step + tile * b[V_TILE] * size + phase * phase_step)
+                table = elements + 8 * count * ((line * tiles + tile) * phases + phase)
+                invoke(tools[INPUT], slab, table, vectors, target, b[V_STEP] * size)
+
+
 @kernel
 def transform_pixels(
     xt: Tag, at: Tag, table: Address, v: Address, slab: Address, x: Address, channels: int, begin: int, end: int, block: int,
@@ -257,24 +351,28 @@ def transform_pixels(
     """
     tools, g, b = pointer(table, INT64), pointer(sizes, INT64), pointer(cutting, INT64)
     size, axis, lanes = itemsize(at), g[DIMS] - 1, tools[LANES]
-    first_row, rows = read_extent(g, b, block, axis - 1, inner_axis(g, 1)[2])
-    first_column, columns = read_extent(g, b, block, axis, inner_axis(g, 0)[2])
-    box, width, count = (first_row, rows, first_column, columns), b[SLAB] * size, element_counts(g, b)[0]
+    first_row, rows = read_extent(g, b, block, 1)
+    first_column, columns = read_extent(g, b, block, 0)
+    box, width = (first_row, rows, first_column, columns), b[SLAB] * size
+    of_image, of_phase, _ = input_steps(channels, 1, g, b, tools)
     behind = slab + rows * columns * width
     places = behind + width
     clear(behind, b[SLAB], at)
-    fill_pixels(pointer(places, INT64), box, width, block, g, b)
-    _, lines, _, tiles, _ = tile_extents(g, b, block)
-    across = -(-axis_entry(b, g[DIMS], B_SIZE, axis) // axis_entry(b, g[DIMS], B_UNIT, axis))
-    for image in range(block_images(g, b, block)):
+    fill_pixels(places, box, width, block, g, b)
+    positions, inner, ndim = 1, tiles_of_axis(b, g[DIMS], axis) * b[V_TILE], g[DIMS]
+    plane = inner * (tiles_of_axis(b, ndim, axis - 1) if axis > 0 else 1)
+    for other in range(axis - 1):
+        positions *= axis_entry(b, ndim, B_PITCH, other)
+    for one in range(block_images(g, b, block) * positions):
+        image, position = one // positions, one % positions
+        inside, offset = slab_row(g, b, block, 0, position, max(axis - 1, 0))
         for first in range(begin, end, b[SLAB]):
             read = min(b[SLAB], end - first)
-            if read % lanes > 0:
+            if read % lanes > 0 or not inside:
                 # stray bits could be denormal numbers, which are slow
                 clear(slab, rows * columns * b[SLAB], at)
-            read_pixels(slab, x + (image * g[part(g, PARTS)] + first * g[part(g, PARTS) + 2]), box, width, read, g, tools, xt)
-            start = v + (image * image_elements(channels, 1, b, tools) + first) * size
-            for line in range(lines):
-                for tile in range(tiles):
-                    target, elements = start + (line * across + tile) * b[V_TILE] * size, places + 8 * count * (line * tiles + tile)
-                    invoke(tools[INPUT], slab, elements, -(-read // lanes), target, b[V_STEP] * size)
+            if inside:
+                source = x + (image * g[part(g, PARTS)] + first * g[part(g, PARTS) + 2] + offset)
+                read_pixels(slab, source, box, width, read, g, tools, xt)
+            target = v + (position * plane + image * of_image + first) * size
+            transform_tiles(target, slab, places, inner * size, -(-read // lanes), of_phase * size, block, g, b, tools, at)

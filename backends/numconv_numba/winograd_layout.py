@@ -34,12 +34,12 @@ from .winograd_tiles import (
     Inputs,
     Tiles,
     channel_inputs_of,
-    channel_vectors,
     cut_tiles,
     deep_cycles,
     direct_terms,
     input_places,
     inputs_of,
+    lead_axes,
     spread,
     tile_rows,
     tiles_of,
@@ -50,11 +50,12 @@ __all__ = [
     "ways_of", "workspace_of",
 ]  # fmt: skip
 
-BLOCK_BYTES = (640 * 1024, 1280 * 1024, 1920 * 1024)
-"""What the transformed input of a block and the products of a panel may take of the second-level cache."""
+BLOCK_BYTES = (640 * 1024, 1280 * 1024, 1920 * 1024, 3840 * 1024)
+"""What the transformed input of a block and the products of a panel may take: of the second-level cache, or, for many channels, of
+the third: each element of all tiles is read once for a whole panel."""
 RESULT_BYTES = 512 * 1024
 """The sums of a block for a panel."""
-WEIGHT_BYTES = 512 * 1024
+WEIGHT_BYTES = 1024 * 1024
 """Transformed weights that are multiplied in one pass over a block."""
 KEPT_BYTES = 4 * 1024 * 1024
 """Transformed weights that a worker keeps from block to block."""
@@ -69,11 +70,15 @@ CHANNELS_AT_ONCE = 8
 """Input channels whose weights are packed before they are transformed: transposing runs of neighbours is cheaper in one go."""
 
 
+OTHERS_CYCLES, STREAMED_CYCLES = 16.0, 1.0
+"""Of shared weights, for each vector: what another thread has written, and reading it again for a block."""
+
+
 class Layout(NamedTuple):
     """How a forward problem is cut.
 
-    Also channels of a pass, whether weights are kept, whether the lanes of the input's transform are channels, and what places of a
-    row of transformed input are a multiple of.
+    Also channels of a pass, whether each thread keeps transformed weights, whether the lanes of the input's transform are channels,
+    what places of a row of transformed input are a multiple of, and whether even few threads share transformed weights.
     """
 
     tiles: Tiles
@@ -83,6 +88,7 @@ class Layout(NamedTuple):
     kept: bool
     deep: bool
     row: int = 1
+    shared: bool = False
 
     @property
     def rows(self) -> int:
@@ -111,14 +117,17 @@ def _layout_with(problem: ConvProblem, tiles: Tiles, budget: int, deep: bool, pi
     def fits(block: Block) -> bool:
         transformed = tiles.elements * (input_places(problem, tiles, block, per_c, deep) * item + block.tiles * width)
         shared = block.pieces * problem.groups >= pieces or block.tiles <= FEW_TILES
-        return transformed <= budget and block.pixels * width <= RESULT_BYTES and shared and divided(problem, block, width)
+        # blocks that threads cannot share evenly, they share by panels
+        panels = per_k * item > width
+        return transformed <= budget and block.pixels * width <= RESULT_BYTES and shared and (panels or divided(problem, block, width))
 
     block = cut_tiles(problem, tiles, fits)
     shape = panel_shape(problem.acc_dtype, per_k, block.tiles)
     each = tiles.elements * terms * shape.width * item
-    allowed = min(KEPT_BYTES, problem.max_workspace // MAX_THREADS - budget - RESULT_BYTES - PACKED_BYTES)
+    own = problem.max_workspace // most_workers(problem, block, shape.width)
+    allowed = min(KEPT_BYTES, own - budget - RESULT_BYTES - PACKED_BYTES)
     kept = -(-per_k // shape.width) * per_c * each <= allowed and block.pieces * problem.groups > 1
-    chunk = per_c if kept else min(per_c, max(1, WEIGHT_BYTES // each))
+    chunk = per_c if kept else min(per_c, max(1, WEIGHT_BYTES // each // CHANNELS_AT_ONCE) * CHANNELS_AT_ONCE)
     return Layout(tiles, shape, block, chunk, kept, deep)
 
 
@@ -133,16 +142,22 @@ def cost_of(problem: ConvProblem, layout: Layout) -> float:
     per_c, per_k, pieces = problem.c // problem.groups, problem.k // problem.groups, block.pieces * problem.groups
     panels, terms = -(-per_k // shape.width), per_c * direct_terms(problem, tiles)
     groups = -(-block.tiles // shape.positions)
-    products = tiles.elements * pieces * panels * groups * (terms * tile_cycles(shape.vectors, shape.positions) + 60)
+    leads = math.prod(problem.kernel[: lead_axes(problem)])
+    passes = -(-per_c // layout.chunk)
+    multiplied = tiles.products * per_c * leads * tile_cycles(shape.vectors, shape.positions) + tiles.elements * passes * 60
+    products = pieces * panels * groups * multiplied
     # loads, stores and about as many multiply-adds for each element of a transform; packing and transposing. Where one block is
     # shared, both of two threads transform its input; weights that are kept, each thread transforms for itself.
-    shared = 2 if pieces == 1 else 1
+    shared = 1 + pieces % 2 / pieces
     inputs = shared * problem.groups * input_cycles(problem, layout)
     output = (tiles.elements * 1.4 + math.prod(tiles.outputs) * 1.7) * host().moving
     outputs = pieces * panels * shape.vectors * block.tiles * output
-    times = 2 * problem.groups if layout.kept else pieces
-    transformed = panels * shape.vectors * terms * tiles.elements * 3.3 * host().moving
-    weights = times * (pack_weight_cycles(problem, panels * shape.width * per_c) + transformed)
+    vectors = panels * shape.vectors * terms * tiles.elements * host().moving
+    weights = pack_weight_cycles(problem, panels * shape.width * per_c) + vectors * 3.3
+    if layout.shared:
+        weights = problem.groups * weights + vectors * (problem.groups * OTHERS_CYCLES + pieces * STREAMED_CYCLES)
+    else:
+        weights *= 2 * problem.groups if layout.kept else pieces
     results = math.prod(problem.y_shape) * WRITE_CYCLES * 0.5
     return CALL_SECONDS + 3e-6 + seconds(products * 1.05 + inputs + outputs + weights + results)
 
@@ -158,14 +173,26 @@ def input_cycles(problem: ConvProblem, layout: Layout) -> float:
     return pack_cycles(block, per_c) * 2 + vectors * tiles.elements * 9.5
 
 
+def _may_share(problem: ConvProblem, layout: Layout) -> bool:
+    """Whether each block would transform all weights, and there is memory for those of all."""
+    several = not layout.kept and layout.block.pieces * problem.groups > 1
+    return several and common_of(problem, layout).weights <= BOUND_BYTES and _ways(problem, layout)[0].shared
+
+
+def _with_shared_weights(problem: ConvProblem, layout: Layout) -> Layout:
+    """All channels are one pass then: weights are there already."""
+    return layout._replace(shared=True, chunk=problem.c // problem.groups)
+
+
 @functools.lru_cache(maxsize=256)
 def layout_for(problem: ConvProblem) -> Layout:
-    """The layout with the least cost."""
-    ways = (False, True) if channel_vectors(problem) else (False,)
-    candidates = (
-        _layout_with(problem, tiles, budget, deep) for tiles in tiles_of(problem) for budget in BLOCK_BYTES for deep in ways
+    """The layout with the least cost, of those that there is memory for, whatever the number of threads."""
+    candidates = dict.fromkeys(
+        _layout_with(problem, tiles, budget, deep) for tiles in tiles_of(problem) for budget in BLOCK_BYTES for deep in (False, True)
     )
-    return min(candidates, key=lambda layout: cost_of(problem, layout))
+    shared = [_with_shared_weights(problem, layout) for layout in candidates if _may_share(problem, layout)]
+    ordered = sorted((*candidates, *shared), key=lambda layout: cost_of(problem, layout))
+    return next((layout for layout in ordered if _ways(problem, layout)[1] <= problem.max_workspace), ordered[-1])
 
 
 @functools.lru_cache(maxsize=256)
@@ -199,7 +226,7 @@ def areas_of(problem: ConvProblem, layout: Layout, *, weights: bool = True, whol
     tiles, shape, block, item, taps = *layout[:3], np_dtype(problem.acc_dtype).itemsize, math.prod(problem.kernel)
     v_step, m_step, _, u_step = steps_of(problem, layout)
     panels, elements = -(-(problem.k // problem.groups) // shape.width), tiles.elements
-    terms = layout.chunk * direct_terms(problem, tiles)
+    terms = (layout.chunk + problem.c // problem.groups % layout.chunk) * direct_terms(problem, tiles)
     tables = 8 * (layout.places + terms + elements * math.prod(tiles.phases) + problem.ndim)
     sizes = (
         layout.inputs(problem).elements,

@@ -9,15 +9,14 @@ from typing import NamedTuple
 from numconv.plugin import ConvProblem, np_dtype
 
 from .microkernels.emit import host, lanes_of
+from .microkernels.transforms import shapes_for
 from .slab import Block, cut, tap_positions
 
 __all__ = [
-    "Inputs", "Tiles", "channel_inputs_of", "channel_vectors", "cut_tiles", "deep_cycles", "direct_terms", "inner_taps",
+    "Inputs", "Tiles", "channel_inputs_of", "cut_tiles", "deep_cycles", "direct_terms", "inner_taps",
     "input_places", "inputs_of", "lead_axes", "spread", "tile_rows", "tiles_of",
 ]  # fmt: skip
 
-ELEMENTS = 6, 4
-"""Of a tile along a dimension."""
 PIXEL_CYCLES, VECTOR_CYCLES, ENTRY_CYCLES = 5.0, 5.0, 2.0
 """With the lanes over channels: of packing a vector of channels of a pixel, of an element of a tile for each of them, and of its
 entry in a table."""
@@ -32,19 +31,26 @@ class Tiles(NamedTuple):
     ----------
     outputs, taps : (int, int)
         m and r of F(m, r); 1 and 1 stand for no transform.
-    strides, phases : (int, int)
-        Of the input, and how many of its phases the kernel reads.
+    strides, phases, full : (int, int)
+        Of the input, how many of its phases the kernel reads, and of how many of these it has r taps; of others it has one less.
     """
 
     outputs: tuple[int, int]
     taps: tuple[int, int]
     strides: tuple[int, int]
     phases: tuple[int, int]
+    full: tuple[int, int]
 
     @property
     def elements(self) -> int:
         """Of a transformed tile."""
         return math.prod(m + r - 1 for m, r in zip(self.outputs, self.taps, strict=True))
+
+    @property
+    def products(self) -> int:
+        """Elements of all phases that are multiplied: of a phase with one tap less the one at infinity is left out."""
+        each = zip(self.outputs, self.taps, self.phases, self.full, strict=True)
+        return math.prod((m + r - 1) * p - (p - f) for m, r, p, f in each)
 
     @property
     def transform(self) -> tuple[int, int, int, int]:
@@ -64,15 +70,17 @@ def inner_taps(problem: ConvProblem) -> list[int]:
 
 def tiles_of(problem: ConvProblem) -> list[Tiles]:
     """The tiles that can be had, those with the fewest multiplications first."""
-    taps, strides = inner_taps(problem), problem.stride[-2:]
-    phases = [min(r, s) for r, s in zip(problem.kernel[-2:], strides, strict=True)]
-    trivial, found = [1] * (2 - len(taps)), []
-    for elements in ELEMENTS:
-        outputs = [1 if r == 1 else elements - r + 1 for r in taps]
-        if all(m > 1 or r == 1 for m, r in zip(outputs, taps, strict=True)):
-            m, r, s, p = ((*trivial, *each) for each in (outputs, taps, strides, phases))
-            found.append(Tiles(m, r, s, p))
-    return found
+    trivial = [1] * (2 - min(problem.ndim, 2))
+    kernel, strides = (*trivial, *problem.kernel[-2:]), (*trivial, *problem.stride[-2:])
+    taps = (*trivial, *inner_taps(problem))
+    phases, full = [], []
+    for window, stride, r in zip(kernel, strides, taps, strict=True):
+        phases.append(min(window, stride))
+        full.append(window - (r - 1) * stride)
+    return [
+        Tiles((rows, columns), (taps[0], taps[1]), (strides[0], strides[1]), (phases[0], phases[1]), (full[0], full[1]))
+        for rows, _, columns, _ in shapes_for(taps[0], taps[1])
+    ]
 
 
 def cut_tiles(problem: ConvProblem, tiles: Tiles, fits: Callable[[Block], bool]) -> Block:
@@ -92,11 +100,6 @@ def tile_rows(tiles: Tiles, block: Block, lanes: int) -> int:
     """Places of a block's tiles at one position along the leading dimensions: rows at the pitch of the slab, in whole vectors."""
     rows = -(-block.size[-2] // tiles.outputs[0]) if len(block.size) > 1 else 1
     return -(-rows * block.pitch[-1] // lanes) * lanes
-
-
-def channel_vectors(problem: ConvProblem) -> bool:
-    """Whether the lanes of the input's transform may be channels: all terms of a sum are channels."""
-    return problem.ndim <= 2 and max(problem.stride) == 1
 
 
 class Inputs(NamedTuple):
@@ -127,36 +130,46 @@ def inputs_of(problem: ConvProblem, tiles: Tiles, block: Block, channels: int, r
 
 def channel_inputs_of(problem: ConvProblem, tiles: Tiles, block: Block, channels: int) -> Inputs:
     """For so many input channels, with the lanes over channels."""
-    lanes, item, of_image = lanes_of(problem.acc_dtype), np_dtype(problem.acc_dtype).itemsize, block.tiles // max(block.images, 1)
+    lanes, item = lanes_of(problem.acc_dtype), np_dtype(problem.acc_dtype).itemsize
     pixels = pixels_of(problem, tiles, block) + 1
     packed = packed_together(problem, pixels, -(-channels // lanes) * lanes, lanes)
-    tile = block.images * -(-channels // lanes) * lanes
+    tile = block.images * math.prod(tiles.phases) * -(-channels // lanes) * lanes
     tile += lanes * (tile * item % 1024 == 0)  # neighbouring tiles lie in different sets of a cache
-    return Inputs(packed, packed * pixels + tiles.elements * of_image * 8 // item, of_image * tile, tile)
+    table = math.prod(tiles.phases) * tiles.elements * plane_tiles(block)
+    return Inputs(packed, packed * pixels + table * 8 // item, math.prod(block.pitch[:-2]) * plane_tiles(block) * tile, tile)
+
+
+def plane_tiles(block: Block) -> int:
+    """Tiles of an image at one position along the leading dimensions."""
+    return math.prod(-(-q // unit) for q, unit in zip(block.size[-2:], block.unit[-2:], strict=True))
 
 
 def input_places(problem: ConvProblem, tiles: Tiles, block: Block, channels: int, deep: bool) -> int:
     """Places of the transformed tiles of a block at least, for one of their elements; `deep`: with the lanes over channels."""
+    lead, phases = block.images * math.prod(block.pitch[:-2]), math.prod(tiles.phases)
     if deep:
         lanes = lanes_of(problem.acc_dtype)
-        return block.tiles * -(-channels // lanes) * lanes
-    lead = math.prod(block.pitch[:-2])
-    return block.images * channels * math.prod(tiles.phases) * lead * tile_rows(tiles, block, 1)
+        return lead * plane_tiles(block) * phases * -(-channels // lanes) * lanes
+    return lead * channels * phases * tile_rows(tiles, block, 1)
 
 
 def pixels_of(problem: ConvProblem, tiles: Tiles, block: Block) -> int:
-    """Positions of a channel of x that the tiles of a block read: all of them if padding may have its values from anywhere."""
+    """What the tiles of a block read of a channel along the last two dimensions: all if padding may have its values from anywhere."""
+    spatial = problem.spatial[-2:]
     if problem.pad_mode != "zeros":
-        return math.prod(problem.spatial)
-    units = zip(problem.spatial, block.size, block.unit, tiles.taps[-problem.ndim :], strict=True)
-    return math.prod(min(size, -(-q // unit) * unit + taps - 1) for size, q, unit, taps in units)
+        return math.prod(spatial)
+    inner = (each[-len(spatial) :] for each in (block.size, block.unit, tiles.taps, tiles.strides, tiles.phases))
+    axes = zip(spatial, *inner, strict=True)
+    return math.prod(min(size, (-(-q // unit) * unit + taps - 2) * s + phases) for size, q, unit, taps, s, phases in axes)
 
 
 def deep_cycles(problem: ConvProblem, tiles: Tiles, block: Block, channels: int) -> float:
     """Of packing and transforming the input of all blocks with the lanes over channels."""
     vectors = -(-channels // lanes_of(problem.acc_dtype)) * host().moving
-    packed = pixels_of(problem, tiles, block) * block.images * vectors * PIXEL_CYCLES
-    return block.pieces * (packed + tiles.elements * block.tiles * (vectors * VECTOR_CYCLES + ENTRY_CYCLES / max(block.images, 1)))
+    elements = tiles.elements * math.prod(tiles.phases) * plane_tiles(block)
+    transformed = block.images * elements * vectors * VECTOR_CYCLES
+    packed = block.images * pixels_of(problem, tiles, block) * vectors * PIXEL_CYCLES
+    return block.pieces * (math.prod(block.pitch[:-2]) * (packed + transformed) + elements * ENTRY_CYCLES)
 
 
 def direct_terms(problem: ConvProblem, tiles: Tiles) -> int:

@@ -29,7 +29,7 @@ from .entries import GRADIENT, KERNEL, LANES, PRODUCT, READ, WRITE_WEIGHTS
 from .geometry import DIMS, GROUPS, PARTS, PER_C, PER_K, conv_vectors, part
 from .microkernels.emit import host
 from .microkernels.totals import add_rows
-from .panels import fill_places, fill_terms
+from .panels import fill_places
 from .rows import clear
 from .scalar import is_null, load, pointer, store
 from .slab import (
@@ -55,8 +55,10 @@ from .winograd_inputs import (
     copy_pixels,
     element_counts,
     fill_elements,
-    image_elements,
+    fill_pass,
     inner_window,
+    input_steps,
+    phase_range,
     phase_taps,
     place_steps,
     tile_extents,
@@ -66,7 +68,6 @@ from .winograd_tiles import (
     Inputs,
     Tiles,
     channel_inputs_of,
-    channel_vectors,
     cut_tiles,
     deep_cycles,
     direct_terms,
@@ -139,7 +140,8 @@ def _cycles(problem: ConvProblem, layout: _Layout) -> tuple[float, float]:
     per_c, per_k, terms = problem.c // problem.groups, problem.k // problem.groups, direct_terms(problem, tiles)
     panels, ranges, blocks = problem.groups * -(-per_k // shape.width), -(-per_c // channels), block.pieces
     groups, elements = -(-per_c * terms // shape.positions), tiles.elements
-    products = elements * panels * blocks * groups * (block.tiles * tile_cycles(shape.vectors, shape.positions) * 1.05 + 60)
+    multiplied = tiles.products / math.prod(tiles.phases)
+    products = multiplied * panels * blocks * groups * (block.tiles * tile_cycles(shape.vectors, shape.positions) * 1.05 + 60)
     inputs = panels * _input_cycles(problem, layout)
     # each range packs and transforms the gradients of its panel; so does each of two threads that share a single item
     gradient = (elements * 3 + math.prod(tiles.outputs) * 4) * host().moving
@@ -184,8 +186,7 @@ def _cost(problem: ConvProblem, layout: _Layout) -> float:
 @functools.lru_cache(maxsize=256)
 def _layout(problem: ConvProblem) -> _Layout:
     """The layout with the least cost."""
-    ways = (False, True) if channel_vectors(problem) else (False,)
-    layouts = (_layout_with(problem, tiles, deep) for tiles in tiles_of(problem) for deep in ways)
+    layouts = (_layout_with(problem, tiles, deep) for tiles in tiles_of(problem) for deep in (False, True))
     return min(layouts, key=lambda layout: _cost(problem, layout))
 
 
@@ -223,25 +224,27 @@ def transform_gradients(m, pixels, spare, block, g, b, tools, at):
 
 @helper
 def transform_kernels(kernels, sums, channels, phases, g, b, tools, at):
-    """The kernels of so many input channels, [c][lead tap][tap][lane], from the sums of their elements."""
+    """The kernels of so many input channels, [c][lead tap][tap][lane], from the sums of their elements, [phase][c][lead tap]."""
     taps, size, inner = b[TAPS], itemsize(at), inner_window(g)
     width, vectors = b[PANEL] * size, b[PANEL] // tools[LANES]
     for one in range(channels * phases * taps):
-        c, phase, tap = one // (phases * taps), one // taps % phases, one % taps
+        phase, c, tap = one // (channels * taps), one // taps % channels, one % taps
         start, row_step, column_step, rows, columns = phase_taps(phase, width, g)
         target = kernels + ((c * taps + tap) * inner * width + start)
         invoke(tools[KERNEL], sums + one * width, b[S_STEP] * size, vectors, target, row_step, column_step, rows, columns)
 
 
 @helper
-def add_products(sums, gradients, inputs, positions, count, offsets, tiles, resume, b, elements, tools, at):
-    """The sums of every element += its products, over the tiles of a block."""
+def add_products(sums, gradients, inputs, positions, each, offsets, tiles, resume, g, b, elements, tools, at):
+    """The sums of every element += its products, over the tiles of a block; `each`: sums of a phase."""
     size = itemsize(at)
     v_step, width = b[V_STEP] * size, b[PANEL] * size
     for element in range(elements):
+        begin, end = phase_range(element, g, b)
         invoke(
-            tools[PRODUCT], gradients + element * b[M_STEP] * size, inputs + element * v_step, positions,
-            sums + element * b[S_STEP] * size, -(-count // b[GROUP]), tiles, offsets, width, resume,
+            tools[PRODUCT], gradients + element * b[M_STEP] * size, inputs + element * v_step, positions + 8 * begin * each,
+            sums + element * b[S_STEP] * size + begin * each * width, -(-(end - begin) * each // b[GROUP]), tiles, offsets, width,
+            resume,
         )  # fmt: skip
 
 
@@ -254,16 +257,13 @@ def _items(begin, end, args):
     own, terms = worker_area(scratch, areas, AREAS, workers, items, begin), phases * b[TAPS]
     slabs, inputs, pixels, gradients = own + areas[SLABS], own + areas[INPUTS], own + areas[ROWS_OF_Y], own + areas[GRADIENTS]
     spare, sums, kernels, bias_sums = own + areas[SPARE], own + areas[SUMS], own + areas[KERNELS], own + areas[BIAS]
-    rounded, positions = -(-b[CHANNELS] * terms // b[GROUP]) * b[GROUP], own + areas[TABLES]
-    elements = positions + 8 * rounded
+    positions = own + areas[TABLES]
+    elements = positions + 8 * (b[CHANNELS] * terms + b[GROUP])
     axis_steps = pointer(elements + 8 * count * phases, INT64)
     offsets = elements + 8 * (count * phases + ndim)
     panels, plane = -(-per_k // b[PANEL]), place_steps(axis_steps, g, b, size) * size
     fill_elements(pointer(elements, INT64), g, b, size)
-    table = pointer(positions, INT64)
-    fill_terms(table, b[CHANNELS] * phases, plane, max(ndim - 2, 0), axis_steps, g)
-    for more in range(b[CHANNELS] * terms, rounded):
-        table[more] = table[0]
+    table, filled, steps = pointer(positions, INT64), 0, (0, 0, 0)
     for item in range(begin, end):
         split, panel, group = item % splits, item // splits % panels, item // splits // panels % g[GROUPS]
         share = item // splits // panels // g[GROUPS]
@@ -271,6 +271,11 @@ def _items(begin, end, args):
         used, channels = min(per_k - k, b[PANEL]), per_c * (split + 1) // splits - c
         if channels == 0:
             continue
+        if channels != filled:
+            filled, steps = channels, input_steps(channels, plane // size, g, b, tools)
+            fill_pass(table, channels, steps, axis_steps, g, b, size)
+            for more in range(channels * terms, channels * terms + b[GROUP]):
+                table[more] = table[0]
         y_k, x_c = y + (group * g[ys + 1] + k * g[ys + 2]), x + (group * g[xs + 1] + c * g[xs + 2])
         summed = (split == 0) & (not is_null(bias))
         clear(bias_sums, b[PANEL], at)
@@ -280,15 +285,15 @@ def _items(begin, end, args):
         for block in range(begun, b[BLOCKS] * (share + 1) // b[SHARES]):
             source = x_c + block_image(b, ndim, block) * g[xs]
             transform_inputs(inputs, slabs, elements, source, channels, 0, channels, block, plane // size, g, b, tools, at)
-            image = image_elements(channels * phases, plane // size, b, tools) * size
-            tiles = fill_places(pointer(offsets, INT64), 1, image, axis_steps, g, b, block)
+            tiles = fill_places(pointer(offsets, INT64), 1, steps[0] * size, axis_steps, g, b, block)
             invoke(tools[READ], tools, pixels, width, used, y_k, block, g, b)
             if summed:
                 planes, _, height, _, length = tile_extents(g, b, block)
                 add_rows(bias_sums, pixels, planes * height * length, b[PANEL], at)
             transform_gradients(gradients, pixels, spare, block, g, b, tools, at)
             resume = 1 if block > begun else 0
-            add_products(sums, gradients, inputs, positions, channels * terms, offsets, tiles, resume, b, count, tools, at)
+            each = channels * b[TAPS]
+            add_products(sums, gradients, inputs, positions, each, offsets, tiles, resume, g, b, count, tools, at)
         transform_kernels(kernels, sums, channels, phases, g, b, tools, at)
         w_k, taps = w + ((share * g[GROUPS] + group) * g[ws] + k * g[ws + 1] + c * g[ws + 2]), b[TAPS] * inner_window(g)
         if invoke(tools[WRITE_WEIGHTS], tools, kernels, width, used, w_k, 0, channels * taps, taps, inputs, g):
@@ -327,7 +332,7 @@ def _steps(problem: ConvProblem, layout: _Layout) -> tuple[int, int, int]:
     """From element to element of the transformed input, of the transformed gradient, and of the sums."""
     tiles, shape, block, channels, *_ = layout
     line = 64 // np_dtype(problem.acc_dtype).itemsize
-    rounded = -(-channels * direct_terms(problem, tiles) // shape.positions) * shape.positions
+    rounded = channels * direct_terms(problem, tiles) + shape.positions
     return (
         spread(layout.inputs(problem).places, line),
         spread(block.tiles * shape.width, line),

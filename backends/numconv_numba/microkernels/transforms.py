@@ -32,7 +32,7 @@ _i64 = ir.IntType(64)
 
 # Beside zero and infinity, by the number of elements m + r - 1. Of the sets tried, these gave the least error: for F(4, 3) about a
 # third of that of 1, -1, 2, -2.
-_POINTS = {4: ("1", "-1"), 6: ("3/4", "-3/4", "3/2", "-3/2")}
+_POINTS = {4: ("1", "-1"), 5: ("2/3", "-2/3", "2"), 6: ("3/4", "-3/4", "3/2", "-3/2")}
 
 
 class Matrices(NamedTuple):
@@ -106,15 +106,19 @@ def _multiply(builder: Any, emit: Emitter, matrix: Matrix, vectors: Sequence[Any
     if done:
         return [done[i] if i in done else _combine(builder, emit, row, vectors) for i, row in enumerate(matrix)]
     # the matrices of the outputs and of the kernel's gradient: their columns pair
-    paired, columns = [vectors[0]], [[row[0] for row in matrix]]
-    for j in range(1, len(vectors) - 1, 2):
-        paired += [builder.fadd(vectors[j], vectors[j + 1]), builder.fsub(vectors[j], vectors[j + 1])]
-        columns += [
-            [row[j] if row[j] == row[j + 1] else 0.0 for row in matrix],
-            [row[j] if row[j] != row[j + 1] else 0.0 for row in matrix],
-        ]
-    paired.append(vectors[-1])
-    columns.append([row[-1] for row in matrix])
+    paired, columns, j = [], [], 0
+    turned = _transposed(matrix)
+    while j < len(vectors):
+        both = turned[j : j + 2]
+        if len(both) == 2 and all(abs(a) == abs(b) for a, b in zip(*both, strict=True)):
+            paired += [builder.fadd(vectors[j], vectors[j + 1]), builder.fsub(vectors[j], vectors[j + 1])]
+            columns += [[a if a == b else 0.0 for a, b in zip(*both, strict=True)]]
+            columns += [[a if a != b else 0.0 for a, b in zip(*both, strict=True)]]
+        else:
+            both = both[:1]
+            paired.append(vectors[j])
+            columns.append(list(both[0]))
+        j += len(both)
     return [_combine(builder, emit, coefficients, paired) for coefficients in zip(*columns, strict=True)]
 
 
@@ -319,11 +323,16 @@ TRANSFORMS = transform_input, transform_weight, transform_output, transform_grad
 """Of one shape: a network that is trained needs them all."""
 
 
+def _outputs(taps: int) -> list[int]:
+    """m of the larger and the smaller tile along a dimension: of 6 elements, and of 4, or 5 for two taps, whose 3 would be few."""
+    return [1, 1] if taps == 1 else [6 - taps + 1, (5 if taps == 2 else 4) - taps + 1]
+
+
 def shapes_for(row_taps: int, column_taps: int) -> list[tuple[int, int, int, int]]:
-    """The shapes of all tiles for kernels of so many taps."""
-    found = []
-    for elements in _POINTS:
-        rows, columns = (1 if taps == 1 else elements - taps + 1 for taps in (row_taps, column_taps))
-        if all(m > 1 or taps == 1 for m, taps in ((rows, row_taps), (columns, column_taps))):
-            found.append((rows, row_taps, columns, column_taps))
-    return found
+    """The shapes of all tiles for kernels of so many taps, the larger first."""
+    both = zip(_outputs(row_taps), _outputs(column_taps), strict=True)
+    return [
+        (rows, row_taps, columns, column_taps)
+        for rows, columns in dict.fromkeys(both)
+        if (rows > 1 or row_taps == 1) and (columns > 1 or column_taps == 1)
+    ]
