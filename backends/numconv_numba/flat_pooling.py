@@ -212,7 +212,7 @@ class _Executor:
         stack = stacks.address(
             ("copy" if back else "max" if largest else "sum", lanes_of(problem.dtype), len(blocks.taps)), problem.dtype
         )
-        fixed = -(-blocks.total // together), 3 * problem.bytes, int(back), -math.inf if largest else 0.0, stack
+        fixed = -(-blocks.total // together), 1.5 * problem.bytes, int(back), -math.inf if largest else 0.0, stack
         self._run = functools.partial(run, pool.specialise(problem.dtype), *fixed, inner.tool(kind, problem.dtype))
 
     @functools.cached_property
