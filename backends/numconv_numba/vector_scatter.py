@@ -151,10 +151,10 @@ class _Executor:
         self._in_memory = (0, *range(2, problem.ndim + 2), 1)
         block, self._volume = _block(problem), math.prod(problem.spatial)
         planes, compiled = problem.n * problem.c, scatter.specialise
-        items, tags = -(-planes // block), (problem.dtype, problem.acc_dtype)
+        items, tags = -(-planes // block), [problem.dtype, problem.acc_dtype]
         if self._last:
             planes, compiled = problem.c, scatter_beside.specialise
-            items, tags = problem.n * -(-planes // block), (problem.dtype,)
+            items, tags = problem.n * -(-planes // block), [problem.dtype]
         fixed = items, 3 * problem.bytes, block, planes, self._volume, math.prod(problem.output)
         self._run = functools.partial(run, compiled(*tags), *fixed)
 

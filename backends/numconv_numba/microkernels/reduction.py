@@ -54,7 +54,7 @@ class _Reduction:
                         for k, (value, place) in enumerate(self.windows(address, step)):
                             slot = builder.add(number, _i64(k))
                             builder.store(builder.load(value), builder.gep(values, [slot]))
-                            if self.kind != "mean":
+                            if self.kind == "argmax":
                                 builder.store(builder.load(place), builder.gep(places, [slot]))
             slots = ([builder.load(builder.gep(each, [_i64(r)])) for r in range(emit.lanes)] for each in (values, places))
             states = list(zip(*slots, strict=True))
@@ -92,15 +92,24 @@ class _Reduction:
         places = builder.add(emit.spread(builder.trunc(at, _i32)), self.lane)
         for k, (value, place) in enumerate(slots):
             source, old = emit.at(address, emit.times(self.given["x_step"], k)), builder.load(value)
-            new = emit.load(source) if mask is None else emit.load_masked(source, mask)
-            if self.kind == "mean":
-                builder.store(builder.fadd(old, new), value)
+            other = emit.constant(float("-inf")) if self.kind == "max" else emit.zero
+            new = emit.load(source) if mask is None else emit.load_masked(source, mask, other)
+            if self.kind != "argmax":
+                builder.store(self.together(old, new), value)
                 continue
             wins = builder.or_(builder.fcmp_ordered(">=", new, old), builder.fcmp_unordered("uno", new, new))
             if mask is not None:
                 wins = builder.and_(mask, wins)
             builder.store(builder.select(wins, new, old), value)
             builder.store(builder.select(wins, places, builder.load(place)), place)
+
+    def together(self, a: Any, b: Any) -> Any:
+        """The sum, or the larger number in each lane, NaN if one is."""
+        builder = self.builder
+        if self.kind == "mean":
+            return builder.fadd(a, b)
+        larger = builder.select(builder.fcmp_ordered(">", b, a), b, a)
+        return builder.select(builder.fcmp_unordered("uno", a, b), self.emit.constant(float("nan")), larger)
 
     def merged(self, states: list[tuple[Any, Any]]) -> tuple[Any, Any]:
         """The vector whose lane r holds what all lanes of state r hold together."""
@@ -118,11 +127,11 @@ class _Reduction:
         return [self.emit.shuffle(a, b, lanes) for a, b in zip(one, other, strict=True)]
 
     def better(self, one: list[Any], other: list[Any]) -> tuple[Any, Any]:
-        """The sum of two states, or in each lane the better one."""
+        """What two states hold together: without places `together`, else in each lane the better one."""
         builder = self.builder
         (a, place_a), (b, place_b) = one, other
-        if self.kind == "mean":
-            return builder.fadd(a, b), place_a
+        if self.kind != "argmax":
+            return self.together(a, b), place_a
         nan_a, nan_b = (builder.fcmp_unordered("uno", each, each) for each in (a, b))
         larger = builder.or_(builder.fcmp_ordered(">", b, a), builder.and_(nan_b, builder.not_(nan_a)))
         same = builder.or_(builder.fcmp_ordered("==", a, b), builder.and_(nan_a, nan_b))
