@@ -95,6 +95,8 @@ def test_maxima_have_the_bits_of_the_general_implementation(stride, size, rng):
         "n1 c3 in13x33 w3x1 s2x1 p0 d2x1",  # windows that overlap along the outer axis
         "n2 c2 in4x6x20 w2x3x4 s2x3x4 p0 d1",  # blocks of several rows
         "n2 c2 in5x7x20 w1x3x2 s1x2x2 p0 d1",
+        "n2 c5 in16x40 w8x5 s8x5 p0 d1",  # strides of which vectors are picked in halves
+        "n1 c5 in13x42 w3x7 s3x7 p0 d1",
     ],
 )
 def test_rows_of_many_planes_are_one_row(shape, dtype, rng):
@@ -118,6 +120,35 @@ def test_maxima_of_many_planes_have_the_bits_of_the_general_implementation(rng):
     x = rng.choice(values, problem.x_shape, p=[0.4, 0.2, 0.2, 0.1, 0.05, 0.05])
     x[0, 2] = -np.inf
     assert bits(run(FlatPool, problem, [x])) == bits(run(Pool, problem, [x]))
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        "n3 c37 in12x21 w2x3 s2x3 p0 d1",  # blocks of one row, items of several channels
+        "n2 c3 in61x90 w2x2 s2 p0 d1",  # channels of several items
+        "n2 c5 in25x43 w4x3 s8x7 p0 d2x3",
+        "n2 c3 in4x7x33 w2x3x2 s2x3x4 p0 d1",
+    ],
+)
+def test_places_of_maxima_of_many_planes_have_the_bits_of_the_general_implementation(shape, dtype, rng):
+    """Equal elements, both zeros, infinities and NaN: the first one wins."""
+    problem = parse(f"pool max_pool {dtype} {shape} indices=1")
+    assert FlatPool().supports(problem)
+    values = np.array([-np.inf, -1, -0.0, 0.0, 1, np.nan])
+    x = rng.choice(values, problem.x_shape, p=[0.4, 0.2, 0.15, 0.1, 0.05, 0.1]).astype(problem.dtype)
+    x[0, 2] = -np.inf
+    assert bits(run(FlatPool, problem, [x])) == bits(run(Pool, problem, [x]))
+
+
+@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32", "f64"])
+@pytest.mark.parametrize("shape", ["n2 c37 in5x7 w3x3 s1 p1 d1", "n1 c3 in50x60 w2x2 s2 p0 d1"])
+def test_given_winners_of_channels_in_turn_have_the_bits_of_the_general_implementation(shape, dtype, rng):
+    problem = parse(f"pool max_pool_backward {dtype} {shape} indices=1")
+    arrays = inputs(problem, rng, False)
+    assert VectorScatter().supports(problem)
+    assert bits(run(VectorScatter, problem, arrays)) == bits(run(Pool, problem, arrays))
 
 
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
@@ -157,7 +188,9 @@ def test_winners_from_elsewhere_are_taken_where_they_are(rng):
         *((VectorPool, f"pool {op} f32 n2 c5 in61x67 w3x3 s2x1 p1 d1") for op in POOLS[:3]),
         *((FlatPool, f"pool {op} f32 n2 c37 in62x65 w2x3 s2 p0x1 d1") for op in POOLS[:3]),
         *((WidePool, f"pool {op} f32 n2 c5 in61x367 w3x40 s2x39 p1x3 d1") for op in POOLS[:3]),
+        (FlatPool, "pool max_pool f32 n2 c37 in62x66 w2x3 s2x3 p0 d1 indices=1"),
         (VectorScatter, "pool max_pool_backward f32 n2 c5 in61x67 w3x3 s2x1 p1 d1 indices=1"),
+        (VectorScatter, "pool max_pool_backward f16 n2 c37 in61x67 w3x3 s2x1 p1 d1 indices=1"),
         (VectorGather, "pool max_pool_backward f32 n2 c5 in61x67 w3x3 s2x1 p1 d1"),
         (VectorWindows, "window unfold f32 n2 c5 in60x67 w3x3 s1 p1 d1"),
         (VectorWindows, "window fold f32 n2 c5 in60x67 w3x3 s1 p1 d1"),

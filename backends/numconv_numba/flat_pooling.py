@@ -2,7 +2,8 @@
 
 What the windows hold of each column is reduced first, into the first-level cache. There the rows of some planes lie one behind the
 other, so far apart that windows begin at equal steps throughout: for the second step they are one row, however short each is. What
-a window reads beyond its own row is padding of the next. The gradient of averages takes the same steps backwards.
+a window reads beyond its own row is padding of the next. The gradient of averages takes the same steps backwards. Where places are
+asked for, the columns have places beside their largest elements.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from .pooling import Pool
 from .scalar import pointer
 from .sliding import Inner, phases_of
 from .threads import MAX_THREADS, parallel_for, run
-from .vector_pooling import averaged_in_vectors, pooled_in_vectors, stepped_in_vectors, vector_seconds
+from .vector_pooling import STEP_SECONDS, averaged_in_vectors, pooled_in_vectors, vector_seconds
 from .wide_pooling import in_dtype
 from .window_rows import fill
 
@@ -34,11 +35,13 @@ __all__ = ["FlatPool"]
 
 MOST = 1 << 17
 """Bytes of a block between the steps, at most."""
+MAX_STRIDE = 8
+"""Along a row: of that many vectors results are picked, or woven into them."""
 MOST_TAPS = 12
 """Along the outer axes: the place of each has a register."""
 ITEMS = 8
 """Work items at least, where there are blocks enough."""
-STACK_SECONDS = 5e-11
+STACK_SECONDS = 1e-10
 """Of a vector of a tap along the outer axes, on two threads."""
 FAR, LARGE = 4e10, 1 << 24
 """Bytes a second more that gradients take which leave the caches, and how large these are: copies of rows wait for their lines."""
@@ -46,15 +49,19 @@ JOB_SIZE = len(JOB)
 
 # The driver's vector: blocks, and how many are taken together; bytes of one in x, in y, and between the steps; bytes before the
 # first row there; which entry of the first job counts blocks; results and sources of a block in the second; where the lists and the
-# taps of the second job begin, and how long the first is, which follows; then the second, its lists and its taps.
-BLOCKS, TOGETHER, X, Y, BETWEEN, LOW, COUNTED, LAST, SIZE, LISTS, TAPS, STACKED, HEAD = range(13)
+# taps of the second job begin, and how long the first is, which follows; the bytes of a block's places, and of an item between the
+# steps; positions of a block and of a channel; then both jobs, the lists and the taps.
+(
+    BLOCKS, TOGETHER, X, Y, BETWEEN, LOW, COUNTED, LAST, SIZE, LISTS, TAPS, STACKED, PLACES, KEPT, POSITIONS, VOLUME, HEAD,
+) = range(17)  # fmt: skip
+POSITION = STACK.index("position")
 
 
 @helper
 def _pool(begin, end, args):
-    dtype, back, start, stack, slide, x, y, shares, vector = args
+    dtype, back, start, stack, slide, x, y, beside, vector = args
     g = pointer(vector, INT64)
-    buffer = scratch(8 * (g[STACKED] + JOB_SIZE) + g[TOGETHER] * g[BETWEEN])
+    buffer = scratch(8 * (g[STACKED] + JOB_SIZE) + g[KEPT])
     area = memory(buffer)
     stacked, sliding = pointer(area, INT64), pointer(area + 8 * g[STACKED], INT64)
     between = area + 8 * (g[STACKED] + JOB_SIZE)
@@ -66,25 +73,26 @@ def _pool(begin, end, args):
         before = item * g[TOGETHER]
         blocks = min(g[TOGETHER], g[BLOCKS] - before)
         stacked[g[COUNTED]], sliding[5], sliding[6] = blocks, blocks * g[LAST], blocks * g[SIZE]
+        stacked[POSITION] = before * g[POSITIONS] % g[VOLUME]
         if back:
-            invoke(slide, y + before * g[Y], lists, between, shares, job, taps)
+            invoke(slide, y + before * g[Y], lists, between, beside, job, taps)
             invoke(stack, rows, x + before * g[X], area)
         else:
             invoke(stack, x + before * g[X], rows, area)
-            invoke(slide, between, lists, y + before * g[Y], shares, job, taps)
+            invoke(slide, between, lists, y + before * g[Y], beside + before * g[PLACES], job, taps)
     keep(buffer)
 
 
 @kernel
 def pool(
     dtype: Tag, region: int, workers: int, items: int, back: int, start: float, stack: int, slide: int, x: Address, y: Address,
-    shares: Address, g: Address,
+    beside: Address, g: Address,
 ) -> None:  # fmt: skip
     """y from x by the microkernels `stacks` and `windows`, or x from y if `back`: an item is some blocks.
 
-    `start` is what the padding holds, `shares` are the `extra` of `windows`.
+    `start` is what the padding holds, `beside` are the shares or the places, the `extra` of `windows`.
     """
-    parallel_for(region, workers, items, _pool, (dtype, back, start, stack, slide, x, y, shares, g))
+    parallel_for(region, workers, items, _pool, (dtype, back, start, stack, slide, x, y, beside, g))
 
 
 # --- what is known of a problem ------------------------------------------------------------------------------------------------
@@ -149,20 +157,28 @@ def _in_one_row(problem: PoolProblem) -> Verdict:
     """Whether what windows read beyond their own row is padding of the next."""
     pitch, (low, _), size = problem.stride[-1] * problem.output[-1], problem.padding[-1], problem.spatial[-1]
     beyond = problem.dilation[-1] * (problem.window[-1] - 1) + 1 - problem.stride[-1]
+    if problem.indices and (low > 0 or beyond > 0 or pitch + beyond > size):
+        return Verdict.no("indices, and windows that overlap along a row, or reach into its padding")
     if beyond > low or (size + low > pitch and (beyond > 0 or problem.op.endswith("_backward"))):
         return Verdict.no(f"rows of {size}, padded by {low}, of windows that reach {beyond} elements beyond {pitch}")
     return Verdict.yes()
 
 
 def _between(problem: PoolProblem) -> int:
-    """Bytes of a block between the steps."""
+    """Bytes of a block between the steps, without places."""
     blocks = _blocks(problem)
     return blocks.rows * blocks.pitch * np_dtype(problem.dtype).itemsize
 
 
+def _kept(problem: PoolProblem) -> int:
+    """Bytes of an item between the steps."""
+    return _together(problem) * _between(problem) * (1 + problem.indices)
+
+
 def _together(problem: PoolProblem) -> int:
     """The blocks of an item: what lies between the steps fills half of the first-level cache."""
-    return max(1, min(host().first_level // 2 // _between(problem), -(-_blocks(problem).total // ITEMS)))
+    most = host().first_level // 2 // (_between(problem) * (1 + problem.indices))
+    return max(1, min(most, -(-_blocks(problem).total // ITEMS)))
 
 
 def _sliding(problem: PoolProblem, share: np.ndarray[Any, Any]) -> tuple[str, Inner, np.ndarray[Any, Any]]:
@@ -173,7 +189,9 @@ def _sliding(problem: PoolProblem, share: np.ndarray[Any, Any]) -> tuple[str, In
     ones = lists.view(np.float64)
     ones[0, 1] = ones[1, 2] = 1.0
     if not problem.op.endswith("_backward"):
-        return "max" if problem.op == "max_pool" else "mean", Inner(0, 0, stride, (taps,)), lists
+        lists[1, 1] = _kept(problem) // 2 if problem.indices else 0
+        kind = "columns" if problem.indices else "max" if problem.op == "max_pool" else "mean"
+        return kind, Inner(0, 0, stride, (taps,)), lists
     kind = "weighted"
     if (share == share[0]).all():
         kind, ones[1, 2] = "share", share[0]
@@ -184,7 +202,7 @@ class _Executor:
     """The steps, and the general implementation for arrays that do not fill their memory in row-major order."""
 
     def __init__(self, problem: PoolProblem):
-        self._problem, blocks, together = problem, _blocks(problem), _together(problem)
+        self._problem, blocks, together, volume = problem, _blocks(problem), _together(problem), math.prod(problem.spatial)
         back, largest = problem.op.endswith("_backward"), problem.op == "max_pool"
         item, results = np_dtype(problem.dtype).itemsize, blocks.rows * problem.output[-1]
         used = min(problem.spatial[-1], blocks.pitch - problem.padding[-1][0])
@@ -195,25 +213,25 @@ class _Executor:
         if blocks.rows == 1:
             steps = 0, 0, 1, source[0], target[0]
         apart = [step if number == 2 else step * item for number, step in enumerate(steps)]
-        stacked = [1, *apart, used, *(tap * item for tap in blocks.taps)]
+        stacked = [1, *apart, used, _kept(problem) // 2, 0, volume, *(tap * item for tap in blocks.taps)]
         share = np.ones(1)
         if not largest:
             *outer, last = axis_counts(problem)
             share = 1 / (last * math.prod(count[0] for count in outer))
-        kind, inner, lists = _sliding(problem, share)
+        sliding, inner, lists = _sliding(problem, share)
         begin = HEAD + len(stacked) + JOB_SIZE
         ends = (blocks.rows * blocks.pitch, results) if back else (results, blocks.rows * blocks.pitch)
         head = [
             blocks.total, together, blocks.volume * item, results * item, _between(problem), problem.padding[-1][0] * item,
-            counted, *ends, begin, begin + lists.size, len(stacked), *stacked, 1, *[0] * (JOB_SIZE - 1),
+            counted, *ends, begin, begin + lists.size, len(stacked), 8 * results * problem.indices, _kept(problem), blocks.volume,
+            volume, *stacked, 1, *[0] * (JOB_SIZE - 1),
         ]  # fmt: skip
         self._vector = np.concatenate([np.array(head, np.int64), lists.ravel(), inner.table()])
         self._shares = np.tile(share, 1 if largest else together * blocks.rows).astype(problem.dtype)
-        stack = stacks.address(
-            ("copy" if back else "max" if largest else "sum", lanes_of(problem.dtype), len(blocks.taps)), problem.dtype
-        )
-        fixed = -(-blocks.total // together), 3 * problem.bytes, int(back), -math.inf if largest else 0.0, stack
-        self._run = functools.partial(run, pool.specialise(problem.dtype), *fixed, inner.tool(kind, problem.dtype))
+        kind = "copy" if back else "argmax" if problem.indices else "max" if largest else "sum"
+        stack = stacks.address((kind, lanes_of(problem.dtype), len(blocks.taps)), problem.dtype)
+        fixed = -(-blocks.total // together), 1.5 * problem.bytes, int(back), -math.inf if largest else 0.0, stack
+        self._run = functools.partial(run, pool.specialise(problem.dtype), *fixed, inner.tool(sliding, problem.dtype))
 
     @functools.cached_property
     def _general(self) -> Any:
@@ -222,10 +240,11 @@ class _Executor:
     def __call__(self, outs: Any, ins: Any) -> None:
         """Compute."""
         x, y = (outs[0], ins[0]) if self._problem.op.endswith("_backward") else (ins[0], outs[0])
-        if not (x.flags.c_contiguous and y.flags.c_contiguous):
+        beside = outs[1] if self._problem.indices else self._shares
+        if not (x.flags.c_contiguous and y.flags.c_contiguous and beside.flags.c_contiguous):
             self._general(outs, ins)
         elif self._problem.n:
-            self._run(x, y, self._shares, self._vector)
+            self._run(x, y, beside, self._vector)
 
 
 class FlatPool(Implementation):
@@ -235,28 +254,32 @@ class FlatPool(Implementation):
     ops = frozenset(("max_pool", "avg_pool", "avg_pool_backward"))
 
     def supports(self, problem: PoolProblem) -> Verdict:
-        """What `vector_pool` takes, channels first, without indices; windows inside x along the outer axes."""
-        if problem.layout == "channels_last" or problem.ndim == 1 or problem.indices:
-            return Verdict.no("it takes two dimensions or three, channels first, and gives no indices")
+        """Channels first; windows inside x along the outer axes, near each other along the last; for indices, side by side in x."""
+        if problem.layout == "channels_last" or problem.ndim == 1:
+            return Verdict.no("it takes two dimensions or three, channels first")
+        if problem.stride[-1] > MAX_STRIDE:
+            return Verdict.no(f"stride {problem.stride[-1]} along the last axis: it takes at most {MAX_STRIDE}")
         regular = _stackable(problem) and _in_one_row(problem)
         if regular and _between(problem) > MOST:
             return Verdict.no(f"blocks of {_between(problem)} bytes between the steps: it takes at most {MOST}")
-        return regular and pooled_in_vectors(problem) and stepped_in_vectors(problem) and averaged_in_vectors(problem)
+        return regular and pooled_in_vectors(problem) and averaged_in_vectors(problem)
 
     def cost(self, problem: PoolProblem) -> float:
         """The time to move the arrays, and of both steps."""
         lanes, rows = lanes_of(problem.dtype), problem.n * problem.c * math.prod(problem.output[:-1])
+        back, places, window = problem.op.endswith("_backward"), int(problem.indices), problem.window[-1]
         stacked = rows * -(-problem.spatial[-1] // lanes) * math.prod(problem.window[:-1])
-        slid = vector_seconds(problem, -(-rows * problem.output[-1] // lanes), 0, problem.window[-1])
-        back, written = problem.op.endswith("_backward"), np_dtype(problem.dtype).itemsize * math.prod(problem.x_shape)
+        vectors = -(-rows * problem.output[-1] // lanes)
+        picked = vectors * window * max(problem.stride[-1] - 2, 0) * (1 + places) * STEP_SECONDS
+        slid = vector_seconds(problem, vectors, 0, window) + picked
+        written = np_dtype(problem.dtype).itemsize * math.prod(problem.x_shape)
         leaving = written / FAR if back and written >= LARGE else 0.0
-        return (
-            3e-6 + problem.bytes / 1e11 + stacked * STACK_SECONDS * (1 + back) + slid + leaving
-        )  # gradients are stored, not loaded
+        # gradients are stored, not loaded; places are kept beside the largest
+        return 3e-6 + problem.bytes / 1e11 + stacked * STACK_SECONDS * (1 + back + places) + slid + leaving
 
     def workspace(self, problem: PoolProblem) -> int:
         """For each thread what lies between the steps, and the jobs."""
-        return MAX_THREADS * (_together(problem) * _between(problem) + 8 * (JOB_SIZE + len(STACK) + MOST_TAPS))
+        return MAX_THREADS * (_kept(problem) + 8 * (JOB_SIZE + len(STACK) + MOST_TAPS))
 
     def build(self, problem: PoolProblem) -> _Executor:
         """The executor."""

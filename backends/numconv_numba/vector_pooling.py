@@ -23,6 +23,7 @@ from .sliding import OUTER_AXES, Rows, slide
 from .threads import MAX_THREADS, run
 
 __all__ = [
+    "STEP_SECONDS",
     "VectorPool",
     "averaged_in_vectors",
     "call_seconds",

@@ -1,7 +1,8 @@
 """The gradient of max pooling whose winners are given: they get the gradients of their windows where they lie.
 
-Windows come in the row-major order of y, as in `pooling`. An item is a channel, or some channels where these are neighbours in
-memory: no two items write to the same element.
+Windows come in the row-major order of y, as in `pooling`. An item is some channels: no two items write to the same element. Those
+of channels first take turns, so that no addition waits for the one before it, which neighbouring windows often have the same winner
+for. Half types are added up in float32.
 """
 
 from __future__ import annotations
@@ -12,92 +13,150 @@ from typing import Any
 
 import numpy as np
 
-from numconv.plugin import Implementation, PoolProblem, Verdict
+from numconv.plugin import Implementation, PoolProblem, Verdict, np_dtype
 
 from .compiler import Address, Tag, helper, kernel
-from .elements import INT64, itemsize
+from .elements import INT64, itemsize, keep, memory, same, scratch
 from .places import check_places
 from .pooling import Pool
-from .scalar import add, load, pointer, store, zero
-from .sliding import ADVANCE, BESIDE, CHANNELS, LENGTH, OUTER, SIZE, SOURCE, Rows, Y, place_in
-from .threads import parallel_for, run
-from .vector_pooling import pooled_in_vectors
-from .window_rows import fill
+from .scalar import add, inlined, load, store, zero
+from .threads import MAX_THREADS, parallel_for, run
+from .window_rows import fill, write_row
 
 __all__ = ["VectorScatter"]
 
+DTYPES = ("float16", "bfloat16", "float32", "float64")
 BLOCK, ITEMS = 32, 8
 """Channels of an item where they are neighbours in memory: whole cache lines, and more where so many items stay."""
-ADD_SECONDS = 4e-10
-"""Of a winner, on two threads."""
+TURNS = 4
+"""Channels that take turns: as many additions take as long as one waits for the store before it."""
+NEAR = 1 << 14
+"""Bytes of the channels of an item, if more than those that take turns: they are cleared, and still near when they are added to."""
+ADD_SECONDS, TURN_SECONDS = 4e-10, 2e-10
+"""Of a winner, on two threads: alone, and where channels take turns."""
+
+
+# --- channels first ------------------------------------------------------------------------------------------------------------
 
 
 @helper
-def clear(grad, g, first, last, dtype):
-    """Set a channel of grad, or some channels, to zero."""
-    volume = g[SOURCE] * g[SOURCE + 1] * g[SOURCE + 2]
-    if g[ADVANCE] or last - first == g[SIZE]:
-        fill(grad, volume * g[SIZE], zero(dtype), dtype)
-        return
-    for place in range(volume):
-        fill(grad + (place * g[SIZE] + first) * itemsize(dtype), last - first, zero(dtype), dtype)
+def add_in_turns(sums, places, y, planes, volume, results, dtype, acc):
+    """Add the gradients of some channels to where their places say, one of each in turn."""
+    inlined()
+    for q in range(results):
+        for plane in range(planes):
+            at = plane * results + q
+            target = sums + (plane * volume + load(places + at * 8, INT64)) * itemsize(acc)
+            store(target, add(load(target, acc), load(y + at * itemsize(dtype), dtype, acc)), acc)
 
 
 @helper
-def add_won(grad, places, y, first, last, step, advance, dtype):
-    """Add the results first..last of a row of gradients to where their places say."""
-    if advance == 0:
-        for q in range(first, last):
-            place = grad + load(places + q * 8, INT64) * itemsize(dtype)
-            store(place, add(load(place, dtype), load(y + q * itemsize(dtype), dtype)), dtype)
-        return
-    for q in range(first, last):
-        place = grad + (load(places + q * 8, INT64) * step + q * advance)
-        store(place, add(load(place, dtype), load(y + q * itemsize(dtype), dtype)), dtype)
+def scatter_planes(sums, places, y, planes, volume, results, dtype, acc):
+    """The sums of some channels that lie one behind the other, as do their places and gradients."""
+    fill(sums, planes * volume, zero(acc), acc)
+    alone = planes % TURNS
+    for plane in range(0, planes - alone, TURNS):
+        at = plane * results
+        where, source = places + at * 8, y + at * itemsize(dtype)
+        add_in_turns(sums + plane * volume * itemsize(acc), where, source, TURNS, volume, results, dtype, acc)
+    for plane in range(planes - alone, planes):
+        at = plane * results
+        where, source = places + at * 8, y + at * itemsize(dtype)
+        add_in_turns(sums + plane * volume * itemsize(acc), where, source, 1, volume, results, dtype, acc)
 
 
 @helper
 def _scatter(begin, end, args):
-    dtype, block, y, places, grad, vector = args
-    g = pointer(vector, INT64)
-    length, innermost = g[LENGTH], g[ADVANCE] == 0
-    step, advance = (g[SIZE] * itemsize(dtype), itemsize(dtype)) if innermost else (itemsize(dtype), 0)
-    blocks, rows = -(-length // block), g[OUTER] * g[OUTER + 1] * g[OUTER + 2]
-    volume = g[SOURCE] * g[SOURCE + 1] * g[SOURCE + 2] * g[SIZE]
+    dtype, acc, block, planes, volume, results, y, places, grad = args
+    buffer = scratch(0 if same(dtype, acc) else block * volume * itemsize(acc))
     for item in range(begin, end):
-        plane, first = item // blocks, item % blocks * block
-        last, n, channel = min(first + block, length), plane // g[CHANNELS], plane % g[CHANNELS]
-        source, where = place_in(g, y, Y, n, channel, 0, 0, 0), place_in(g, places, BESIDE, n, channel, 0, 0, 0)
-        target = grad + plane * volume * itemsize(dtype)
-        clear(target, g, first, last, dtype)
-        if not innermost:
-            add_won(target, where, source, 0, rows * length, step, 0, dtype)
-            continue
-        for row in range(rows):
-            add_won(target, where + row * length * 8, source + row * length * itemsize(dtype), first, last, step, advance, dtype)
+        first, count = item * block, min(block, planes - item * block)
+        where, source = places + first * results * 8, y + first * results * itemsize(dtype)
+        target = grad + first * volume * itemsize(dtype)
+        sums = target if same(dtype, acc) else memory(buffer)
+        scatter_planes(sums, where, source, count, volume, results, dtype, acc)
+        if not same(dtype, acc):
+            write_row(sums, target, count * volume, itemsize(dtype), dtype, acc)
+    keep(buffer)
 
 
 @kernel
 def scatter(
-    dtype: Tag, region: int, workers: int, items: int, block: int, y: Address, places: Address, grad: Address, g: Address
-) -> None:
-    """The gradient of x from that of y, and the winners' places: an item is `block` results of each row of a channel."""
-    parallel_for(region, workers, items, _scatter, (dtype, block, y, places, grad, g))
+    dtype: Tag, acc: Tag, region: int, workers: int, items: int, block: int, planes: int, volume: int, results: int,
+    y: Address, places: Address, grad: Address,
+) -> None:  # fmt: skip
+    """The gradient of x, of `volume` elements a channel, from the `results` of y, and the winners' places.
+
+    An item is `block` of all `planes`: channels of all images.
+    """
+    parallel_for(region, workers, items, _scatter, (dtype, acc, block, planes, volume, results, y, places, grad))
+
+
+# --- channels last -------------------------------------------------------------------------------------------------------------
+
+
+@helper
+def add_beside(grad, places, y, channels, count, dtype):
+    """Add a gradient of each of some channels, which lie beside each other among all `channels`, to where its place says."""
+    for channel in range(count):
+        target = grad + (load(places + channel * 8, INT64) * channels + channel) * itemsize(dtype)
+        store(target, add(load(target, dtype), load(y + channel * itemsize(dtype), dtype)), dtype)
+
+
+@helper
+def _scatter_beside(begin, end, args):
+    dtype, block, channels, volume, results, y, places, grad = args
+    blocks = -(-channels // block)
+    for item in range(begin, end):
+        image, first = item // blocks, item % blocks * block
+        count, at = min(block, channels - first), image * results * channels + first
+        where, source = places + at * 8, y + at * itemsize(dtype)
+        target = grad + (image * volume * channels + first) * itemsize(dtype)
+        if count == channels:
+            fill(target, volume * channels, zero(dtype), dtype)
+        else:
+            for place in range(volume):
+                fill(target + place * channels * itemsize(dtype), count, zero(dtype), dtype)
+        for q in range(results):
+            row = q * channels
+            add_beside(target, where + row * 8, source + row * itemsize(dtype), channels, count, dtype)
+
+
+@kernel
+def scatter_beside(
+    dtype: Tag, region: int, workers: int, items: int, block: int, channels: int, volume: int, results: int,
+    y: Address, places: Address, grad: Address,
+) -> None:  # fmt: skip
+    """The same where the channels are neighbours in memory: an item is `block` channels of an image."""
+    parallel_for(region, workers, items, _scatter_beside, (dtype, block, channels, volume, results, y, places, grad))
+
+
+# --- the implementation --------------------------------------------------------------------------------------------------------
+
+
+def _block(problem: PoolProblem) -> int:
+    """The channels of an item."""
+    if problem.layout == "channels_last":
+        return -(-problem.c // BLOCK // max(1, ITEMS // max(problem.n, 1))) * BLOCK
+    plane = math.prod(problem.spatial) * np_dtype(problem.acc_dtype).itemsize
+    turns = max(1, NEAR // (TURNS * plane))
+    return max(1, min(turns * TURNS, problem.n * problem.c // ITEMS))
 
 
 class _Executor:
-    """The kernel, its tables, and the general implementation for arrays that do not fill their memory in the layout's order."""
+    """The kernel, and the general implementation for arrays that do not fill their memory in the layout's order."""
 
     def __init__(self, problem: PoolProblem):
-        self._problem = problem
-        self._innermost = problem.layout == "channels_last"
+        self._problem, self._last = problem, problem.layout == "channels_last"
         self._in_memory = (0, *range(2, problem.ndim + 2), 1)
-        self._rows = Rows(problem, back=False, innermost=self._innermost)
-        self._block = self._rows.inner.results
-        if self._innermost:
-            self._block = -(-problem.c // BLOCK // max(1, ITEMS // max(problem.n, 1))) * BLOCK
-        items = problem.n * (-(-problem.c // self._block) if self._innermost else problem.c)
-        self._run = functools.partial(run, scatter.specialise(problem.dtype), items, 3 * problem.bytes)
+        block, self._volume = _block(problem), math.prod(problem.spatial)
+        planes, compiled = problem.n * problem.c, scatter.specialise
+        items, tags = -(-planes // block), [problem.dtype, problem.acc_dtype]
+        if self._last:
+            planes, compiled = problem.c, scatter_beside.specialise
+            items, tags = problem.n * -(-planes // block), [problem.dtype]
+        fixed = items, 3 * problem.bytes, block, planes, self._volume, math.prod(problem.output)
+        self._run = functools.partial(run, compiled(*tags), *fixed)
 
     @functools.cached_property
     def _general(self) -> Any:
@@ -108,33 +167,38 @@ class _Executor:
         if not all(self._fills_memory(array) for array in (grad, y, places)):
             self._general(outs, ins)
             return
-        check_places(self._problem.op, places, math.prod(self._problem.spatial))
-        g = self._rows.vector((0,) * y.ndim, y.strides, places.strides)
-        self._run(self._block, y, places, grad, g)
+        check_places(self._problem.op, places, self._volume)
+        self._run(y, places, grad)
 
     def _fills_memory(self, array: np.ndarray[Any, Any]) -> bool:
-        return bool((array.transpose(self._in_memory) if self._innermost else array).flags.c_contiguous)
+        return bool((array.transpose(self._in_memory) if self._last else array).flags.c_contiguous)
 
 
 class VectorScatter(Implementation):
-    """The gradient of max pooling whose winners are given, in float32 and float64."""
+    """The gradient of max pooling whose winners are given, in real floats."""
 
     name = "vector_scatter"
     ops = frozenset(("max_pool_backward",))
 
     def supports(self, problem: PoolProblem) -> Verdict:
-        """What `vector_pool` takes, at any stride, with indices."""
+        """Real floats of one dtype, with indices; half types channels first."""
         if not problem.indices:
             return Verdict.no("no winners are given: it takes their indices")
-        return pooled_in_vectors(problem)
+        if problem.dtype not in DTYPES or problem.out_dtype != problem.dtype:
+            return Verdict.no(f"{problem.dtype} to {problem.out_dtype}: it takes and gives one dtype, of real floats")
+        if problem.layout == "channels_last" and problem.dtype != problem.acc_dtype:
+            return Verdict.no(f"channels of {problem.dtype} beside each other: it adds them up in {problem.acc_dtype}")
+        return Verdict.yes()
 
     def cost(self, problem: PoolProblem) -> float:
         """The time to move the arrays, and to add gradients one by one."""
-        return 2e-6 + problem.bytes / 1e11 + math.prod(problem.y_shape) * ADD_SECONDS
+        turns = problem.layout == "channels_first" and _block(problem) >= TURNS
+        return 2e-6 + problem.bytes / 1e11 + math.prod(problem.y_shape) * (TURN_SECONDS if turns else ADD_SECONDS)
 
     def workspace(self, problem: PoolProblem) -> int:
-        """None."""
-        return 0
+        """Of half types, for each thread the sums of an item."""
+        half = problem.dtype != problem.acc_dtype
+        return MAX_THREADS * half * _block(problem) * math.prod(problem.spatial) * np_dtype(problem.acc_dtype).itemsize
 
     def build(self, problem: PoolProblem) -> _Executor:
         """The executor."""

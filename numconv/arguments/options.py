@@ -127,9 +127,16 @@ def pool_options(
     ndim: Any = None,
 ) -> tuple[Any, ...]:
     """The options of a pooling or a window operation in hashable form, in the order of `PoolGeometry`."""
-    stride = None if stride is None else freeze(stride, "stride")
+    # what most calls give is taken as it is, as in `geometry_options`
     return (
-        stride, freeze(padding, "padding"), freeze(dilation, "dilation"), layout, flag(ceil_mode, "ceil_mode"),
-        flag(count_include_pad, "count_include_pad"), real(p, "p"), indices, pad_mode,
+        stride if stride is None or stride.__class__ is int else freeze(stride, "stride"),
+        padding if padding.__class__ is int else freeze(padding, "padding"),
+        dilation if dilation.__class__ is int else freeze(dilation, "dilation"),
+        layout,
+        ceil_mode if ceil_mode is False else flag(ceil_mode, "ceil_mode"),
+        count_include_pad if count_include_pad is True else flag(count_include_pad, "count_include_pad"),
+        p if p.__class__ is float else real(p, "p"),
+        indices,
+        pad_mode,
         None if ndim is None else freeze(ndim, "ndim"),
-    )  # fmt: skip
+    )

@@ -34,31 +34,54 @@ class _Reduction:
         self.emit = Emitter(builder, dtype, lanes)
         self.item = self.emit.width // lanes
         self.numbers = ir.VectorType(_i32, lanes)
+        self.mask = ir.VectorType(ir.IntType(1), lanes)
         self.lane = ir.Constant(self.numbers, list(range(lanes)))
+        self.values = cgutils.alloca_once(builder, self.emit.vector, size=lanes)
+        self.places = cgutils.alloca_once(builder, self.numbers, size=lanes)
+        self.nans = cgutils.alloca_once(builder, self.mask)
+        self.careful = False
 
     def results(self) -> None:
         """All results of the call, a vector of them at a time."""
         builder, emit, given = self.builder, self.emit, self.given
+        with cgutils.for_range(
+            builder, builder.sdiv(builder.add(given["results"], _i64(emit.lanes - 1)), _i64(emit.lanes))
+        ) as group:
+            first = builder.mul(group.index, _i64(emit.lanes))
+            self.group(first, builder.sub(given["results"], first))
+
+    def group(self, first: Any, left: Any) -> None:
+        """A vector of results, or `left`; places are found again, carefully, where there was a NaN."""
+        builder, emit = self.builder, self.emit
+        builder.store(ir.Constant(self.mask, None), self.nans)
+        state = self.vector(first, left)
+        if self.kind != "argmax":
+            self.finish(state, first, left)
+            return
+        with builder.if_else(builder.trunc(emit.any(builder.load(self.nans)), ir.IntType(1))) as (again, done):
+            with again:
+                self.careful = True
+                self.finish(self.vector(first, left), first, left)
+                self.careful = False
+            with done:
+                self.finish(state, first, left)
+
+    def vector(self, first: Any, left: Any) -> tuple[Any, Any]:
+        """A vector of results from `first` on; of fewer than its lanes the others are undefined."""
+        builder, emit = self.builder, self.emit
         lanes, together = _i64(emit.lanes), min(TOGETHER, emit.lanes)
-        values = cgutils.alloca_once(builder, emit.vector, size=emit.lanes)
-        places = cgutils.alloca_once(builder, self.numbers, size=emit.lanes)
-        groups = builder.sdiv(builder.add(given["results"], _i64(emit.lanes - 1)), lanes)
-        with cgutils.for_range(builder, groups) as group:
-            first = builder.mul(group.index, lanes)
-            left = builder.sub(given["results"], first)
-            with builder.if_else(builder.icmp_signed("<", left, lanes)) as (some, all_of_them):
-                for block, count, step in ((some, left, 1), (all_of_them, lanes, together)):
-                    with block, cgutils.for_range(builder, builder.sdiv(count, _i64(step))) as loop:
-                        number = builder.mul(loop.index, _i64(step))
-                        address = emit.at(given["x"], builder.mul(builder.add(first, number), given["x_step"]))
-                        for k, (value, place) in enumerate(self.windows(address, step)):
-                            slot = builder.add(number, _i64(k))
-                            builder.store(builder.load(value), builder.gep(values, [slot]))
-                            if self.kind != "mean":
-                                builder.store(builder.load(place), builder.gep(places, [slot]))
-            slots = ([builder.load(builder.gep(each, [_i64(r)])) for r in range(emit.lanes)] for each in (values, places))
-            states = list(zip(*slots, strict=True))
-            self.finish(self.merged(states), first, left)
+        with builder.if_else(builder.icmp_signed("<", left, lanes)) as (some, all_of_them):
+            for block, count, step in ((some, left, 1), (all_of_them, lanes, together)):
+                with block, cgutils.for_range(builder, builder.sdiv(count, _i64(step))) as loop:
+                    number = builder.mul(loop.index, _i64(step))
+                    address = emit.at(self.given["x"], builder.mul(builder.add(first, number), self.given["x_step"]))
+                    for k, (value, place) in enumerate(self.windows(address, step)):
+                        slot = builder.add(number, _i64(k))
+                        builder.store(builder.load(value), builder.gep(self.values, [slot]))
+                        if self.kind == "argmax":
+                            builder.store(builder.load(place), builder.gep(self.places, [slot]))
+        slots = ([builder.load(builder.gep(each, [_i64(r)])) for r in range(emit.lanes)] for each in (self.values, self.places))
+        return self.merged(list(zip(*slots, strict=True)))
 
     def windows(self, x: Any, count: int) -> list[tuple[Any, Any]]:
         """What each lane holds of some windows, in slots: the sum, or the first of the largest elements and its place."""
@@ -87,20 +110,37 @@ class _Reduction:
         return self.emit.at(row, self.builder.mul(number, _i64(self.item)))
 
     def add(self, address: Any, at: Any, slots: list[tuple[Any, Any]], mask: Any) -> None:
-        """Let a vector of elements of each window take part in its state; `at` is the place of the first one."""
+        """Let a vector of elements of each window take part in its state; `at` is the place of the first one.
+
+        Lanes outside the mask hold minus infinity, and places that are never the first of equals.
+        """
         builder, emit = self.builder, self.emit
-        places = builder.add(emit.spread(builder.trunc(at, _i32)), self.lane)
+        places, loaded = builder.add(emit.spread(builder.trunc(at, _i32)), self.lane), []
         for k, (value, place) in enumerate(slots):
             source, old = emit.at(address, emit.times(self.given["x_step"], k)), builder.load(value)
-            new = emit.load(source) if mask is None else emit.load_masked(source, mask)
-            if self.kind == "mean":
-                builder.store(builder.fadd(old, new), value)
+            other = emit.zero if self.kind == "mean" else emit.constant(float("-inf"))
+            new = emit.load(source) if mask is None else emit.load_masked(source, mask, other)
+            if self.kind != "argmax":
+                builder.store(self.together(old, new), value)
                 continue
-            wins = builder.or_(builder.fcmp_ordered(">=", new, old), builder.fcmp_unordered("uno", new, new))
-            if mask is not None:
-                wins = builder.and_(mask, wins)
-            builder.store(builder.select(wins, new, old), value)
+            loaded.append(new)
+            if self.careful:
+                wins = builder.or_(builder.fcmp_ordered(">=", new, old), builder.fcmp_unordered("uno", new, new))
+                builder.store(builder.select(wins, new, old), value)
+            else:  # the next vector waits for the value, which does not wait for this comparison
+                wins = builder.fcmp_unordered(">=", new, old)
+                builder.store(builder.select(builder.fcmp_ordered(">", old, new), old, new), value)
             builder.store(builder.select(wins, places, builder.load(place)), place)
+        for pair in zip(loaded[::2], [*loaded[1::2], *loaded[-1:]], strict=False):
+            builder.store(builder.or_(builder.load(self.nans), builder.fcmp_unordered("uno", *pair)), self.nans)
+
+    def together(self, a: Any, b: Any) -> Any:
+        """The sum, or the larger number in each lane, NaN if one is."""
+        builder = self.builder
+        if self.kind == "mean":
+            return builder.fadd(a, b)
+        larger = builder.select(builder.fcmp_ordered(">", b, a), b, a)
+        return builder.select(builder.fcmp_unordered("uno", a, b), self.emit.constant(float("nan")), larger)
 
     def merged(self, states: list[tuple[Any, Any]]) -> tuple[Any, Any]:
         """The vector whose lane r holds what all lanes of state r hold together."""
@@ -118,16 +158,17 @@ class _Reduction:
         return [self.emit.shuffle(a, b, lanes) for a, b in zip(one, other, strict=True)]
 
     def better(self, one: list[Any], other: list[Any]) -> tuple[Any, Any]:
-        """The sum of two states, or in each lane the better one."""
+        """What two states hold together: without places `together`, else in each lane the better one."""
         builder = self.builder
         (a, place_a), (b, place_b) = one, other
-        if self.kind == "mean":
-            return builder.fadd(a, b), place_a
-        nan_a, nan_b = (builder.fcmp_unordered("uno", each, each) for each in (a, b))
-        larger = builder.or_(builder.fcmp_ordered(">", b, a), builder.and_(nan_b, builder.not_(nan_a)))
-        same = builder.or_(builder.fcmp_ordered("==", a, b), builder.and_(nan_a, nan_b))
-        earlier = builder.icmp_signed("<", place_b, place_a)
-        wins = builder.or_(larger, builder.and_(same, earlier))
+        if self.kind != "argmax":
+            return self.together(a, b), place_a
+        larger, same = builder.fcmp_ordered(">", b, a), builder.fcmp_ordered("==", a, b)
+        if self.careful:
+            nan_a, nan_b = (builder.fcmp_unordered("uno", each, each) for each in (a, b))
+            larger = builder.or_(larger, builder.and_(nan_b, builder.not_(nan_a)))
+            same = builder.or_(same, builder.and_(nan_a, nan_b))
+        wins = builder.or_(larger, builder.and_(same, builder.icmp_signed("<", place_b, place_a)))
         return builder.select(wins, b, a), builder.select(wins, place_b, place_a)
 
     def finish(self, state: tuple[Any, Any], first: Any, left: Any) -> None:

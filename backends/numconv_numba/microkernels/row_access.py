@@ -67,13 +67,12 @@ class Row:
         return builder.call(function, [pointers, _i32(self.item), mask, emit.zero])
 
     def pick(self, vectors: list[Any], indices: Any) -> Any:
-        """The lanes of up to four vectors, one behind the other, at these indices."""
+        """The lanes of some vectors, one behind the other, at these indices; from each half of more than two, then from both."""
         emit = self.emit
-        if len(vectors) == 1:
-            return vectors[0]
-        padded = [*vectors, *[ir.Constant(emit.vector, ir.Undefined)] * (len(vectors) % 2)]
-        if len(padded) == 2:
-            return emit.shuffle(*padded, indices)
-        return emit.shuffle(
-            *(emit.shuffle(a, b, range(2 * emit.lanes)) for a, b in zip(padded[::2], padded[1::2], strict=True)), indices
-        )
+        if len(vectors) <= 2:
+            return emit.shuffle(vectors[0], vectors[-1], indices)
+        half = 2 if len(vectors) < 5 else 4
+        first = [index if index < half * emit.lanes else 0 for index in indices]
+        second = [index - half * emit.lanes if index >= half * emit.lanes else 0 for index in indices]
+        chosen = [lane + emit.lanes * (index >= half * emit.lanes) for lane, index in enumerate(indices)]
+        return emit.shuffle(self.pick(vectors[:half], first), self.pick(vectors[half:], second), chosen)

@@ -1,4 +1,8 @@
-"""Rows reduced with the rows that lie at fixed distances behind them: columns of windows; or one row copied to all of these."""
+"""Rows reduced with the rows that lie at fixed distances behind them: columns of windows; or one row copied to all of these.
+
+Of the largest elements the places may be written too, as integers of the elements' size: a NaN is larger than all, and of equal
+ones the first stays.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +15,14 @@ from numba.core import cgutils
 
 from numconv_numba.compiler import Address, Tag, intrinsic, kernel
 
-from .emit import Emitter, check_kinds
+from .emit import Emitter, check_kinds, rolled
 
 __all__ = ["STACK", "stacks"]
 
-STACK = ("blocks", "x_block", "y_block", "rows", "x_step", "y_step", "count")
+STACK = ("blocks", "x_block", "y_block", "rows", "x_step", "y_step", "count", "places", "position", "volume")
 AHEAD = 4096
 """Bytes that what is read is fetched ahead: masked loads of short rows train no prefetcher."""
-_i64 = ir.IntType(64)
+_i32, _i64 = ir.IntType(32), ir.IntType(64)
 
 
 class _Stacks:
@@ -33,28 +37,46 @@ class _Stacks:
     def blocks(self) -> None:
         """All rows of all blocks."""
         builder, given = self.builder, self.given
-        vectors = builder.udiv(given["count"], _i64(self.emit.lanes))
-        done = builder.mul(vectors, _i64(self.emit.lanes))
-        left = builder.sub(given["count"], done)
-        rest, some = self.emit.first(left), builder.icmp_signed(">", left, _i64(0))
-        with cgutils.for_range(builder, given["blocks"]) as block, cgutils.for_range(builder, given["rows"]) as row:
-            source, target = (
-                builder.add(builder.mul(block.index, given[f"{side}_block"]), builder.mul(row.index, given[f"{side}_step"]))
-                for side in "xy"
-            )
-            source, target = self.emit.at(given["x"], source), self.emit.at(given["y"], target)
-            # rows are written one after the other: in turns they would be lines of several pages
-            targets = [self.emit.at(target, offset) for offset in self.offsets] if self.kind == "copy" else [target]
-            for row_start in targets:
-                with cgutils.for_range(builder, vectors) as vector:
-                    here = builder.mul(vector.index, _i64(self.emit.width))
-                    self.column(self.emit.at(source, here), self.emit.at(row_start, here), None)
-                with builder.if_then(some):
-                    here = builder.mul(vectors, _i64(self.emit.width))
-                    self.column(self.emit.at(source, here), self.emit.at(row_start, here), rest)
+        begin, position = cgutils.alloca_once_value(builder, given["position"]), cgutils.alloca_once(builder, _i64)
+        source, target = (cgutils.alloca_once(builder, given[side].type) for side in "xy")
+        with cgutils.for_range(builder, given["blocks"]) as block:
+            for slot, side in ((source, "x"), (target, "y")):
+                builder.store(self.emit.at(given[side], builder.mul(block.index, given[f"{side}_block"])), slot)
+            builder.store(builder.load(begin), position)
+            with cgutils.for_range(builder, given["rows"]):
+                self.row(*map(builder.load, (source, target, position)))
+                for slot, side in ((source, "x"), (target, "y")):
+                    builder.store(self.emit.at(builder.load(slot), given[f"{side}_step"]), slot)
+                self.advance(position, given["x_step"])
+            self.advance(begin, given["x_block"])
 
-    def column(self, source: Any, target: Any, mask: Any) -> None:
-        """A vector of a row, or the lanes of a mask."""
+    def row(self, source: Any, target: Any, position: Any) -> None:
+        """A row; `position` is that of its first element in its channel. Most are short: loops are not unrolled."""
+        builder, emit = self.builder, self.emit
+        vectors = builder.udiv(self.given["count"], _i64(emit.lanes))
+        left = builder.sub(self.given["count"], emit.times(vectors, emit.lanes))
+        # rows are written one after the other: in turns they would be lines of several pages
+        targets = [emit.at(target, offset) for offset in self.offsets] if self.kind == "copy" else [target]
+        for row_start in targets:
+            with rolled(builder, vectors) as vector:
+                self.column(source, row_start, vector, position, None)
+            with builder.if_then(builder.icmp_signed(">", left, _i64(0))):
+                self.column(source, row_start, vectors, position, emit.first(left))
+
+    def advance(self, slot: Any, step: Any) -> None:
+        """Let a position go on by less than a channel, into the next one where this one ends."""
+        builder, volume = self.builder, self.given["volume"]
+        behind = builder.add(builder.load(slot), self.elements(step))
+        builder.store(builder.select(builder.icmp_signed("<", behind, volume), behind, builder.sub(behind, volume)), slot)
+
+    def elements(self, size: Any) -> Any:
+        """How many elements so many bytes are."""
+        return self.builder.udiv(size, _i64(self.emit.width // self.emit.lanes))
+
+    def column(self, source: Any, target: Any, number: Any, position: Any, mask: Any) -> None:
+        """A vector of a row, or the lanes of a mask; `position` is that of the row."""
+        here = self.emit.times(number, self.emit.width)
+        source, target = self.emit.at(source, here), self.emit.at(target, here)
         if self.kind == "copy":
             self.store(self.load(source, mask), target, mask)
             return
@@ -62,7 +84,27 @@ class _Stacks:
         for offset in self.offsets:
             self.emit.prefetch(self.emit.at(self.emit.at(source, offset), AHEAD), write=False)
             values.append(self.load(self.emit.at(source, offset), mask))
-        self.store(self.largest(values) if self.kind == "max" else self.sum(values), target, mask)
+        if self.kind == "argmax":
+            largest, places = self.placed(values, self.builder.add(position, self.emit.times(number, self.emit.lanes)))
+            self.store(places, self.emit.at(target, self.given["places"]), mask)
+        else:
+            largest = self.largest(values) if self.kind == "max" else self.sum(values)
+        self.store(largest, target, mask)
+
+    def placed(self, values: list[Any], position: Any) -> tuple[Any, Any]:
+        """The first of the largest elements or NaNs, and their places, seen as elements; `position`: of the first lane."""
+        builder, emit = self.builder, self.emit
+        kind = ir.IntType(8 * emit.width // emit.lanes)
+        lanes = ir.Constant(ir.VectorType(kind, emit.lanes), list(range(emit.lanes)))
+        starts = [builder.add(position, self.elements(offset)) for offset in self.offsets]
+        first, *others = (
+            builder.add(emit.spread(start if kind == _i64 else builder.trunc(start, kind)), lanes) for start in starts
+        )
+        most, place = values[0], first
+        for value, other in zip(values[1:], others, strict=True):
+            wins = builder.and_(builder.fcmp_unordered(">", value, most), builder.fcmp_ordered("ord", most, most))
+            most, place = builder.select(wins, value, most), builder.select(wins, other, place)
+        return most, builder.bitcast(place, emit.vector)
 
     def sum(self, values: list[Any]) -> Any:
         """The sum of vectors."""
@@ -107,13 +149,15 @@ def stacks(shape: Tag, dtype: Tag, x: Address, y: Address, job: Address) -> None
     Parameters
     ----------
     shape : Tag
-        (kind, lanes, taps). Kinds: "max" and "sum", over the taps of x; "copy", to the taps of y.
+        (kind, lanes, taps). Kinds: "max" and "sum", over the taps of x; "argmax", which also writes places; "copy", to the taps of
+        y.
     dtype : Tag
         float32 or float64.
     x, y : Address
         The first element of the first row of the first block. Elements lie next to each other.
     job : Address
         Of int64 numbers, in the order of `STACK`: how many blocks; the bytes from one to the next in x and in y; rows of a block,
-        and the bytes from one to the next; elements of a row. Behind them, the bytes by which each tap lies behind its row.
+        and the bytes from one to the next; elements of a row; for "argmax" the bytes from y to the places, the position of x in its
+        channel, and the positions of a channel. Behind them, the bytes by which each tap lies behind its row.
     """
     _stacks(shape, dtype, x, y, job)

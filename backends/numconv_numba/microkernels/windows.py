@@ -71,8 +71,8 @@ class _Windows(Row):
     def __init__(self, builder: Any, shape: Any, dtype: Any, given: dict[str, Any]):
         self.kind, lanes, stride, self.phases, self.taps = shape
         super().__init__(builder, lanes, stride, dtype, given)
-        self.placed = self.kind in ("argmax", "winner")
-        self.largest, self.backwards = self.placed or self.kind == "max", self.placed or self.kind == "won"
+        self.found, self.placed = self.kind in ("argmax", "winner"), self.kind in ("argmax", "winner", "columns")
+        self.largest, self.backwards = self.placed or self.kind == "max", self.found or self.kind == "won"
         self.careful = False
 
     def whole(self, at: Any, vectors: int) -> Any:
@@ -171,7 +171,7 @@ class _Windows(Row):
     def block(self, first: Any, vectors: int, whole: bool) -> None:
         """The results of so many vectors from result `first` of the row on."""
         builder, slots = self.builder, self.seen(first, vectors, whole)
-        if not self.placed or self.careful:
+        if not self.found or self.careful:
             self.finish_all(slots, first, whole)
             return
         with builder.if_else(self.undecided(slots[0], first, whole)) as (again, done):
@@ -250,7 +250,8 @@ class _Windows(Row):
     def accumulators(self, vectors: int) -> list[_State]:
         """Slots of so many vectors."""
         start = self.emit.constant(float("-inf")) if self.largest else self.emit.zero
-        starts = start, ir.Constant(self.numbers, None), ir.Constant(ir.VectorType(ir.IntType(1), self.emit.lanes), None)
+        place = ir.Constant(self.numbers, [2**31 - 1] * self.emit.lanes if self.kind == "columns" else None)
+        starts = start, place, ir.Constant(ir.VectorType(ir.IntType(1), self.emit.lanes), None)
         return [_State(*(cgutils.alloca_once_value(self.builder, each) for each in starts)) for _ in range(vectors)]
 
     def add_tap(self, row: Any, tap: _Tap, first: Any, states: list[_State], whole: bool) -> list[Any]:
@@ -267,6 +268,9 @@ class _Windows(Row):
             loaded.append(new)
             if self.kind == "max":
                 self.keep_value(state, new)
+            elif self.kind == "columns":
+                beside = emit.at(emit.at(address, number * step * self.item), emit.offset(row, 1))
+                self.keep_first(state, new, self.fetch(beside, start, whole, None, tap.ahead))
             elif self.placed and not self.careful:
                 self.keep_last(state, new, builder.add(emit.offset(row, 1), tap.place))
             elif self.placed:
@@ -279,7 +283,7 @@ class _Windows(Row):
     def note_nans(self, states: list[_State], loaded: list[list[Any]]) -> None:
         """Note the NaNs among what some taps loaded for each state: a comparison sees those of two."""
         builder = self.builder
-        if not self.largest:
+        if not self.largest or self.kind == "columns":
             return
         for state, elements in zip(states, zip(*loaded, strict=True), strict=False):
             for pair in zip(elements[::2], [*elements[1::2], elements[-1]], strict=False):
@@ -330,6 +334,19 @@ class _Windows(Row):
         old = builder.load(state.value)
         builder.store(builder.select(builder.fcmp_ordered(">", old, new), old, new), state.value)
         self.keep_place(state, builder.fcmp_unordered(">=", new, old), place)
+
+    def keep_first(self, state: _State, new: Any, seen: Any) -> None:
+        """The larger value, NaN above all; of equal ones that whose place comes first. Places are seen as elements."""
+        builder, lanes = self.builder, self.emit.lanes
+        places = builder.bitcast(seen, ir.VectorType(ir.IntType(8 * self.item), lanes))
+        places = places if places.type == self.numbers else builder.trunc(places, self.numbers)
+        old, before = builder.load(state.value), builder.load(state.place)
+        nan, earlier = builder.fcmp_unordered("uno", new, new), builder.icmp_signed("<", places, before)
+        larger = builder.or_(builder.fcmp_ordered(">", new, old), builder.and_(nan, builder.fcmp_ordered("ord", old, old)))
+        alike = builder.or_(builder.fcmp_ordered("==", new, old), nan)
+        wins = builder.or_(larger, builder.and_(earlier, alike))
+        builder.store(builder.select(wins, new, old), state.value)
+        builder.store(builder.select(wins, places, before), state.place)
 
     def keep_place(self, state: _State, wins: Any, place: Any) -> None:
         """The place of what wins."""
@@ -402,8 +419,9 @@ class _Windows(Row):
             else:
                 emit.store_masked(woven, place, emit.first(builder.sub(left, _i64(number * emit.lanes))))
         if self.placed:
-            bits, count = (64 if self.kind == "argmax" else 32), None if whole else left
-            write_places(emit, builder, builder.load(states[0].place), at, count, self.given["advance"], self.given["extra"], bits)
+            bits, count = (32 if self.kind == "winner" else 64), None if whole else left
+            advance = _i64(0) if self.kind == "columns" else self.given["advance"]
+            write_places(emit, builder, builder.load(states[0].place), at, count, advance, self.given["extra"], bits)
 
 
 def write_places(
@@ -451,7 +469,8 @@ def windows(
     ----------
     shape : Tag
         (kind, lanes, stride, number of phases, taps): the stride or the number of phases is 1. Kinds: "max"; "argmax", which also
-        writes places; "winner", which writes only these, as int32; "won": the sum of the windows whose winner the result is;
+        writes places; "winner", which writes only these, as int32; "columns": the same as "argmax" of elements that have places, of
+        their size, beside them; "won": the sum of the windows whose winner the result is;
         "mean": the sum times the scale of its row and the share of its place in it; "sum"; "share": each term times the factor of
         its source's row; "weighted": and times the weight of its position; "product": each term times the weight of its tap. The
         taps are, for each phase, pairs (tap, its position for result 0), to be unrolled; where there are none, they come in
@@ -462,11 +481,12 @@ def windows(
         What the offsets of rows are relative to; result 0 of the first row. Elements lie next to each other.
     lists : Address
         For each row of results, an entry of 24 bytes (the number of rows of x that it reads, scale), and behind it one for each of
-        those (byte offset, place, factor): int64, but float64 for scales and factors.
+        those (byte offset, place, factor): int64, but float64 for scales and factors. "columns": instead of the place the bytes
+        from the elements to their places.
     extra : Address
-        "argmax": of the int64 places to write. "winner": of int32 ones. "won": of those of all windows, in the order that the
-        places of rows count. "mean": of the shares. "weighted": of the weights. "product": of the `HEAD`, and
-        of the weights in rows of `advance`, of which a row of x has the number of its own instead of a factor.
+        "argmax", "columns": of the int64 places to write. "winner": of int32 ones. "won": of those of all windows, in the order
+        that the places of rows count. "mean": of the shares. "weighted": of the weights. "product": of the `HEAD`, and of the
+        weights in rows of `advance`, of which a row of x has the number of its own instead of a factor.
     job : Address
         Of int64 numbers, in the order of `JOB`: rows of results; the bytes from one list to the next; bytes from row to row of y
         and of `extra`; which results of a row, `first` counted in a phase; how many positions a row of x has; how many bytes the
