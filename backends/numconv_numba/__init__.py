@@ -24,6 +24,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .channelwise_weights import ChannelwiseWeights
     from .col2im import Col2im
     from .connected_gradients import ConnectedGradients
+    from .crosswise import Crosswise
     from .crosswise_pooling import CrosswisePool
     from .depthwise import Depthwise
     from .depthwise_weights import DepthwiseWeights
@@ -63,6 +64,7 @@ def _implementations() -> tuple[Implementation, ...]:
         ChannelwiseWeights(),
         Planewise(),
         PlanewiseWeights(),
+        Crosswise(),
         Woven(),
         Interleaved(),
         Subpixel(),

@@ -31,6 +31,7 @@ __all__ = [
     "has_rows",
     "inside_strips",
     "is_adjoint",
+    "phases_of",
     "plan_for",
     "plane_cycles",
     "refusal",
@@ -95,6 +96,11 @@ def target_of(problem: ConvProblem) -> tuple[int, ...]:
     return tuple(problem.spatial if is_adjoint(problem) else problem.output)
 
 
+def phases_of(problem: ConvProblem) -> int:
+    """Of the rows: the dilation of windows of several rows, each of which sees rows of one phase only."""
+    return problem.dilation[-2] if problem.ndim > 1 and problem.kernel[-2] > 1 else 1
+
+
 def source_of(problem: ConvProblem) -> tuple[int, ...]:
     """The spatial size of what is read."""
     return tuple(problem.output if is_adjoint(problem) else problem.spatial)
@@ -128,7 +134,7 @@ def _cut(problem: ConvProblem, shape: Sweep) -> Plan:
     width = shape.vectors * shape.lanes * (shape.column_step if shape.adjoint else 1)
     target = target_of(problem)
     planes = max(1, problem.n * (problem.c if shape.adjoint else problem.k) * math.prod(target[:-2]))
-    rows = target[-2] if problem.ndim > 1 else 1
+    rows = -(-target[-2] // phases_of(problem)) if problem.ndim > 1 else 1
     plane = math.prod(source_of(problem)[-2:]) * np_dtype(problem.dtype).itemsize
     bands = max(1, min(-(-rows // (4 * shape.rows)), max(-(-ITEMS // planes), plane // BAND_BYTES)))
     band = -(-rows // bands)
@@ -145,12 +151,13 @@ def plane_cycles(problem: ConvProblem, plan: Plan) -> float:
     """Of a sweep over a plane, fitted to measurements."""
     shape, taps = plan.shape, problem.kernel[-1]
     rows = target_of(problem)[-2] if problem.ndim > 1 else 1
-    lines = (rows / shape.row_step if shape.adjoint else rows * shape.row_step) + plan.bands * (shape.rows - 1)
+    sweeps = plan.bands * phases_of(problem)
+    lines = (rows / shape.row_step if shape.adjoint else rows * shape.row_step) + sweeps * (shape.rows - 1)
     users = shape.rows if shape.adjoint else shape.rows / shape.row_step
     loads = shape.vectors * (1 if shape.adjoint else shape.column_step)
     column = 0.17 * users * shape.vectors + 0.86 * loads + (0.0 if shape.columns else 1.1)
     stored = rows * shape.vectors * (2.9 + 2.9 * shape.adjoint)
-    return plan.strips * (slices_of(problem) * lines * (taps * column + 1.8) + stored + plan.bands * 10)
+    return plan.strips * (slices_of(problem) * lines * (taps * column + 1.8) + stored + sweeps * 10)
 
 
 def column_offsets(problem: ConvProblem) -> list[int]:
@@ -202,7 +209,7 @@ def has_rows(array: Any) -> bool:
 
 def refusal(problem: ConvProblem, most_rows: int, most_columns: int) -> str:
     """Why planes of a problem cannot be read where they lie, with kernels of up to so many rows and columns; or nothing."""
-    rows, step, dilation = (problem.kernel[-2], problem.stride[-2], problem.dilation[-2]) if problem.ndim > 1 else (1, 1, 1)
+    rows, step = (problem.kernel[-2], problem.stride[-2]) if problem.ndim > 1 else (1, 1)
     if problem.dtype != problem.acc_dtype or problem.out_dtype != problem.dtype:
         return f"it loads and stores what it sums, and sums of {problem.dtype} are {problem.acc_dtype}"
     if problem.dtype not in ("float32", "float64"):
@@ -220,6 +227,6 @@ def refusal(problem: ConvProblem, most_rows: int, most_columns: int) -> str:
             f"it takes kernels of up to {most_rows} rows and {most_columns} columns with strides of up to {MOST_STEP} and"
             f" {most_step}, and here are kernel {problem.kernel} and stride {problem.stride}"
         )
-    if (rows > 1 and dilation > 1) or (problem.stride[-1] > 1 and problem.dilation[-1] > 1):
-        return f"rows of taps, and columns beside a stride, are neighbours, and here is a dilation of {problem.dilation}"
+    if problem.stride[-1] > 1 and problem.dilation[-1] > 1:
+        return f"columns of taps beside a stride are neighbours, and here is a dilation of {problem.dilation}"
     return ""

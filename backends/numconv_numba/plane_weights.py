@@ -37,7 +37,7 @@ from .plane_padding import (
     padding_refusal,
     padding_vector,
 )
-from .plane_plans import AHEAD_PLANE, MOST_ROWS, WORK, column_offsets, has_rows, inside_strips, refusal
+from .plane_plans import AHEAD_PLANE, MOST_ROWS, WORK, column_offsets, has_rows, inside_strips, phases_of, refusal
 from .planewise import are_finite
 from .rows import outer_source
 from .scalar import address, as_integer, is_null, pointer, store
@@ -353,6 +353,8 @@ class PlanewiseWeights(Implementation):
     def supports(self, problem: ConvProblem) -> Verdict:
         """Channels first, kernels of few rows and columns, a stride of up to 4; padding of zeros, or small planes."""
         reason = padding_refusal(problem) or refusal(padded(problem), MOST_ROWS, MOST_COLUMNS)
+        if not reason and phases_of(problem) > 1:
+            reason = f"rows of taps are neighbours, and here is a dilation of {problem.dilation}"
         if not reason and not _shapes(problem):
             reason = f"no tile for a kernel {problem.kernel} fits the registers"
         return Verdict.no(reason) if reason else Verdict.yes()

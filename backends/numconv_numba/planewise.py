@@ -69,6 +69,7 @@ from .plane_plans import (
     fits,
     has_rows,
     is_adjoint,
+    phases_of,
     plan_for,
     plane_cycles,
     refusal,
@@ -87,15 +88,18 @@ __all__ = ["Planewise", "are_finite"]
 
 USUAL_PIXELS = 64
 """Results of a row in the tiles that are compiled with the driver."""
+PHASES_BYTES = 64 * 1024
+"""Of the planes of x of which one phase of the rows is done after the other."""
 NEAR = 16 * 1024
 """Bytes of results that stay in the first-level cache until their activation is applied."""
 
 # What the kernel knows of a plan: the tile's address, strips and the numbers of each, rows and bands, the kernel's rows and
-# columns, whether it is an adjoint, slices, columns of results from a row to the next where strips are rows, and of x; outer
-# dimensions; the address of `dress`.
+# columns, whether it is an adjoint, columns of results from a row to the next where strips are rows, and of x; outer dimensions;
+# the address of `dress`; the dilation of rows, whose phases are swept one after the other.
 (
-    TILE, RUNS, BAND, BANDS, KERNEL_ROWS, KERNEL_COLUMNS, ADJOINT, ROW_RESULTS, ROW_PIXELS, OUTER_TAPS, OUTER_OUTPUTS, DRESS, HEAD,
-) = range(13)  # fmt: skip
+    TILE, RUNS, BAND, BANDS, KERNEL_ROWS, KERNEL_COLUMNS, ADJOINT, ROW_RESULTS, ROW_PIXELS, OUTER_TAPS, OUTER_OUTPUTS, DRESS,
+    PHASES, HEAD,
+) = range(14)  # fmt: skip
 INT32, FLOAT64 = Tag("int32"), Tag("float64")
 EXPONENT32, EXPONENT64 = np.int32(0x7F800000), np.int64(0x7FF0000000000000)
 """The bits of an exponent, which are all set in what is not finite."""
@@ -122,11 +126,13 @@ def are_finite(w, count, at):
 
 
 @helper
-def fill_rows(job, x, y, first_row, end_row, g, b, at):
-    """The fields of a job for a band of rows of a plane; x and y are its addresses, with the columns of the strip."""
-    axis = g[DIMS] - 2
+def fill_rows(job, x, y, first_row, end_row, phase, g, b, at):
+    """The fields of a job for a band of rows of a phase; x and y are the addresses of a plane, with the columns of the strip."""
+    axis, phases = g[DIMS] - 2, b[PHASES]
     x_row, y_row = g[part(g, PARTS) + 3 + axis], g[part(g, PARTS + 2) + 3 + axis]
-    size, stride, low, rows = g[part(g, SIZE) + axis], g[part(g, STRIDE) + axis], g[part(g, LOW) + axis], b[KERNEL_ROWS]
+    stride, rows, start = g[part(g, STRIDE) + axis], b[KERNEL_ROWS], phase - g[part(g, LOW) + axis]
+    low, size = -(start // phases), (g[part(g, SIZE) + axis] - start % phases + phases - 1) // phases
+    x, y, x_row, y_row = x + start % phases * x_row, y + phase * y_row, phases * x_row, phases * y_row
     count = end_row - first_row
     backwards, start = g[part(g, FLIPPED) + axis] != 0, -((rows - 1) // stride)
     if b[ADJOINT]:
@@ -148,7 +154,7 @@ def fill_rows(job, x, y, first_row, end_row, g, b, at):
 
 @helper
 def sweep_strips(job, fields, x, y, first_row, end_row, planes, g, b, at):
-    """Every strip of a band; x and y are the addresses of the first plane."""
+    """Every strip of a band of each phase; x and y are the addresses of the first plane."""
     size = itemsize(at)
     for i in range(b[RUNS]):
         run = HEAD + i * RUN
@@ -158,10 +164,13 @@ def sweep_strips(job, fields, x, y, first_row, end_row, planes, g, b, at):
             job[job_of.X], job[job_of.Y] = as_integer(source), as_integer(target)
             job[job_of.X_ROW], job[job_of.Y_ROW] = b[ROW_PIXELS] * size, b[ROW_RESULTS] * size
             job[job_of.AHEAD] = 2048
-        else:
-            fill_rows(job, source, target, first_row, end_row, g, b, at)
         job[job_of.FLAGS], job[job_of.USED], job[job_of.PLANES] = b[run + RUN_FLAGS], b[run + RUN_USED], planes
-        invoke(b[TILE], fields)
+        for phase in range(b[PHASES]):
+            if g[DIMS] > 1:
+                rows = (g[part(g, OUTPUT) + g[DIMS] - 2] - phase + b[PHASES] - 1) // b[PHASES]
+                fill_rows(job, source, target, first_row, max(first_row, min(end_row, rows)), phase, g, b, at)
+            if job[job_of.ROWS] > 0:
+                invoke(b[TILE], fields)
 
 
 @helper
@@ -196,6 +205,8 @@ def _planes(begin, end, args):
     together = one_slice & (b[BANDS] == 1) & (b[OUTER_OUTPUTS] == 1) & (g[PER_K] == 1) & (b[RUNS] == 1)
     # few planes with an activation, so that they are still near when it is applied
     most = max(1, NEAR // (rows * length * size)) if g[OPTION] > 1 else channels
+    if b[PHASES] > 1:  # few planes, so that each phase finds them in the cache
+        most = min(most, max(1, PHASES_BYTES // max(1, abs(g[xs + 1]))))
     if not is_null(pads):
         job[job_of.X_PLANE], most = p[PAD_PLANE], min(most, p[PAD_PLANES])
     item = begin
@@ -205,7 +216,7 @@ def _planes(begin, end, args):
         k, n = plane % channels, plane // channels
         group = k // g[PER_K]
         count = min(channels - k, end - item, most) if together else 1
-        first_row, end_row = band * b[BAND], min(rows, (band + 1) * b[BAND])
+        first_row, end_row = band * b[BAND], min(-(-rows // b[PHASES]), (band + 1) * b[BAND])
         source = x + (n * g[xs] + group * g[xs + 1])
         target = y + (n * g[ys] + group * g[ys + 1] + k % g[PER_K] * g[ys + 2] + outer_place(g, output))
         own = w + k * weights * size
@@ -220,8 +231,9 @@ def _planes(begin, end, args):
         sweep_strips(job, fields, source, target, first_row, end_row, count, g, b, at)
         if g[OPTION] > 1:
             one = (count > 1) & (g[ys + 1] == rows * y_row)  # planes without a gap
+            top, below = first_row * b[PHASES], min(rows, end_row * b[PHASES])
             for each in range(1 if one else count):
-                place, high = target + (each * g[ys + 1] + first_row * y_row), count * rows if one else end_row - first_row
+                place, high = target + (each * g[ys + 1] + top * y_row), count * rows if one else below - top
                 activate_rows(b[DRESS], place, y_row, high, length, g[OPTION], at)
         item += count
 
@@ -289,7 +301,7 @@ class _Sweeps:
         head = [
             tile, len(runs), plan.band, plan.bands, shape.rows, problem.kernel[-1],
             shape.adjoint, plan.width, plan.width // shape.column_step if shape.adjoint else plan.width * shape.column_step, *outer,
-            dress.address(shape.lanes, problem.dtype) if ACTIVATIONS[problem.activation] > 1 else 0,
+            dress.address(shape.lanes, problem.dtype) if ACTIVATIONS[problem.activation] > 1 else 0, phases_of(problem),
         ]  # fmt: skip
         at = self._flags.ctypes.data
         rows = [(run.source, run.target, run.strips, run.used, at + start) for run, start in zip(runs, starts, strict=False)]
@@ -378,6 +390,8 @@ class Planewise(DenseImplementation):
     def accepts(self, problem: ConvProblem) -> Verdict:
         """Channels first, kernels of few rows, a stride of up to 4 along the rows, or 2; padding of zeros, or small planes."""
         reason = padding_refusal(problem) or refusal(padded(problem), MOST_ROWS, MOST_COLUMNS)
+        if not reason and phases_of(problem) > 1 and (is_adjoint(problem) or is_padded(problem) or problem.stride[-2] > 1):
+            reason = f"with a dilation of its rows it takes padding of zeros, and no stride there, and here is {problem.dilation}"
         if not reason and problem.flip and max(problem.stride[-2:]) > 1:
             reason = "with a stride its kernels are not flipped"
         if not reason and problem.level == "strict" and slices_of(problem) > 1:

@@ -1,0 +1,88 @@
+"""`crosswise` of the numba backend: depthwise convolution of small planes, which are transposed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import numconv as nc
+from numconv.plugin import parse
+from numconv.registry import default_registry
+from numconv.testing import check
+
+GEOMETRIES = [
+    "f32 n2 c37 k37 g37 in9x7 w3x3 s1 p1 d1",  # the last block of channels overlaps
+    "f32 n1 c32 k32 g32 in6x40 w3x5 s2x3 p1x3 d1x2 flip=1",  # several tiles a row, of which the last one overlaps
+    "f64 n1 c9 k9 g9 in4x5x13 w2x3x4 s1 p1x0x2 d1x2x1",
+    "f32 n1 c16 k16 g16 in3x3 w5x5 s1 p2 d1",  # no window lies inside x
+    "f32 n1 c20 k20 g20 in5 w9 s1 p11 d1",  # some windows lie beside x
+]
+SMALL = GEOMETRIES[0]
+
+
+def implementation():
+    return next(each for each in default_registry().backend("numba").implementations() if each.name == "crosswise")
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_results(geometry, rng):
+    for op in ("forward", "input_grad"):
+        problem = parse(f"conv {op} {geometry}")
+        if implementation().supports(problem):
+            for integer in (True, False):
+                check(problem, "numba", "crosswise", rng=rng, integer=integer)
+    assert implementation().supports(parse(f"conv forward {geometry}"))
+
+
+@pytest.mark.parametrize("options", ["bias=y act=relu", "bias=y act=gelu", "act=silu"])
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+def test_bias_activation_and_half_types(dtype, options, rng):
+    check(parse(f"conv forward {SMALL.replace('f32', dtype)} {options}"), "numba", "crosswise", rng=rng, integer=False)
+
+
+@pytest.mark.parametrize("position", [0, 1])
+def test_not_finite_values_reach_the_right_results(position, rng):
+    check(parse(f"conv forward {SMALL}"), "numba", "crosswise", rng=rng, nonfinite=(position,))
+
+
+def test_strict_results_have_the_bits_of_direct(rng):
+    x, w = rng.standard_normal((2, 37, 9, 7), dtype="float32"), rng.standard_normal((37, 1, 3, 3), dtype="float32")
+    options = {"padding": 1, "groups": 37, "accuracy": "strict", "backend": "numba"}
+    found, expected = (nc.conv(x, w, algorithm=name, **options) for name in ("crosswise", "direct"))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_planes_with_gaps_and_bound_weights(rng):
+    x = rng.integers(-4, 5, (2, 74, 9, 9)).astype("float32")
+    w = rng.integers(-4, 5, (37, 1, 3, 3)).astype("float32")
+    options = {"padding": 1, "groups": 37, "backend": "numba"}
+    plan = nc.plan("conv", (2, 37, 9, 7), w.shape, "float32", algorithm="crosswise", **options)
+    bound = plan.bind(w)
+    for part in (x[:, ::2, :, 1:8], x[:, ::2, :, :7].copy(), np.ascontiguousarray(x[:, :, :, :7])[:, 1::2]):
+        expected = nc.conv(part, w, algorithm="direct", **options)
+        np.testing.assert_array_equal(plan(part, w), expected)
+        np.testing.assert_array_equal(bound(part), expected)
+
+
+def test_it_is_chosen_where_rows_would_fill_few_lanes():
+    options = {"dtype": "float32", "padding": 1, "groups": 960, "backend": "numba"}
+    assert nc.plan("conv", (4, 960, 3, 3), (960, 1, 3, 3), **options).algorithm == "crosswise"
+    assert nc.plan("conv", (4, 960, 32, 32), (960, 1, 3, 3), **options).algorithm != "crosswise"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (f"forward {SMALL} layout=channels_last", "channels_first"),
+        ("forward f32 n1 c40 k80 g40 in7x7 w3x3 s1 p1 d1", "80"),
+        ("forward f32 n1 c3 k3 g3 in7x7 w3x3 s1 p1 d1", "there are 3"),
+        ("forward f32 n1 c64 k64 g64 in30x30 w13x13 s1 p6 d1", "row of 11 taps"),
+        (f"forward {SMALL} pad=reflect", "reflect"),
+        ("forward f32 n1 c64 k64 g64 in200x200 w3x3 s1 p1 d1", "at a time"),
+        ("input_grad f32 n1 c64 k64 g64 in9x9 w3x3 s2 p1 d1", "lie apart"),
+    ],
+)
+def test_refusals(text, reason):
+    verdict = implementation().supports(parse(f"conv {text}"))
+    assert not verdict
+    assert reason in verdict.reason
