@@ -25,7 +25,6 @@ from numconv.plugin import ConvProblem, Implementation, Verdict, np_dtype
 from .activations import ACTIVATIONS
 from .blocked import (
     CALL_SECONDS,
-    RESULT_BYTES,
     SLAB_BYTES,
     Shape,
     array_origin,
@@ -70,6 +69,10 @@ from .tools import split_address, tools_for
 
 __all__ = ["Subpixel"]
 
+RESULT_BYTES = 128 * 1024
+"""The sums of a block for a panel, at all phases of the last dimension; twice as many where the block has few pixels."""
+LEAST_PIXELS = 128
+"""Of a block that is not made smaller for that: some tiles, beside which starting them is little."""
 ORDERED_BYTES = 32 * 1024
 """Packed weights that are put in the order of the phases in one go: they stay in the first-level cache."""
 PARTED_TAPS = 2, 4, 8
@@ -83,7 +86,10 @@ ORDER_CYCLES, PARTED_CYCLES = 1.2, 0.7
 
 
 class _Layout(NamedTuple):
-    """How an input_grad is cut: the tile, the block of outputs of the window problem, channels of y of a pass, what is read."""
+    """How an input_grad is cut.
+
+    The tile, the block of outputs of the window problem, channels of y of a pass of the phase of the most taps, what is read.
+    """
 
     phases: Phases
     shape: Shape
@@ -95,6 +101,11 @@ class _Layout(NamedTuple):
     def places(self) -> int:
         """Elements of a phase of a block, rounded up to tiles."""
         return -(-self.block.pixels // self.shape.positions) * self.shape.positions
+
+    @property
+    def terms(self) -> int:
+        """Of a pass, for the phase of the most taps."""
+        return self.chunk * max(1, self.phases.most_taps)
 
     def panels(self, per_k: int) -> int:
         """Panels of a group."""
@@ -111,16 +122,16 @@ def _layout(problem: ConvProblem) -> _Layout:
     several = phases.leads > 1 or per_k * item > width
 
     def fits(block: Block) -> bool:
-        small = slab_bytes(window, block) <= SLAB_BYTES and block.pixels * inner * width <= RESULT_BYTES
+        most = RESULT_BYTES if block.pixels > LEAST_PIXELS else 2 * RESULT_BYTES
+        small = slab_bytes(window, block) <= SLAB_BYTES and block.pixels * inner * width <= most
         # where threads share the phases or panels of one block, both pack its slab
         return small and ((several and block.images * block.channel <= per_k * len(phases.taps)) or shareable(window, block))
 
     units = (1,) * problem.ndim
     block = cut(window, units, tap_positions(window), units, fits, window.n)
     shape = panel_shape(problem.acc_dtype, per_k, block.pixels)
-    # of the phase of the most taps; those of the others, half or a quarter, stay in the first-level cache, and fewer passes take up
-    # fewer sums again
-    chunk = min(depth, max(1, 2 * host().resident // (max(1, phases.most_taps) * shape.width * item)))
+    # of the phase of the most taps; those of the others have more channels in a pass
+    chunk = min(depth, max(1, host().resident // (max(1, phases.most_taps) * shape.width * item)))
     return _Layout(phases, shape, block, chunk, reads_in_place(window))
 
 
@@ -128,8 +139,8 @@ STAGED = 112
 """Neighbours in a row of x that are put together before they are written: no power of two."""
 LINE, SET_BYTES = 64, 4096
 """Of a first-level cache: lines that lie so far apart share a set, of eight ways or more."""
-# A block's own numbers: channels of a panel, elements of a tile, channels of y of a pass, elements rounded up to tiles.
-PANEL, GROUP, CHUNK, PLACES = range(EXTRA, EXTRA + 4)
+# A block's own numbers: channels of a panel, elements of a tile, terms of a pass, elements rounded up to tiles.
+PANEL, GROUP, PASS, PLACES = range(EXTRA, EXTRA + 4)
 # What kernels know of the phases: those of all dimensions but the last, those of the last, taps of all, and of the kernel, which
 # has more where x is shorter than the stride; two entries a dimension, for the phases and the size of x; two a phase, its first tap
 # and how many; then of each tap its number in w and its position in the window.
@@ -165,16 +176,16 @@ def tap_entry(p, ndim, tap, which):
 
 
 @helper
-def fill_phase_terms(table, channels, channel, axis_steps, p, ndim):
-    """The offset of each term in the window, one phase after the other: of every tap in each channel."""
+def fill_phase_terms(table, terms, channel, axis_steps, p, ndim):
+    """The offset of each term of a pass in the window, of every tap in each channel: so many `terms` for each phase."""
     for phase in range(p[LEADS] * p[INNER]):
         first, count = phase_taps(p, ndim, phase)
         for tap in range(count):
             offset = 0
             for axis in range(ndim):
                 offset += tap_entry(p, ndim, first + tap, 1 + axis) * axis_steps[axis]
-            for c in range(channels):
-                table[channels * first + c * count + tap] = offset + c * channel
+            for c in range(terms // count):
+                table[phase * terms + c * count + tap] = offset + c * channel
 
 
 @helper
@@ -250,11 +261,13 @@ def multiply_phases(a, source, tables, terms, results, pixels, lead, channel, wi
     """The sums of a block at one phase of all dimensions but the last, those of the last interleaved; `a`: the panel's weights."""
     ndim, depth = g[DIMS], g[PER_C]
     for phase in range(p[INNER]):
-        begin, taps = phase_taps(p, ndim, lead * p[INNER] + phase)
-        for first in range(0, depth, b[CHUNK]):
+        number = lead * p[INNER] + phase
+        begin, taps = phase_taps(p, ndim, number)
+        chunk = b[PASS] // max(taps, 1)
+        for first in range(0, depth, chunk):
             invoke(
                 tools[PRODUCT], a + (begin * depth + first * taps) * width, source + first * channel, tables,
-                results + phase * width, -(-pixels // b[GROUP]), min(b[CHUNK], depth - first) * taps, terms + 8 * b[CHUNK] * begin,
+                results + phase * width, -(-pixels // b[GROUP]), min(chunk, depth - first) * taps, terms + 8 * b[PASS] * number,
                 p[INNER] * width, 1 if first > 0 else 0,
             )  # fmt: skip
 
@@ -267,10 +280,10 @@ def _blocks(begin, end, args):
     own = worker_area(scratch, areas, AREAS, workers, items, begin)
     tables, slab, results = own + areas[TABLES], own + areas[SLAB], own + areas[RESULTS]
     terms = tables + 8 * b[PLACES]
-    axis_steps = pointer(terms + 8 * b[CHUNK] * p[TAPS], INT64)
+    axis_steps = pointer(terms + 8 * b[PASS] * p[LEADS] * p[INNER], INT64)
     window_steps(axis_steps, in_place, g, b, size)
     channel, image = (g[ys + 2], g[ys]) if in_place else (b[CHANNEL] * size, depth * b[CHANNEL] * size)
-    fill_phase_terms(pointer(terms, INT64), b[CHUNK], channel, axis_steps, p, ndim)
+    fill_phase_terms(pointer(terms, INT64), b[PASS], channel, axis_steps, p, ndim)
     where, source, pixels = -1, y, 0
     for item in range(begin, end):
         block, group = item // splits % b[BLOCKS], item // splits // b[BLOCKS]
@@ -372,8 +385,8 @@ _kernels = Unit(
 
 def _areas(problem: ConvProblem, layout: _Layout) -> Areas:
     """A worker's scratch memory."""
-    phases, shape, block, chunk, in_place = layout
-    tables = 8 * (layout.places + chunk * math.prod(problem.kernel) + problem.ndim)
+    phases, shape, block, _, in_place = layout
+    tables = 8 * (layout.places + layout.terms * len(phases.taps) + problem.ndim)
     results = layout.places * phases.counts[-1] * shape.width * np_dtype(problem.acc_dtype).itemsize
     return Areas(tables, 0 if in_place else slab_bytes(phases.window, block), results)
 
@@ -386,7 +399,7 @@ class _Executor(ForwardExecutor):
 
     def __init__(self, problem: ConvProblem):
         layout = _layout(problem)
-        phases, shape, block, chunk, in_place = layout
+        phases, shape, block, _, in_place = layout
         window, option = phases.window, ACTIVATIONS[problem.activation]
         super().__init__(problem, block.pieces * problem.groups)
         self._padded = any(low > 0 or high > 0 for low, high in window.padding)
@@ -399,7 +412,7 @@ class _Executor(ForwardExecutor):
         self._width, self._depth = shape.width, window.c // window.groups
         self._taps = math.prod(problem.kernel)
         self._panel_weights = problem.groups * self._panels * self._depth * self._width * self._taps
-        self._block = block_vector(block, shape.width, shape.positions, chunk, layout.places)
+        self._block = block_vector(block, shape.width, shape.positions, layout.terms, layout.places)
         self._phases = _phases_vector(problem, phases)
         self._areas, self._in_place = _areas(problem, layout), int(in_place)
         self._ordered = min(self._depth, max(1, ORDERED_BYTES // (self._taps * shape.width * self._acc.itemsize)))
