@@ -68,10 +68,13 @@ class Host(NamedTuple):
         """Bytes that stay in the first-level cache while others pass through it."""
         return self.first_level * 2 // 3
 
-    @property
-    def masks(self) -> bool:
-        """Whether some lanes of a vector are loaded and stored by one instruction: LLVM takes a branch for each lane otherwise."""
-        return self.width > 16
+    def masks(self, item: int, *, write: bool) -> bool:
+        """Whether one instruction loads, or stores, some lanes of a vector of elements of `item` bytes, as fast as all of them.
+
+        Without any, LLVM branches for each lane. AVX2 has none for 16 bits; those that store take AMD's processors before Zen 5
+        a dozen cycles (Fog, "Instruction tables").
+        """
+        return self.width > 32 or (self.width == 32 and item >= 4 and not write)
 
     @property
     def unaligned(self) -> float:
@@ -184,10 +187,13 @@ class Emitter:
         """A stack slot that starts at zero; the optimiser turns it into a register."""
         return cgutils.alloca_once_value(self._builder, self.zero)
 
-    def opaque(self, address: Any) -> Any:
-        """The same address, whose steps in a loop LLVM does not see: else it keeps an induction variable for each offset."""
-        kind = ir.FunctionType(address.type, [address.type])
-        return self._builder.asm(kind, "", "=r,0", [address], side_effect=False)
+    def opaque(self, value: Any, *, now: bool = False) -> Any:
+        """The same address or number, of which LLVM does not see what it comes from, nor, if it is wanted `now`, computes it later.
+
+        It keeps an induction variable for each offset of an address whose steps in a loop it sees.
+        """
+        kind = ir.FunctionType(value.type, [value.type])
+        return self._builder.asm(kind, "", "=r,0", [value], side_effect=now)
 
     def at(self, address: Any, offset: Any) -> Any:
         """The address `offset` bytes further."""
@@ -274,7 +280,8 @@ class Emitter:
         name = f"llvm.masked.load.v{self.lanes}f{self._letters}.p0"
         function = cgutils.get_or_insert_function(self._builder.module, kind, name)
         arguments = [pointer, _i32(self._align), mask, self.zero if other is None else other]
-        return self.whole_or(mask, lambda: self.load(address), lambda: self._builder.call(function, arguments))
+        whole = functools.partial(self.load, address)
+        return self.whole_or(mask, self._align, whole, lambda: self._builder.call(function, arguments), write=False)
 
     def store_masked(self, vector: Any, address: Any, mask: Any) -> None:
         """Write the lanes of a mask."""
@@ -283,11 +290,12 @@ class Emitter:
         name = f"llvm.masked.store.v{self.lanes}f{self._letters}.p0"
         function = cgutils.get_or_insert_function(self._builder.module, kind, name)
         arguments = [vector, pointer, _i32(self._align), mask]
-        self.whole_or(mask, lambda: self.store(vector, address), lambda: self._builder.call(function, arguments))
+        whole = functools.partial(self.store, vector, address)
+        self.whole_or(mask, self._align, whole, lambda: self._builder.call(function, arguments), write=True)
 
-    def whole_or(self, mask: Any, whole: Callable[[], Any], part: Callable[[], Any]) -> Any:
-        """What the masked access `part` gives; or, where the host has none, `whole` if all lanes are on."""
-        if host().masks:
+    def whole_or(self, mask: Any, item: int, whole: Callable[[], Any], part: Callable[[], Any], *, write: bool) -> Any:
+        """What the masked access `part` to elements of `item` bytes gives; or, where that is slow, `whole` if all lanes are on."""
+        if host().masks(item, write=write):
             return part()
         builder = self._builder
         kind = ir.FunctionType(_i1, [mask.type])

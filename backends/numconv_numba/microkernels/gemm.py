@@ -179,21 +179,23 @@ class _Tiles:
                     self.results.store_masked(builder.load(slot), place, self.masks[v])
 
     def store(self, sums: Any, y: Any, bias: Any) -> Any:
-        """To y with bias and activation, or the bare sums; returns the mask of lanes in which a sum is not finite."""
+        """To y with bias and activation, or the bare sums; returns whether a sum is not finite, as an int64."""
         emit, builder = self.emit, self.builder
-        checks = [emit.zero] * self.vectors  # what is not finite stays in a sum; one that overflows costs a second look at w
+        checks: list[Any] = [None] * self.vectors  # what is not finite stays in a sum; one that overflows costs a second look at w
         for _, v, slot in self.each():
-            checks[v] = builder.fadd(checks[v], builder.load(slot))
+            value = builder.load(slot)
+            checks[v] = value if checks[v] is None else builder.fadd(checks[v], value)
         bad = ir.Constant(self.masks[0].type, None)
         for check, mask in zip(checks, self.masks, strict=True):
             bad = builder.or_(bad, builder.and_(emit.not_finite(check), mask))
+        found = emit.opaque(emit.any(bad), now=True)  # LLVM would keep all sums beside the results that are made of them
         with builder.if_else(builder.icmp_signed("!=", self.finish, _i64(0))) as (finished, kept):
             with finished:
                 self.write(y, bias)
             with kept:
                 for k, v, slot in self.each():
                     emit.store(builder.load(slot), emit.at(sums, (k * self.vectors + v) * emit.width))
-        return bad
+        return found
 
     def emit_all(self) -> Any:
         """The panel, then all tiles one after the other; whether a sum is not finite, as an int64."""
@@ -212,8 +214,8 @@ class _Tiles:
             step = builder.select(builder.icmp_signed("<", following, self.tiles), emit.times(self.y_k, self.channels), _i64(0))
             self.fetch(emit.at(y, step))
             self.add_terms(w)
-            bad = self.store(sums, y, emit.at(self.bias, builder.mul(tile.index, bias_step)))
-            builder.store(builder.or_(builder.load(flag), emit.any(bad)), flag)
+            found = self.store(sums, y, emit.at(self.bias, builder.mul(tile.index, bias_step)))
+            builder.store(builder.or_(builder.load(flag), found), flag)
         return builder.load(flag)
 
 

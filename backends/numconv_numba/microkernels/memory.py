@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from llvmlite import ir
@@ -68,7 +69,8 @@ class Memory:
         kind = ir.FunctionType(ir.VoidType(), [self._stored, pointer.type, _i32, mask.type])
         function = cgutils.get_or_insert_function(self._builder.module, kind, self._name("store"))
         arguments = [narrow, pointer, _i32(self.item), mask]
-        self._emit.whole_or(mask, lambda: self._put(narrow, pointer), lambda: self._builder.call(function, arguments))
+        whole = functools.partial(self._put, narrow, pointer)
+        self._emit.whole_or(mask, self.item, whole, lambda: self._builder.call(function, arguments), write=True)
 
     def bits(self, address: Any) -> Any:
         """A vector as it lies in memory."""
@@ -82,7 +84,8 @@ class Memory:
         kind = ir.FunctionType(self._stored, [pointer.type, _i32, mask.type, self._stored])
         function = cgutils.get_or_insert_function(self._builder.module, kind, self._name("load"))
         arguments = [pointer, _i32(self.item), mask, ir.Constant(self._stored, None)]
-        return self._emit.whole_or(mask, lambda: self.bits(address), lambda: self._builder.call(function, arguments))
+        whole = functools.partial(self.bits, address)
+        return self._emit.whole_or(mask, self.item, whole, lambda: self._builder.call(function, arguments), write=False)
 
     def _put(self, narrow: Any, pointer: Any) -> None:
         self._builder.store(narrow, pointer).align = self.item

@@ -122,24 +122,21 @@ def _multiply(builder: Any, emit: Emitter, matrix: Matrix, vectors: Sequence[Any
     return [_combine(builder, emit, coefficients, paired) for coefficients in zip(*columns, strict=True)]
 
 
-def _transform(builder: Any, emit: Emitter, first: Matrix, second: Matrix, tile: Sequence[Sequence[Any]]) -> list[list[Any]]:
-    """first @ tile @ transposed second, where each element of the tile is a vector."""
-    columns = [_multiply(builder, emit, first, column) for column in zip(*tile, strict=True)]
-    return [_multiply(builder, emit, second, row) for row in zip(*columns, strict=True)]
-
-
 def _emit(builder: Any, dtype: Any, lanes: int, both: Sequence[Matrix], vectors: Any, load: Any, store: Any) -> None:
     """Transform so many vectors of tiles: load(emit, i, j, place) gives an element, store(emit, i, j, place, vector) takes one.
 
-    `place` is the byte offset of a vector among those that follow each other.
+    `place` is the byte offset of a vector among those that follow each other. Columns are loaded, and rows stored, one by one: of a
+    tile that no registers hold, only what lies between the two products then goes through memory.
     """
     emit = Emitter(builder, dtype, lanes)
     first, second = both
     with cgutils.for_range(builder, vectors) as vector:
         place = builder.mul(vector.index, _i64(emit.width))
-        tile = [[load(emit, i, j, place) for j in range(len(second[0]))] for i in range(len(first[0]))]
-        for i, row in enumerate(_transform(builder, emit, first, second, tile)):
-            for j, result in enumerate(row):
+        columns = [
+            _multiply(builder, emit, first, [load(emit, i, j, place) for i in range(len(first[0]))]) for j in range(len(second[0]))
+        ]
+        for i, row in enumerate(zip(*columns, strict=True)):
+            for j, result in enumerate(_multiply(builder, emit, second, row)):
                 store(emit, i, j, place, result)
 
 
