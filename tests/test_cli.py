@@ -1,3 +1,5 @@
+"""The command line: help, errors, `info` and `warmup`."""
+
 import importlib.util
 import logging
 import re

@@ -1,3 +1,5 @@
+"""`numconv lecture`: its claims, its page, its errors."""
+
 import contextlib
 import io
 import json
