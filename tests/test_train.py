@@ -230,6 +230,8 @@ def test_what_cannot_be_is_said_without_a_traceback(tmp_path, tones, capsys, mon
         ("epochs = ", "is no TOML file"),
         ("epoch = 3", "epoch is no setting: epochs, batch_size, rate"),
         ("epochs = 1.5", "epochs=1.5: an integer of at least 1"),
+        ("model = 3", "model=3: one table [[model]] for each layer is asked for"),
+        ("model = [3]", "one table [[model]] for each layer is asked for"),
         ('[[model]]\nlayer = "Convolution"', "no layer is called 'Convolution'"),
         ('[[model]]\nlayer = "Conv"\nchannels = 4\nwindow = 3', "put Flatten or GlobalAvgPool before it"),
     ],

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .arguments import natural
 from .files import check_file, check_picture
 
 __all__ = ["EXAMPLES", "SUMMARY", "add_arguments", "run"]
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", metavar="DATA", help="photograph (the default), digits, waves, or an .npy file with an array [N, C, *S]"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the weights (%(default)s)")
+    parser.add_argument("--seed", type=natural, default=0, help="of the weights (%(default)s)")
     parser.add_argument("--backend", help="compute with this backend, strictly")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the table to this file, too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows as a list of objects")
