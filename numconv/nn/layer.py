@@ -218,8 +218,9 @@ class Layer:
         ProblemError
             If the layers do not fit together, one occurs twice, or `dtype` is no real float.
         """
-        if not isinstance(shape, Sequence) or isinstance(shape, str):
-            raise ProblemError(f"build: shape={shape!r} must be the shape of x without N, such as (1, 28, 28)")
+        given: Any = shape
+        if not isinstance(given, tuple | list):
+            raise ProblemError(f"build: shape={given!r} must be the shape of x without N, such as (1, 28, 28)")
         dtype = np_dtype(dtype) if isinstance(dtype, str) else np.dtype(dtype)
         if dtype.name not in _DTYPES:
             raise ProblemError(f"build: parameters of dtype {dtype.name}: they are real floats, of {', '.join(_DTYPES)}")
@@ -362,11 +363,12 @@ def from_config(config: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Laye
     >>> nn.from_config([{"layer": "Conv", "channels": 8, "window": 3}, {"layer": "ReLU"}])
     Sequential(Conv(8, 3), ReLU())
     """
-    if not isinstance(config, Mapping):
-        if not isinstance(config, Sequence) or not all(isinstance(layer, Mapping) for layer in config):
-            raise ProblemError(f"from_config: {config!r} is no dict with the name of a layer under 'layer', nor a list of such")
-        config = {"layer": "Sequential", "layers": list(config)}
-    fields = dict(config)
+    given: Any = config
+    if isinstance(given, tuple | list) and all(isinstance(layer, Mapping) for layer in given):
+        given = {"layer": "Sequential", "layers": list(given)}
+    if not isinstance(given, Mapping):
+        raise ProblemError(f"from_config: {given!r} is no dict with the name of a layer under 'layer', nor a list of such")
+    fields = dict(given)
     name = fields.pop("layer", None)
     if name not in _KNOWN:
         known = ", ".join(sorted(_KNOWN))
