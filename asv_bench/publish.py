@@ -41,7 +41,7 @@ def section(path: pathlib.Path) -> str:
 
 
 def main() -> int:
-    code = subprocess.run(["asv", "publish", "--no-pull", *sys.argv[1:]], cwd=HERE, check=False).returncode
+    code = subprocess.run([sys.executable, "-m", "asv", "publish", "--no-pull", *sys.argv[1:]], cwd=HERE, check=False).returncode
     if code:
         return code
     sections = "\n".join(section(path) for path in sorted((HERE / "results").glob("*.json")))

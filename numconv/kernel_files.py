@@ -48,8 +48,8 @@ class _Folders(NamedTuple):
 def cache_dir() -> pathlib.Path:
     """The folder for compiled kernels and tuning results: NUMCONV_CACHE_DIR, else the user's cache folder."""
     given = os.environ.get("NUMCONV_CACHE_DIR")
-    if given:
-        return pathlib.Path(given)
+    if given:  # no shell reads what an image or a service sets, so ~ may be left in it
+        return pathlib.Path(given).expanduser().absolute()
     from numba.misc.appdirs import user_cache_dir
 
     return pathlib.Path(user_cache_dir("numconv"))  # type: ignore[no-untyped-call]

@@ -9,13 +9,14 @@ import pathlib
 import re
 import shutil
 import signal
+import sys
 import time
 
 import numpy as np
 import pytest
 
 import numconv as nc
-from numconv.benchmarking import pictures, results, tables, verdicts
+from numconv.benchmarking import measuring, pictures, results, tables, verdicts
 from numconv.benchmarking.measuring import Contender, installed, peers, turns
 from numconv.benchmarking.processes import Worker, WorkerDiedError
 from numconv.benchmarking.rows import PASSES, Row, all_rows, case_of, select, work_of
@@ -308,6 +309,22 @@ def test_bench_measures_saves_and_shows_again(tmp_path, capsys):
 def test_bench_errors(capsys, arguments, message):
     assert main(["bench", *arguments]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_files_that_cannot_be_written_are_told_before_anything_is_measured(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(measuring, "installed", lambda *_: pytest.fail("it measures"))
+    (tmp_path / "file").touch()
+    for option, path, text in (
+        ("--save", tmp_path, "is a folder, and a file is to be written"),
+        ("--save", tmp_path / "file" / "b.json", "file"),
+        ("--plot", tmp_path / "file", "file"),
+    ):
+        assert main(["bench", option, str(path)]) == 1
+        assert text in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["bench", "--plot", str(tmp_path / "plots")]) == 1
+    assert 'pictures need matplotlib: pip install "numconv-nd[plot]"' in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("option", [["--seconds", "0"], ["--seconds", "nan"], ["--rounds", "0"], ["--pass", "both"]])

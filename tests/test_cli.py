@@ -1,3 +1,5 @@
+"""The command line: help, errors, `info` and `warmup`."""
+
 import importlib.util
 import logging
 import re
@@ -45,6 +47,8 @@ def test_without_a_command_it_shows_what_there_is(capsys):
         (("demo", "--threads", "0"), "'0' is not an integer of at least 1"),
         (("demo", "--threads", "many"), "'many' is not an integer of at least 1"),
         (("warmup", "--dtype"), "expected at least one argument"),
+        (("equivariance", "--seed", "-5"), "'-5' is not an integer of at least 0"),
+        (("train", "folder", "--max-seconds", "0"), "'0' is no number of seconds above 0"),
     ],
 )
 def test_bad_usage_exits_with_2(capsys, arguments, message):

@@ -224,9 +224,17 @@ def test_settings_travel_with_the_tasks(rng, monkeypatch):
         (lambda x, w: ncd.conv_weight_grad(x, x, w.shape), r"grad_y has shape \(1, 2, 8\), and must have \(1, 3, 6\)"),
         (lambda x, w: ncd.conv_input_grad(x, w, (1, 2, 9)), r"grad_y has shape \(1, 2, 8\), and must have \(1, 3, 7\)"),
         (lambda x, w: ncd.max_pool(x, 9), "the window is larger than the padded input"),
+        (lambda x, w: ncd.conv(x, None), "numconv.dask.conv: w is None; give an array"),
+        (lambda x, w: ncd.conv_input_grad(x, w, 9), "x_shape"),
+        (lambda x, w: ncd.conv_weight_grad(x, x, 3), "w_shape"),
         (lambda x, w: ncd.conv_backward(x, x, w, needs="y"), "needs=.* must name at least one of x, w, bias"),
     ],
 )
 def test_errors(call, text):
     with pytest.raises(ProblemError, match=text):
         call(da.ones((1, 2, 8), chunks=3), np.ones((3, 2, 3)))
+
+
+def test_an_unknown_backend_is_an_error_before_anything_is_computed():
+    with pytest.raises(nc.UnknownBackendError, match=r"no backend is called 'numbaa'.*did you mean 'numba'"):
+        ncd.conv(da.ones((1, 2, 8), chunks=3), np.ones((3, 2, 3)), backend="numbaa")

@@ -1,3 +1,5 @@
+"""`numconv demo`: what it prints and writes."""
+
 import contextlib
 import io
 import re

@@ -146,9 +146,11 @@ def test_without_scikit_learn_the_command_says_so_and_goes_on(capsys, monkeypatc
 
 def test_a_picture_needs_matplotlib(capsys, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    code, _, err = run(capsys, "--layers", "max pool 2", "--transforms", "mirror", "--data", "waves", "--plot", tmp_path / "p.png")
-    assert code == 1
-    assert 'the picture needs matplotlib: pip install "numconv-nd[plot]"' in err
+    code, out, err = run(
+        capsys, "--layers", "max pool 2", "--transforms", "mirror", "--data", "waves", "--plot", tmp_path / "p.png"
+    )
+    assert (code, out) == (1, ""), "found out before anything is computed"
+    assert 'pictures need matplotlib: pip install "numconv-nd[plot]"' in err
     assert not list(tmp_path.iterdir())
 
 
@@ -163,6 +165,8 @@ def test_list(capsys):
         (("--layers", "mirror conv"), "'mirror conv' is for 1 spatial dimensions, and x (1, 1, 32, 32) has 2"),
         (("--transforms", "flip"), "'flip' is no transformation"),
         (("--json", "no/such/folder/rows.json"), "no/such/folder/rows.json cannot be written"),
+        (("--json", "."), ". is a folder, and a file is to be written"),
+        (("--plot", "rows.foo"), "rows.foo: pictures called *.foo are not written; the format follows the name: "),
         (("--backend", "referense"), "no backend is called 'referense'"),
         (("--data", "photo"), "--data photo: give photograph, digits, waves, or the path of an .npy file"),
         (("--data", "missing.npy"), "missing.npy"),
@@ -177,7 +181,7 @@ def test_bad_input(capsys, tmp_path, monkeypatch, arguments, message):
     before = set(tmp_path.iterdir())
     code, out, err = run(capsys, *(arguments if "--data" in arguments else ("--data", "digits", *arguments)))
     assert (code, out) == (1, "")
-    assert f"numconv equivariance: {message}" in err or message in err
+    assert message in err
     assert set(tmp_path.iterdir()) == before
 
 

@@ -1,3 +1,5 @@
+"""`numconv lecture`: its claims, its page, its errors."""
+
 import contextlib
 import io
 import json
@@ -171,7 +173,8 @@ def test_bad_usage_exits_with_2(capsys, arguments, message):
     ("arguments", "message"),
     [
         (("--backend", "referense"), "did you mean 'reference'?"),
-        (("--json", "nowhere/figures.json"), "there is no folder nowhere"),
+        (("--json", "nowhere/figures.json"), "nowhere/figures.json cannot be written"),
+        (("--json", "."), ". is a folder, and a file is to be written"),
         (("--voices", "nowhere"), "nowhere"),
     ],
 )

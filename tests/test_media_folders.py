@@ -146,6 +146,8 @@ def test_common_form_of_sounds(folder):
     files = media.list_folder(folder)
     assert media.common_form(files) == (media.SoundForm(1000, 700), files)
     assert media.common_form(files, max_seconds=0.5, max_rate=500)[0] == media.SoundForm(500, 250)
+    with pytest.raises(media.MediaError, match=r"max_seconds=0 leaves nothing of a file: it must be above 0"):
+        media.common_form(files, max_seconds=0)
 
 
 def test_common_form_of_images(tmp_path):

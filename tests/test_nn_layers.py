@@ -68,6 +68,9 @@ def test_a_list_is_a_sequence():
         ({"channels": 3}, "no layer is called None"),
         ({"layer": "Conv", "channels": 3, "size": 3}, "Conv with .*unexpected keyword argument 'size'"),
         ({"layer": "Conv", "channels": 3}, "missing 1 required positional argument: 'window'"),
+        ("Conv", "'Conv' is no dict with the name of a layer under 'layer', nor a list of such"),
+        (["Conv"], "nor a list of such"),
+        (None, "None is no dict"),
     ],
 )
 def test_wrong_configurations(config, text):
@@ -110,6 +113,11 @@ def test_layers_that_do_not_fit(layers, shape, text):
         (lambda: nn.BatchNorm().build((2, 3))(np.ones((1, 4, 3), "float32")), r"must be \[N, 2, \*S\]"),
         (lambda: nn.Dropout().forward(np.ones((1, 4)), training=True), "give rng="),
         (lambda: nn.Linear(3).summary(), "give the shape of x"),
+        (lambda: nn.Linear(3).build(2), r"shape=2 must be the shape of x without N, such as \(1, 28, 28\)"),
+        (lambda: nn.Linear(3).build((2,), dtype="int32"), "parameters of dtype int32: they are real floats"),
+        (lambda: nn.Linear(3).build((2,)).to("int8"), "parameters of dtype int8: they are real floats"),
+        (lambda: nn.Conv(3, 1.5).build((2, 4)), "window=1.5 is a float; give an integer"),
+        (lambda: nn.predict(nn.Linear(3).build((2,)), [[1.0, 2.0]]), "x of type list is no array with a batch axis"),
     ],
 )
 def test_wrong_arguments(make, text):

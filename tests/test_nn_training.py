@@ -314,6 +314,10 @@ def test_a_file_is_replaced_as_a_whole(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space left"):
         nn.save(nn.Sequential(nn.Linear(2)).build((3,)), path)
     assert path.read_bytes() == before
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError, match="folder is a folder, and a file is to be written"):
+        nn.save(network(), tmp_path / "folder")
+    assert not (tmp_path / "folder.part").exists()
 
 
 def test_a_checkpoint_that_cannot_be_written_is_told_before_the_first_step(tmp_path, monkeypatch):

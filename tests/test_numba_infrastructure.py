@@ -497,6 +497,18 @@ def recompiled():
     return again.statistics.hits, again.statistics.misses
 
 
+@pytest.mark.parametrize("given", ["~/kept", "kept"])
+def test_the_folder_stays_where_it_was_when_the_process_goes_elsewhere(fresh_folders, monkeypatch, given):
+    (fresh_folders / "elsewhere").mkdir()
+    monkeypatch.chdir(fresh_folders)
+    monkeypatch.setenv("HOME", str(fresh_folders))
+    monkeypatch.setenv("NUMCONV_CACHE_DIR", given)
+    assert recompiled() == (0, 1)
+    monkeypatch.chdir(fresh_folders / "elsewhere")
+    assert recompiled() == (1, 0)
+    assert cache.FILES.info().path.is_relative_to(fresh_folders / "kept")
+
+
 @pytest.mark.usefixtures("fresh_folders")
 def test_kernels_in_a_folder_that_became_read_only_are_used(monkeypatch):
     assert recompiled() == (0, 1)

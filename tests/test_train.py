@@ -75,7 +75,12 @@ def test_sounds_are_learned(tmp_path, tones, capsys):
     assert 1_000 < found["parameters"] < 70_000
     assert found["seconds"] > 0
     assert {pathlib.Path(each["path"]).name for each in found["skipped"]} == {"README.md", "notes.txt", "broken.wav"}
-    for line in ("32 samples to learn from, 20 to test on", "broken.wav cannot be decoded as sound", "true class | found:"):
+    for line in (
+        "32 samples to learn from, 20 to test on",
+        "in the last of 12 epochs",
+        "broken.wav cannot be decoded as sound",
+        "true class | found:",
+    ):
         assert line in out
 
 
@@ -225,6 +230,8 @@ def test_what_cannot_be_is_said_without_a_traceback(tmp_path, tones, capsys, mon
         ("epochs = ", "is no TOML file"),
         ("epoch = 3", "epoch is no setting: epochs, batch_size, rate"),
         ("epochs = 1.5", "epochs=1.5: an integer of at least 1"),
+        ("model = 3", "model=3: one table [[model]] for each layer is asked for"),
+        ("model = [3]", "one table [[model]] for each layer is asked for"),
         ('[[model]]\nlayer = "Convolution"', "no layer is called 'Convolution'"),
         ('[[model]]\nlayer = "Conv"\nchannels = 4\nwindow = 3', "put Flatten or GlobalAvgPool before it"),
     ],

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .arguments import count, duration
+from .files import check_file, check_picture
 
 __all__ = ["EXAMPLES", "SUMMARY", "add_arguments", "progress_bar", "run"]
 
@@ -59,6 +60,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.compare:
         print(tables.comparison(*map(results.load, arguments.compare)))
         return 0
+    if arguments.save:
+        arguments.save.parent.mkdir(parents=True, exist_ok=True)
+        check_file(arguments.save)
+    if arguments.plot:
+        check_picture()
+        arguments.plot.mkdir(parents=True, exist_ok=True)
     found = results.load(arguments.read) if arguments.read else _measure(arguments)
     print(tables.listing(found))
     if arguments.save:

@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .arguments import natural
+from .files import check_file, check_picture
+
 __all__ = ["EXAMPLES", "SUMMARY", "add_arguments", "run"]
 
 SUMMARY = "Measure the equivariance error of layers under shifts, rotations, reflections and scalings."
@@ -36,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", metavar="DATA", help="photograph (the default), digits, waves, or an .npy file with an array [N, C, *S]"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the weights (%(default)s)")
+    parser.add_argument("--seed", type=natural, default=0, help="of the weights (%(default)s)")
     parser.add_argument("--backend", help="compute with this backend, strictly")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the table to this file, too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows as a list of objects")
@@ -52,7 +55,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.list:
         print("\n".join(OPERATIONS))
         return 0
-    _check_folders(arguments.out, arguments.json, arguments.plot)
+    for path in (arguments.out, arguments.json, arguments.plot):
+        if path is not None:
+            check_file(path)
+    if arguments.plot:
+        check_picture(arguments.plot)
     data = _data(arguments.data, arguments.seed)
     ndim = data.x.ndim - 2
     names = arguments.layers or [name for name, (dimensions, _) in OPERATIONS.items() if ndim in dimensions]
@@ -89,13 +96,6 @@ def _data(source: str | None, seed: int) -> Any:
             )
         source = "waves" if missing else "photograph"
     return read(source, seed)
-
-
-def _check_folders(*paths: Path | None) -> None:
-    """Find out before the work whether files can be written after it."""
-    for path in paths:
-        if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
-            raise FileNotFoundError(f"{path} cannot be written: {path.parent.resolve()} is no folder that can be written to")
 
 
 @contextmanager

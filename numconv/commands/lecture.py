@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from .arguments import natural
+from .files import check_file
 
 __all__ = ["EXAMPLES", "SUMMARY", "add_arguments", "run"]
 
@@ -45,8 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
     if missing:
         print(f'numconv lecture needs {", ".join(missing)}: pip install "numconv-nd[demo]"', file=sys.stderr)
         return 1
-    if arguments.json and not arguments.json.parent.is_dir():
-        raise NotADirectoryError(f"--json {arguments.json}: there is no folder {arguments.json.parent}; make it first")
+    if arguments.json:
+        check_file(arguments.json)
     figures = lecture.run(
         arguments.out,
         arguments.chapter,

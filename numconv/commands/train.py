@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .arguments import count
+from .arguments import count, duration
 
 __all__ = ["EXAMPLES", "SUMMARY", "add_arguments", "run"]
 
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--threads", type=count, metavar="N", help="number of threads of a CPU backend")
     limits = parser.add_argument_group("what files are brought to at most; by default what most of them have")
     limits.add_argument("--max-rate", type=count, metavar="HZ", help="sounds: samples a second (16000)")
-    limits.add_argument("--max-seconds", type=float, metavar="S", help="sounds: length (4)")
+    limits.add_argument("--max-seconds", type=duration, metavar="S", help="sounds: length (4)")
     limits.add_argument("--max-side", type=count, metavar="PIXELS", help="images (64) and videos (32): longer side")
     limits.add_argument("--max-frames", type=count, metavar="N", help="videos: frames (16)")
 

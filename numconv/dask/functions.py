@@ -16,6 +16,7 @@ from numconv.dispatch import Choice, make_request
 from numconv.errors import ProblemError
 from numconv.functional.gradients import ConvGrads, check_needs
 from numconv.plugin import np_dtype
+from numconv.registry import default_registry
 
 from .blocks import (
     Call,
@@ -160,7 +161,7 @@ def conv_input_grad(
     """
     options = Geometry(*geometry_options(stride, padding, dilation, groups, pad_mode, flip, layout))
     grad_y, w = _arrays("conv_input_grad", grad_y=grad_y, w=w)
-    shape = as_shape(tuple(x_shape), "x_shape")
+    shape = as_shape(x_shape, "x_shape")
     return _spread("conv_input_grad", shape, grad_y, w, options, Choice(backend, algorithm, accuracy, dtype))
 
 
@@ -294,7 +295,7 @@ def conv_weight_grad(
     options = Geometry(*geometry_options(stride, padding, dilation, groups, pad_mode, flip, layout))
     choice = Choice(backend, algorithm, accuracy, dtype)
     grad_y, x = _arrays("conv_weight_grad", grad_y=grad_y, x=x)
-    problem, batchless = _problem("conv_weight_grad", x.shape, as_shape(tuple(w_shape), "w_shape"), x.dtype, options, choice)
+    problem, batchless = _problem("conv_weight_grad", x.shape, as_shape(w_shape, "w_shape"), x.dtype, options, choice)
     frame = Frame(problem.ndim, layout == "channels_last")
     _expect("conv_weight_grad", "grad_y", grad_y, frame.axes(problem.n, problem.k, problem.output)[batchless:])
     x, grad_y = _with_batch(x, batchless), _with_batch(grad_y, batchless)
@@ -513,6 +514,8 @@ def _arrays(op: str, **given: Any) -> list[Any]:
     first = ""
     for name, value in given.items():
         if value is None:
+            if name != "bias":
+                raise ProblemError(f"numconv.dask.{op}: {name} is None; give an array")
             found.append(None)
             continue
         array = value if isinstance(value, da.Array) else da.from_array(np.asarray(value), chunks=-1)
@@ -530,7 +533,10 @@ def _arrays(op: str, **given: Any) -> list[Any]:
 
 def _problem(op: str, x_shape: Any, w_shape: Any, dtype: Any, options: Any, choice: Choice, bias: bool = False) -> Any:
     """The problem of the whole, checked, and whether its arrays have no N."""
-    return problem_of(make_request(op, x_shape, w_shape, dtype, options, choice, current(), bias))
+    request = make_request(op, x_shape, w_shape, dtype, options, choice, current(), bias)
+    if choice.backend is not None:
+        default_registry().check_names((choice.backend,), request.asked)
+    return problem_of(request)
 
 
 def _expect(op: str, name: str, array: Any, shape: tuple[int, ...]) -> None:

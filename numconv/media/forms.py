@@ -156,7 +156,7 @@ def common_form(
     Raises
     ------
     MediaError
-        If no file can be read; the text has the reason of the first.
+        If no file can be read; the text has the reason of the first. If a limit is not above 0.
 
     Examples
     --------
@@ -168,6 +168,9 @@ def common_form(
     ...     media.common_form(media.list_folder(folder))[0]
     SoundForm(rate=8000, samples=4000, channels=1)
     """
+    for name, most in {"max_rate": max_rate, "max_seconds": max_seconds, "max_side": max_side, "max_frames": max_frames}.items():
+        if not most > 0:
+            raise MediaError(f"{name}={most!r} leaves nothing of a file: it must be above 0")
     header = {"sound": sound_header, "image": image_header, "video": _video_header}[files.kind]
     headers, skipped = [], []
     for path in files.paths:

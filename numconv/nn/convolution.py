@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from numconv import functional
+from numconv.arguments import freeze
 from numconv.errors import ProblemError
 from numconv.planning import output_shape
 
@@ -54,7 +55,8 @@ class _Convolution(Layer, abstract=True):
         ndim = len(shape) - 1
         if ndim < 1:
             raise ProblemError(f"{self!r}: an input of shape {shape} without N has no spatial dimension; it must be [C, *S]")
-        kernel = (self.window,) * ndim if isinstance(self.window, int) else tuple(self.window)
+        window = freeze(self.window, "window")
+        kernel = (window,) * ndim if isinstance(window, int) else window
         if len(kernel) != ndim:
             raise ProblemError(f"{self!r}: window has {len(kernel)} entries and the input {shape} {ndim} spatial dimensions")
         return kernel

@@ -140,6 +140,8 @@ def predict(model: Layer, x: Array, batch_size: int = 256) -> Array:
     >>> nn.predict(model, np.zeros((1000, 2), "float32")).shape
     (1000, 3)
     """
+    if not hasattr(x, "shape") or not x.ndim:
+        raise ProblemError(f"predict: x of type {type(x).__name__} is no array with a batch axis")
     if not x.shape[0]:
         raise ProblemError(f"predict: x of shape {tuple(x.shape)} holds no sample")
     size = checked_size(batch_size)

@@ -117,6 +117,7 @@ def check_path(path: Path) -> None:
 def write(path: Path, kind: str, arrays: Mapping[str, Array], header: Mapping[str, Any]) -> None:
     """Replace the file at once: who reads it finds the old one or the new one, also after a crash."""
     safetensors = _safetensors()
+    check_path(path)
     about = json.dumps({"format": FORMAT, "kind": kind, "numconv": __version__, **header})
     content = safetensors.numpy.save({name: np.ascontiguousarray(to_host(a)) for name, a in arrays.items()}, {_KEY: about})
     part = path.with_name(f"{path.name}.part")

@@ -26,6 +26,7 @@ Grads = dict[str, Array]
 Backward = Callable[..., tuple[Array, Grads]]
 """``backward(grad_y, needs_x=True) -> (grad_x or None, gradients by the names of `parameters`)``; grad_y stays as it is."""
 
+_DTYPES = "float16", "bfloat16", "float32", "float64"
 _KNOWN: dict[str, type[Layer]] = {}
 
 
@@ -215,9 +216,14 @@ class Layer:
         Raises
         ------
         ProblemError
-            If the layers do not fit together, or one occurs twice.
+            If the layers do not fit together, one occurs twice, or `dtype` is no real float.
         """
+        given: Any = shape
+        if not isinstance(given, tuple | list):
+            raise ProblemError(f"build: shape={given!r} must be the shape of x without N, such as (1, 28, 28)")
         dtype = np_dtype(dtype) if isinstance(dtype, str) else np.dtype(dtype)
+        if dtype.name not in _DTYPES:
+            raise ProblemError(f"build: parameters of dtype {dtype.name}: they are real floats, of {', '.join(_DTYPES)}")
         generator = np.random.default_rng(rng)
         found = list(self.leaves(tuple(shape)))
         if len({id(leaf) for _, leaf, _ in found}) < len(found):
@@ -357,9 +363,12 @@ def from_config(config: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Laye
     >>> nn.from_config([{"layer": "Conv", "channels": 8, "window": 3}, {"layer": "ReLU"}])
     Sequential(Conv(8, 3), ReLU())
     """
-    if not isinstance(config, Mapping):
-        config = {"layer": "Sequential", "layers": list(config)}
-    fields = dict(config)
+    given: Any = config
+    if isinstance(given, tuple | list) and all(isinstance(layer, Mapping) for layer in given):
+        given = {"layer": "Sequential", "layers": list(given)}
+    if not isinstance(given, Mapping):
+        raise ProblemError(f"from_config: {given!r} is no dict with the name of a layer under 'layer', nor a list of such")
+    fields = dict(given)
     name = fields.pop("layer", None)
     if name not in _KNOWN:
         known = ", ".join(sorted(_KNOWN))

@@ -53,7 +53,7 @@ def describe_task(task: Task) -> str:
 
 
 def describe_result(result: Result) -> str:
-    """The accuracy on unseen data with its uncertainty, and the confusion matrix.
+    """The accuracy on unseen data with its uncertainty, that on the data learned from, and the confusion matrix.
 
     Parameters
     ----------
@@ -69,7 +69,8 @@ def describe_result(result: Result) -> str:
     interval = f"95 % interval {low:.1%} to {high:.1%}, chance {1 / len(result.task.classes):.1%}"
     lines = [
         f"test accuracy {result.test_accuracy:.2%}: {right:,} of {count:,} ({interval})",
-        f"{result.parameters:,} parameters, {result.settings.epochs} epochs, {result.seconds:.1f} s",
+        f"training accuracy {result.history.accuracy[-1] or 0:.2%} in the last of {result.settings.epochs} epochs",
+        f"{result.parameters:,} parameters, {result.seconds:.1f} s",
         "",
         draw_confusion(result.confusion, result.task.classes),
     ]

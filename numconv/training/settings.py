@@ -94,5 +94,7 @@ def read_settings(path: str | os.PathLike[str]) -> Settings:
     if unknown := sorted(set(found) - set(known)):
         raise ProblemError(f"{path}: {', '.join(unknown)} is no setting: {', '.join(known)}")
     if "model" in found:
+        if not isinstance(found["model"], list) or not all(isinstance(layer, dict) for layer in found["model"]):
+            raise ProblemError(f"{path}: model={found['model']!r}: one table [[model]] for each layer is asked for")
         found["model"] = tuple(found["model"])
     return Settings(**found)
