@@ -166,7 +166,14 @@ def fill_pass(table, channels, steps, axis_steps, g, b, size):
 
 
 @helper
-def transform_channel(v, slab, elements, g, b, tools, at):
+def is_full(phase, g):
+    """Whether a phase has all taps (along the rows, along the columns), and with them products at infinity."""
+    row, column = phase_at(phase, g)
+    return 1 if row < full_phases(g, 1) else 0, 1 if column < full_phases(g, 0) else 0
+
+
+@helper
+def transform_channel(v, slab, elements, phase, g, b, tools, at):
     """One phase of a channel of one image, at each position along the dimensions that are summed directly."""
     ndim, size = g[DIMS], itemsize(at)
     inner, lead = axis_entry(b, ndim, B_PITCH, ndim - 1), 1
@@ -174,9 +181,10 @@ def transform_channel(v, slab, elements, g, b, tools, at):
         inner *= axis_entry(b, ndim, B_PITCH, ndim - 2)
     for axis in range(ndim - 2):
         lead *= axis_entry(b, ndim, B_PITCH, axis)
+    table, (last_row, last_column) = elements + 8 * phase * element_counts(g, b)[0], is_full(phase, g)
     for position in range(lead):
         source, target = slab + position * inner * size, v + position * b[V_ROWS] * size
-        invoke(tools[INPUT], source, elements, -(-b[V_ROWS] // tools[LANES]), target, b[V_STEP] * size)
+        invoke(tools[INPUT], source, table, -(-b[V_ROWS] // tools[LANES]), target, b[V_STEP] * size, last_row, last_column)
 
 
 @helper
@@ -190,7 +198,7 @@ def transform_inputs(v, slab, elements, x, channels, begin, end, block, plane, g
         invoke(tools[PIXELS], tools, v, slab, x, channels, begin, end, block, g, b)
         return
     size = itemsize(at)
-    count, phases = element_counts(g, b)
+    _, phases = element_counts(g, b)
     for image in range(block_images(g, b, block)):
         for first in range(begin, end, b[SLAB]):
             packed = min(b[SLAB], end - first)
@@ -199,7 +207,7 @@ def transform_inputs(v, slab, elements, x, channels, begin, end, block, plane, g
             for c in range(packed):
                 for phase in range(phases):
                     target = v + ((image * channels + first + c) * phases + phase) * plane * size
-                    transform_channel(target, slab + c * b[CHANNEL] * size, elements + 8 * phase * count, g, b, tools, at)
+                    transform_channel(target, slab + c * b[CHANNEL] * size, elements, phase, g, b, tools, at)
 
 
 @helper
@@ -333,11 +341,12 @@ def transform_tiles(v, slab, elements, line_step, vectors, phase_step, block, g,
     _, lines, _, tiles, _ = tile_extents(g, b, block)
     size = itemsize(at)
     for line in range(lines):
-        for tile in range(tiles):
-            for phase in range(phases):
+        for phase in range(phases):
+            last_row, last_column = is_full(phase, g)
+            for tile in range(tiles):
                 target = v + (line * line_step + tile * b[V_TILE] * size + phase * phase_step)
                 table = elements + 8 * count * ((line * tiles + tile) * phases + phase)
-                invoke(tools[INPUT], slab, table, vectors, target, b[V_STEP] * size)
+                invoke(tools[INPUT], slab, table, vectors, target, b[V_STEP] * size, last_row, last_column)
 
 
 @kernel

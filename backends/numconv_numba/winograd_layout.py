@@ -146,10 +146,11 @@ def cost_of(problem: ConvProblem, layout: Layout) -> float:
     passes = -(-per_c // layout.chunk)
     multiplied = tiles.products * per_c * leads * tile_cycles(shape.vectors, shape.positions) + tiles.elements * passes * 60
     products = pieces * panels * groups * multiplied
-    # loads, stores and about as many multiply-adds for each element of a transform; packing and transposing. Where one block is
-    # shared, both of two threads transform its input; weights that are kept, each thread transforms for itself.
-    shared = 1 + pieces % 2 / pieces
-    inputs = shared * problem.groups * input_cycles(problem, layout)
+    # loads, stores and about as many multiply-adds for each element of a transform; packing and transposing. Where two threads share
+    # the panels of a block, both transform its input; weights that are kept, each thread transforms for itself.
+    odd = pieces % 2 / pieces
+    uneven = 1 + odd * (panels % 2 / panels)
+    inputs = (1 + odd) * problem.groups * input_cycles(problem, layout)
     output = (tiles.elements * 1.4 + math.prod(tiles.outputs) * 1.7) * host().moving
     outputs = pieces * panels * shape.vectors * block.tiles * output
     vectors = panels * shape.vectors * terms * tiles.elements * host().moving
@@ -159,7 +160,7 @@ def cost_of(problem: ConvProblem, layout: Layout) -> float:
     else:
         weights *= 2 * problem.groups if layout.kept else pieces
     results = math.prod(problem.y_shape) * WRITE_CYCLES * 0.5
-    return CALL_SECONDS + 3e-6 + seconds(products * 1.05 + inputs + outputs + weights + results)
+    return CALL_SECONDS + 3e-6 + seconds(uneven * (products * 1.05 + outputs + weights + results) + inputs)
 
 
 def input_cycles(problem: ConvProblem, layout: Layout) -> float:
