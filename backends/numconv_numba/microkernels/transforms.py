@@ -147,7 +147,10 @@ def _emit(
         inside = [[bool(last) and number == len(each) - 1 > 0 for number in range(len(each))] for each in (results, results[0])]
         for ends in itertools.product((False, True), repeat=2):
             found = [
-                (i, j, result) for i, row in enumerate(results) for j, result in enumerate(row) if (inside[0][i], inside[1][j]) == ends
+                (i, j, result)
+                for i, row in enumerate(results)
+                for j, result in enumerate(row)
+                if (inside[0][i], inside[1][j]) == ends
             ]
             there = [condition for condition, end in zip(last or (), ends, strict=bool(last)) if end]
             with builder.if_then(functools.reduce(builder.and_, there)) if there and found else contextlib.nullcontext():
@@ -243,7 +246,8 @@ def transform_weight(
 ) -> None:  # fmt: skip
     """Kernels, for so many vectors of channels that follow each other, into elements `u_step` bytes apart.
 
-    Taps beyond the first `rows` and `columns` are zero, and elements at infinity then not stored. `count` of them lie `w_next` and `u_next` bytes apart.
+    Taps beyond the first `rows` and `columns` are zero, and elements at infinity then not stored. `count` of them lie `w_next` and
+    `u_next` bytes apart.
     """
     for one in range(count):
         _weight(shape, dtype, w + one * w_next, row_step, column_step, rows, columns, vectors, u + one * u_next, u_step)
