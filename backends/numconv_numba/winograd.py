@@ -104,7 +104,7 @@ def transform_weights(u, u_step, packed, w, form, count, start, passed, first, c
     """Transformed weights of a panel of `count` output channels, elements `u_step` bytes apart: [element][phase][c][tap][lane].
 
     `w`: of the panel; `packed`: where it is packed before, unless it is in that form. `channels` from `first` on, of a pass of
-    `passed` from `start` on.
+    `passed` from `start` on, whose phases follow each other.
     """
     taps, width, inner = b[TAPS], b[PANEL] * itemsize(at), inner_window(g)
     _, phases = element_counts(g, b)
@@ -221,16 +221,15 @@ def _blocks(begin, end, args):
                 w_k = w + (group * panels + panel) * per_c * b[TAPS] * inner_window(g) * width
             for first in range(0, per_c, b[CHUNK]):
                 passed = min(b[CHUNK], per_c - first)
-                u, step = weights + (panel * count * u_step if b[KEPT] else 0), u_step
+                before = first * phases * b[TAPS] * width
+                u, step = weights + (panel * count * u_step + before if b[KEPT] else 0), u_step
                 if form == TRANSFORMED:
                     step = spread_step(per_c * phases * b[TAPS] * width)
-                    u = w + ((group * panels + panel) * count * step + first * phases * b[TAPS] * width)
+                    u = w + ((group * panels + panel) * count * step + before)
                 elif not (b[KEPT] and ready[panel]):
                     transform_weights(u, step, small, w_k, form, used, first, passed, first, passed, g, b, tools, at)
-                multiply_elements(
-                    products, u, step, inputs + first * steps[2] * size, tables, tiles, 0, count, passed, 1 if first > 0 else 0, g, b,
-                    tools, at,
-                )  # fmt: skip
+                v, resume = inputs + first * steps[2] * size, 1 if first > 0 else 0
+                multiply_elements(products, u, step, v, tables, tiles, 0, count, passed, resume, g, b, tools, at)
             ready[panel] = 1
             transform_outputs(results, products, spare, block, g, b, tools, at)
             shift = bias if is_null(bias) else bias + (group * per_k + k) * size
@@ -255,9 +254,16 @@ def _panels(begin, end, args):
             place = target + (panel * per_c + first) * taps * width
             invoke(tools[PACK_WEIGHTS], tools, place, source, used, first, channels, taps, width, g)
         else:
-            start = first // b[CHUNK] * b[CHUNK]
-            place, passed = target + (panel * count * step + start * phases * b[TAPS] * width), min(b[CHUNK], per_c - start)
-            transform_weights(place, step, memory(small), source, UNPACKED, used, start, passed, first, channels, g, b, tools, at)
+            end = first + channels
+            while first < end:
+                start = first // b[CHUNK] * b[CHUNK]
+                passed = min(b[CHUNK], per_c - start)
+                several = min(start + passed, end) - first
+                place = target + (panel * count * step + start * phases * b[TAPS] * width)
+                transform_weights(
+                    place, step, memory(small), source, UNPACKED, used, start, passed, first, several, g, b, tools, at
+                )
+                first += several
     keep(small)
 
 
@@ -331,7 +337,7 @@ def _inputs(begin, end, args):
 @helper
 def _products(begin, end, args):
     at, items, workers, scratch, areas, tools, phase, u, v, m, g, b = args
-    ndim, per_c, size, width = g[DIMS], g[PER_C], itemsize(at), b[PANEL] * itemsize(at)
+    per_c, size, width = g[PER_C], itemsize(at), b[PANEL] * itemsize(at)
     count, phases = element_counts(g, b)
     tables = worker_area(scratch, areas, AREAS, workers, items, begin) + areas[TABLES]
     axis_steps = pointer(element_table(tables, g, b) + 8 * count * phases, INT64)
@@ -350,10 +356,9 @@ def _products(begin, end, args):
         target = m + (where * panels + panel) * count * b[M_STEP] * size
         for element in range(count * one // parts, count * (one + 1) // parts):
             for first in range(0, per_c, b[CHUNK]):
-                multiply_elements(
-                    target, weights + first * phases * b[TAPS] * width, step, inputs + first * steps[2] * size, tables, tiles, element,
-                    element + 1, min(b[CHUNK], per_c - first), 1 if first > 0 else 0, g, b, tools, at,
-                )  # fmt: skip
+                a, c = weights + first * phases * b[TAPS] * width, inputs + first * steps[2] * size
+                passed, resume = min(b[CHUNK], per_c - first), 1 if first > 0 else 0
+                multiply_elements(target, a, step, c, tables, tiles, element, element + 1, passed, resume, g, b, tools, at)
 
 
 @helper
@@ -522,12 +527,12 @@ class Winograd(DenseImplementation):
             return Verdict.no(f"no tile has both {taps[0]} and {taps[-1]} taps a phase")
         per_c, lead = problem.c // problem.groups, _least_taps(problem, range(lead_axes(problem)))
         if per_c * math.prod(tiles[0].phases) * lead < LEAST_CHANNELS:
-            return Verdict.no(
-                f"its error is relative to a whole tile, and {per_c} channels of a group may be small in one window"
-            )
+            return Verdict.no(f"its error is relative to a whole tile, and {per_c} channels of a group may be small in one window")
         terms, least = per_c * _least_taps(problem, range(problem.ndim)), LEAST_TERMS[min(tiles[0].taps) > 1]
         if 2 in taps and terms < least:
-            return Verdict.no(f"its error is relative to a whole tile, and it takes windows of {least} terms; some have {terms} here")
+            return Verdict.no(
+                f"its error is relative to a whole tile, and it takes windows of {least} terms; some have {terms} here"
+            )
         return Verdict.yes()
 
     def forward_cost(self, problem: ConvProblem) -> float:

@@ -31,7 +31,8 @@ from .slab import (
 
 __all__ = [
     "COLUMNS", "GROUP", "PANEL", "ROWS", "TAPS", "V_STEP", "copy_pixels", "element_counts", "fill_elements", "fill_pass",
-    "inner_window", "input_steps", "phase_range", "phase_taps", "place_steps", "spread_step", "tile_extents", "transform_inputs", "transform_pixels",
+    "inner_window", "input_steps", "phase_range", "phase_taps", "place_steps", "spread_step", "tile_extents", "transform_inputs",
+    "transform_pixels",
 ]  # fmt: skip
 
 # A block's own numbers that both have: channels of a panel, tiles (or terms) of a register tile, taps that are summed directly,
@@ -66,7 +67,7 @@ def element_counts(g, b):
 
 @helper
 def full_phases(g, back):
-    """Of how many phases of a dimension, the first ones, the kernel has all taps; of the others it has one less. See `inner_axis`."""
+    """In how many phases of a dimension, the first ones, the kernel has all taps; in the others it has one less."""
     window, stride, taps, _ = inner_axis(g, back)
     return window - (taps - 1) * stride
 
@@ -135,7 +136,9 @@ def place_steps(axis_steps, g, b, size):
     ndim, step, deep = g[DIMS], b[V_ROWS] * size, b[V_TILE] > 0
     axis_steps[ndim - 1] = b[V_TILE] * size if deep else size
     if ndim > 1:
-        axis_steps[ndim - 2] = axis_steps[ndim - 1] * (tiles_of_axis(b, ndim, ndim - 1) if deep else axis_entry(b, ndim, B_PITCH, ndim - 1))
+        axis_steps[ndim - 2] = axis_steps[ndim - 1] * (
+            tiles_of_axis(b, ndim, ndim - 1) if deep else axis_entry(b, ndim, B_PITCH, ndim - 1)
+        )
     if deep and ndim > 1:
         step = axis_steps[ndim - 2] * tiles_of_axis(b, ndim, ndim - 2)
     for axis in range(ndim - 3, -1, -1):
@@ -166,7 +169,14 @@ def fill_pass(table, channels, steps, axis_steps, g, b, size):
 
 
 @helper
-def transform_channel(v, slab, elements, g, b, tools, at):
+def is_full(phase, g):
+    """Whether a phase has all taps (along the rows, along the columns), and with them products at infinity."""
+    row, column = phase_at(phase, g)
+    return 1 if row < full_phases(g, 1) else 0, 1 if column < full_phases(g, 0) else 0
+
+
+@helper
+def transform_channel(v, slab, elements, phase, g, b, tools, at):
     """One phase of a channel of one image, at each position along the dimensions that are summed directly."""
     ndim, size = g[DIMS], itemsize(at)
     inner, lead = axis_entry(b, ndim, B_PITCH, ndim - 1), 1
@@ -174,9 +184,10 @@ def transform_channel(v, slab, elements, g, b, tools, at):
         inner *= axis_entry(b, ndim, B_PITCH, ndim - 2)
     for axis in range(ndim - 2):
         lead *= axis_entry(b, ndim, B_PITCH, axis)
+    table, (last_row, last_column) = elements + 8 * phase * element_counts(g, b)[0], is_full(phase, g)
     for position in range(lead):
         source, target = slab + position * inner * size, v + position * b[V_ROWS] * size
-        invoke(tools[INPUT], source, elements, -(-b[V_ROWS] // tools[LANES]), target, b[V_STEP] * size)
+        invoke(tools[INPUT], source, table, -(-b[V_ROWS] // tools[LANES]), target, b[V_STEP] * size, last_row, last_column)
 
 
 @helper
@@ -190,7 +201,7 @@ def transform_inputs(v, slab, elements, x, channels, begin, end, block, plane, g
         invoke(tools[PIXELS], tools, v, slab, x, channels, begin, end, block, g, b)
         return
     size = itemsize(at)
-    count, phases = element_counts(g, b)
+    _, phases = element_counts(g, b)
     for image in range(block_images(g, b, block)):
         for first in range(begin, end, b[SLAB]):
             packed = min(b[SLAB], end - first)
@@ -199,7 +210,7 @@ def transform_inputs(v, slab, elements, x, channels, begin, end, block, plane, g
             for c in range(packed):
                 for phase in range(phases):
                     target = v + ((image * channels + first + c) * phases + phase) * plane * size
-                    transform_channel(target, slab + c * b[CHANNEL] * size, elements + 8 * phase * count, g, b, tools, at)
+                    transform_channel(target, slab + c * b[CHANNEL] * size, elements, phase, g, b, tools, at)
 
 
 @helper
@@ -223,46 +234,50 @@ def read_extent(g, b, block, back):
 
 
 @helper
-def pixel_offsets(table, box, corner, phase, width, g, b):
-    """The byte offset of each element of a tile, for a phase, among the pixels of a box, behind which lies a zero.
+def axis_offsets(table, g, b, block, back, first, step):
+    """The byte offset in a box of each position along a dimension that tiles read, or -1 in the padding; how many there are.
 
-    `corner`: the row and the column of the tile's first position; the others: see `fill_pixels`.
+    `first`: of the box; `step`: bytes between its positions; `back`: see `inner_axis`.
     """
-    axis, filled, size = g[DIMS] - 1, 0, part(g, SIZE)
-    first_row, rows, first_column, columns = box
-    _, row_stride, row_taps, _ = inner_axis(g, 1)
-    _, column_stride, column_taps, _ = inner_axis(g, 0)
-    row_phase, column_phase = phase_at(phase, g)
-    height = g[size + axis - 1] if axis > 0 else 1
-    for i in range(b[ROWS] + row_taps - 1):
-        row = source_index(corner[0] + i * row_stride + row_phase, height, g[MODE])
-        for j in range(b[COLUMNS] + column_taps - 1):
-            column = source_index(corner[1] + j * column_stride + column_phase, g[size + axis], g[MODE])
-            pixel = (row - first_row) * columns + column - first_column
-            table[filled] = (pixel if row >= 0 and column >= 0 else rows * columns) * width
-            filled += 1
+    axis, (_, stride, taps, phases) = g[DIMS] - 1 - back, inner_axis(g, back)
+    size, start, outputs = 1, 0, 1
+    if axis >= 0:
+        size, start = g[part(g, SIZE) + axis], block_start(b, g[DIMS], block, axis) * stride - g[part(g, LOW) + axis]
+        outputs = tiles_along(g, b, block, axis) * axis_entry(b, g[DIMS], B_UNIT, axis)
+    count = (outputs + taps - 2) * stride + phases
+    for i in range(count):
+        index = source_index(start + i, size, g[MODE])
+        table[i] = (index - first) * step if index >= 0 else -1
+    return count
 
 
 @helper
 def fill_pixels(table, box, width, block, g, b):
     """The byte offset of each element of each tile, [tile][phase][element], among the pixels of a box, behind which lies a zero.
 
-    `box`: see `read_extent`, for rows and columns; `width`: bytes of a pixel.
+    `box`: see `read_extent`, for rows and columns; `width`: bytes of a pixel. The table is followed by offsets of rows and columns.
     """
-    ndim, axis, filled = g[DIMS], g[DIMS] - 1, 0
     count, phases = element_counts(g, b)
-    row_stride, column_stride = inner_axis(g, 1)[1], inner_axis(g, 0)[1]
-    lines, first_row = 1, 0
-    if axis > 0:
-        lines = tiles_along(g, b, block, axis - 1)
-        first_row = block_start(b, ndim, block, axis - 1) * row_stride - g[part(g, LOW) + axis - 1]
-    first_column = block_start(b, ndim, block, axis) * column_stride - g[part(g, LOW) + axis]
+    _, lines, _, tiles, _ = tile_extents(g, b, block)
+    row_stride, column_stride, across = inner_axis(g, 1)[1], inner_axis(g, 0)[1], b[COLUMNS] + inner_axis(g, 0)[2] - 1
+    first_row, height, first_column, length = box
+    rows = pointer(table + 8 * lines * tiles * phases * count, INT64)
+    columns = pointer(
+        table + 8 * (lines * tiles * phases * count + axis_offsets(rows, g, b, block, 1, first_row, length * width)), INT64
+    )
+    axis_offsets(columns, g, b, block, 0, first_column, width)
+    entries, behind, filled = pointer(table, INT64), height * length * width, 0
     for line in range(lines):
-        for tile in range(tiles_along(g, b, block, axis)):
-            corner = first_row + line * b[ROWS] * row_stride, first_column + tile * b[COLUMNS] * column_stride
+        for tile in range(tiles):
             for phase in range(phases):
-                pixel_offsets(pointer(table + 8 * filled, INT64), box, corner, phase, width, g, b)
-                filled += count
+                row_phase, column_phase = phase_at(phase, g)
+                column = tile * b[COLUMNS] * column_stride + column_phase
+                for i in range(count // across):
+                    row = rows[(line * b[ROWS] + i) * row_stride + row_phase]
+                    for j in range(across):
+                        place = columns[column + j * column_stride]
+                        entries[filled] = row + place if (row >= 0) & (place >= 0) else behind
+                        filled += 1
 
 
 @helper
@@ -333,11 +348,12 @@ def transform_tiles(v, slab, elements, line_step, vectors, phase_step, block, g,
     _, lines, _, tiles, _ = tile_extents(g, b, block)
     size = itemsize(at)
     for line in range(lines):
-        for tile in range(tiles):
-            for phase in range(phases):
+        for phase in range(phases):
+            last_row, last_column = is_full(phase, g)
+            for tile in range(tiles):
                 target = v + (line * line_step + tile * b[V_TILE] * size + phase * phase_step)
                 table = elements + 8 * count * ((line * tiles + tile) * phases + phase)
-                invoke(tools[INPUT], slab, table, vectors, target, b[V_STEP] * size)
+                invoke(tools[INPUT], slab, table, vectors, target, b[V_STEP] * size, last_row, last_column)
 
 
 @kernel

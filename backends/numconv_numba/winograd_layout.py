@@ -57,6 +57,9 @@ RESULT_BYTES = 512 * 1024
 """The sums of a block for a panel."""
 WEIGHT_BYTES = 1024 * 1024
 """Transformed weights that are multiplied in one pass over a block."""
+PASS_TERMS = 160
+"""Of a sum in one pass, where there are phases: these are summed one after the other, so that the order of a sum follows from its
+passes, which are the same for any layout therefore."""
 KEPT_BYTES = 4 * 1024 * 1024
 """Transformed weights that a worker keeps from block to block."""
 FEW_TILES = 32
@@ -119,7 +122,9 @@ def _layout_with(problem: ConvProblem, tiles: Tiles, budget: int, deep: bool, pi
         shared = block.pieces * problem.groups >= pieces or block.tiles <= FEW_TILES
         # blocks that threads cannot share evenly, they share by panels
         panels = per_k * item > width
-        return transformed <= budget and block.pixels * width <= RESULT_BYTES and shared and (panels or divided(problem, block, width))
+        return (
+            transformed <= budget and block.pixels * width <= RESULT_BYTES and shared and (panels or divided(problem, block, width))
+        )
 
     block = cut_tiles(problem, tiles, fits)
     shape = panel_shape(problem.acc_dtype, per_k, block.tiles)
@@ -128,6 +133,8 @@ def _layout_with(problem: ConvProblem, tiles: Tiles, budget: int, deep: bool, pi
     allowed = min(KEPT_BYTES, own - budget - RESULT_BYTES - PACKED_BYTES)
     kept = -(-per_k // shape.width) * per_c * each <= allowed and block.pieces * problem.groups > 1
     chunk = per_c if kept else min(per_c, max(1, WEIGHT_BYTES // each // CHANNELS_AT_ONCE) * CHANNELS_AT_ONCE)
+    if math.prod(tiles.phases) > 1:
+        chunk = min(per_c, -(-PASS_TERMS // (terms * CHANNELS_AT_ONCE)) * CHANNELS_AT_ONCE)
     return Layout(tiles, shape, block, chunk, kept, deep)
 
 
@@ -146,10 +153,11 @@ def cost_of(problem: ConvProblem, layout: Layout) -> float:
     passes = -(-per_c // layout.chunk)
     multiplied = tiles.products * per_c * leads * tile_cycles(shape.vectors, shape.positions) + tiles.elements * passes * 60
     products = pieces * panels * groups * multiplied
-    # loads, stores and about as many multiply-adds for each element of a transform; packing and transposing. Where one block is
-    # shared, both of two threads transform its input; weights that are kept, each thread transforms for itself.
-    shared = 1 + pieces % 2 / pieces
-    inputs = shared * problem.groups * input_cycles(problem, layout)
+    # loads, stores and about as many multiply-adds for each element of a transform; packing and transposing. Where two threads
+    # share the panels of a block, both transform its input; weights that are kept, each thread transforms for itself.
+    odd = pieces % 2 / pieces
+    uneven = 1 + odd * (panels % 2 / panels)
+    inputs = (1 + odd) * problem.groups * input_cycles(problem, layout)
     output = (tiles.elements * 1.4 + math.prod(tiles.outputs) * 1.7) * host().moving
     outputs = pieces * panels * shape.vectors * block.tiles * output
     vectors = panels * shape.vectors * terms * tiles.elements * host().moving
@@ -159,7 +167,7 @@ def cost_of(problem: ConvProblem, layout: Layout) -> float:
     else:
         weights *= 2 * problem.groups if layout.kept else pieces
     results = math.prod(problem.y_shape) * WRITE_CYCLES * 0.5
-    return CALL_SECONDS + 3e-6 + seconds(products * 1.05 + inputs + outputs + weights + results)
+    return CALL_SECONDS + 3e-6 + seconds(uneven * (products * 1.05 + outputs + weights + results) + inputs)
 
 
 def input_cycles(problem: ConvProblem, layout: Layout) -> float:
@@ -180,15 +188,19 @@ def _may_share(problem: ConvProblem, layout: Layout) -> bool:
 
 
 def _with_shared_weights(problem: ConvProblem, layout: Layout) -> Layout:
-    """All channels are one pass then: weights are there already."""
-    return layout._replace(shared=True, chunk=problem.c // problem.groups)
+    """Weights are there already, so that one pass may take all channels."""
+    one = math.prod(layout.tiles.phases) == 1
+    return layout._replace(shared=True, chunk=problem.c // problem.groups if one else layout.chunk)
 
 
 @functools.lru_cache(maxsize=256)
 def layout_for(problem: ConvProblem) -> Layout:
     """The layout with the least cost, of those that there is memory for, whatever the number of threads."""
     candidates = dict.fromkeys(
-        _layout_with(problem, tiles, budget, deep) for tiles in tiles_of(problem) for budget in BLOCK_BYTES for deep in (False, True)
+        _layout_with(problem, tiles, budget, deep)
+        for tiles in tiles_of(problem)
+        for budget in BLOCK_BYTES
+        for deep in (False, True)
     )
     shared = [_with_shared_weights(problem, layout) for layout in candidates if _may_share(problem, layout)]
     ordered = sorted((*candidates, *shared), key=lambda layout: cost_of(problem, layout))
@@ -212,12 +224,13 @@ def layout_here(problem: ConvProblem) -> Layout:
 def steps_of(problem: ConvProblem, layout: Layout) -> tuple[int, int, int, int]:
     """V_STEP, M_STEP, V_ROWS, U_STEP."""
     line = 64 // np_dtype(problem.acc_dtype).itemsize
+    channels = problem.c // problem.groups if layout.kept else layout.chunk
     return (
         # whole vectors are stored, whose ends are overwritten by what follows: the last one goes beyond
         spread(layout.inputs(problem).places + layout.shape.lanes, line),
         spread(layout.places * layout.shape.width, line),
         layout.rows,
-        spread(layout.chunk * direct_terms(problem, layout.tiles) * layout.shape.width, line),
+        spread(channels * direct_terms(problem, layout.tiles) * layout.shape.width, line),
     )
 
 

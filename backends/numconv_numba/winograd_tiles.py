@@ -17,7 +17,7 @@ __all__ = [
     "input_places", "inputs_of", "lead_axes", "spread", "tile_rows", "tiles_of",
 ]  # fmt: skip
 
-PIXEL_CYCLES, VECTOR_CYCLES, ENTRY_CYCLES = 5.0, 5.0, 2.0
+PIXEL_CYCLES, VECTOR_CYCLES, ENTRY_CYCLES = 6.0, 5.0, 3.0
 """With the lanes over channels: of packing a vector of channels of a pixel, of an element of a tile for each of them, and of its
 entry in a table."""
 PACKED_BYTES = 64 * 1024
@@ -136,6 +136,9 @@ def channel_inputs_of(problem: ConvProblem, tiles: Tiles, block: Block, channels
     tile = block.images * math.prod(tiles.phases) * -(-channels // lanes) * lanes
     tile += lanes * (tile * item % 1024 == 0)  # neighbouring tiles lie in different sets of a cache
     table = math.prod(tiles.phases) * tiles.elements * plane_tiles(block)
+    # and the rows and columns that tiles read, beside which there is one of dimensions that are not there
+    size, unit = ((1, *each)[-2:] for each in (block.size, block.unit))
+    table += sum((-(-q // m) * m + r) * s for q, m, r, s in zip(size, unit, tiles.taps, tiles.strides, strict=True))
     return Inputs(packed, packed * pixels + table * 8 // item, math.prod(block.pitch[:-2]) * plane_tiles(block) * tile, tile)
 
 
@@ -154,7 +157,7 @@ def input_places(problem: ConvProblem, tiles: Tiles, block: Block, channels: int
 
 
 def pixels_of(problem: ConvProblem, tiles: Tiles, block: Block) -> int:
-    """What the tiles of a block read of a channel along the last two dimensions: all if padding may have its values from anywhere."""
+    """What the tiles of a block read of a channel, along the last two dimensions: all if padding may come from anywhere."""
     spatial = problem.spatial[-2:]
     if problem.pad_mode != "zeros":
         return math.prod(spatial)

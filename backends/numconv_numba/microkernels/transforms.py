@@ -12,6 +12,7 @@ columns of a tile, then lanes; one output and one tap stand for no transform.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -122,11 +123,14 @@ def _multiply(builder: Any, emit: Emitter, matrix: Matrix, vectors: Sequence[Any
     return [_combine(builder, emit, coefficients, paired) for coefficients in zip(*columns, strict=True)]
 
 
-def _emit(builder: Any, dtype: Any, lanes: int, both: Sequence[Matrix], vectors: Any, load: Any, store: Any) -> None:
+def _emit(
+    builder: Any, dtype: Any, lanes: int, both: Sequence[Matrix], vectors: Any, load: Any, store: Any, last: Sequence[Any] = ()
+) -> None:
     """Transform so many vectors of tiles: load(emit, i, j, place) gives an element, store(emit, i, j, place, vector) takes one.
 
     `place` is the byte offset of a vector among those that follow each other. Columns are loaded, and rows stored, one by one: of a
-    tile that no registers hold, only what lies between the two products then goes through memory.
+    tile that no registers hold, only what lies between the two products then goes through memory. `last`: whether the last row, and
+    the last column, of the results are stored; without it, both are.
     """
     emit = Emitter(builder, dtype, lanes)
     first, second = both
@@ -135,9 +139,18 @@ def _emit(builder: Any, dtype: Any, lanes: int, both: Sequence[Matrix], vectors:
         columns = [
             _multiply(builder, emit, first, [load(emit, i, j, place) for i in range(len(first[0]))]) for j in range(len(second[0]))
         ]
+        waiting: dict[tuple[bool, bool], list[tuple[int, int, Any]]] = {}
         for i, row in enumerate(zip(*columns, strict=True)):
             for j, result in enumerate(_multiply(builder, emit, second, row)):
-                store(emit, i, j, place, result)
+                ends = bool(last) and i == len(first) - 1 > 0, bool(last) and j == len(second) - 1 > 0
+                if any(ends):
+                    waiting.setdefault(ends, []).append((i, j, result))
+                else:
+                    store(emit, i, j, place, result)
+        for ends, results in waiting.items():
+            with builder.if_then(functools.reduce(builder.and_, itertools.compress(last, ends))):
+                for i, j, result in results:
+                    store(emit, i, j, place, result)
 
 
 def _spaced(base: Any, step: Any, width: int) -> Any:
@@ -159,30 +172,42 @@ def _stores(where: Any) -> Any:
 
 
 @intrinsic
-def _input(typingctx: Any, shape: Any, dtype: Any, x: Any, offsets: Any, vectors: Any, y: Any, y_step: Any) -> Any:
+def _input(
+    typingctx: Any, shape: Any, dtype: Any, x: Any, offsets: Any, vectors: Any, y: Any, y_step: Any, last_row: Any, last_column: Any
+) -> Any:
     check_kinds((shape, dtype), (x, offsets, y))
     rows, row_taps, columns, column_taps, lanes = shape.value
     both, width = (matrices(rows, row_taps).inputs, matrices(columns, column_taps).inputs), columns + column_taps - 1
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _, _, x, offsets, vectors, y, y_step = args
+        _, _, x, offsets, vectors, y, y_step, *ends = args
+        last = [builder.icmp_signed("!=", end, _i64(0)) for end in ends]
 
         def load(emit: Emitter, i: int, j: int, place: Any) -> Any:
             return emit.load(emit.at(emit.at(x, emit.offset(offsets, i * width + j)), place))
 
-        _emit(builder, dtype, lanes, both, vectors, load, _stores(_spaced(y, y_step, width)))
+        store = _stores(_spaced(y, y_step, width))
+        with builder.if_else(builder.and_(*last)) as (whole, part):
+            with whole:
+                _emit(builder, dtype, lanes, both, vectors, load, store)
+            with part:
+                _emit(builder, dtype, lanes, both, vectors, load, store, last)
         return context.get_dummy_value()
 
-    return types.void(shape, dtype, x, offsets, types.int64, y, types.int64), codegen
+    n = types.int64
+    return types.void(shape, dtype, x, offsets, n, y, n, n, n), codegen
 
 
 @kernel(emitted=True)
-def transform_input(shape: Tag, dtype: Tag, x: Address, offsets: Address, vectors: int, y: Address, y_step: int) -> None:
+def transform_input(
+    shape: Tag, dtype: Tag, x: Address, offsets: Address, vectors: int, y: Address, y_step: int, last_row: int, last_column: int
+) -> None:  # fmt: skip
     """Input tiles, so many vectors of them that follow each other.
 
-    Element (i, j) is loaded at its byte offset in an int64 table; elements are stored `y_step` bytes apart.
+    Element (i, j) is loaded at its byte offset in an int64 table; elements are stored `y_step` bytes apart, those of the last row
+    and column, at infinity, only if they are asked for.
     """
-    _input(shape, dtype, x, offsets, vectors, y, y_step)
+    _input(shape, dtype, x, offsets, vectors, y, y_step, last_row, last_column)
 
 
 @intrinsic
@@ -202,14 +227,12 @@ def _weight(
             there = builder.and_(builder.icmp_signed("<", _i64(i), n_rows), builder.icmp_signed("<", _i64(j), n_columns))
             return emit.load_masked(where(emit, i, j, place), emit.spread(there))
 
-        complete = builder.and_(
-            builder.icmp_signed(">=", n_rows, _i64(row_taps)), builder.icmp_signed(">=", n_columns, _i64(column_taps))
-        )
-        with builder.if_else(complete) as (whole, part):
+        last = [builder.icmp_signed(">=", n, _i64(taps)) for n, taps in ((n_rows, row_taps), (n_columns, column_taps))]
+        with builder.if_else(builder.and_(*last)) as (whole, part):
             with whole:
                 _emit(builder, dtype, lanes, both, vectors, _loads(where), store)
             with part:
-                _emit(builder, dtype, lanes, both, vectors, load_inside, store)
+                _emit(builder, dtype, lanes, both, vectors, load_inside, store, last)
         return context.get_dummy_value()
 
     n = types.int64
@@ -223,7 +246,8 @@ def transform_weight(
 ) -> None:  # fmt: skip
     """Kernels, for so many vectors of channels that follow each other, into elements `u_step` bytes apart.
 
-    Taps beyond the first `rows` and `columns` are zero. `count` of them lie `w_next` and `u_next` bytes apart.
+    Taps beyond the first `rows` and `columns` are zero, and elements at infinity then not stored. `count` of them lie `w_next` and
+    `u_next` bytes apart.
     """
     for one in range(count):
         _weight(shape, dtype, w + one * w_next, row_step, column_step, rows, columns, vectors, u + one * u_next, u_step)
