@@ -176,8 +176,8 @@ def _kept(problem: PoolProblem) -> int:
 
 
 def _together(problem: PoolProblem) -> int:
-    """The blocks of an item: what lies between the steps fills half of the first-level cache."""
-    most = host().first_level // 2 // (_between(problem) * (1 + problem.indices))
+    """The blocks of an item: few, so that what is fetched ahead for the first step of the next arrives during the second of this."""
+    most = host().first_level // 6 // _between(problem)
     return max(1, min(most, -(-_blocks(problem).total // ITEMS)))
 
 
