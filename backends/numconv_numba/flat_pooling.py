@@ -176,7 +176,7 @@ def _kept(problem: PoolProblem) -> int:
 
 
 def _together(problem: PoolProblem) -> int:
-    """The blocks of an item: few, so that what is fetched ahead for the first step of the next arrives during the second of this."""
+    """The blocks of an item: few, so that what is fetched ahead for the first step of the next arrives during the second."""
     most = host().first_level // 6 // _between(problem)
     return max(1, min(most, -(-_blocks(problem).total // ITEMS)))
 
