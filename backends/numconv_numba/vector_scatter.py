@@ -30,8 +30,9 @@ BLOCK, ITEMS = 32, 8
 """Channels of an item where they are neighbours in memory: whole cache lines, and more where so many items stay."""
 TURNS = 4
 """Channels that take turns: as many additions take as long as one waits for the store before it."""
-NEAR = 1 << 14
-"""Bytes of the channels of an item, if more than those that take turns: they are cleared, and still near when they are added to."""
+NEAR, FAR = 1 << 14, 1 << 19
+"""Bytes of the channels of an item, if more than those that take turns; and of these, at most: they are cleared, and still in the
+second-level cache when they are added to."""
 ADD_SECONDS, TURN_SECONDS = 4e-10, 2e-10
 """Of a winner, on two threads: alone, and where channels take turns."""
 
@@ -139,8 +140,8 @@ def _block(problem: PoolProblem) -> int:
     if problem.layout == "channels_last":
         return -(-problem.c // BLOCK // max(1, ITEMS // max(problem.n, 1))) * BLOCK
     plane = math.prod(problem.spatial) * np_dtype(problem.acc_dtype).itemsize
-    turns = max(1, NEAR // (TURNS * plane))
-    return max(1, min(turns * TURNS, problem.n * problem.c // ITEMS))
+    turns = TURNS if TURNS * plane <= FAR else 1
+    return max(1, min(turns * max(1, NEAR // (turns * plane)), problem.n * problem.c // ITEMS))
 
 
 class _Executor:
