@@ -19,7 +19,7 @@ from .compiler import Address, Tag, helper, kernel
 from .elements import INT64, itemsize, keep, memory, same, scratch
 from .places import check_places
 from .pooling import Pool
-from .scalar import add, inlined, load, store, zero
+from .scalar import add, inlined, load, store, wide_vectors, zero
 from .threads import MAX_THREADS, parallel_for, run
 from .window_rows import fill, write_row
 
@@ -41,43 +41,53 @@ ADD_SECONDS, TURN_SECONDS = 4e-10, 2e-10
 
 
 @helper
-def add_in_turns(sums, places, y, planes, volume, results, dtype, acc):
+def add_in_turns(sums, places, y, planes, volume, results, dtype):
     """Add the gradients of some channels to where their places say, one of each in turn."""
     inlined()
     for q in range(results):
         for plane in range(planes):
             at = plane * results + q
-            target = sums + (plane * volume + load(places + at * 8, INT64)) * itemsize(acc)
-            store(target, add(load(target, acc), load(y + at * itemsize(dtype), dtype, acc)), acc)
+            target = sums + (plane * volume + load(places + at * 8, INT64)) * itemsize(dtype)
+            store(target, add(load(target, dtype), load(y + at * itemsize(dtype), dtype)), dtype)
 
 
 @helper
-def scatter_planes(sums, places, y, planes, volume, results, dtype, acc):
+def scatter_planes(sums, places, y, planes, volume, results, dtype):
     """The sums of some channels that lie one behind the other, as do their places and gradients."""
-    fill(sums, planes * volume, zero(acc), acc)
+    fill(sums, planes * volume, zero(dtype), dtype)
     alone = planes % TURNS
     for plane in range(0, planes - alone, TURNS):
-        at = plane * results
-        where, source = places + at * 8, y + at * itemsize(dtype)
-        add_in_turns(sums + plane * volume * itemsize(acc), where, source, TURNS, volume, results, dtype, acc)
+        where, given = places + plane * results * 8, y + plane * results * itemsize(dtype)
+        add_in_turns(sums + plane * volume * itemsize(dtype), where, given, TURNS, volume, results, dtype)
     for plane in range(planes - alone, planes):
-        at = plane * results
-        where, source = places + at * 8, y + at * itemsize(dtype)
-        add_in_turns(sums + plane * volume * itemsize(acc), where, source, 1, volume, results, dtype, acc)
+        where, given = places + plane * results * 8, y + plane * results * itemsize(dtype)
+        add_in_turns(sums + plane * volume * itemsize(dtype), where, given, 1, volume, results, dtype)
+
+
+@helper
+def widen_row(row, target, count, dtype, acc):
+    """Copy a contiguous row in a wider dtype."""
+    wide_vectors()
+    for q in range(count):
+        store(target + q * itemsize(acc), load(row + q * itemsize(dtype), dtype, acc), acc)
 
 
 @helper
 def _scatter(begin, end, args):
     dtype, acc, block, planes, volume, results, y, places, grad = args
-    buffer = scratch(0 if same(dtype, acc) else block * volume * itemsize(acc))
+    buffer = scratch(0 if same(dtype, acc) else block * (volume + results) * itemsize(acc))
     for item in range(begin, end):
         first, count = item * block, min(block, planes - item * block)
-        where, source = places + first * results * 8, y + first * results * itemsize(dtype)
+        where, given = places + first * results * 8, y + first * results * itemsize(dtype)
         target = grad + first * volume * itemsize(dtype)
-        sums = target if same(dtype, acc) else memory(buffer)
-        scatter_planes(sums, where, source, count, volume, results, dtype, acc)
-        if not same(dtype, acc):
-            write_row(sums, target, count * volume, itemsize(dtype), dtype, acc)
+        if same(dtype, acc):
+            scatter_planes(target, where, given, count, volume, results, acc)
+            continue
+        sums = memory(buffer)
+        wide = sums + block * volume * itemsize(acc)
+        widen_row(given, wide, count * results, dtype, acc)
+        scatter_planes(sums, where, wide, count, volume, results, acc)
+        write_row(sums, target, count * volume, itemsize(dtype), dtype, acc)
     keep(buffer)
 
 
@@ -197,9 +207,11 @@ class VectorScatter(Implementation):
         return 2e-6 + problem.bytes / 1e11 + math.prod(problem.y_shape) * (TURN_SECONDS if turns else ADD_SECONDS)
 
     def workspace(self, problem: PoolProblem) -> int:
-        """Of half types, for each thread the sums of an item."""
-        half = problem.dtype != problem.acc_dtype
-        return MAX_THREADS * half * _block(problem) * math.prod(problem.spatial) * np_dtype(problem.acc_dtype).itemsize
+        """Of half types, for each thread the sums and the gradients of an item."""
+        if problem.dtype == problem.acc_dtype:
+            return 0
+        positions = math.prod(problem.spatial) + math.prod(problem.output)
+        return MAX_THREADS * _block(problem) * positions * np_dtype(problem.acc_dtype).itemsize
 
     def build(self, problem: PoolProblem) -> _Executor:
         """The executor."""
