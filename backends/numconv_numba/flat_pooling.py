@@ -29,7 +29,7 @@ from .sliding import Inner, phases_of
 from .threads import MAX_THREADS, parallel_for, run
 from .vector_pooling import STEP_SECONDS, averaged_in_vectors, pooled_in_vectors, vector_seconds
 from .wide_pooling import in_dtype
-from .window_rows import fill
+from .window_rows import fill, fill_memory
 
 __all__ = ["FlatPool"]
 
@@ -241,7 +241,7 @@ class _Executor:
         """Compute."""
         x, y = (outs[0], ins[0]) if self._problem.op.endswith("_backward") else (ins[0], outs[0])
         beside = outs[1] if self._problem.indices else self._shares
-        if not (x.flags.c_contiguous and y.flags.c_contiguous and beside.flags.c_contiguous):
+        if not fill_memory((x, y, beside)):
             self._general(outs, ins)
         elif self._problem.n:
             self._run(x, y, beside, self._vector)

@@ -11,8 +11,6 @@ import functools
 import math
 from typing import Any
 
-import numpy as np
-
 from numconv.plugin import Implementation, PoolProblem, Verdict, np_dtype
 
 from .compiler import Address, Tag, helper, kernel
@@ -21,7 +19,7 @@ from .places import check_places
 from .pooling import Pool
 from .scalar import add, inlined, load, store, wide_vectors, zero
 from .threads import MAX_THREADS, parallel_for, run
-from .window_rows import fill, write_row
+from .window_rows import fill, fill_memory, write_row
 
 __all__ = ["VectorScatter"]
 
@@ -158,12 +156,12 @@ class _Executor:
     """The kernel, and the general implementation for arrays that do not fill their memory in the layout's order."""
 
     def __init__(self, problem: PoolProblem):
-        self._problem, self._last = problem, problem.layout == "channels_last"
-        self._in_memory = (0, *range(2, problem.ndim + 2), 1)
+        self._problem, last = problem, problem.layout == "channels_last"
+        self._in_memory = (0, *range(2, problem.ndim + 2), 1) if last else None
         block, self._volume = _block(problem), math.prod(problem.spatial)
         planes, compiled = problem.n * problem.c, scatter.specialise
         items, tags = -(-planes // block), [problem.dtype, problem.acc_dtype]
-        if self._last:
+        if last:
             planes, compiled = problem.c, scatter_beside.specialise
             items, tags = problem.n * -(-planes // block), [problem.dtype]
         fixed = items, 3 * problem.bytes, block, planes, self._volume, math.prod(problem.output)
@@ -175,14 +173,11 @@ class _Executor:
 
     def __call__(self, outs: Any, ins: Any) -> None:
         (grad,), (y, places) = outs, ins
-        if not all(self._fills_memory(array) for array in (grad, y, places)):
+        if not fill_memory((grad, y, places), self._in_memory):
             self._general(outs, ins)
             return
         check_places(self._problem.op, places, self._volume)
         self._run(y, places, grad)
-
-    def _fills_memory(self, array: np.ndarray[Any, Any]) -> bool:
-        return bool((array.transpose(self._in_memory) if self._last else array).flags.c_contiguous)
 
 
 class VectorScatter(Implementation):
