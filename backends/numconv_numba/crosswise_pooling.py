@@ -27,6 +27,7 @@ from .microkernels.transpose import transpose
 from .pooling import Pool
 from .scalar import address, is_null, load, pointer, store, wide_vectors
 from .threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
+from .window_rows import fill_memory
 
 __all__ = ["CrosswisePool"]
 
@@ -198,7 +199,7 @@ class _Executor:
     def __init__(self, problem: PoolProblem):
         self._problem = problem
         self._last = problem.layout == "channels_last"
-        self._in_memory = (0, *range(2, problem.ndim + 2), 1)
+        self._in_memory = (0, *range(2, problem.ndim + 2), 1) if self._last else None
         acc, groups = problem.acc_dtype, groups_of(problem)
         bands, item = bands_of(problem, groups), np_dtype(problem.dtype).itemsize
         x_volume, y_volume = math.prod(problem.spatial), math.prod(problem.output)
@@ -221,7 +222,7 @@ class _Executor:
 
     def __call__(self, outs: Any, ins: Any) -> None:
         """Compute."""
-        if not all(self._fills_memory(array) for array in (*outs, *ins)):
+        if not fill_memory((*outs, *ins), self._in_memory):
             self._general(outs, ins)
         elif self._problem.n:
             (enter, leave, turn), (tools, plans) = self._turns, self._sweeps
@@ -231,9 +232,6 @@ class _Executor:
             else:
                 y, indices = (*outs, 0)[:2]
                 run_with(*self._fixed, enter, leave, turn, *tools, *ins, y, indices, *plans, self._vector)
-
-    def _fills_memory(self, array: np.ndarray[Any, Any]) -> bool:
-        return bool((array.transpose(self._in_memory) if self._last else array).flags.c_contiguous)
 
 
 def _areas(problem: PoolProblem) -> Areas:

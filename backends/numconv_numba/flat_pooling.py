@@ -29,7 +29,7 @@ from .sliding import Inner, phases_of
 from .threads import MAX_THREADS, parallel_for, run
 from .vector_pooling import STEP_SECONDS, averaged_in_vectors, pooled_in_vectors, vector_seconds
 from .wide_pooling import in_dtype
-from .window_rows import fill
+from .window_rows import fill, fill_memory
 
 __all__ = ["FlatPool"]
 
@@ -176,8 +176,8 @@ def _kept(problem: PoolProblem) -> int:
 
 
 def _together(problem: PoolProblem) -> int:
-    """The blocks of an item: what lies between the steps fills half of the first-level cache."""
-    most = host().first_level // 2 // (_between(problem) * (1 + problem.indices))
+    """The blocks of an item: few, so that what is fetched ahead for the first step of the next arrives during the second."""
+    most = host().first_level // 6 // _between(problem)
     return max(1, min(most, -(-_blocks(problem).total // ITEMS)))
 
 
@@ -241,7 +241,7 @@ class _Executor:
         """Compute."""
         x, y = (outs[0], ins[0]) if self._problem.op.endswith("_backward") else (ins[0], outs[0])
         beside = outs[1] if self._problem.indices else self._shares
-        if not (x.flags.c_contiguous and y.flags.c_contiguous and beside.flags.c_contiguous):
+        if not fill_memory((x, y, beside)):
             self._general(outs, ins)
         elif self._problem.n:
             self._run(x, y, beside, self._vector)

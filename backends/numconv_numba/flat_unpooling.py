@@ -18,7 +18,7 @@ from .elements import INT64, itemsize, keep, memory, scratch
 from .places import check_places
 from .scalar import load, store, zero
 from .threads import MAX_THREADS, parallel_for, run
-from .window_rows import fill
+from .window_rows import fill, fill_memory
 from .windows import Windows
 
 __all__ = ["FlatUnpool"]
@@ -116,7 +116,7 @@ class _Executor:
         return Windows().build(self._problem)
 
     def __call__(self, outs: Any, ins: Any) -> None:
-        if not all(array.flags.c_contiguous for array in (*outs, *ins)):
+        if not fill_memory((*outs, *ins)):
             self._general(outs, ins)
         elif self._problem.n:
             check_places(self._problem.op, ins[1], self._volume)

@@ -15,6 +15,7 @@ import numpy as np
 from numconv.plugin import Implementation, PoolProblem, Verdict, np_dtype
 
 from .crosswise_pooling import CrosswisePool
+from .flat_pooling import FlatPool
 from .vector_pooling import VectorPool
 from .vector_scatter import VectorScatter
 from .wide_pooling import WidePool
@@ -23,7 +24,7 @@ __all__ = ["FoundScatter"]
 
 TOGETHER = 1 << 17
 """Results of some images whose winners are kept."""
-FINDERS: tuple[Implementation, ...] = (CrosswisePool(), VectorPool(), WidePool())
+FINDERS: tuple[Implementation, ...] = (CrosswisePool(), FlatPool(), VectorPool(), WidePool())
 
 
 def _found(problem: PoolProblem) -> PoolProblem:
@@ -82,7 +83,7 @@ class FoundScatter(Implementation):
         if problem.indices:
             return Verdict.no("the winners are given: it finds them")
         if not any(each.supports(_found(problem)) for each in FINDERS):
-            return Verdict.no("crosswise_pool, vector_pool and wide_pool do not take it: they find the winners")
+            return Verdict.no(f"{', '.join(each.name for each in FINDERS)} do not take it: they find the winners")
         return VectorScatter().supports(problem.replace(indices=True))
 
     def cost(self, problem: PoolProblem) -> float:

@@ -11,17 +11,15 @@ import functools
 import math
 from typing import Any
 
-import numpy as np
-
 from numconv.plugin import Implementation, PoolProblem, Verdict, np_dtype
 
 from .compiler import Address, Tag, helper, kernel
 from .elements import INT64, itemsize, keep, memory, same, scratch
 from .places import check_places
 from .pooling import Pool
-from .scalar import add, inlined, load, store, zero
+from .scalar import add, inlined, load, store, wide_vectors, zero
 from .threads import MAX_THREADS, parallel_for, run
-from .window_rows import fill, write_row
+from .window_rows import fill, fill_memory, write_row
 
 __all__ = ["VectorScatter"]
 
@@ -30,8 +28,9 @@ BLOCK, ITEMS = 32, 8
 """Channels of an item where they are neighbours in memory: whole cache lines, and more where so many items stay."""
 TURNS = 4
 """Channels that take turns: as many additions take as long as one waits for the store before it."""
-NEAR = 1 << 14
-"""Bytes of the channels of an item, if more than those that take turns: they are cleared, and still near when they are added to."""
+NEAR, FAR = 1 << 14, 1 << 19
+"""Bytes of the channels of an item, if more than those that take turns; and of these, at most: they are cleared, and still in the
+second-level cache when they are added to."""
 ADD_SECONDS, TURN_SECONDS = 4e-10, 2e-10
 """Of a winner, on two threads: alone, and where channels take turns."""
 
@@ -40,43 +39,53 @@ ADD_SECONDS, TURN_SECONDS = 4e-10, 2e-10
 
 
 @helper
-def add_in_turns(sums, places, y, planes, volume, results, dtype, acc):
+def add_in_turns(sums, places, y, planes, volume, results, dtype):
     """Add the gradients of some channels to where their places say, one of each in turn."""
     inlined()
     for q in range(results):
         for plane in range(planes):
             at = plane * results + q
-            target = sums + (plane * volume + load(places + at * 8, INT64)) * itemsize(acc)
-            store(target, add(load(target, acc), load(y + at * itemsize(dtype), dtype, acc)), acc)
+            target = sums + (plane * volume + load(places + at * 8, INT64)) * itemsize(dtype)
+            store(target, add(load(target, dtype), load(y + at * itemsize(dtype), dtype)), dtype)
 
 
 @helper
-def scatter_planes(sums, places, y, planes, volume, results, dtype, acc):
+def scatter_planes(sums, places, y, planes, volume, results, dtype):
     """The sums of some channels that lie one behind the other, as do their places and gradients."""
-    fill(sums, planes * volume, zero(acc), acc)
+    fill(sums, planes * volume, zero(dtype), dtype)
     alone = planes % TURNS
     for plane in range(0, planes - alone, TURNS):
-        at = plane * results
-        where, source = places + at * 8, y + at * itemsize(dtype)
-        add_in_turns(sums + plane * volume * itemsize(acc), where, source, TURNS, volume, results, dtype, acc)
+        where, given = places + plane * results * 8, y + plane * results * itemsize(dtype)
+        add_in_turns(sums + plane * volume * itemsize(dtype), where, given, TURNS, volume, results, dtype)
     for plane in range(planes - alone, planes):
-        at = plane * results
-        where, source = places + at * 8, y + at * itemsize(dtype)
-        add_in_turns(sums + plane * volume * itemsize(acc), where, source, 1, volume, results, dtype, acc)
+        where, given = places + plane * results * 8, y + plane * results * itemsize(dtype)
+        add_in_turns(sums + plane * volume * itemsize(dtype), where, given, 1, volume, results, dtype)
+
+
+@helper
+def widen_row(row, target, count, dtype, acc):
+    """Copy a contiguous row in a wider dtype."""
+    wide_vectors()
+    for q in range(count):
+        store(target + q * itemsize(acc), load(row + q * itemsize(dtype), dtype, acc), acc)
 
 
 @helper
 def _scatter(begin, end, args):
     dtype, acc, block, planes, volume, results, y, places, grad = args
-    buffer = scratch(0 if same(dtype, acc) else block * volume * itemsize(acc))
+    buffer = scratch(0 if same(dtype, acc) else block * (volume + results) * itemsize(acc))
     for item in range(begin, end):
         first, count = item * block, min(block, planes - item * block)
-        where, source = places + first * results * 8, y + first * results * itemsize(dtype)
+        where, given = places + first * results * 8, y + first * results * itemsize(dtype)
         target = grad + first * volume * itemsize(dtype)
-        sums = target if same(dtype, acc) else memory(buffer)
-        scatter_planes(sums, where, source, count, volume, results, dtype, acc)
-        if not same(dtype, acc):
-            write_row(sums, target, count * volume, itemsize(dtype), dtype, acc)
+        if same(dtype, acc):
+            scatter_planes(target, where, given, count, volume, results, acc)
+            continue
+        sums = memory(buffer)
+        wide = sums + block * volume * itemsize(acc)
+        widen_row(given, wide, count * results, dtype, acc)
+        scatter_planes(sums, where, wide, count, volume, results, acc)
+        write_row(sums, target, count * volume, itemsize(dtype), dtype, acc)
     keep(buffer)
 
 
@@ -139,20 +148,20 @@ def _block(problem: PoolProblem) -> int:
     if problem.layout == "channels_last":
         return -(-problem.c // BLOCK // max(1, ITEMS // max(problem.n, 1))) * BLOCK
     plane = math.prod(problem.spatial) * np_dtype(problem.acc_dtype).itemsize
-    turns = max(1, NEAR // (TURNS * plane))
-    return max(1, min(turns * TURNS, problem.n * problem.c // ITEMS))
+    turns = TURNS if TURNS * plane <= FAR else 1
+    return max(1, min(turns * max(1, NEAR // (turns * plane)), problem.n * problem.c // ITEMS))
 
 
 class _Executor:
     """The kernel, and the general implementation for arrays that do not fill their memory in the layout's order."""
 
     def __init__(self, problem: PoolProblem):
-        self._problem, self._last = problem, problem.layout == "channels_last"
-        self._in_memory = (0, *range(2, problem.ndim + 2), 1)
+        self._problem, last = problem, problem.layout == "channels_last"
+        self._in_memory = (0, *range(2, problem.ndim + 2), 1) if last else None
         block, self._volume = _block(problem), math.prod(problem.spatial)
         planes, compiled = problem.n * problem.c, scatter.specialise
         items, tags = -(-planes // block), [problem.dtype, problem.acc_dtype]
-        if self._last:
+        if last:
             planes, compiled = problem.c, scatter_beside.specialise
             items, tags = problem.n * -(-planes // block), [problem.dtype]
         fixed = items, 3 * problem.bytes, block, planes, self._volume, math.prod(problem.output)
@@ -164,14 +173,11 @@ class _Executor:
 
     def __call__(self, outs: Any, ins: Any) -> None:
         (grad,), (y, places) = outs, ins
-        if not all(self._fills_memory(array) for array in (grad, y, places)):
+        if not fill_memory((grad, y, places), self._in_memory):
             self._general(outs, ins)
             return
         check_places(self._problem.op, places, self._volume)
         self._run(y, places, grad)
-
-    def _fills_memory(self, array: np.ndarray[Any, Any]) -> bool:
-        return bool((array.transpose(self._in_memory) if self._last else array).flags.c_contiguous)
 
 
 class VectorScatter(Implementation):
@@ -196,9 +202,11 @@ class VectorScatter(Implementation):
         return 2e-6 + problem.bytes / 1e11 + math.prod(problem.y_shape) * (TURN_SECONDS if turns else ADD_SECONDS)
 
     def workspace(self, problem: PoolProblem) -> int:
-        """Of half types, for each thread the sums of an item."""
-        half = problem.dtype != problem.acc_dtype
-        return MAX_THREADS * half * _block(problem) * math.prod(problem.spatial) * np_dtype(problem.acc_dtype).itemsize
+        """Of half types, for each thread the sums and the gradients of an item."""
+        if problem.dtype == problem.acc_dtype:
+            return 0
+        positions = math.prod(problem.spatial) + math.prod(problem.output)
+        return MAX_THREADS * _block(problem) * positions * np_dtype(problem.acc_dtype).itemsize
 
     def build(self, problem: PoolProblem) -> _Executor:
         """The executor."""

@@ -43,7 +43,7 @@ from .sliding import (
 )  # fmt: skip
 from .threads import MAX_THREADS, parallel_for, run
 from .vector_pooling import averaged_in_vectors, lists_bytes, pooled_in_vectors
-from .window_rows import fill
+from .window_rows import fill, fill_memory
 from .windows import row_major
 
 __all__ = ["WidePool"]
@@ -207,7 +207,7 @@ class _Executor:
         return Pool().build(self._problem)
 
     def __call__(self, outs: Any, ins: Any) -> None:
-        if all(array.flags.c_contiguous for array in (*outs, *ins)) and self._problem.n:
+        if fill_memory((*outs, *ins)) and self._problem.n:
             self._run(ins[0], outs, *self._tables)
         else:
             self._general(outs, ins)

@@ -46,6 +46,7 @@ __all__ = [
     "Rows",
     "chunk_of",
     "fill",
+    "fill_memory",
     "flat_step",
     "linked",
     "linked_rows",
@@ -193,6 +194,17 @@ def write_row(row, y, count, step, yt, at):
     else:
         for q in range(count):
             store(y + q * step, rounded(load(row + q * itemsize(at), at), yt), yt)
+
+
+# --- arrays --------------------------------------------------------------------------------------------------------------------
+
+
+def fill_memory(arrays: Sequence[np.ndarray[Any, Any]], axes: tuple[int, ...] | None = None) -> bool:
+    """Whether arrays fill their memory in row-major order, or in that of these axes."""
+    for array in arrays:  # noqa: SIM110 - a generator would take as long as a small kernel
+        if not (array if axes is None else array.transpose(axes)).flags.c_contiguous:
+            return False
+    return True
 
 
 # --- what the vector holds -----------------------------------------------------------------------------------------------------
