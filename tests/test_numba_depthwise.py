@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numconv_numba.depthwise_weights import plan_for
 
 import numconv as nc
 from numconv.plugin import parse
 from numconv.registry import default_registry
 from numconv.testing import check
-from numconv_numba.depthwise_weights import plan_for
 
 OPS = ("forward", "input_grad", "weight_grad")
 GEOMETRIES = [
