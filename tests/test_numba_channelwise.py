@@ -89,3 +89,5 @@ def test_it_is_chosen_for_channels_that_are_last():
     gradient = nc.plan("conv_weight_grad", (1, 56, 56, 144), (144, 1, 3, 3), layout="channels_last", **options)
     assert gradient.algorithm == "channelwise"
     assert nc.plan("conv", (1, 144, 56, 56), (144, 1, 3, 3), **options).algorithm != "channelwise"
+    strided = nc.plan("conv_input_grad", (1, 14, 14, 144), (144, 1, 3, 3), stride=2, layout="channels_last", **options)
+    assert strided.algorithm == "channelwise"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numconv_numba.depthwise_weights import plan_for
 
 import numconv as nc
 from numconv.plugin import parse
@@ -110,3 +111,11 @@ def test_narrower_processors(check_on, processor, width):
     geometries = ("f32 n1 c2 k2 g2 in20x41 w3x3 s1 p1 d1", "f32 n1 c2 k2 g2 in20x41 w9x9 s2 p4 d1")
     jobs = [("depthwise", f"conv {op} {geometry}") for op in ("forward", "weight_grad") for geometry in geometries]
     assert check_on(processor, jobs) == width
+
+
+@pytest.mark.parametrize("size", ["1024x1024 w31x31 s1 p15", "512x512 w5x5 s1 p2", "700x900 w15x15 s1 p7", "200000 w1025 s1 p512"])
+def test_weight_gradients_have_even_shares(size):
+    plan = plan_for(parse(f"conv weight_grad f32 n1 c1 k1 g1 in{size} d1"))
+    assert plan.parts == 16
+    shares = [plan.layout.bands * (part + 1) // plan.parts - plan.layout.bands * part // plan.parts for part in range(plan.parts)]
+    assert max(shares) * plan.parts <= 1.1 * plan.layout.bands

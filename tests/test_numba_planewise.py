@@ -107,9 +107,12 @@ def test_bias_and_activation(op, index, rng):
     check(parse(f"conv {op} {GEOMETRIES[index]} {bias}"), "numba", "planewise", rng=rng, integer=False)
 
 
-@pytest.mark.parametrize("index", [0, 1, 10])
-def test_silu(index, rng):
-    check(parse(f"conv forward {GEOMETRIES[index]} bias=y act=silu"), "numba", "planewise", rng=rng, integer=False)
+@pytest.mark.parametrize("activation", ["silu", "gelu"])
+@pytest.mark.parametrize(("op", "index"), [("forward", 0), ("forward", 1), ("input_grad", 2), ("forward", 10)])
+def test_smooth_activations(op, index, activation, rng):
+    bias = "x" if op == "input_grad" else "y"
+    problem = parse(f"conv {op} {GEOMETRIES[index]} bias={bias} act={activation}")
+    check(problem, "numba", "planewise", rng=rng, integer=False)
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -21,6 +21,7 @@ from numconv.plugin import ConvProblem, Implementation, Verdict, WindowProblem, 
 
 from .blocked import CALL_SECONDS, Blocked
 from .dense import with_weights
+from .depthwise import is_scattered
 from .direct import MEASURED_ERROR
 from .implicit_gemm import ImplicitGemm
 from .patches import patch_products, product_weights
@@ -35,6 +36,8 @@ MOST_BYTES = 16 << 20
 """Of the columns of one slice of windows, at least: those of wide images are left to others."""
 MOVED_SECONDS = 4e-10
 """Of an element of x that is added to, or gets its bias and activation."""
+SCATTERED_SECONDS = 4e-9
+"""Of an element of the columns whose neighbours of x are other channels: added up one by one."""
 
 
 class _Piece(NamedTuple):
@@ -169,6 +172,8 @@ class Col2im(Implementation):
         alike = {(each.product, each.fold) for each in pieces}
         seconds = {both: _cheapest(both[0]).cost(both[0]) + VectorWindows().cost(both[1]) for both in alike}
         moved = math.prod(problem.x_shape) * MOVED_SECONDS * (len(pieces) > 1 or bool(problem.bias))
+        if is_scattered(problem):
+            moved += sum(math.prod(each.product.y_shape) for each in pieces) * SCATTERED_SECONDS
         return CALL_SECONDS + moved + sum(seconds[each.product, each.fold] for each in pieces)
 
     def workspace(self, problem: ConvProblem) -> int:

@@ -141,8 +141,23 @@ def plan_for(problem: ConvProblem) -> _Plan:
         layout = layout_with(forward, False, 1, vectors)
         most = -(-layout.reached // layout.lag)
         shapes = itertools.product(range(1, min(most, 8) + 1), range(1, min(layout.columns, 12) + 1))
-        plans += [_tiled(problem, layout, *shape) for shape in shapes if _fits(*shape)]
-    return min(plans, key=lambda plan: _cycles(problem, plan))
+        layouts = dict.fromkeys((layout, _evenly(problem, layout)))
+        plans += [_tiled(problem, each, *shape) for shape in shapes if _fits(*shape) for each in layouts]
+    return min(plans, key=lambda plan: _cycles(problem, plan) * _unevenness(problem, plan))
+
+
+def _evenly(problem: ConvProblem, layout: Layout) -> Layout:
+    """The layout with more bands, as many for each work item."""
+    others, parts = _units(problem, layout) // layout.bands, -(-ITEMS // problem.groups)
+    some = parts // math.gcd(parts, max(others, 1))
+    band = max(1, -(-layout.total // (-(-layout.bands // some) * some)))
+    return layout._replace(band=band, bands=-(-layout.total // band))
+
+
+def _unevenness(problem: ConvProblem, plan: _Plan) -> float:
+    """What the work item with the most bands has, against the mean."""
+    units = _units(problem, plan.layout)
+    return -(-units // plan.parts) * plan.parts / max(units, 1)
 
 
 # What the kernel knows of a plan: items of a group, rows and columns of a tile, tiles of rows and of columns, elements of the sums

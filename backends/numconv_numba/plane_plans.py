@@ -11,6 +11,7 @@ import numpy as np
 
 from numconv.plugin import ConvProblem, np_dtype
 
+from .activations import ACTIVATIONS
 from .microkernels.emit import host, lanes_of
 from .microkernels.planes import Sweep, accumulators
 from .strips import ITEMS
@@ -120,7 +121,9 @@ def shapes_of(problem: ConvProblem) -> list[Sweep]:
     first = problem.padding[-1][0] % step if adjoint else 0
     # where a slice begins depends on the outer dimensions of the output
     sliced = slices_of(problem) > 1 or problem.ndim > 2
-    shapes = [Sweep(vectors, rows, columns, row_step, step, adjoint, first, sliced, lanes_of(problem.dtype)) for vectors in WIDTHS]
+    lanes, code = lanes_of(problem.dtype), ACTIVATIONS[problem.activation]
+    smooth = code if code > ACTIVATIONS["relu"] else 0
+    shapes = [Sweep(vectors, rows, columns, row_step, step, adjoint, first, sliced, lanes, smooth) for vectors in WIDTHS]
     return [each for each in shapes if fits(each)]
 
 

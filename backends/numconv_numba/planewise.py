@@ -17,7 +17,7 @@ import numpy as np
 
 from numconv.plugin import ConvProblem, Verdict, np_dtype
 
-from .activations import ACTIVATIONS, activate_rows
+from .activations import ACTIVATIONS
 from .blocked import CALL_SECONDS, seconds
 from .compiler import Address, Tag, Unit, helper, invoke, kernel
 from .dense import Adjoint, DenseImplementation, redo
@@ -41,7 +41,6 @@ from .geometry import (
     part,
 )
 from .microkernels import planes as job_of
-from .microkernels.activation import dress
 from .microkernels.emit import flag_table
 from .microkernels.planes import Sweep, sweep
 from .plane_padding import (
@@ -90,16 +89,13 @@ USUAL_PIXELS = 64
 """Results of a row in the tiles that are compiled with the driver."""
 PHASES_BYTES = 64 * 1024
 """Of the planes of x of which one phase of the rows is done after the other."""
-NEAR = 16 * 1024
-"""Bytes of results that stay in the first-level cache until their activation is applied."""
 
 # What the kernel knows of a plan: the tile's address, strips and the numbers of each, rows and bands, the kernel's rows and
 # columns, whether it is an adjoint, columns of results from a row to the next where strips are rows, and of x; outer dimensions;
-# the address of `dress`; the dilation of rows, whose phases are swept one after the other.
+# the dilation of rows, whose phases are swept one after the other.
 (
-    TILE, RUNS, BAND, BANDS, KERNEL_ROWS, KERNEL_COLUMNS, ADJOINT, ROW_RESULTS, ROW_PIXELS, OUTER_TAPS, OUTER_OUTPUTS, DRESS,
-    PHASES, HEAD,
-) = range(14)  # fmt: skip
+    TILE, RUNS, BAND, BANDS, KERNEL_ROWS, KERNEL_COLUMNS, ADJOINT, ROW_RESULTS, ROW_PIXELS, OUTER_TAPS, OUTER_OUTPUTS, PHASES, HEAD,
+) = range(13)  # fmt: skip
 INT32, FLOAT64 = Tag("int32"), Tag("float64")
 EXPONENT32, EXPONENT64 = np.int32(0x7F800000), np.int64(0x7FF0000000000000)
 """The bits of an exponent, which are all set in what is not finite."""
@@ -198,15 +194,11 @@ def _planes(begin, end, args):
     job[job_of.COLUMNS], job[job_of.COUNT] = as_integer(columns), b[KERNEL_COLUMNS]
     job[job_of.PLACES], job[job_of.RELU] = as_integer(places), g[OPTION] == 1
     job[job_of.X_PLANE], job[job_of.W_PLANE], job[job_of.BIAS_PLANE], job[job_of.Y_PLANE] = g[xs + 1], taps * size, size, g[ys + 1]
-    length, rows, y_row = g[part(g, OUTPUT) + axis + 1], 1, 0
-    if axis >= 0:
-        rows, y_row = g[part(g, OUTPUT) + axis], g[ys + 3 + axis]
+    rows = g[part(g, OUTPUT) + axis] if axis >= 0 else 1
     one_slice = (b[OUTER_TAPS] == 1) & (g[PER_C] == 1)
     together = one_slice & (b[BANDS] == 1) & (b[OUTER_OUTPUTS] == 1) & (g[PER_K] == 1) & (b[RUNS] == 1)
-    # few planes with an activation, so that they are still near when it is applied
-    most = max(1, NEAR // (rows * length * size)) if g[OPTION] > 1 else channels
-    if b[PHASES] > 1:  # few planes, so that each phase finds them in the cache
-        most = min(most, max(1, PHASES_BYTES // max(1, abs(g[xs + 1]))))
+    # few planes with a dilation, so that each phase finds them in the cache
+    most = channels if b[PHASES] == 1 else max(1, PHASES_BYTES // max(1, abs(g[xs + 1])))
     if not is_null(pads):
         job[job_of.X_PLANE], most = p[PAD_PLANE], min(most, p[PAD_PLANES])
     item = begin
@@ -229,12 +221,6 @@ def _planes(begin, end, args):
             source = spare
         fill_slices(job, pointer(places, INT64), output, g, b, at)
         sweep_strips(job, fields, source, target, first_row, end_row, count, g, b, at)
-        if g[OPTION] > 1:
-            one = (count > 1) & (g[ys + 1] == rows * y_row)  # planes without a gap
-            top, below = first_row * b[PHASES], min(rows, end_row * b[PHASES])
-            for each in range(1 if one else count):
-                place, high = target + (each * g[ys + 1] + top * y_row), count * rows if one else below - top
-                activate_rows(b[DRESS], place, y_row, high, length, g[OPTION], at)
         item += count
 
 
@@ -301,7 +287,7 @@ class _Sweeps:
         head = [
             tile, len(runs), plan.band, plan.bands, shape.rows, problem.kernel[-1],
             shape.adjoint, plan.width, plan.width // shape.column_step if shape.adjoint else plan.width * shape.column_step, *outer,
-            dress.address(shape.lanes, problem.dtype) if ACTIVATIONS[problem.activation] > 1 else 0, phases_of(problem),
+            phases_of(problem),
         ]  # fmt: skip
         at = self._flags.ctypes.data
         rows = [(run.source, run.target, run.strips, run.used, at + start) for run, start in zip(runs, starts, strict=False)]

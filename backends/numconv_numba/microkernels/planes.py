@@ -18,6 +18,7 @@ from numba.core import cgutils
 
 from numconv_numba.compiler import Address, Tag, intrinsic, kernel
 
+from .activation import SMOOTH
 from .copies import parted
 from .emit import Emitter, check_kinds
 
@@ -60,6 +61,8 @@ class Sweep(NamedTuple):
     sliced : bool
         Whether results are sums over several slices, channels or places of outer dimensions.
     lanes : int
+    smooth : int
+        The code of silu or of gelu if one is applied, else 0.
     """
 
     vectors: int
@@ -71,6 +74,7 @@ class Sweep(NamedTuple):
     first: int
     sliced: bool
     lanes: int
+    smooth: int = 0
 
 
 class _Turn(NamedTuple):
@@ -235,15 +239,13 @@ class _Tile:
 
     def finish(self, slots: list[list[Any]], place: Any, shift: Any) -> None:
         """Write a row of results."""
-        builder, emit = self.builder, self.emit
+        builder, emit, shape = self.builder, self.emit, self.shape
         for v, masks in enumerate(self.masks):
-            values = [builder.load(phase[v]) for phase in slots]
-            if self.phases == 2:
-                lanes = emit.lanes
-                values = [
-                    emit.shuffle(*values, [half * lanes // 2 + i // 2 + i % 2 * lanes for i in range(lanes)]) for half in range(2)
-                ]
+            values = self.row_values(slots, v)
             places = [emit.at(place, (self.phases * v + half) * emit.width) for half in range(self.phases)]
+            if shape.smooth:
+                self.finish_smoothly(v, values, places, masks, shift)
+                continue
             with builder.if_else(self.plain) as (bare, dressed):
                 with bare:
                     for value, at, mask in zip(values, places, masks, strict=True):
@@ -251,6 +253,25 @@ class _Tile:
                 with dressed:
                     for value, at, mask in zip(values, places, masks, strict=True):
                         emit.store_masked(emit.positive(builder.fadd(value, shift), self.relu), at, mask)
+
+    def finish_smoothly(self, v: int, values: list[Any], places: list[Any], masks: list[Any], shift: Any) -> None:
+        """Write the v-th vectors of a row with silu or gelu.
+
+        Each in a block of its own: the compiler would compute several at a time, for which there are not enough registers.
+        """
+        builder, shape = self.builder, self.shape
+        for half, (value, place, mask) in enumerate(zip(values, places, masks, strict=True)):
+            first = _i64((self.phases * v + half) * shape.lanes)
+            with builder.if_then(builder.icmp_signed("<", first, self.field[USED])):
+                self.emit.store_masked(SMOOTH[shape.smooth](builder, builder.fadd(value, shift)), place, mask)
+
+    def row_values(self, slots: list[list[Any]], v: int) -> list[Any]:
+        """The v-th vectors of a row of results, of which there are as many as phases."""
+        values, lanes = [self.builder.load(phase[v]) for phase in slots], self.emit.lanes
+        if self.phases == 1:
+            return values
+        halves = ([half * lanes // 2 + i // 2 + i % 2 * lanes for i in range(lanes)] for half in range(2))
+        return [self.emit.shuffle(*values, half) for half in halves]
 
     def shift(self, bias: Any) -> Any:
         """The bias in all lanes; -0, which changes no sum, if there is none."""
