@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numconv_numba import patches, winograd, winograd_layout, winograd_weights
 from numconv_numba.blocked import layout_for
+from numconv_numba.microkernels.emit import host
 from numconv_numba.winograd import Winograd
 from numconv_numba.winograd_tiles import tiles_of
 from numconv_numba.winograd_weights import WinogradWeights
@@ -378,6 +379,7 @@ def test_winograd_weight_gradients_are_as_accurate_as_one_chain(signed, rng):
         "f64 n1 c9 k40 g1 in5x12x41 w2x3x3 s1x3x2 p0x1x2:0 d1x2x1 flip=1 bias=x act=relu",
         "f16 n2 c18 k12 g1 in80 w16 s8 p4 d1",
         "f32 n1 c4 k3 g1 in3x2 w1x2 s4x3 p0 d1",  # more phases than places
+        "f32 n1 c4 k300 g1 in9x7 w3x3 s2 p1 d1",  # several passes, of more channels where a phase has fewer taps
         "f32 n2 c33 k7 g1 in9x9 w3x3 s2 p1 d1 layout=channels_last bias=x act=gelu",
     ],
 )
@@ -570,3 +572,25 @@ def test_winograd_leaves_weight_gradients_of_few_terms_to_plain_sums():
     assert all(verdicts)
     assert not few
     assert "sums of 9 terms" in few.reason
+
+
+# Costs.
+
+
+@pytest.mark.skipif(host().width < 64, reason="timed with vectors of 64 bytes")
+@pytest.mark.parametrize(
+    ("text", "faster", "slower"),
+    [
+        ("forward f32 n4 c384 k3 g1 in28x28 w1x1 s1 p0 d1", "implicit_gemm", "planewise"),  # planes are one run of neighbours
+        ("forward f32 n4 c192 k192 g192 in8x8x8 w2x2x2 s1 p0 d1", "planewise", "tile"),  # a call for each small plane
+        ("forward f32 n4 c2 k256 g1 in56x56 w1x1 s3 p0 d1", "tile", "implicit_gemm"),  # results weigh more than products
+        ("forward f32 n1 c128 k24 g1 in8x8 w4x4 s1 p0 d2", "inner_product", "blocked"),  # whole panels of weights
+        ("input_grad f32 n8 c80 k33 g1 in20x20x20 w1x1x1 s2 p0 d1", "col2im", "tile"),  # lines that are written twice
+        ("input_grad f32 n8 c33 k65 g1 in82x82 w2x2 s2 p0 d1", "subpixel", "tile"),  # short last blocks
+        ("weight_grad f32 n8 c384 k2 g1 in200 w2 s2 p0 d1", "blocked", "planewise"),
+    ],
+)
+def test_costs_order_algorithms_as_their_times_do(text, faster, slower):
+    """Problems on which one took less than 0.7 of the other's time: what is small beside the products was counted wrongly."""
+    costs = {row.algorithm: row.cost for row in candidates(parse(f"conv {text}"), "numba") if row.verdict}
+    assert costs[faster] < costs[slower]

@@ -409,7 +409,8 @@ class Blocked(DenseImplementation):
         packed = 0 if in_place else pack_cycles(block, depth * problem.groups)
         plane = math.prod(problem.spatial) * np_dtype(problem.dtype).itemsize
         cycles *= 1.12 if in_place and plane >= 4096 else 1  # channels of x lie pages apart
-        weights = pack_weight_cycles(problem, per_k * problem.c) * (1 if block.pieces == 1 else 2)
+        # lanes that stay empty are packed too
+        weights = pack_weight_cycles(problem, panels * shape.width * problem.c) * (1 if block.pieces == 1 else 2)
         written = math.prod(problem.y_shape) * (PAIRED_WRITE_CYCLES if self.paired else WRITE_CYCLES)
         return CALL_SECONDS + 2e-6 + seconds(cycles + packed + weights + written)
 

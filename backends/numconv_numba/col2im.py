@@ -34,6 +34,8 @@ COLUMN_BYTES = 1 << 20
 """Columns that are computed before they are added up."""
 MOST_BYTES = 16 << 20
 """Of the columns of one slice of windows, at least: those of wide images are left to others."""
+PIECE_SECONDS = 6e-6
+"""Of a piece's calls beside the kernels."""
 MOVED_SECONDS = 4e-10
 """Of an element of x that is added to, or gets its bias and activation."""
 SCATTERED_SECONDS = 4e-9
@@ -102,6 +104,11 @@ def _pieces(problem: ConvProblem) -> Iterator[_Piece]:
             )  # fmt: skip
 
 
+def _is_whole(problem: ConvProblem, pieces: Sequence[_Piece]) -> bool:
+    """Whether each piece has all windows of its images, so that no position of x gets parts from several."""
+    return bool(pieces) and all(each.windows == slice(0, problem.output[0]) for each in pieces)
+
+
 @functools.lru_cache(maxsize=256)
 def _cheapest(problem: ConvProblem) -> Any:
     """Who computes a product."""
@@ -114,7 +121,7 @@ class _Executor:
     def __init__(self, problem: ConvProblem):
         self._problem = problem
         self._pieces = list(_pieces(problem))
-        self._whole = bool(self._pieces) and all(each.windows == slice(0, problem.output[0]) for each in self._pieces)
+        self._whole = _is_whole(problem, self._pieces)
         self._products = {p: _cheapest(p).build(p) for p in {each.product for each in self._pieces}}
         self._folds = {p: VectorWindows().build(p) for p in {each.fold for each in self._pieces}}
 
@@ -171,10 +178,10 @@ class Col2im(Implementation):
         pieces = list(_pieces(problem))
         alike = {(each.product, each.fold) for each in pieces}
         seconds = {both: _cheapest(both[0]).cost(both[0]) + VectorWindows().cost(both[1]) for both in alike}
-        moved = math.prod(problem.x_shape) * MOVED_SECONDS * (len(pieces) > 1 or bool(problem.bias))
+        moved = math.prod(problem.x_shape) * MOVED_SECONDS * (not _is_whole(problem, pieces) + bool(problem.bias))
         if is_scattered(problem):
             moved += sum(math.prod(each.product.y_shape) for each in pieces) * SCATTERED_SECONDS
-        return CALL_SECONDS + moved + sum(seconds[each.product, each.fold] for each in pieces)
+        return CALL_SECONDS + moved + sum(PIECE_SECONDS + seconds[each.product, each.fold] for each in pieces)
 
     def workspace(self, problem: ConvProblem) -> int:
         """The columns, what a piece adds to x, weights in rows, and what the computations need."""

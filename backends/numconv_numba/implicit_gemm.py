@@ -64,6 +64,8 @@ DIRECT_TILES = 16
 """Tiles of output channels up to which vectors of neighbours are not copied into a panel, but read where they lie."""
 TILE_CYCLES = 35
 """Of the start and the end of a tile."""
+LINE_CYCLES = 3
+"""Of a vector of results on its way through the caches, which is fetched while the terms of a tile are added up."""
 LOADED_CYCLES = 0.4
 """Of a weight on its way to the first-level cache, once for a block."""
 APART_CYCLES = 24
@@ -116,6 +118,16 @@ def layout_with(problem: ConvProblem, tile: Tile, depth: int, layers: int = 1, s
     unit = step // math.gcd(step, taps)
     chunk = max(1, host().resident // (unit * layers * taps * tile.vectors * tile.lanes * item)) * unit
     return Layout(tile, block, min(depth, chunk), False, depth, layers, step)
+
+
+def _run(problem: ConvProblem, block: Block, in_place: bool) -> int:
+    """Neighbours in what a panel is gathered from: rows of outputs that are read whole follow each other."""
+    run = 1
+    for size, read in zip(reversed(block.size), reversed(problem.spatial if in_place else block.pitch), strict=True):
+        run *= size
+        if size < read:
+            break
+    return run
 
 
 # A block's own numbers: output channels and vectors of a tile, input channels (or pairs) of a panel, taps, channels of a group,
@@ -422,10 +434,11 @@ class ImplicitGemm(DenseImplementation):
         pieces, tiles = block.pieces * problem.groups, -(-per_k // tile.channels)
         pixels = math.prod(block.size)
         panels, vectors = -(-pixels // (tile.vectors * tile.lanes)), -(-pixels // tile.lanes)
-        products = tiles * (vectors * terms * tile.channels / 2 * 1.1 * rate + panels * TILE_CYCLES)
-        # vectors of a panel that end with a row of outputs take another piece
-        direct = tiles <= DIRECT_TILES and block.size[-1] % tile.lanes == 0
-        gathered = terms * (vectors + pixels / block.size[-1]) * (2 if direct else 5)
+        products = tiles * (vectors * tile.channels * max(terms / 2 * 1.1 * rate, LINE_CYCLES) + panels * TILE_CYCLES)
+        # vectors of a panel that end with a run of neighbours take another piece
+        run = _run(problem, block, in_place)
+        direct = tiles <= DIRECT_TILES and run % tile.lanes == 0
+        gathered = terms * (vectors + pixels / run) * (2 if direct else 5)
         packed = 0 if in_place else pack_cycles(block, depth * problem.groups)
         # kernels are flipped in an input_grad, where the terms of an output channel do not follow each other
         packs = problem.dtype != problem.acc_dtype or (problem.flip and math.prod(problem.kernel) > 1)

@@ -476,13 +476,16 @@ class Subpixel(Implementation):
         phases, shape, block, _, in_place = layout
         window = phases.window
         pieces, panels = block.pieces * problem.groups, layout.panels(window.k // window.groups)
-        tiles, depth = layout.places // shape.positions, window.c // window.groups
+        outputs = window.n * math.prod(window.output)
+        # the last blocks may be short
+        tiles = layout.places / shape.positions * outputs / max(block.pieces * block.pixels, 1)
+        depth = window.c // window.groups
         terms = depth * math.prod(problem.kernel)
         cycles = pieces * panels * tiles * (terms * tile_cycles(shape.vectors, shape.positions) + len(phases.taps) * TILE_CYCLES)
         cycles *= 1.12 if in_place else 1  # channels of y lie pages apart
         packed = 0 if in_place else pack_cycles(block, depth * problem.groups)
         weights = math.prod(problem.w_shape) * (PARTED_CYCLES if math.prod(problem.kernel) in PARTED_TAPS else ORDER_CYCLES)
-        written = pieces * block.pixels * len(phases.taps) * problem.c / problem.groups * WRITE_CYCLES
+        written = outputs * len(phases.taps) * problem.c * WRITE_CYCLES
         return CALL_SECONDS + 4e-6 + seconds(cycles + packed + weights + written)
 
     def workspace(self, problem: ConvProblem) -> int:

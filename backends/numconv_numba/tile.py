@@ -65,8 +65,10 @@ SLAB_BYTES = 768 * 1024
 RESULT_BYTES = 256 * 1024
 """The sums of a block for the channels of a tile: they share that cache with the slab."""
 
-LINE_CYCLES = 0.2
-"""Of storing four bytes of a line of neighbours."""
+LINE_CYCLES, PLANE_CYCLES = 0.2, 60
+"""Of storing four bytes of a line of neighbours, and of each further call that stores the lines of a plane."""
+FAR_BYTES, FAR_SECONDS = 1 << 20, 3e-10
+"""Of a gradient that the second-level caches of few threads do not hold, and of each of its elements."""
 APART_CYCLES = 0.9, 1.2
 """Of packing an element of x, and of storing a result, where neighbours in memory are other channels."""
 
@@ -359,10 +361,18 @@ class RegisterTile(DenseImplementation):
         cycles = (
             products * 1.15
             + count * -(-per_c // chunk_for(problem, tile)) * host().start_cycles
+            + block.pieces * problem.groups * tiles * (math.prod(block.size[:-2]) - 1) * PLANE_CYCLES
             + pack_cycles(block, problem.c)
             + moved_cycles(problem)
         )
         return CALL_SECONDS + seconds(cycles)
+
+    def cost(self, problem: ConvProblem) -> float:
+        """More for an input_grad with a stride whose lines leave the caches before the next phase writes them again."""
+        size = math.prod(problem.x_shape)
+        strided = problem.op == "input_grad" and max(problem.stride) > 1
+        far = strided and size * np_dtype(problem.dtype).itemsize > FAR_BYTES
+        return super().cost(problem) + far * size * FAR_SECONDS
 
     def forward_workspace(self, problem: ConvProblem) -> int:
         """For each thread a slab, the results of a block, and tables; weights in the accumulation dtype."""

@@ -323,8 +323,6 @@ class BlockedWeights(Implementation):
         tiles = -(-per_c * taps // shape.positions)
         rate = host().pair_cycles if self.paired else 1
         products = panels * tiles * block.pieces * (block.tiles * tile_cycles(shape.vectors, shape.positions) * rate + 60)
-        if problem.k // problem.groups < shape.lanes // 4:
-            products *= 1.7  # rows of `direct` are better than lanes that stay empty
         packed = 0 if in_place else panels / problem.groups * pack_cycles(block, problem.c)
         read = panels * block.pieces * block.pixels * shape.width * 1.4
         return CALL_SECONDS + 2e-6 + seconds(products + packed + read + math.prod(problem.w_shape) * WRITE_CYCLES)
