@@ -12,7 +12,7 @@ from numconv.plugin import ConvProblem
 from .microkernels.emit import host
 from .strips import Layout, layout_with, packing_cycles, slices_of
 
-__all__ = ["cycles_of", "layout_for", "schedule"]
+__all__ = ["cycles_of", "layout_for", "rows_inside", "schedule"]
 
 ROLLING_ROWS = 8
 """Rows of the kernel up to which tiles roll."""
@@ -70,11 +70,11 @@ def cycles_of(problem: ConvProblem, layout: Layout) -> float:
         tile = _tile_cycles(layout.rows, layout.vectors, schedule(*shape))
         last = _tile_cycles(left, layout.vectors, schedule(left, *shape[1:])) if left else 0.0
         stored = 100 + layout.rows * layout.vectors * 2
-        products = tiles * per_k * (slices * (whole * tile + last) * _rows_inside(problem) + (whole + (left > 0)) * stored)
+        products = tiles * per_k * (slices * (whole * tile + last) * rows_inside(problem) + (whole + (left > 0)) * stored)
     return others * (products + slices * -(-tiles // layout.strip) * packing_cycles(layout))
 
 
-def _rows_inside(problem: ConvProblem) -> float:
+def rows_inside(problem: ConvProblem) -> float:
     """The share of the rows of all windows that lie in x: those of padding zeros are left out where tiles slide."""
     if problem.ndim == 1 or problem.pad_mode != "zeros":
         return 1.0

@@ -20,6 +20,7 @@ from numconv.plugin import ConvProblem, Implementation, Verdict, np_dtype
 from .blocked import CALL_SECONDS, seconds
 from .compiler import Address, Tag, Unit, helper, invoke, kernel
 from .depthwise import SCATTERED_CYCLES, is_scattered
+from .depthwise_plans import rows_inside
 from .direct import MEASURED_ERROR
 from .direct_gradients import added
 from .elements import INT64, itemsize, same
@@ -116,14 +117,19 @@ def _units(problem: ConvProblem, layout: Layout) -> int:
 
 
 def _cycles(problem: ConvProblem, plan: _Plan) -> float:
-    """Of one group: two multiply-adds a cycle, and two thirds of a load, of which most cross two lines of memory."""
+    """Of one group: two multiply-adds a cycle, and four thirds of a load; those across two lines of memory count twice."""
     layout, lanes = plan.layout, plan.layout.lanes
     pairs = slices_of(problem) * (problem.k // problem.groups)
     pixels = layout.width if layout.folded else problem.output[-1]
     strips = 1 if layout.folded else -(-pixels // (layout.strip * layout.width))
-    line = max(plan.rows * plan.columns / 2, plan.columns * 1.5, 4) + 2
-    walk = -(-pixels // lanes) * (line * (layout.band + plan.rows - 1) + 10) + strips * (plan.rows * plan.columns * 3 + 60)
-    products = pairs * len(plan.row_tiles) * len(plan.column_tiles) * walk * layout.bands
+    tiles = len(plan.row_tiles) * len(plan.column_tiles)
+    near = (slab_places(layout) + layout.band * pixels) * np_dtype(problem.acc_dtype).itemsize <= host().resident
+    # what stays in the first-level cache is loaded into it once for all tiles
+    line = max(plan.rows * plan.columns / 2, plan.columns * host().unaligned * 0.775, 4) + 2 / (tiles if near else 1)
+    column = line * (layout.band * rows_inside(problem) + plan.rows - 1) + 10
+    end = plan.rows * plan.columns * 3 + 60 if layout.folded else plan.rows * plan.columns * 1.5 + 40
+    walk = -(-pixels // lanes) * column + strips * end
+    products = pairs * tiles * walk * layout.bands
     return _units(problem, layout) / layout.bands * (products + slices_of(problem) * strips * packing_cycles(layout))
 
 

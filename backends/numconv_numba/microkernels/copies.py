@@ -15,7 +15,7 @@ from numconv_numba.scalar import PAIRS
 from .emit import Emitter, check_kinds, emitter_of
 from .memory import Memory, PairMemory, stored_bytes
 
-__all__ = ["join_neighbours", "parted", "split", "spread"]
+__all__ = ["halved", "join_neighbours", "parted", "split", "spread", "swap_halves"]
 
 _i64 = ir.IntType(64)
 
@@ -42,6 +42,30 @@ def parted(emit: Emitter, vectors: list[Any]) -> list[Any]:
     even = [emit.shuffle(a, b, range(0, 2 * emit.lanes, 2)) for a, b in pairs]
     odd = [emit.shuffle(a, b, range(1, 2 * emit.lanes, 2)) for a, b in pairs]
     return [part for both in zip(parted(emit, even), parted(emit, odd), strict=True) for part in both]
+
+
+def halved(emit: Emitter, a: Any, b: Any) -> list[Any]:
+    """`parted` of two vectors, in the order of `swap_halves`."""
+    block = _block(emit)
+    starts = [half + first for first in range(0, emit.lanes, block) for half in (0, emit.lanes)]
+    return [emit.shuffle(a, b, [start + place for start in starts for place in range(odd, block, 2)]) for odd in (0, 1)]
+
+
+def swap_halves(emit: Emitter, vector: Any) -> Any:
+    """A vector with the halves of its blocks in another order, which it undoes.
+
+    AVX2 parts two vectors by one instruction in each block of 16 bytes, and takes one more to put the halves of blocks in order,
+    which is done to sums only. Wider and narrower vectors are parted by one.
+    """
+    half, count = _block(emit) // 2, 2 * emit.lanes // _block(emit)
+    order = [*range(0, count, 2), *range(1, count, 2)]
+    lanes = [half * place + lane for place in order for lane in range(half)]
+    return vector if lanes == list(range(emit.lanes)) else emit.shuffle(vector, vector, lanes)
+
+
+def _block(emit: Emitter) -> int:
+    """Elements that are shuffled among themselves: of 16 bytes with AVX2, else all of a vector."""
+    return emit.lanes * 16 // emit.width if emit.width == 32 else emit.lanes
 
 
 def _clamp(builder: Any, number: Any, low: Any, high: Any) -> Any:

@@ -15,6 +15,7 @@ from numba.core import cgutils
 
 from numconv_numba.compiler import Address, Tag, intrinsic, kernel
 
+from .copies import swap_halves
 from .correlation import lane_sums
 from .emit import Emitter, check_kinds
 from .planes import column_groups, each_plane, forward_turns, load_columns, walk
@@ -74,7 +75,8 @@ class _Tile:
         builder.store(emit.zero, slot)
         emit.prefetch(emit.at(place, self.field[G_AHEAD]), write=False)
         with builder.if_then(builder.icmp_signed("<", row, self.field[ROWS]), likely=True):
-            builder.store(emit.load_masked(place, mask), slot)
+            loaded = emit.load_masked(place, mask)
+            builder.store(swap_halves(emit, loaded) if self.shape.column_step == 2 else loaded, slot)
         builder.store(builder.fadd(builder.load(self.total), builder.load(slot)), self.total)
 
     def add_line(self, users: list[tuple[int, int]], x_line: Any, masks: list[list[Any]]) -> None:

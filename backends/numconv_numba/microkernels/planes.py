@@ -19,7 +19,7 @@ from numba.core import cgutils
 from numconv_numba.compiler import Address, Tag, intrinsic, kernel
 
 from .activation import SMOOTH
-from .copies import parted
+from .copies import halved, parted, swap_halves
 from .emit import Emitter, check_kinds
 
 __all__ = ["Sweep", "accumulators", "column_groups", "each_plane", "forward_turns", "load_columns", "sweep", "walk"]
@@ -113,8 +113,12 @@ def _adjoint_turns(rows: int, step: int) -> list[_Turn]:
 
 
 def load_columns(emit: Emitter, place: Any, masks: Sequence[Any], count: int) -> list[Any]:
-    """The pixels that `count` neighbouring columns of taps meet: every one with one mask, every second one with two, and so on."""
-    return parted(emit, [emit.load_masked(emit.at(place, part * emit.width), mask) for part, mask in enumerate(masks)])[:count]
+    """The pixels that `count` neighbouring columns of taps meet: every one with one mask, every second one with two, and so on.
+
+    Every second one is in the order of `swap_halves`.
+    """
+    loaded = [emit.load_masked(emit.at(place, part * emit.width), mask) for part, mask in enumerate(masks)]
+    return (halved(emit, *loaded) if len(loaded) == 2 else parted(emit, loaded))[:count]
 
 
 def column_groups(columns: int, step: int) -> list[range]:
@@ -237,6 +241,12 @@ class _Tile:
         taps = [(row, column) for row in range(shape.rows) for column in range(shape.columns)]
         return {tap: self.weight(w, *tap, {}) for tap in taps}
 
+    def put_in_order(self, slots: list[list[Any]]) -> None:
+        """Sums of pixels that `load_columns` gave, in the order of the results."""
+        if self.per_load == 2:
+            for slot in slots[0]:
+                self.builder.store(swap_halves(self.emit, self.builder.load(slot)), slot)
+
     def finish(self, slots: list[list[Any]], place: Any, shift: Any) -> None:
         """Write a row of results."""
         builder, emit, shape = self.builder, self.emit, self.shape
@@ -299,6 +309,7 @@ class _Tile:
             builder.store(emit.at(builder.load(source), field[X_ROW]), source)
             for accumulator in turn.finished:
                 with builder.if_then(builder.icmp_unsigned("<", builder.load(row), field[ROWS]), likely=True):
+                    self.put_in_order(self.sums[accumulator])
                     self.finish(self.sums[accumulator], builder.load(target), shift)
                 self.clear(self.sums[accumulator])
                 builder.store(builder.add(builder.load(row), _i64(1)), row)
