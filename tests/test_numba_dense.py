@@ -110,6 +110,42 @@ def test_gradients_of_windows_that_lie_apart(geometry, flip, bytes_at_once, rng,
     patches.patch_products.cache_clear()
 
 
+@pytest.mark.parametrize("activation", [None, "relu", "gelu"])
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        "n5 c3 k37 g1 in7x7 w1x1 s1 p0 d1",  # every panel of pixels belongs to two images
+        "n3 c700 k9 g1 in5x5 w1x1 s1 p0 d1",  # more channels than a panel holds
+        "n9 c20 k16 g1 in3 w2 s1 p0 d1",  # one panel for all images, whose pixels are no neighbours
+        "n2 c16 k24 g2 in29x31 w1x1 s1 p0 d1",
+    ],
+)
+def test_panels_across_images(geometry, activation, rng):
+    """The same bits from x whose neighbours lie apart, from bound weights and by one thread; on integers the exact sums."""
+    problem = parse(f"conv forward f32 {geometry}")
+    x, w = integers(problem, rng)
+    bias = rng.integers(-9, 10, problem.k).astype("f4")
+    options = {"groups": problem.groups, "activation": activation, "backend": "numba", "algorithm": "implicit_gemm"}
+    y = nc.conv(x, w, bias, **options)
+    apart = np.repeat(x, 2, axis=-1)[..., ::2]
+    plan = nc.plan("conv", x.shape, w.shape, x.dtype, bias=True, like=x, **options).bind(w)
+    for other in (nc.conv(apart, w, bias, **options), plan(x, bias)):
+        np.testing.assert_array_equal(other, y)
+    with nc.using(threads=1):
+        np.testing.assert_array_equal(nc.conv(x, w, bias, **options), y)
+    expected = nc.conv(x, w, bias, groups=problem.groups, activation=activation, backend="reference")
+    np.testing.assert_allclose(y, expected, rtol=0 if activation != "gelu" else 1e-6, atol=0 if activation != "gelu" else 1e-6)
+
+
+def test_what_is_not_finite_stays_in_its_image(rng):
+    """Though its pixels share a panel with those of the image before."""
+    x, w = rng.standard_normal((6, 8, 3, 5)), rng.standard_normal((40, 8, 1, 1))
+    x[2, 1, 0, 0] = np.inf
+    x[4, 3, 2, 4] = np.nan
+    y = nc.conv(x, w, backend="numba", algorithm="implicit_gemm")
+    np.testing.assert_array_equal(np.argwhere(~np.isfinite(y[:, 0])), [[2, 0, 0], [4, 2, 4]])
+
+
 @pytest.mark.parametrize("count", [4, 64])
 def test_problems_are_cut_for_several_threads(count):
     """What has work for threads and one panel of channels has as many blocks, which none of them packs for another."""

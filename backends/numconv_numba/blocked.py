@@ -72,6 +72,11 @@ PAIRED_WRITE_CYCLES = 0.6
 """As `slab.WRITE_CYCLES`, of results of half the size."""
 
 
+PANEL_BYTES = 128 * 1024
+"""Weights of a panel that are packed at a time: tiles read them as a stream from the second-level cache, which costs less than to
+part their sums."""
+
+
 class Shape(NamedTuple):
     """A register tile with the lanes over channels: `vectors` x `positions` accumulators."""
 
@@ -162,7 +167,8 @@ def layout_for(problem: ConvProblem, paired: bool = False, pieces: int = FEW_PIE
     units = (1,) * problem.ndim
     block = cut(problem, _steps(problem), tap_positions(problem), units, fits, problem.n)
     shape = panel_shape(problem.acc_dtype, per_k, block.pixels)
-    chunk = min(depth, max(1, host().resident // (taps * shape.width * item)))
+    most = max(1, PANEL_BYTES // (taps * shape.width * item))
+    chunk = -(-depth // max(1, -(-depth // most)))
     packed = -(-per_k // shape.width) * shape.width * depth * taps * item
     kept = packed <= KEPT_BYTES and block.pieces * problem.groups > 1
     return Layout(shape, block, chunk, kept, reads_in_place(problem), depth)
@@ -408,7 +414,7 @@ class Blocked(DenseImplementation):
         cycles = tiles * depth * taps * tile_cycles(shape.vectors, shape.positions) * (host().pair_cycles if self.paired else 1)
         packed = 0 if in_place else pack_cycles(block, depth * problem.groups)
         plane = math.prod(problem.spatial) * np_dtype(problem.dtype).itemsize
-        cycles *= 1.12 if in_place and plane >= 4096 else 1  # channels of x lie pages apart
+        cycles *= 1.06 if in_place and plane >= 4096 else 1  # channels of x lie pages apart
         # lanes that stay empty are packed too
         weights = pack_weight_cycles(problem, panels * shape.width * problem.c) * (1 if block.pieces == 1 else 2)
         written = math.prod(problem.y_shape) * (PAIRED_WRITE_CYCLES if self.paired else WRITE_CYCLES)

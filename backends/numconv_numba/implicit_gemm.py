@@ -60,12 +60,22 @@ __all__ = ["CHANNELS", "CHUNK", "DEPTH", "LAYERS", "TAPS", "GemmExecutor", "Impl
 
 SLAB_BYTES = 768 * 1024
 """The packed input of a block: it shares the second-level cache with a panel and the weights."""
+PANEL_BYTES = 128 * 1024
+"""What is gathered at a time: tiles read it as a stream from the second-level cache, which costs less than to part their sums."""
+STREAM_BYTES = 16
+"""That a tile may take from there in a cycle; wide ones take more, and read panels that stay in the first-level cache."""
+SHARED_PIXELS = 1024
+"""Of a block that is read where it lies and not cut further for more threads, which share its output channels."""
 DIRECT_TILES = 16
 """Tiles of output channels up to which vectors of neighbours are not copied into a panel, but read where they lie."""
-TILE_CYCLES = 35
+TILE_CYCLES = 50
 """Of the start and the end of a tile."""
 LINE_CYCLES = 3
 """Of a vector of results on its way through the caches, which is fetched while the terms of a tile are added up."""
+PAGES = 1.12
+"""What products with channels of x take that lie pages apart."""
+PARTED_CYCLES = 6
+"""Of a vector of results that belong to two images, which are stored by a pass of their own."""
 LOADED_CYCLES = 0.4
 """Of a weight on its way to the first-level cache, once for a block."""
 APART_CYCLES = 24
@@ -102,22 +112,37 @@ def _in_place(problem: ConvProblem) -> bool:
 @functools.lru_cache(maxsize=256)
 def _layout(problem: ConvProblem, paired: bool) -> Layout:
     """The layout of a problem, which its cost, its workspace and its executor ask for one after the other."""
+    return _layout_at(problem, paired, _in_place(problem))
+
+
+def _layout_at(problem: ConvProblem, paired: bool, in_place: bool) -> Layout:
     tile = tile_for(problem.acc_dtype, problem.k // problem.groups)
-    return layout_with(problem, tile, depth_of(problem, paired))._replace(in_place=_in_place(problem))
+    streamed = 2 * host().width <= STREAM_BYTES * tile.channels
+    panel = PANEL_BYTES if streamed else host().resident
+    return layout_with(problem, tile, depth_of(problem, paired), panel, in_place=in_place)
 
 
-def layout_with(problem: ConvProblem, tile: Tile, depth: int, layers: int = 1, step: int = 1) -> Layout:
-    """The largest block and panel that fit the caches; `step`: panels but the last of a pixel have a multiple of so many terms."""
+def layout_with(
+    problem: ConvProblem, tile: Tile, depth: int, panel: int, *, in_place: bool = False, layers: int = 1, step: int = 1
+) -> Layout:
+    """The largest block that fits the caches, and a panel of so many bytes.
+
+    `step`: panels but the last of a pixel have a multiple of so many terms.
+    """
     item, taps = np_dtype(problem.acc_dtype).itemsize, math.prod(problem.kernel)
 
     def fits(block: Block) -> bool:
+        if in_place:
+            alone = block.images in (1, problem.n)  # blocks of some images could be of different sizes
+            return (alone and block.pixels <= SHARED_PIXELS) or shareable(problem, block)
         few = block.pixels < 2 * SHARES * tile.vectors * tile.lanes
         return layers * slab_bytes(problem, block, depth) <= SLAB_BYTES and (few or shareable(problem, block))
 
     block = cut(problem, problem.stride, tap_positions(problem), (1,) * problem.ndim, fits, problem.n)
     unit = step // math.gcd(step, taps)
-    chunk = max(1, host().resident // (unit * layers * taps * tile.vectors * tile.lanes * item)) * unit
-    return Layout(tile, block, min(depth, chunk), False, depth, layers, step)
+    most = max(1, panel // (unit * layers * taps * tile.vectors * tile.lanes * item)) * unit
+    chunk = -(-depth // (max(1, -(-depth // most)) * unit)) * unit
+    return Layout(tile, block, min(depth, chunk), in_place, depth, layers, step)
 
 
 def _run(problem: ConvProblem, block: Block, in_place: bool) -> int:
@@ -162,40 +187,66 @@ def fill_taps(terms, taps, channels, channel, count, layers, layer_step):
 
 
 @helper
-def multiply_tiles(tiles, k, w, y, pixels, vectors, passed, resume, last, bias, areas, x, count, steps, g, b, tools, yt, at):
+def write_runs(sums, width, rows, run, k, bias, y, lines, g, tools, yt, at):
+    """Sums of a panel for `rows` output channels from k on; `run`: the first pixel, pixels, and those of a run of y.
+
+    Runs begin at y + lines[i].
+    """
+    ys, size, (start, pixels, length) = part(g, PARTS + 2), itemsize(at), run
+    k_step, q_step = g[ys + 2], g[ys + 3 + g[DIMS] - 1]
+    done = 0
+    while done < pixels:
+        line, first = (start + done) // length, (start + done) % length
+        count = min(length - first, pixels - done)
+        target = y + (k * k_step + lines[line] + first * q_step)
+        write_rows(sums + done * size, width, rows, count, bias, g[OPTION], target, k_step, q_step, tools, yt, at)
+        done += count
+
+
+@helper
+def multiply_tiles(
+    tiles, k, w, y, lines, run, vectors, passed, resume, last, bias, areas, x, count, ahead, steps, g, b, tools, yt, at
+):  # fmt: skip
     """So many tiles of output channels from k on, with `passed` terms that begin at w; returns whether a sum is not finite.
 
-    `areas`: the panel, the sums of these tiles, offsets of terms, pieces.
+    `areas`: the panel, the sums of these tiles, offsets of terms, pieces. `run`, `lines`: see `write_runs`. `ahead`: see `gemm`.
     """
-    size, ys, ndim = itemsize(at), part(g, PARTS + 2), g[DIMS]
+    size, ys, ndim, (start, pixels, length) = itemsize(at), part(g, PARTS + 2), g[DIMS], run
     k_step, q_step = g[ys + 2], g[ys + 3 + ndim - 1]
     panel, sums, offsets, pieces = areas
     # sums as the tile stores them, or rows that need more
-    plain = (q_step == itemsize(yt)) & (g[OPTION] <= 1)
+    plain = (q_step == itemsize(yt)) & (g[OPTION] <= 1) & (start % length + pixels <= length)
     shift = bias if is_null(bias) else bias + k * size
+    target = y + (k * k_step + lines[start // length] + start % length * q_step)
     bad = invoke(
         tools[MULTIPLY], vectors, panel, passed, w, steps[0], steps[1], steps[2], tiles, sums, resume, 1 if last and plain else 0,
-        y + k * k_step, k_step, pixels, shift, g[OPTION], x, offsets, pieces, count,
+        target, k_step, pixels, shift, g[OPTION], x, offsets, pieces, count, ahead,
     )  # fmt: skip
     if last and not plain:
-        width = vectors * tools[LANES] * size
-        write_rows(sums, width, tiles * b[CHANNELS], pixels, shift, g[OPTION], y + k * k_step, k_step, q_step, tools, yt, at)
+        write_runs(sums, vectors * tools[LANES] * size, tiles * b[CHANNELS], run, k, shift, y, lines, g, tools, yt, at)
     return last and bad != 0
 
 
 @helper
-def multiply_panel(first_tile, last_tile, w, w_last, y, pixels, areas, x, channel, found, bias, steps, g, b, tools, yt, at):
-    """The outputs of a panel for the tiles first_tile .. last_tile; w and y at the group's first output channel."""
+def multiply_panel(
+    first_tile, last_tile, w, w_last, y, lines, run, areas, x, channel, found, following, bias, steps, g, b, tools, yt, at
+):  # fmt: skip
+    """The outputs of a panel for the tiles first_tile .. last_tile; w and y at the group's first output channel.
+
+    `following`: the bytes from its first pixel to that of the next panel, or 0.
+    """
     depth, per_k, channels = b[DEPTH], g[PER_K], b[CHANNELS]
-    vectors, size = -(-pixels // tools[LANES]), itemsize(at)
+    vectors, size = -(-run[1] // tools[LANES]), itemsize(at)
     panel, sums, offsets, pieces = areas
-    if (found >= 0) & (pixels < vectors * tools[LANES]):
+    if (found >= 0) & (run[1] < vectors * tools[LANES]):
         # stray bits could be denormal numbers, which are slow
         clear(panel, b[CHUNK] * b[TAPS] * b[LAYERS] * vectors * tools[LANES], at)
     whole, bad = max(min(last_tile, per_k // channels) - first_tile, 0), False
     for first in range(0, depth, b[CHUNK]):
         passed, resume, last = min(b[CHUNK], depth - first) * b[TAPS], 1 if first > 0 else 0, first + b[CHUNK] >= depth
         count = found
+        # the next channels of this panel, or the first ones of the next panel
+        ahead = (following - first * channel if following else 0) if last else b[CHUNK] * channel
         # a last tile that is not full overlaps the one before, whose channels it computes again
         for ending in range(2):
             tiles = (1 if first_tile + whole < last_tile else 0) if ending else whole
@@ -204,8 +255,8 @@ def multiply_panel(first_tile, last_tile, w, w_last, y, pixels, areas, x, channe
                 if ending:
                     k, offset, done = per_k - channels, w_last, whole * channels * vectors * tools[LANES] * size
                 bad |= multiply_tiles(
-                    tiles, k, w + (offset + first * b[TAPS] * steps[0]), y, pixels, vectors, passed, resume, last, bias,
-                    (panel, sums + done, offsets, pieces), x + first * channel, count, steps, g, b, tools, yt, at,
+                    tiles, k, w + (offset + first * b[TAPS] * steps[0]), y, lines, run, vectors, passed, resume, last, bias,
+                    (panel, sums + done, offsets, pieces), x + first * channel, count, ahead, steps, g, b, tools, yt, at,
                 )  # fmt: skip
                 count = min(found, 0)
     return bad
@@ -222,6 +273,7 @@ def _blocks(begin, end, args):
     own = worker_area(scratch, areas, AREAS, workers, items, begin)
     pixels, terms = pointer(own + areas[PLACES], INT64), pointer(own + areas[TERMS], INT64)
     axis_steps, pieces = pointer(own + areas[STEPS], INT64), pointer(own + areas[PIECES], INT64)
+    lines = pointer(own + areas[LINES], INT64)
     window_steps(axis_steps, in_place, g, b, size)
     image, channel = (g[xs], g[xs + 2]) if in_place else (b[DEPTH] * b[CHANNEL] * size, b[CHANNEL] * size)
     if in_place:
@@ -229,7 +281,7 @@ def _blocks(begin, end, args):
     else:
         fill_taps(terms, taps, b[CHUNK], channel, b[TAPS], b[LAYERS], b[IMAGES] * image)
     parts = own + areas[PANEL], own + areas[SUMS], own + areas[TERMS], own + areas[PIECES]
-    where, source, inner, run, lines = -1, x, 0, 0, 0
+    where, source, run, each, total = -1, x, 1, 1, 0
     configure_tiles(tools)
     for item in range(begin, end):
         block, group = item // splits % b[BLOCKS], item // splits // b[BLOCKS]
@@ -238,7 +290,10 @@ def _blocks(begin, end, args):
             where, source = item // splits, x + (n * g[xs] + group * g[xs + 1])
             fill_places(pixels, 1, image, axis_steps, g, b, block)
             inner, run = runs_of(g, b, block, PARTS + 2)
-            lines = lines_of(inner, g, b, block)
+            each = lines_of(inner, g, b, block)
+            total = block_images(g, b, block) * each * run
+            for line in range(total // run):
+                lines[line] = (n + line // each) * g[ys] + run_offset(line % each, inner, g, b, block)
             if in_place:
                 source = source + array_origin(g, b, block)
             else:
@@ -247,24 +302,24 @@ def _blocks(begin, end, args):
                 source = slab
         first_tile, last_tile = tiles * (item % splits) // splits, tiles * (item % splits + 1) // splits
         shift = bias if is_null(bias) else bias + group * per_k * size
-        for line in range(block_images(g, b, block) * lines):
-            target = y + ((n + line // lines) * g[ys] + group * g[ys + 1] + run_offset(line % lines, inner, g, b, block))
-            for start in range(0, run, width):
-                used, place = min(width, run - start), target + start * g[ys + 3 + ndim - 1]
-                found = panel_pieces(pieces, pixels, line * run + start, used, tools[LANES], size)
-                if (tools[CONFIGURE] == 0) & (tiles <= DIRECT_TILES) & (found * tools[LANES] == used):
-                    found = -1
-                if multiply_panel(
-                    first_tile, last_tile, w + group * w_group, w_last, place, used, parts, source, channel, found, shift, steps,
-                    g, b, tools, yt, at,
-                ):  # fmt: skip
-                    store(status + (n + line // lines), np.uint8(1), UINT8)
+        for start in range(0, total, width):
+            used = min(width, total - start)
+            found = panel_pieces(pieces, pixels, start, used, tools[LANES], size)
+            if (tools[CONFIGURE] == 0) & (tiles <= DIRECT_TILES) & (found * tools[LANES] == used):
+                found = -1
+            following = pixels[start + width] - pixels[start] if start + width < total else 0
+            if multiply_panel(
+                first_tile, last_tile, w + group * w_group, w_last, y + group * g[ys + 1], lines, (start, used, run), parts, source,
+                channel, found, following, shift, steps, g, b, tools, yt, at,
+            ):  # fmt: skip
+                for line in range(start // run, -(-(start + used) // run)):
+                    store(status + (n + line // each), np.uint8(1), UINT8)
     release_tiles(tools)
 
 
-# The parts of a worker's scratch memory: offsets of pixels, of terms, bytes from position to position, pieces of a panel; the slab,
-# a panel, sums of all output channels.
-PLACES, TERMS, STEPS, PIECES, SLAB, PANEL, SUMS, AREAS = range(8)
+# The parts of a worker's scratch memory: offsets of pixels, of runs in y, of terms, bytes from position to position, pieces of a
+# panel; the slab, a panel, sums of all output channels.
+PLACES, LINES, TERMS, STEPS, PIECES, SLAB, PANEL, SUMS, AREAS = range(9)
 
 
 @kernel
@@ -323,12 +378,14 @@ def areas_of(problem: ConvProblem, layout: Layout) -> Areas:
     item, terms = np_dtype(problem.acc_dtype).itemsize, layout.chunk * math.prod(problem.kernel)
     rows = layout.layers * -(-terms // layout.step) * layout.step
     tiles = -(-(problem.k // problem.groups) // layout.tile.channels)
+    slab = 0 if layout.in_place else layout.layers * slab_bytes(problem, layout.block, layout.depth)
     return Areas(
+        8 * layout.block.pixels,
         8 * layout.block.pixels,
         8 * terms * layout.layers,
         8 * problem.ndim,
         24 * layout.width,
-        layout.layers * slab_bytes(problem, layout.block, layout.depth),
+        slab,
         rows * layout.width * item,
         tiles * layout.tile.channels * layout.width * item,
     )
@@ -360,7 +417,7 @@ class GemmExecutor(ForwardExecutor):
         self._factor = factor
         self._layers = layout.layers
         self._work = problem.flops / 2
-        self._in_place = int(layout.in_place)
+        self._in_place = layout.in_place
         self._areas = areas_of(problem, layout)
         self._taps = np.array(tap_offsets(problem, block), np.int64) * self._acc.itemsize
         numbers = layout.chunk, len(self._taps), layout.depth, layout.layers
@@ -401,12 +458,19 @@ class GemmExecutor(ForwardExecutor):
 
     def launch(self, x: Any, w: Weights, shift: Any, y: Any, status: Any, vector: Any) -> None:
         """Run `implicit_gemm`; x whose neighbours lie apart is packed after all."""
+        if self._in_place and x.strides[-1] != x.itemsize:
+            self._apart.launch(x, w, shift, y, status, vector)
+            return
         splits = parts_for(self._items, self._tiles, self._work)
-        in_place = int(self._in_place and x.strides[-1] == x.itemsize)
         run_with(
-            self._areas, self._kernel, self._items * splits, self._work, self._tools, splits, in_place, self._taps, x, w.array,
-            *self._steps(w), shift, y, status, vector, self._block,
+            self._areas, self._kernel, self._items * splits, self._work, self._tools, splits, int(self._in_place), self._taps, x,
+            w.array, *self._steps(w), shift, y, status, vector, self._block,
         )  # fmt: skip
+
+    @functools.cached_property
+    def _apart(self) -> GemmExecutor:
+        """For x whose neighbours lie apart."""
+        return GemmExecutor(self._problem, _layout_at(self._problem, False, False), self._factor)
 
 
 class ImplicitGemm(DenseImplementation):
@@ -428,23 +492,25 @@ class ImplicitGemm(DenseImplementation):
     def forward_cost(self, problem: ConvProblem) -> float:
         """Products, those of unused lanes included; starts and ends of tiles; gathering and packing."""
         tile, block, _, in_place, depth, *_ = self.layout(problem)
-        per_k, terms, rate = problem.k // problem.groups, depth * math.prod(problem.kernel), 1.0
+        per_k, taps, rate = problem.k // problem.groups, math.prod(problem.kernel), 1.0
         if self.paired:
             rate = host().pair_cycles * 1.1  # more loads beside each product
-        pieces, tiles = block.pieces * problem.groups, -(-per_k // tile.channels)
-        pixels = math.prod(block.size)
-        panels, vectors = -(-pixels // (tile.vectors * tile.lanes)), -(-pixels // tile.lanes)
-        products = tiles * (vectors * tile.channels * max(terms / 2 * 1.1 * rate, LINE_CYCLES) + panels * TILE_CYCLES)
+        pieces, tiles, terms = block.pieces * problem.groups, -(-per_k // tile.channels), depth * taps
+        panels, vectors = -(-block.pixels // (tile.vectors * tile.lanes)), -(-block.pixels // tile.lanes)
+        apart = PAGES if in_place and math.prod(problem.spatial) * np_dtype(problem.dtype).itemsize >= 4096 else 1.0
+        each = max(terms / 2 * 1.02 * rate * apart, LINE_CYCLES)
+        products = tiles * (vectors * tile.channels * each + panels * TILE_CYCLES)
         # vectors of a panel that end with a run of neighbours take another piece
         run = _run(problem, block, in_place)
         direct = tiles <= DIRECT_TILES and run % tile.lanes == 0
-        gathered = terms * (vectors + pixels / run) * (2 if direct else 5)
+        gathered = terms * (vectors + block.pixels / run) * (2 if direct else 5)
+        parted = (block.images - 1) * per_k * tile.vectors * PARTED_CYCLES
         packed = 0 if in_place else pack_cycles(block, depth * problem.groups)
         # kernels are flipped in an input_grad, where the terms of an output channel do not follow each other
         packs = problem.dtype != problem.acc_dtype or (problem.flip and math.prod(problem.kernel) > 1)
         weights = math.prod(problem.w_shape) * (2 if packs else LOADED_CYCLES * pieces / problem.groups)
         written = math.prod(problem.y_shape) * WRITE_CYCLES if problem.layout == "channels_last" else 0
-        return CALL_SECONDS + 2e-6 + seconds(pieces * block.images * (products + gathered) + packed + weights + written)
+        return CALL_SECONDS + 2e-6 + seconds(pieces * (products + gathered + parted) + packed + weights + written)
 
     def cost(self, problem: ConvProblem) -> float:
         """Of all phases of an input_grad with a stride too, which read w where it lies."""
@@ -461,7 +527,9 @@ class ImplicitGemm(DenseImplementation):
         layout = self.layout(problem)
         item = np_dtype(problem.acc_dtype).itemsize
         weights = 2 * (math.prod(problem.w_shape) + problem.groups * layout.tile.channels * problem.c * math.prod(problem.kernel))
-        return most_workers(problem, layout.block, layout.tile.channels) * areas_of(problem, layout).bytes + weights * item
+        layouts = (layout, _layout_at(problem, False, False)) if layout.in_place else (layout,)
+        areas = (most_workers(problem, each.block, each.tile.channels) * areas_of(problem, each).bytes for each in layouts)
+        return max(areas) + weights * item
 
     def forward(self, problem: ConvProblem) -> GemmExecutor:
         """The executor."""

@@ -78,7 +78,8 @@ def _layout(problem: ConvProblem) -> Layout:
     """The layout of a problem: output channels in equal tiles, of 32 at most."""
     per_k, most = problem.k // problem.groups, STRIPS * ROWS
     tile = Tile(VECTORS, -(-per_k // -(-per_k // most)), ROWS)
-    return layout_with(problem, tile, depth_of(problem, True), layers_of(products_of(problem)), ROWS)
+    layers = layers_of(products_of(problem))
+    return layout_with(problem, tile, depth_of(problem, True), host().resident, layers=layers, step=ROWS)
 
 
 # --- weights -------------------------------------------------------------------------------------------------------------------

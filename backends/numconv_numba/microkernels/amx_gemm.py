@@ -128,7 +128,7 @@ def _clear_rows(emit: Emitter, builder: Any, panel: Any, first: Any, last: Any, 
 def _multiply_tiles(
     typingctx: Any, shape: Any, dtype: Any, vectors: Any, panel: Any, terms: Any, w: Any, w_step: Any, w_k: Any, w_tile: Any,
     tiles: Any, sums: Any, resume: Any, finish: Any, y: Any, y_k: Any, pixels: Any, bias: Any, relu: Any, x: Any, offsets: Any,
-    pieces: Any, count: Any,
+    pieces: Any, count: Any, ahead: Any,
 ) -> Any:  # fmt: skip
     check_kinds((shape, dtype), (panel, w, sums, y, bias, x, offsets, pieces))
     body, products = shape.value
@@ -137,7 +137,7 @@ def _multiply_tiles(
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         (
             _, _, vectors, panel, terms, w, w_step, _, w_tile, tiles, sums, resume, finish, y, y_k, pixels, bias, relu, x, offsets,
-            pieces, count,
+            pieces, count, _,
         ) = args  # fmt: skip
         emit, flag = Emitter(builder, "float32", ROWS), cgutils.alloca_once_value(builder, _i64(0))
         memory = Memory(context, builder, emit, dtype.value)
@@ -163,14 +163,14 @@ def _multiply_tiles(
                     results.write(own, channels, first, y, y_k, flag)
         return builder.load(flag)
 
-    return n(shape, dtype, n, panel, n, w, n, n, n, n, sums, n, n, y, n, n, bias, n, x, offsets, pieces, n), codegen
+    return n(shape, dtype, n, panel, n, w, n, n, n, n, sums, n, n, y, n, n, bias, n, x, offsets, pieces, n, n), codegen
 
 
 @kernel
 def multiply_tiles(
     shape: Tag, dtype: Tag, vectors: int, panel: Address, terms: int, w: Address, w_step: int, w_k: int, w_tile: int, tiles: int,
     sums: Address, resume: int, finish: int, y: Address, y_k: int, pixels: int, bias: Address, relu: int, x: Address,
-    offsets: Address, pieces: Address, count: int,
+    offsets: Address, pieces: Address, count: int, ahead: int,
 ) -> int:  # fmt: skip
     """What `gemm.multiply` does, with the same parameters; registers are configured for the channels of a tile.
 
@@ -190,8 +190,10 @@ def multiply_tiles(
         Not used: channels of a tile lie 64 bytes apart.
     offsets : Address
         Of the layers of each term.
+    ahead : int
+        Not used.
     """
     return _multiply_tiles(
         shape, dtype, vectors, panel, terms, w, w_step, w_k, w_tile, tiles, sums, resume, finish, y, y_k, pixels, bias, relu, x,
-        offsets, pieces, count,
+        offsets, pieces, count, ahead,
     )  # fmt: skip

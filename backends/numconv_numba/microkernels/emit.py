@@ -218,14 +218,14 @@ class Emitter:
         """Write a vector."""
         self._builder.store(vector, self._builder.bitcast(address, self.vector.as_pointer())).align = self._align
 
-    def prefetch(self, address: Any, *, write: bool) -> None:
-        """Bring a line of memory into the first-level cache; an address that is not mapped does no harm.
+    def prefetch(self, address: Any, *, write: bool, level: int = 1) -> None:
+        """Bring a line of memory into the cache of a level; an address that is not mapped does no harm.
 
         To `write` it takes it from all other cores: never do that to what several threads read.
         """
         kind = ir.FunctionType(ir.VoidType(), [address.type, _i32, _i32, _i32])
         function = cgutils.get_or_insert_function(self._builder.module, kind, "llvm.prefetch.p0")
-        self._builder.call(function, [address, _i32(int(write)), _i32(3), _i32(1)])
+        self._builder.call(function, [address, _i32(int(write)), _i32(4 - level), _i32(1)])
 
     def constant(self, number: float) -> Any:
         """A number in all lanes."""

@@ -17,7 +17,7 @@ from numba.core import cgutils
 
 from numconv_numba.compiler import Address, Tag, intrinsic, kernel
 
-from .emit import Emitter, check_kinds, emitter_of
+from .emit import Emitter, check_kinds, emitter_of, host, rolled
 from .memory import Memory
 
 __all__ = ["Columns", "multiply"]
@@ -29,15 +29,22 @@ PIECES = 5
 """Pieces that are copied together: each takes a mask register and two general ones."""
 
 
-def _repeat(builder: Any, count: Any, body: Callable[[Any], None]) -> None:
-    """body(i) for i < count, several in a turn: a loop's own additions compete with the multiply-adds for ports."""
-    with cgutils.for_range(builder, builder.sdiv(count, _i64(UNROLLED))) as turn:
-        first = builder.mul(turn.index, _i64(UNROLLED))
-        for i in range(UNROLLED):
-            body(builder.add(first, _i64(i)))
-    rest = builder.srem(count, _i64(UNROLLED))
-    with cgutils.for_range(builder, rest) as turn:
-        body(builder.add(builder.sub(count, rest), turn.index))
+def _repeat(
+    builder: Any, count: Any, body: Callable[[Any], None], after: Callable[[Any], None] = lambda i: None, several: int = UNROLLED
+) -> None:
+    """body(i) for i < count, several in a turn: a loop's own additions compete with the multiply-adds for ports.
+
+    At the end of a turn comes after(i) for each of its i.
+    """
+    with rolled(builder, builder.sdiv(count, _i64(several))) as turn:
+        turns = [builder.add(builder.mul(turn, _i64(several)), _i64(i)) for i in range(several)]
+        for each in (body, after):
+            for i in turns:
+                each(i)
+    if several > 1:
+        rest = builder.srem(count, _i64(several))
+        with cgutils.for_range(builder, rest) as turn:
+            body(builder.add(builder.sub(count, rest), turn.index))
 
 
 class Columns:
@@ -93,7 +100,7 @@ class _Tiles:
         self.emit, self.builder, self.results, self.vectors, self.channels = emit, builder, results, vectors, channels
         (
             self.panel, self.terms, self.w, self.w_step, self.w_k, self.w_tile, self.tiles, self.sums, self.resume, self.finish,
-            self.y, self.y_k, self.pixels, self.bias, self.relu, x, offsets, pieces, self.count,
+            self.y, self.y_k, self.pixels, self.bias, self.relu, x, offsets, pieces, self.count, self.ahead,
         ) = args  # fmt: skip
         self.masks = [emit.first(builder.sub(self.pixels, _i64(v * emit.lanes))) for v in range(vectors)]
         self.slots = [[emit.accumulator() for _ in range(vectors)] for _ in range(channels)]
@@ -149,13 +156,36 @@ class _Tiles:
         offset = self.emit.offset(self.columns.offsets, term)
         return [self.emit.at(source, offset) for source in self.sources]
 
-    def add_terms(self, w: Any) -> None:
-        """All terms, of a panel that is full or from x itself."""
-        with self.builder.if_else(self.in_place) as (direct, copied):
+    def following(self, tile: Any) -> tuple[Any, Any]:
+        """The place of what a tile fetches in x, which is read after this panel, and a mask: of all its terms, or the first alone.
+
+        Each of the first tiles fetches a line of every term.
+        """
+        emit, builder = self.emit, self.builder
+        lines = _i64(self.vectors * emit.width // _LINE + 1)
+        some = builder.and_(builder.icmp_signed("!=", self.ahead, _i64(0)), builder.icmp_signed("<", tile, lines))
+        step = builder.select(some, builder.add(self.ahead, emit.times(tile, _LINE)), _i64(0))
+        return emit.at(self.sources[0], step), builder.sext(some, _i64)
+
+    def add_terms(self, w: Any, tile: Any) -> None:
+        """All terms, of a panel that is full or from x itself, while what follows is fetched."""
+        emit, builder, (place, mask) = self.emit, self.builder, self.following(tile)
+
+        def fetch(term: Any) -> None:
+            emit.prefetch(emit.at(place, emit.offset(self.columns.offsets, term)), write=False, level=2)
+
+        with builder.if_else(self.in_place) as (direct, copied):
             with direct:
-                _repeat(self.builder, self.terms, lambda term: self.add_term(w, term, self.in_source(term)))
+                # LLVM loads the pixels of all terms of a turn ahead
+                held = self.vectors * (self.channels + UNROLLED) + 2
+                several = UNROLLED if held <= host().registers else 1
+                _repeat(builder, self.terms, lambda term: self.add_term(w, term, self.in_source(term)), fetch, several)
             with copied:
-                _repeat(self.builder, self.terms, lambda term: self.add_term(w, term, self.in_panel(term)))
+                # nothing of x that is copied already
+                _repeat(
+                    builder, self.terms, lambda term: self.add_term(w, term, self.in_panel(term)),
+                    lambda term: fetch(builder.and_(term, mask)),
+                )  # fmt: skip
 
     def write(self, y: Any, bias: Any) -> None:
         """To y with bias and activation; whole vectors without masks."""
@@ -213,7 +243,7 @@ class _Tiles:
             following = builder.add(tile.index, _i64(1))
             step = builder.select(builder.icmp_signed("<", following, self.tiles), emit.times(self.y_k, self.channels), _i64(0))
             self.fetch(emit.at(y, step))
-            self.add_terms(w)
+            self.add_terms(w, tile.index)
             found = self.store(sums, y, emit.at(self.bias, builder.mul(tile.index, bias_step)))
             builder.store(builder.or_(builder.load(flag), found), flag)
         return builder.load(flag)
@@ -223,7 +253,7 @@ class _Tiles:
 def _multiply(
     typingctx: Any, shape: Any, dtype: Any, vectors: Any, panel: Any, terms: Any, w: Any, w_step: Any, w_k: Any, w_tile: Any,
     tiles: Any, sums: Any, resume: Any, finish: Any, y: Any, y_k: Any, pixels: Any, bias: Any, relu: Any, x: Any, offsets: Any,
-    pieces: Any, count: Any,
+    pieces: Any, count: Any, ahead: Any,
 ) -> Any:  # fmt: skip
     check_kinds((shape, dtype), (panel, w, sums, y, bias, x, offsets, pieces))
     most, channels, lanes = shape.value
@@ -238,14 +268,14 @@ def _multiply(
                 builder.store(_Tiles(emit, builder, results, args[3:], used, channels).emit_all(), result)
         return builder.load(result)
 
-    return n(shape, dtype, n, panel, n, w, n, n, n, n, sums, n, n, y, n, n, bias, n, x, offsets, pieces, n), codegen
+    return n(shape, dtype, n, panel, n, w, n, n, n, n, sums, n, n, y, n, n, bias, n, x, offsets, pieces, n, n), codegen
 
 
 @kernel(emitted=True)
 def multiply(
     shape: Tag, dtype: Tag, vectors: int, panel: Address, terms: int, w: Address, w_step: int, w_k: int, w_tile: int, tiles: int,
     sums: Address, resume: int, finish: int, y: Address, y_k: int, pixels: int, bias: Address, relu: int, x: Address,
-    offsets: Address, pieces: Address, count: int,
+    offsets: Address, pieces: Address, count: int, ahead: int,
 ) -> int:  # fmt: skip
     """y[k, i] = the sum over t of w[k, t] * panel[t, i]: one chain each, in this order. Returns 1 if a sum is not finite, else 0.
 
@@ -288,8 +318,10 @@ def multiply(
         Of an int64 table: source in x and target in a term of the panel, in bytes, and length in elements, no more than lanes.
     count : int
         Number of pieces; 0 where the panel is full, -1 where there is none.
+    ahead : int
+        Bytes from the first pixel to that in x of the next panel, which is fetched; 0 if there is none.
     """
     return _multiply(
         shape, dtype, vectors, panel, terms, w, w_step, w_k, w_tile, tiles, sums, resume, finish, y, y_k, pixels, bias, relu, x,
-        offsets, pieces, count,
+        offsets, pieces, count, ahead,
     )  # fmt: skip
