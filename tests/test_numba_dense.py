@@ -520,24 +520,27 @@ def test_the_gradient_of_a_bias_is_one_chain(k, dtype, rng):
         np.testing.assert_array_equal(computed(rows[name], problem, [y, x])[1], chain, err_msg=name)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtypes", [("float32", "float32"), ("float64", "float64"), ("float16", "float32"), ("float32", "float16")])
+@pytest.mark.parametrize("relu", [0, 1])
 @pytest.mark.parametrize("biased", [False, True])
-def test_rectangles_are_transposed_and_what_is_not_finite_is_told(dtype, biased, rng):
+def test_rectangles_are_transposed_and_what_is_not_finite_is_told(dtypes, relu, biased, rng):
     from numconv_numba.microkernels.emit import lanes_of
     from numconv_numba.microkernels.transpose import transpose
 
-    lanes = lanes_of(dtype)
-    run, most = transpose.specialise(lanes, (dtype, dtype)), 3 * lanes
+    wide = max(dtypes, key=lambda name: np.dtype(name).itemsize)
+    lanes = lanes_of(wide)
+    run, most = transpose.specialise(lanes, dtypes), 3 * lanes
     for _ in range(200):
         rows, columns = (int(n) for n in rng.integers(1, most, 2))
-        x, bias = rng.standard_normal((most, most)).astype(dtype), rng.standard_normal(most).astype(dtype)
+        x, bias = rng.standard_normal((most, most)).astype(dtypes[0]), rng.standard_normal(most).astype(wide)
         bad = rng.choice([0, np.nan, np.inf, -np.inf])
         x[rng.integers(rows), rng.integers(columns)] += bad
         x[rows:], x[:, columns:] = np.nan, np.nan  # which nothing reads
-        y = np.full((most, most), -7, dtype)
+        y = np.full((most, most), -7, dtypes[1])
         expected = y.copy()
-        expected[:columns, :rows] = (x[:rows, :columns] + (bias[:columns] if biased else 0)).T
-        found = run(x, x.strides[0], rows, columns, bias if biased else 0, 0, y, y.strides[0])
+        shifted = x[:rows, :columns] + (bias[:columns] if biased else 0)
+        expected[:columns, :rows] = (np.maximum(shifted, 0) if relu else shifted).T
+        found = run(x, x.strides[0], rows, columns, bias if biased else 0, relu, y, y.strides[0])
         np.testing.assert_array_equal(y, expected)
         assert found == (bad != 0)
 
