@@ -34,8 +34,18 @@ def test_results(geometry, rng):
     assert implementation().supports(parse(f"conv forward {geometry}"))
 
 
-@pytest.mark.parametrize("options", ["bias=y act=relu", "bias=y act=gelu", "act=silu"])
-@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("options", ["", "bias=y act=relu", "bias=y act=gelu"])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_channels_that_are_last(geometry, options, rng):
+    if "gelu" in options:  # of which whole vectors are taken
+        geometry = geometry.replace("37", "48").replace("20", "32").replace("c9 k9 g9", "c8 k8 g8")
+    problem = parse(f"conv forward {geometry} {options} layout=channels_last")
+    check(problem, "numba", "crosswise", rng=rng, integer=not options)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options"), [("f32", "bias=y act=relu"), ("f32", "act=silu"), ("f16", "bias=y act=gelu"), ("bf16", "bias=y act=relu")]
+)
 def test_bias_activation_and_half_types(dtype, options, rng):
     check(parse(f"conv forward {SMALL.replace('f32', dtype)} {options}"), "numba", "crosswise", rng=rng, integer=False)
 
@@ -68,12 +78,16 @@ def test_it_is_chosen_where_rows_would_fill_few_lanes():
     options = {"dtype": "float32", "padding": 1, "groups": 960, "backend": "numba"}
     assert nc.plan("conv", (4, 960, 3, 3), (960, 1, 3, 3), **options).algorithm == "crosswise"
     assert nc.plan("conv", (4, 960, 32, 32), (960, 1, 3, 3), **options).algorithm != "crosswise"
+    assert (
+        nc.plan("conv", (4, 7, 7, 960), (960, 1, 7, 7), layout="channels_last", **options | {"padding": 3}).algorithm == "crosswise"
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (f"forward {SMALL} layout=channels_last", "channels_first"),
+        (f"forward {SMALL.replace('f32', 'f16')} layout=channels_last", "sums of float16"),
+        (f"forward {SMALL} act=silu layout=channels_last", "overlap"),
         ("forward f32 n1 c40 k80 g40 in7x7 w3x3 s1 p1 d1", "80"),
         ("forward f32 n1 c3 k3 g3 in7x7 w3x3 s1 p1 d1", "there are 3"),
         ("forward f32 n1 c64 k64 g64 in30x30 w13x13 s1 p6 d1", "row of 11 taps"),
