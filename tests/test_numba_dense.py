@@ -626,7 +626,8 @@ def test_winograd_leaves_weight_gradients_of_few_terms_to_plain_sums():
         ("forward f32 n1 c128 k24 g1 in8x8 w4x4 s1 p0 d2", "inner_product", "blocked"),  # whole panels of weights
         ("input_grad f32 n8 c80 k33 g1 in20x20x20 w1x1x1 s2 p0 d1", "col2im", "tile"),  # lines that are written twice
         ("input_grad f32 n8 c33 k65 g1 in82x82 w2x2 s2 p0 d1", "subpixel", "tile"),  # short last blocks
-        ("weight_grad f32 n8 c384 k2 g1 in200 w2 s2 p0 d1", "blocked", "planewise"),
+        ("weight_grad f32 n8 c384 k2 g1 in200 w2 s2 p0 d1", "blocked", "planewise"),  # loads across lines, in one dimension
+        ("weight_grad f32 n1 c1 k32 g1 in48000 w7 s1 p3 d1", "depthwise", "planewise"),
     ],
 )
 def test_costs_order_algorithms_as_their_times_do(text, faster, slower):

@@ -104,8 +104,11 @@ def plan_for(problem: ConvProblem) -> _Plan:
 def _plane_cycles(problem: ConvProblem, plan: _Plan) -> float:
     """Of a plane of grad_y with one slice of x, fitted to measurements."""
     shape, vectors = plan.shape, -(-problem.output[-1] // plan.shape.lanes)
-    lines = (problem.output[-2] if problem.ndim > 1 else vectors) * shape.row_step
-    columns = vectors if problem.ndim > 1 else 1
+    if problem.ndim == 1:
+        # loads across two lines, which no other row of taps shares
+        loads = host().unaligned * shape.columns * shape.column_step
+        return len(plan.tiles) * (vectors * (0.36 * shape.columns + 0.5 * loads + 5) + 100)
+    lines, columns = problem.output[-2] * shape.row_step, vectors
     products = shape.rows * shape.columns / shape.row_step
     line = 0.36 * products + 0.5 * (shape.columns * shape.column_step + 1 / shape.row_step) + 3
     return len(plan.tiles) * plan.bands * (columns * (lines / plan.bands + shape.rows - 1) * line + 28)
