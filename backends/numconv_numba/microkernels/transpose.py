@@ -13,6 +13,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 
 from numconv_numba.compiler import Address, Tag, intrinsic, kernel, value
 from numconv_numba.scalar import is_null
@@ -127,6 +128,8 @@ class _Strip:
         self.blocks = blocks and dtypes[0] == _wider(dtypes)
         self.at_once = max(1, 16 * lanes // self.emit.width) if self.blocks else lanes
         self.absent = builder.icmp_unsigned("==", builder.ptrtoint(bias, _i64), _i64(0))
+        nothing = cgutils.alloca_once_value(builder, ir.Constant(self.emit.vector.element, -0.0))
+        self.nothing = builder.bitcast(nothing, bias.type)
         self.bias, self.relu = bias, builder.icmp_signed("!=", relu, _i64(0))
         self.undressed = builder.and_(self.absent, builder.not_(self.relu))
         self.sums = [self.emit.accumulator() for _ in range(4)]
@@ -140,11 +143,11 @@ class _Strip:
         places = ([emit.at(start, emit.times(x_step, i)) for start in starts] for i in range(self.at_once))
         return _transposed(emit, [_gathered(emit, self.builder, each) for each in places])
 
-    def dressed(self, column: Any, x: Any, number: Any) -> Any:
-        """A column with its bias and relu; x: any memory."""
+    def dressed(self, column: Any, number: Any) -> Any:
+        """A column with its bias, which changes nothing where there is none, and relu."""
         emit, builder = self.emit, self.builder
-        place = builder.select(self.absent, x, emit.at(self.bias, builder.mul(number, _i64(emit.width // emit.lanes))))
-        shift = builder.select(self.absent, ir.Constant(emit.vector.element, -0.0), emit.load_one(place))
+        place = emit.at(self.bias, builder.mul(number, _i64(emit.width // emit.lanes)))
+        shift = emit.load_one(builder.select(self.absent, self.nothing, place))
         return emit.positive(builder.fadd(column, emit.spread(shift)), emit.spread(self.relu))
 
     def put(self, j: int, column: Any, finished: Any, y: Any) -> None:
@@ -162,7 +165,7 @@ class _Strip:
             first = builder.select(builder.icmp_signed("<", first, last), first, last)
             target = emit.at(y, builder.mul(first, y_step))
             for j, column in enumerate(self.columns_at(emit.at(x, builder.mul(first, _i64(self.source.item))), x_step)):
-                self.put(j, column, finish(column, x, builder.add(first, _i64(j))), emit.at(target, emit.times(y_step, j)))
+                self.put(j, column, finish(column, builder.add(first, _i64(j))), emit.at(target, emit.times(y_step, j)))
 
     def few_columns(self, x: Any, x_step: Any, columns: Any, y: Any, y_step: Any) -> None:
         """Fewer than are transposed at once."""
@@ -170,7 +173,7 @@ class _Strip:
         rows = [self.source.load_masked(emit.at(x, emit.times(x_step, i)), used) for i in range(emit.lanes)]
         for j, column in enumerate(_transposed(emit, rows)[: self.at_once - 1]):
             with builder.if_then(builder.icmp_signed("<", _i64(j), columns)):
-                finished = builder.select(emit.spread(self.undressed), column, self.dressed(column, x, _i64(j)))
+                finished = builder.select(emit.spread(self.undressed), column, self.dressed(column, _i64(j)))
                 self.put(j, column, finished, emit.at(y, emit.times(y_step, j)))
 
     def bad(self) -> Any:
