@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from llvmlite import ir
 from numba.core import cgutils
-from numconv_numba.depthwise_plans import _rows_inside
+from numconv_numba.depthwise_plans import rows_inside
 from numconv_numba.microkernels import emit
 
 from numconv.plugin import parse
@@ -101,8 +101,8 @@ def test_rows_of_padding_are_not_counted(geometry):
         for q in range(problem.output[-2])
         for r in range(problem.kernel[-2])
     ]
-    assert _rows_inside(problem) == pytest.approx(sum(rows) / len(rows))
-    assert _rows_inside(problem.replace(pad_mode="replicate")) == 1
+    assert rows_inside(problem) == pytest.approx(sum(rows) / len(rows))
+    assert rows_inside(problem.replace(pad_mode="replicate")) == 1
 
 
 CHOICES = """
@@ -159,3 +159,56 @@ def test_some_lanes_are_loaded_and_stored(host_of, monkeypatch, name):
             move(x.ctypes.data, y.ctypes.data, *counts)
             loaded = np.where(np.arange(lanes) < counts[0], x, 0)
             np.testing.assert_array_equal(y, np.where(np.arange(lanes) < counts[1], loaded, -1))
+
+
+SPILLS = r"""
+import json, re
+from numconv_numba.compiler import compiling
+from numconv_numba.microkernels import dots, emit, gemm, product, sliding, tiles
+from numconv_numba.parts import Library
+
+def spilled(code):
+    # (multiply-adds, vectors stored to the stack) of each innermost loop: a jump back, and no label between that is jumped back to
+    lines, labels, loops = code.splitlines(), {}, []
+    for number, line in enumerate(lines):
+        if label := re.match(r"(\.LBB\w+):", line):
+            labels[label[1]] = number
+        elif (jump := re.match(r"\s+j\w+\s+(\.LBB\w+)", line)) and jump[1] in labels:
+            loops.append((labels[jump[1]], number))
+    inner = [(a, b) for a, b in loops if not any((a, b) != (c, d) and a <= c and d <= b for c, d in loops)]
+    counts = [
+        (sum("vfmadd" in each for each in lines[a:b]), sum(bool(STORE.search(each)) for each in lines[a:b])) for a, b in inner
+    ]
+    return [each for each in counts if each[0]]
+
+STORE = re.compile(r"\sv?mov\w+\s+%[xyz]mm\d+, -?\w*\(%rsp\)")
+host, lanes = emit.host(), emit.lanes_of("float32")
+kernels = [(product.product, ((*tile, lanes), "float32")) for tile in host.channel_tiles]
+kernels += [(tiles.multiply_tiles, ((*tile, lanes), "float32")) for tile in host.pixel_tiles]
+kernels += [(sliding.slide, ((*tile, lanes, False), ("float32", "float32"))) for tile in host.sliding_tiles[:1]]
+kernels += [(gemm.multiply, ((*host.pixel_tiles[1], lanes), ("float32", "float32"))), (dots.dots, (lanes, "float32"))]
+with compiling():
+    found = {
+        f"{kernel.name} {tags}": spilled(Library.compiled("one", [kernel.part(tags, python=False)]).code.get_asm_str())
+        for kernel, tags in kernels
+    }
+print(json.dumps(found))
+"""
+
+
+def test_no_accumulator_of_a_tile_is_spilled_with_avx2(run_on):
+    """By the machine code: a loop that multiplies stores no vector to the stack."""
+    found = json.loads(run_on("haswell", SPILLS))
+    assert len(found) > 8
+    for kernel, loops in found.items():
+        assert max(loops, default=[0])[0] >= 8, kernel
+        assert all(stored == 0 for _, stored in loops), (kernel, loops)
+
+
+def test_slow_masks_are_told(host_of):
+    """16 bits have none with AVX2, whose stores are slow on some processors."""
+    wide, narrow, least = map(host_of, ("skylake-avx512", "haswell", "nehalem"))
+    cases = list(itertools.product((2, 4, 8), (False, True)))
+    assert all(wide.masks(item, write=write) for item, write in cases)
+    assert [narrow.masks(item, write=write) for item, write in cases] == [False, False, True, False, True, False]
+    assert not any(least.masks(item, write=write) for item, write in cases)

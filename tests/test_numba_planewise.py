@@ -204,6 +204,7 @@ print(json.dumps(host().width))
 def test_a_narrower_processor(tmp_path):
     texts = [f"conv {op} f32 n1 c3 k3 g3 in9x21 w3x3 s{stride} p1 d1" for op in OPS for stride in (1, 2)]
     texts.append("conv forward f32 n1 c3 k3 g3 in9x31 w1x3 s1x3 p1 d1")
+    texts += [f"conv {op} f64 n1 c2 k2 g2 in9x21 w3x3 s2 p1 d1" for op in OPS]
     environment = os.environ | {
         "NUMBA_CPU_NAME": "haswell",
         "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c",

@@ -72,7 +72,7 @@ __all__ = ["DepthwiseWeights"]
 
 GRADIENT_BYTES = 512 * 1024
 """The sums of a group, for all its taps."""
-USUAL = (3, 3), (3, 7), (3, 8), (4, 6)
+USUAL = (3, 3), (7, 2), (3, 8), (4, 6)
 """Tiles of kernels with 3 and 7 columns, and of wide ones: rows and columns. They are compiled with the driver."""
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "MOST_COLUMNS",
     "MOST_ROWS",
     "SLICED",
+    "WIDTHS",
     "WORK",
     "Plan",
     "Run",

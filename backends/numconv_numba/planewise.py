@@ -63,6 +63,7 @@ from .plane_plans import (
     MOST_COLUMNS,
     MOST_ROWS,
     SLICED,
+    WIDTHS,
     WORK,
     column_offsets,
     fits,
@@ -239,14 +240,22 @@ def planewise(
 
 
 def _usual(lanes: int) -> list[Sweep]:
-    """The tiles of 3 x 3 kernels for rows of some size: without a stride, with one, and for the gradient of that."""
-    kinds = (1, False, 0), (2, False, 0), (2, True, 1)
-    return [Sweep(USUAL_PIXELS // lanes, 3, 3, step, step, adjoint, first, False, lanes) for step, adjoint, first in kinds]
+    """The tiles of 3 x 3 kernels for rows of some size: without a stride, with one, and for the gradient of that.
+
+    They are the widest that the registers hold; where that is less than such a row, also those of one vector, which leave no lane.
+    """
+    found: list[Sweep] = []
+    for step, adjoint, first in ((1, False, 0), (2, False, 0), (2, True, 1)):
+        widths = [vectors for vectors in WIDTHS if vectors * lanes <= USUAL_PIXELS]
+        shapes = [Sweep(vectors, 3, 3, step, step, adjoint, first, False, lanes) for vectors in widths]
+        held = [shape for shape in shapes if fits(shape)]
+        found += held[-1:] if held[-1].vectors * lanes == USUAL_PIXELS else dict.fromkeys((held[0], held[-1]))
+    return found
 
 
 _kernels = Unit(
     "planewise.kernels",
-    lambda dtype, lanes: [(sweep, (tuple(shape), dtype)) for shape in _usual(lanes) if fits(shape)],
+    lambda dtype, lanes: [(sweep, (tuple(shape), dtype)) for shape in _usual(lanes)],
     called=lambda dtype, lanes: [(planewise, (dtype, dtype))],
 )
 
@@ -282,7 +291,7 @@ class _Sweeps:
         starts = np.cumsum([0, *(table.nbytes for table in tables)])
         outer = math.prod(problem.kernel[:-2]), math.prod(target_of(problem)[:-2])
         self._kernel, *tiles = _kernels.functions(problem.dtype, shape.lanes)
-        usual = [each for each in _usual(shape.lanes) if fits(each)]
+        usual = _usual(shape.lanes)
         tile = tiles[usual.index(shape)] if shape in usual else sweep.address(tuple(shape), problem.dtype)
         head = [
             tile, len(runs), plan.band, plan.bands, shape.rows, problem.kernel[-1],
