@@ -22,15 +22,15 @@ import numpy as np
 
 from numconv.plugin import ConvProblem, Verdict
 
-from .blocked import Blocked, forget, parts_for
+from .blocked import Blocked, Shape, forget, parts_for
 from .compiler import Address, Tag, Unit, helper, invoke, kernel
 from .dense import DenseImplementation, ForwardExecutor, Weights
 from .elements import INT64, itemsize, keep, memory, scratch
-from .entries import LANES, OUTPUT, PACK_WEIGHTS, PRODUCT, WEIGHT, WRITE
+from .entries import LANES, OUTPUT, PACK_WEIGHTS, PIXELS, PRODUCT, WEIGHT, WRITE
 from .geometry import DIMS, GROUPS, OPTION, PARTS, PER_C, PER_K, part
 from .panels import fill_places
 from .scalar import is_null, pointer
-from .slab import BLOCKS, EXTRA, block_image, block_vector
+from .slab import BLOCKS, EXTRA, Block, block_image, block_vector
 from .threads import MAX_THREADS, common_area, parallel_for, run, run_with, worker_area, workers
 from .tools import tools_for
 from .winograd_inputs import (
@@ -52,6 +52,7 @@ from .winograd_inputs import (
     spread_step,
     tile_extents,
     transform_inputs,
+    transform_pixels,
 )
 from .winograd_layout import (
     BOUND_BYTES,
@@ -67,9 +68,9 @@ from .winograd_layout import (
     ways_of,
     workspace_of,
 )
-from .winograd_tiles import inner_taps, lead_axes, tiles_of
+from .winograd_tiles import Tiles, inner_taps, lead_axes, tiles_of
 
-__all__ = ["Winograd", "WinogradExecutor"]
+__all__ = ["Winograd", "WinogradExecutor", "tools_of"]
 
 LEAST_CHANNELS = 4
 """Of a group, phases and taps that are summed directly included: in one or two the window of an output may hold nothing beside a
@@ -409,7 +410,11 @@ def winograd_phases(
     )  # fmt: skip
 
 
-_kernels = Unit("winograd.kernels", called=lambda acc: [(winograd, (acc,)), (bind_weights, (acc,))])
+_kernels = Unit(
+    "winograd.kernels",
+    lambda dtype, acc: [(transform_pixels, (dtype, acc))],
+    called=lambda dtype, acc: [(winograd, (acc,)), (bind_weights, (acc,))],
+)
 
 
 # --- the implementation --------------------------------------------------------------------------------------------------------
@@ -420,6 +425,16 @@ def _block_vector(problem: ConvProblem, layout: Layout) -> Any:
     inputs = layout.inputs(problem)
     numbers = layout.chunk, layout.kept, layout.places, taps, inputs.channels, *steps_of(problem, layout)
     return block_vector(layout.block, shape.width, shape.positions, *numbers, *layout.tiles.outputs, inputs.tile)
+
+
+def tools_of(problem: ConvProblem, tiles: Tiles, shape: Shape, block: Block, *, reads: bool = False) -> Any:
+    """The table of tools for tiles in blocks; `reads`: as for `tools_for`."""
+    table = tools_for(
+        problem.dtype, problem.acc_dtype, shape.lanes, phases=block.step[-1], out=problem.out_dtype, product_shape=shape[:2],
+        transform_shape=tiles.transform, reads=reads,
+    ).copy()  # fmt: skip
+    *_, table[PIXELS] = _kernels.functions(problem.dtype, problem.acc_dtype)
+    return table
 
 
 class WinogradExecutor(ForwardExecutor):
@@ -436,11 +451,8 @@ class WinogradExecutor(ForwardExecutor):
         self._ways, self._common = ways_of(problem, layout), common_of(problem, layout)
         self._phases: dict[int, tuple[Any, int, int]] = {}
         self._block, self._apart = (_block_vector(problem, each) for each in (layout, apart(layout)))
-        self._tools = tools_for(
-            problem.dtype, problem.acc_dtype, shape.lanes, phases=block.step[-1], out=problem.out_dtype, product_shape=shape[:2],
-            transform_shape=tiles.transform, pixels=layout.deep,
-        )  # fmt: skip
-        self._kernel, self._bind_kernel = _kernels.functions(problem.acc_dtype)
+        self._tools = tools_of(problem, tiles, shape, block)
+        self._kernel, self._bind_kernel, _ = _kernels.functions(problem.dtype, problem.acc_dtype)
         self._form = TRANSFORMED if self._common.weights <= BOUND_BYTES else IN_PANELS
 
     def packed(self, w: Any) -> Weights:
