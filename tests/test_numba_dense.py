@@ -372,6 +372,8 @@ def test_winograd_leaves_windows_of_few_terms_to_others():
     verdicts = [Winograd().supports(parse(f"conv forward f32 n1 c{c} k64 g1 in56x56 w3x3 s2 p1 d1")) for c in (4, 5)]
     assert list(map(bool, verdicts)) == [False, True]
     assert "windows of 20 terms; some have 16" in verdicts[0].reason
+    wide = Winograd().supports(parse("conv forward f32 n1 c64 k64 g1 in56x56 w3x3 s2 p2 d1"))
+    assert "1 of 9 taps beside the padding" in wide.reason
     assert Winograd().supports(parse("conv forward f32 n1 c4 k64 g1 in56x56 w3x3 s2 p1 d1 pad=reflect"))
     assert Winograd().supports(parse("conv forward f32 n1 c4 k64 g1 in256 w3 s2 p1 d1"))
 

@@ -25,7 +25,6 @@ from .packing import pack_slab
 from .panels import pack_panel, read_panel, write_panel, write_weights
 from .scalar import PAIRS, ROW_PAIRS
 from .slab import MOST_PHASES
-from .winograd_inputs import transform_pixels
 
 __all__ = ["dot_tools", "lone_split", "split_address", "tools_for"]
 
@@ -110,7 +109,6 @@ def tools_for(
     product_shape: tuple[int, int] | None = None,
     gemm_shape: tuple[int, ...] | None = None,
     transform_shape: tuple[int, ...] | None = None,
-    pixels: bool = False,
     packs: bool = False,
     reads: bool = False,
 ) -> np.ndarray[Any, Any]:
@@ -118,7 +116,6 @@ def tools_for(
 
     `factor`: the dtype of factors, where it is not that of sums. `phases`: of a row of the slab. `packs`: whether weights are
     packed, as they are for products. `reads`: whether panels of `dtype` are read and weights written, as for a weight gradient.
-    `pixels`: whether the lanes of a transform of inputs are channels.
     What is not asked for has the address 0.
     """
     factor = factor or acc
@@ -157,8 +154,6 @@ def tools_for(
         table[entries.PACK_WEIGHTS] = pack_panel.address(dtype, factor)
     if product_shape:
         table[entries.PRODUCT] = tiles[host().channel_tiles.index(product_shape)]
-    if pixels:
-        table[entries.PIXELS] = transform_pixels.address(dtype, acc)
     return table
 
 

@@ -1,13 +1,14 @@
 """Winograd convolution with short kernels, for real floats: fewer multiplications, within the default error bound.
 
-Tiles of m outputs along the last two dimensions (the last, if there is one only) are computed from m + r - 1 inputs with as many
-multiplications a dimension: F(4x4, 3x3) needs a quarter of those of the definition, F(2x2, 5x5) a third. With a stride the input
-and the kernel fall into phases, each of which is a convolution of stride 1 with a kernel of r taps or less: they are summed like
-input channels, so that 7x7 with stride 2 is F(3x3, 4x4) of four times the channels. Further dimensions, and channels, are summed
-between the transforms. A work item takes a block of tiles: it packs the input, split so that every element of all its tiles is a
-row of neighbours; transforms it, a vector of tiles at a time; multiplies each element with the transformed weights on register
-tiles with the lanes over output channels; and transforms the products back, a vector of channels at a time. Lavin and Gray, "Fast
-algorithms for convolutional neural networks" (CVPR 2016), section 4.
+Tiles of m outputs along the last two dimensions (the last, if there is one only) are computed from m + r - 1 inputs with as
+many multiplications a dimension: F(4x4, 3x3) needs a quarter of those of the definition, F(2x2, 5x5) a third. With a stride the
+input and the kernel fall into phases, each of which is a convolution of stride 1 with a kernel of r taps or one less: they are
+summed like input channels, so that 7x7 with stride 2 is F(3x3, 4x4) of four times the channels. A kernel with one tap less is
+zero at infinity: that product is left out, so that 3x3 with stride 2 takes 9 x 9 for 4 x 4 outputs, not 10 x 10. Further
+dimensions, and channels, are summed between the transforms. A work item takes a block of tiles: it packs the input, split so
+that every element of all its tiles is a row of neighbours; transforms it, a vector of tiles at a time; multiplies each element
+with the transformed weights on register tiles with the lanes over output channels; and transforms the products back, a vector
+of channels at a time. Lavin and Gray, "Fast algorithms for convolutional neural networks" (CVPR 2016), section 4.
 
 An error in one input spreads over its tile, so that images with a sum that is not finite are computed again by `blocked`.
 """
@@ -22,15 +23,15 @@ import numpy as np
 
 from numconv.plugin import ConvProblem, Verdict
 
-from .blocked import Blocked, forget, parts_for
+from .blocked import Blocked, Shape, forget, parts_for
 from .compiler import Address, Tag, Unit, helper, invoke, kernel
 from .dense import DenseImplementation, ForwardExecutor, Weights
 from .elements import INT64, itemsize, keep, memory, scratch
-from .entries import LANES, OUTPUT, PACK_WEIGHTS, PRODUCT, WEIGHT, WRITE
+from .entries import LANES, OUTPUT, PACK_WEIGHTS, PIXELS, PRODUCT, WEIGHT, WRITE
 from .geometry import DIMS, GROUPS, OPTION, PARTS, PER_C, PER_K, part
 from .panels import fill_places
 from .scalar import is_null, pointer
-from .slab import BLOCKS, EXTRA, block_image, block_vector
+from .slab import BLOCKS, EXTRA, Block, block_image, block_vector
 from .threads import MAX_THREADS, common_area, parallel_for, run, run_with, worker_area, workers
 from .tools import tools_for
 from .winograd_inputs import (
@@ -52,6 +53,7 @@ from .winograd_inputs import (
     spread_step,
     tile_extents,
     transform_inputs,
+    transform_pixels,
 )
 from .winograd_layout import (
     BOUND_BYTES,
@@ -67,9 +69,9 @@ from .winograd_layout import (
     ways_of,
     workspace_of,
 )
-from .winograd_tiles import inner_taps, lead_axes, tiles_of
+from .winograd_tiles import Tiles, inner_taps, lead_axes, tiles_of
 
-__all__ = ["Winograd", "WinogradExecutor"]
+__all__ = ["Winograd", "WinogradExecutor", "tools_of"]
 
 LEAST_CHANNELS = 4
 """Of a group, phases and taps that are summed directly included: in one or two the window of an output may hold nothing beside a
@@ -77,6 +79,8 @@ full tile, and the transforms cost most."""
 LEAST_TERMS = 8, 20
 """Of every window where a phase has two taps, along one dimension and two: of the four taps that meet a corner of x in 4 channels,
 as of one tap in 16, one sum in a million has an error of 1e-5, of 20 terms and more half of that."""
+LEAST_SHARE = 4
+"""One in so many taps is left of every window there: of one in nine and sixteen the error was 1e-5 and 2e-5 with any channels."""
 MOST_TAPS = 5
 """Of a phase: more would need points at which the error grows."""
 # A block's own numbers, beside those of `winograd_inputs`: input channels of a pass, whether transformed weights are kept from
@@ -409,7 +413,11 @@ def winograd_phases(
     )  # fmt: skip
 
 
-_kernels = Unit("winograd.kernels", called=lambda acc: [(winograd, (acc,)), (bind_weights, (acc,))])
+_kernels = Unit(
+    "winograd.kernels",
+    lambda dtype, acc: [(transform_pixels, (dtype, acc))],
+    called=lambda dtype, acc: [(winograd, (acc,)), (bind_weights, (acc,))],
+)
 
 
 # --- the implementation --------------------------------------------------------------------------------------------------------
@@ -420,6 +428,16 @@ def _block_vector(problem: ConvProblem, layout: Layout) -> Any:
     inputs = layout.inputs(problem)
     numbers = layout.chunk, layout.kept, layout.places, taps, inputs.channels, *steps_of(problem, layout)
     return block_vector(layout.block, shape.width, shape.positions, *numbers, *layout.tiles.outputs, inputs.tile)
+
+
+def tools_of(problem: ConvProblem, tiles: Tiles, shape: Shape, block: Block, *, reads: bool = False) -> Any:
+    """The table of tools for tiles in blocks; `reads`: as for `tools_for`."""
+    table = tools_for(
+        problem.dtype, problem.acc_dtype, shape.lanes, phases=block.step[-1], out=problem.out_dtype, product_shape=shape[:2],
+        transform_shape=tiles.transform, reads=reads,
+    ).copy()  # fmt: skip
+    *_, table[PIXELS] = _kernels.functions(problem.dtype, problem.acc_dtype)
+    return table
 
 
 class WinogradExecutor(ForwardExecutor):
@@ -436,11 +454,8 @@ class WinogradExecutor(ForwardExecutor):
         self._ways, self._common = ways_of(problem, layout), common_of(problem, layout)
         self._phases: dict[int, tuple[Any, int, int]] = {}
         self._block, self._apart = (_block_vector(problem, each) for each in (layout, apart(layout)))
-        self._tools = tools_for(
-            problem.dtype, problem.acc_dtype, shape.lanes, phases=block.step[-1], out=problem.out_dtype, product_shape=shape[:2],
-            transform_shape=tiles.transform, pixels=layout.deep,
-        )  # fmt: skip
-        self._kernel, self._bind_kernel = _kernels.functions(problem.acc_dtype)
+        self._tools = tools_of(problem, tiles, shape, block)
+        self._kernel, self._bind_kernel, _ = _kernels.functions(problem.dtype, problem.acc_dtype)
         self._form = TRANSFORMED if self._common.weights <= BOUND_BYTES else IN_PANELS
 
     def packed(self, w: Any) -> Weights:
@@ -500,6 +515,17 @@ def _least_taps(problem: ConvProblem, axes: range) -> int:
     return int(least)
 
 
+def _enough_terms(problem: ConvProblem, per_c: int) -> Verdict:
+    """Whether no window is small beside the error of a tile whose phases have two taps."""
+    terms, least = per_c * _least_taps(problem, range(problem.ndim)), LEAST_TERMS[min(inner_taps(problem)) > 1 and problem.ndim > 1]
+    if terms < least:
+        return Verdict.no(f"its error is relative to a whole tile, and it takes windows of {least} terms; some have {terms} here")
+    left, inner = _least_taps(problem, range(lead_axes(problem), problem.ndim)), math.prod(problem.kernel[-2:])
+    if left * LEAST_SHARE < inner:
+        return Verdict.no(f"its error is relative to a whole tile, and some windows have {left} of {inner} taps beside the padding")
+    return Verdict.yes()
+
+
 class Winograd(DenseImplementation):
     """Winograd convolution of real floats with short kernels along the last two dimensions."""
 
@@ -528,11 +554,8 @@ class Winograd(DenseImplementation):
         per_c, lead = problem.c // problem.groups, _least_taps(problem, range(lead_axes(problem)))
         if per_c * math.prod(tiles[0].phases) * lead < LEAST_CHANNELS:
             return Verdict.no(f"its error is relative to a whole tile, and {per_c} channels of a group may be small in one window")
-        terms, least = per_c * _least_taps(problem, range(problem.ndim)), LEAST_TERMS[min(tiles[0].taps) > 1]
-        if 2 in taps and terms < least:
-            return Verdict.no(
-                f"its error is relative to a whole tile, and it takes windows of {least} terms; some have {terms} here"
-            )
+        if 2 in taps:
+            return _enough_terms(problem, per_c)
         return Verdict.yes()
 
     def forward_cost(self, problem: ConvProblem) -> float:

@@ -57,7 +57,7 @@ RESULT_BYTES = 512 * 1024
 """The sums of a block for a panel."""
 WEIGHT_BYTES = 1024 * 1024
 """Transformed weights that are multiplied in one pass over a block."""
-PASS_TERMS = 160
+PASS_TERMS = 320
 """Of a sum in one pass, where there are phases: these are summed one after the other, so that the order of a sum follows from its
 passes, which are the same for any layout therefore."""
 KEPT_BYTES = 4 * 1024 * 1024

@@ -42,9 +42,8 @@ from .slab import (
     pack_cycles,
 )
 from .threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
-from .tools import tools_for
 from .weights import BlockedWeights
-from .winograd import Winograd
+from .winograd import Winograd, tools_of
 from .winograd_inputs import (
     COLUMNS,
     GROUP,
@@ -391,10 +390,7 @@ class _Executor:
         )
         self._block = block_vector(block, shape.width, shape.positions, *numbers)
         self._areas = _areas(problem, layout)
-        self._tools = tools_for(
-            problem.dtype, problem.acc_dtype, shape.lanes, phases=block.step[-1], out=problem.out_dtype, product_shape=shape[:2],
-            transform_shape=tiles.transform, pixels=layout.deep, reads=True,
-        )  # fmt: skip
+        self._tools = tools_of(problem, tiles, shape, block, reads=True)
         self._kernel = winograd_weights.specialise(problem.out_dtype, problem.acc_dtype)
 
     def __call__(self, outs: Any, ins: Any) -> None:
