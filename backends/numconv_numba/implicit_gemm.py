@@ -71,7 +71,7 @@ DIRECT_TILES = 16
 """Tiles of output channels up to which vectors of neighbours are not copied into a panel, but read where they lie."""
 TILE_CYCLES = 50
 """Of the start and the end of a tile."""
-PAGES = 1.14
+PAGES = 1.12
 """What products with channels of x take that lie pages apart."""
 PARTED_CYCLES = 6
 """Of a vector of results that belong to two images, which are stored by a pass of their own."""
