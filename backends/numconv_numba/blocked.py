@@ -414,7 +414,7 @@ class Blocked(DenseImplementation):
         cycles = tiles * depth * taps * tile_cycles(shape.vectors, shape.positions) * (host().pair_cycles if self.paired else 1)
         packed = 0 if in_place else pack_cycles(block, depth * problem.groups)
         plane = math.prod(problem.spatial) * np_dtype(problem.dtype).itemsize
-        cycles *= 1.04 if in_place and plane >= 4096 else 1  # channels of x lie pages apart
+        cycles *= 1.06 if in_place and plane >= 4096 else 1  # channels of x lie pages apart
         weights = pack_weight_cycles(problem, per_k * problem.c) * (1 if block.pieces == 1 else 2)
         written = math.prod(problem.y_shape) * (PAIRED_WRITE_CYCLES if self.paired else WRITE_CYCLES)
         return CALL_SECONDS + 2e-6 + seconds(cycles + packed + weights + written)
