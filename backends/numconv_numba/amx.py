@@ -101,7 +101,7 @@ def product_errors(kind: str) -> np.ndarray[Any, Any]:
     try:
         multiply(
             2, panel, terms // 2, weights, 4 * channels, ROW_BYTES, 0, 1, sums, 0, 1, found, 4 * pixels, pixels, 0, 0, panel,
-            panel, panel, 0,
+            panel, panel, 0, 0,
         )  # fmt: skip
     finally:
         release.specialise(kind, None)(config)

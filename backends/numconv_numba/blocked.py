@@ -2,7 +2,7 @@
 
 A work item takes a block of outputs and some panels of output channels. The part of x that the block reads is packed into a slab
 (see `slab`), or read where it lies if nothing of it is padding. The weights of a panel are packed, some input channels at a time,
-so that they stay in the first-level cache while the tile passes over the pixels of the block. This is the blocked direct
+which stay in the second-level cache while the tile passes over the pixels of the block. This is the blocked direct
 convolution of Georganas et al., "Anatomy of high-performance deep learning convolutions on SIMD architectures" (SC18), section II,
 on arrays that need not be blocked themselves.
 
