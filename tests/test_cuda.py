@@ -129,7 +129,7 @@ def test_the_simulator_is_on_demand(fresh, monkeypatch):
     ],
 )
 def test_the_order_by_class_of_problem(text, algorithm, monkeypatch):
-    from numconv_cuda import tensor_cores
+    from numconv_cuda.tensor_cores import tensor_cores
 
     monkeypatch.setattr(tensor_cores, "capability", lambda: (9, 0))
     for op in CONV_OPS:
@@ -141,7 +141,7 @@ def test_the_order_by_class_of_problem(text, algorithm, monkeypatch):
 
 @installed
 def test_devices_without_tensor_cores(monkeypatch):
-    from numconv_cuda import tensor_cores
+    from numconv_cuda.tensor_cores import tensor_cores
 
     monkeypatch.setattr(tensor_cores, "capability", lambda: (7, 5))
     verdict = tensor_cores.TensorCores().supports(parse("conv forward f16 n8 c64 k64 g1 in56x56 w3x3 s1 p1 d1"))
@@ -150,7 +150,7 @@ def test_devices_without_tensor_cores(monkeypatch):
 
 @installed
 def test_the_split_of_a_sum_depends_on_the_problem_alone():
-    from numconv_cuda.schedule import schedule_of, shape_of
+    from numconv_cuda.gemm.schedule import schedule_of, shape_of
 
     for op in CONV_OPS:
         problem = parse(f"conv {op} f32 n1 c64 k64 g1 in56x56 w3x3 s1 p1 d1")
@@ -198,7 +198,8 @@ def test_strides_between_elements():
 
 CHILD = """
 from numba.cuda import codegen, dispatcher
-from numconv_cuda import cache, compiler, launching, resources
+from numconv_cuda.runtime import cache, compiler, launching
+from numconv_cuda import resources
 launching.capability = lambda: (9, 0)
 codegen.CUDACodeLibrary._ensure_cc = lambda self, cc: cc or (9, 0, "a")
 variant = next(v for v in resources.variants("float32", 2) if v.kernel.name.startswith("forward_"))
@@ -317,7 +318,7 @@ def test_packed_factors(text, rng):
 @pytest.mark.parametrize("op", CONV_OPS)
 @pytest.mark.parametrize("dtype", ["f32", "f16"])
 def test_factors_of_one_tap_are_read_as_they_lie(op, dtype, rng, monkeypatch):
-    from numconv_cuda import tensor_cores
+    from numconv_cuda.tensor_cores import tensor_cores
 
     def packed(*args):
         raise AssertionError("packed")
@@ -337,8 +338,8 @@ def test_factors_of_one_tap_are_read_as_they_lie(op, dtype, rng, monkeypatch):
 @simulated
 @pytest.mark.parametrize("op", CONV_OPS)
 def test_as_many_images_are_packed_as_memory_allows(op, rng):
-    from numconv_cuda.tensor_cores import TensorCores
-    from numconv_cuda.tensor_cuts import memory_of
+    from numconv_cuda.tensor_cores.tensor_cores import TensorCores
+    from numconv_cuda.tensor_cores.tensor_cuts import memory_of
 
     problem = parse(f"conv {op} f32 n3 c4 k4 g1 in6 w3 s1 p1 d1 accuracy=fast")
     room = TensorCores().workspace(problem)
@@ -353,8 +354,8 @@ def test_as_many_images_are_packed_as_memory_allows(op, rng):
 @simulated
 def test_units_of_tensor_cores(rng):
     """Rounded to nearest: TF32 ties away from zero, half types ties to even; what is not finite stays so."""
-    from numconv_cuda.fragments import store_unit
-    from numconv_cuda.launching import HostPointer
+    from numconv_cuda.primitives.fragments import store_unit
+    from numconv_cuda.runtime.launching import HostPointer
 
     values = np.array([1 + 2**-11, 1 + 2**-12, -1 - 2**-11, np.inf, 3e38, -0.0, np.nan, 7], np.float32)
     found = np.empty(8, np.float32)

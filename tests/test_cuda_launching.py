@@ -70,7 +70,7 @@ class Compiled:
     extensions = ()
 
     def __init__(self, driver: Driver, name: str, args: tuple[Any, ...]):
-        from numconv_cuda.compiler import type_of
+        from numconv_cuda.runtime.compiler import type_of
 
         self.name, self.argument_types, self.count = name, tuple(map(type_of, args)), len(list(flat(args)))
         number = len(driver.kernels)
@@ -85,7 +85,7 @@ class Compiled:
 
 def flat(args: Any) -> Any:
     """The parameters among nested arguments, as integers of the bytes that they have."""
-    from numconv_cuda.pointers import Pointer
+    from numconv_cuda.runtime.pointers import Pointer
 
     for value in args:
         if isinstance(value, Pointer):
@@ -100,14 +100,14 @@ def flat(args: Any) -> Any:
 
 @pytest.fixture
 def driver(monkeypatch):
-    from numconv_cuda import compiler, recording
-    from numconv_cuda import driver as home
+    from numconv_cuda.runtime import compiler, recording
+    from numconv_cuda.runtime import driver as home
 
     found = Driver()
     monkeypatch.setattr(home, "_driver", lambda: found)
     monkeypatch.setattr(compiler.Kernel, "compiled", lambda self, args: Compiled(found, self.name, tuple(args)))
     monkeypatch.setattr(recording, "device_of_context", lambda context: 0)
-    monkeypatch.setattr("numconv_cuda.tensor_cores.capability", lambda: (9, 0))
+    monkeypatch.setattr("numconv_cuda.tensor_cores.tensor_cores.capability", lambda: (9, 0))
     monkeypatch.setitem(sys.modules, "pool", types.ModuleType("pool"))
     monkeypatch.setattr(sys.modules["pool"], "empty", lambda shape, dtype: Pooled(SCRATCH, shape, dtype), raising=False)
     return found
@@ -227,7 +227,7 @@ def test_what_changes_the_form(driver):
 
 
 def test_forms_are_not_kept_without_end(driver):
-    from numconv_cuda import recording
+    from numconv_cuda.runtime import recording
 
     problem = parse("window pad f32 n1 c1 in9 w1 s1 p1 d1")
     executor = implementations(problem)[0].build(problem)
@@ -276,7 +276,7 @@ def test_an_executor_that_is_not_recorded():
 
 
 def test_a_thread_without_a_context_gets_one(driver, monkeypatch):
-    from numconv_cuda import driver as home
+    from numconv_cuda.runtime import driver as home
 
     def current_context():
         driver.context = CONTEXT
@@ -288,7 +288,7 @@ def test_a_thread_without_a_context_gets_one(driver, monkeypatch):
 
 def test_arrays_on_another_device(driver, monkeypatch):
     """Their device's context is current while their kernels are launched."""
-    from numconv_cuda import recording
+    from numconv_cuda.runtime import recording
 
     class Device:
         def __enter__(self):
@@ -336,7 +336,7 @@ class Event:
 
 
 def test_kernels_run_on_the_streams_of_their_arrays(monkeypatch):
-    from numconv_cuda import recording
+    from numconv_cuda.runtime import recording
 
     log: list[tuple[str, int]] = []
     fake = types.SimpleNamespace(
@@ -354,12 +354,12 @@ def test_kernels_run_on_the_streams_of_their_arrays(monkeypatch):
 @pytest.mark.parametrize("text", [PROBLEMS[0], PROBLEMS[3], *PROBLEMS[4::3]])
 def test_parameters_have_the_sizes_that_kernels_expect(monkeypatch, text):
     """Size by size, against the parameters of the compiled kernel, of the implementation that compiles fastest."""
-    from numconv_cuda import compiler, recording
     from numconv_cuda.resources import toolkit_reason
+    from numconv_cuda.runtime import compiler, recording
 
     if reason := toolkit_reason():
         pytest.skip(reason)
-    monkeypatch.setattr("numconv_cuda.tensor_cores.capability", lambda: (9, 0))
+    monkeypatch.setattr("numconv_cuda.tensor_cores.tensor_cores.capability", lambda: (9, 0))
     problem = parse(text)
     outs, ins = arrays_of(problem)
     found = recording.Recording([*outs, *ins])
@@ -376,7 +376,7 @@ def test_parameters_have_the_sizes_that_kernels_expect(monkeypatch, text):
 def test_pointers_are_passed_as_integers():
     from numba.cuda import types as numba_types
     from numba.cuda.typing.typeof import typeof
-    from numconv_cuda.pointers import Pointer
+    from numconv_cuda.runtime.pointers import Pointer
 
     pointer = Pointer(2**40, "bfloat16")
     assert typeof(pointer) == numba_types.CPointer(numba_types.uint16)

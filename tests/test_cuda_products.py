@@ -15,9 +15,9 @@ pytest.importorskip("numba_cuda")
 @pytest.fixture
 def scheduled(monkeypatch):
     """Have every problem computed with one tile, by its number among those of its numbers, and with so many parts."""
-    from numconv_cuda import implicit_gemm
-    from numconv_cuda.schedule import Schedule
-    from numconv_cuda.tiles import tiles_of
+    from numconv_cuda.gemm import implicit_gemm
+    from numconv_cuda.gemm.schedule import Schedule
+    from numconv_cuda.gemm.tiles import tiles_of
 
     def schedule(tile, parts=1):
         monkeypatch.setattr(implicit_gemm, "schedule_of", lambda problem: Schedule(tiles_of(problem.acc_dtype)[tile], parts))
@@ -104,7 +104,7 @@ def test_what_is_not_finite_meets_no_padding(where, scheduled):
 )
 def test_wide_copies(text, ways, rng, monkeypatch):
     """Neighbours that are aligned are copied at once: with channels first, and with channels last."""
-    from numconv_cuda import implicit_gemm
+    from numconv_cuda.gemm import implicit_gemm
 
     known, found = implicit_gemm.ways_of, set()
 
@@ -120,8 +120,8 @@ def test_wide_copies(text, ways, rng, monkeypatch):
 
 def test_schedules_fit():
     """A block's threads take whole slices, tiles of warps fill it, and parts keep to what may be held."""
-    from numconv_cuda.schedule import parts_fit, schedule_of
-    from numconv_cuda.tiles import TILES
+    from numconv_cuda.gemm.schedule import parts_fit, schedule_of
+    from numconv_cuda.gemm.tiles import TILES
 
     for tile in {tile for tiles in TILES.values() for tile in tiles}:
         rows, columns = tile.warp

@@ -18,7 +18,7 @@ AXES = list(itertools.product((1, 2, 3, 5), (1, 2, 3), (1, 2), (False, True)))  
 
 
 def test_division_by_a_multiplication(rng):
-    from numconv_cuda.strips import Divisor
+    from numconv_cuda.strips.strips import Divisor
 
     numbers = [0, 1, 2, 2**31 - 2, 2**31 - 1, *map(int, rng.integers(0, 2**31, 200))]
     for divisor in [1, 2, 3, 5, 7, 56, 144, 641, 65535, 65537, 2**30, 2**30 + 1, 2**31 - 1, *map(int, rng.integers(1, 2**31, 50))]:
@@ -32,7 +32,7 @@ def test_division_by_a_multiplication(rng):
 @pytest.mark.parametrize(("window", "stride", "dilation", "flip"), AXES)
 def test_axes_meet_the_taps_of_a_convolution(window, stride, dilation, flip):
     """Both axes have exactly the terms of y[q] += x[q * stride + at(tap) - low] * w[tap], in the order of the taps."""
-    from numconv_cuda.strips import forward_axis, gradient_axis
+    from numconv_cuda.strips.strips import forward_axis, gradient_axis
 
     low, size = 2, 17
     outputs = (size + 2 * low - dilation * (window - 1) - 1) // stride + 1
@@ -63,7 +63,7 @@ def test_axes_meet_the_taps_of_a_convolution(window, stride, dilation, flip):
     ("used", "lead", "count"), [(range(6), 1, 4), (range(10), 3, 4), ([0, 2, 4, 6], 0, 4), (range(5), 0, 1), ([7], 3, 2)]
 )
 def test_wide_loads_begin_where_they_are_aligned(used, lead, count):
-    from numconv_cuda.strips import Run, loads
+    from numconv_cuda.strips.strips import Run, loads
 
     found = loads(list(used), Run(count, lead))
     for first, length in found:
@@ -82,14 +82,14 @@ def test_wide_loads_begin_where_they_are_aligned(used, lead, count):
     ],
 )  # fmt: skip
 def test_the_widest_load(address, size, count, steps, run):
-    from numconv_cuda.strips import longest_run
+    from numconv_cuda.strips.strips import longest_run
 
     assert longest_run(address, size, count, steps) == run
 
 
 @pytest.mark.parametrize("text", ["f32 n64 c64 k64 g64 in56x56 w5x5 s1 p2 d1", "f32 n4 c2 k2 g2 in512x512 w31x31 s1 p15 d1"])
 def test_parts_keep_to_the_workspace(text):
-    from numconv_cuda.depthwise import Depthwise
+    from numconv_cuda.strips.depthwise import Depthwise
 
     problem = parse(f"conv weight_grad {text}")
     generous = Depthwise().workspace(problem)
@@ -99,7 +99,7 @@ def test_parts_keep_to_the_workspace(text):
 
 
 def module_of(problem):
-    from numconv_cuda import depthwise
+    from numconv_cuda.strips import depthwise
 
     special = depthwise._special(problem)
     return special.__name__.rsplit(".")[-1] if special else None
@@ -156,7 +156,7 @@ def test_channels_last_and_wide_indices(op, text, rng, monkeypatch):
     ],
 )
 def test_pooling(text, layout, rng):
-    from numconv_cuda import pool_strips
+    from numconv_cuda.strips import pool_strips
 
     problem = parse(text).replace(layout=layout)
     assert pool_strips.suits(problem)
@@ -194,7 +194,7 @@ def test_pooling_without_strips(text, rng):
     ],
 )
 def test_moves(text, rng):
-    from numconv_cuda import window_strips
+    from numconv_cuda.strips import window_strips
 
     problem = parse(text)
     assert window_strips.suits(problem)

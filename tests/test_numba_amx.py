@@ -20,10 +20,10 @@ from numconv.testing import CONV_PROBLEMS, BackendContract, candidates, check, i
 if "numba" not in {info.name for info in nc.backends() if info.available}:
     pytest.skip("the backend numba is not available", allow_module_level=True)
 
-from numconv_numba import amx
+from numconv_numba.matrix_tiles import amx
+from numconv_numba.matrix_tiles.tiled_gemm import MEASURED_ERROR
 from numconv_numba.microkernels.amx import COUNTS, EMULATED, PROCESSOR, configuration, tile_registers
 from numconv_numba.microkernels.amx_gemm import PRODUCTS, layers_of
-from numconv_numba.tiled_gemm import MEASURED_ERROR
 
 TILED = {"forward": "implicit_gemm_amx", "input_grad": "implicit_gemm_amx", "weight_grad": "blocked_amx"}
 SAPPHIRE_RAPIDS = {
@@ -166,7 +166,7 @@ def flushed(numbers):
 def emulated_product():
     """c += a * b on one tile of each."""
     from numba import types
-    from numconv_numba.compiler import Address, Tag, intrinsic, kernel
+    from numconv_numba.compiling.compiler import Address, Tag, intrinsic, kernel
 
     @intrinsic
     def emit(typingctx, body, c, a, b):
@@ -345,7 +345,7 @@ def test_a_forked_child_asks_again():
 
 COMPILED = """
 from numconv_numba.microkernels import amx, amx_gemm, amx_product
-from numconv_numba.parts import Library, compiling
+from numconv_numba.compiling.parts import Library, compiling
 kinds = {
     "configure": (amx.configure, amx.PROCESSOR, None), "release": (amx.release, amx.PROCESSOR, None),
     "gemm": (amx_gemm.multiply_tiles, (amx.PROCESSOR, 3), "bfloat16, flushed"),

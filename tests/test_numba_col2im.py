@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from numconv_numba import col2im
+from numconv_numba.strided import col2im
 
 import numconv as nc
 from numconv.plugin import parse

@@ -7,12 +7,15 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from numconv_numba import patches, winograd, winograd_layout, winograd_weights
-from numconv_numba.blocked import layout_for
+from numconv_numba.dense import patches
+from numconv_numba.dense.blocked import layout_for
 from numconv_numba.microkernels.emit import host
-from numconv_numba.winograd import Winograd
-from numconv_numba.winograd_tiles import tiles_of
-from numconv_numba.winograd_weights import WinogradWeights
+from numconv_numba.winograd import forward as winograd
+from numconv_numba.winograd import layout as winograd_layout
+from numconv_numba.winograd import weights as winograd_weights
+from numconv_numba.winograd.forward import Winograd
+from numconv_numba.winograd.tiles import tiles_of
+from numconv_numba.winograd.weights import WinogradWeights
 
 import numconv as nc
 from numconv.plugin import parse
@@ -202,7 +205,7 @@ def test_scratch_memory_is_bounded():
 
 def test_phases_of_a_strided_gradient_cover_every_tap_and_place():
     """No zeros are multiplied: the parts share the taps among them, and the places of x."""
-    from numconv_numba.dense import forward_parts
+    from numconv_numba.dense.base import forward_parts
 
     problem = parse("conv input_grad f32 n1 c2 k3 g1 in13x16 w5x2 s3x2 p2:1x0 d1")
     parts = forward_parts(problem)
@@ -432,7 +435,7 @@ def test_strided_gradients_in_one_pass(text, rng):
 
 def test_phases_of_subpixel_share_the_taps():
     """No zeros are multiplied: each tap belongs to one phase, and reads inside the window that all of them share."""
-    from numconv_numba.phases import phases_of
+    from numconv_numba.strided.phases import phases_of
 
     problem = parse("conv input_grad f32 n1 c2 k3 g1 in13x16 w5x3 s3x2 p2:1x0 d2x3")
     phases = phases_of(problem)
@@ -458,7 +461,7 @@ def test_phases_of_subpixel_share_the_taps():
 )
 def test_strided_gradients_by_winograd(text, bytes_at_once, rng, monkeypatch):
     """In one piece or in several; NaN where it belongs; bound weights, results with gaps and other threads give the same."""
-    from numconv_numba import interleaved
+    from numconv_numba.strided import interleaved
 
     monkeypatch.setattr(interleaved, "MOST_BYTES", bytes_at_once)
     monkeypatch.setattr(interleaved, "MOST_WEIGHTS", 0)
@@ -492,7 +495,7 @@ def test_strided_gradients_by_winograd(text, bytes_at_once, rng, monkeypatch):
     ],
 )
 def test_what_zeros_or_rounding_would_reach_is_refused(geometry, reason):
-    from numconv_numba.interleaved import Interleaved
+    from numconv_numba.strided.interleaved import Interleaved
 
     verdict = Interleaved().supports(parse(f"conv input_grad f32 {geometry}"))
     assert not verdict
@@ -566,7 +569,7 @@ def test_planes_of_rows_are_split_and_nothing_beside_them_is_written(phases, rng
 
 
 def test_a_batch_of_small_images_has_work_for_several_threads():
-    from numconv_numba.blocked import layout_for
+    from numconv_numba.dense.blocked import layout_for
 
     assert layout_for(parse("conv forward f32 n64 c32 k64 g1 in4x4 w3x3 s1 p1 d1")).block.pieces >= 8
     assert layout_for(parse("conv forward f32 n3 c32 k64 g1 in4x4 w3x3 s1 p1 d1")).block.pieces == 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from numconv_numba.depthwise_weights import plan_for
+from numconv_numba.depthwise.depthwise_weights import plan_for
 
 import numconv as nc
 from numconv.plugin import parse

@@ -121,7 +121,7 @@ BANDS = [
 
 @pytest.mark.parametrize(("geometry", "least"), BANDS)
 def test_bands_hold_all_short_sums(geometry, least, rng):
-    from numconv_numba.bands import Bands, bands_of
+    from numconv_numba.spectral.bands import Bands, bands_of
 
     problem = parse(f"conv forward f64 {geometry}")
     arrays = [rng.integers(-4, 5, shape).astype(float) for shape in problem.input_shapes]
@@ -135,7 +135,7 @@ def test_bands_hold_all_short_sums(geometry, least, rng):
 
 
 def test_too_many_short_sums():
-    from numconv_numba.bands import bands_of
+    from numconv_numba.spectral.bands import bands_of
 
     assert bands_of(parse("conv forward f64 n1 c1 k1 g1 in6 w9 s1 p8 d1"), 8) is None
     assert bands_of(parse("conv forward f64 n1 c1 k1 g1 in60 w5 s1 p2 d1"), 8) is None
@@ -259,13 +259,13 @@ def test_a_body_that_computes_runs_serially(rng):
 
 
 def test_smooth_numbers():
-    from numconv_numba.overlap import smooth
+    from numconv_numba.spectral.overlap import smooth
 
     assert [smooth(n) for n in (1, 2, 7, 11, 13, 17, 97, 1025, 4097)] == [1, 2, 8, 12, 15, 18, 100, 1080, 4320]
 
 
 def test_low_and_high_zeros_share_their_places():
-    from numconv_numba.overlap import layout_for
+    from numconv_numba.spectral.overlap import layout_for
 
     layout = layout_for(parse("conv forward f32 n1 c8 k8 g8 in1000 w999 s1 p499 d1"), "float32")
     assert layout.cuts == ((1500, 1000, 1),)

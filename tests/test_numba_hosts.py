@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from llvmlite import ir
 from numba.core import cgutils
-from numconv_numba.depthwise_plans import rows_inside
+from numconv_numba.depthwise.depthwise_plans import rows_inside
 from numconv_numba.microkernels import emit
 
 from numconv.plugin import parse
@@ -163,9 +163,9 @@ def test_some_lanes_are_loaded_and_stored(host_of, monkeypatch, name):
 
 SPILLS = r"""
 import json, re
-from numconv_numba.compiler import compiling
+from numconv_numba.compiling.compiler import compiling
 from numconv_numba.microkernels import dots, emit, gemm, product, sliding, tiles
-from numconv_numba.parts import Library
+from numconv_numba.compiling.parts import Library
 
 def spilled(code):
     # (multiply-adds, vectors stored to the stack) of each innermost loop: a jump back, and no label between that is jumped back to

@@ -26,11 +26,12 @@ pytest.importorskip("numba")
 
 from numba.core.errors import TypingError
 from numba.core.registry import cpu_target
-from numconv_numba import cache, compiler, threads
-from numconv_numba.compiler import Address, Tag, Unit, Vector, helper, invoke, kernel, matches, value
+from numconv_numba import threads
+from numconv_numba.compiling import cache, compiler
+from numconv_numba.compiling.compiler import Address, Tag, Unit, Vector, helper, invoke, kernel, matches, value
+from numconv_numba.compiling.parts import Library, compiling
 from numconv_numba.elements import held, same
 from numconv_numba.microkernels.emit import host
-from numconv_numba.parts import Library, compiling
 from numconv_numba.scalar import add, conj, is_null, load, muladd, store, wide_vectors, zero
 from numconv_numba.threads import parallel_for, run
 

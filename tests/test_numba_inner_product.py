@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from numconv_numba import inner_product
+from numconv_numba.dense import inner_product
 
 import numconv as nc
 from numconv.plugin import parse

@@ -47,7 +47,7 @@ for algorithm in ("direct", "tile"):
         call((2, 8, 9, 7), (8, 8, 3, 3), view=lambda a: a[:, :, ::-1, ::-1], flip=True)
         call((2, 8, 9, 7), (8, 8, 3, 3), view=np.asfortranarray)
 
-import numconv_numba.compiler as compiler
+import numconv_numba.compiling.compiler as compiler
 print(json.dumps({name: [s.signatures, s.hits, s.misses] for name, s in compiler.statistics().items()}))
 """
 
@@ -90,7 +90,7 @@ def test_second_process_compiles_nothing(processes):
 
 def test_compilations_over_a_second_are_logged(caplog):
     """One line that names the kernel; shorter ones are silent."""
-    from numconv_numba.compiler import Unit
+    from numconv_numba.compiling.compiler import Unit
 
     unit = Unit("nothing", lambda dtype: [])
     with caplog.at_level("INFO", logger="numconv"):

@@ -6,8 +6,8 @@ import itertools
 
 import numpy as np
 import pytest
-from numconv_numba.blocked import Blocked
-from numconv_numba.polyphase import Polyphase, _plan
+from numconv_numba.dense.blocked import Blocked
+from numconv_numba.dense.polyphase import Polyphase, _plan
 
 import numconv as nc
 from numconv.plugin import parse

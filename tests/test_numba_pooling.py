@@ -7,9 +7,9 @@ import pytest
 
 pytest.importorskip("numba")
 
-from numconv_numba.pooling import Pool
-from numconv_numba.window_rows import PART, ROW
-from numconv_numba.windows import Windows
+from numconv_numba.pooling.pool import Pool
+from numconv_numba.pooling.window_rows import PART, ROW
+from numconv_numba.pooling.windows import Windows
 
 import numconv
 from numconv.errors import ProblemError
@@ -123,7 +123,7 @@ def test_an_index_outside_x_is_refused_before_anything_is_written(text, index, r
 
 @pytest.mark.parametrize("dtype", ["int32", "uint32"])
 def test_values_that_only_move_share_the_code_of_their_size(dtype, rng):
-    from numconv_numba import windows
+    from numconv_numba.pooling import windows
 
     problem = parse("window pad f32 n1 c2 in3x4 w1x1 s1 p1 d1 pad=circular")
     run(problem, inputs(problem, rng))

@@ -30,7 +30,7 @@ def separable():
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Pieces of a few rows, and of a few groups."""
-    from numconv_numba import separable as module
+    from numconv_numba.depthwise import separable as module
 
     monkeypatch.setattr(module, "PIECE_BYTES", 3000)
     module._summary.cache_clear()
@@ -127,7 +127,7 @@ def spoiled(w, what):
 
 @pytest.mark.parametrize("what", ["one tap", "not finite", "rank two"])
 def test_kernels_that_are_not_of_rank_one_are_seen(what, rng):
-    from numconv_numba.separable import factors_of
+    from numconv_numba.depthwise.separable import factors_of
 
     problem = SimpleNamespace(k=3, dtype="float32")
     w = outer(problem, [rng.uniform(0.5, 1, (3, taps)) for taps in (7, 9)])
@@ -136,7 +136,7 @@ def test_kernels_that_are_not_of_rank_one_are_seen(what, rng):
 
 
 def test_usual_separable_kernels_are_seen():
-    from numconv_numba.separable import factors_of
+    from numconv_numba.depthwise.separable import factors_of
 
     gauss = np.exp(-0.5 * (np.arange(-15, 16) / 2.0) ** 2)  # its tails underflow in float32
     for line in (gauss, gauss / gauss.sum(), np.ones(5) / 25, np.array([1.0, 4, 6, 4, 1]) / 256, np.zeros(3)):

@@ -7,21 +7,21 @@ import pytest
 
 pytest.importorskip("numba")
 
-from numconv_numba.crosswise_plans import bands_of, groups_of
-from numconv_numba.crosswise_pooling import CrosswisePool
 from numconv_numba.direct import Direct
-from numconv_numba.flat_pooling import FlatPool
-from numconv_numba.flat_unpooling import FlatUnpool
-from numconv_numba.found_scatter import FoundScatter
-from numconv_numba.pooling import Pool
+from numconv_numba.pooling.crosswise_plans import bands_of, groups_of
+from numconv_numba.pooling.crosswise_pooling import CrosswisePool
+from numconv_numba.pooling.flat_pooling import FlatPool
+from numconv_numba.pooling.flat_unpooling import FlatUnpool
+from numconv_numba.pooling.found_scatter import FoundScatter
+from numconv_numba.pooling.pool import Pool
+from numconv_numba.pooling.vector_gather import VectorGather
+from numconv_numba.pooling.vector_pooling import VectorPool
+from numconv_numba.pooling.vector_scatter import VectorScatter
+from numconv_numba.pooling.vector_windows import VectorWindows
+from numconv_numba.pooling.wide_pooling import PART, WidePool, merged
+from numconv_numba.pooling.windows import Windows
 from numconv_numba.sliding import CHUNK
-from numconv_numba.vector_gather import VectorGather
-from numconv_numba.vector_pooling import VectorPool
-from numconv_numba.vector_scatter import VectorScatter
-from numconv_numba.vector_windows import VectorWindows
-from numconv_numba.wide_pooling import PART, WidePool, merged
-from numconv_numba.windows import Windows
-from numconv_numba.woven import Woven
+from numconv_numba.strided.woven import Woven
 
 import numconv
 from numconv.plugin import parse
@@ -326,7 +326,7 @@ def test_windows_across_channels(text, rng):
 
 
 def test_winners_are_found_some_images_at_a_time(rng, monkeypatch):
-    monkeypatch.setattr("numconv_numba.found_scatter.TOGETHER", 20)
+    monkeypatch.setattr("numconv_numba.pooling.found_scatter.TOGETHER", 20)
     check(parse("pool max_pool_backward f32 n7 c5 in6x50 w3x40 s2x5 p1x3 d1"), "numba", "found_scatter", rng=rng)
 
 
@@ -345,7 +345,7 @@ GATHERED = [
 @pytest.mark.parametrize("geometry", GATHERED)
 def test_gathered_gradients_have_the_bits_of_the_general_implementation(geometry, dtype, rng, monkeypatch):
     """In bands of a few rows, with equal elements, infinities and NaN in x."""
-    monkeypatch.setattr("numconv_numba.vector_gather.BAND", 1 << 9)
+    monkeypatch.setattr("numconv_numba.pooling.vector_gather.BAND", 1 << 9)
     problem = parse(f"pool max_pool_backward {dtype} {geometry}")
     assert VectorGather().supports(problem)
     grad_y, x = inputs(problem, rng, False)
@@ -358,7 +358,7 @@ def test_gathered_gradients_have_the_bits_of_the_general_implementation(geometry
 @pytest.mark.parametrize("op", POOLS)
 @pytest.mark.parametrize("geometry", ["n1 c3 in61x67 w5x5 s1 p2 d1", "n1 c40 in26x9 w4x3 s4x2 p0x1 d1", "n2 c3 in500 w6 s2 p1 d1"])
 def test_planes_in_several_bands(op, geometry, rng, monkeypatch):
-    monkeypatch.setattr("numconv_numba.crosswise_plans.BAND", 1 << 14)
+    monkeypatch.setattr("numconv_numba.pooling.crosswise_plans.BAND", 1 << 14)
     problem = parse(f"pool {op} f32 {geometry}")
     assert len(bands_of(problem, groups_of(problem))) > 2
     arrays = inputs(problem, rng, False)

@@ -49,7 +49,7 @@ class FirstCompile:
 
 _ALL_ROWS = """
 from numconv.benchmarking.rows import all_rows
-from numconv_numba import compiler
+from numconv_numba.compiling import compiler
 for problem in (row.problem for row in all_rows() if row.problem.dtype == "float32"):
     options = {name: getattr(problem, name) for name in ("stride", "padding", "dilation", "groups")}
     x, w, bias = (np.ones(shape, "float32") for shape in (problem.x_shape, problem.w_shape, problem.k))

@@ -37,11 +37,11 @@ def _toolkit() -> Verdict:
 
 @functools.cache
 def _implementations() -> tuple[Implementation, ...]:
-    from .depthwise import Depthwise
     from .direct import Direct
-    from .implicit_gemm import ImplicitGemm
+    from .gemm.implicit_gemm import ImplicitGemm
     from .pooling import Pool
-    from .tensor_cores import TensorCores
+    from .strips.depthwise import Depthwise
+    from .tensor_cores.tensor_cores import TensorCores
     from .windows import Windows
 
     return (Depthwise(), TensorCores(), ImplicitGemm(), Direct(), Pool(), Windows())
@@ -85,11 +85,11 @@ class CudaBackend:
 
     def information(self) -> Mapping[str, str]:
         """What `numconv info` shows of this backend."""
-        from .launching import device_facts
+        from .runtime.launching import device_facts
 
         if simulated():
             return device_facts()
-        from .cache import FILES
+        from .runtime.cache import FILES
 
         return {**device_facts(), "cache": str(FILES.info())}
 

@@ -14,9 +14,7 @@ from typing import Any, ClassVar
 
 from numconv.plugin import CONV_OPS, ConvProblem, Executor, Implementation, Verdict, np_dtype, scratch
 
-from .compiler import cuda, device, kernel
 from .costs import cost_of
-from .elements import activated, add, conj, div, load, mod, muladd, store
 from .geometry import (
     ACTIVATIONS,
     BIASED,
@@ -37,8 +35,10 @@ from .geometry import (
     volume_of,
     weight_strides,
 )
-from .launching import over, pointer, zero
-from .recording import recorded
+from .primitives.elements import activated, add, conj, div, load, mod, muladd, store
+from .runtime.compiler import cuda, device, kernel
+from .runtime.launching import over, pointer, zero
+from .runtime.recording import recorded
 
 __all__ = ["MEASURED_ERROR", "Direct", "add_up", "bias_sums", "bias_workspace", "conv_geometry", "finish", "forward_chain",
            "gradient_chain", "most_parts", "summed_parts", "sums_workspace", "weight_chain"]  # fmt: skip
@@ -353,7 +353,7 @@ class Direct(Implementation):
         return Verdict.yes()
 
     def cost(self, problem: ConvProblem) -> float:
-        """See `numconv_cuda.costs`."""
+        """See `costs`."""
         return cost_of(problem, self.name)
 
     def workspace(self, problem: ConvProblem) -> int:

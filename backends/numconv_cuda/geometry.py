@@ -16,8 +16,8 @@ import numpy as np
 
 from numconv.plugin import ConvProblem, PoolProblem, ProblemError, WindowProblem
 
-from .compiler import device
-from .elements import div, mod, replaced
+from .primitives.elements import div, mod, replaced
+from .runtime.compiler import device
 
 __all__ = [
     "ACTIVATIONS", "BIASED", "CHANNELS_INNER", "MODES", "STRICT", "Geometry", "Strides", "WeightStrides", "advanced",

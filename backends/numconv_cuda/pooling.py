@@ -15,10 +15,7 @@ import numpy as np
 
 from numconv.plugin import POOL_OPS, Executor, Implementation, PoolProblem, Verdict, check_indices, scratch
 
-from . import pool_strips
-from .compiler import SIMULATED, Kernel, cuda, device, kernel, types
 from .costs import moved
-from .elements import add, cast, is_nan, load, magnitude, muladd, poke, power, quotient, replaced, store
 from .geometry import (
     advanced,
     coordinates,
@@ -31,8 +28,11 @@ from .geometry import (
     strides_of,
     volume_of,
 )
-from .launching import launch, over, pointer, zero
-from .recording import recorded
+from .primitives.elements import add, cast, is_nan, load, magnitude, muladd, poke, power, quotient, replaced, store
+from .runtime.compiler import SIMULATED, Kernel, cuda, device, kernel, types
+from .runtime.launching import launch, over, pointer, zero
+from .runtime.recording import recorded
+from .strips import pool_strips
 
 __all__ = ["Pool", "clear"]
 

@@ -20,27 +20,14 @@ import numpy as np
 
 from numconv.plugin import CONV_OPS, ConvProblem, accumulator, np_dtype, parse
 
-from . import (
-    depthwise,
-    direct,
-    finishing,
-    forms,
-    gemm,
-    pipelined,
-    pool_strips,
-    pooling,
-    sliding,
-    stencil,
-    tensor_cuts,
-    tensor_layouts,
-    tensor_products,
-    tiles,
-    window_strips,
-    windows,
-)  # fmt: skip
-from .compiler import Kernel, ptx, type_of, types
+from . import direct, pooling, windows
+from .gemm import finishing, gemm, pipelined, tiles
+from .gemm.neighbours import plain_ways, widest
 from .geometry import Geometry, geometry, strides_of
-from .neighbours import plain_ways, widest
+from .primitives import forms
+from .runtime.compiler import Kernel, ptx, type_of, types
+from .strips import depthwise, pool_strips, sliding, stencil, window_strips
+from .tensor_cores import tensor_cuts, tensor_layouts, tensor_products
 
 __all__ = ["CAPABILITIES", "DTYPES", "TABLE", "Resources", "Variant", "assemble", "read_table", "toolkit_reason", "variants"]
 
@@ -97,7 +84,7 @@ def _layout_type(dtype: str, ndim: int) -> Any:
 
 
 def _pointer(dtype: str) -> Any:
-    from .pointers import storage_type
+    from .runtime.pointers import storage_type
 
     return types.CPointer(storage_type(dtype))
 

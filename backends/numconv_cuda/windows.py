@@ -11,10 +11,7 @@ import numpy as np
 
 from numconv.plugin import WINDOW_OPS, Executor, Implementation, Verdict, WindowProblem, check_indices, scratch
 
-from . import window_strips
-from .compiler import SIMULATED, cuda, kernel
 from .costs import moved
-from .elements import add, atomic_max, div, load, mod, store
 from .geometry import (
     advanced,
     coordinates,
@@ -30,9 +27,12 @@ from .geometry import (
     strides_of,
     volume_of,
 )
-from .launching import over, pointer, zero
 from .pooling import clear
-from .recording import recorded
+from .primitives.elements import add, atomic_max, div, load, mod, store
+from .runtime.compiler import SIMULATED, cuda, kernel
+from .runtime.launching import over, pointer, zero
+from .runtime.recording import recorded
+from .strips import window_strips
 
 __all__ = ["Windows"]
 

@@ -18,45 +18,45 @@ __all__ = ["NumbaBackend", "backend"]
 
 @functools.cache
 def _implementations() -> tuple[Implementation, ...]:
-    from .blocked import Blocked
     from .borders import Borders, PlainBorders
-    from .channelwise import Channelwise
-    from .channelwise_weights import ChannelwiseWeights
-    from .col2im import Col2im
-    from .connected_gradients import ConnectedGradients
-    from .crosswise import Crosswise
-    from .crosswise_pooling import CrosswisePool
-    from .depthwise import Depthwise
-    from .depthwise_weights import DepthwiseWeights
+    from .dense.blocked import Blocked
+    from .dense.connected_gradients import ConnectedGradients
+    from .dense.implicit_gemm import ImplicitGemm
+    from .dense.inner_product import InnerProduct
+    from .dense.paired import PairedBlocked, PairedGemm, PairedWeights
+    from .dense.polyphase import Polyphase, PolyphaseWeights
+    from .dense.tile import RegisterTile
+    from .dense.weights import BlockedWeights
+    from .depthwise.channelwise import Channelwise
+    from .depthwise.channelwise_weights import ChannelwiseWeights
+    from .depthwise.crosswise import Crosswise
+    from .depthwise.depthwise import Depthwise
+    from .depthwise.depthwise_weights import DepthwiseWeights
+    from .depthwise.plane_weights import PlanewiseWeights
+    from .depthwise.planewise import Planewise
+    from .depthwise.separable import Separable
     from .direct import Direct
     from .embedded import FloatProducts, RealProducts
-    from .fft import Fft, FftDouble, FftDoubleWeights, FftWeights
-    from .flat_pooling import FlatPool
-    from .flat_unpooling import FlatUnpool
-    from .found_scatter import FoundScatter
-    from .implicit_gemm import ImplicitGemm
-    from .inner_product import InnerProduct
-    from .interleaved import Interleaved
-    from .paired import PairedBlocked, PairedGemm, PairedWeights
-    from .plane_weights import PlanewiseWeights
-    from .planewise import Planewise
-    from .polyphase import Polyphase, PolyphaseWeights
-    from .pooling import Pool
-    from .separable import Separable
-    from .subpixel import Subpixel
-    from .tile import RegisterTile
-    from .tiled_gemm import TiledGemm
-    from .tiled_weights import TiledWeights
-    from .vector_gather import VectorGather
-    from .vector_pooling import VectorPool
-    from .vector_scatter import VectorScatter
-    from .vector_windows import VectorWindows
-    from .weights import BlockedWeights
-    from .wide_pooling import WidePool
-    from .windows import Windows
-    from .winograd import Winograd
-    from .winograd_weights import WinogradWeights
-    from .woven import Woven
+    from .matrix_tiles.tiled_gemm import TiledGemm
+    from .matrix_tiles.tiled_weights import TiledWeights
+    from .pooling.crosswise_pooling import CrosswisePool
+    from .pooling.flat_pooling import FlatPool
+    from .pooling.flat_unpooling import FlatUnpool
+    from .pooling.found_scatter import FoundScatter
+    from .pooling.pool import Pool
+    from .pooling.vector_gather import VectorGather
+    from .pooling.vector_pooling import VectorPool
+    from .pooling.vector_scatter import VectorScatter
+    from .pooling.vector_windows import VectorWindows
+    from .pooling.wide_pooling import WidePool
+    from .pooling.windows import Windows
+    from .spectral.fft import Fft, FftDouble, FftDoubleWeights, FftWeights
+    from .strided.col2im import Col2im
+    from .strided.interleaved import Interleaved
+    from .strided.subpixel import Subpixel
+    from .strided.woven import Woven
+    from .winograd.forward import Winograd
+    from .winograd.weights import WinogradWeights
 
     return (
         Separable(),
@@ -131,8 +131,8 @@ class NumbaBackend:
 
     def information(self) -> Mapping[str, str]:
         """What `numconv info` shows of this backend."""
-        from .amx import availability
-        from .cache import FILES
+        from .compiling.cache import FILES
+        from .matrix_tiles.amx import availability
         from .threads import layer, quota, threads
 
         return {

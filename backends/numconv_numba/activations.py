@@ -10,7 +10,7 @@ from typing import Any
 from numba import types
 from numba.extending import overload
 
-from .compiler import helper, intrinsic, invoke
+from .compiling.compiler import helper, intrinsic, invoke
 from .elements import itemsize
 from .microkernels import activation
 from .scalar import address, load, store, wide_vectors

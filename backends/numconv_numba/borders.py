@@ -18,22 +18,22 @@ import numpy as np
 
 from numconv.plugin import ConvProblem, Implementation, Verdict, np_dtype
 
-from .blocked import CALL_SECONDS, Blocked, seconds
-from .channelwise import Channelwise
-from .compiler import Address, Tag, helper, kernel
-from .depthwise import Depthwise
+from .compiling.compiler import Address, Tag, helper, kernel
+from .dense.blocked import CALL_SECONDS, Blocked, seconds
+from .dense.implicit_gemm import ImplicitGemm
+from .dense.tile import RegisterTile
+from .depthwise.channelwise import Channelwise
+from .depthwise.depthwise import Depthwise
+from .depthwise.planewise import Planewise
 from .direct import MEASURED_ERROR, Direct
 from .elements import INT64, itemsize
-from .fft import Fft, FftDouble
 from .geometry import MODES, source_index, span
-from .implicit_gemm import ImplicitGemm
-from .interleaved import Interleaved
-from .planewise import Planewise
 from .scalar import add, load, pointer, store, wide_vectors
-from .subpixel import Subpixel
+from .spectral.fft import Fft, FftDouble
+from .strided.interleaved import Interleaved
+from .strided.subpixel import Subpixel
 from .threads import parallel_for, run
-from .tile import RegisterTile
-from .winograd import Winograd
+from .winograd.forward import Winograd
 
 __all__ = ["Borders", "PlainBorders"]
 

@@ -16,7 +16,7 @@ import numpy as np
 from numconv.plugin import ConvProblem, Implementation, Verdict, np_dtype
 
 from .activations import ACTIVATIONS
-from .compiler import Address, Tag, helper, kernel
+from .compiling.compiler import Address, Tag, helper, kernel
 from .direct_gradients import ROW, TAPS, bias_grad, input_grad, weight_grad
 from .elements import INT64, itemsize, keep, memory, numbers, scratch
 from .geometry import (

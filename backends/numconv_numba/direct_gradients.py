@@ -8,7 +8,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from .compiler import Address, Tag, helper, kernel
+from .compiling.compiler import Address, Tag, helper, kernel
 from .elements import INT64, itemsize, keep, memory, scratch
 from .geometry import (
     BATCH,

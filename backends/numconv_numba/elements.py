@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from .compiler import Tag, TagType, helper, intrinsic
+from .compiling.compiler import Tag, TagType, helper, intrinsic
+from .compiling.tags import constant
 from .scalar import PAIRS, ROW_PAIRS, address, pointer, storage_type
-from .tags import constant
 
 __all__ = ["INT64", "arithmetic", "element", "held", "in_rows", "itemsize", "keep", "memory", "numbers", "same", "scratch"]
 

@@ -19,17 +19,17 @@ import numpy as np
 
 from numconv.plugin import ConvProblem, Implementation, Verdict, np_dtype
 
-from .blocked import CALL_SECONDS, Blocked
-from .depthwise import Depthwise
-from .depthwise_weights import DepthwiseWeights
+from .dense.blocked import CALL_SECONDS, Blocked
+from .dense.implicit_gemm import ImplicitGemm
+from .dense.paired import PairedBlocked, PairedGemm
+from .dense.tile import RegisterTile
+from .dense.weights import BlockedWeights
+from .depthwise.depthwise import Depthwise
+from .depthwise.depthwise_weights import DepthwiseWeights
+from .depthwise.plane_weights import PlanewiseWeights
+from .depthwise.planewise import Planewise
 from .direct import MEASURED_ERROR, Direct
-from .implicit_gemm import ImplicitGemm
-from .paired import PairedBlocked, PairedGemm
-from .plane_weights import PlanewiseWeights
-from .planewise import Planewise
-from .tile import RegisterTile
-from .tiled_gemm import TiledGemm
-from .weights import BlockedWeights
+from .matrix_tiles.tiled_gemm import TiledGemm
 
 __all__ = ["FloatProducts", "RealProducts"]
 

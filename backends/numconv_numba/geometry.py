@@ -15,7 +15,7 @@ import numpy as np
 
 from numconv.plugin import ConvProblem
 
-from .compiler import helper
+from .compiling.compiler import helper
 
 __all__ = [
     "BATCH",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .compiler import helper, invoke
+from .compiling.compiler import helper, invoke
 from .elements import itemsize, same
 from .entries import DRESS, WRITE_SQUARES
 from .rows import finish_row

@@ -6,7 +6,7 @@ All dimensions but the last are "outer" ones, whose indices are taken together a
 from __future__ import annotations
 
 from .activations import activate_run, rectified
-from .compiler import helper
+from .compiling.compiler import helper
 from .elements import itemsize
 from .geometry import DILATION, DIMS, FLIPPED, LOW, MODE, OUTPUT, PARTS, SIZE, STRIDE, WINDOW, part, source_index
 from .scalar import add, is_null, load, store, wide_vectors, zero

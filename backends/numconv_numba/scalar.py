@@ -17,7 +17,7 @@ from numba.core.errors import TypingError
 from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 
-from .compiler import AddressType, TagType, address_type, intrinsic
+from .compiling.compiler import AddressType, TagType, address_type, intrinsic
 from .halves import BFLOAT_PARTS, HALVES, narrow_half, take_part, widen_half
 
 __all__ = [

@@ -16,7 +16,7 @@ import numpy as np
 
 from numconv.plugin import ConvProblem, PoolProblem, Verdict, WindowProblem
 
-from .compiler import Address, Tag, helper, invoke, kernel
+from .compiling.compiler import Address, Tag, helper, invoke, kernel
 from .elements import INT64, keep, memory, scratch
 from .microkernels.emit import lanes_of
 from .microkernels.row_access import MAX_STRIDE

@@ -32,7 +32,7 @@ from numba.np.ufunc.parallel import _launch_threads, threading_layer
 
 from numconv.plugin import requested_threads
 
-from .compiler import helper, intrinsic
+from .compiling.compiler import helper, intrinsic
 from .scalar import address, as_integer
 
 __all__ = [

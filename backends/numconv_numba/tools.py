@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 
 from . import entries
-from .compiler import Unit
+from .compiling.compiler import Unit
+from .dense.packing import pack_slab
+from .dense.panels import pack_panel, read_panel, write_panel, write_weights
+from .dense.slab import MOST_PHASES
 from .microkernels.activation import dress
 from .microkernels.copies import join_neighbours, split
 from .microkernels.dots import dots
@@ -21,10 +24,7 @@ from .microkernels.memory import FLUSHED
 from .microkernels.product import products
 from .microkernels.transforms import TRANSFORMS, shapes_for
 from .microkernels.transpose import transpose
-from .packing import pack_slab
-from .panels import pack_panel, read_panel, write_panel, write_weights
 from .scalar import PAIRS, ROW_PAIRS
-from .slab import MOST_PHASES
 
 __all__ = ["dot_tools", "lone_split", "split_address", "tools_for"]
 

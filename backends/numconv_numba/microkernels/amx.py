@@ -23,7 +23,7 @@ from llvmlite.binding import initialize_native_asmparser
 from numba import types
 from numba.core import cgutils
 
-from numconv_numba.compiler import Address, Tag, intrinsic, kernel
+from numconv_numba.compiling.compiler import Address, Tag, intrinsic, kernel
 
 from .emit import rolled
 

@@ -17,7 +17,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from numconv_numba.compiler import Address, Tag, intrinsic, kernel
+from numconv_numba.compiling.compiler import Address, Tag, intrinsic, kernel
 
 from .amx import ROW_BYTES, ROWS, tile_registers
 from .emit import Emitter, check_kinds, rolled

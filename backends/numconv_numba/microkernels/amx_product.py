@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from numconv_numba.compiler import Address, Tag, intrinsic, kernel
+from numconv_numba.compiling.compiler import Address, Tag, intrinsic, kernel
 
 from .amx import ROW_BYTES, ROWS, raw_memory, tile_registers
 from .amx_gemm import PRODUCTS, layers_of

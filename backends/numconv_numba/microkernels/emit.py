@@ -15,7 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.core.registry import cpu_target
 
-from numconv_numba.compiler import AddressType, TagType
+from numconv_numba.compiling.compiler import AddressType, TagType
 from numconv_numba.scalar import PAIRS, ROW_PAIRS, value_type
 
 __all__ = ["Emitter", "Host", "check_kinds", "emitter_of", "flag_table", "host", "lanes_of", "rolled", "rounded_type"]

@@ -11,7 +11,7 @@ from typing import Any
 from numba import types
 from numba.core import cgutils
 
-from numconv_numba.compiler import Address, Tag, intrinsic, kernel
+from numconv_numba.compiling.compiler import Address, Tag, intrinsic, kernel
 
 from .emit import Emitter, check_kinds
 from .memory import Memory

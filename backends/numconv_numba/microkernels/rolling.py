@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from numconv_numba.compiler import Address, Tag, intrinsic, kernel
+from numconv_numba.compiling.compiler import Address, Tag, intrinsic, kernel
 
 from .emit import Emitter, check_kinds
 from .memory import Memory

@@ -16,8 +16,8 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from numconv_numba.compiler import Address, Tag, intrinsic, kernel
-from numconv_numba.tags import constant
+from numconv_numba.compiling.compiler import Address, Tag, intrinsic, kernel
+from numconv_numba.compiling.tags import constant
 
 from .emit import Emitter, check_kinds, host, lanes_of, rolled
 

@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from numconv_numba.compiler import intrinsic
+from numconv_numba.compiling.compiler import intrinsic
 
 from .emit import Emitter, check_kinds, lanes_of, rolled
 

@@ -1,0 +1,1 @@
+"""What kernels do with elements, for the compiler and for the simulator."""

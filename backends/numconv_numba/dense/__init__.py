@@ -1,0 +1,1 @@
+"""Dense convolution and its gradients: blocks of results, packed factors, register tiles."""

@@ -1,0 +1,430 @@
+"""Direct convolution on register tiles with the lanes over output channels, for real floats.
+
+A work item takes a block of outputs and some panels of output channels. The part of x that the block reads is packed into a slab
+(see `slab`), or read where it lies if nothing of it is padding. The weights of a panel are packed, some input channels at a time,
+which stay in the second-level cache while the tile passes over the pixels of the block. This is the blocked direct
+convolution of Georganas et al., "Anatomy of high-performance deep learning convolutions on SIMD architectures" (SC18), section II,
+on arrays that need not be blocked themselves.
+
+The terms of an output form one chain in the order of the "strict" level.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from numconv.plugin import ConvProblem, Verdict, np_dtype
+from numconv_numba.compiling.compiler import Address, Tag, helper, invoke, kernel
+from numconv_numba.direct import MEASURED_ERROR
+from numconv_numba.elements import INT64, itemsize
+from numconv_numba.entries import PACK, PACK_WEIGHTS, PRODUCT, WRITE
+from numconv_numba.geometry import DIMS, LOW, OPTION, PARTS, PER_C, PER_K, STRIDE, part
+from numconv_numba.microkernels.emit import host, lanes_of
+from numconv_numba.scalar import PAIRS, is_null, pointer
+from numconv_numba.threads import MAX_THREADS, SERIAL_WORK, Areas, parallel_for, run, run_with, threads, worker_area
+from numconv_numba.tools import tools_for
+
+from .base import DenseImplementation, ForwardExecutor, Weights
+from .panels import fill_places, fill_terms
+from .slab import (
+    B_PITCH,
+    B_STEP,
+    BLOCKS,
+    CHANNEL,
+    EXTRA,
+    FEW_PIECES,
+    MANY_PIECES,
+    WRITE_CYCLES,
+    Block,
+    axis_entry,
+    block_image,
+    block_images,
+    block_start,
+    block_vector,
+    cut,
+    pack_cycles,
+    pieces_for,
+    pieces_here,
+    shareable,
+    slab_bytes,
+    tap_positions,
+)  # fmt: skip
+
+__all__ = [
+    "Blocked", "Layout", "Shape", "array_origin", "divided", "most_workers", "pack_weight_cycles", "panel_shape", "parts_for",
+    "reads_in_place", "seconds", "tile_cycles", "window_steps",
+]  # fmt: skip
+
+SLAB_BYTES = 896 * 1024
+"""The packed input of a block: it stays in the second-level cache while all output channels pass over it."""
+RESULT_BYTES = 256 * 1024
+"""The sums of a block for a panel: they share that cache with the slab."""
+LEAST_PIXELS = 128
+"""Of a block of one image that is not cut further for more threads: some tiles, beside which packing the weights is little."""
+KEPT_BYTES = 2 * 1024 * 1024
+"""Packed weights that a worker keeps from block to block."""
+PAIRED_WRITE_CYCLES = 0.6
+"""As `slab.WRITE_CYCLES`, of results of half the size."""
+
+
+PANEL_BYTES = 128 * 1024
+"""Weights of a panel that are packed at a time: tiles read them as a stream from the second-level cache, which costs less than to
+part their sums."""
+
+
+class Shape(NamedTuple):
+    """A register tile with the lanes over channels: `vectors` x `positions` accumulators."""
+
+    vectors: int
+    positions: int
+    lanes: int
+
+    @property
+    def width(self) -> int:
+        """Channels of a panel."""
+        return self.vectors * self.lanes
+
+
+CALL_SECONDS = 3e-6
+"""Of a call that computes nothing."""
+
+
+def seconds(cycles: float) -> float:
+    """On two threads at the clock of a server: estimates must not depend on the machine that computes them."""
+    return cycles / 2.8e9 / 2
+
+
+def tile_cycles(vectors: int, positions: int) -> float:
+    """Of a term of a tile: two multiply-adds a cycle, less where the loads of few vectors for many positions get in the way."""
+    return vectors * positions / 2 * (1, 1.35, 1.06, 1.04, 1.04)[vectors]
+
+
+def pack_weight_cycles(problem: ConvProblem, pairs: int) -> float:
+    """Of packing the kernels of so many pairs of channels: those of an input_grad lie in short runs, far apart."""
+    return pairs * math.prod(problem.kernel) * (0.8 if problem.flip and math.prod(problem.kernel) > 1 else 0.45)
+
+
+@functools.lru_cache(maxsize=256)
+def panel_shape(dtype: str, channels: int, positions: int) -> Shape:
+    """The tile that does the least work for so many channels and positions, what it does in vain included."""
+    lanes = lanes_of(dtype)
+
+    def cycles(shape: tuple[int, int]) -> float:
+        vectors, group = shape
+        return -(-channels // (vectors * lanes)) * -(-positions // group) * tile_cycles(vectors, group)
+
+    return Shape(*min(host().channel_tiles, key=cycles), lanes)
+
+
+class Layout(NamedTuple):
+    """How a forward problem is cut: the tile, the block, input channels of a pass, and what is kept or packed."""
+
+    shape: Shape
+    block: Block
+    chunk: int
+    kept: bool
+    in_place: bool
+    depth: int
+
+
+def depth_of(problem: ConvProblem, paired: bool) -> int:
+    """Input channels of a group, or pairs of them."""
+    return -(-(problem.c // problem.groups) // (2 if paired else 1))
+
+
+def divided(problem: ConvProblem, block: Block, width: int) -> bool:
+    """Whether threads share the blocks evenly, or panels of `width` bytes, where more of w than of x would be packed twice."""
+    per_k = problem.k // problem.groups
+    panels = per_k * np_dtype(problem.acc_dtype).itemsize > width
+    return (panels and block.images * block.channel <= per_k * math.prod(problem.kernel)) or shareable(problem, block)
+
+
+@functools.lru_cache(maxsize=256)
+def layout_for(problem: ConvProblem, paired: bool = False, pieces: int = FEW_PIECES) -> Layout:
+    """The layout of a forward problem, which its cost, its workspace and its executor ask for one after the other.
+
+    `pieces`: items that a large problem has at least.
+    """
+    item, per_k, depth = np_dtype(problem.acc_dtype).itemsize, problem.k // problem.groups, depth_of(problem, paired)
+    taps = math.prod(problem.kernel)
+    width = panel_shape(problem.acc_dtype, per_k, 1 << 20).width * item
+    least = max(pieces_for(problem.flops / 2, pieces), FEW_PIECES if problem.n > 1 else 1)
+
+    def fits(block: Block) -> bool:
+        small = slab_bytes(problem, block, depth) <= SLAB_BYTES and block.pixels * width <= RESULT_BYTES
+        few = block.images == 1 and block.pixels <= LEAST_PIXELS
+        return small and (few or items_of(block) >= least) and divided(problem, block, width)
+
+    def items_of(block: Block) -> int:
+        panels = -(-per_k // panel_shape(problem.acc_dtype, per_k, block.pixels).width)
+        return block.pieces * problem.groups * panels
+
+    units = (1,) * problem.ndim
+    block = cut(problem, _steps(problem), tap_positions(problem), units, fits, problem.n)
+    shape = panel_shape(problem.acc_dtype, per_k, block.pixels)
+    most = max(1, PANEL_BYTES // (taps * shape.width * item))
+    chunk = -(-depth // max(1, -(-depth // most)))
+    packed = -(-per_k // shape.width) * shape.width * depth * taps * item
+    kept = packed <= KEPT_BYTES and block.pieces * problem.groups > 1
+    return Layout(shape, block, chunk, kept, reads_in_place(problem), depth)
+
+
+def _steps(problem: ConvProblem) -> tuple[int, ...]:
+    """Of neighbouring positions in the slab: rows that a kernel of one tap skips are left out, but no elements of a row."""
+    outer = zip(problem.stride[:-1], problem.kernel[:-1], strict=True)
+    return (*(s if r == 1 else 1 for s, r in outer), 1)
+
+
+def reads_in_place(problem: ConvProblem) -> bool:
+    """Whether windows stay inside x, in the dtype of the sums, at channel strides that do not crowd the same sets of the caches."""
+    inside = all(low <= 0 and high <= 0 for low, high in problem.padding)
+    plane = math.prod(problem.spatial) * np_dtype(problem.dtype).itemsize
+    return inside and problem.dtype == problem.acc_dtype and 256 <= plane % 4096 <= 3840
+
+
+# A block's own numbers: channels of a panel, pixels of a tile, input channels (or pairs of them) of a pass, whether packed weights
+# are kept from block to block, pixels rounded up to tiles, taps, input channels (or pairs) of a group.
+PANEL, GROUP, CHUNK, KEPT, PLACES, TAPS, DEPTH = range(EXTRA, EXTRA + 7)
+UINT8 = Tag("uint8")
+
+
+# --- kernel --------------------------------------------------------------------------------------------------------------------
+
+
+@helper
+def window_steps(axis_steps, in_place, g, b, size):
+    """The byte distance of neighbouring positions per dimension, in x itself or in an unphased slab."""
+    step = size
+    for axis in range(g[DIMS] - 1, -1, -1):
+        axis_steps[axis] = g[part(g, PARTS) + 3 + axis] * axis_entry(b, g[DIMS], B_STEP, axis) if in_place else step
+        step *= axis_entry(b, g[DIMS], B_PITCH, axis)
+
+
+@helper
+def array_origin(g, b, block):
+    """The byte offset in x of the first window of a block that is read in place."""
+    offset = 0
+    for axis in range(g[DIMS]):
+        start = block_start(b, g[DIMS], block, axis) * g[part(g, STRIDE) + axis] - g[part(g, LOW) + axis]
+        offset += start * g[part(g, PARTS) + 3 + axis]
+    return offset
+
+
+@helper
+def forget(ready, panels):
+    """No panel is packed yet."""
+    for panel in range(panels):
+        ready[panel] = 0
+
+
+# The parts of a worker's scratch memory: places and terms, the slab, results of a panel, packed weights, which of them are there.
+TABLES, SLAB, RESULTS, WEIGHTS, READY, AREAS = range(6)
+
+
+@helper
+def _blocks(begin, end, args):
+    at, items, workers, scratch, areas, tools, splits, packed, in_place, x, w, bias, y, status, g, b = args
+    ndim, depth, per_k, width = g[DIMS], b[DEPTH], g[PER_K], b[PANEL] * itemsize(at)
+    xs, ws, ys, size = part(g, PARTS), part(g, PARTS + 1), part(g, PARTS + 2), itemsize(at)
+    own = worker_area(scratch, areas, AREAS, workers, items, begin)
+    tables, slab, results = own + areas[TABLES], own + areas[SLAB], own + areas[RESULTS]
+    weights, ready = own + areas[WEIGHTS], pointer(own + areas[READY], UINT8)
+    taps, panels = b[TAPS], -(-per_k // b[PANEL])
+    terms = tables + 8 * b[PLACES]
+    axis_steps = pointer(terms + 8 * b[CHUNK] * taps, INT64)
+    window_steps(axis_steps, in_place, g, b, size)
+    each = (depth if b[KEPT] else b[CHUNK]) * taps * width
+    channel, image = (g[xs + 2], g[xs]) if in_place else (b[CHANNEL] * size, depth * b[CHANNEL] * size)
+    fill_terms(pointer(terms, INT64), b[CHUNK], channel, ndim, axis_steps, g)
+    where, of_group, source, pixels = -1, -1, x, 0
+    for item in range(begin, end):
+        block, group = item // splits % b[BLOCKS], item // splits // b[BLOCKS]
+        n = block_image(b, ndim, block)
+        if item // splits != where:
+            where, source = item // splits, x + (n * g[xs] + group * g[xs + 1])
+            pixels = fill_places(pointer(tables, INT64), b[GROUP], image, axis_steps, g, b, block)
+            if in_place:
+                source = source + array_origin(g, b, block)
+            else:
+                invoke(tools[PACK], tools, slab, source, block, block_images(g, b, block), g[PER_C], g, b)
+                source = slab
+        if group != of_group:
+            of_group = group
+            forget(ready, panels)
+        for panel in range(panels * (item % splits) // splits, panels * (item % splits + 1) // splits):
+            k = panel * b[PANEL]
+            count = min(per_k - k, b[PANEL])
+            w_k = w + (group * g[ws] + k * g[ws + 1])
+            shift = bias if is_null(bias) else bias + (group * per_k + k) * size
+            target = y + (group * g[ys + 1] + k * g[ys + 2])
+            for first in range(0, depth, b[CHUNK]):
+                passed = min(b[CHUNK], depth - first)
+                if packed:
+                    a = w + ((group * panels + panel) * depth + first) * taps * width
+                else:
+                    a = weights + (panel * each + first * taps * width if b[KEPT] else 0)
+                    if not (b[KEPT] and ready[panel]):
+                        invoke(tools[PACK_WEIGHTS], tools, a, w_k, count, first, passed, taps, width, g)
+                invoke(
+                    tools[PRODUCT], a, source + first * channel, tables, results, -(-pixels // b[GROUP]), passed * taps, terms,
+                    width, 1 if first > 0 else 0,
+                )  # fmt: skip
+            invoke(tools[WRITE], tools, results, width, count, shift, g[OPTION], target, status, block, g, b)
+            ready[panel] = 1
+
+
+@kernel
+def blocked(
+    at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, tools: Address, splits: int, packed: int,
+    in_place: int, x: Address, w: Address, bias: Address, y: Address, status: Address, g: Address, b: Address,
+) -> None:  # fmt: skip
+    """y from x and w: an item is a block of outputs for some of the panels.
+
+    `tools`: see `tools_for`; w is `packed` into panels, or lies as the vector g says. `status` gets a 1 for each image
+    of which a sum is not finite. The bias is in the accumulation dtype.
+    """
+    parallel_for(
+        region,
+        workers,
+        items,
+        _blocks,
+        (
+            at, items, workers, scratch, pointer(areas, INT64), pointer(tools, INT64), splits, packed, in_place, x, w, bias, y,
+            status, pointer(g, INT64), pointer(b, INT64),
+        ),
+    )  # fmt: skip
+
+
+@helper
+def _panels(begin, end, args):
+    at, tools, w, target, g, b = args
+    ws, depth, per_k, width, panels = part(g, PARTS + 1), b[DEPTH], g[PER_K], b[PANEL] * itemsize(at), -(-g[PER_K] // b[PANEL])
+    for item in range(begin, end):
+        group, k = item // panels, item % panels * b[PANEL]
+        place = target + item * depth * b[TAPS] * width
+        source = w + (group * g[ws] + k * g[ws + 1])
+        invoke(tools[PACK_WEIGHTS], tools, place, source, min(per_k - k, b[PANEL]), 0, depth, b[TAPS], width, g)
+
+
+@kernel
+def pack_weights(
+    at: Tag, region: int, workers: int, items: int, tools: Address, w: Address, target: Address, g: Address, b: Address
+) -> None:
+    """All panels of w, for `blocked`: an item is a panel of a group."""
+    parallel_for(region, workers, items, _panels, (at, pointer(tools, INT64), w, target, pointer(g, INT64), pointer(b, INT64)))
+
+
+# --- the implementation --------------------------------------------------------------------------------------------------------
+
+
+def parts_for(base: int, most: int, work: float) -> int:
+    """Into how many parts to cut the output channels of each of `base` blocks, so that the threads have equal shares."""
+    count = 1 if work < SERIAL_WORK else threads()
+    if count == 1:
+        return 1
+    shares = [(-(-base * parts // count) * count / (base * parts) + 0.01 * parts, parts) for parts in range(1, min(most, 16) + 1)]
+    return min(shares)[1]
+
+
+def _places(layout: Layout) -> int:
+    """Pixels of a block, rounded up to tiles."""
+    return -(-layout.block.pixels // layout.shape.positions) * layout.shape.positions
+
+
+def _areas(problem: ConvProblem, layout: Layout) -> Areas:
+    """A worker's scratch memory."""
+    shape, block, chunk, kept, in_place, depth = layout
+    item, taps = np_dtype(problem.acc_dtype).itemsize, math.prod(problem.kernel)
+    panels, places = -(-(problem.k // problem.groups) // shape.width), _places(layout)
+    weights = (panels * depth if kept else chunk) * taps * shape.width * item
+    tables = 8 * (places + chunk * taps + problem.ndim)
+    return Areas(tables, 0 if in_place else slab_bytes(problem, block, depth), places * shape.width * item, weights, panels)
+
+
+def most_workers(problem: ConvProblem, block: Block, width: int) -> int:
+    """How many threads can have work at most, where a tile has `width` output channels."""
+    items = block.pieces * problem.groups * -(-(problem.k // problem.groups) // width)
+    return min(MAX_THREADS, max(items, 1))
+
+
+class _Executor(ForwardExecutor):
+    """One blocked convolution; `paired`: of pairs of bfloat16 numbers."""
+
+    def __init__(self, problem: ConvProblem, paired: bool):
+        layout = layout_for(problem, paired, pieces_here())
+        shape, block = layout.shape, layout.block
+        super().__init__(problem, block.pieces * problem.groups)
+        self._panels = -(-(problem.k // problem.groups) // shape.width)
+        self._work = problem.flops / 2
+        self._taps = math.prod(problem.kernel)
+        self._depth = layout.depth
+        numbers = layout.chunk, layout.kept, _places(layout), self._taps, layout.depth
+        self._block = block_vector(block, shape.width, shape.positions, *numbers)
+        self._areas = _areas(problem, layout)
+        self._in_place = int(layout.in_place)
+        self._width = shape.width
+        self._tools = tools_for(
+            problem.dtype, problem.acc_dtype, shape.lanes, factor=PAIRS if paired else "", out=problem.out_dtype,
+            product_shape=shape[:2],
+        )  # fmt: skip
+        self._kernel = blocked.specialise(problem.acc_dtype)
+
+    def packed(self, w: Any) -> Weights:
+        """w in panels."""
+        problem = self._problem
+        rows = problem.groups * self._panels
+        packed = np.empty(rows * self._width * self._depth * self._taps, self._acc)
+        vector = self._vectors((0,) * w.ndim, w.strides, (0,) * w.ndim)
+        run(pack_weights.specialise(problem.acc_dtype), rows, packed.size, self._tools, w, packed, vector, self._block)
+        return Weights(packed, w.strides, True)
+
+    def launch(self, x: Any, w: Weights, shift: Any, y: Any, status: Any, vector: Any) -> None:
+        """Run `blocked`."""
+        splits = parts_for(self._items, self._panels, self._work)
+        run_with(
+            self._areas, self._kernel, self._items * splits, self._work, self._tools, splits, int(w.packed), self._in_place, x,
+            w.array, shift, y, status, vector, self._block,
+        )  # fmt: skip
+
+
+class Blocked(DenseImplementation):
+    """Direct convolution of real floats with the lanes over output channels."""
+
+    name = "blocked"
+    apart_seconds: ClassVar[float] = 8e-10
+    measured_error: ClassVar[Mapping[str, float]] = MEASURED_ERROR
+    paired = False
+    """Whether the factors are pairs of bfloat16 numbers."""
+
+    def accepts(self, problem: ConvProblem) -> Verdict:
+        """All of them."""
+        return Verdict.yes()
+
+    def forward_cost(self, problem: ConvProblem) -> float:
+        """Products, those of unused lanes included; packing; transposing the results; start-up."""
+        shape, block, _, _, in_place, depth = layout_for(problem, self.paired)
+        per_k, taps = problem.k // problem.groups, math.prod(problem.kernel)
+        panels, pieces = -(-per_k // shape.width), block.pieces * problem.groups
+        tiles = pieces * panels * -(-block.pixels // shape.positions)
+        cycles = tiles * depth * taps * tile_cycles(shape.vectors, shape.positions) * (host().pair_cycles if self.paired else 1)
+        packed = 0 if in_place else pack_cycles(block, depth * problem.groups)
+        plane = math.prod(problem.spatial) * np_dtype(problem.dtype).itemsize
+        cycles *= 1.06 if in_place and plane >= 4096 else 1  # channels of x lie pages apart
+        # lanes that stay empty are packed too
+        weights = pack_weight_cycles(problem, panels * shape.width * problem.c) * (1 if block.pieces == 1 else 2)
+        written = math.prod(problem.y_shape) * (PAIRED_WRITE_CYCLES if self.paired else WRITE_CYCLES)
+        return CALL_SECONDS + 2e-6 + seconds(cycles + packed + weights + written)
+
+    def forward_workspace(self, problem: ConvProblem) -> int:
+        """For each thread a slab, the results of a block, weights and tables."""
+        layouts = (layout_for(problem, self.paired, pieces) for pieces in (FEW_PIECES, MANY_PIECES))
+        return max(most_workers(problem, each.block, each.shape.width) * _areas(problem, each).bytes for each in layouts)
+
+    def forward(self, problem: ConvProblem) -> _Executor:
+        """The executor."""
+        return _Executor(problem, self.paired)

@@ -1,0 +1,338 @@
+"""Weight gradients on register tiles with the lanes over output channels, for real floats.
+
+The gradient of w is a sum over all pixels of products of grad_y with the x that each tap reads. A work item takes one panel of
+output channels and some taps, and passes over all blocks of pixels: grad_y is packed with the channels of the panel side by side,
+``[pixel][lane]``, x into a slab, and the tile of `microkernels.product` sums over the pixels of the block, with taps in the
+place of pixels. No matrix of columns is formed. The gradient of a bias on y is summed on the way.
+
+Every element is one chain of multiply-adds over the images, then the outputs row-major, so that neither threads nor the cut change
+a bit.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from numconv.plugin import ConvProblem, Implementation, Verdict, np_dtype
+from numconv_numba.compiling.compiler import Address, Tag, helper, invoke, kernel
+from numconv_numba.direct import MEASURED_ERROR, Direct
+from numconv_numba.elements import INT64, element, in_rows, itemsize
+from numconv_numba.entries import PRODUCT, WRITE_WEIGHTS
+from numconv_numba.geometry import DIMS, PARTS, PER_C, PER_K, conv_vectors, part
+from numconv_numba.matrix_tiles.layers import configure_tiles, pack_layers, read_layers, release_tiles
+from numconv_numba.microkernels.emit import host
+from numconv_numba.microkernels.totals import add_rows
+from numconv_numba.rows import clear
+from numconv_numba.scalar import ROW_PAIRS, add, is_null, load, pointer, store
+from numconv_numba.threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
+from numconv_numba.tools import tools_for
+
+from .blocked import (
+    CALL_SECONDS,
+    Shape,
+    array_origin,
+    panel_shape,
+    parts_for,
+    reads_in_place,
+    seconds,
+    tile_cycles,
+    window_steps,
+)
+from .panels import fill_places, fill_terms
+from .slab import (
+    BLOCKS,
+    CHANNEL,
+    EXTRA,
+    IMAGES,
+    WRITE_CYCLES,
+    Block,
+    block_image,
+    block_images,
+    block_vector,
+    cut,
+    pack_cycles,
+    slab_bytes,
+    tap_positions,
+)
+
+__all__ = ["BlockedWeights", "Layout", "WeightsExecutor", "areas_of", "layout_with"]
+
+SLAB_BYTES = 512 * 1024
+"""The packed input of a block, for all input channels of a group."""
+
+
+class Layout(NamedTuple):
+    """The tile, the block of pixels that is summed in one pass, whether x is read where it lies, and the factors.
+
+    Those have so many layers, and the tile takes multiples of `step` pixels, or pairs of them.
+    """
+
+    shape: Shape
+    block: Block
+    in_place: bool
+    layers: int = 1
+    step: int = 1
+
+
+@functools.lru_cache(maxsize=256)
+def _layout(problem: ConvProblem, paired: bool) -> Layout:
+    taps = problem.c // problem.groups * math.prod(problem.kernel)
+    shape = panel_shape(problem.acc_dtype, problem.k // problem.groups, taps)
+    return layout_with(problem, shape, paired, reads_in_place(problem))
+
+
+def layout_with(problem: ConvProblem, shape: Shape, paired: bool, in_place: bool, layers: int = 1, step: int = 1) -> Layout:
+    """The largest block of pixels, or pairs, that fits the caches: for a panel, which the taps pass over, the first one."""
+    item = np_dtype(problem.acc_dtype).itemsize
+
+    def fits(block: Block) -> bool:
+        slab = 0 if in_place else layers * slab_bytes(problem, block)
+        return slab <= SLAB_BYTES and layers * block.tiles * shape.width * item <= host().resident * 5 // 4
+
+    ones = (1,) * problem.ndim
+    units = (*ones[1:], 2 if paired else 1)
+    return Layout(shape, cut(problem, ones, tap_positions(problem), units, fits, problem.n), in_place, layers, step)
+
+
+# A block's own numbers: channels of a panel, taps of a tile, taps of a kernel, taps of all kernels rounded up to tiles, layers of a
+# factor, pixels or pairs of a step.
+PANEL, GROUP, TAPS, ROUNDED, LAYERS, STEP = range(EXTRA, EXTRA + 6)
+UINT8 = Tag("uint8")
+# The parts of a worker's scratch memory: places of pixels and taps, the slab, grad_y of a panel, sums, sums of the bias.
+TABLES, SLAB, PANELS, SUMS, BIAS, AREAS = range(6)
+
+
+@helper
+def fill_taps(table, first, last, channel, layer_step, axis_steps, g, b, spare):
+    """The places of the taps first..last of all kernels in a slab that begins with the channel of the first, in each layer.
+
+    ``[tile][layer][tap]``; tiles are completed by the last tap.
+    """
+    fill_terms(spare, 1, channel, g[DIMS], axis_steps, g)
+    start, group = first // b[TAPS], b[GROUP]
+    for number in range(-(-(last - first) // group) * group):
+        tap = min(first + number, last - 1)
+        place = (tap // b[TAPS] - start) * channel + spare[tap % b[TAPS]]
+        for layer in range(b[LAYERS]):
+            table[(number // group * b[LAYERS] + layer) * group + number % group] = place + layer * layer_step
+
+
+@helper
+def add_halves(sums, rows, count, width, half, at):
+    """sums += both halves of each of `count` rows of `width` pairs, one after the other."""
+    for row in range(count):
+        for part_of in range(2):
+            for lane in range(width):
+                place, source = sums + lane * itemsize(at), rows + (row * width + lane) * itemsize(at)
+                store(place, add(load(place, at), load(source + part_of * itemsize(half), half, at)), at)
+
+
+@helper
+def _parts(begin, end, args):
+    ft, yt, at, items, workers, scratch, areas, tables_of, splits, in_place, y, x, w, bias, status, g, b = args
+    tools = pointer(tables_of, INT64)
+    ndim, per_c, per_k, size, width = g[DIMS], g[PER_C], g[PER_K], itemsize(at), b[PANEL] * itemsize(at)
+    xs, ws, ys = part(g, PARTS), part(g, PARTS + 1), part(g, PARTS + 2)
+    own = worker_area(scratch, areas, AREAS, workers, items, begin)
+    tables, slab, panel_rows, sums, bias_sums = (
+        own + areas[TABLES], own + areas[SLAB], own + areas[PANELS], own + areas[SUMS], own + areas[BIAS],
+    )  # fmt: skip
+    steps, spare = pointer(tables, INT64), pointer(tables + 8 * ndim, INT64)
+    places, pixels = tables + 8 * (ndim + b[TAPS]), tables + 8 * (ndim + b[TAPS] + b[LAYERS] * b[ROUNDED])
+    window_steps(steps, in_place, g, b, size)
+    channel = g[xs + 2] if in_place else b[CHANNEL] * size
+    panels, taps = -(-per_k // b[PANEL]), per_c * b[TAPS]
+    configure_tiles(tools)
+    for item in range(begin, end):
+        split, panel, group = item % splits, item // splits % panels, item // splits // panels
+        k = panel * b[PANEL]
+        used = min(per_k - k, b[PANEL])
+        tiles = -(-taps // b[GROUP])
+        first, last = tiles * split // splits * b[GROUP], min(tiles * (split + 1) // splits * b[GROUP], taps)
+        if last <= first:
+            continue
+        c, last_c = first // b[TAPS], (last - 1) // b[TAPS] + 1
+        layer_step = b[IMAGES] * (last_c - c) * channel
+        fill_taps(pointer(places, INT64), first, last, channel, layer_step, steps, g, b, spare)
+        y_k, x_c = y + (group * g[ys + 1] + k * g[ys + 2]), x + (group * g[xs + 1] + c * g[xs + 2])
+        summed = (split == 0) & (not is_null(bias))
+        clear(bias_sums, b[PANEL], at)
+        clear(panel_rows, (areas[SUMS] - areas[PANELS]) // size if used < b[PANEL] else 0, at)
+        if b[BLOCKS] == 0:
+            clear(sums, (last - first) * b[PANEL], at)
+        for block in range(b[BLOCKS]):
+            n = block_image(b, ndim, block)
+            image, source = g[xs] if in_place else (last_c - c) * channel, x_c + n * g[xs]
+            if in_place:
+                source = source + array_origin(g, b, block)
+            else:
+                pack_layers(tables_of, b[LAYERS], layer_step, slab, source, block, block_images(g, b, block), last_c - c, g, b)
+                source = slab
+            count = fill_places(pointer(pixels, INT64), b[STEP], image, steps, g, b, block)
+            rows = -(-count // b[STEP]) * b[STEP]
+            read_layers(tables_of, b[LAYERS], rows, panel_rows, width, used, y_k, block, count, g, b)
+            if summed:
+                if in_rows(ft):
+                    add_halves(bias_sums, panel_rows, count, b[PANEL], element(ft), at)
+                else:
+                    add_rows(bias_sums, panel_rows, count, b[PANEL], at)
+            invoke(
+                tools[PRODUCT],
+                panel_rows,
+                source,
+                places,
+                sums,
+                -(-(last - first) // b[GROUP]),
+                count,
+                pixels,
+                width,
+                1 if block > 0 else 0,
+            )
+        w_k = w + (group * g[ws] + k * g[ws + 1])
+        if invoke(tools[WRITE_WEIGHTS], tools, sums, width, used, w_k, first, last, b[TAPS], slab, g):
+            status[0] = 1
+        if summed:
+            for lane in range(used):
+                store(bias + (group * per_k + k + lane) * itemsize(yt), load(bias_sums + lane * size, at), yt)
+    release_tiles(tools)
+
+
+@kernel
+def weight_tiles(
+    ft: Tag, yt: Tag, at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, tools: Address,
+    splits: int, in_place: int, y: Address, x: Address, w: Address, bias: Address, status: Address, g: Address, b: Address,
+) -> None:  # fmt: skip
+    """The gradient of w from that of y and x: an item is a panel of output channels and a part of the taps.
+
+    `ft` is the dtype of the factors: that of the sums, or pairs of neighbouring pixels.
+    `tools`: see `tools_for`, or a table for each layer; `bias`, if not 0, gets the gradient of a bias on y. `status` gets a 1 if a
+    sum is not finite.
+    """
+    parallel_for(
+        region,
+        workers,
+        items,
+        _parts,
+        (
+            ft, yt, at, items, workers, scratch, pointer(areas, INT64), tools, splits, in_place, y, x, w, bias,
+            pointer(status, UINT8), pointer(g, INT64), pointer(b, INT64),
+        ),
+    )  # fmt: skip
+
+
+class WeightsExecutor:
+    """One weight gradient; `factor`: the dtype of the factors."""
+
+    def __init__(self, problem: ConvProblem, layout: Layout, factor: str):
+        shape, block, self._factor = layout.shape, layout.block, factor
+        per_c, taps = problem.c // problem.groups, math.prod(problem.kernel)
+        self._problem = problem
+        self._panels = problem.groups * -(-(problem.k // problem.groups) // shape.width)
+        self._tiles = -(-per_c * taps // shape.positions)
+        self._work = problem.flops / 2
+        self._padded = problem.pad_mode == "zeros" and any(low > 0 or high > 0 for low, high in problem.padding)
+        self._vectors = conv_vectors(problem, 0)
+        numbers = shape.width, shape.positions, taps, self._tiles * shape.positions, layout.layers, layout.step
+        self._block = block_vector(block, *numbers)
+        self._areas = areas_of(problem, layout)
+        # what the last pair of a row lacks is a zero of grad_y, beside whatever x has there
+        self._lacking = factor == ROW_PAIRS and problem.output[-1] % 2 == 1
+        self._in_place = int(layout.in_place)
+        self._sums_bias = problem.bias == "y"
+        self._tools = self.tools(shape)
+        self._kernel = weight_tiles.specialise(factor, problem.out_dtype, problem.acc_dtype)
+
+    def tools(self, shape: Shape) -> Any:
+        """What the kernel calls by address."""
+        problem, options = self._problem, {"out": self._problem.out_dtype, "product_shape": shape[:2], "reads": True}
+        return tools_for(problem.dtype, problem.acc_dtype, shape.lanes, factor=self._factor, **options)
+
+    def is_lost(self, y: Any, x: Any) -> bool:
+        """Whether zeros that are no terms may have met what is not finite, where a sum is not finite."""
+        return (self._padded and not np.isfinite(y).all()) or (self._lacking and not np.isfinite(x).all())
+
+    @functools.cached_property
+    def _direct(self) -> Any:
+        """What few calls need."""
+        return Direct().build(self._problem)
+
+    def __call__(self, outs: Any, ins: Any) -> None:
+        """Compute."""
+        (w, *bias), (y, x) = outs, ins
+        on_y = bool(bias) and self._sums_bias
+        sums = np.empty(self._problem.k, w.dtype) if on_y else 0
+        vector = self._vectors(x.strides, w.strides, y.strides)
+        splits = parts_for(self._panels, self._tiles, self._work)
+        status = np.zeros(1, np.uint8)
+        run_with(
+            self._areas, self._kernel, self._panels * splits, self._work, self._tools, splits, self._in_place, y, x, w, sums,
+            status, vector, self._block,
+        )  # fmt: skip
+        if status[0] and self.is_lost(y, x):
+            self._direct(outs, ins)
+        elif on_y:
+            bias[0][...] = sums
+        elif bias:
+            self._direct.bias_grad(bias[0], y, x, w)
+
+
+def areas_of(problem: ConvProblem, layout: Layout) -> Areas:
+    """A worker's scratch memory."""
+    shape, block, in_place, layers, step = layout
+    pixels = -(-block.tiles // step) * step
+    item, taps = np_dtype(problem.acc_dtype).itemsize, math.prod(problem.kernel)
+    rounded = -(-problem.c // problem.groups * taps // shape.positions) * shape.positions
+    tables = 8 * (problem.ndim + taps + layers * rounded + pixels)
+    elements = layers * pixels * shape.width, rounded * shape.width, shape.width
+    return Areas(
+        tables,
+        max(shape.lanes**2 * item, 0 if in_place else layers * slab_bytes(problem, block)),
+        *(count * item for count in elements),
+    )
+
+
+class BlockedWeights(Implementation):
+    """Weight gradients of real floats with the lanes over output channels."""
+
+    name = "blocked"
+    ops = frozenset(("weight_grad",))
+    measured_error: ClassVar[Mapping[str, float]] = MEASURED_ERROR
+    paired = False
+    """Whether the factors are pairs of bfloat16 numbers."""
+
+    def supports(self, problem: ConvProblem) -> Verdict:
+        """Real floats."""
+        if problem.acc_dtype not in ("float32", "float64"):
+            return Verdict.no(f"its tiles are for real floats, and sums of {problem.dtype} are {problem.acc_dtype}")
+        return Verdict.yes()
+
+    def layout(self, problem: ConvProblem) -> Layout:
+        """How a problem is cut."""
+        return _layout(problem, self.paired)
+
+    def cost(self, problem: ConvProblem) -> float:
+        """Products, those of unused lanes included; packing."""
+        shape, block, in_place, *_ = self.layout(problem)
+        per_c, taps = problem.c // problem.groups, math.prod(problem.kernel)
+        panels = problem.groups * -(-(problem.k // problem.groups) // shape.width)
+        tiles = -(-per_c * taps // shape.positions)
+        rate = host().pair_cycles if self.paired else 1
+        products = panels * tiles * block.pieces * (block.tiles * tile_cycles(shape.vectors, shape.positions) * rate + 60)
+        packed = 0 if in_place else panels / problem.groups * pack_cycles(block, problem.c)
+        read = panels * block.pieces * block.pixels * shape.width * 1.4
+        return CALL_SECONDS + 2e-6 + seconds(products + packed + read + math.prod(problem.w_shape) * WRITE_CYCLES)
+
+    def workspace(self, problem: ConvProblem) -> int:
+        """For each thread a slab, grad_y of a block, sums and tables."""
+        layout = self.layout(problem)
+        items = problem.groups * -(-(problem.k // problem.groups) // layout.shape.width) * 16
+        return min(MAX_THREADS, max(items, 1)) * areas_of(problem, layout).bytes
+
+    def build(self, problem: ConvProblem) -> WeightsExecutor:
+        """The executor."""
+        return WeightsExecutor(problem, self.layout(problem), ROW_PAIRS if self.paired else problem.acc_dtype)

@@ -1,0 +1,304 @@
+"""Depthwise convolution of arrays with the channels last, the lanes over channels: nothing is packed but the weights.
+
+A work item is a row of results. Tiles compute neighbouring results from the taps that there are (`microkernels.channelwise`):
+padding zeros are no terms. Where windows read padding of another mode, results are computed one by one. The terms of an output form
+one chain in the order of the "strict" level.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from numconv.plugin import ConvProblem, Verdict, np_dtype
+from numconv_numba.activations import ACTIVATIONS, activate_rows
+from numconv_numba.compiling.compiler import Address, Tag, helper, invoke, kernel
+from numconv_numba.dense.base import DenseImplementation
+from numconv_numba.dense.blocked import CALL_SECONDS, seconds
+from numconv_numba.direct import MEASURED_ERROR
+from numconv_numba.elements import INT64, itemsize
+from numconv_numba.geometry import (
+    DIMS,
+    GROUPS,
+    LOW,
+    MODE,
+    OPTION,
+    OUTPUT,
+    PARTS,
+    SIZE,
+    STRIDE,
+    WINDOW,
+    conv_vectors,
+    part,
+    source_index,
+)
+from numconv_numba.microkernels import channelwise as job_of
+from numconv_numba.microkernels.activation import dress
+from numconv_numba.microkernels.channelwise import Along, along, point
+from numconv_numba.microkernels.emit import host, lanes_of
+from numconv_numba.rows import outer_offset, outer_size, outer_source, tap_position
+from numconv_numba.scalar import as_integer, is_null, pointer
+from numconv_numba.threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
+
+from .depthwise import Depthwise
+
+__all__ = ["MOST_TAPS", "Channelwise", "channels_last", "inner_results_of", "refusal"]
+
+MOST_TAPS = 11
+"""Of a row: their weights stay in registers, or at least in the first-level cache."""
+AHEAD_BYTES = 2 * 1024 * 1024
+"""Of x, beyond which memory is fetched ahead."""
+POINT_VECTORS = 4
+"""Results at a border are short sums, of several vectors at a time, so that their chains overlap."""
+
+
+def inner_results_of(problem: ConvProblem) -> tuple[int, int]:
+    """The first result of a row whose window lies inside x along the last dimension, and the one behind the last."""
+    (low, _), stride, size = problem.padding[-1], problem.stride[-1], problem.spatial[-1]
+    extent = problem.dilation[-1] * (problem.kernel[-1] - 1) + 1
+    first = min(problem.output[-1], -(-low // stride))
+    return first, max(first, min(problem.output[-1], (size + low - extent) // stride + 1))
+
+
+def tiled_results_of(problem: ConvProblem) -> tuple[int, int]:
+    """The first result of a row that tiles compute, and the one behind the last: all but those that read padding not of zeros."""
+    return (0, problem.output[-1]) if problem.pad_mode == "zeros" else inner_results_of(problem)
+
+
+def tile_results(problem: ConvProblem) -> int:
+    """Results of a tile: as many as the registers hold beside a row of taps, in tiles of about one size."""
+    first, last = tiled_results_of(problem)
+    most = max(4, min(16, host().registers - problem.kernel[-1] - 2))
+    inside = max(1, last - first)
+    return -(-inside // -(-inside // most))
+
+
+# --- kernel --------------------------------------------------------------------------------------------------------------------
+
+
+@helper
+def fill_rows(table, output, g, w_step):
+    """Pairs of offsets in x and w for each row of taps that an outer output sees; how many."""
+    count, taps, last = 0, outer_size(g, WINDOW), g[part(g, WINDOW) + g[DIMS] - 1]
+    for tap in range(taps):
+        inside, offset = outer_source(g, output, tap, g[DIMS] - 1)
+        if inside:
+            table[2 * count], table[2 * count + 1] = offset, tap * last * w_step
+            count += 1
+    return count
+
+
+@helper
+def fill_taps(table, rows, count, q, g, w_step):
+    """Pairs of offsets in x and w for each tap that one result of a row sees; how many."""
+    axis, found = g[DIMS] - 1, 0
+    size, step, start = (
+        g[part(g, SIZE) + axis],
+        g[part(g, PARTS) + 3 + axis],
+        q * g[part(g, STRIDE) + axis] - g[part(g, LOW) + axis],
+    )
+    for row in range(count):
+        for tap in range(g[part(g, WINDOW) + axis]):
+            index = source_index(start + tap_position(g, axis, tap), size, g[MODE])
+            if index >= 0:
+                table[2 * found], table[2 * found + 1] = rows[2 * row] + index * step, rows[2 * row + 1] + tap * w_step
+                found += 1
+    return found
+
+
+@helper
+def each_block(fields, entry, first, end, step, x, w, bias, y, size):
+    """Run a tile on the blocks of channels from `first` to `end`, of `step` each; the last one may overlap the one before."""
+    job = pointer(fields, INT64)
+    for start in range(first, end, step):
+        channel = min(start, end - step) * size
+        job[job_of.X], job[job_of.W], job[job_of.Y] = as_integer(x + channel), as_integer(w + channel), as_integer(y + channel)
+        job[job_of.BIAS] = 0 if is_null(bias) else as_integer(bias + channel)
+        invoke(entry, fields)
+
+
+@helper
+def border_results(first, end, count, arrays, frame):
+    """The results first..end of a row one by one, with so many rows of taps."""
+    g, b, fields, rows, taps, size = frame
+    x, w, bias, y = arrays
+    job, channels, step = pointer(fields, INT64), g[GROUPS], b[POINT_LANES]
+    whole = channels // step * step
+    job[job_of.TABLE] = as_integer(taps)
+    for q in range(first, end):
+        job[job_of.COUNT] = fill_taps(pointer(taps, INT64), pointer(rows, INT64), count, q, g, job[job_of.W_STEP])
+        place = y + q * job[job_of.Y_STEP]
+        each_block(fields, b[POINT], 0, whole, step, x, w, bias, place, size)
+        if whole < channels:
+            each_block(fields, b[SINGLE], whole, channels, b[LANES], x, w, bias, place, size)
+
+
+@helper
+def inner_results(first, end, count, arrays, frame):
+    """The results first..end of a row, by tiles of which the last may overlap."""
+    g, b, fields, rows, _, size = frame
+    x, w, bias, y = arrays
+    axis, results, job = g[DIMS] - 1, b[RESULTS], pointer(fields, INT64)
+    job[job_of.TABLE], job[job_of.COUNT] = as_integer(rows), count
+    for start in range(first, end, results):
+        q = min(start, end - results)
+        position = q * g[part(g, STRIDE) + axis] - g[part(g, LOW) + axis]
+        before = max(0, -position)
+        job[job_of.BEFORE], job[job_of.INSIDE] = before, max(0, g[part(g, SIZE) + axis] - position - before)
+        source = x + position * job[job_of.X_STEP]
+        each_block(fields, b[ALONG], 0, g[GROUPS], b[LANES], source, w, bias, y + q * job[job_of.Y_STEP], size)
+
+
+# What a kernel knows of a problem's tiles; the parts of a worker's scratch memory.
+ALONG, POINT, SINGLE, DRESS, RESULTS, LANES, POINT_LANES, FIRST, LAST, FETCHES = range(10)
+FIELDS, ROWS, TAPS, AREAS = range(4)
+
+
+@helper
+def _rows(begin, end, args):
+    at, items, workers, scratch, areas, g, b, x, w, bias, y = args
+    own, axis, size = worker_area(scratch, areas, AREAS, workers, items, begin), g[DIMS] - 1, itemsize(at)
+    fields, rows, taps = own + areas[FIELDS], own + areas[ROWS], own + areas[TAPS]
+    job, xs, ys, outputs = pointer(fields, INT64), part(g, PARTS), part(g, PARTS + 2), outer_size(g, OUTPUT)
+    job[job_of.X_STEP], job[job_of.W_STEP] = g[xs + 3 + axis], g[GROUPS] * size
+    job[job_of.AHEAD], job[job_of.RELU], job[job_of.Y_STEP] = b[FETCHES], g[OPTION] == 1, g[ys + 3 + axis]
+    frame, length = (g, b, fields, rows, taps, size), g[part(g, OUTPUT) + axis]
+    for item in range(begin, end):
+        n, output = item // outputs, item % outputs
+        count = fill_rows(pointer(rows, INT64), output, g, job[job_of.W_STEP])
+        target = y + (n * g[ys] + outer_offset(g, output, OUTPUT, PARTS + 2))
+        arrays = x + n * g[xs], w, bias, target
+        inner_results(b[FIRST], b[LAST], count, arrays, frame)
+        border_results(0, b[FIRST], count, arrays, frame)
+        border_results(b[LAST], length, count, arrays, frame)
+        if g[OPTION] > 1:
+            activate_rows(b[DRESS], target, job[job_of.Y_STEP], length, g[GROUPS], g[OPTION], at)
+
+
+@kernel
+def channelwise(
+    xt: Tag, at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, sizes: Address, tiles: Address,
+    x: Address, w: Address, bias: Address, y: Address,
+) -> None:  # fmt: skip
+    """y from x and w: an item is a row of results. `w` is ``[taps, K]``, contiguous; `tiles` has what stands above `_rows`."""
+    args = at, items, workers, scratch, pointer(areas, INT64), pointer(sizes, INT64), pointer(tiles, INT64), x, w, bias, y
+    parallel_for(region, workers, items, _rows, args)
+
+
+# --- the implementation --------------------------------------------------------------------------------------------------------
+
+
+def channels_last(array: Any) -> bool:
+    """Whether the channels of ``[N, C, *S]`` are neighbours in memory."""
+    return bool(array.strides[1] == array.itemsize)
+
+
+def _packed(w: Any) -> Any:
+    """``[taps, K]``, contiguous."""
+    return np.ascontiguousarray(w.reshape(len(w), -1).T)
+
+
+def _areas(problem: ConvProblem) -> Areas:
+    """Of a worker: a job, and tables of rows of taps and of taps."""
+    rows = math.prod(problem.kernel[:-1])
+    return Areas(8 * job_of.JOB, 16 * rows, 16 * rows * problem.kernel[-1])
+
+
+class _Executor:
+    """One convolution; arrays in other orders go to `Depthwise`."""
+
+    def __init__(self, problem: ConvProblem):
+        self._problem, dtype, lanes = problem, problem.dtype, lanes_of(problem.dtype)
+        results, (first, last) = tile_results(problem), tiled_results_of(problem)
+        if last - first < results:
+            first, last = problem.output[-1], problem.output[-1]
+        padding = problem.padding[-1] if problem.pad_mode == "zeros" else (0, 0)
+        shape = Along(results, problem.kernel[-1], problem.stride[-1], problem.dilation[-1], *padding, problem.flip, lanes)
+        points = [point.address((vectors, lanes), dtype) for vectors in (POINT_VECTORS, 1)]
+        tiles = along.address(tuple(shape), dtype), *points, dress.address(lanes, dtype)
+        ahead = math.prod(problem.x_shape) * np_dtype(dtype).itemsize > AHEAD_BYTES
+        self._tiles = np.array([*tiles, results, lanes, POINT_VECTORS * lanes, first, last, ahead], np.int64)
+        self._vectors = conv_vectors(problem, ACTIVATIONS[problem.activation])
+        self._areas = _areas(problem)
+        self._kernel = channelwise.specialise(dtype, dtype)
+        self._items, self._work = problem.n * math.prod(problem.output[:-1]), problem.flops / 2
+        self._other = Depthwise().forward(problem)
+
+    def __call__(self, outs: Any, ins: Any) -> None:
+        """Compute."""
+        if channels_last(ins[0]) and channels_last(outs[0]):
+            self._run(outs[0], ins[0], _packed(ins[1]), ins[2:])
+        else:
+            self._other(outs, ins)
+
+    def bind(self, w: Any) -> Callable[[Any, Any], None]:
+        """The executor with its own copy of w, packed."""
+        packed, other = _packed(w.copy()), self._other.bind(w)
+
+        def run(outs: Any, ins: Any) -> None:
+            if channels_last(ins[0]) and channels_last(outs[0]):
+                self._run(outs[0], ins[0], packed, ins[1:])
+            else:
+                other(outs, ins)
+
+        return run
+
+    def _run(self, y: Any, x: Any, w: Any, bias: Any) -> None:
+        if self._items:
+            shift = np.ascontiguousarray(bias[0]) if bias else 0
+            vector = self._vectors(x.strides, self._problem.w_shape, y.strides)
+            run_with(self._areas, self._kernel, self._items, self._work, vector, self._tiles, x, w, shift, y)
+
+
+def refusal(problem: ConvProblem) -> str:
+    """Why channels of a problem cannot be the lanes, or nothing."""
+    if problem.layout != "channels_last":
+        return "its lanes are channels, which must be neighbours in memory: layout channels_last"
+    if not problem.c == problem.k == problem.groups:
+        return f"each channel has one kernel, and here {problem.c} channels in {problem.groups} groups have {problem.k}"
+    if problem.dtype != problem.acc_dtype or problem.out_dtype != problem.dtype:
+        return f"it loads and stores what it sums, and sums of {problem.dtype} are {problem.acc_dtype}"
+    if problem.dtype not in ("float32", "float64"):
+        return f"its tiles are for real floats, not {problem.dtype}"
+    if problem.c < lanes_of(problem.dtype):
+        return f"a vector takes {lanes_of(problem.dtype)} channels, and there are {problem.c}"
+    if problem.kernel[-1] > MOST_TAPS:
+        return f"a tile holds a row of {MOST_TAPS} taps at most, and the kernel is {problem.kernel}"
+    return ""
+
+
+class Channelwise(DenseImplementation):
+    """Depthwise convolution of real floats, channels last."""
+
+    name = "channelwise"
+    measured_error: ClassVar[Mapping[str, float]] = MEASURED_ERROR
+
+    def accepts(self, problem: ConvProblem) -> Verdict:
+        """Channels last, each convolved with one kernel, a vector of them at least; rows of few taps."""
+        reason = refusal(problem)
+        return Verdict.no(reason) if reason else Verdict.yes()
+
+    def forward_cost(self, problem: ConvProblem) -> float:
+        """Loads and multiply-adds of tiles and of points, two a cycle, and the packing of weights."""
+        first, last = tiled_results_of(problem)
+        results, taps = tile_results(problem), problem.kernel[-1]
+        tiles = -(-(last - first) // results) if last - first >= results else 0
+        points = problem.output[-1] - (last - first if tiles else 0)
+        blocks, rows = -(-problem.c // lanes_of(problem.dtype)), math.prod(problem.kernel[:-1])
+        positions = (results - 1) * problem.stride[-1] + (taps - 1) * problem.dilation[-1] + 1
+        tile = rows * (results * taps + positions + taps) / 2 + 2 * results + 20
+        row = tiles * tile * blocks + points * (rows * taps * 4 + blocks * (rows * taps * 1.5 + 10))
+        weights = math.prod(problem.w_shape) * 3
+        return CALL_SECONDS + seconds(problem.n * math.prod(problem.output[:-1]) * row + weights)
+
+    def forward_workspace(self, problem: ConvProblem) -> int:
+        """Tables for each thread, and packed weights; or what `Depthwise` needs for other orders."""
+        own = MAX_THREADS * _areas(problem).bytes + math.prod(problem.w_shape) * np.dtype(problem.dtype).itemsize
+        return max(own, Depthwise().forward_workspace(problem))
+
+    def forward(self, problem: ConvProblem) -> _Executor:
+        """The executor."""
+        return _Executor(problem)

@@ -1,0 +1,235 @@
+"""How `planewise` cuts a problem: which tile it takes, strips of columns and bands of rows, what that costs, what it refuses."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numconv.plugin import ConvProblem, np_dtype
+from numconv_numba.activations import ACTIVATIONS
+from numconv_numba.dense.strips import ITEMS
+from numconv_numba.microkernels.emit import host, lanes_of
+from numconv_numba.microkernels.planes import Sweep, accumulators
+
+__all__ = [
+    "AHEAD_PLANE",
+    "FAR",
+    "FAR_BYTES",
+    "FAR_GROUP_BYTES",
+    "MOST_COLUMNS",
+    "MOST_ROWS",
+    "SLICED",
+    "WIDTHS",
+    "WORK",
+    "Plan",
+    "Run",
+    "column_offsets",
+    "fits",
+    "has_rows",
+    "inside_strips",
+    "is_adjoint",
+    "phases_of",
+    "plan_for",
+    "plane_cycles",
+    "refusal",
+    "runs_of",
+    "shapes_of",
+    "slices_of",
+    "source_of",
+    "target_of",
+]
+
+
+MOST_ROWS = 8
+"""Of a kernel: their sums are in registers."""
+MOST_COLUMNS = 31
+MOST_STEP = 4
+"""A stride of which the phases of a row are parted in registers."""
+WIDTHS = (1, 2, 3, 4, 7)
+"""Vectors of a tile: few, so that few are compiled."""
+SLICED = 1.45
+"""What sums over several slices cost against what is counted, on the scale of other tiles."""
+WORK = 16
+"""Multiply-adds that would take a cycle: with small planes most of the time is not theirs."""
+AHEAD_PLANE = 64 * 1024
+"""A plane of x up to which the next one is fetched while it is read."""
+FAR_BYTES, FAR = 14 * 1024 * 1024, 2.2
+"""A plane beyond the caches, and what walking down its columns costs where a row is read again for each column of taps."""
+BAND_BYTES = 192 * 1024
+"""Rows of a band: what one strip reads stays in the second-level cache for the next."""
+FAR_GROUP_BYTES = 6 * 1024 * 1024
+"""The planes of a group beyond the caches: each output channel reads them again, which costs as much."""
+UNROLLED = 3
+"""Columns of a kernel up to which a tile has the code of each."""
+
+
+class Plan(NamedTuple):
+    """How a problem is cut.
+
+    Attributes
+    ----------
+    shape : Sweep
+    width : int
+        Columns of results of a strip.
+    strips : int
+    band, bands : int
+        Rows of results of a work item, and items of a plane.
+    """
+
+    shape: Sweep
+    width: int
+    strips: int
+    band: int
+    bands: int
+
+
+def is_adjoint(problem: ConvProblem) -> bool:
+    """Whether the results are the gradient of x."""
+    return problem.op == "input_grad"
+
+
+def target_of(problem: ConvProblem) -> tuple[int, ...]:
+    """The spatial size of the results."""
+    return tuple(problem.spatial if is_adjoint(problem) else problem.output)
+
+
+def phases_of(problem: ConvProblem) -> int:
+    """Of the rows: the dilation of windows of several rows, each of which sees rows of one phase only."""
+    return problem.dilation[-2] if problem.ndim > 1 and problem.kernel[-2] > 1 else 1
+
+
+def source_of(problem: ConvProblem) -> tuple[int, ...]:
+    """The spatial size of what is read."""
+    return tuple(problem.output if is_adjoint(problem) else problem.spatial)
+
+
+def fits(shape: Sweep) -> bool:
+    """Whether the registers hold a tile."""
+    return accumulators(shape) + shape.vectors + 2 < host().registers
+
+
+def shapes_of(problem: ConvProblem) -> list[Sweep]:
+    """The tiles that fit the registers."""
+    adjoint, taps = is_adjoint(problem), problem.kernel[-1]
+    rows, row_step = (problem.kernel[-2], problem.stride[-2]) if problem.ndim > 1 else (1, 1)
+    step = problem.stride[-1]
+    columns = taps if taps <= UNROLLED or step > 1 or adjoint else 0
+    first = problem.padding[-1][0] % step if adjoint else 0
+    # where a slice begins depends on the outer dimensions of the output
+    sliced = slices_of(problem) > 1 or problem.ndim > 2
+    lanes, code = lanes_of(problem.dtype), ACTIVATIONS[problem.activation]
+    smooth = code if code > ACTIVATIONS["relu"] else 0
+    shapes = [Sweep(vectors, rows, columns, row_step, step, adjoint, first, sliced, lanes, smooth) for vectors in WIDTHS]
+    return [each for each in shapes if fits(each)]
+
+
+@functools.lru_cache(maxsize=256)
+def plan_for(problem: ConvProblem) -> Plan:
+    """The plan with the tile that needs the fewest cycles."""
+    return min((_cut(problem, shape) for shape in shapes_of(problem)), key=lambda plan: plane_cycles(problem, plan))
+
+
+def _cut(problem: ConvProblem, shape: Sweep) -> Plan:
+    width = shape.vectors * shape.lanes * (shape.column_step if shape.adjoint else 1)
+    target = target_of(problem)
+    planes = max(1, problem.n * (problem.c if shape.adjoint else problem.k) * math.prod(target[:-2]))
+    rows = -(-target[-2] // phases_of(problem)) if problem.ndim > 1 else 1
+    plane = math.prod(source_of(problem)[-2:]) * np_dtype(problem.dtype).itemsize
+    bands = max(1, min(-(-rows // (4 * shape.rows)), max(-(-ITEMS // planes), plane // BAND_BYTES)))
+    band = -(-rows // bands)
+    return Plan(shape, width, -(-target[-1] // width), band, -(-rows // band))
+
+
+def slices_of(problem: ConvProblem) -> int:
+    """Sweeps over a plane of results."""
+    channels = problem.k if is_adjoint(problem) else problem.c
+    return channels // problem.groups * math.prod(problem.kernel[:-2])
+
+
+def plane_cycles(problem: ConvProblem, plan: Plan) -> float:
+    """Of a sweep over a plane, fitted to measurements."""
+    shape, taps = plan.shape, problem.kernel[-1]
+    rows = target_of(problem)[-2] if problem.ndim > 1 else 1
+    sweeps = plan.bands * phases_of(problem)
+    lines = (rows / shape.row_step if shape.adjoint else rows * shape.row_step) + sweeps * (shape.rows - 1)
+    users = shape.rows if shape.adjoint else shape.rows / shape.row_step
+    loads = shape.vectors * (1 if shape.adjoint else shape.column_step)
+    column = 0.17 * users * shape.vectors + 0.86 * loads + (0.0 if shape.columns else 1.1)
+    stored = rows * shape.vectors * (2.9 + 2.9 * shape.adjoint)
+    return plan.strips * (slices_of(problem) * lines * (taps * column + 1.8) + stored + sweeps * 10)
+
+
+def column_offsets(problem: ConvProblem) -> list[int]:
+    """Where each column of taps reads, against the first of a strip's."""
+    taps, low, step = problem.kernel[-1], problem.padding[-1][0], problem.stride[-1]
+    if is_adjoint(problem):
+        return [
+            ((place - low) % step + low - place) // step for place in range(0, taps * problem.dilation[-1], problem.dilation[-1])
+        ]
+    return [(taps - 1 - t if problem.flip else t) * problem.dilation[-1] - low for t in range(taps)]
+
+
+class Run(NamedTuple):
+    """A strip, or in one dimension those that have all their lanes: columns of what is read and of results, how many, masks."""
+
+    source: int
+    target: int
+    strips: int
+    used: int
+    flags: Any
+
+
+def inside_strips(offsets: Sequence[int], step: int, reach: int, size: int) -> range:
+    """Of strips whose sources lie `step` apart and that read `reach` places from each offset, those that read x alone."""
+    return range(-(min(offsets) // step), (size - reach - max(offsets)) // step + 1)
+
+
+def runs_of(problem: ConvProblem, plan: Plan) -> list[Run]:
+    """All strips."""
+    shape, size, end = plan.shape, source_of(problem)[-1], target_of(problem)[-1]
+    lanes = np.arange(shape.vectors * (1 if shape.adjoint else shape.column_step) * shape.lanes)
+    step = plan.width // shape.column_step if shape.adjoint else plan.width * shape.column_step
+    offsets = column_offsets(problem)
+    inside = inside_strips(offsets, step, lanes.size, size) if problem.ndim == 1 else range(0)
+    whole = range(max(0, inside.start), min(inside.stop, end // plan.width))
+    runs = []
+    for strip in [*range(plan.strips)[: whole.start], *whole[:1], *range(plan.strips)[max(whole.start, whole.stop) :]]:
+        places = strip * step + np.array(offsets)[:, None] + lanes
+        used = min(plan.width, end - strip * plan.width)
+        count = len(whole) if strip in whole else 1
+        runs.append(Run(strip * step, strip * plan.width, count, used, (places >= 0) & (places < size)))
+    return runs
+
+
+def has_rows(array: Any) -> bool:
+    """Whether the pixels of a row are neighbours in memory."""
+    return bool(array.strides[-1] == array.itemsize)
+
+
+def refusal(problem: ConvProblem, most_rows: int, most_columns: int) -> str:
+    """Why planes of a problem cannot be read where they lie, with kernels of up to so many rows and columns; or nothing."""
+    rows, step = (problem.kernel[-2], problem.stride[-2]) if problem.ndim > 1 else (1, 1)
+    if problem.dtype != problem.acc_dtype or problem.out_dtype != problem.dtype:
+        return f"it loads and stores what it sums, and sums of {problem.dtype} are {problem.acc_dtype}"
+    if problem.dtype not in ("float32", "float64"):
+        return f"its tiles are for real floats, not {problem.dtype}"
+    if host().width < 32:
+        return "it masks vectors as it loads them, which this processor cannot"
+    if problem.layout != "channels_first":
+        return "its lanes are pixels, which must be neighbours in memory: layout channels_first"
+    if problem.pad_mode != "zeros" and any(low or high for low, high in problem.padding):
+        return f"it leaves padding out, which must be of zeros, not {problem.pad_mode}"
+    # two phases of an adjoint are put together in registers
+    most_step = 2 if is_adjoint(problem) else MOST_STEP
+    if rows > most_rows or problem.kernel[-1] > most_columns or problem.stride[-1] > most_step or step > MOST_STEP:
+        return (
+            f"it takes kernels of up to {most_rows} rows and {most_columns} columns with strides of up to {MOST_STEP} and"
+            f" {most_step}, and here are kernel {problem.kernel} and stride {problem.stride}"
+        )
+    if problem.stride[-1] > 1 and problem.dilation[-1] > 1:
+        return f"columns of taps beside a stride are neighbours, and here is a dilation of {problem.dilation}"
+    return ""

@@ -1,0 +1,1 @@
+"""Matrix tiles (AMX): whether the processor has them, and what dense convolution becomes on them."""

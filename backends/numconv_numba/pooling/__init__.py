@@ -1,0 +1,1 @@
+"""Pooling, padding, unfold, fold, max_unpool, and their gradients."""

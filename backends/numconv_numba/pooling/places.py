@@ -1,0 +1,53 @@
+"""Indices into the volume of a channel, checked in parallel before anything is written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from numconv.plugin import check_indices
+from numconv_numba.compiling.compiler import Address, helper, kernel
+from numconv_numba.elements import INT64
+from numconv_numba.scalar import load, store, wide_vectors
+from numconv_numba.threads import parallel_for, run
+
+__all__ = ["check_places"]
+
+CHECKED = 1 << 14
+"""Indices that a work item checks."""
+
+
+@helper
+def some_outside(places, count, volume):
+    """Whether one of some places lies outside 0..volume."""
+    wide_vectors()
+    found = np.int64(0)
+    for q in range(count):
+        place = load(places + q * 8, INT64)
+        found |= (place < 0) | (place >= volume)
+    return found
+
+
+@helper
+def _outside(begin, end, args):
+    places, count, volume, flag = args
+    for item in range(begin, end):
+        if some_outside(places + item * (CHECKED * 8), min(CHECKED, count - item * CHECKED), volume):
+            store(flag, np.int64(1), INT64)
+
+
+@kernel
+def outside(region: int, workers: int, items: int, places: Address, count: int, volume: int, flag: Address) -> None:
+    """Set the flag if one of the places lies outside 0..volume: an item is a part of them."""
+    parallel_for(region, workers, items, _outside, (places, count, volume, flag))
+
+
+def check_places(op: str, indices: np.ndarray[Any, Any], volume: int) -> None:
+    """Raise ProblemError unless every index lies in 0..volume; in parallel where they fill their memory."""
+    if indices.flags.c_contiguous or indices.transpose(np.argsort(indices.strides)[::-1]).flags.c_contiguous:
+        flag = np.zeros(1, np.int64)
+        run(outside.specialise(), -(-indices.size // CHECKED), indices.size, indices, indices.size, volume, flag)
+        if not flag[0]:
+            return
+    check_indices(op, indices, volume)

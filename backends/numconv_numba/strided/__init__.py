@@ -1,0 +1,1 @@
+"""Strided input gradients, so transposed convolutions: all phases of the stride together."""

@@ -1,0 +1,1 @@
+"""Winograd's algorithm: fewer multiplications for short kernels."""
