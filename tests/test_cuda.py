@@ -244,17 +244,18 @@ def test_another_process_finds_compiled_kernels_on_disk(tmp_path):
 @installed
 @compiled
 @pytest.mark.parametrize(
-    ("name", "used"),
+    ("folder", "name", "used"),
     [
-        ("copies", "copies"),
-        ("elements", "elements"),
-        ("fragments", "fragments"),
-        ("pools", "pool_terms"),
-        ("strips", "strip_terms"),
+        ("primitives", "copies", "copies"),
+        ("primitives", "elements", "elements"),
+        ("primitives", "fragments", "fragments"),
+        ("strips", "pools", "pool_terms"),
+        ("strips", "strips", "strip_terms"),
     ],
 )
-def test_the_compiler_and_the_simulator_have_the_same_functions(name, used):
-    device, host, common = (importlib.import_module(f"numconv_cuda.{each}") for each in (f"device_{name}", f"host_{name}", used))
+def test_the_compiler_and_the_simulator_have_the_same_functions(folder, name, used):
+    modules = (f"numconv_cuda.{folder}.{each}" for each in (f"device_{name}", f"host_{name}", used))
+    device, host, common = map(importlib.import_module, modules)
     assert device.__all__ == host.__all__
     assert all(getattr(common, each) is getattr(device, each) for each in device.__all__)
 

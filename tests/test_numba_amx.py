@@ -338,7 +338,7 @@ def test_the_machine_code_runs_by_traps(switch):
 
 @on_linux
 def test_a_forked_child_asks_again():
-    code = "import os; from numconv_numba import amx; amx.availability(); pid = os.fork()\n"
+    code = "import os; from numconv_numba.matrix_tiles import amx; amx.availability(); pid = os.fork()\n"
     code += "if pid == 0: os._exit(amx.availability.cache_info().currsize)\nassert os.waitpid(pid, 0)[1] == 0"
     subprocess.run([sys.executable, "-c", code], check=True)
 

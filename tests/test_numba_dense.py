@@ -536,10 +536,11 @@ def test_rectangles_are_transposed_and_what_is_not_finite_is_told(dtypes, relu, 
     lanes = lanes_of(wide)
     run, most = transpose.specialise(lanes, dtypes), 3 * lanes
     for _ in range(200):
-        rows, columns = (int(n) for n in rng.integers(1, most, 2))
+        rows, columns = (int(n) for n in rng.integers(0, most, 2))
         x, bias = rng.standard_normal((most, most)).astype(dtypes[0]), rng.standard_normal(most).astype(wide)
-        bad = rng.choice([0, np.nan, np.inf, -np.inf])
-        x[rng.integers(rows), rng.integers(columns)] += bad
+        bad = rng.choice([0, np.nan, np.inf, -np.inf]) if rows and columns else 0
+        if bad:
+            x[rng.integers(rows), rng.integers(columns)] += bad
         x[rows:], x[:, columns:] = np.nan, np.nan  # which nothing reads
         y = np.full((most, most), -7, dtypes[1])
         expected = y.copy()

@@ -238,7 +238,7 @@ def transpose(
         return bad
     # along the longer side: the rows of x, or of y, lie far apart, and more of them would crowd the sets of the first-level cache
     tall = (rows > columns) & (columns >= side)
-    width = side if tall else columns
+    width = side if tall else max(columns, 1)
     for j in range(0, columns, width):
         first = min(j, columns - width)  # the last columns overlap those before them, and so do rows
         shift = bias if is_null(bias) else bias + first * bias_item

@@ -155,7 +155,7 @@ def cost_of(problem: ConvProblem, layout: Layout) -> float:
     products = pieces * panels * groups * multiplied
     # loads, stores and about as many multiply-adds for each element of a transform; packing and transposing. Where two threads
     # share the panels of a block, both transform its input; weights that are kept, each thread transforms for itself.
-    odd = pieces % 2 / pieces
+    odd = pieces % 2 / max(pieces, 1)
     uneven = 1 + odd * (panels % 2 / panels)
     inputs = (1 + odd) * problem.groups * input_cycles(problem, layout)
     output = (tiles.elements * 1.4 + math.prod(tiles.outputs) * 1.7) * host().moving
