@@ -62,6 +62,20 @@ def test_strict_results_have_the_bits_of_direct(rng):
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+def test_threads_change_no_bit(layout, rng):
+    problem = parse(f"conv forward f32 n9 c80 k80 g80 in13x14 w5x5 s1 p2 d1 layout={layout}")
+    x, w = rng.standard_normal((9, 80, 13, 14), dtype="float32"), rng.standard_normal((80, 1, 5, 5), dtype="float32")
+    x = np.ascontiguousarray(np.moveaxis(x, 1, -1)) if layout == "channels_last" else x
+    assert implementation().supports(problem)
+    options = {"padding": 2, "groups": 80, "layout": layout, "backend": "numba", "algorithm": "crosswise"}
+    found = []
+    for threads in (1, 2, 3):
+        with nc.using(threads=threads):
+            found.append(nc.conv(x, w, **options).tobytes())
+    assert found == found[:1] * 3
+
+
 def test_planes_with_gaps_and_bound_weights(rng):
     x = rng.integers(-4, 5, (2, 74, 9, 9)).astype("float32")
     w = rng.integers(-4, 5, (37, 1, 3, 3)).astype("float32")
