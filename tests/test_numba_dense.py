@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import threading
 import tracemalloc
 
@@ -446,7 +448,7 @@ def test_phases_of_subpixel_share_the_taps():
     assert phases.window.output == (5, 8)
 
 
-@pytest.mark.parametrize("bytes_at_once", [1, 1 << 22])
+@pytest.mark.parametrize("budgets", [(1,), None])
 @pytest.mark.parametrize(
     "text",
     [
@@ -457,15 +459,17 @@ def test_phases_of_subpixel_share_the_taps():
         "f32 n1 c4 k20 g1 in9x14x16 w4x4x4 s2 p1 d1",
         "f32 n2 c1 k10 g1 in163 w40 s16 p0 d1 bias=x act=silu",
         "f32 n1 c3 k21 g1 in45x27 w4x4 s2 p0 d1 bias=x act=relu",
+        "f32 n2 c70 k21 g1 in30x41 w3x3 s2 p1x0 d1 layout=channels_last",
+        "f32 n3 c6 k50 g2 in11x14x16 w3x3x3 s2 p1 d1 flip=1",
+        "f32 n3 c38 k40 g2 in33x30 w3x3 s2 p1 d1",
     ],
 )
-def test_strided_gradients_by_winograd(text, bytes_at_once, rng, monkeypatch):
-    """In one piece or in several; NaN where it belongs; bound weights, results with gaps and other threads give the same."""
+def test_strided_gradients_by_winograd(text, budgets, rng, monkeypatch):
+    """In few blocks or in many; NaN where it belongs; bound weights, results with gaps and other threads give the same."""
     from numconv_numba.strided import interleaved
 
-    monkeypatch.setattr(interleaved, "MOST_BYTES", bytes_at_once)
-    monkeypatch.setattr(interleaved, "MOST_WEIGHTS", 0)
-    interleaved._pieces.cache_clear()
+    monkeypatch.setattr(interleaved, "BLOCK_BYTES", budgets or interleaved.BLOCK_BYTES)
+    interleaved._layout.cache_clear()
     problem = parse(f"conv input_grad {text}")
     row = next(each for each in rows_of(problem) if each.name == "interleaved")
     check(problem, "numba", "interleaved", rng=rng, integer=False)
@@ -482,16 +486,59 @@ def test_strided_gradients_by_winograd(text, bytes_at_once, rng, monkeypatch):
     bound = np.full_like(expected, np.nan)
     row.build(problem).bind(w)((bound,), (y, *bias))
     np.testing.assert_array_equal(bound, expected)
-    interleaved._pieces.cache_clear()
+    interleaved._layout.cache_clear()
+
+
+@pytest.mark.parametrize("fewest", [False, True])
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        "in8x9 w3x3 s2 p1 d1",
+        "in8x8 w4x4 s2 p1 d1 flip=1",
+        "in9x10 w3x5 s2 p0x1 d1",
+        "in9x5x12 w4x3x5 s2x1x3 p1:0x1x1 d1",
+        "in41 w16 s8 p4 d1",
+    ],
+)
+def test_aligned_phases_hold_each_product_once(geometry, fewest):
+    """Each tap that reads an output for a position of x is in the window of one place of one phase."""
+    from numconv_numba.strided.aligned import aligned
+
+    problem = parse(f"conv input_grad f32 n1 c3 k4 g1 {geometry}")
+    phases, inner = aligned(problem, fewest), max(0, problem.ndim - 2)
+    steps = [math.prod(problem.kernel[axis + 1 :]) * (1 if problem.flip else -1) for axis in range(problem.ndim)]
+    found = []
+    for offsets, phase in zip(itertools.product(*map(range, problem.stride)), phases.phases, strict=True):
+        window = phases.windows[phase.window]
+        rests = [*itertools.product(*map(range, phase.taps[inner:]))]
+        taps = [(number, (*places, *rest)) for number, places in phases.leads[phase.lead] for rest in rests]
+        for place in itertools.product(*map(range, window.output)):
+            axes = zip(place, problem.stride, offsets, phases.origins, strict=True)
+            position = tuple(i * s + offset - origin for i, s, offset, origin in axes)
+            for lead, rest in taps:
+                number = lead + phase.first + sum(problem.stride[a] * steps[a] * rest[a] for a in range(inner, problem.ndim))
+                output = tuple(i - low + j for i, (low, _), j in zip(place, window.padding, rest, strict=True))
+                if all(0 <= p < size for p, size in zip((*position, *output), (*problem.spatial, *problem.output), strict=True)):
+                    found.append((position, number, output))
+    expected = set()
+    for output, tap in itertools.product(np.ndindex(*problem.output), np.ndindex(*problem.kernel)):
+        axes = zip(output, problem.stride, tap, problem.padding, strict=True)
+        position = tuple(q * s + t - low for q, s, t, (low, _) in axes)
+        if all(0 <= p < size for p, size in zip(position, problem.spatial, strict=True)):
+            numbers = [r - 1 - t if problem.flip else t for t, r in zip(tap, problem.kernel, strict=True)]
+            expected.add((position, int(np.ravel_multi_index(numbers, problem.kernel)), output))
+    assert len(found) == len(expected)
+    assert set(found) == expected
 
 
 @pytest.mark.parametrize(
     ("geometry", "reason"),
     [
-        ("n1 c8 k8 g1 in33x33 w3x3 s2 p1 d1", "half the taps"),
+        ("n1 c8 k8 g1 in33x33 w3x3 s2 p1 d1", "20 terms"),
         ("n1 c8 k8 g1 in1 w4 s2 p4:0 d1", "positions that no window reads"),
-        ("n1 c8 k8 g1 in16x16 w2x2 s2 p0 d1", "2 to 5 taps"),
-        ("n1 c8 k8 g2 in16x16 w4x4 s2 p1 d1", "2 groups"),
+        ("n1 c8 k30 g1 in16x16 w2x2 s2 p0 d1", "2 to 5 taps"),
+        ("n1 c8 k40 g1 in16x16 w4x4 s2 p1 d2", "dilation"),
+        ("n1 c8 k40 g1 in16x16 w2x4 s3x2 p0x1 d1", "phases without taps"),
     ],
 )
 def test_what_zeros_or_rounding_would_reach_is_refused(geometry, reason):
@@ -509,7 +556,7 @@ def test_narrower_processors(check_on, processor, width):
     jobs = [(algorithm, f"conv {op} {layer}") for op in ("forward", "input_grad") for algorithm in forward]
     jobs += [(algorithm, f"conv weight_grad {layer}") for algorithm in ("blocked", "winograd")]
     jobs += [(algorithm, "conv forward f32 n1 c4 k7 g1 in9x10 w3x3 s1 p1 d1") for algorithm in forward]
-    jobs.append(("subpixel", "conv input_grad f32 n2 c19 k5 g1 in11x43 w3x3 s2 p1 d1"))
+    jobs += [(algorithm, "conv input_grad f32 n2 c19 k20 g1 in11x43 w3x3 s2 p1 d1") for algorithm in ("subpixel", "interleaved")]
     assert check_on(processor, jobs) == width
 
 

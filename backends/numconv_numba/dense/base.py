@@ -136,7 +136,7 @@ class ForwardExecutor:
         self._problem = problem
         self._items = items
         self._padded = is_padded(problem)
-        self._vectors = conv_vectors(problem, ACTIVATIONS[problem.activation])
+        self._vectors: Callable[..., Any] = conv_vectors(problem, ACTIVATIONS[problem.activation])
         self._acc = np_dtype(problem.acc_dtype)
         self._images = problem.n
 

@@ -1,11 +1,15 @@
-"""Input gradients with a stride, so also transposed convolutions, by one Winograd convolution with the phases as channels.
+"""Input gradients with a stride, so also transposed convolutions, by Winograd's algorithm for all phases of the stride together.
 
-Counted from the padding, all phases of a stride read the same window of the gradient of y. So they are output channels of one
-forward convolution, whose input is packed and transformed once, and whose results are then woven together, some images or rows at
-a time. Shi et al., "Is the deconvolution layer the same as a convolutional layer?" (2016). Phases that have fewer taps than
-others are filled up with zeros. Positions behind the last window are no part of it: they get the bias.
+Positions of x with the same remainder by the stride are read by the same taps: each such phase is a convolution of the gradient of
+y with a kernel of few taps, or of one tap less. A work item packs and transforms what a block reads of the gradient of y once,
+multiplies it with the transformed taps of each phase, and puts the results of those along a row side by side as they are
+transformed back, so that lines of x are written once, whole. A phase with one tap less is zero at infinity: that product is left
+out, so that 3x3 with stride 2 takes 9 x 9 products for 8 x 8 elements, where the definition takes 12 x 12. It is the transpose of
+what `winograd` does with a stride. Lavin and Gray, "Fast algorithms for convolutional neural networks" (CVPR 2016), section 4; Shi
+et al., "Is the deconvolution layer the same as a convolutional layer?" (2016), on the phases as channels.
 
-What is not finite would meet these zeros, so that images with a sum that is not finite are computed again by `subpixel`.
+Positions behind the last window are no part of it: they get the bias. Images with a sum that is not finite are computed again by
+`subpixel`.
 """
 
 from __future__ import annotations
@@ -18,330 +22,253 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from numconv.plugin import ConvProblem, Implementation, Verdict, activate, np_dtype
-from numconv_numba.compiling.compiler import Address, Tag, helper, invoke, kernel
-from numconv_numba.dense.base import Weights
-from numconv_numba.elements import INT64, itemsize, keep, memory, scratch
-from numconv_numba.microkernels.emit import lanes_of
-from numconv_numba.microkernels.weaving import weave
-from numconv_numba.scalar import load, pointer, store, zero
-from numconv_numba.threads import Kept, parallel_for, run
-from numconv_numba.tools import split_address
-from numconv_numba.winograd.forward import Winograd, WinogradExecutor
+from numconv.plugin import ConvProblem, Implementation, Verdict, np_dtype
+from numconv_numba.activations import ACTIVATIONS
+from numconv_numba.dense.base import ForwardExecutor, Weights, fill
+from numconv_numba.dense.blocked import CALL_SECONDS, divided, most_workers, panel_shape, parts_for, seconds, tile_cycles
+from numconv_numba.dense.slab import WRITE_CYCLES, Block, block_vector
+from numconv_numba.geometry import conv_vectors
+from numconv_numba.microkernels.emit import host
+from numconv_numba.threads import Areas, run_with
+from numconv_numba.winograd.forward import LEAST_TERMS, Winograd, tools_of
+from numconv_numba.winograd.kernels import SHARED, TRANSFORMED, UNPACKED
+from numconv_numba.winograd.layout import (
+    BLOCK_BYTES,
+    BOUND_BYTES,
+    CHANNELS_AT_ONCE,
+    FEW_TILES,
+    OTHERS_CYCLES,
+    RESULT_BYTES,
+    STREAMED_CYCLES,
+    WEIGHT_BYTES,
+    Layout,
+    input_cycles,
+    steps_of,
+)
+from numconv_numba.winograd.tiles import Tiles, cut_tiles, direct_terms, input_places, lead_axes, spread, tiles_of
 
-from .subpixel import Subpixel
+from .aligned import Aligned, AlignedPhase, aligned, least_taps, read_part
+from .interleaved_kernels import KERNELS
+from .subpixel import Subpixel, follow_each_other, parted_address
+from .writing import axes_entries
 
 __all__ = ["Interleaved"]
 
-MOST_BYTES, MOST_WEIGHTS = 4 * 2**20, 8
-"""Results that are computed before they are woven, near the caches; or so many times the weights, which each piece transforms."""
-LEAST_ROWS = 20
-"""Of such results: a multiple of what most tiles compute."""
-WOVEN_SECONDS = 1.4e-10
-"""Of weaving an element, on two threads."""
-PIECE_SECONDS = 6e-6
-"""Of a piece's calls beside the kernels."""
-DEALT_SECONDS = 2.5e-10
-"""Of sorting a weight by its phase, on two threads."""
+PACKED_CYCLES, WEIGHT_CYCLES = 0.4, 2.0
+"""Of packing a weight, and of a vector of an element of a transformed kernel."""
 
 
-class _Axis(NamedTuple):
-    """One dimension: taps of the window, its first place counted from the padding, places, and the taps of each phase."""
+class _Layout(NamedTuple):
+    """How an input_grad is cut: its phases, and how the forward problems from y to its places are."""
 
-    window: int
-    first: int
-    size: int
-    taps: tuple[int, ...]
+    phases: Aligned
+    cutting: Layout
 
+    @property
+    def window(self) -> ConvProblem:
+        """The first of the forward problems: others differ in their padding."""
+        return self.phases.windows[0]
 
-def _axis(problem: ConvProblem, axis: int) -> _Axis:
-    """Position p of x lies at phase (p + low) % s of place (p + low) // s, which reads the outputs place - 0, place - 1, ..."""
-    s, r, low = problem.stride[axis], problem.kernel[axis], problem.padding[axis][0]
-    first = low // s
-    size = (problem.spatial[axis] - 1 + low) // s + 1 - first
-    return _Axis(-(-r // s), first, size, tuple(len(range(p, r, s)) for p in range(s)))
-
-
-def _sees_taps(problem: ConvProblem, axis: int) -> bool:
-    """Whether every position of x is read by some window: one that is not would get the rounding errors of its tile."""
-    s, r, low, outputs = problem.stride[axis], problem.kernel[axis], problem.padding[axis][0], problem.output[axis]
-    ends = {*range(min(r, problem.spatial[axis])), *range(max(0, problem.spatial[axis] - r), problem.spatial[axis])}
-    return all(any(0 <= (p + low) // s - j < outputs for j in range(len(range((p + low) % s, r, s)))) for p in ends)
+    @property
+    def panels(self) -> int:
+        """Panels of a group."""
+        return -(-(self.window.k // self.window.groups) // self.cutting.shape.width)
 
 
-def read_part(problem: ConvProblem) -> ConvProblem:
-    """The problem without the positions of x behind the last window."""
-    ends = [
-        min(size, (outputs - 1) * s + r - low)
-        for size, outputs, s, r, (low, _) in zip(
-            problem.spatial, problem.output, problem.stride, problem.kernel, problem.padding, strict=True
-        )
+def _elements(tiles: Tiles, phase: AlignedPhase) -> int:
+    """Of a transformed tile of a phase: those at infinity, that it lacks, are none."""
+    taps = ([1] * (2 - len(phase.taps[-2:]))) + list(phase.taps[-2:])
+    return math.prod(m + r - 1 for m, r in zip(tiles.outputs, taps, strict=True))
+
+
+def _cut(problem: ConvProblem, phases: Aligned, tiles: Tiles, budget: int, deep: bool) -> Layout:
+    """The layout of a window with these tiles, whose transformed input and products of a phase stay in so many bytes."""
+    window, inner = phases.windows[0], problem.stride[-1]
+    item, per_c, per_k = np_dtype(window.acc_dtype).itemsize, window.c // window.groups, window.k // window.groups
+    width = panel_shape(window.acc_dtype, per_k, 1 << 20).width * item
+    units = -(-per_k * item // width) * math.prod(problem.stride[:-1])
+
+    def fits(block: Block) -> bool:
+        places = len(phases.windows) * input_places(window, tiles, block, per_c, deep)
+        small = tiles.elements * (places * item + block.tiles * width) <= budget and block.pixels * inner * width <= RESULT_BYTES
+        return small and (units > 1 or block.tiles <= FEW_TILES or divided(window, block, width))
+
+    block = cut_tiles(window, tiles, fits)
+    shape = panel_shape(window.acc_dtype, per_k, block.tiles)
+    each = tiles.elements * direct_terms(window, tiles) * shape.width * item
+    chunk = min(per_c, max(1, WEIGHT_BYTES // 2 // each // CHANNELS_AT_ONCE) * CHANNELS_AT_ONCE)
+    return Layout(tiles, shape, block, chunk, False, deep)
+
+
+def _phase_bytes(layout: _Layout) -> list[int]:
+    """Transformed weights of a panel, of each phase."""
+    window, (tiles, shape, *_) = layout.window, layout.cutting
+    item, per_c, line = np_dtype(window.acc_dtype).itemsize, window.c // window.groups, 64 // np_dtype(window.acc_dtype).itemsize
+    return [
+        tiles.elements * spread(per_c * len(layout.phases.leads[phase.lead]) * shape.width, line) * item
+        for phase in layout.phases.phases
     ]
-    if min(ends) < 1:
-        return problem
-    padding = tuple(
-        (low, high if end == size else 0) for (low, high), end, size in zip(problem.padding, ends, problem.spatial, strict=True)
+
+
+def _weight_bytes(layout: _Layout) -> int:
+    """All transformed weights."""
+    return layout.window.groups * layout.panels * sum(_phase_bytes(layout))
+
+
+def _cost(problem: ConvProblem, layout: _Layout) -> float:
+    """Cycles of the products and of the transforms, counted in vectors; see `winograd.layout.cost_of`."""
+    window, (tiles, shape, block, *_) = layout.window, layout.cutting
+    per_c, panels, pieces = window.c // window.groups, layout.panels, block.pieces * window.groups
+    phases, passes = layout.phases.phases, -(-per_c // layout.cutting.chunk)
+    multiplied = [_elements(tiles, phase) * len(layout.phases.leads[phase.lead]) for phase in phases]
+    cycles = sum(multiplied) * per_c * tile_cycles(shape.vectors, shape.positions) + len(phases) * tiles.elements * passes * 60
+    products = pieces * panels * -(-block.tiles // shape.positions) * cycles
+    odd, units = pieces % 2 / max(pieces, 1), panels * math.prod(problem.stride[:-1])
+    uneven = 1 + odd * (units % 2 / units)
+    inputs = (1 + odd) * window.groups * len(layout.phases.windows) * input_cycles(window, layout.cutting)
+    output = (tiles.elements * 1.4 + math.prod(tiles.outputs) * 1.7) * host().moving
+    outputs = pieces * panels * shape.vectors * block.tiles * len(phases) * output
+    vectors = panels * shape.vectors * per_c * sum(multiplied) * host().moving
+    weights = panels * shape.width * per_c * math.prod(problem.kernel) * PACKED_CYCLES + vectors * WEIGHT_CYCLES
+    if layout.cutting.shared:
+        weights = window.groups * weights + vectors * (window.groups * OTHERS_CYCLES + pieces * STREAMED_CYCLES)
+    else:
+        weights *= pieces
+    results = math.prod(problem.x_shape) * WRITE_CYCLES
+    return CALL_SECONDS + 4e-6 + seconds(uneven * (products * 1.05 + outputs + weights + results) + inputs)
+
+
+@functools.lru_cache(maxsize=256)
+def _layout(problem: ConvProblem) -> _Layout:
+    """The layout with the least cost, of those that there is memory for."""
+    found = {}
+    for phases in dict.fromkeys(aligned(problem, fewest) for fewest in (False, True)):
+        if all(map(Winograd().accepts, phases.windows)):
+            for tiles, budget, deep in itertools.product(tiles_of(phases.windows[0]), BLOCK_BYTES, (False, True)):
+                layout = _Layout(phases, _cut(problem, phases, tiles, budget, deep))
+                found[layout] = _cost(problem, layout)
+                shared = layout._replace(cutting=layout.cutting._replace(shared=True, chunk=problem.k // problem.groups))
+                if layout.cutting.block.pieces > 1 and _weight_bytes(layout) <= BOUND_BYTES:
+                    found[shared] = _cost(problem, shared)
+    ordered = sorted(found, key=lambda layout: found[layout])
+    return next((layout for layout in ordered if _workspace(problem, layout) <= problem.max_workspace), ordered[-1])
+
+
+def _areas(problem: ConvProblem, layout: _Layout) -> Areas:
+    """A worker's scratch memory."""
+    window, cutting = layout.window, layout.cutting
+    tiles, shape, block, chunk, *_ = cutting
+    item, per_c = np_dtype(window.acc_dtype).itemsize, window.c // window.groups
+    v_step, m_step, _, u_step = steps_of(window, cutting)
+    direct = direct_terms(window, tiles)
+    tables = cutting.places + len(layout.phases.leads) * chunk * direct + tiles.elements + window.ndim
+    sizes = (
+        cutting.inputs(window).elements,
+        len(layout.phases.windows) * tiles.elements * v_step,
+        tiles.elements * m_step,
+        block.pixels * problem.stride[-1] * shape.width,
+        (CHANNELS_AT_ONCE if cutting.shared else per_c) * math.prod(problem.kernel) * shape.width,
+        math.prod(tiles.outputs) * shape.width,
+        0 if cutting.shared else tiles.elements * u_step,
     )
-    return problem.replace(spatial=tuple(ends), padding=padding)
+    return Areas(8 * tables, *(count * item for count in sizes))
 
 
-def combined(problem: ConvProblem) -> ConvProblem:
-    """The forward problem, of which the output channels are the phases, row-major, each with the channels of x."""
-    axes = [_axis(problem, axis) for axis in range(problem.ndim)]
-    ones = (1,) * problem.ndim
-    padding = tuple((a.window - 1 - a.first, a.size + a.first - outputs) for a, outputs in zip(axes, problem.output, strict=True))
-    return problem.replace(
-        op="forward", c=problem.k, k=problem.c * math.prod(problem.stride), spatial=problem.output,
-        kernel=tuple(a.window for a in axes), stride=ones, padding=padding, dilation=ones, flip=True,
-        bias="y" if problem.bias else "",
-    )  # fmt: skip
+def _workspace(problem: ConvProblem, layout: _Layout) -> int:
+    """Of all threads, and transformed weights that they have in common."""
+    workers = most_workers(layout.window, layout.cutting.block, layout.cutting.shape.width) * math.prod(problem.stride[:-1])
+    return workers * _areas(problem, layout).bytes + (_weight_bytes(layout) if layout.cutting.shared else 0)
 
 
-class _Piece(NamedTuple):
-    """Some images, and some places of the first dimension, that are computed together.
-
-    Attributes
-    ----------
-    images : slice
-    first : int
-        The first of the places.
-    outputs : slice
-        What they read of y along the first dimension.
-    problem : ConvProblem
-    """
-
-    images: slice
-    first: int
-    outputs: slice
-    problem: ConvProblem
-
-
-@functools.lru_cache(maxsize=64)
-def _pieces(problem: ConvProblem) -> tuple[_Piece, ...]:
-    whole = combined(problem)
-    image = math.prod(whole.y_shape[1:]) * np_dtype(problem.out_dtype).itemsize
-    most = max(MOST_BYTES, MOST_WEIGHTS * math.prod(problem.w_shape) * np_dtype(problem.dtype).itemsize)
-    images = max(1, most // image)
-    parts = max(1, min(-(-image // most), whole.output[0] // LEAST_ROWS))
-    bounds = [whole.output[0] * part // parts for part in range(parts + 1)]
-    low, reach, outputs = whole.padding[0][0], whole.kernel[0] - 1, problem.output[0]
-    found = []
-    for start in range(0, problem.n, images):
-        some = slice(start, min(problem.n, start + images))
-        for begin, end in itertools.pairwise(bounds):
-            source, stop = max(0, begin - low), min(outputs, end - low + reach)
-            padding = (source - (begin - low), end - low + reach - stop), *whole.padding[1:]
-            spatial = stop - source, *whole.spatial[1:]
-            piece = whole.replace(n=some.stop - some.start, spatial=spatial, padding=padding)
-            found.append(_Piece(some, begin, slice(source, stop), piece))
-    return tuple(found)
+def _phases_vector(problem: ConvProblem, layout: _Layout, entries: int) -> np.ndarray[Any, Any]:
+    """The vector of the phases; `entries`: of the vector of a window."""
+    phases, sizes = layout.phases, _phase_bytes(layout)
+    sign = 1 if problem.flip else -1
+    rows = sign * problem.stride[-2] * problem.kernel[-1] if problem.ndim > 1 else 0
+    windows, leads = len(phases.windows), phases.leads
+    own = [math.prod(problem.kernel), rows, sign * problem.stride[-1], windows, entries, sum(sizes), len(leads)]
+    for phase, place in zip(phases.phases, itertools.accumulate(sizes, initial=0), strict=False):
+        rows_and_columns = phase.taps[-2:] if problem.ndim > 1 else (1, *phase.taps)
+        own += [phase.window, *rows_and_columns, phase.first, place, phase.lead]
+    first = len(own) + 2 * len(leads)
+    for taps in leads:
+        own += [first, len(taps)]
+        first += len(taps) * (1 + lead_axes(problem))
+    own += [value for taps in leads for number, places in taps for value in (number, *places)]
+    return np.array([*axes_entries(problem, problem.stride, phases.origins), *own], np.int64)
 
 
-ABSENT = -(2**62)
-"""The offset of a tap that is not there."""
-
-# --- kernels -------------------------------------------------------------------------------------------------------------------
-
-
-@helper
-def _kernels(begin, end, args):
-    dtype, w, w_k, w_c, count, gather, size, target, offsets, taps, phases, channels = args
-    item, row = itemsize(dtype), taps * itemsize(dtype)
-    gathered = scratch(count * size * item if gather else 0)
-    for c in range(begin, end):
-        source, step = w + c * w_c, w_k
-        if gather:
-            invoke(gather, source, 0, size, memory(gathered), 0, size, count, w_k, size * item, 1, 0, 0)
-            source, step = memory(gathered), size * item
-        for phase in range(phases):
-            for tap in range(taps):
-                offset, place = offsets[phase * taps + tap], target + ((phase * channels + c) * count * row + tap * item)
-                for k in range(count):
-                    value = zero(dtype) if offset == ABSENT else load(source + (k * step + offset), dtype)
-                    store(place + k * row, value, dtype)
-    keep(gathered)
-
-
-@kernel
-def deal(
-    dtype: Tag, region: int, workers: int, items: int, w: Address, w_k: int, w_c: int, count: int, gather: int, size: int,
-    target: Address, offsets: Address, taps: int, phases: int,
-) -> None:  # fmt: skip
-    """``[phase][c][k][tap]`` from w ``[k][c][...]``: an item is a channel c.
-
-    `offsets`: of each phase, where each of its taps lies in a kernel of w, or `ABSENT` for a zero. `gather`: the address of a
-    `split` by which the kernels of a channel, of `size` neighbours each, are first put side by side, or 0.
-    """
-    args = dtype, w, w_k, w_c, count, gather, size, target, pointer(offsets, INT64), taps, phases, items
-    parallel_for(region, workers, items, _kernels, args)
-
-
-# What `interleave` knows: channels of x and the tool; where the rows of x begin and end along the last dimension; bytes from image
-# to image, from channel to channel, and from phase to phase of the last dimension in the results; the same of image and channel in
-# x, and of its places along a row; how many other dimensions, one at least; then how many positions each of them has; then of each
-# position where it lies in the results, and where in x.
-CHANNELS, TOOL, BEGIN, END, SHIFT, R_IMAGE, R_CHANNEL, R_PHASE, X_IMAGE, X_CHANNEL, X_STEP, AXES, HEAD = range(13)
-
-
-@helper
-def _rows(begin, end, args):
-    results, x, v = args
-    axes = v[AXES]
-    planes, rows = 1, HEAD + axes
-    for axis in range(axes - 1):
-        planes *= v[HEAD + axis]
-        rows += 2 * v[HEAD + axis]
-    for item in range(begin, end):
-        n, c = item // v[CHANNELS], item % v[CHANNELS]
-        for plane in range(planes):
-            source, target, left, entries = n * v[R_IMAGE] + c * v[R_CHANNEL], n * v[X_IMAGE] + c * v[X_CHANNEL], plane, rows
-            for axis in range(axes - 2, -1, -1):
-                entries -= 2 * v[HEAD + axis]
-                position = entries + 2 * (left % v[HEAD + axis])
-                source += v[position]
-                target += v[position + 1]
-                left //= v[HEAD + axis]
-            target += v[BEGIN] * v[X_STEP]
-            for row in range(v[HEAD + axes - 1]):
-                place = rows + 2 * row
-                invoke(
-                    v[TOOL], results + (source + v[place]), v[R_PHASE], v[BEGIN] + v[SHIFT], x + (target + v[place + 1]),
-                    v[END] - v[BEGIN],
-                )  # fmt: skip
-
-
-@kernel
-def interleave(region: int, workers: int, items: int, results: Address, x: Address, vector: Address) -> None:
-    """x from the results of a piece, row by row: an item is a channel of an image."""
-    parallel_for(region, workers, items, _rows, (results, x, pointer(vector, INT64)))
-
-
-# --- the implementation --------------------------------------------------------------------------------------------------------
-
-
-_kept = Kept()
-
-
-class _Combined(WinogradExecutor):
-    """A piece's convolution, which tells what to compute again."""
-
-    def tell(self, y: Any, w: Weights, shift: Any, results: Any) -> Any:
-        """Compute; the numbers of the images with a sum that is not finite."""
-        status = np.zeros(self._problem.n, np.uint8)
-        self.launch(y, w, shift, results, status, self._vectors(y.strides, w.strides, results.strides))
-        return np.flatnonzero(status)
-
-
-class _Executor:
-    """An input gradient, piece by piece."""
+class _Executor(ForwardExecutor):
+    """One input gradient, computed like a forward convolution of the gradient of y."""
 
     def __init__(self, whole: ConvProblem):
-        self._whole, problem = whole, read_part(whole)
-        self._problem = problem
-        self._pieces = _pieces(problem)
-        self._axes = [_axis(problem, axis) for axis in range(problem.ndim)]
-        self._executors = {piece.problem: _Combined(piece.problem) for piece in self._pieces}
-        self._deal, self._interleave = deal.specialise(problem.dtype), interleave.specialise()
-        lanes = lanes_of(problem.dtype)
-        self._gather = split_address(1, problem.dtype, problem.dtype, problem.dtype, lanes)
-        self._tool = weave.address((problem.stride[-1], lanes), problem.dtype)
-        self._vectors = functools.lru_cache(maxsize=64)(self._vector)
-        self._offsets = functools.lru_cache(maxsize=64)(self._tap_offsets)
+        problem = read_part(whole)
+        layout = _layout(problem)
+        window, cutting, option = layout.window, layout.cutting, ACTIVATIONS[problem.activation]
+        tiles, shape, block, *_ = cutting
+        super().__init__(problem, block.pieces * problem.groups)
+        self._whole, self._layout, self._work = whole, layout, problem.flops / 4
+        each = [conv_vectors(one, option, swapped=True) for one in layout.phases.windows]
+        self._vectors = functools.lru_cache(maxsize=64)(lambda *strides: np.concatenate([one(*strides) for one in each]))
+        kernel = window.replace(spatial=problem.kernel, kernel=problem.kernel, padding=((0, 0),) * problem.ndim)
+        self._kernels = conv_vectors(kernel, option, swapped=True)
+        self._units = layout.panels * math.prod(problem.stride[:-1])
+        inputs = cutting.inputs(window)
+        lead_taps = math.prod(window.kernel[: lead_axes(problem)])
+        numbers = cutting.chunk, 0, cutting.places, lead_taps, inputs.channels, *steps_of(window, cutting)
+        self._block = block_vector(block, shape.width, shape.positions, *numbers, *tiles.outputs, inputs.tile)
+        entries = len(each[0](*((0,) * (problem.ndim + 2),) * 3))
+        self._phases = _phases_vector(problem, layout, entries)
+        self._areas, self._weights = _areas(problem, layout), _weight_bytes(layout)
+        self._tools, self._parted = tools_of(window, tiles, shape, block), parted_address(problem, shape.lanes)
+        self._kernel, self._transform, self._write = KERNELS.functions(problem.out_dtype, problem.acc_dtype)
 
-    @functools.cached_property
-    def _general(self) -> Any:
-        return Subpixel().build(self._problem.replace(n=1))
-
-    def __call__(self, outs: Any, ins: Any) -> None:
-        """Compute."""
-        dealt = self._dealt(ins[1])
-        self._compute(outs[0], ins, {problem: each.unpacked(dealt) for problem, each in self._executors.items()})
-
-    def bind(self, w: Any) -> Any:
-        """The executor with its own copy of w, transformed."""
-        original, dealt = w.copy(), self._dealt(w)
-        bound = {problem: each.packed(dealt) for problem, each in self._executors.items()}
-        return lambda outs, ins: self._compute(outs[0], (ins[0], original, *ins[1:]), bound)
-
-    def _compute(self, x: Any, ins: Any, weights: Mapping[ConvProblem, Weights]) -> None:
-        read = self._problem.spatial
-        self._run(x[(..., *map(slice, read))], ins, weights)
-        for axis, (end, size) in enumerate(zip(read, self._whole.spatial, strict=True)):
-            if end < size:
-                behind = x[(slice(None), slice(None), *[slice(None)] * axis, slice(end, None))]
-                behind[...] = ins[2].reshape(-1, *[1] * len(read)) if len(ins) > 2 else 0
-                activate(behind, self._whole.activation)
-
-    def _run(self, x: Any, ins: Any, weights: Mapping[ConvProblem, Weights]) -> None:
-        if x.size and x.strides[-1] != x.itemsize:
-            rows = np.empty(x.shape, x.dtype)
-            self._run(rows, ins, weights)
-            x[...] = rows
-            return
-        y, w, *bias = ins
-        shift = np.tile(bias[0], math.prod(self._problem.stride)) if bias else 0
-        spare, again = lanes_of(self._problem.dtype), set()
-        for number, piece in enumerate(self._pieces):
-            size, some = math.prod(piece.problem.y_shape), x[piece.images]
-            results = _kept.take((size + spare) * x.itemsize).view(x.dtype)  # whole vectors are woven
-            shaped = results[:size].reshape(piece.problem.y_shape)
-            found = self._executors[piece.problem].tell(y[piece.images, :, piece.outputs], weights[piece.problem], shift, shaped)
-            again.update((piece.images.start + found).tolist())
-            run(self._interleave, len(some) * self._problem.c, 4 * some.size, results, some, self._vectors(number, x.strides))
-        for n in again:
-            self._general((x[n : n + 1],), (y[n : n + 1], w, *bias))
-
-    def _dealt(self, w: Any) -> Any:
-        """w as that of `combined`."""
-        problem, window = self._problem, tuple(axis.window for axis in self._axes)
-        phases = math.prod(problem.stride)
-        dealt = np.empty((phases * problem.c, problem.k, *window), w.dtype)
-        gather = self._gather if w[0, 0].flags.c_contiguous else 0
-        run(
-            self._deal, problem.c, 4 * dealt.size, w, w.strides[0], w.strides[1], problem.k, gather, math.prod(problem.kernel),
-            dealt, self._offsets(w.strides[2:]), math.prod(window), phases,
+    def packed(self, w: Any) -> Weights:
+        """w transformed, unless it would be too large."""
+        if self._weights > BOUND_BYTES:
+            return Weights(w, w.strides)
+        target, (layout, parted) = np.empty(self._weights // self._acc.itemsize, self._acc), (self._layout, self._parted)
+        vector, items = self._vectors((0,) * w.ndim, w.strides, (0,) * w.ndim), layout.panels * self._problem.groups
+        run_with(
+            self._areas, self._transform, items * -(-layout.window.c // self._problem.groups // CHANNELS_AT_ONCE), target.size,
+            self._tools, parted if follow_each_other(w) else 0, w, target, vector, self._kernel_vector(w.strides), self._block,
+            self._phases,
         )  # fmt: skip
-        return dealt
+        return Weights(target, w.strides, True)
 
-    def _tap_offsets(self, strides: tuple[int, ...]) -> np.ndarray[Any, Any]:
-        """See `deal`: tap j of a phase is tap phase + s * j of w."""
-        offsets, flip = [], self._problem.flip
-        for phase in itertools.product(*map(range, self._problem.stride)):
-            for tap in itertools.product(*(range(axis.window) for axis in self._axes)):
-                taps = [p + s * j for p, s, j in zip(phase, self._problem.stride, tap, strict=True)]
-                inside = all(t < r for t, r in zip(taps, self._problem.kernel, strict=True))
-                indices = [r - 1 - t if flip else t for t, r in zip(taps, self._problem.kernel, strict=True)]
-                offsets.append(sum(i * step for i, step in zip(indices, strides, strict=True)) if inside else ABSENT)
-        return np.array(offsets, np.int64)
+    def _kernel_vector(self, strides: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        none = (0,) * len(strides)
+        return self._kernels(none, strides, none)
 
-    def _vector(self, number: int, strides: tuple[int, ...]) -> np.ndarray[Any, Any]:
-        """The vector of `interleave` for a piece, and an x of these strides."""
-        problem, piece, item = self._problem, self._pieces[number], np_dtype(self._problem.dtype).itemsize
-        output, inner = piece.problem.output, problem.stride[-1]
-        plane = math.prod(output) * item
-        channel = problem.c * plane
-        counts: list[int] = []
-        entries: list[Any] = []
-        step = channel * inner
-        for axis in range(problem.ndim - 2, -1, -1):
-            s, low = problem.stride[axis], problem.padding[axis][0]
-            first = self._axes[axis].first + (piece.first if axis == 0 else 0)
-            position = np.arange(max(0, first * s - low), min(problem.spatial[axis], (first + output[axis]) * s - low))
-            place, phase = np.divmod(position + low - first * s, s)
-            results = place * (math.prod(output[axis + 1 :]) * item) + phase * step
-            counts.insert(0, len(position))
-            entries.insert(0, np.stack([results, position * strides[2 + axis]], 1).ravel())
-            step *= s
-        s, low = inner, problem.padding[-1][0]
-        first = self._axes[-1].first + (piece.first if problem.ndim == 1 else 0)
-        begin, end = max(0, first * s - low), min(problem.spatial[-1], (first + output[-1]) * s - low)
-        head = [problem.c, self._tool, begin, end, low - first * s, channel * math.prod(problem.stride), plane, channel]
-        others = [*head, *strides[:2], strides[-1], max(1, len(counts)), *(counts or [1])]
-        return np.concatenate([others, *(entries or [[0, 0]])], dtype=np.int64)
+    def launch(self, x: Any, w: Weights, shift: Any, y: Any, status: Any, vector: Any) -> None:
+        """Run `interleaved`: `x` is the gradient of y, and `y` that of x."""
+        splits, form = parts_for(self._items, self._units, self._work), TRANSFORMED
+        if not w.packed:
+            form = SHARED if self._layout.cutting.shared else UNPACKED
+        parted = self._parted if form != TRANSFORMED and follow_each_other(w.array) else 0
+        run_with(
+            self._areas, self._kernel, self._items * splits, self._work, self._tools, self._write, parted, splits, form, x, w.array,
+            shift, y, status, vector, self._kernel_vector(w.strides), self._block, self._phases,
+            common=self._weights if form == SHARED else 0,
+        )  # fmt: skip
+
+    def _run(self, y: Any, ins: Any, w: Weights) -> None:
+        read, whole = self._problem.spatial, self._whole.spatial
+        where = tuple(map(slice, read))
+        super()._run(y[(..., *where)], ins, w)
+        for axis, (end, size) in enumerate(zip(read, whole, strict=True)):
+            if end < size:
+                fill(y[(slice(None), slice(None), *[slice(None)] * axis, slice(end, None))], ins[2:], self._problem.activation)
+
+    def again(self, y: Any, ins: Any, images: Any) -> None:
+        """Compute images again with `Subpixel`, since what is not finite has spread over its tile."""
+        executor = Subpixel().build(self._problem.replace(n=1))
+        for n in images:
+            executor((y[n : n + 1],), (ins[0][n : n + 1], *ins[1:]))
 
 
 class Interleaved(Implementation):
-    """The input gradient of a convolution with a stride, with the phases as channels."""
+    """The input gradient of a convolution with a stride, by Winograd's algorithm."""
 
     name = "interleaved"
     ops = frozenset(("input_grad",))
@@ -349,41 +276,34 @@ class Interleaved(Implementation):
     measured_error: ClassVar[Mapping[str, float]] = Winograd.measured_error
 
     def supports(self, problem: ConvProblem) -> Verdict:
-        """Float32 or float64, channels first, dilation 1, one group; what Winograd takes, without many zeros among the taps."""
-        if problem.dtype not in ("float32", "float64") or problem.out_dtype != problem.dtype:
-            return Verdict.no(f"{problem.dtype} to {problem.out_dtype}: it takes and gives float32, or float64")
+        """Real floats, dilation 1, a stride within the kernel; what Winograd's tiles take."""
+        if problem.acc_dtype not in ("float32", "float64"):
+            return Verdict.no(f"its tiles are for real floats, and sums of {problem.dtype} are {problem.acc_dtype}")
         if max(problem.stride) == 1:
             return Verdict.no("stride 1: there are no phases to put together")
-        if problem.pad_mode != "zeros" or problem.layout != "channels_first" or problem.groups > 1 or max(problem.dilation) > 1:
-            return Verdict.no(
-                f"mode {problem.pad_mode}, layout {problem.layout}, {problem.groups} groups, dilation {problem.dilation}: it takes "
-                "none of these"
-            )
+        if problem.pad_mode != "zeros" or max(problem.dilation) > 1:
+            return Verdict.no(f"mode {problem.pad_mode}, dilation {problem.dilation}: it takes padding of zeros, and dilation 1")
+        if any(s > r for s, r in zip(problem.stride, problem.kernel, strict=True)):
+            return Verdict.no(f"a kernel of {problem.kernel} with stride {problem.stride} has phases without taps")
         problem = read_part(problem)
-        axes = [_axis(problem, axis) for axis in range(problem.ndim)]
-        if any(2 * min(axis.taps) <= axis.window and axis.window > min(axis.taps) for axis in axes):
-            return Verdict.no(
-                f"a kernel of {problem.kernel} with stride {problem.stride} has phases of half the taps of others or fewer, which "
-                "zeros would fill up"
-            )
-        if not all(_sees_taps(problem, axis) for axis in range(problem.ndim)):
+        terms = problem.k // problem.groups * math.prod(least_taps(problem, axis) for axis in range(problem.ndim))
+        if terms == 0:
             return Verdict.no("positions that no window reads would get the rounding errors of their tile")
-        return Winograd().supports(combined(problem))
+        if terms < (least := LEAST_TERMS[problem.ndim > 1]):
+            return Verdict.no(
+                f"its error is relative to a whole tile, and it takes {least} terms an element; some have {terms} here"
+            )
+        verdicts = [Winograd().accepts(window) for window in aligned(problem, False).windows]
+        return next((verdict for verdict in verdicts if not verdict), Verdict.yes())
 
     def cost(self, problem: ConvProblem) -> float:
-        """Of the pieces, of dealing the weights and of weaving."""
+        """See `_cost`."""
         problem = read_part(problem)
-        woven, dealt = math.prod(problem.x_shape) * WOVEN_SECONDS, math.prod(combined(problem).w_shape) * DEALT_SECONDS
-        return woven + dealt + sum(PIECE_SECONDS + Winograd().cost(piece.problem) for piece in _pieces(problem))
+        return _cost(problem, _layout(problem))
 
     def workspace(self, problem: ConvProblem) -> int:
-        """Of the piece that needs most; its results and the weights as it takes them; or what `Subpixel` needs."""
-        problem = read_part(problem)
-        item, whole = np_dtype(problem.dtype).itemsize, combined(problem)
-        pieces = {piece.problem for piece in _pieces(problem)}
-        results = max((math.prod(piece.y_shape) for piece in pieces), default=0)
-        most = max((Winograd().workspace(piece) for piece in pieces), default=0)
-        return max(most + (results + math.prod(whole.w_shape) + 64) * item, Subpixel().workspace(problem))
+        """For each thread: packed and transformed input, products, results, packed and transformed weights, tables."""
+        return max(_workspace(read_part(problem), _layout(read_part(problem))), Subpixel().workspace(problem))
 
     def build(self, problem: ConvProblem) -> _Executor:
         """The executor."""

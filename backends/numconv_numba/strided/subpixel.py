@@ -37,18 +37,15 @@ from numconv_numba.dense.blocked import (
     tile_cycles,
     window_steps,
 )
-from numconv_numba.dense.packing import copy_cells
-from numconv_numba.dense.panels import fill_places, lines_of, write_run
+from numconv_numba.dense.panels import fill_places
 from numconv_numba.dense.slab import (
     BLOCKS,
     CHANNEL,
     EXTRA,
     WRITE_CYCLES,
     Block,
-    block_extent,
     block_image,
     block_images,
-    block_start,
     block_vector,
     cut,
     pack_cycles,
@@ -57,8 +54,8 @@ from numconv_numba.dense.slab import (
     tap_positions,
 )  # fmt: skip
 from numconv_numba.direct import MEASURED_ERROR
-from numconv_numba.elements import INT64, itemsize, keep, memory, scratch
-from numconv_numba.entries import COPY, LANES, PACK, PACK_WEIGHTS, PRODUCT, WRITE_SQUARES
+from numconv_numba.elements import INT64, itemsize
+from numconv_numba.entries import COPY, PACK, PACK_WEIGHTS, PRODUCT
 from numconv_numba.geometry import DIMS, OPTION, PARTS, PER_C, PER_K, conv_vectors, part
 from numconv_numba.microkernels.emit import host
 from numconv_numba.scalar import is_null, pointer
@@ -66,6 +63,7 @@ from numconv_numba.threads import MAX_THREADS, Areas, Kept, parallel_for, run_wi
 from numconv_numba.tools import split_address, tools_for
 
 from .phases import Phases, phases_of
+from .writing import INNER, LEADS, axes_entries, own_entries, write_phases
 
 __all__ = ["Subpixel"]
 
@@ -135,28 +133,21 @@ def _layout(problem: ConvProblem) -> _Layout:
     return _Layout(phases, shape, block, chunk, reads_in_place(window))
 
 
-STAGED = 112
-"""Neighbours in a row of x that are put together before they are written: no power of two."""
-LINE, SET_BYTES = 64, 4096
-"""Of a first-level cache: lines that lie so far apart share a set, of eight ways or more."""
 # A block's own numbers: channels of a panel, elements of a tile, terms of a pass, elements rounded up to tiles.
 PANEL, GROUP, PASS, PLACES = range(EXTRA, EXTRA + 4)
-# What kernels know of the phases: those of all dimensions but the last, those of the last, taps of all, and of the kernel, which
-# has more where x is shorter than the stride; two entries a dimension, for the phases and the size of x; two a phase, its first tap
-# and how many; then of each tap its number in w and its position in the window.
-LEADS, INNER, TAPS, KERNEL, HEAD = range(5)
-UINT8 = Tag("uint8")
+# What kernels know of the phases, behind what `writing` knows: taps of all, and of the kernel, which has more where x is shorter
+# than the stride; two a phase, its first tap and how many; then of each tap its number in w and its position in the window.
+TAPS, KERNEL, OWN = range(3)
 
 
 def _phases_vector(problem: ConvProblem, phases: Phases) -> np.ndarray[Any, Any]:
     """The vector of the phases."""
     counts = list(map(len, phases.taps))
     firsts = [0, *itertools.accumulate(counts)]
-    axes = [value for both in zip(phases.counts, problem.spatial, strict=True) for value in both]
     each = [value for both in zip(firsts, counts, strict=False) for value in both]
     taps = [value for phase in phases.taps for number, place in phase for value in (number, *place)]
-    head = [phases.leads, phases.counts[-1], sum(counts), math.prod(problem.kernel)]
-    return np.array([*head, *axes, *each, *taps], np.int64)
+    head = axes_entries(problem, phases.counts, [0] * problem.ndim)
+    return np.array([*head, sum(counts), math.prod(problem.kernel), *each, *taps], np.int64)
 
 
 # --- kernel --------------------------------------------------------------------------------------------------------------------
@@ -165,14 +156,14 @@ def _phases_vector(problem: ConvProblem, phases: Phases) -> np.ndarray[Any, Any]
 @helper
 def phase_taps(p, ndim, phase):
     """(the first tap of a phase, how many)."""
-    place = HEAD + 2 * ndim + 2 * phase
+    place = own_entries(ndim) + OWN + 2 * phase
     return p[place], p[place + 1]
 
 
 @helper
 def tap_entry(p, ndim, tap, which):
     """The number in w of a tap, or its position in the window along dimension `which` - 1."""
-    return p[HEAD + 2 * ndim + 2 * p[LEADS] * p[INNER] + tap * (1 + ndim) + which]
+    return p[own_entries(ndim) + OWN + 2 * p[LEADS] * p[INNER] + tap * (1 + ndim) + which]
 
 
 @helper
@@ -186,70 +177,6 @@ def fill_phase_terms(table, terms, channel, axis_steps, p, ndim):
                 offset += tap_entry(p, ndim, first + tap, 1 + axis) * axis_steps[axis]
             for c in range(terms // count):
                 table[phase * terms + c * count + tap] = offset + c * channel
-
-
-@helper
-def lead_line(g, b, block, line, lead, p):
-    """Whether a line of a block, for a phase of all dimensions but the last, lies inside x, and its byte offset there."""
-    ndim, inside, offset = g[DIMS], True, 0
-    for axis in range(ndim - 2, -1, -1):
-        size, phases = block_extent(g, b, block, axis), p[HEAD + 2 * axis]
-        position = (block_start(b, ndim, block, axis) + line % size) * phases + lead % phases
-        inside &= position < p[HEAD + 2 * axis + 1]
-        offset += position * g[part(g, PARTS + 2) + 3 + axis]
-        line //= size
-        lead //= phases
-    return inside, offset
-
-
-@helper
-def crowded(k_step):
-    """Whether lines of as many channels as a vector takes fall into one or two sets of the first-level cache."""
-    return (k_step + LINE // 2) % (SET_BYTES // 2) < LINE
-
-
-@helper
-def write_staged(sums, width, count, columns, bias, code, x, k_step, spare, tools, yt, at):
-    """A run of neighbours, by way of a spare one of each lane; returns whether a sum is not finite."""
-    bad, row, lanes = 0, STAGED * itemsize(yt), tools[LANES]
-    for k in range(0, columns, lanes):
-        shift, channels = bias if is_null(bias) else bias + k * itemsize(at), min(lanes, columns - k)
-        for q in range(0, count, STAGED):
-            length = min(STAGED, count - q)
-            bad |= invoke(
-                tools[WRITE_SQUARES], sums + (q * width + k * itemsize(at)), width, length, channels, shift, code, spare, row
-            )
-            for c in range(channels):
-                copy_cells(x + ((k + c) * k_step + q * itemsize(yt)), spare + c * row, length, yt)
-    return bad != 0
-
-
-@kernel
-def write_phases(
-    yt: Tag, at: Tag, table: Address, sums: Address, width: int, columns: int, bias: Address, code: int, x: Address,
-    status: Address, block: int, lead: int, sizes: Address, cutting: Address, phases: Address,
-) -> None:  # fmt: skip
-    """The results of a block for the channels of a panel, at one phase of all dimensions but the last: ``[line][element][lane]``.
-
-    Images with a sum that is not finite get a 1 in `status`. `x` and `bias` are the addresses of the panel's first channel.
-    """
-    tools, g, b, p = pointer(table, INT64), pointer(sizes, INT64), pointer(cutting, INT64), pointer(phases, INT64)
-    flags, ndim, xs = pointer(status, UINT8), g[DIMS], part(g, PARTS + 2)
-    k_step, q_step, n = g[xs + 2], g[xs + 3 + ndim - 1], block_image(b, ndim, block)
-    start, row = block_start(b, ndim, block, ndim - 1) * p[INNER], block_extent(g, b, block, ndim - 1) * p[INNER]
-    count, lines = min(row, p[HEAD + 2 * ndim - 1] - start), lines_of(ndim - 1, g, b, block)
-    spare = scratch(tools[LANES] * STAGED * itemsize(at))
-    for line in range(block_images(g, b, block) * lines):
-        inside, offset = lead_line(g, b, block, line % lines, lead, p)
-        place = x + ((n + line // lines) * g[xs] + offset + start * q_step)
-        source, bad = sums + line * row * width, False
-        if inside and code <= 1 and q_step == itemsize(yt) and count >= 2 * tools[LANES] and crowded(k_step):
-            bad = write_staged(source, width, count, columns, bias, code, place, k_step, memory(spare), tools, yt, at)
-        elif inside:
-            bad = write_run(source, width, count, columns, bias, code, place, k_step, q_step, memory(spare), tools, yt, at)
-        if bad:
-            flags[n + line // lines] = 1
-    keep(spare)
 
 
 # The parts of a worker's scratch memory: places and terms, the slab, results of a panel.
@@ -284,7 +211,7 @@ def _blocks(begin, end, args):
     window_steps(axis_steps, in_place, g, b, size)
     channel, image = (g[ys + 2], g[ys]) if in_place else (b[CHANNEL] * size, depth * b[CHANNEL] * size)
     fill_phase_terms(pointer(terms, INT64), b[PASS], channel, axis_steps, p, ndim)
-    where, source, pixels = -1, y, 0
+    where, source, pixels, taps = -1, y, 0, p[own_entries(ndim) + TAPS]
     for item in range(begin, end):
         block, group = item // splits % b[BLOCKS], item // splits // b[BLOCKS]
         if item // splits != where:
@@ -298,7 +225,7 @@ def _blocks(begin, end, args):
         for unit in range(panels * leads * (item % splits) // splits, panels * leads * (item % splits + 1) // splits):
             panel, lead = unit // leads, unit % leads
             k = panel * b[PANEL]
-            a = w + (group * panels + panel) * depth * p[TAPS] * width
+            a = w + (group * panels + panel) * depth * taps * width
             multiply_phases(a, source, tables, terms, results, pixels, lead, channel, width, g, b, p, tools)
             shift = bias if is_null(bias) else bias + (group * per_k + k) * size
             target, columns = x + (group * g[xs + 1] + k * g[xs + 2]), min(per_k - k, b[PANEL])
@@ -328,21 +255,30 @@ def subpixel(
 
 
 @helper
+def pack_kernels(packed, w, columns, c, count, taps, parted, g, b, tools, at):
+    """The kernels of so many channels of y from c on, [c][tap][lane], for a panel of so many channels of x at `w`.
+
+    `parted`: the address of a `split` that parts the taps of kernels which follow each other in memory, or 0.
+    """
+    step, width = g[part(g, PARTS + 1) + 2], b[PANEL] * itemsize(at)
+    if parted:
+        invoke(parted, w + c * step, 0, columns * taps, packed, width, b[PANEL], count, step, taps * width, 1, 0, 0)
+    else:
+        invoke(tools[PACK_WEIGHTS], tools, packed, w, columns, c, count, taps, width, g)
+
+
+@helper
 def _panels(begin, end, args):
     at, items, workers, scratch, areas, tools, parted, w, target, chunk, g, b, p = args
     ws, depth, per_k, width, panels = part(g, PARTS + 1), g[PER_C], g[PER_K], b[PANEL] * itemsize(at), -(-g[PER_K] // b[PANEL])
     own = worker_area(scratch, areas, 1, workers, items, begin)
-    ndim, row, ordered, chunks = g[DIMS], p[KERNEL] * width, p[TAPS] * width, -(-g[PER_C] // chunk)
+    ndim, chunks = g[DIMS], -(-g[PER_C] // chunk)
+    kernel, row, ordered = p[own_entries(ndim) + KERNEL], p[own_entries(ndim) + KERNEL] * width, p[own_entries(ndim) + TAPS] * width
     for item in range(begin, end):
         panel, c = item // chunks, item % chunks * chunk
         group, k, count = panel // panels, panel % panels * b[PANEL], min(chunk, depth - c)
         source, place = w + (group * g[ws] + k * g[ws + 1]), target + panel * depth * ordered
-        channels = min(per_k - k, b[PANEL])
-        if parted:
-            size = channels * p[KERNEL]
-            invoke(parted, source + c * g[ws + 2], 0, size, own, width, b[PANEL], count, g[ws + 2], row, 1, 0, 0)
-        else:
-            invoke(tools[PACK_WEIGHTS], tools, own, source, channels, c, count, p[KERNEL], width, g)
+        pack_kernels(own, source, min(per_k - k, b[PANEL]), c, count, kernel, parted, g, b, tools, at)
         for phase in range(p[LEADS] * p[INNER]):
             first, taps = phase_taps(p, ndim, phase)
             for tap in range(taps):
@@ -359,7 +295,7 @@ def pack_phases(
 ) -> None:  # fmt: skip
     """All panels of w, ``[panel][phase][c][tap][lane]``: an item is `chunk` channels of y in a panel of a group.
 
-    `parted`: the address of a `split` that parts the taps of kernels which follow each other in memory, or 0.
+    `parted`: see `pack_kernels`.
     """
     parallel_for(
         region,
@@ -391,7 +327,20 @@ def _areas(problem: ConvProblem, layout: _Layout) -> Areas:
     return Areas(tables, 0 if in_place else slab_bytes(phases.window, block), results)
 
 
+def parted_address(problem: ConvProblem, lanes: int) -> int:
+    """Of the `split` that parts the taps of kernels which follow each other in memory, or 0; see `pack_kernels`."""
+    taps = math.prod(problem.kernel)
+    return split_address(taps, problem.dtype, problem.acc_dtype, problem.acc_dtype, lanes) if taps in PARTED_TAPS else 0
+
+
+def follow_each_other(w: Any) -> bool:
+    """Whether the kernels of an output channel follow each other in memory."""
+    return bool(w[0, 0].flags.c_contiguous and w.strides[1] == w[0, 0].nbytes)
+
+
 _kept = Kept()
+LINE = 64
+"""Bytes that packed weights start at a multiple of."""
 
 
 class _Executor(ForwardExecutor):
@@ -420,8 +369,7 @@ class _Executor(ForwardExecutor):
             problem.dtype, problem.acc_dtype, shape.lanes, out=problem.out_dtype, product_shape=shape[:2]
         )  # fmt: skip
         self._kernel, self._pack, self._write = _kernels.functions(problem.out_dtype, problem.acc_dtype)
-        lanes, parts = shape.lanes, self._taps in PARTED_TAPS
-        self._parted = split_address(self._taps, problem.dtype, problem.acc_dtype, problem.acc_dtype, lanes) if parts else 0
+        self._parted = parted_address(problem, shape.lanes)
 
     def unpacked(self, w: Any) -> Weights:
         """w in panels, in memory that this thread keeps: fresh pages would take longer than packing."""
@@ -436,10 +384,9 @@ class _Executor(ForwardExecutor):
 
     def _in_panels(self, w: Any, target: Any) -> Weights:
         each, panels = self._width * self._taps, self._problem.groups * self._panels
-        follows = w[0, 0].flags.c_contiguous and w.strides[1] == self._taps * w.itemsize
         run_with(
             Areas(self._ordered * each * self._acc.itemsize), self._pack, panels * -(-self._depth // self._ordered),
-            target.size * PACK_WORK, self._tools, self._parted if follows else 0, w, target, self._ordered,
+            target.size * PACK_WORK, self._tools, self._parted if follow_each_other(w) else 0, w, target, self._ordered,
             self._kernels((0,) * w.ndim, w.strides, (0,) * w.ndim), self._block, self._phases,
         )  # fmt: skip
         return Weights(target, w.strides, True)

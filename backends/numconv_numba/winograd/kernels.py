@@ -110,23 +110,24 @@ def multiply_elements(products, u, u_step, v, tables, tiles, begin, end, passed,
 
 
 @helper
-def transform_outputs(sums, products, spare, block, g, b, tools, at):
-    """The results of a block, [pixel][lane], from the products of its tiles, [element][tile][lane]."""
+def transform_outputs(sums, products, spare, block, apart, g, b, tools, at):
+    """The results of a block, [pixel][lane], panels so far apart, from the products of its tiles, [element][tile][lane]."""
     size, rows, columns = itemsize(at), b[ROWS], b[COLUMNS]
     width, step, vectors = b[PANEL] * size, b[M_STEP] * size, b[PANEL] // tools[LANES]
     planes, lines, height, tiles, length = tile_extents(g, b, block)
+    pixel = apart * width
     for line in range(planes * lines):
         row = line % lines * rows
         start = (line // lines * height + row) * length
         for tile in range(tiles):
             column = tile * columns
-            source, target = products + (line * tiles + tile) * width, sums + (start + column) * width
+            source, target = products + (line * tiles + tile) * width, sums + (start + column) * pixel
             if (row + rows <= height) & (column + columns <= length):
-                invoke(tools[OUTPUT], source, step, vectors, target, length * width, width)
+                invoke(tools[OUTPUT], source, step, vectors, target, length * pixel, pixel)
             else:
                 invoke(tools[OUTPUT], source, step, vectors, spare, columns * width, width)
                 inside = min(rows, height - row), min(columns, length - column)
-                copy_pixels(target, spare, inside[0], inside[1], length * width, width, columns * width, width, tools, at)
+                copy_pixels(target, spare, inside[0], inside[1], length * pixel, pixel, columns * width, width, tools, at)
 
 
 # The parts of a worker's scratch memory: tables, packed and transformed input, products, results of a panel, packed weights and a
@@ -181,7 +182,7 @@ def _blocks(begin, end, args):
                 v, resume = inputs + first * steps[2] * size, 1 if first > 0 else 0
                 multiply_elements(products, u, step, v, tables, tiles, 0, count, passed, resume, g, b, tools, at)
             ready[panel] = 1
-            transform_outputs(results, products, spare, block, g, b, tools, at)
+            transform_outputs(results, products, spare, block, 1, g, b, tools, at)
             shift = bias if is_null(bias) else bias + (group * per_k + k) * size
             target = y + (group * g[ys + 1] + k * g[ys + 2])
             invoke(tools[WRITE], tools, results, width, used, shift, g[OPTION], target, status, block, g, b)
@@ -319,7 +320,7 @@ def _outputs(begin, end, args):
     for item in range(begin, end):
         k, where = item % panels * b[PANEL], item // panels
         block, group = where % b[BLOCKS], where // b[BLOCKS]
-        transform_outputs(results, m + item * count * b[M_STEP] * size, spare, block, g, b, tools, at)
+        transform_outputs(results, m + item * count * b[M_STEP] * size, spare, block, 1, g, b, tools, at)
         shift = bias if is_null(bias) else bias + (group * per_k + k) * size
         target, used = y + (group * g[ys + 1] + k * g[ys + 2]), min(per_k - k, b[PANEL])
         invoke(tools[WRITE], tools, results, b[PANEL] * size, used, shift, g[OPTION], target, status, block, g, b)
