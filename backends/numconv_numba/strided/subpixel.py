@@ -79,8 +79,8 @@ PACK_WORK = 20
 """Multiply-adds that take as long as packing one weight."""
 TILE_CYCLES = 60
 """Of the start and the end of a tile."""
-ORDER_CYCLES, PARTED_CYCLES = 1.2, 0.7
-"""Of packing one weight, and of putting it in the order of the phases; and of one whose taps are parted."""
+ORDER_CYCLES, PARTED_CYCLES, SINGLE_CYCLES = 1.2, 0.7, 0.45
+"""Of packing one weight, and of putting it in the order of the phases; of one whose taps are parted; if each is a phase, alone."""
 
 
 class _Layout(NamedTuple):
@@ -269,7 +269,7 @@ def pack_kernels(packed, w, columns, c, count, taps, parted, g, b, tools, at):
 
 @helper
 def _panels(begin, end, args):
-    at, items, workers, scratch, areas, tools, parted, w, target, chunk, g, b, p = args
+    at, items, workers, scratch, areas, tools, parted, single, w, target, chunk, g, b, p = args
     ws, depth, per_k, width, panels = part(g, PARTS + 1), g[PER_C], g[PER_K], b[PANEL] * itemsize(at), -(-g[PER_K] // b[PANEL])
     own = worker_area(scratch, areas, 1, workers, items, begin)
     ndim, chunks = g[DIMS], -(-g[PER_C] // chunk)
@@ -278,7 +278,12 @@ def _panels(begin, end, args):
         panel, c = item // chunks, item % chunks * chunk
         group, k, count = panel // panels, panel % panels * b[PANEL], min(chunk, depth - c)
         source, place = w + (group * g[ws] + k * g[ws + 1]), target + panel * depth * ordered
-        pack_kernels(own, source, min(per_k - k, b[PANEL]), c, count, kernel, parted, g, b, tools, at)
+        columns, step = min(per_k - k, b[PANEL]), g[ws + 2]
+        if parted and single:
+            into = place + c * width
+            invoke(parted, source + c * step, 0, columns * kernel, into, depth * width, b[PANEL], count, step, width, 1, 0, 0)
+            continue
+        pack_kernels(own, source, columns, c, count, kernel, parted, g, b, tools, at)
         for phase in range(p[LEADS] * p[INNER]):
             first, taps = phase_taps(p, ndim, phase)
             for tap in range(taps):
@@ -290,12 +295,12 @@ def _panels(begin, end, args):
 
 @kernel
 def pack_phases(
-    at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, tools: Address, parted: int, w: Address,
-    target: Address, chunk: int, g: Address, b: Address, p: Address,
+    at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, tools: Address, parted: int, single: int,
+    w: Address, target: Address, chunk: int, g: Address, b: Address, p: Address,
 ) -> None:  # fmt: skip
     """All panels of w, ``[panel][phase][c][tap][lane]``: an item is `chunk` channels of y in a panel of a group.
 
-    `parted`: see `pack_kernels`.
+    `parted`: see `pack_kernels`; `single`: whether each tap is a phase, in their order.
     """
     parallel_for(
         region,
@@ -303,7 +308,7 @@ def pack_phases(
         items,
         _panels,
         (
-            at, items, workers, scratch, pointer(areas, INT64), pointer(tools, INT64), parted, w, target, chunk,
+            at, items, workers, scratch, pointer(areas, INT64), pointer(tools, INT64), parted, single, w, target, chunk,
             pointer(g, INT64), pointer(b, INT64), pointer(p, INT64),
         ),
     )  # fmt: skip
@@ -331,6 +336,12 @@ def parted_address(problem: ConvProblem, lanes: int) -> int:
     """Of the `split` that parts the taps of kernels which follow each other in memory, or 0; see `pack_kernels`."""
     taps = math.prod(problem.kernel)
     return split_address(taps, problem.dtype, problem.acc_dtype, problem.acc_dtype, lanes) if taps in PARTED_TAPS else 0
+
+
+def _are_single(problem: ConvProblem, phases: Phases) -> bool:
+    """Whether each tap is a phase, in their order."""
+    numbers = [tuple(number for number, _ in taps) for taps in phases.taps]
+    return numbers == [(number,) for number in range(math.prod(problem.kernel))]
 
 
 def follow_each_other(w: Any) -> bool:
@@ -370,6 +381,7 @@ class _Executor(ForwardExecutor):
         )  # fmt: skip
         self._kernel, self._pack, self._write = _kernels.functions(problem.out_dtype, problem.acc_dtype)
         self._parted = parted_address(problem, shape.lanes)
+        self._single = int(_are_single(problem, phases))
 
     def unpacked(self, w: Any) -> Weights:
         """w in panels, in memory that this thread keeps: fresh pages would take longer than packing."""
@@ -386,7 +398,8 @@ class _Executor(ForwardExecutor):
         each, panels = self._width * self._taps, self._problem.groups * self._panels
         run_with(
             Areas(self._ordered * each * self._acc.itemsize), self._pack, panels * -(-self._depth // self._ordered),
-            target.size * PACK_WORK, self._tools, self._parted if follow_each_other(w) else 0, w, target, self._ordered,
+            target.size * PACK_WORK, self._tools, self._parted if follow_each_other(w) else 0, self._single, w, target,
+            self._ordered,
             self._kernels((0,) * w.ndim, w.strides, (0,) * w.ndim), self._block, self._phases,
         )  # fmt: skip
         return Weights(target, w.strides, True)
@@ -429,9 +442,11 @@ class Subpixel(Implementation):
         depth = window.c // window.groups
         terms = depth * math.prod(problem.kernel)
         cycles = pieces * panels * tiles * (terms * tile_cycles(shape.vectors, shape.positions) + len(phases.taps) * TILE_CYCLES)
-        cycles *= 1.12 if in_place else 1  # channels of y lie pages apart
+        plane = math.prod(window.spatial) * np_dtype(problem.dtype).itemsize
+        cycles *= 1.12 if in_place and plane >= 4096 else 1  # channels of y lie pages apart
         packed = 0 if in_place else pack_cycles(block, depth * problem.groups)
-        weights = math.prod(problem.w_shape) * (PARTED_CYCLES if math.prod(problem.kernel) in PARTED_TAPS else ORDER_CYCLES)
+        ordered = SINGLE_CYCLES if _are_single(problem, phases) else PARTED_CYCLES
+        weights = math.prod(problem.w_shape) * (ordered if math.prod(problem.kernel) in PARTED_TAPS else ORDER_CYCLES)
         written = outputs * len(phases.taps) * problem.c * WRITE_CYCLES
         return CALL_SECONDS + 4e-6 + seconds(cycles + packed + weights + written)
 
