@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from numconv.functional import conv
-from numconv.problem import SHORT
-
-from .inputs import MODES, covers, mode_padding, scipy_signal
+from .inputs import MODES, convolved, covers, is_known, mode_padding, scipy_signal
 
 __all__ = ["fftconvolve", "oaconvolve"]
 
@@ -74,70 +73,86 @@ def oaconvolve(in1: Any, in2: Any, mode: str = "full", axes: Any = None) -> Any:
     return _along(in1, in2, mode, axes, "oaconvolve")
 
 
-class _Axes(NamedTuple):
-    """Axes of two arrays by what happens along them.
+class _Arrangement(NamedTuple):
+    """How two shapes become a convolution.
 
     Attributes
     ----------
-    images : list of int
-        The kernel has length one: every signal meets the same kernel.
-    groups : list of int
-        Both have the same length: each signal has a kernel of its own.
-    kernels : list of int
-        The signal has length one: it meets every kernel.
-    spatial : list of int
-        Convolved.
+    swapped : bool
+        Whether the first array is the kernel.
+    kept : tuple of slice
+        Of the kernel.
+    order : tuple of int
+        Axes of both arrays: images, along which the kernel has length one, so that every signal meets the same one; groups, where
+        both have the same length, so that each signal has a kernel of its own; kernels, where the signal has length one and meets
+        every kernel; and those that are convolved.
+    signal, filters : tuple of int
+        The shapes of x and w.
+    padding : tuple of (low, high)
+    groups : int
+    outer : tuple of int
+        The result's lengths along images, groups and kernels.
+    back : tuple of int
+        The result's axes, as the caller has them.
     """
 
-    images: list[int]
-    groups: list[int]
-    kernels: list[int]
-    spatial: list[int]
+    swapped: bool
+    kept: tuple[slice, ...]
+    order: tuple[int, ...]
+    signal: tuple[int, ...]
+    filters: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    groups: int
+    outer: tuple[int, ...]
+    back: tuple[int, ...]
 
 
 def _along(in1: Any, in2: Any, mode: str, axes: Any, name: str) -> Any:
     x, k = np.asarray(in1), np.asarray(in2)
-    chosen = _chosen_axes(x, k, mode, axes)
-    if chosen is None:
+    dtype, found = _float_of(x.dtype, k.dtype), None
+    if mode in MODES and is_known(dtype):
+        found = _arranged(x.shape, k.shape, mode, axes if axes is None or axes.__class__ is int else _as_key(axes))
+    if found is None:
         return getattr(scipy_signal(), name)(in1, in2, mode, axes)
-    dtype = np.result_type(*(_float_of(array.dtype) for array in (x, k)))
-    if dtype.name not in SHORT or not chosen:
-        return getattr(scipy_signal(), name)(in1, in2, mode, axes)
-    lengths = [[array.shape[axis] for axis in chosen] for array in (x, k)]
-    if (mode == "valid" and not covers(*lengths)) or (mode == "full" and math.prod(lengths[0]) < math.prod(lengths[1])):
+    if found.swapped:
         x, k = k, x
-    kept = slice(None)
-    if mode == "same":  # where the signal has length one beside many kernels, the result of SciPy has only that of the middle one
-        middle = [(n - 1) // 2 if x.shape[axis] == 1 and axis not in chosen else None for axis, n in enumerate(k.shape)]
-        k = k[tuple(kept if m is None else slice(m, m + 1) for m in middle)]
-    return _broadcast(x.astype(dtype, copy=False), k.astype(dtype, copy=False), mode, chosen)
+    signal = x.astype(dtype, copy=False).transpose(found.order).reshape(found.signal)
+    filters = k.astype(dtype, copy=False)[found.kept].transpose(found.order).reshape(found.filters)
+    y = convolved(signal, filters, found.padding, groups=found.groups)
+    return np.ascontiguousarray(y.reshape(*found.outer, *y.shape[2:]).transpose(found.back))
 
 
-def _float_of(dtype: np.dtype[Any]) -> np.dtype[Any]:
+@functools.lru_cache(maxsize=64)
+def _float_of(*dtypes: np.dtype[Any]) -> np.dtype[Any]:
     """The dtype in which SciPy transforms."""
-    if dtype.kind in "biu":
-        return np.dtype(float)
-    return np.dtype(np.float32) if dtype == np.float16 else dtype
+    wide = {"b": np.float64, "i": np.float64, "u": np.float64}
+    return np.result_type(*(np.float32 if each == np.float16 else wide.get(each.kind, each) for each in dtypes))
 
 
-def _chosen_axes(x: Any, k: Any, mode: str, axes: Any) -> list[int] | None:
-    """The axes along which both arrays are longer than one, in order; None if SciPy has to say what is wrong."""
-    if x.ndim != k.ndim or not x.ndim or not (x.size and k.size) or mode not in MODES:
+def _as_key(axes: Any) -> Any:
+    """Axes as a hashable value; what cannot be one is no integer."""
+    try:
+        return tuple(np.atleast_1d(np.asarray(axes)).tolist())
+    except (TypeError, ValueError):
+        return ()
+
+
+def _chosen_axes(x: Sequence[int], k: Sequence[int], mode: str, axes: Any) -> list[int] | None:
+    """The axes along which both shapes are longer than one, in order; None if SciPy has to say what is wrong."""
+    rank = len(x)
+    if rank != len(k) or not rank or 0 in (*x, *k):
         return None
+    asked: Sequence[int] = range(rank)
     if axes is not None:
+        given = axes if isinstance(axes, tuple) else (axes,)
         try:
-            given = [int(axis) + x.ndim * (axis < 0) for axis in np.atleast_1d(np.asarray(axes)) if axis == int(axis)]
+            asked = [int(axis) + rank * (axis < 0) for axis in given if axis == int(axis)]
         except (TypeError, ValueError):
             return None
-        if (
-            len(given) != np.size(axes)
-            or len(set(given)) != len(given)
-            or not all(0 <= axis < x.ndim for axis in given)
-            or not given
-        ):
+        inside = all(0 <= axis < rank for axis in asked)
+        if not given or len(asked) != len(given) or len(set(asked)) != len(asked) or not inside:
             return None
-    sizes = list(enumerate(zip(x.shape, k.shape, strict=True)))
-    asked = range(x.ndim) if axes is None else given
+    sizes = list(enumerate(zip(x, k, strict=True)))
     chosen = [axis for axis, (a, b) in sizes if axis in asked and min(a, b) > 1]
     if any(a != b and min(a, b) > 1 for axis, (a, b) in sizes if axis not in chosen):
         return None
@@ -147,22 +162,37 @@ def _chosen_axes(x: Any, k: Any, mode: str, axes: Any) -> list[int] | None:
     return chosen
 
 
-def _broadcast(x: Any, k: Any, mode: str, spatial: list[int]) -> Any:
-    """The convolution along some axes: the others are images, groups and kernels."""
-    others = [axis for axis in range(x.ndim) if axis not in spatial]
-    axes = _Axes(
-        [axis for axis in others if k.shape[axis] == 1],
-        [axis for axis in others if k.shape[axis] > 1 and x.shape[axis] > 1],
-        [axis for axis in others if k.shape[axis] > 1 and x.shape[axis] == 1],
-        spatial,
+@functools.lru_cache(maxsize=256)
+def _arranged(x: tuple[int, ...], k: tuple[int, ...], mode: str, axes: Any) -> _Arrangement | None:
+    """How two arrays of these shapes are convolved; None if they are SciPy's affair."""
+    spatial = _chosen_axes(x, k, mode, axes)
+    if not spatial:
+        return None
+    lengths = [[shape[axis] for axis in spatial] for shape in (x, k)]
+    swapped = (mode == "valid" and not covers(*lengths)) or (mode == "full" and math.prod(lengths[0]) < math.prod(lengths[1]))
+    if swapped:
+        x, k = k, x
+    kept = [slice(None)] * len(k)
+    if mode == "same":  # where the signal has length one beside many kernels, the result of SciPy has only that of the middle one
+        for axis, n in enumerate(k):
+            if x[axis] == 1 and axis not in spatial:
+                kept[axis] = slice((n - 1) // 2, (n - 1) // 2 + 1)
+        k = tuple(len(range(n)[part]) for n, part in zip(k, kept, strict=True))
+    others = [axis for axis in range(len(x)) if axis not in spatial]
+    images = [axis for axis in others if k[axis] == 1]
+    groups = [axis for axis in others if k[axis] > 1 and x[axis] > 1]
+    kernels = [axis for axis in others if k[axis] > 1 and x[axis] == 1]
+    order = (*images, *groups, *kernels, *spatial)
+    count = math.prod(x[axis] for axis in groups)
+    taps = tuple(k[axis] for axis in spatial)
+    return _Arrangement(
+        swapped,
+        tuple(kept),
+        order,
+        (math.prod(x[axis] for axis in images), count, *(x[axis] for axis in spatial)),
+        (count * math.prod(k[axis] for axis in kernels), 1, *taps),
+        mode_padding(taps, mode),
+        count,
+        (*(x[axis] for axis in (*images, *groups)), *(k[axis] for axis in kernels)),
+        tuple(sorted(range(len(order)), key=order.__getitem__)),
     )
-    order = [axis for part in axes for axis in part]
-    images, groups, kernels = (
-        [array.shape[axis] for axis in part] for array, part in ((x, axes.images), (x, axes.groups), (k, axes.kernels))
-    )
-    signal = x.transpose(order).reshape(math.prod(images), math.prod(groups), *(x.shape[axis] for axis in spatial))
-    filters = k.transpose(order).reshape(-1, 1, *(k.shape[axis] for axis in spatial))
-    padding = mode_padding(filters.shape[2:], mode)
-    y = conv(signal, filters, padding=padding, groups=math.prod(groups), flip=True)
-    result = y.reshape(*images, *groups, *kernels, *y.shape[2:])
-    return np.ascontiguousarray(result.transpose(np.argsort(order)))

@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 
 from numconv.context import Context, current
-from numconv.errors import NumconvError
-from numconv.functional import conv
 from numconv.planning import explain
 
-from .inputs import common_arrays, conjugated, mode_padding, ordered, scipy_signal
+from .inputs import common_arrays, conjugated, convolved, mode_padding, ordered, scipy_signal
 
 __all__ = ["choose_conv_method", "convolve", "correlate"]
 
@@ -147,15 +145,7 @@ def _convolved(x: Any, k: Any, mode: str, method: str) -> Any:
 
 def _planes(x: Any, k: Any, mode: str, method: str) -> Any:
     """The convolution of two arrays, as one image of one channel."""
-    options: dict[str, Any] = {"padding": mode_padding(k.shape, mode), "flip": True}
-    if method == "direct":
-        return conv(x[None, None], k[None, None], accuracy="strict", **options)[0, 0]
-    if method == "fft":
-        try:
-            return conv(x[None, None], k[None, None], algorithm="fft", **options)[0, 0]
-        except NumconvError:  # a backend without transforms, or too few terms for their accuracy
-            pass
-    return conv(x[None, None], k[None, None], **options)[0, 0]
+    return convolved(x[None, None], k[None, None], mode_padding(k.shape, mode), method)[0, 0]
 
 
 def _largest(array: Any) -> int:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 
 from numconv.errors import ProblemError
-from numconv.functional import conv
 
-from .inputs import common_arrays, conjugated, covers, mode_padding, scipy_signal
+from .inputs import common_arrays, conjugated, convolved, covers, mode_padding, scipy_signal
 
 __all__ = ["convolve2d", "correlate2d"]
 
@@ -87,27 +87,34 @@ def correlate2d(in1: Any, in2: Any, mode: str = "full", boundary: str = "fill", 
 
 def _image(in1: Any, in2: Any, mode: str, boundary: str, fillvalue: Any) -> tuple[Any, Any, Any] | None:
     """Both images, ordered, in their common dtype, and the value that fills; None if it is SciPy's affair."""
-    if mode == "full" and not np.size(in1) and np.size(in2) and _BOUNDARIES.get(boundary, "zeros") != "zeros":
-        raise ProblemError(  # SciPy 1.17 divides by zero here, which ends the process
-            f"in1 has the shape {np.shape(in1)}: there is nothing that boundary={boundary!r} could repeat; use boundary='fill'"
-        )
     arrays = common_arrays(in1, in2, mode)
-    if arrays is None or arrays[0].ndim != 2 or boundary not in _BOUNDARIES or arrays[0].dtype.kind not in "iufc":
+    if arrays is None:
+        if mode == "full" and not np.size(in1) and np.size(in2) and _BOUNDARIES.get(boundary, "zeros") != "zeros":
+            raise ProblemError(  # SciPy 1.17 divides by zero here, which ends the process
+                f"in1 has the shape {np.shape(in1)}: there is nothing that boundary={boundary!r} could repeat; use boundary='fill'"
+            )
         return None
     x, k = arrays
-    fill = np.asarray(fillvalue)
-    if x.dtype == np.float16 or not np.isscalar(fillvalue) or not _fits(fill, x.dtype):
+    if x.ndim != 2 or boundary not in _BOUNDARIES or x.dtype.kind not in "iufc" or x.dtype == np.float16:
+        return None
+    try:
+        fill = _filling(fillvalue, x.dtype)
+    except TypeError:  # an array, which cannot be a key
+        fill = None
+    if fill is None:
         return None
     if mode == "valid" and not covers(x.shape, k.shape):
         x, k = k, x
-    return x, k, fill.astype(x.dtype)
+    return x, k, fill
 
 
-def _fits(fill: Any, dtype: np.dtype[Any]) -> bool:
-    """Whether the value that fills is one of this dtype, or becomes one by rounding."""
-    if fill.dtype.kind not in "biufc" or (fill.dtype.kind == "c" and dtype.kind != "c"):
-        return False
-    return not (dtype.kind == "u" and fill < 0)
+@functools.lru_cache(maxsize=64, typed=True)
+def _filling(value: Any, dtype: np.dtype[Any]) -> Any:
+    """The value that fills, if it is one of this dtype, or becomes one by rounding; else None."""
+    fill = np.asarray(value)
+    if not np.isscalar(value) or fill.dtype.kind not in "biufc" or (fill.dtype.kind == "c" and dtype.kind != "c"):
+        return None
+    return None if dtype.kind == "u" and fill < 0 else fill.astype(dtype)
 
 
 def _filtered(x: Any, k: Any, fill: Any, mode: str, boundary: str, *, flip: bool) -> Any:
@@ -117,4 +124,4 @@ def _filtered(x: Any, k: Any, fill: Any, mode: str, boundary: str, *, flip: bool
         padding = tuple((high, low) for low, high in padding)
     if pad_mode == "zeros" and fill != 0:
         x, padding = np.pad(x, padding, constant_values=fill), mode_padding(k.shape, "valid")
-    return conv(x[None, None], k[None, None], padding=padding, pad_mode=pad_mode, flip=flip)[0, 0]
+    return convolved(x[None, None], k[None, None], padding, "auto", pad_mode, flip=flip)[0, 0]
