@@ -118,6 +118,10 @@ def test_layers_that_do_not_fit(layers, shape, text):
         (lambda: nn.Linear(3).build((2,)).to("int8"), "parameters of dtype int8: they are real floats"),
         (lambda: nn.Conv(3, 1.5).build((2, 4)), "window=1.5 is a float; give an integer"),
         (lambda: nn.predict(nn.Linear(3).build((2,)), [[1.0, 2.0]]), "x of type list is no array with a batch axis"),
+        (
+            lambda: nn.predict(nn.Conv(3, 1).build((1, 4)), np.ones((8, 4), "float32")),
+            r"predict: x of shape \(8, 4\) has no batch axis",
+        ),
     ],
 )
 def test_wrong_arguments(make, text):

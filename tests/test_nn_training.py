@@ -392,6 +392,7 @@ def test_regression():
         ({"train": (X[:0], LABELS[:0])}, "one at least"),
         ({"train": X}, r"train must be \(x, targets\)"),
         ({"train": (X.tolist(), LABELS)}, "x of type list is no array"),
+        ({"train": (X[:, 0], LABELS)}, r"train: x of shape \(90, 16\) has no batch axis: .* samples of shape \(1, 16\)"),
         ({"train": (X.astype("float64"), LABELS)}, r"x of dtype float64 and the model is float32; x.astype\('float32'\)"),
         ({"validation": (X.astype("float64"), LABELS)}, "validation has x of dtype float64"),
         ({"train": (X, LABELS + 1)}, r"labels range from 1 to 3, and scores \(16, 3\) have classes 0 to 2"),

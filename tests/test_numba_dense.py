@@ -435,6 +435,13 @@ def test_strided_gradients_in_one_pass(text, rng):
             check(problem, "numba", "subpixel", rng=rng, nonfinite=(watched,))
 
 
+def test_strides_with_more_phases_than_can_be_listed_are_left_to_others():
+    shapes = (1, 4, 9, 10), (4, 3, 3, 3)
+    with pytest.raises(nc.UnsupportedProblemError, match="16900 are more than 4096"):
+        nc.plan("conv_transpose", *shapes, "float32", stride=130, algorithm="subpixel")
+    assert nc.plan("conv_transpose", *shapes, "float32", stride=10_000).backend == "numba"
+
+
 def test_phases_of_subpixel_share_the_taps():
     """No zeros are multiplied: each tap belongs to one phase, and reads inside the window that all of them share."""
     from numconv_numba.strided.phases import phases_of

@@ -1,6 +1,22 @@
 """The CPU backend of numconv: Numba kernels on all cores.
 
-This module is light: Numba and the kernels are imported when the first problem asks for them.
+This module is light: Numba and the kernels are imported when the first problem asks for them. What there is, each line on top of
+those before:
+
+``compiling``
+    Functions on raw addresses, compiled in units and kept on disk.
+``scalar``, ``elements``, ``halves``, ``geometry``, ``threads``
+    What all kernels are written with: typed loads and arithmetic, the vector that describes a problem, the parallel loop.
+``microkernels``
+    The innermost loops, emitted as vector code.
+``activations``, ``rows``, ``results``, ``direct``, ``direct_gradients``
+    Every convolution, a row at a time: what the others leave out, and what they fall back on where numbers are not finite.
+``sliding``, ``pooling``
+    Pooling and windows.
+``dense``, ``matrix_tiles``, ``winograd``, ``strided``, ``depthwise``, ``spectral``
+    Convolutions. ``tools`` is the table of compiled functions, with its ``entries``, by which the drivers of dense ones call.
+``borders``, ``embedded``
+    Made of the others: input gradients with padding modes; integers and complex numbers by way of real floats.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ every refusal names what was asked, the numbers that disagree and a way out.
 
 from numconv.problem import POOL_OPS
 
+from .checks import check_results
 from .convolution import conv_problem, conv_transpose_problem
 from .options import Geometry, PoolGeometry, flag, freeze, geometry_options, pool_options, shape
 from .pooling import pool_problem
@@ -43,4 +44,6 @@ def problem_of(request: Request) -> Call:
     ProblemError
         If shapes, options and dtypes do not make a problem.
     """
-    return _BUILDERS[request.op](request)
+    call = _BUILDERS[request.op](request)
+    check_results(request.asked, call.problem)
+    return call

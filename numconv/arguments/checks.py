@@ -5,15 +5,16 @@ Each names the call, `asked`, in its error.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from numconv.errors import ProblemError
-from numconv.problem import LAYOUTS, LEVELS, PAD_MODES, WIDER, Ints, Pairs
+from numconv.problem import ITEMSIZE, LAYOUTS, LEVELS, PAD_MODES, WIDER, Ints, Pairs, Problem
 
 from .request import Request
 
-__all__ = ["check_fit", "common", "conv_padding", "ints", "pairs", "same", "sizes", "split", "windowed", "word"]
+__all__ = ["check_fit", "check_results", "common", "conv_padding", "ints", "pairs", "same", "sizes", "split", "windowed", "word"]
 
 # How other libraries call these words.
 _ELSEWHERE = {
@@ -32,7 +33,7 @@ def word(value: Any, known: Sequence[str], what: str, asked: str) -> str:
 
 
 _LARGEST = 2**48
-"""Of a stride, a dilation or a padding: beyond any memory, and far from where 64 bits of an address end."""
+"""Of a stride, a dilation, a padding, or the bytes of an array: beyond any memory, far from where 64 bits of an address end."""
 
 
 def ints(value: Any, ndim: int, least: int, what: str, asked: str) -> Ints:
@@ -106,6 +107,17 @@ def check_fit(asked: str, what: str, spatial: Ints, kernel: Ints, stride: Ints, 
             )
 
 
+def check_results(asked: str, problem: Problem) -> None:
+    """Raise where a result is larger than any memory: planning what to do with it would take as long."""
+    for shape in problem.output_shapes:
+        size = math.prod(shape) * ITEMSIZE[problem.out_dtype]
+        if size > _LARGEST:
+            raise ProblemError(
+                f"{asked}: a result of shape {shape}, {problem.out_dtype}, has {size} bytes, more than any memory, "
+                f"which ends at {_LARGEST}"
+            )
+
+
 def sizes(shape: Any, what: str, asked: str) -> Ints:
     """A shape: a tuple of ints, none negative."""
     if not isinstance(shape, tuple) or not all(isinstance(v, int) for v in shape):
@@ -140,8 +152,10 @@ def windowed(request: Request, what: str) -> tuple[int, int, Ints, bool, Ints]:
     word(options.layout, LAYOUTS, "layout", asked)
     x_shape = sizes(request.x_shape, "x_shape", asked)
     window = request.w_shape
+    if isinstance(window, str):
+        raise ProblemError(f"{asked}: {what}={window!r} must be an integer or one integer for each spatial dimension")
     ndim = len(x_shape) - 2 if isinstance(window, int) else len(window)
-    if ndim < 1 or isinstance(window, str):
+    if ndim < 1:
         raise ProblemError(
             f"{asked}: {what}={window!r}: an integer means that x has a batch axis and at least one spatial dimension, so "
             f"at least 3 dimensions, and x has {len(x_shape)}; without a batch axis give a tuple, one entry a spatial dimension"

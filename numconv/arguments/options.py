@@ -41,6 +41,9 @@ class PoolGeometry(NamedTuple):
     ndim: Any = None
 
 
+_TAKES = {"padding": "an integer, a tuple of integers or a word", "groups": "an integer"}
+
+
 def freeze(value: Any, what: str) -> Any:
     """An option in hashable form: an int, a word, or a tuple of these; anything else is a ProblemError."""
     kind = value.__class__
@@ -61,7 +64,8 @@ def freeze(value: Any, what: str) -> Any:
     try:
         return operator.index(value)
     except TypeError:
-        raise ProblemError(f"{what}={value!r} is a {kind.__name__}; give an integer, a tuple of integers or a word") from None
+        takes = _TAKES.get(what, "an integer or a tuple of integers")
+        raise ProblemError(f"{what}={value!r} is a {kind.__name__}; give {takes}") from None
 
 
 def shape(value: Any, what: str) -> Ints:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from numconv.arrays import as_array
@@ -23,14 +23,14 @@ class ConvGrads(NamedTuple):
 NO_GRADS = ConvGrads()
 
 
-def check_needs(op: str, needs: Sequence[str]) -> tuple[str, ...]:
+def check_needs(op: str, needs: Any) -> tuple[str, ...]:
     """The gradients asked for, by name."""
     if needs == ConvGrads._fields:
         return ConvGrads._fields
-    needs = (needs,) if isinstance(needs, str) else tuple(needs)
-    if not needs or any(name not in ConvGrads._fields for name in needs):
+    names = (needs,) if isinstance(needs, str) else tuple(needs) if isinstance(needs, Iterable) else ()
+    if not names or any(name not in ConvGrads._fields for name in names):
         raise ProblemError(f"{op}: needs={needs!r} must name at least one of {', '.join(ConvGrads._fields)}")
-    return needs
+    return names
 
 
 def as_grads(op: str, out: Any) -> ConvGrads:

@@ -10,9 +10,9 @@ import numpy as np
 from numconv.errors import ProblemError
 
 from .devices import namespace
-from .layer import Array
+from .layer import Array, Layer
 
-__all__ = ["Arrays", "Data", "as_data"]
+__all__ = ["Arrays", "Data", "as_data", "check_batch"]
 
 
 class Data(Protocol):
@@ -62,3 +62,13 @@ def as_data(data: Any, name: str) -> Data:
             f"{name}: x has {x.shape[0]} samples and targets have {targets.shape[0]}; both need the same, and one at least"
         )
     return Arrays(x, targets)
+
+
+def check_batch(model: Layer, x: Array, name: str) -> None:
+    """Raise where x has as many axes as a sample: layers would take its first one for the batch, and complain of others."""
+    built = model._built
+    if built is not None and x.ndim == len(built.shape):
+        raise ProblemError(
+            f"{name} of shape {tuple(x.shape)} has no batch axis: the model was built for samples of shape {built.shape}; "
+            "for one sample give x[None], for samples without channels x[:, None]"
+        )

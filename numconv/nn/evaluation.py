@@ -10,7 +10,7 @@ import numpy as np
 
 from numconv.errors import ProblemError
 
-from .data import as_data
+from .data import as_data, check_batch
 from .devices import namespace, to_host
 from .layer import Array, Layer
 from .losses import cross_entropy
@@ -105,6 +105,7 @@ def evaluate(model: Layer, data: Any, batch_size: int = 256, loss: Loss = cross_
     tally = Tally()
     classes = 0
     for x, targets in as_data(data, "evaluate: data").batches(checked_size(batch_size)):
+        check_batch(model, x, "evaluate: x")
         scores = model(x)
         classes = scores.shape[1] if scores.ndim > 1 else 0
         tally.add(loss(scores, targets)[0], scores, targets, confusion=True)
@@ -144,6 +145,7 @@ def predict(model: Layer, x: Array, batch_size: int = 256) -> Array:
         raise ProblemError(f"predict: x of type {type(x).__name__} is no array with a batch axis")
     if not x.shape[0]:
         raise ProblemError(f"predict: x of shape {tuple(x.shape)} holds no sample")
+    check_batch(model, x, "predict: x")
     size = checked_size(batch_size)
     return namespace(x).concatenate([model(x[start : start + size]) for start in range(0, x.shape[0], size)])
 

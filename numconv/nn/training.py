@@ -15,7 +15,7 @@ import numpy as np
 
 from numconv.errors import NumconvError, ProblemError
 
-from .data import Arrays, Data, as_data
+from .data import Arrays, Data, as_data, check_batch
 from .devices import namespace
 from .evaluation import Loss, Tally, checked_size, evaluate
 from .files import check_path
@@ -191,7 +191,10 @@ class _Training:
         if vector.dtype not in (np.float32, np.float64):
             raise ProblemError(f"fit: parameters of {vector.dtype} are too coarse for small steps; build with float32 or float64")
         for data, name in ((self.train, "train"), (self.validation, "validation")):
-            if isinstance(data, Arrays) and data.x.dtype != vector.dtype:
+            if not isinstance(data, Arrays):
+                continue
+            check_batch(self.model, data.x, f"fit: {name}: x")
+            if data.x.dtype != vector.dtype:
                 raise ProblemError(
                     f"fit: {name} has x of dtype {data.x.dtype} and the model is {vector.dtype}; x.astype({str(vector.dtype)!r})"
                 )

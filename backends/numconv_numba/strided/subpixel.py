@@ -82,6 +82,9 @@ TILE_CYCLES = 60
 ORDER_CYCLES, PARTED_CYCLES, SINGLE_CYCLES = 1.2, 0.7, 0.45
 """Of packing one weight, and of putting it in the order of the phases; of one whose taps are parted; if each is a phase, alone."""
 
+MOST_PHASES = 4096
+"""That are listed, each with its taps: 16 a dimension of a volume. Planning takes half a microsecond each."""
+
 
 class _Layout(NamedTuple):
     """How an input_grad is cut.
@@ -428,6 +431,9 @@ class Subpixel(Implementation):
             return Verdict.no("stride 1: there are no phases to put together")
         if problem.pad_mode != "zeros":
             return Verdict.no(f"an input_grad with pad_mode {problem.pad_mode} folds back: it is no dense convolution")
+        phases = math.prod(map(min, problem.stride, problem.spatial))
+        if phases > MOST_PHASES:
+            return Verdict.no(f"it lists the phases of the stride, and {phases} are more than {MOST_PHASES}")
         return Verdict.yes()
 
     def cost(self, problem: ConvProblem) -> float:
