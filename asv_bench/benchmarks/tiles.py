@@ -52,10 +52,11 @@ class Multiply(Product):
         lanes, tiles, item = lanes_of(dtype), 4, np.dtype(dtype).itemsize
         panel, w = np.ones((TERMS, vectors * lanes), dtype), np.ones((tiles * channels, TERMS), dtype)
         y, none = np.empty((tiles * channels, vectors * lanes), dtype), np.zeros(1, np.int64)
+        places = np.arange(vectors) * lanes * item
         compiled = multiply.specialise((vectors, channels, lanes), (dtype, dtype))
         k, pixels = TERMS * item, vectors * lanes
-        weights, sums, target = (w, item, k, channels * k, tiles), (y, 0, 1), (y, pixels * item, pixels, 0, 0)
-        self.call = functools.partial(compiled, vectors, panel, TERMS, *weights, *sums, *target, panel, none, none, 0)
+        weights, sums, target = (w, item, k, channels * k, tiles), (y, 0, 1), (y, pixels * item, places, pixels, 0, 0)
+        self.call = functools.partial(compiled, vectors, panel, TERMS, *weights, *sums, *target, panel, none, none, 0, 0)
         self.call()
         if not (y == TERMS).all():
             raise ValueError(f"tile {shape} in {dtype}: a sum of {TERMS} ones is not {TERMS}")

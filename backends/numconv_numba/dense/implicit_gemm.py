@@ -20,44 +20,20 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from numconv.plugin import ConvProblem, Verdict, np_dtype
-from numconv_numba.compiling.compiler import Address, Tag, Unit, helper, invoke, kernel
 from numconv_numba.direct import MEASURED_ERROR
-from numconv_numba.elements import INT64, itemsize
-from numconv_numba.entries import CONFIGURE, LANES, MULTIPLY, PACK_WEIGHTS
-from numconv_numba.geometry import DIMS, OPTION, PARTS, PER_C, PER_K, part
-from numconv_numba.matrix_tiles.layers import configure_tiles, pack_layers, release_tiles
 from numconv_numba.microkernels.emit import host
 from numconv_numba.microkernels.tiles import Tile, tile_for
-from numconv_numba.results import write_rows
-from numconv_numba.rows import clear
-from numconv_numba.scalar import PAIRS, is_null, pointer, store
-from numconv_numba.threads import Areas, parallel_for, run, run_with, worker_area
+from numconv_numba.scalar import PAIRS
+from numconv_numba.threads import Areas, run, run_with
 from numconv_numba.tools import tools_for
 
 from .base import DenseImplementation, ForwardExecutor, Weights
-from .blocked import CALL_SECONDS, array_origin, depth_of, most_workers, parts_for, seconds, window_steps
-from .panels import fill_places, fill_terms, lines_of, run_offset, runs_of
+from .blocked import CALL_SECONDS, depth_of, most_workers, parts_for, seconds
+from .gemm_blocks import gemm_kernels
 from .patches import is_patchwise
-from .slab import (
-    BLOCKS,
-    CHANNEL,
-    EXTRA,
-    IMAGES,
-    SHARES,
-    WRITE_CYCLES,
-    Block,
-    block_image,
-    block_images,
-    block_vector,
-    cut,
-    pack_cycles,
-    shareable,
-    slab_bytes,
-    tap_offsets,
-    tap_positions,
-)  # fmt: skip
+from .slab import SHARES, WRITE_CYCLES, Block, block_vector, cut, pack_cycles, shareable, slab_bytes, tap_offsets, tap_positions
 
-__all__ = ["CHANNELS", "CHUNK", "DEPTH", "LAYERS", "TAPS", "GemmExecutor", "ImplicitGemm", "Layout", "areas_of", "layout_with"]
+__all__ = ["GemmExecutor", "ImplicitGemm", "Layout", "areas_of", "layout_with"]
 
 SLAB_BYTES = 768 * 1024
 """The packed input of a block: it shares the second-level cache with a panel and the weights."""
@@ -156,221 +132,6 @@ def _run(problem: ConvProblem, block: Block, in_place: bool) -> int:
     return run
 
 
-# A block's own numbers: output channels and vectors of a tile, input channels (or pairs) of a panel, taps, channels of a group,
-# layers of a factor.
-CHANNELS, VECTORS, CHUNK, TAPS, DEPTH, LAYERS = range(EXTRA, EXTRA + 6)
-UINT8 = Tag("uint8")
-
-# --- kernel --------------------------------------------------------------------------------------------------------------------
-
-
-@helper
-def panel_pieces(pieces, pixels, first, count, lanes, size):
-    """Pixels first .. first + count of a block as runs of neighbours, no longer than a vector: (source, target, length)."""
-    filled, start = 0, 0
-    while start < count:
-        source, length, most = pixels[first + start], 1, min(lanes, count - start)
-        while length < most and pixels[first + start + length] == source + length * size:
-            length += 1
-        pieces[3 * filled], pieces[3 * filled + 1], pieces[3 * filled + 2] = source, start * size, length
-        filled += 1
-        start += length
-    return filled
-
-
-@helper
-def fill_taps(terms, taps, channels, channel, count, layers, layer_step):
-    """The offset of each term in a slab: of every tap in each channel, in each layer."""
-    for c in range(channels):
-        for tap in range(count):
-            for layer in range(layers):
-                terms[(c * count + tap) * layers + layer] = taps[tap] + c * channel + layer * layer_step
-
-
-@helper
-def write_runs(sums, width, rows, run, k, bias, y, lines, g, tools, yt, at):
-    """Sums of a panel for `rows` output channels from k on; `run`: the first pixel, pixels, and those of a run of y.
-
-    Runs begin at y + lines[i].
-    """
-    ys, size, (start, pixels, length) = part(g, PARTS + 2), itemsize(at), run
-    k_step, q_step = g[ys + 2], g[ys + 3 + g[DIMS] - 1]
-    done = 0
-    while done < pixels:
-        line, first = (start + done) // length, (start + done) % length
-        count = min(length - first, pixels - done)
-        target = y + (k * k_step + lines[line] + first * q_step)
-        write_rows(sums + done * size, width, rows, count, bias, g[OPTION], target, k_step, q_step, tools, yt, at)
-        done += count
-
-
-@helper
-def multiply_tiles(
-    tiles, k, w, y, lines, run, vectors, passed, resume, last, bias, areas, x, count, ahead, steps, g, b, tools, yt, at
-):  # fmt: skip
-    """So many tiles of output channels from k on, with `passed` terms that begin at w; returns whether a sum is not finite.
-
-    `areas`: the panel, the sums of these tiles, offsets of terms, pieces. `run`, `lines`: see `write_runs`. `ahead`: see `gemm`.
-    """
-    size, ys, ndim, (start, pixels, length) = itemsize(at), part(g, PARTS + 2), g[DIMS], run
-    k_step, q_step = g[ys + 2], g[ys + 3 + ndim - 1]
-    panel, sums, offsets, pieces = areas
-    # sums as the tile stores them, or rows that need more
-    plain = (q_step == itemsize(yt)) & (g[OPTION] <= 1) & (start % length + pixels <= length)
-    shift = bias if is_null(bias) else bias + k * size
-    target = y + (k * k_step + lines[start // length] + start % length * q_step)
-    bad = invoke(
-        tools[MULTIPLY], vectors, panel, passed, w, steps[0], steps[1], steps[2], tiles, sums, resume, 1 if last and plain else 0,
-        target, k_step, pixels, shift, g[OPTION], x, offsets, pieces, count, ahead,
-    )  # fmt: skip
-    if last and not plain:
-        write_runs(sums, vectors * tools[LANES] * size, tiles * b[CHANNELS], run, k, shift, y, lines, g, tools, yt, at)
-    return last and bad != 0
-
-
-@helper
-def multiply_panel(
-    first_tile, last_tile, w, w_last, y, lines, run, areas, x, channel, found, following, bias, steps, g, b, tools, yt, at
-):  # fmt: skip
-    """The outputs of a panel for the tiles first_tile .. last_tile; w and y at the group's first output channel.
-
-    `following`: the bytes from its first pixel to that of the next panel, or 0.
-    """
-    depth, per_k, channels = b[DEPTH], g[PER_K], b[CHANNELS]
-    vectors, size = -(-run[1] // tools[LANES]), itemsize(at)
-    panel, sums, offsets, pieces = areas
-    if (found >= 0) & (run[1] < vectors * tools[LANES]):
-        # stray bits could be denormal numbers, which are slow
-        clear(panel, b[CHUNK] * b[TAPS] * b[LAYERS] * vectors * tools[LANES], at)
-    whole, bad = max(min(last_tile, per_k // channels) - first_tile, 0), False
-    for first in range(0, depth, b[CHUNK]):
-        passed, resume, last = min(b[CHUNK], depth - first) * b[TAPS], 1 if first > 0 else 0, first + b[CHUNK] >= depth
-        count = found
-        # the next channels of this panel, or the first ones of the next panel
-        ahead = (following - first * channel if following else 0) if last else b[CHUNK] * channel
-        # a last tile that is not full overlaps the one before, whose channels it computes again
-        for ending in range(2):
-            tiles = (1 if first_tile + whole < last_tile else 0) if ending else whole
-            if tiles > 0:
-                k, offset, done = first_tile * channels, first_tile * steps[2], 0
-                if ending:
-                    k, offset, done = per_k - channels, w_last, whole * channels * vectors * tools[LANES] * size
-                bad |= multiply_tiles(
-                    tiles, k, w + (offset + first * b[TAPS] * steps[0]), y, lines, run, vectors, passed, resume, last, bias,
-                    (panel, sums + done, offsets, pieces), x + first * channel, count, ahead, steps, g, b, tools, yt, at,
-                )  # fmt: skip
-                count = min(found, 0)
-    return bad
-
-
-@helper
-def _blocks(begin, end, args):
-    (
-        yt, at, items, workers, scratch, areas, tables, splits, in_place, taps, x, w, w_group, w_last, steps, bias, y, status, g, b,
-    ) = args  # fmt: skip
-    tools = pointer(tables, INT64)
-    ndim, per_k, size = g[DIMS], g[PER_K], itemsize(at)
-    xs, ys, tiles, width = part(g, PARTS), part(g, PARTS + 2), -(-g[PER_K] // b[CHANNELS]), b[VECTORS] * tools[LANES]
-    own = worker_area(scratch, areas, AREAS, workers, items, begin)
-    pixels, terms = pointer(own + areas[PLACES], INT64), pointer(own + areas[TERMS], INT64)
-    axis_steps, pieces = pointer(own + areas[STEPS], INT64), pointer(own + areas[PIECES], INT64)
-    lines = pointer(own + areas[LINES], INT64)
-    window_steps(axis_steps, in_place, g, b, size)
-    image, channel = (g[xs], g[xs + 2]) if in_place else (b[DEPTH] * b[CHANNEL] * size, b[CHANNEL] * size)
-    if in_place:
-        fill_terms(terms, b[CHUNK], channel, ndim, axis_steps, g)
-    else:
-        fill_taps(terms, taps, b[CHUNK], channel, b[TAPS], b[LAYERS], b[IMAGES] * image)
-    parts = own + areas[PANEL], own + areas[SUMS], own + areas[TERMS], own + areas[PIECES]
-    where, source, run, each, total = -1, x, 1, 1, 0
-    configure_tiles(tools)
-    for item in range(begin, end):
-        block, group = item // splits % b[BLOCKS], item // splits // b[BLOCKS]
-        n = block_image(b, ndim, block)
-        if item // splits != where:
-            where, source = item // splits, x + (n * g[xs] + group * g[xs + 1])
-            fill_places(pixels, 1, image, axis_steps, g, b, block)
-            inner, run = runs_of(g, b, block, PARTS + 2)
-            each = lines_of(inner, g, b, block)
-            total = block_images(g, b, block) * each * run
-            for line in range(total // run):
-                lines[line] = (n + line // each) * g[ys] + run_offset(line % each, inner, g, b, block)
-            if in_place:
-                source = source + array_origin(g, b, block)
-            else:
-                slab, images = own + areas[SLAB], block_images(g, b, block)
-                pack_layers(tables, b[LAYERS], b[IMAGES] * image, slab, source, block, images, g[PER_C], g, b)
-                source = slab
-        first_tile, last_tile = tiles * (item % splits) // splits, tiles * (item % splits + 1) // splits
-        shift = bias if is_null(bias) else bias + group * per_k * size
-        for start in range(0, total, width):
-            used = min(width, total - start)
-            found = panel_pieces(pieces, pixels, start, used, tools[LANES], size)
-            if (tools[CONFIGURE] == 0) & (tiles <= DIRECT_TILES) & (found * tools[LANES] == used):
-                found = -1
-            following = pixels[start + width] - pixels[start] if start + width < total else 0
-            if multiply_panel(
-                first_tile, last_tile, w + group * w_group, w_last, y + group * g[ys + 1], lines, (start, used, run), parts, source,
-                channel, found, following, shift, steps, g, b, tools, yt, at,
-            ):  # fmt: skip
-                for line in range(start // run, -(-(start + used) // run)):
-                    store(status + (n + line // each), np.uint8(1), UINT8)
-    release_tiles(tools)
-
-
-# The parts of a worker's scratch memory: offsets of pixels, of runs in y, of terms, bytes from position to position, pieces of a
-# panel; the slab, a panel, sums of all output channels.
-PLACES, LINES, TERMS, STEPS, PIECES, SLAB, PANEL, SUMS, AREAS = range(9)
-
-
-@kernel
-def implicit_gemm(
-    yt: Tag, at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, tools: Address, splits: int,
-    in_place: int, taps: Address, x: Address, w: Address, w_step: int, w_k: int, w_tile: int, w_group: int, w_last: int,
-    bias: Address, y: Address, status: Address, g: Address, b: Address,
-) -> None:  # fmt: skip
-    """y from x and w: an item is a block of outputs for some of the tiles of output channels.
-
-    `tools`: see `tools_for`, or a table for each layer; `taps`: the byte offset of each tap in a channel of the slab. Weights lie
-    `w_step` bytes apart from term to term, `w_k` from channel to channel of a tile, `w_tile` from tile to tile and `w_group` from
-    group to group; the last tile, which ends with the last channel, starts at `w_last`. `status` gets a 1 for each image of which
-    a sum is not finite. Weights and bias are in the accumulation dtype.
-    """
-    parallel_for(
-        region,
-        workers,
-        items,
-        _blocks,
-        (
-            yt, at, items, workers, scratch, pointer(areas, INT64), tools, splits, in_place,
-            pointer(taps, INT64), x, w, w_group, w_last, (w_step, w_k, w_tile), bias, y, status, pointer(g, INT64),
-            pointer(b, INT64),
-        ),
-    )  # fmt: skip
-
-
-@helper
-def _tiles(begin, end, args):
-    at, tools, w, target, g, b = args
-    ws, depth, per_k, width = part(g, PARTS + 1), b[DEPTH], g[PER_K], b[CHANNELS] * itemsize(at)
-    tiles = -(-per_k // b[CHANNELS])
-    for item in range(begin, end):
-        group, k = item // tiles, min(item % tiles * b[CHANNELS], per_k - b[CHANNELS])
-        place, source = target + item * depth * b[TAPS] * width, w + (group * g[ws] + k * g[ws + 1])
-        invoke(tools[PACK_WEIGHTS], tools, place, source, b[CHANNELS], 0, depth, b[TAPS], width, g)
-
-
-@kernel
-def pack_tiles(
-    at: Tag, region: int, workers: int, items: int, tools: Address, w: Address, target: Address, g: Address, b: Address
-) -> None:
-    """All tiles of w, ``[tile][c][tap][channel]``: an item is a tile of a group."""
-    parallel_for(region, workers, items, _tiles, (at, pointer(tools, INT64), w, target, pointer(g, INT64), pointer(b, INT64)))
-
-
-_kernels = Unit("implicit_gemm.kernels", called=lambda out, acc: [(implicit_gemm, (out, acc)), (pack_tiles, (acc,))])
-
-
 # --- the implementation --------------------------------------------------------------------------------------------------------
 
 
@@ -383,9 +144,11 @@ def areas_of(problem: ConvProblem, layout: Layout) -> Areas:
     return Areas(
         8 * layout.block.pixels,
         8 * layout.block.pixels,
+        8 * layout.block.pixels,
         8 * terms * layout.layers,
         8 * problem.ndim,
         24 * layout.width,
+        8 * layout.tile.vectors,
         slab,
         rows * layout.width * item,
         tiles * layout.tile.channels * layout.width * item,
@@ -424,7 +187,7 @@ class GemmExecutor(ForwardExecutor):
         numbers = layout.chunk, len(self._taps), layout.depth, layout.layers
         self._block = block_vector(block, tile.channels, tile.vectors, *numbers)
         self._tools = self.tools(block.step[-1])
-        self._kernel, self._pack = _kernels.functions(problem.out_dtype, problem.acc_dtype)
+        self._kernel, self._pack = gemm_kernels.functions(problem.out_dtype, problem.acc_dtype)
 
     def tools(self, phases: int) -> Any:
         """What the kernel calls by address; `phases`: of a row of the slab."""

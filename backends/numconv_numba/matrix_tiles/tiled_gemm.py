@@ -19,18 +19,8 @@ from numconv.plugin import ConvProblem, Verdict
 from numconv_numba.compiling.compiler import Address, Tag, helper, invoke, kernel
 from numconv_numba.dense.base import Weights, compute_again
 from numconv_numba.dense.blocked import CALL_SECONDS, Blocked, depth_of, most_workers, seconds
-from numconv_numba.dense.implicit_gemm import (
-    CHANNELS,
-    CHUNK,
-    DEPTH,
-    LAYERS,
-    TAPS,
-    GemmExecutor,
-    ImplicitGemm,
-    Layout,
-    areas_of,
-    layout_with,
-)
+from numconv_numba.dense.gemm_blocks import CHANNELS, CHUNK, DEPTH, LAYERS, TAPS
+from numconv_numba.dense.implicit_gemm import GemmExecutor, ImplicitGemm, Layout, areas_of, layout_with
 from numconv_numba.dense.slab import WRITE_CYCLES, Block, pack_cycles
 from numconv_numba.elements import INT64, itemsize, keep, memory, scratch
 from numconv_numba.entries import MULTIPLY, PACK_WEIGHTS, READ_WORDS

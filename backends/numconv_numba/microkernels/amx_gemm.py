@@ -93,8 +93,11 @@ class _Block:
 class _Results:
     """Emits the way of a block's sums to y."""
 
-    def __init__(self, emit: Emitter, builder: Any, memory: Memory, vectors: int, pixels: Any, bias: Any, relu: Any, finish: Any):
+    def __init__(
+        self, emit: Emitter, builder: Any, memory: Memory, vectors: int, places: Any, pixels: Any, bias: Any, relu: Any, finish: Any
+    ):
         self.emit, self.builder, self.memory, self.bias = emit, builder, memory, bias
+        self.places = [emit.offset(places, v) for v in range(vectors)]
         self.masks = [emit.first(builder.sub(pixels, _i64(v * emit.lanes))) for v in range(vectors)]
         self.biased = builder.icmp_unsigned("!=", builder.ptrtoint(bias, _i64), _i64(0))
         self.clip = emit.spread(builder.icmp_signed("!=", relu, _i64(0)))
@@ -114,7 +117,7 @@ class _Results:
                 shift = emit.broadcast(place)
                 for v, (vector, mask) in enumerate(zip(found, self.masks, strict=True)):
                     total = builder.select(emit.spread(self.biased), builder.fadd(vector, shift), vector)
-                    target = emit.at(emit.at(y, builder.mul(k, y_k)), v * self.memory.width)
+                    target = emit.at(emit.at(y, builder.mul(k, y_k)), self.places[v])
                     self.memory.store_masked(emit.positive(total, self.clip), target, mask)
 
 
@@ -127,17 +130,17 @@ def _clear_rows(emit: Emitter, builder: Any, panel: Any, first: Any, last: Any, 
 @intrinsic
 def _multiply_tiles(
     typingctx: Any, shape: Any, dtype: Any, vectors: Any, panel: Any, terms: Any, w: Any, w_step: Any, w_k: Any, w_tile: Any,
-    tiles: Any, sums: Any, resume: Any, finish: Any, y: Any, y_k: Any, pixels: Any, bias: Any, relu: Any, x: Any, offsets: Any,
-    pieces: Any, count: Any, ahead: Any,
+    tiles: Any, sums: Any, resume: Any, finish: Any, y: Any, y_k: Any, places: Any, pixels: Any, bias: Any, relu: Any, x: Any,
+    offsets: Any, pieces: Any, count: Any, ahead: Any,
 ) -> Any:  # fmt: skip
-    check_kinds((shape, dtype), (panel, w, sums, y, bias, x, offsets, pieces))
+    check_kinds((shape, dtype), (panel, w, sums, y, places, bias, x, offsets, pieces))
     body, products = shape.value
     n, layers = types.int64, layers_of(products)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         (
-            _, _, vectors, panel, terms, w, w_step, _, w_tile, tiles, sums, resume, finish, y, y_k, pixels, bias, relu, x, offsets,
-            pieces, count, _,
+            _, _, vectors, panel, terms, w, w_step, _, w_tile, tiles, sums, resume, finish, y, y_k, places, pixels, bias, relu, x,
+            offsets, pieces, count, _,
         ) = args  # fmt: skip
         emit, flag = Emitter(builder, "float32", ROWS), cgutils.alloca_once_value(builder, _i64(0))
         memory = Memory(context, builder, emit, dtype.value)
@@ -148,7 +151,7 @@ def _multiply_tiles(
         for used in range(1, VECTORS + 1):
             with builder.if_then(builder.icmp_signed("==", vectors, _i64(used))):
                 width = used * ROW_BYTES
-                results = _Results(emit, builder, memory, used, pixels, bias, relu, finish)
+                results = _Results(emit, builder, memory, used, places, pixels, bias, relu, finish)
                 with builder.if_then(builder.icmp_signed("!=", count, _i64(0))):
                     Columns(emit, builder, x, offsets, rows, pieces, panel, _i64(width)).copy_all(count)
                     _clear_rows(emit, builder, panel, rows, most, width)
@@ -163,14 +166,14 @@ def _multiply_tiles(
                     results.write(own, channels, first, y, y_k, flag)
         return builder.load(flag)
 
-    return n(shape, dtype, n, panel, n, w, n, n, n, n, sums, n, n, y, n, n, bias, n, x, offsets, pieces, n, n), codegen
+    return n(shape, dtype, n, panel, n, w, n, n, n, n, sums, n, n, y, n, places, n, bias, n, x, offsets, pieces, n, n), codegen
 
 
 @kernel
 def multiply_tiles(
     shape: Tag, dtype: Tag, vectors: int, panel: Address, terms: int, w: Address, w_step: int, w_k: int, w_tile: int, tiles: int,
-    sums: Address, resume: int, finish: int, y: Address, y_k: int, pixels: int, bias: Address, relu: int, x: Address,
-    offsets: Address, pieces: Address, count: int, ahead: int,
+    sums: Address, resume: int, finish: int, y: Address, y_k: int, places: Address, pixels: int, bias: Address, relu: int,
+    x: Address, offsets: Address, pieces: Address, count: int, ahead: int,
 ) -> int:  # fmt: skip
     """What `gemm.multiply` does, with the same parameters; registers are configured for the channels of a tile.
 
@@ -194,6 +197,6 @@ def multiply_tiles(
         Not used.
     """
     return _multiply_tiles(
-        shape, dtype, vectors, panel, terms, w, w_step, w_k, w_tile, tiles, sums, resume, finish, y, y_k, pixels, bias, relu, x,
-        offsets, pieces, count, ahead,
+        shape, dtype, vectors, panel, terms, w, w_step, w_k, w_tile, tiles, sums, resume, finish, y, y_k, places, pixels, bias,
+        relu, x, offsets, pieces, count, ahead,
     )  # fmt: skip

@@ -8,7 +8,7 @@ van de Geijn, "Anatomy of high-performance matrix multiplication" (2008), sectio
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -100,12 +100,13 @@ class _Tiles:
         self.emit, self.builder, self.results, self.vectors, self.channels = emit, builder, results, vectors, channels
         (
             self.panel, self.terms, self.w, self.w_step, self.w_k, self.w_tile, self.tiles, self.sums, self.resume, self.finish,
-            self.y, self.y_k, self.pixels, self.bias, self.relu, x, offsets, pieces, self.count, self.ahead,
+            self.y, self.y_k, places, self.pixels, self.bias, self.relu, x, offsets, pieces, self.count, self.ahead,
         ) = args  # fmt: skip
         self.masks = [emit.first(builder.sub(self.pixels, _i64(v * emit.lanes))) for v in range(vectors)]
         self.slots = [[emit.accumulator() for _ in range(vectors)] for _ in range(channels)]
         self.columns = Columns(emit, builder, x, offsets, self.terms, pieces, self.panel, _i64(vectors * emit.width))
-        self.in_place = builder.icmp_signed("<", self.count, _i64(0))
+        self.filling = builder.icmp_signed("<", self.count, _i64(0))
+        self.places = [emit.offset(places, v) for v in range(vectors)]
         self.sources = [emit.at(x, emit.offset(pieces, 3 * v)) for v in range(vectors)]
 
     def each(self) -> Any:
@@ -125,22 +126,26 @@ class _Tiles:
 
     def fetch(self, y: Any) -> None:
         """Bring the lines of y that a tile will write: a row that begins within one ends in another."""
-        emit, builder, width = self.emit, self.builder, self.results.width
+        emit, builder = self.emit, self.builder
         rows = [emit.at(y, emit.times(self.y_k, k)) for k in range(self.channels)]
         with builder.if_then(builder.icmp_signed("!=", self.finish, _i64(0))):
             for row in rows:
-                for v in range(self.vectors):
-                    emit.prefetch(emit.at(row, v * width), write=True)
-            apart = builder.and_(builder.or_(builder.ptrtoint(y, _i64), self.y_k), _i64(_LINE - 1))
+                for place in self.places:
+                    emit.prefetch(emit.at(row, place), write=True)
+            # the last vector's end; that of another is mostly where the next one begins
+            start = emit.at(y, self.places[-1])
+            apart = builder.and_(builder.or_(builder.ptrtoint(start, _i64), self.y_k), _i64(_LINE - 1))
             with builder.if_then(builder.icmp_signed("!=", apart, _i64(0))):
                 for row in rows:
-                    emit.prefetch(emit.at(row, self.vectors * width - 1), write=True)
+                    emit.prefetch(emit.at(emit.at(row, self.places[-1]), self.results.width - 1), write=True)
 
-    def add_term(self, w: Any, term: Any, places: list[Any]) -> None:
-        """One term, whose pixels lie at these places."""
+    def add_term(self, w: Any, term: Any, places: list[Any], copies: Sequence[Any] = ()) -> None:
+        """One term, whose pixels lie at these places, and are stored at those of the copies."""
         emit, builder = self.emit, self.builder
         weights = emit.at(w, builder.mul(term, self.w_step))
         pixels = list(map(emit.load, places))
+        for pixel, copy in zip(pixels, copies, strict=False):
+            emit.store(pixel, copy)
         for k in range(self.channels):
             weight = emit.broadcast(emit.at(weights, emit.times(self.w_k, k)))
             for v in range(self.vectors):
@@ -174,12 +179,17 @@ class _Tiles:
         def fetch(term: Any) -> None:
             emit.prefetch(emit.at(place, emit.offset(self.columns.offsets, term)), write=False, level=2)
 
-        with builder.if_else(self.in_place) as (direct, copied):
+        # the first tile copies what it reads: its loads and stores take their turns beside the multiply-adds
+        copies = builder.and_(self.filling, builder.icmp_signed("==", tile, _i64(0)))
+        with builder.if_else(copies) as (direct, copied):
             with direct:
                 # LLVM loads the pixels of all terms of a turn ahead
                 held = self.vectors * (self.channels + UNROLLED) + 2
                 several = UNROLLED if held <= host().registers else 1
-                _repeat(builder, self.terms, lambda term: self.add_term(w, term, self.in_source(term)), fetch, several)
+                _repeat(
+                    builder, self.terms, lambda term: self.add_term(w, term, self.in_source(term), self.in_panel(term)),
+                    fetch, several,
+                )  # fmt: skip
             with copied:
                 # nothing of x that is copied already
                 _repeat(
@@ -191,7 +201,8 @@ class _Tiles:
         """To y with bias and activation; whole vectors without masks."""
         emit, builder = self.emit, self.builder
         clip = builder.icmp_signed("!=", self.relu, _i64(0))
-        each = [(k, v, slot, emit.at(emit.at(y, emit.times(self.y_k, k)), v * self.results.width)) for k, v, slot in self.each()]
+        starts = [emit.at(y, place) for place in self.places]
+        each = [(k, v, slot, emit.at(starts[v], emit.times(self.y_k, k))) for k, v, slot in self.each()]
         with builder.if_then(builder.icmp_unsigned("!=", builder.ptrtoint(bias, _i64), _i64(0))):
             for k, _, slot, _ in each:
                 shift = emit.broadcast(emit.at(bias, k * emit.width // emit.lanes))
@@ -252,10 +263,10 @@ class _Tiles:
 @intrinsic
 def _multiply(
     typingctx: Any, shape: Any, dtype: Any, vectors: Any, panel: Any, terms: Any, w: Any, w_step: Any, w_k: Any, w_tile: Any,
-    tiles: Any, sums: Any, resume: Any, finish: Any, y: Any, y_k: Any, pixels: Any, bias: Any, relu: Any, x: Any, offsets: Any,
-    pieces: Any, count: Any, ahead: Any,
+    tiles: Any, sums: Any, resume: Any, finish: Any, y: Any, y_k: Any, places: Any, pixels: Any, bias: Any, relu: Any, x: Any,
+    offsets: Any, pieces: Any, count: Any, ahead: Any,
 ) -> Any:  # fmt: skip
-    check_kinds((shape, dtype), (panel, w, sums, y, bias, x, offsets, pieces))
+    check_kinds((shape, dtype), (panel, w, sums, y, places, bias, x, offsets, pieces))
     most, channels, lanes = shape.value
     n = types.int64
 
@@ -268,19 +279,19 @@ def _multiply(
                 builder.store(_Tiles(emit, builder, results, args[3:], used, channels).emit_all(), result)
         return builder.load(result)
 
-    return n(shape, dtype, n, panel, n, w, n, n, n, n, sums, n, n, y, n, n, bias, n, x, offsets, pieces, n, n), codegen
+    return n(shape, dtype, n, panel, n, w, n, n, n, n, sums, n, n, y, n, places, n, bias, n, x, offsets, pieces, n, n), codegen
 
 
 @kernel(emitted=True)
 def multiply(
     shape: Tag, dtype: Tag, vectors: int, panel: Address, terms: int, w: Address, w_step: int, w_k: int, w_tile: int, tiles: int,
-    sums: Address, resume: int, finish: int, y: Address, y_k: int, pixels: int, bias: Address, relu: int, x: Address,
-    offsets: Address, pieces: Address, count: int, ahead: int,
+    sums: Address, resume: int, finish: int, y: Address, y_k: int, places: Address, pixels: int, bias: Address, relu: int,
+    x: Address, offsets: Address, pieces: Address, count: int, ahead: int,
 ) -> int:  # fmt: skip
     """y[k, i] = the sum over t of w[k, t] * panel[t, i]: one chain each, in this order. Returns 1 if a sum is not finite, else 0.
 
     Before, panel[t, target + i] = x[source + offsets[t] + i] for i < length, for each piece (source, target, length). If `count` is
-    negative, each vector is a piece, and panel[t, i] is read where it lies in x.
+    negative, each vector is a piece, and the first tile copies them as it reads them.
 
     Parameters
     ----------
@@ -305,6 +316,8 @@ def multiply(
     y : Address
     y_k : int
         Bytes from channel to channel.
+    places : Address
+        Of an int64 table: the byte offset in y of each vector.
     pixels : int
         Pixels that are wanted, no more than the vectors hold.
     bias : Address
@@ -317,11 +330,11 @@ def multiply(
     pieces : Address
         Of an int64 table: source in x and target in a term of the panel, in bytes, and length in elements, no more than lanes.
     count : int
-        Number of pieces; 0 where the panel is full, -1 where there is none.
+        Number of pieces; 0 where the panel is full, -1 where the first tile fills it.
     ahead : int
         Bytes from the first pixel to that in x of the next panel, which is fetched; 0 if there is none.
     """
     return _multiply(
-        shape, dtype, vectors, panel, terms, w, w_step, w_k, w_tile, tiles, sums, resume, finish, y, y_k, pixels, bias, relu, x,
-        offsets, pieces, count, ahead,
+        shape, dtype, vectors, panel, terms, w, w_step, w_k, w_tile, tiles, sums, resume, finish, y, y_k, places, pixels, bias,
+        relu, x, offsets, pieces, count, ahead,
     )  # fmt: skip
