@@ -55,6 +55,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .embedded import FloatProducts, RealProducts
     from .matrix_tiles.tiled_gemm import TiledGemm
     from .matrix_tiles.tiled_weights import TiledWeights
+    from .pooling.box_pooling import BoxPool
     from .pooling.crosswise_pooling import CrosswisePool
     from .pooling.flat_pooling import FlatPool
     from .pooling.flat_unpooling import FlatUnpool
@@ -111,6 +112,7 @@ def _implementations() -> tuple[Implementation, ...]:
         FloatProducts(),
         RealProducts(),
         Direct(),
+        BoxPool(),
         CrosswisePool(),
         FlatPool(),
         VectorPool(),

@@ -49,6 +49,7 @@ __all__ = [
     "outer_axis",
     "phases_of",
     "place_in",
+    "rows_read",
     "slide",
     "split_item",
 ]
@@ -221,6 +222,20 @@ def outer_axis(problem: Problem, axis: int, back: bool) -> Axis:
         return Axis(size, output, np.where(table < output, table, -1).clip(-1))
     read = stride * np.arange(output)[:, None] + taps - low
     return Axis(output, size, np.where((read >= 0) & (read < size), read, -1))
+
+
+def rows_read(tables: Sequence[np.ndarray[Any, Any]], sources: Sequence[int]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Which rows of the source each row of results reads, in the order of taps, then -1: ``[rows, taps]``; and how many.
+
+    `tables` are those of the outer axes, `sources` their sizes.
+    """
+    found = np.zeros((1, 1), np.int64)
+    for table, size in zip(tables, sources, strict=False):
+        before, here = found[:, None, :, None], table[None, :, None, :]
+        both = np.where((before >= 0) & (here >= 0), before * size + here, -1)
+        found = both.reshape(found.shape[0] * table.shape[0], -1)
+    order = np.argsort(found < 0, axis=1, kind="stable")
+    return np.take_along_axis(found, order, axis=1), (found >= 0).sum(1)
 
 
 def inner_axis(problem: Problem, back: bool) -> Inner:

@@ -12,7 +12,7 @@ from numba.core import cgutils
 
 from .emit import Emitter
 
-__all__ = ["MAX_STRIDE", "Row"]
+__all__ = ["MAX_STRIDE", "Row", "picked"]
 
 MAX_STRIDE = 4
 """Of the elements that vectors are taken apart for, or woven from."""
@@ -49,7 +49,7 @@ class Row:
                 vectors.append(emit.load(place))
             else:
                 vectors.append(emit.load_masked(place, self.inside(builder.add(start, _i64(number * emit.lanes))), other))
-        return self.pick(vectors, range(ahead, self.stride * emit.lanes, self.stride))
+        return picked(emit, vectors, range(ahead, self.stride * emit.lanes, self.stride))
 
     def gather(self, address: Any, start: Any) -> Any:
         """`fetch` for a stride that is given at the call."""
@@ -66,13 +66,13 @@ class Row:
         function = cgutils.get_or_insert_function(builder.module, signature, name)
         return builder.call(function, [pointers, _i32(self.item), mask, emit.zero])
 
-    def pick(self, vectors: list[Any], indices: Any) -> Any:
-        """The lanes of some vectors, one behind the other, at these indices; from each half of more than two, then from both."""
-        emit = self.emit
-        if len(vectors) <= 2:
-            return emit.shuffle(vectors[0], vectors[-1], indices)
-        half = 2 if len(vectors) < 5 else 4
-        first = [index if index < half * emit.lanes else 0 for index in indices]
-        second = [index - half * emit.lanes if index >= half * emit.lanes else 0 for index in indices]
-        chosen = [lane + emit.lanes * (index >= half * emit.lanes) for lane, index in enumerate(indices)]
-        return emit.shuffle(self.pick(vectors[:half], first), self.pick(vectors[half:], second), chosen)
+
+def picked(emit: Emitter, vectors: list[Any], indices: Any) -> Any:
+    """The lanes of some vectors, one behind the other, at these indices; from each half of more than two, then from both."""
+    if len(vectors) <= 2:
+        return emit.shuffle(vectors[0], vectors[-1], indices)
+    half = 2 if len(vectors) < 5 else 4
+    first = [index if index < half * emit.lanes else 0 for index in indices]
+    second = [index - half * emit.lanes if index >= half * emit.lanes else 0 for index in indices]
+    chosen = [lane + emit.lanes * (index >= half * emit.lanes) for lane, index in enumerate(indices)]
+    return emit.shuffle(picked(emit, vectors[:half], first), picked(emit, vectors[half:], second), chosen)

@@ -21,7 +21,7 @@ from numba.core import cgutils
 from numconv_numba.compiling.compiler import Address, Tag, intrinsic, kernel
 
 from .emit import Emitter, check_kinds
-from .row_access import Row
+from .row_access import Row, picked
 
 __all__ = ["HEAD", "JOB", "ROW_ENTRY", "SHORT", "TAP_ENTRY", "windows", "write_places"]
 
@@ -412,7 +412,7 @@ class _Windows(Row):
         target = emit.at(self.given["y"], builder.mul(at, _i64(self.phases * self.item)))
         for number in range(0 if self.kind == "winner" else self.phases):
             lanes = range(number * emit.lanes, (number + 1) * emit.lanes)
-            woven = self.pick(values, [e % self.phases * emit.lanes + e // self.phases for e in lanes])
+            woven = picked(emit, values, [e % self.phases * emit.lanes + e // self.phases for e in lanes])
             place = emit.at(target, number * emit.width)
             if whole:
                 emit.store(woven, place)

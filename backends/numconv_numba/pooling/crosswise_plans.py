@@ -12,7 +12,7 @@ import numpy as np
 from numconv.plugin import PoolProblem, np_dtype
 from numconv_numba.microkernels.crosswise import CROSSWISE, ENTRY
 from numconv_numba.microkernels.emit import lanes_of
-from numconv_numba.sliding import outer_axis
+from numconv_numba.sliding import outer_axis, rows_read
 
 from .averages import axis_counts
 
@@ -204,14 +204,9 @@ def _sweep(
 
 def _lists(outer: Sequence[np.ndarray[Any, Any]], sides: _Sides, pitch: int) -> np.ndarray[Any, Any]:
     """``[rows, 1 + taps, 3]``: for each row of results how many rows of the source it reads; where these begin, their places."""
-    found = np.zeros((1, 1), np.int64)
-    for table, size in zip(outer, sides.sources, strict=False):
-        before, here = found[:, None, :, None], table[None, :, None, :]
-        both = np.where((before >= 0) & (here >= 0), before * size + here, -1)
-        found = both.reshape(found.shape[0] * table.shape[0], -1)
-    found = np.take_along_axis(found, np.argsort(found < 0, axis=1, kind="stable"), axis=1)
+    found, counts = rows_read(outer, sides.sources)
     lists = np.zeros((len(found), found.shape[1] + 1, ENTRY // 8), np.int64)
-    lists[:, 0, 0] = (found >= 0).sum(1)
+    lists[:, 0, 0] = counts
     lists[:, 1:, 1] = found * sides.sources[-1]
     lists[:, 1:, 0] = lists[:, 1:, 1] * pitch
     return lists

@@ -1,0 +1,210 @@
+"""Average pooling as box filters: along the outer axes first, then along the row, from registers.
+
+A mean is the sum of its window times the reciprocal of its count. Half types become float32 on the way.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numconv.plugin import Implementation, PoolProblem, Verdict, np_dtype
+from numconv_numba.compiling.compiler import Address, Tag, helper, invoke, kernel
+from numconv_numba.elements import INT64, itemsize, keep, memory, scratch
+from numconv_numba.microkernels.boxes import BOX, boxes, vectors_read
+from numconv_numba.microkernels.emit import flag_table, lanes_of
+from numconv_numba.scalar import pointer
+from numconv_numba.sliding import outer_axis, rows_read
+from numconv_numba.threads import MAX_THREADS, parallel_for, run
+
+from .averages import axis_counts
+from .pool import Pool
+from .vector_pooling import averaged_in_vectors
+from .window_rows import fill_memory
+
+__all__ = ["BoxPool"]
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+MOST_TAPS = 16
+"""Along a row, each of which is a shuffle."""
+MOST_VECTORS = 8
+"""Of x, whose sums stay in registers."""
+MOST_RESULTS = 4
+"""Vectors of a chunk, of longer rows."""
+MAX_LISTS = 1 << 20
+"""Bytes of the lists of a plane."""
+CYCLE = 2.5e-10
+"""Seconds."""
+JOB_SIZE = len(BOX)
+FIRST, ROWS, PLANE_ROWS, PLANE_STEP, Y_STEP = map(BOX.index, ("first", "rows", "plane_rows", "plane_step", "y_step"))
+
+
+@helper
+def _pool(begin, end, args):
+    tool, x, y, lists, shares, flags, vector = args
+    g = pointer(vector, INT64)
+    buffer = scratch(8 * JOB_SIZE)
+    job = pointer(memory(buffer), INT64)
+    for entry in range(JOB_SIZE):
+        job[entry] = g[entry]
+    job[FIRST], job[ROWS] = begin % g[PLANE_ROWS], end - begin
+    plane = x + begin // g[PLANE_ROWS] * g[PLANE_STEP]
+    invoke(tool, plane, lists, y + begin * g[Y_STEP], shares, flags, memory(buffer))
+    keep(buffer)
+
+
+@kernel
+def pool(
+    region: int, workers: int, items: int, tool: int, x: Address, y: Address, lists: Address, shares: Address, flags: Address,
+    g: Address,
+) -> None:  # fmt: skip
+    """y from x by the microkernel `boxes`, whose tables and job the others are: an item is a row of y."""
+    parallel_for(region, workers, items, _pool, (tool, x, y, lists, shares, flags, g))
+
+
+# --- what is known of a problem ------------------------------------------------------------------------------------------------
+
+
+class _Chunks(NamedTuple):
+    """How rows of results are parted.
+
+    Attributes
+    ----------
+    results, vectors : int
+        Vectors of results of a chunk, and of x that it reads.
+    total : int
+        Chunks of a row.
+    """
+
+    results: int
+    vectors: int
+    total: int
+
+
+def _places(problem: PoolProblem) -> tuple[int, ...]:
+    return tuple(problem.dilation[-1] * tap for tap in range(problem.window[-1]))
+
+
+def _chunks(problem: PoolProblem) -> _Chunks:
+    """A row that its vectors of x fit into registers is one chunk."""
+    lanes, stride = lanes_of(problem.acc_dtype), problem.stride[-1]
+    read = functools.partial(vectors_read, lanes, stride, _places(problem))
+    whole = -(-problem.output[-1] // lanes)
+    vectors = min(read(whole), -(-(problem.spatial[-1] + problem.padding[-1][0]) // lanes))
+    if vectors <= MOST_VECTORS:
+        return _Chunks(whole, vectors, 1)
+    results = max((n for n in range(1, MOST_RESULTS + 1) if read(n) <= MOST_VECTORS), default=1)
+    return _Chunks(results, read(results), -(-whole // results))
+
+
+def _inside(problem: PoolProblem, chunks: _Chunks) -> tuple[int, int]:
+    """From which to which chunk all lanes exist; the only one has masks."""
+    lanes, low = lanes_of(problem.acc_dtype), problem.padding[-1][0]
+    step = chunks.results * lanes
+    begin = -(-low // (problem.stride[-1] * step))
+    reading = (problem.spatial[-1] + low - chunks.vectors * lanes) // (problem.stride[-1] * step) + 1
+    end = max(min(problem.output[-1] // step, reading), 0)
+    return (begin, end) if begin < end and chunks.total > 1 else (chunks.total, chunks.total)
+
+
+def _flags(problem: PoolProblem, chunks: _Chunks) -> np.ndarray[Any, Any]:
+    """Which lanes exist, for each chunk that is not inside the row the vectors of x, then those of results."""
+    lanes, (begin, end) = lanes_of(problem.acc_dtype), _inside(problem, chunks)
+    numbers = np.r_[:begin, end : chunks.total][:, None] * (chunks.results * lanes)
+    read = problem.stride[-1] * numbers - problem.padding[-1][0] + np.arange(chunks.vectors * lanes)
+    made = numbers + np.arange(chunks.results * lanes)
+    there = np.concatenate([(read >= 0) & (read < problem.spatial[-1]), made < problem.output[-1]], axis=1)
+    return np.ascontiguousarray(flag_table(there.reshape(-1, lanes), problem.acc_dtype))
+
+
+def _lists(problem: PoolProblem, scales: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    """``[rows, 2 + taps]``: how many rows of x each row of results reads, its scale, their byte offsets in the plane."""
+    outer = range(problem.ndim - 1)
+    found, counts = rows_read([outer_axis(problem, axis, False).table for axis in outer], problem.spatial)
+    lists = np.empty((len(found), 2 + found.shape[1]), np.int64)
+    lists[:, 0] = counts
+    lists[:, 1] = functools.reduce(np.multiply.outer, scales, np.ones(1)).ravel().view(np.int64)
+    lists[:, 2:] = found * (problem.spatial[-1] * np_dtype(problem.dtype).itemsize)
+    return lists
+
+
+def _list_bytes(problem: PoolProblem) -> int:
+    return 8 * math.prod(problem.output[:-1]) * (2 + math.prod(problem.window[:-1]))
+
+
+class _Executor:
+    """The microkernel and its tables, and the general implementation for arrays that do not fill their memory in row-major order."""
+
+    def __init__(self, problem: PoolProblem):
+        self._problem, chunks, acc = problem, _chunks(problem), problem.acc_dtype
+        item, lanes, stride, low = np_dtype(problem.dtype).itemsize, lanes_of(acc), problem.stride[-1], problem.padding[-1][0]
+        *scales, last = (1 / counts for counts in axis_counts(problem))
+        shares = np.zeros(chunks.total * chunks.results * lanes, acc)
+        shares[: last.size] = last
+        lists, rows = _lists(problem, scales), math.prod(problem.output[:-1])
+        across = problem.stride[-2] if problem.ndim > 1 else 0  # long rows are streams that the processor fetches by itself
+        job = [
+            0, 0, rows, math.prod(problem.spatial) * item, lists.strides[0], problem.output[-1] * item, -low * item,
+            stride * chunks.results * lanes * item, *_inside(problem, chunks), chunks.total, across * problem.spatial[-1] * item,
+        ]  # fmt: skip
+        self._tables = lists, shares, _flags(problem, chunks), np.array(job, np.int64)
+        shape = (lanes, stride, _places(problem), chunks.vectors, chunks.results, chunks.total == 1)
+        tool = boxes.address(shape, (problem.dtype, acc))
+        items, work = problem.n * problem.c * rows, 2 * _cycles(problem) * lanes
+        self._run = functools.partial(run, pool.specialise(), items, work, tool)
+
+    @functools.cached_property
+    def _general(self) -> Any:
+        return Pool().build(self._problem)
+
+    def __call__(self, outs: Any, ins: Any) -> None:
+        """Compute."""
+        if not fill_memory((*outs, *ins)):
+            self._general(outs, ins)
+        elif self._problem.n:
+            self._run(*ins, *outs, *self._tables)
+
+
+def _cycles(problem: PoolProblem) -> float:
+    """Of one thread."""
+    chunks = _chunks(problem)
+    columns = math.prod(problem.window[:-1]) * chunks.vectors * 1.0
+    along = chunks.results * (problem.window[-1] * (1 + 0.5 * (problem.stride[-1] > 2)) + 2)
+    return problem.n * problem.c * math.prod(problem.output[:-1]) * (10 + chunks.total * (columns + along))
+
+
+class BoxPool(Implementation):
+    """Average pooling of real floats, along the outer axes first."""
+
+    name = "box_pool"
+    ops = frozenset(("avg_pool",))
+
+    def supports(self, problem: PoolProblem) -> Verdict:
+        """Channels first, one dtype of real floats, few taps along the rows, not at "strict": sums have another order."""
+        if problem.layout == "channels_last":
+            return Verdict.no("channels last: it takes rows along the last axis")
+        if problem.dtype not in DTYPES or problem.out_dtype != problem.dtype:
+            return Verdict.no(f"{problem.dtype} to {problem.out_dtype}: it takes and gives one dtype, of real floats")
+        if problem.window[-1] > MOST_TAPS or _chunks(problem).vectors > MOST_VECTORS:
+            return Verdict.no(
+                f"{problem.window[-1]} taps along the rows, {_chunks(problem).vectors} vectors of x for some of results: "
+                f"it takes at most {MOST_TAPS} and {MOST_VECTORS}"
+            )
+        if _list_bytes(problem) > MAX_LISTS:
+            return Verdict.no(f"{_list_bytes(problem)} bytes of lists of rows: it takes at most {MAX_LISTS}")
+        return averaged_in_vectors(problem)
+
+    def cost(self, problem: PoolProblem) -> float:
+        """The time to move the arrays, and of the rows."""
+        return 2e-6 + problem.bytes / 1e11 + _cycles(problem) * CYCLE / 2
+
+    def workspace(self, problem: PoolProblem) -> int:
+        """For each thread a job."""
+        return MAX_THREADS * 256
+
+    def build(self, problem: PoolProblem) -> _Executor:
+        """The executor."""
+        return _Executor(problem)
