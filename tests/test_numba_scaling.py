@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 from numconv_numba import threads
+from numconv_numba.microkernels.emit import host
 
 import numconv as nc
 from numconv.plugin import parse
@@ -52,6 +53,11 @@ PROBLEMS = [
     ("winograd", "conv weight_grad f32 n1 c16 k20 g2 in60x60 w5x5 s1 p2 d1"),
     ("blocked", "conv forward f32 n1 c160 k64 g1 in56x56 w1x1 s1 p0 d1"),
     ("blocked", "conv forward f32 n1 c32 k80 g1 in57x56 w3x3 s2 p1 d1"),
+    pytest.param(
+        "fused_winograd",
+        "conv forward f32 n1 c70 k400 g1 in7x7 w3x3 s1 p1 d1",
+        marks=pytest.mark.skipif(host().registers < 32, reason="its sums need 32 vector registers"),
+    ),
     ("inner_product", "conv forward f32 n1 c70 k400 g1 in4x4 w3x3 s1 p1 d1"),
     ("tile", "conv forward f32 n1 c24 k3 g1 in190x191 w3x3 s1 p1 d1"),
     ("planewise", "conv weight_grad f32 n1 c1 k1 g1 in33x32x31 w3x3x3 s1 p1 d1"),

@@ -73,6 +73,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .strided.subpixel import Subpixel
     from .strided.woven import Woven
     from .winograd.forward import Winograd
+    from .winograd.fused import FusedWinograd
     from .winograd.weights import WinogradWeights
 
     return (
@@ -93,6 +94,7 @@ def _implementations() -> tuple[Implementation, ...]:
         InnerProduct(),
         ConnectedGradients(),
         RegisterTile(),
+        FusedWinograd(),
         Winograd(),
         WinogradWeights(),
         TiledGemm(),

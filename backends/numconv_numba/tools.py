@@ -19,6 +19,7 @@ from .microkernels.activation import dress
 from .microkernels.copies import join_neighbours, split
 from .microkernels.dots import dots
 from .microkernels.emit import host
+from .microkernels.fused_product import fused_product, is_fused
 from .microkernels.gemm import multiply
 from .microkernels.memory import FLUSHED
 from .microkernels.product import products
@@ -66,6 +67,7 @@ _transforms = Unit(
     lambda taps, stride, lanes, dtype, acc: [
         *((each, ((*shape, lanes), acc)) for shape in shapes_for(*taps) for each in TRANSFORMS),
         *((split, ((phases, lanes), (dtype, acc))) for phases in _many_phases(taps, stride)),
+        *((fused_product, ((*shape, lanes), acc)) for shape in shapes_for(*taps) if is_fused(shape)),
     ],
 )
 
@@ -76,13 +78,15 @@ def _many_phases(taps: tuple[int, int], stride: int) -> list[int]:
     return [phases for phases in found if phases not in SINGLE_PHASES and phases <= MOST_PHASES]
 
 
-def _transforms_for(shape: tuple[int, ...], phases: int, lanes: int, dtype: str, acc: str) -> tuple[tuple[int, ...], int]:
-    """The addresses of `TRANSFORMS` for tiles of a shape, and that of the split for so many phases of a row."""
+def _transforms_for(shape: tuple[int, ...], phases: int, lanes: int, dtype: str, acc: str) -> tuple[tuple[int, ...], int, int]:
+    """The addresses of `TRANSFORMS` for tiles of a shape, of the split for so many phases of a row, and of `fused_product`."""
     taps, stride = (shape[1], shape[3]), phases // shape[2]
     found = _transforms.functions(taps, stride, lanes, dtype, acc)
-    many, first = _many_phases(taps, stride), len(TRANSFORMS) * shapes_for(*taps).index((shape[0], shape[1], shape[2], shape[3]))
-    apart = found[len(found) - len(many) + many.index(phases)] if phases in many else split_address(phases, dtype, acc, acc, lanes)
-    return found[first : first + len(TRANSFORMS)], apart
+    shapes, many = shapes_for(*taps), _many_phases(taps, stride)
+    one, splits = shapes.index((shape[0], shape[1], shape[2], shape[3])), len(TRANSFORMS) * len(shapes)
+    apart = found[splits + many.index(phases)] if phases in many else split_address(phases, dtype, acc, acc, lanes)
+    fused = found[-1] if is_fused(shape) else 0
+    return found[len(TRANSFORMS) * one : len(TRANSFORMS) * (one + 1)], apart, fused
 
 
 def lone_split(phases: int, lanes: int, dtypes: tuple[str, str]) -> int:
@@ -135,7 +139,7 @@ def tools_for(
         table[entries.READ_WORDS] = transpose.address(lanes, (acc, acc))
     elif transform_shape:
         places = [entries.INPUT, entries.WEIGHT, entries.OUTPUT, entries.GRADIENT, entries.KERNEL]
-        table[places], table[entries.SPLIT] = _transforms_for(transform_shape, phases, lanes, dtype, acc)
+        table[places], table[entries.SPLIT], table[entries.FUSED] = _transforms_for(transform_shape, phases, lanes, dtype, acc)
     else:
         table[entries.SPLIT] = split_address(phases, dtype, acc, factor, lanes)
     table[entries.COPY] = copy(acc, acc)

@@ -25,7 +25,7 @@ from numconv_numba.compiling.compiler import Address, Tag, intrinsic, kernel
 
 from .emit import Emitter, check_kinds
 
-__all__ = ["TRANSFORMS", "Matrices", "matrices", "shapes_for"]
+__all__ = ["TRANSFORMS", "Matrices", "Matrix", "combine", "matrices", "multiply", "shapes_for"]
 
 Matrix = tuple[tuple[float, ...], ...]
 
@@ -77,7 +77,7 @@ def _transposed(matrix: Matrix) -> Matrix:
     return tuple(zip(*matrix, strict=True))
 
 
-def _combine(builder: Any, emit: Emitter, coefficients: Sequence[float], vectors: Sequence[Any]) -> Any:
+def combine(builder: Any, emit: Emitter, coefficients: Sequence[float], vectors: Sequence[Any]) -> Any:
     """The sum of the vectors with these coefficients."""
     total = None
     for coefficient, vector in zip(coefficients, vectors, strict=True):
@@ -92,7 +92,7 @@ def _combine(builder: Any, emit: Emitter, coefficients: Sequence[float], vectors
     return emit.zero if total is None else total
 
 
-def _multiply(builder: Any, emit: Emitter, matrix: Matrix, vectors: Sequence[Any]) -> list[Any]:
+def multiply(builder: Any, emit: Emitter, matrix: Matrix, vectors: Sequence[Any]) -> list[Any]:
     """matrix @ vectors. Rows or columns that belong to a point and its negative share their even and odd parts."""
     if len(matrix) == 1:
         return list(vectors)
@@ -102,10 +102,10 @@ def _multiply(builder: Any, emit: Emitter, matrix: Matrix, vectors: Sequence[Any
         if all(abs(a) == abs(b) for a, b in zip(row, other, strict=True)):
             even = [a if a == b else 0.0 for a, b in zip(row, other, strict=True)]
             odd = [a if a != b else 0.0 for a, b in zip(row, other, strict=True)]
-            parts = _combine(builder, emit, even, vectors), _combine(builder, emit, odd, vectors)
+            parts = combine(builder, emit, even, vectors), combine(builder, emit, odd, vectors)
             done[i], done[i + 1] = builder.fadd(*parts), builder.fsub(*parts)
     if done:
-        return [done[i] if i in done else _combine(builder, emit, row, vectors) for i, row in enumerate(matrix)]
+        return [done[i] if i in done else combine(builder, emit, row, vectors) for i, row in enumerate(matrix)]
     # the matrices of the outputs and of the kernel's gradient: their columns pair
     paired, columns, j = [], [], 0
     turned = _transposed(matrix)
@@ -120,7 +120,7 @@ def _multiply(builder: Any, emit: Emitter, matrix: Matrix, vectors: Sequence[Any
             paired.append(vectors[j])
             columns.append(list(both[0]))
         j += len(both)
-    return [_combine(builder, emit, coefficients, paired) for coefficients in zip(*columns, strict=True)]
+    return [combine(builder, emit, coefficients, paired) for coefficients in zip(*columns, strict=True)]
 
 
 def _emit(
@@ -137,11 +137,11 @@ def _emit(
     with cgutils.for_range(builder, vectors) as vector:
         place = builder.mul(vector.index, _i64(emit.width))
         columns = [
-            _multiply(builder, emit, first, [load(emit, i, j, place) for i in range(len(first[0]))]) for j in range(len(second[0]))
+            multiply(builder, emit, first, [load(emit, i, j, place) for i in range(len(first[0]))]) for j in range(len(second[0]))
         ]
         waiting: dict[tuple[bool, bool], list[tuple[int, int, Any]]] = {}
         for i, row in enumerate(zip(*columns, strict=True)):
-            for j, result in enumerate(_multiply(builder, emit, second, row)):
+            for j, result in enumerate(multiply(builder, emit, second, row)):
                 ends = bool(last) and i == len(first) - 1 > 0, bool(last) and j == len(second) - 1 > 0
                 if any(ends):
                     waiting.setdefault(ends, []).append((i, j, result))

@@ -29,7 +29,7 @@ from numconv_numba.entries import PIXELS
 from numconv_numba.threads import MAX_THREADS, run, run_with, workers
 from numconv_numba.tools import tools_for
 
-from .kernels import IN_PANELS, ITEMS_OF_THREAD, KERNELS, SHARED, TRANSFORMED, UNPACKED, winograd_phases
+from .kernels import IN_PANELS, ITEMS_OF_THREAD, SHARED, TRANSFORMED, UNPACKED, winograd_phases
 from .layout import (
     BOUND_BYTES,
     CHANNELS_AT_ONCE,
@@ -45,6 +45,7 @@ from .layout import (
     workspace_of,
 )
 from .tiles import Tiles, inner_taps, lead_axes, tiles_of
+from .units import KERNELS
 
 __all__ = ["Winograd", "WinogradExecutor", "tools_of"]
 
@@ -98,7 +99,7 @@ class WinogradExecutor(ForwardExecutor):
         self._phases: dict[int, tuple[Any, int, int]] = {}
         self._block, self._apart = (_block_vector(problem, each) for each in (layout, apart(layout)))
         self._tools = tools_of(problem, tiles, shape, block)
-        self._kernel, self._bind_kernel, _ = KERNELS.functions(problem.dtype, problem.acc_dtype)
+        self._kernel, self._bind_kernel, *_ = KERNELS.functions(problem.dtype, problem.acc_dtype)
         self._form = TRANSFORMED if self._common.weights <= BOUND_BYTES else IN_PANELS
 
     def packed(self, w: Any) -> Weights:

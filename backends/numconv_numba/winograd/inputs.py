@@ -31,8 +31,8 @@ from numconv_numba.scalar import address, pointer
 
 __all__ = [
     "COLUMNS", "GROUP", "PANEL", "ROWS", "TAPS", "V_STEP", "copy_pixels", "element_counts", "fill_elements", "fill_pass",
-    "inner_window", "input_steps", "phase_range", "phase_taps", "place_steps", "spread_step", "tile_extents", "transform_inputs",
-    "transform_pixels",
+    "inner_window", "input_steps", "phase_range", "phase_taps", "place_steps", "spread_step", "tile_extents", "tiles_of_axis",
+    "transform_inputs", "transform_pixels",
 ]  # fmt: skip
 
 # A block's own numbers that both have: channels of a panel, tiles (or terms) of a register tile, taps that are summed directly,

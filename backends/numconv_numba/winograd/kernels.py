@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numconv_numba.compiling.compiler import Address, Tag, Unit, helper, invoke, kernel
+from numconv_numba.compiling.compiler import Address, Tag, helper, invoke, kernel
 from numconv_numba.dense.blocked import forget
 from numconv_numba.dense.panels import fill_places
 from numconv_numba.dense.slab import BLOCKS, EXTRA, block_image
@@ -31,11 +31,13 @@ from .inputs import (
     spread_step,
     tile_extents,
     transform_inputs,
-    transform_pixels,
 )
 from .layout import CHANNELS_AT_ONCE
 
-__all__ = ["IN_PANELS", "ITEMS_OF_THREAD", "KERNELS", "SHARED", "TRANSFORMED", "UNPACKED", "winograd_phases"]
+__all__ = [
+    "IN_PANELS", "ITEMS_OF_THREAD", "SHARED", "TRANSFORMED", "UNPACKED", "bind_weights", "transform_outputs", "winograd",
+    "winograd_phases",
+]  # fmt: skip
 
 # A block's own numbers, beside those of `winograd.inputs`: input channels of a pass, whether transformed weights are kept from
 # block to block, tiles rounded up to register tiles, elements from one element to the next of the products and of transformed
@@ -110,8 +112,18 @@ def multiply_elements(products, u, u_step, v, tables, tiles, begin, end, passed,
 
 
 @helper
-def transform_outputs(sums, products, spare, block, apart, g, b, tools, at):
-    """The results of a block, [pixel][lane], panels so far apart, from the products of its tiles, [element][tile][lane]."""
+def tile_steps(g, b, block):
+    """The places of neighbouring planes, rows and tiles, where all tiles of a block follow each other."""
+    _, lines, _, tiles, _ = tile_extents(g, b, block)
+    return lines * tiles, tiles, 1
+
+
+@helper
+def transform_outputs(sums, products, steps, spare, block, apart, g, b, tools, at):
+    """The results of a block, [pixel][lane], panels so far apart, from the products of its tiles, [element][tile][lane].
+
+    `steps`: from plane to plane of tiles, from row to row and from tile to tile.
+    """
     size, rows, columns = itemsize(at), b[ROWS], b[COLUMNS]
     width, step, vectors = b[PANEL] * size, b[M_STEP] * size, b[PANEL] // tools[LANES]
     planes, lines, height, tiles, length = tile_extents(g, b, block)
@@ -120,8 +132,8 @@ def transform_outputs(sums, products, spare, block, apart, g, b, tools, at):
         row = line % lines * rows
         start = (line // lines * height + row) * length
         for tile in range(tiles):
-            column = tile * columns
-            source, target = products + (line * tiles + tile) * width, sums + (start + column) * pixel
+            column, place = tile * columns, line // lines * steps[0] + line % lines * steps[1] + tile * steps[2]
+            source, target = products + place * width, sums + (start + column) * pixel
             if (row + rows <= height) & (column + columns <= length):
                 invoke(tools[OUTPUT], source, step, vectors, target, length * pixel, pixel)
             else:
@@ -182,7 +194,7 @@ def _blocks(begin, end, args):
                 v, resume = inputs + first * steps[2] * size, 1 if first > 0 else 0
                 multiply_elements(products, u, step, v, tables, tiles, 0, count, passed, resume, g, b, tools, at)
             ready[panel] = 1
-            transform_outputs(results, products, spare, block, 1, g, b, tools, at)
+            transform_outputs(results, products, tile_steps(g, b, block), spare, block, 1, g, b, tools, at)
             shift = bias if is_null(bias) else bias + (group * per_k + k) * size
             target = y + (group * g[ys + 1] + k * g[ys + 2])
             invoke(tools[WRITE], tools, results, width, used, shift, g[OPTION], target, status, block, g, b)
@@ -320,7 +332,7 @@ def _outputs(begin, end, args):
     for item in range(begin, end):
         k, where = item % panels * b[PANEL], item // panels
         block, group = where % b[BLOCKS], where // b[BLOCKS]
-        transform_outputs(results, m + item * count * b[M_STEP] * size, spare, block, 1, g, b, tools, at)
+        transform_outputs(results, m + item * count * b[M_STEP] * size, tile_steps(g, b, block), spare, block, 1, g, b, tools, at)
         shift = bias if is_null(bias) else bias + (group * per_k + k) * size
         target, used = y + (group * g[ys + 1] + k * g[ys + 2]), min(per_k - k, b[PANEL])
         invoke(tools[WRITE], tools, results, b[PANEL] * size, used, shift, g[OPTION], target, status, block, g, b)
@@ -356,10 +368,3 @@ def winograd_phases(
     parallel_for(
         region, workers, shares, _outputs, (at, shares, workers, scratch, offsets, tables, m, bias, y, status, sizes, cutting)
     )  # fmt: skip
-
-
-KERNELS = Unit(
-    "winograd.kernels",
-    lambda dtype, acc: [(transform_pixels, (dtype, acc))],
-    called=lambda dtype, acc: [(winograd, (acc,)), (bind_weights, (acc,))],
-)

@@ -13,7 +13,7 @@ from numconv_numba.microkernels.transforms import shapes_for
 
 __all__ = [
     "Inputs", "Tiles", "channel_inputs_of", "cut_tiles", "deep_cycles", "direct_terms", "inner_taps",
-    "input_places", "inputs_of", "lead_axes", "spread", "tile_rows", "tiles_of",
+    "input_places", "inputs_of", "lead_axes", "pixels_of", "spread", "tile_rows", "tiles_of",
 ]  # fmt: skip
 
 PIXEL_CYCLES, VECTOR_CYCLES, ENTRY_CYCLES = 6.0, 5.0, 3.0

@@ -1,0 +1,81 @@
+"""Winograd's algorithm with kernels that are transformed in registers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numconv_numba.microkernels.emit import host
+from numconv_numba.winograd import fused
+
+import numconv as nc
+from numconv.plugin import parse
+from numconv.testing import check
+
+pytestmark = pytest.mark.skipif(host().registers < 32, reason="its sums need 32 vector registers")
+
+ROWS = [
+    "f32 n1 c40 k50 g1 in7x7 w3x3 s1 p1 d1",
+    "f32 n5 c33 k20 g1 in4x4 w3x3 s1 p1 d1",
+    "f64 n2 c34 k20 g2 in14x13 w3x3 s1 p1 d1",
+    "f32 n7 c130 k17 g1 in9x6 w3x3 s1 p0 d1 flip=1",
+    "f32 n2 c48 k17 g1 in10x9 w3x3 s1 p1x2 d1 layout=channels_last",
+    "f32 n1 c20 k33 g1 in5x8 w3x3 s1 p1 d1 pad=reflect",
+]
+
+
+@pytest.mark.parametrize("op", ["forward", "input_grad"])
+@pytest.mark.parametrize("text", ROWS)
+def test_it_keeps_the_contract(op, text, rng):
+    problem = parse(f"conv forward {text}")
+    if op == "input_grad" and problem.pad_mode != "zeros":
+        pytest.skip("folds back")
+    changed = problem.replace(bias="y", activation="relu") if op == "forward" else problem.replace(op=op)
+    check(changed, "numba", "fused_winograd", rng=rng, integer=False)
+
+
+def test_blocks_of_images_and_of_rows_that_are_not_full(monkeypatch, rng):
+    """Of seven images three at a time, and of eleven rows of tiles some."""
+    for text in ("f32 n7 c24 k20 g1 in7x7 w3x3 s1 p1 d1", "f32 n1 c24 k20 g1 in42x9 w3x3 s1 p1 d1"):
+        problem = parse(f"conv forward {text}")
+        monkeypatch.setattr(fused, "BLOCK_BYTES", (12 * 36 * 24 * 4,))
+        fused._layout.cache_clear()
+        assert fused._layout(problem).block.pieces > 1
+        check(problem, "numba", "fused_winograd", rng=rng, integer=False)
+        monkeypatch.undo()
+        fused._layout.cache_clear()
+
+
+@pytest.mark.parametrize("op", ["conv", "conv_input_grad"])
+def test_bound_weights_and_threads_change_no_bit(op, rng):
+    x, w = rng.standard_normal((2, 70, 7, 6), np.float32), rng.standard_normal((70, 70, 3, 3), np.float32)
+    plan = nc.plan(op, x.shape, w.shape, "float32", padding=1, algorithm="fused_winograd")
+    results = [plan.bind(w)(x)]
+    for count in (1, 2, 3):
+        with nc.using(threads=count):
+            results.append(plan(x, w))
+    for each in results[1:]:
+        np.testing.assert_array_equal(each, results[0])
+
+
+@pytest.mark.parametrize("position", [0, 1], ids=["x", "w"])
+def test_what_is_not_finite_stays_where_it_is(position, rng):
+    problem = parse("conv forward f32 n3 c8 k30 g1 in5x6 w3x3 s1 p1 d1")
+    check(problem, "numba", "fused_winograd", rng=rng, nonfinite=(position,))
+
+
+def test_late_layers_choose_it():
+    for n, size in ((1, 7), (2, 7), (4, 4)):
+        assert nc.plan("conv", (n, 512, size, size), (512, 512, 3, 3), "float32", padding=1).algorithm == "fused_winograd"
+    assert nc.plan("conv", (8, 64, 56, 56), (64, 64, 3, 3), "float32", padding=1).algorithm == "winograd"
+
+
+def test_what_it_refuses():
+    for kernel, change, words in (
+        ((5, 5), {}, "3x3 with stride 1"),
+        ((3, 3), {"stride": 2}, "stride 1"),
+        ((3, 3), {"dilation": 2}, "dilation 1"),
+    ):
+        with pytest.raises(nc.UnsupportedProblemError, match=words):
+            nc.plan("conv", (1, 8, 9, 9), (8, 8, *kernel), "float32", algorithm="fused_winograd", **change)
+    with pytest.raises(nc.UnsupportedProblemError, match="float16"):
+        nc.plan("conv", (1, 8, 9, 9), (8, 8, 3, 3), "float16", algorithm="fused_winograd")
