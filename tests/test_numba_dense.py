@@ -340,7 +340,7 @@ def test_winograd_points_are_more_accurate_than_the_usual_ones(monkeypatch, m, r
 
 @pytest.mark.parametrize(
     ("geometry", "products"),
-    [("in9x9 w3x3 s2", (121, 81)), ("in9x9 w5x5 s2", (121, 49)), ("in19 w7 s3", (16, 10)), ("in9x9 w4x2 s2", (24, 20))],
+    [("in9x9 w3x3 s2", (121, 81, 25)), ("in9x9 w5x5 s2", (121, 49)), ("in19 w7 s3", (16, 10)), ("in9x9 w4x2 s2", (24, 20, 12))],
 )
 def test_winograd_multiplies_no_tap_that_is_not_there(geometry, products):
     """F(4, 2) and F(4, 1) take 5 + 4 products along a dimension, F(4, 3) and F(4, 2) 6 + 5."""

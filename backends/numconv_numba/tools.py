@@ -32,6 +32,8 @@ __all__ = ["dot_tools", "lone_split", "split_address", "tools_for"]
 USUAL_PHASES = {PAIRS: (1,), ROW_PAIRS: ()}
 """Phases of a row whose splits are compiled together, by the dtype of factors; of single ones `SINGLE_PHASES`."""
 SINGLE_PHASES = 1, 2, 4
+USUAL_STRIDES = 1, 2
+"""Those of layers whose transforms are compiled together."""
 
 _slab = Unit(
     "tools.slab",
@@ -64,25 +66,25 @@ _gemm = Unit(
 )
 _transforms = Unit(
     "tools.transforms",
-    lambda taps, stride, lanes, dtype, acc: [
+    lambda taps, lanes, dtype, acc: [
         *((each, ((*shape, lanes), acc)) for shape in shapes_for(*taps) for each in TRANSFORMS),
-        *((split, ((phases, lanes), (dtype, acc))) for phases in _many_phases(taps, stride)),
+        *((split, ((phases, lanes), (dtype, acc))) for phases in _many_phases(taps)),
         *((fused_product, ((*shape, lanes), acc)) for shape in shapes_for(*taps) if is_fused(shape)),
     ],
 )
 
 
-def _many_phases(taps: tuple[int, int], stride: int) -> list[int]:
-    """Phases of a row that tiles for so many taps leave apart, for which `_slab` has no split."""
-    found = dict.fromkeys(stride * columns for *_, columns, _ in shapes_for(*taps))
+def _many_phases(taps: tuple[int, int]) -> list[int]:
+    """Phases of a row that tiles for so many taps leave apart with a usual stride, for which `_slab` has no split."""
+    found = dict.fromkeys(stride * columns for stride in USUAL_STRIDES for *_, columns, _ in shapes_for(*taps))
     return [phases for phases in found if phases not in SINGLE_PHASES and phases <= MOST_PHASES]
 
 
 def _transforms_for(shape: tuple[int, ...], phases: int, lanes: int, dtype: str, acc: str) -> tuple[tuple[int, ...], int, int]:
     """The addresses of `TRANSFORMS` for tiles of a shape, of the split for so many phases of a row, and of `fused_product`."""
-    taps, stride = (shape[1], shape[3]), phases // shape[2]
-    found = _transforms.functions(taps, stride, lanes, dtype, acc)
-    shapes, many = shapes_for(*taps), _many_phases(taps, stride)
+    taps = shape[1], shape[3]
+    found = _transforms.functions(taps, lanes, dtype, acc)
+    shapes, many = shapes_for(*taps), _many_phases(taps)
     one, splits = shapes.index((shape[0], shape[1], shape[2], shape[3])), len(TRANSFORMS) * len(shapes)
     apart = found[splits + many.index(phases)] if phases in many else split_address(phases, dtype, acc, acc, lanes)
     fused = found[-1] if is_fused(shape) else 0

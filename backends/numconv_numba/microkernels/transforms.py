@@ -33,7 +33,7 @@ _i64 = ir.IntType(64)
 
 # Beside zero and infinity, by the number of elements m + r - 1. Of the sets tried, these gave the least error: for F(4, 3) about a
 # third of that of 1, -1, 2, -2.
-_POINTS = {4: ("1", "-1"), 5: ("2/3", "-2/3", "2"), 6: ("3/4", "-3/4", "3/2", "-3/2")}
+_POINTS = {3: ("1",), 4: ("1", "-1"), 5: ("2/3", "-2/3", "2"), 6: ("3/4", "-3/4", "3/2", "-3/2")}
 
 
 class Matrices(NamedTuple):
@@ -345,8 +345,11 @@ TRANSFORMS = transform_input, transform_weight, transform_output, transform_grad
 
 
 def _outputs(taps: int) -> list[int]:
-    """m of the larger and the smaller tile along a dimension: of 6 elements, and of 4, or 5 for two taps, whose 3 would be few."""
-    return [1, 1] if taps == 1 else [6 - taps + 1, (5 if taps == 2 else 4) - taps + 1]
+    """m of the tiles along a dimension, the largest first: of 6 elements, of 4 or 5, and for two taps of 3.
+
+    Few pixels of many channels take small tiles, since the transformed weights of large ones are many.
+    """
+    return {1: [1, 1, 1], 2: [5, 4, 2]}.get(taps, [7 - taps, 5 - taps, 5 - taps])
 
 
 def shapes_for(row_taps: int, column_taps: int) -> list[tuple[int, int, int, int]]:
