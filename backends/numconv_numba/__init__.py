@@ -56,6 +56,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .strided.subpixel import Subpixel
     from .strided.woven import Woven
     from .winograd.forward import Winograd
+    from .winograd.rows import WinogradRows
     from .winograd.weights import WinogradWeights
 
     return (
@@ -76,6 +77,7 @@ def _implementations() -> tuple[Implementation, ...]:
         InnerProduct(),
         ConnectedGradients(),
         RegisterTile(),
+        WinogradRows(),
         Winograd(),
         WinogradWeights(),
         TiledGemm(),

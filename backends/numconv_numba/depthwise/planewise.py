@@ -240,7 +240,7 @@ def planewise(
 
 
 def _usual(lanes: int) -> list[Sweep]:
-    """The tiles of 3 x 3 kernels for rows of some size: without a stride, with one, and for the gradient of that.
+    """The tiles of 3 x 3 kernels for rows of some size: without a stride, with one, and for the gradient of that; and of 7 x 7.
 
     They are the widest that the registers hold; where that is less than such a row, also those of one vector, which leave no lane.
     """
@@ -250,7 +250,9 @@ def _usual(lanes: int) -> list[Sweep]:
         shapes = [Sweep(vectors, 3, 3, step, step, adjoint, first, False, lanes) for vectors in widths]
         held = [shape for shape in shapes if fits(shape)]
         found += held[-1:] if held[-1].vectors * lanes == USUAL_PIXELS else dict.fromkeys((held[0], held[-1]))
-    return found
+    widths = [vectors for vectors in WIDTHS if vectors * lanes <= USUAL_PIXELS // 2]
+    tall = [Sweep(vectors, 7, 0, 1, 1, False, 0, False, lanes) for vectors in widths]
+    return [*found, *[shape for shape in tall if fits(shape)][-1:]]
 
 
 _kernels = Unit(
