@@ -42,7 +42,7 @@ from numconv_numba.dense.slab import (
     pieces_here,
     tap_positions,
 )
-from numconv_numba.dense.tile import RegisterTile
+from numconv_numba.dense.tile import RegisterTile, moved_cycles
 from numconv_numba.elements import INT64, itemsize, same
 from numconv_numba.entries import INPUT, LANES, MULTIPLY, PACK
 from numconv_numba.geometry import FLIPPED, GROUPS, OPTION, PARTS, PER_C, PER_K, WINDOW, part
@@ -321,17 +321,15 @@ class WinogradRows(DenseImplementation):
         tile, block, outputs = layout
         per_c, per_k = problem.c // problem.groups, problem.k // problem.groups
         vectors, terms = tile.vectors * tile.channels, per_c * problem.kernel[-1]
-        multiplied = POINTS * (vectors * (terms * tile_share(tile.vectors, tile.channels) / 2 * 1.15 + 1) + host().start_cycles)
-        # loads, about as many multiply-adds each way, stores; bias and what else is done to results
-        written = vectors * (POINTS * 1.5 + outputs * 3)
-        lines, tiles = (
-            block.pieces * -(-block.size[0] // outputs),
-            -(-per_k // tile.channels) * -(-block.size[1] // layout.width),
-        )
-        inputs = per_c * layout.line // tile.lanes * POINTS * 2.25
-        weights = problem.k * terms * POINTS * problem.kernel[0]
-        cycles = problem.groups * (lines * (tiles * (multiplied + written + 20) + inputs) + pack_cycles(block, per_c)) + weights
-        return CALL_SECONDS + seconds(cycles)
+        multiplied = 1.05 * POINTS * (vectors * (terms * tile_share(tile.vectors, tile.channels) / 2 + 1) + 10)
+        # loads and stores, about as many multiply-adds, bias and relu, and what is not finite
+        written = vectors * (POINTS + outputs * 2.25) + 20
+        tiles = -(-per_k // tile.channels) * -(-block.size[1] // layout.width)
+        inputs = per_c * layout.line // tile.lanes * POINTS * 4.8
+        lines, weights = block.pieces * -(-block.size[0] // outputs), problem.k * terms * POINTS * problem.kernel[0]
+        cycles = problem.groups * (lines * (tiles * (multiplied + written) + inputs) + pack_cycles(block, per_c)) + weights
+        moved = moved_cycles(problem) if problem.layout == "channels_last" else 0.0
+        return CALL_SECONDS + seconds(cycles + moved)
 
     def forward_workspace(self, problem: ConvProblem) -> int:
         """What each thread has, and weights in the accumulation dtype; or what `RegisterTile` needs."""
