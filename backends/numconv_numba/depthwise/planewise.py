@@ -46,6 +46,7 @@ from numconv_numba.rows import outer_source
 from numconv_numba.scalar import as_integer, is_null, load, pointer, store, wide_vectors
 from numconv_numba.threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
 
+from .contiguous import ContiguousExecutor
 from .depthwise import Depthwise
 from .plane_padding import (
     PAD_PLANE,
@@ -325,21 +326,12 @@ class _Sweeps:
         return bool(status[0])
 
 
-class _Executor:
+class _Executor(ContiguousExecutor):
     """A forward convolution; arrays whose pixels are no neighbours go to `Depthwise`."""
 
     def __init__(self, problem: ConvProblem):
         self._problem = problem
         self._sweeps = _Sweeps(problem)
-
-    def __call__(self, outs: Any, ins: Any) -> None:
-        """Compute."""
-        self._run(outs, ins, np.ascontiguousarray(ins[1]))
-
-    def bind(self, w: Any) -> Any:
-        """The executor with its own copy of w."""
-        own = np.array(w, order="C")
-        return lambda outs, ins: self._run(outs, (ins[0], own, *ins[1:]), own)
 
     @functools.cached_property
     def _other(self) -> Any:
@@ -352,22 +344,15 @@ class _Executor:
             redo(self._problem, outs[0], ins, range(self._problem.n))
 
 
-class _Adjoint(Adjoint):
+class _Adjoint(ContiguousExecutor, Adjoint):
     """An input_grad with a stride: one sweep; weights that are not finite, and other arrays, go to `Depthwise`."""
 
     def __init__(self, problem: ConvProblem):
         super().__init__(problem, [], [])
         self._sweeps = _Sweeps(problem)
 
-    def __call__(self, outs: Any, ins: Any) -> None:
-        """Compute."""
-        self._run(outs, ins, np.ascontiguousarray(self.swapped(ins[1])))
-
-    def bind(self, w: Any) -> Any:
-        """The executor with its own copy of w."""
-        own = w.copy()
-        ready = np.ascontiguousarray(self.swapped(own))
-        return lambda outs, ins: self._run(outs, (ins[0], own, *ins[1:]), ready)
+    def _ready(self, w: Any) -> Any:
+        return np.ascontiguousarray(self.swapped(w))
 
     @functools.cached_property
     def _other(self) -> Any:
