@@ -37,7 +37,7 @@ DENSE = [
     "n1 c40 k24 g1 in9x20 w1x1 s2 p1 d1",
     "n5 c9 k20 g1 in3x5x6 w3x3x3 s1 p1 d1",
 ]
-LOSSY = ("fused_winograd", "winograd", "interleaved", "fft")
+LOSSY = ("fused_winograd", "winograd", "winograd_rows", "interleaved", "fft")
 
 
 def rows_of(problem):

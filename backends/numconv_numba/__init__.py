@@ -74,6 +74,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .strided.woven import Woven
     from .winograd.forward import Winograd
     from .winograd.fused import FusedWinograd
+    from .winograd.rows import WinogradRows
     from .winograd.weights import WinogradWeights
 
     return (
@@ -95,6 +96,7 @@ def _implementations() -> tuple[Implementation, ...]:
         ConnectedGradients(),
         RegisterTile(),
         FusedWinograd(),
+        WinogradRows(),
         Winograd(),
         WinogradWeights(),
         TiledGemm(),

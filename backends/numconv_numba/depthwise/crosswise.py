@@ -25,12 +25,13 @@ from numconv_numba.elements import INT64, itemsize
 from numconv_numba.microkernels import channelwise as job_of
 from numconv_numba.microkernels.activation import dress
 from numconv_numba.microkernels.channelwise import Along, along
-from numconv_numba.microkernels.emit import lanes_of
+from numconv_numba.microkernels.emit import host, lanes_of
 from numconv_numba.microkernels.transpose import transpose
 from numconv_numba.scalar import address, as_integer, is_null, pointer
 from numconv_numba.threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
 
 from .channelwise import MOST_TAPS, Channelwise, tile_results
+from .contiguous import ContiguousExecutor
 from .depthwise import Depthwise
 from .plane_plans import WORK
 
@@ -40,8 +41,8 @@ MOST_BYTES = 192 * 1024
 """Of the transposed planes of x and of y: they stay in the second-level cache."""
 NEAR_BYTES = 32 * 1024
 """Of these planes in the first-level cache: transposing others costs twice as much, and channels that are last would not stay."""
-SQUARE_CYCLES, TILE_CYCLES, APART_CYCLES = 4.2, 10.0, 5.2
-"""Of a vector of a square that is transposed, of the results of a tile beside their sums, and of a vector that is written alone."""
+TILE_CYCLES, APART_CYCLES = 10.0, 5.2
+"""Of the results of a tile beside their sums, and of a vector that is written alone."""
 
 # What the kernel knows of a problem: the addresses of the tile, of what transposes x and w, and y, 0 for channels that are last,
 # and of `dress`; bytes between pixels, as the tile sees them; channels, lanes and blocks of so many channels; pixels of a plane of
@@ -206,7 +207,7 @@ def _other(problem: ConvProblem) -> DenseImplementation:
     return Channelwise() if _is_last(problem) else Depthwise()
 
 
-class _Executor:
+class _Executor(ContiguousExecutor):
     """One convolution."""
 
     def __init__(self, problem: ConvProblem):
@@ -215,15 +216,6 @@ class _Executor:
         self._acc = np_dtype(problem.acc_dtype)
         self._items = problem.n * _block_count(problem) if math.prod(problem.output) else 0
         self._work = WORK * self._items * _block_cycles(problem)
-
-    def __call__(self, outs: Any, ins: Any) -> None:
-        """Compute."""
-        self._run(outs, ins, np.ascontiguousarray(ins[1]))
-
-    def bind(self, w: Any) -> Any:
-        """The executor with its own copy of w."""
-        own = np.array(w, order="C")
-        return lambda outs, ins: self._run(outs, (ins[0], own, *ins[1:]), own)
 
     @functools.cached_property
     def _other(self) -> Any:
@@ -239,14 +231,19 @@ class _Executor:
             run_with(self._areas, self._kernel, self._items, self._work, self._plan, x, *x.strides[:2], w, shift, y, *y.strides[:2])
 
 
+def _square_cycles() -> float:
+    """Of a vector of a square that is transposed: loads of 16 bytes, two a cycle, as many of two shuffles, and a store."""
+    return host().width / 16 / 2 + 2 / 2 + 1
+
+
 def _block_cycles(problem: ConvProblem) -> float:
-    """Of a block of channels: vectors that are moved, and tiles, fitted to measurements."""
+    """Of a block of channels: vectors that are moved, and tiles."""
     lanes, taps, results = lanes_of(problem.acc_dtype), problem.kernel[-1], tile_results(problem)
     near = sum(_turned_bytes(problem)) <= NEAR_BYTES
     x, y, w = (-(-math.prod(size) // lanes) for size in (problem.spatial, problem.output, problem.kernel))
-    moved = lanes * SQUARE_CYCLES * (w + (x + y) * (1 if near else 2))
+    moved = lanes * _square_cycles() * (w + (x + y) * (1 if near else 2))
     if _is_last(problem):
-        moved = lanes * SQUARE_CYCLES * w + APART_CYCLES * math.prod(problem.output)
+        moved = lanes * _square_cycles() * w + APART_CYCLES * math.prod(problem.output)
     rows, lines, tiles = math.prod(problem.output[:-1]), math.prod(problem.kernel[:-1]), -(-problem.output[-1] // results)
     inside = _share_inside(problem, problem.ndim - 1, problem.ndim)
     products, positions = results * taps * inside, (results - 1) * problem.stride[-1] + (taps - 1) * problem.dilation[-1] + 1

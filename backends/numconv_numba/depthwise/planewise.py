@@ -46,6 +46,7 @@ from numconv_numba.rows import outer_source
 from numconv_numba.scalar import as_integer, is_null, load, pointer, store, wide_vectors
 from numconv_numba.threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
 
+from .contiguous import ContiguousExecutor
 from .depthwise import Depthwise
 from .plane_padding import (
     PAD_PLANE,
@@ -240,7 +241,7 @@ def planewise(
 
 
 def _usual(lanes: int) -> list[Sweep]:
-    """The tiles of 3 x 3 kernels for rows of some size: without a stride, with one, and for the gradient of that.
+    """The tiles of 3 x 3 kernels for rows of some size: without a stride, with one, and for the gradient of that; and of 7 x 7.
 
     They are the widest that the registers hold; where that is less than such a row, also those of one vector, which leave no lane.
     """
@@ -250,7 +251,9 @@ def _usual(lanes: int) -> list[Sweep]:
         shapes = [Sweep(vectors, 3, 3, step, step, adjoint, first, False, lanes) for vectors in widths]
         held = [shape for shape in shapes if fits(shape)]
         found += held[-1:] if held[-1].vectors * lanes == USUAL_PIXELS else dict.fromkeys((held[0], held[-1]))
-    return found
+    widths = [vectors for vectors in WIDTHS if vectors * lanes <= USUAL_PIXELS // 2]
+    tall = [Sweep(vectors, 7, 0, 1, 1, False, 0, False, lanes) for vectors in widths]
+    return [*found, *[shape for shape in tall if fits(shape)][-1:]]
 
 
 _kernels = Unit(
@@ -323,21 +326,12 @@ class _Sweeps:
         return bool(status[0])
 
 
-class _Executor:
+class _Executor(ContiguousExecutor):
     """A forward convolution; arrays whose pixels are no neighbours go to `Depthwise`."""
 
     def __init__(self, problem: ConvProblem):
         self._problem = problem
         self._sweeps = _Sweeps(problem)
-
-    def __call__(self, outs: Any, ins: Any) -> None:
-        """Compute."""
-        self._run(outs, ins, np.ascontiguousarray(ins[1]))
-
-    def bind(self, w: Any) -> Any:
-        """The executor with its own copy of w."""
-        own = np.array(w, order="C")
-        return lambda outs, ins: self._run(outs, (ins[0], own, *ins[1:]), own)
 
     @functools.cached_property
     def _other(self) -> Any:
@@ -350,22 +344,15 @@ class _Executor:
             redo(self._problem, outs[0], ins, range(self._problem.n))
 
 
-class _Adjoint(Adjoint):
+class _Adjoint(ContiguousExecutor, Adjoint):
     """An input_grad with a stride: one sweep; weights that are not finite, and other arrays, go to `Depthwise`."""
 
     def __init__(self, problem: ConvProblem):
         super().__init__(problem, [], [])
         self._sweeps = _Sweeps(problem)
 
-    def __call__(self, outs: Any, ins: Any) -> None:
-        """Compute."""
-        self._run(outs, ins, np.ascontiguousarray(self.swapped(ins[1])))
-
-    def bind(self, w: Any) -> Any:
-        """The executor with its own copy of w."""
-        own = w.copy()
-        ready = np.ascontiguousarray(self.swapped(own))
-        return lambda outs, ins: self._run(outs, (ins[0], own, *ins[1:]), ready)
+    def _ready(self, w: Any) -> Any:
+        return np.ascontiguousarray(self.swapped(w))
 
     @functools.cached_property
     def _other(self) -> Any:
