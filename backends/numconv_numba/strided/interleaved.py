@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from numconv.plugin import ConvProblem, Implementation, Verdict, activate, np_dtype
-from numconv_numba.compiling.compiler import Address, Tag, helper, invoke, kernel
+from numconv_numba.compiling.compiler import Address, Tag, Unit, helper, invoke, kernel
 from numconv_numba.dense.base import Weights
 from numconv_numba.elements import INT64, itemsize, keep, memory, scratch
 from numconv_numba.microkernels.emit import lanes_of
@@ -216,6 +216,13 @@ def interleave(region: int, workers: int, items: int, results: Address, x: Addre
     parallel_for(region, workers, items, _rows, (results, x, pointer(vector, INT64)))
 
 
+_shared = Unit(
+    "interleaved.kernels",
+    lambda dtype, stride, lanes: [(weave, ((stride, lanes), dtype))],
+    called=lambda dtype, stride, lanes: [(deal, (dtype,)), (interleave, ())],
+)
+
+
 # --- the implementation --------------------------------------------------------------------------------------------------------
 
 
@@ -241,10 +248,9 @@ class _Executor:
         self._pieces = _pieces(problem)
         self._axes = [_axis(problem, axis) for axis in range(problem.ndim)]
         self._executors = {piece.problem: _Combined(piece.problem) for piece in self._pieces}
-        self._deal, self._interleave = deal.specialise(problem.dtype), interleave.specialise()
         lanes = lanes_of(problem.dtype)
+        self._deal, self._interleave, self._tool = _shared.functions(problem.dtype, problem.stride[-1], lanes)
         self._gather = split_address(1, problem.dtype, problem.dtype, problem.dtype, lanes)
-        self._tool = weave.address((problem.stride[-1], lanes), problem.dtype)
         self._vectors = functools.lru_cache(maxsize=64)(self._vector)
         self._offsets = functools.lru_cache(maxsize=64)(self._tap_offsets)
 
