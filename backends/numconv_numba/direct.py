@@ -39,7 +39,7 @@ from .geometry import (
 )
 from .rows import clear, finish_row, outer_offset, outer_rows, outer_size, tap_position
 from .scalar import load, muladd, pointer, store, wide_vectors
-from .threads import MAX_THREADS, parallel_for, run
+from .threads import MAX_THREADS, SERIAL_WORK, parallel_for, run
 
 __all__ = ["MEASURED_ERROR", "Direct"]
 
@@ -217,6 +217,10 @@ class Direct(Implementation):
             return 3e-6 + problem.flops * np_dtype(problem.acc_dtype).itemsize / 1.2e11 + rows * 2.5e-9
         if "complex" in problem.dtype and problem.op == "forward":
             return 3e-6 + problem.flops * np_dtype(problem.acc_dtype).itemsize / 1e12 + rows * 1e-9
+        if problem.op == "weight_grad" and problem.level != "strict":  # rows of neighbours are added up in vectors
+            neighbours = problem.stride[-1] == 1 and problem.layout == "channels_first"
+            together = problem.flops / (5e10 if neighbours else 3.7e9) + rows * 2.2e-8
+            return 3e-6 + together * (2 if problem.flops * 2 < SERIAL_WORK else 1)
         return 3e-6 + problem.flops / 1.5e10 + rows * 1.5e-8
 
     def workspace(self, problem: ConvProblem) -> int:

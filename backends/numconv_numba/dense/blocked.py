@@ -56,8 +56,8 @@ from .slab import (
 )  # fmt: skip
 
 __all__ = [
-    "Blocked", "Layout", "Shape", "array_origin", "divided", "most_workers", "pack_weight_cycles", "panel_shape", "parts_for",
-    "reads_in_place", "seconds", "tile_cycles", "window_steps",
+    "BLOCK_CYCLES", "PLACE_CYCLES", "Blocked", "Layout", "Shape", "array_origin", "divided", "most_workers", "pack_weight_cycles",
+    "panel_shape", "parts_for", "reads_in_place", "seconds", "tile_cycles", "window_steps",
 ]  # fmt: skip
 
 SLAB_BYTES = 896 * 1024
@@ -92,11 +92,16 @@ class Shape(NamedTuple):
 
 CALL_SECONDS = 3e-6
 """Of a call that computes nothing."""
+BLOCK_CYCLES, PLACE_CYCLES = 1000, 4
+"""Of the start of a block of a group, and of finding the place of one of its pixels."""
 
 
-def seconds(cycles: float) -> float:
-    """On two threads at the clock of a server: estimates must not depend on the machine that computes them."""
-    return cycles / 2.8e9 / 2
+def seconds(cycles: float, work: float = SERIAL_WORK) -> float:
+    """On two threads at the clock of a server, and on one where `run` is told of so little work.
+
+    Estimates must not depend on the machine that computes them.
+    """
+    return cycles / 2.8e9 / (1 if work < SERIAL_WORK else 2)
 
 
 def tile_cycles(vectors: int, positions: int) -> float:
@@ -417,8 +422,11 @@ class Blocked(DenseImplementation):
         cycles *= 1.06 if in_place and plane >= 4096 else 1  # channels of x lie pages apart
         # lanes that stay empty are packed too
         weights = pack_weight_cycles(problem, panels * shape.width * problem.c) * (1 if block.pieces == 1 else 2)
-        written = math.prod(problem.y_shape) * (PAIRED_WRITE_CYCLES if self.paired else WRITE_CYCLES)
-        return CALL_SECONDS + 2e-6 + seconds(cycles + packed + weights + written)
+        started = pieces * (BLOCK_CYCLES + block.pixels * PLACE_CYCLES)
+        # and transposed with the others
+        results = problem.n * math.prod(problem.output) * problem.groups * -(-per_k // shape.lanes) * shape.lanes
+        written = results * (PAIRED_WRITE_CYCLES if self.paired else WRITE_CYCLES)
+        return CALL_SECONDS + 2e-6 + seconds(started + cycles + packed + weights + written, problem.flops / 2)
 
     def forward_workspace(self, problem: ConvProblem) -> int:
         """For each thread a slab, the results of a block, weights and tables."""

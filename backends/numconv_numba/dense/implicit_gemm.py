@@ -24,12 +24,13 @@ from numconv_numba.direct import MEASURED_ERROR
 from numconv_numba.microkernels.emit import host
 from numconv_numba.microkernels.tiles import Tile, tile_for
 from numconv_numba.scalar import PAIRS
-from numconv_numba.threads import Areas, run, run_with
+from numconv_numba.threads import SERIAL_WORK, Areas, run, run_with
 from numconv_numba.tools import tools_for
 
 from .base import DenseImplementation, ForwardExecutor, Weights
-from .blocked import CALL_SECONDS, depth_of, most_workers, parts_for, seconds
+from .blocked import BLOCK_CYCLES, CALL_SECONDS, PLACE_CYCLES, depth_of, most_workers, parts_for, seconds
 from .gemm_blocks import gemm_kernels
+from .panels import PACK_WORK
 from .patches import is_patchwise
 from .slab import SHARES, WRITE_CYCLES, Block, block_vector, cut, pack_cycles, shareable, slab_bytes, tap_offsets, tap_positions
 
@@ -45,14 +46,14 @@ SHARED_PIXELS = 1024
 """Of a block that is read where it lies and not cut further for more threads, which share its output channels."""
 DIRECT_TILES = 16
 """Tiles of output channels up to which vectors of neighbours are not copied into a panel, but read where they lie."""
-TILE_CYCLES = 50
+TILE_CYCLES = 60
 """Of the start and the end of a tile."""
 LINE_CYCLES = 3
 """Of a vector of results on its way through the caches, which is fetched while the terms of a tile are added up."""
 PAGES = 1.12
 """What products with channels of x take that lie pages apart."""
-PARTED_CYCLES = 6
-"""Of a vector of results that belong to two images, which are stored by a pass of their own."""
+SHARED_CYCLES, PARTED_CYCLES = 1500, 12
+"""Of a panel that belongs to two images, whose results are stored by a pass of their own, and of each vector of these."""
 LOADED_CYCLES = 0.4
 """Of a weight on its way to the first-level cache, once for a block."""
 APART_CYCLES = 24
@@ -207,7 +208,7 @@ class GemmExecutor(ForwardExecutor):
         rows = self._problem.groups * self._tiles
         packed = np.empty(rows * self._tile.channels * self._terms, self._acc)
         vector = self._vectors((0,) * w.ndim, w.strides, (0,) * w.ndim)
-        run(self._pack, rows, packed.size, self._tools, w, packed, vector, self._block)
+        run(self._pack, rows, packed.size * PACK_WORK, self._tools, w, packed, vector, self._block)
         return Weights(packed, w.strides, True)
 
     def _steps(self, w: Weights) -> tuple[int, int, int, int, int]:
@@ -264,17 +265,21 @@ class ImplicitGemm(DenseImplementation):
         apart = PAGES if in_place and math.prod(problem.spatial) * np_dtype(problem.dtype).itemsize >= 4096 else 1.0
         each = max(terms / 2 * 1.02 * rate * apart, LINE_CYCLES)
         products = tiles * (vectors * tile.channels * each + panels * TILE_CYCLES)
-        # vectors of a panel that end with a run of neighbours take another piece
+        # vectors of a panel that end with a run of neighbours take another piece; panels without an end are read where they lie
         run = _run(problem, block, in_place)
-        direct = tiles <= DIRECT_TILES and run % tile.lanes == 0
-        gathered = terms * (vectors + block.pixels / run) * (2 if direct else 5)
-        parted = (block.images - 1) * per_k * tile.vectors * PARTED_CYCLES
+        ended = 1.0 if tiles > DIRECT_TILES else min(1.0, tile.vectors * tile.lanes / run) if run % tile.lanes else 0.0
+        gathered = terms * (vectors + block.pixels / run) * (2 + 3 * ended)
+        parted = min(block.images - 1, panels) * (SHARED_CYCLES + per_k * tile.vectors * PARTED_CYCLES)
         packed = 0 if in_place else pack_cycles(block, depth * problem.groups)
         # kernels are flipped in an input_grad, where the terms of an output channel do not follow each other
         packs = problem.dtype != problem.acc_dtype or (problem.flip and math.prod(problem.kernel) > 1)
-        weights = math.prod(problem.w_shape) * (2 if packs else LOADED_CYCLES * pieces / problem.groups)
+        size = math.prod(problem.w_shape)
+        alone = 2 if size * PACK_WORK < SERIAL_WORK else 1  # one thread packs few weights
+        weights = size * (2 * alone if packs else LOADED_CYCLES * pieces / problem.groups)
         written = math.prod(problem.y_shape) * WRITE_CYCLES if problem.layout == "channels_last" else 0
-        return CALL_SECONDS + 2e-6 + seconds(pieces * (products + gathered + parted) + packed + weights + written)
+        started = BLOCK_CYCLES + block.pixels * PLACE_CYCLES
+        cycles = pieces * (started + products + gathered + parted) + packed + weights + written
+        return CALL_SECONDS + 2e-6 + seconds(cycles, problem.flops / 2)
 
     def cost(self, problem: ConvProblem) -> float:
         """Of all phases of an input_grad with a stride too, which read w where it lies."""

@@ -54,6 +54,8 @@ GATHER_CYCLES, GATHER_APART_CYCLES = 0.6, 2.0
 """Of an element of a column, from pixels that are neighbours or lie apart."""
 ROW_CYCLES, TAP_CYCLES = 3.0, 4.0
 """Of a vector of a row of a window, and of an element that lies apart from its neighbours."""
+COLUMN_CYCLES, WINDOW_CYCLES = 15, 190
+"""Of the start of a column, and of one that holds a window."""
 
 
 class _Layout(NamedTuple):
@@ -333,8 +335,10 @@ class InnerProduct(Implementation):
         products = layout.pixels * problem.k * (vectors / 2 * 1.05 + passes * SUM_CYCLES)
         streamed = layout.blocks * math.prod(problem.w_shape) * item / STREAM_BYTES
         gathered = layout.pixels * problem.c * math.prod(problem.kernel) * _gather_cycles(problem)
+        if _columns_of(problem) != IMAGES:
+            gathered += layout.pixels * problem.groups * (WINDOW_CYCLES if _columns_of(problem) == WINDOWS else COLUMN_CYCLES)
         written = math.prod(problem.y_shape) * 1.0
-        return CALL_SECONDS + 1e-6 + seconds(products + streamed + gathered + written)
+        return CALL_SECONDS + 1e-6 + seconds(products + streamed + gathered + written, problem.flops / 2)
 
     def workspace(self, problem: ConvProblem) -> int:
         """For each thread columns and sums; x and w where they do not lie in order, or what `blocked` needs."""

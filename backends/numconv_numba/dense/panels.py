@@ -20,6 +20,7 @@ from numconv_numba.scalar import add, address, is_null, load, move, pointer, pre
 from .slab import B_STEP, B_UNIT, axis_entry, block_extent, block_image, block_images, block_start
 
 __all__ = [
+    "PACK_WORK",
     "fill_places",
     "fill_terms",
     "is_not_finite",
@@ -40,6 +41,8 @@ SMOOTHED = 64
 """Pixels that get their silu or gelu together."""
 AHEAD = 4
 """Input channels whose weights are fetched before they are packed: those of an input_grad lie far apart."""
+PACK_WORK = 20
+"""Multiply-adds that take as long as packing one weight."""
 PAIRED_TAPS = 16
 """Taps up to which as many pairs of channels are packed together as make whole squares of vectors."""
 

@@ -24,7 +24,7 @@ from numconv_numba.direct import MEASURED_ERROR
 from numconv_numba.elements import INT64, itemsize, keep, memory, numbers, scratch
 from numconv_numba.entries import LINES, MULTIPLY, PACK
 from numconv_numba.geometry import DIMS, OPTION, PARTS, PER_C, PER_K, WINDOW, part
-from numconv_numba.microkernels.emit import host
+from numconv_numba.microkernels.emit import host, lanes_of
 from numconv_numba.microkernels.lines import write_lines
 from numconv_numba.microkernels.tiles import Tile, multiply_tiles, tile_for, tile_share
 from numconv_numba.results import write_rows
@@ -67,10 +67,14 @@ RESULT_BYTES = 256 * 1024
 
 LINE_CYCLES, PLANE_CYCLES = 0.2, 60
 """Of storing four bytes of a line of neighbours, and of each further call that stores the lines of a plane."""
+BLOCK_CYCLES, CALL_CYCLES = 200, 200
+"""Of the start of a block of a group, and of the calls that compute and store the channels of a tile."""
 FAR_BYTES, FAR_SECONDS = 1 << 20, 3e-10
 """Of a gradient that the second-level caches of few threads do not hold, and of each of its elements."""
 APART_CYCLES = 0.9, 1.2
 """Of packing an element of x, and of storing a result, where neighbours in memory are other channels."""
+SQUARE_CYCLES = 100
+"""Of a square of vectors that is transposed for that."""
 
 
 def flat_pixels(block: Block) -> int:
@@ -97,6 +101,9 @@ def moved_cycles(problem: ConvProblem) -> float:
     last = problem.layout == "channels_last"
     of_x, of_y = APART_CYCLES
     line = LINE_CYCLES * np_dtype(problem.acc_dtype).itemsize / 4
+    # of few channels squares of vectors stay nearly empty
+    lanes, per_c, per_k = lanes_of(problem.acc_dtype), problem.c // problem.groups, problem.k // problem.groups
+    of_x, of_y = max(of_x, SQUARE_CYCLES / (lanes * per_c)), max(of_y, SQUARE_CYCLES / (lanes * min(per_k, lanes)))
     packed = math.prod(problem.x_shape) * of_x if last and problem.c > 1 else 0.0
     return packed + math.prod(problem.y_shape) * (of_y if last and problem.k > 1 else line)
 
@@ -360,12 +367,13 @@ class RegisterTile(DenseImplementation):
         products = count * tile.vectors * tile.channels / 2 * tile_share(tile.vectors, tile.channels) * per_c * taps
         cycles = (
             products * 1.15
+            + block.pieces * problem.groups * (BLOCK_CYCLES + tiles * CALL_CYCLES)
             + count * -(-per_c // chunk_for(problem, tile)) * host().start_cycles
             + block.pieces * problem.groups * tiles * (math.prod(block.size[:-2]) - 1) * PLANE_CYCLES
             + pack_cycles(block, problem.c)
             + moved_cycles(problem)
         )
-        return CALL_SECONDS + seconds(cycles)
+        return CALL_SECONDS + seconds(cycles, problem.flops / 2)
 
     def cost(self, problem: ConvProblem) -> float:
         """More for an input_grad with a stride whose lines leave the caches before the next phase writes them again."""

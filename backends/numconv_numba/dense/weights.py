@@ -64,6 +64,8 @@ __all__ = ["BlockedWeights", "Layout", "WeightsExecutor", "areas_of", "layout_wi
 
 SLAB_BYTES = 512 * 1024
 """The packed input of a block, for all input channels of a group."""
+READ_CYCLES = 0.7
+"""Of transposing an element of grad_y."""
 
 
 class Layout(NamedTuple):
@@ -324,8 +326,9 @@ class BlockedWeights(Implementation):
         rate = host().pair_cycles if self.paired else 1
         products = panels * tiles * block.pieces * (block.tiles * tile_cycles(shape.vectors, shape.positions) * rate + 60)
         packed = 0 if in_place else panels / problem.groups * pack_cycles(block, problem.c)
-        read = panels * block.pieces * block.pixels * shape.width * 1.4
-        return CALL_SECONDS + 2e-6 + seconds(products + packed + read + math.prod(problem.w_shape) * WRITE_CYCLES)
+        read = panels * block.pieces * block.pixels * shape.width * READ_CYCLES
+        cycles = products + packed + read + math.prod(problem.w_shape) * WRITE_CYCLES
+        return CALL_SECONDS + 2e-6 + seconds(cycles, problem.flops / 2)
 
     def workspace(self, problem: ConvProblem) -> int:
         """For each thread a slab, grad_y of a block, sums and tables."""

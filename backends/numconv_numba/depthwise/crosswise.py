@@ -43,6 +43,8 @@ NEAR_BYTES = 32 * 1024
 """Of these planes in the first-level cache: transposing others costs twice as much, and channels that are last would not stay."""
 TILE_CYCLES, APART_CYCLES = 10.0, 5.2
 """Of the results of a tile beside their sums, and of a vector that is written alone."""
+BLOCK_CYCLES = 300
+"""Of the start of a block of channels."""
 
 # What the kernel knows of a problem: the addresses of the tile, of what transposes x and w, and y, 0 for channels that are last,
 # and of `dress`; bytes between pixels, as the tile sees them; channels, lanes and blocks of so many channels; pixels of a plane of
@@ -250,7 +252,7 @@ def _block_cycles(problem: ConvProblem) -> float:
     loads = min(positions, results * taps) * inside + taps
     line = max(products, loads) / 2 + 3
     tile = lines * _share_inside(problem, 0, problem.ndim - 1) * line + TILE_CYCLES
-    return moved + rows * tiles * tile
+    return BLOCK_CYCLES + moved + rows * tiles * tile
 
 
 def _share_inside(problem: ConvProblem, first: int, last: int) -> float:

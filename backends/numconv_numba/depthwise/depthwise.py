@@ -265,10 +265,18 @@ def depthwise(
     parallel_for(region, workers, items, _bands, args)
 
 
+def _sliding() -> list[tuple[int, int, bool]]:
+    """The host's tiles, and that of long filters of sound, which have few rows."""
+    tiles = host().sliding_tiles
+    return [*((*tile, False) for tile in tiles), (*tiles[1], True)]
+
+
 _kernels = Unit(
     "depthwise.kernels",
     lambda dtype, out, acc, lanes: [
-        (slide, ((*tile, lanes, False), (acc, each))) for each in dict.fromkeys((out, acc)) for tile in host().sliding_tiles
+        (slide, ((rows, vectors, lanes, few), (acc, each)))
+        for each in dict.fromkeys((out, acc))
+        for rows, vectors, few in _sliding()
     ],
     called=lambda dtype, out, acc, lanes: [(depthwise, (dtype, out, acc))],
 )
@@ -284,14 +292,15 @@ def _functions(problem: ConvProblem, lanes: int) -> tuple[Any, ...]:
 
 def _tiles(problem: ConvProblem, layout: Any) -> list[int]:
     """The addresses of the tiles of a layout: that which writes results, and that which writes sums."""
-    acc, places = problem.acc_dtype, host().sliding_tiles
+    acc, tile = problem.acc_dtype, (layout.rows, layout.vectors, layout.phase_rows < layout.rows)
     if layout.rolling:
         shape = layout.vectors, layout.kernel_rows, layout.lag, layout.lanes
         return [roll.address(shape, (acc, dtype)) for dtype in (problem.out_dtype, acc)]
-    if layout.phase_rows < layout.rows:
+    places = _sliding()
+    if tile not in places:
         few = layout.rows, layout.vectors, layout.lanes, True
         return [slide.address(few, (acc, dtype)) for dtype in (problem.out_dtype, acc)]
-    found, first = _functions(problem, layout.lanes)[1:], places.index((layout.rows, layout.vectors))
+    found, first = _functions(problem, layout.lanes)[1:], places.index(tile)
     return [found[first], found[first - len(places)]]  # the same where results are sums
 
 
@@ -445,7 +454,7 @@ class Depthwise(DenseImplementation):
         layout = layout_for(problem)
         weights = problem.k * slices_of(problem) * layout.slice_weights * 1.5
         scattered = math.prod(problem.x_shape) * SCATTERED_CYCLES if is_scattered(problem) else 0.0
-        return CALL_SECONDS + seconds(cycles_of(problem, layout) + weights + scattered)
+        return CALL_SECONDS + seconds(cycles_of(problem, layout) + weights + scattered, problem.flops / 2)
 
     def forward_workspace(self, problem: ConvProblem) -> int:
         """For each thread a slab, the weights of a group, and tables; weights in the accumulation dtype."""

@@ -422,7 +422,7 @@ class DepthwiseWeights(Implementation):
         plan = plan_for(problem)
         scattered = math.prod(problem.x_shape) + math.prod(problem.y_shape) if is_scattered(problem) else 0
         cycles = problem.groups * _cycles(problem, plan) + math.prod(problem.w_shape) * plan.parts * 4
-        return CALL_SECONDS + 4e-6 + seconds(cycles + scattered * SCATTERED_CYCLES)
+        return CALL_SECONDS + 4e-6 + seconds(cycles + scattered * SCATTERED_CYCLES, problem.flops / 2)
 
     def workspace(self, problem: ConvProblem) -> int:
         """For each thread a slab, sums and tables; and the sums of all items."""

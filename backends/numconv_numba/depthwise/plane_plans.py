@@ -13,13 +13,14 @@ from numconv.plugin import ConvProblem, np_dtype
 from numconv_numba.activations import ACTIVATIONS
 from numconv_numba.dense.strips import ITEMS
 from numconv_numba.microkernels.emit import host, lanes_of
-from numconv_numba.microkernels.planes import Sweep, accumulators
+from numconv_numba.microkernels.planes import PRELOADED, Sweep, accumulators
 
 __all__ = [
     "AHEAD_PLANE",
     "FAR",
     "FAR_BYTES",
     "FAR_GROUP_BYTES",
+    "FAR_ROW_CYCLES",
     "MOST_COLUMNS",
     "MOST_ROWS",
     "SLICED",
@@ -32,6 +33,7 @@ __all__ = [
     "has_rows",
     "inside_strips",
     "is_adjoint",
+    "lines_of",
     "phases_of",
     "plan_for",
     "plane_cycles",
@@ -61,8 +63,9 @@ FAR_BYTES, FAR = 14 * 1024 * 1024, 2.2
 """A plane beyond the caches, and what walking down its columns costs where a row is read again for each column of taps."""
 BAND_BYTES = 192 * 1024
 """Rows of a band: what one strip reads stays in the second-level cache for the next."""
-FAR_GROUP_BYTES = 6 * 1024 * 1024
-"""The planes of a group beyond the caches: each output channel reads them again, which costs as much."""
+FAR_GROUP_BYTES, FAR_ROW_CYCLES = 6 * 1024 * 1024, 170
+"""The planes of a group beyond the caches, and a row of a strip that comes from memory: each output channel reads all of them, and
+rows of a strip are no neighbours."""
 UNROLLED = 3
 """Columns of a kernel up to which a tile has the code of each."""
 
@@ -150,17 +153,26 @@ def slices_of(problem: ConvProblem) -> int:
     return channels // problem.groups * math.prod(problem.kernel[:-2])
 
 
+def lines_of(problem: ConvProblem, plan: Plan) -> float:
+    """Rows of a slice that the sweeps over a strip read: those of padding are left out."""
+    shape, phases = plan.shape, phases_of(problem)
+    rows, there = (target_of(problem)[-2], source_of(problem)[-2]) if problem.ndim > 1 else (1, 1)
+    reached = (rows / shape.row_step if shape.adjoint else rows * shape.row_step) + plan.bands * phases * (shape.rows - 1)
+    return min(reached, there + (plan.bands - 1) * phases * (shape.rows - 1))
+
+
 def plane_cycles(problem: ConvProblem, plan: Plan) -> float:
     """Of a sweep over a plane, fitted to measurements."""
     shape, taps = plan.shape, problem.kernel[-1]
     rows = target_of(problem)[-2] if problem.ndim > 1 else 1
-    sweeps = plan.bands * phases_of(problem)
-    lines = (rows / shape.row_step if shape.adjoint else rows * shape.row_step) + sweeps * (shape.rows - 1)
     users = shape.rows if shape.adjoint else shape.rows / shape.row_step
     loads = shape.vectors * (1 if shape.adjoint else shape.column_step)
-    column = 0.17 * users * shape.vectors + 0.86 * loads + (0.0 if shape.columns else 1.1)
+    weights = 0 if not shape.sliced and 0 < shape.rows * shape.columns <= PRELOADED else users
+    column = max(0.17 * users * shape.vectors + 0.86 * loads, 0.34 * (weights + host().unaligned * loads))
+    column += 0.0 if shape.columns else 1.1
     stored = rows * shape.vectors * (2.9 + 2.9 * shape.adjoint)
-    return plan.strips * (slices_of(problem) * lines * (taps * column + 1.8) + stored + sweeps * 10)
+    sweeps = plan.bands * phases_of(problem)
+    return plan.strips * (slices_of(problem) * lines_of(problem, plan) * (taps * column + 1.8) + stored + sweeps * 10)
 
 
 def column_offsets(problem: ConvProblem) -> list[int]:

@@ -48,6 +48,8 @@ from .weight_sums import Finish, in_order
 __all__ = ["PlanewiseWeights"]
 
 MOST_COLUMNS = 12
+APART_CYCLES = 110
+"""Of the start of a walk over a plane whose slices, or whose channels, are walked one by one."""
 SLICED, LARGE = 1.11, 1.2
 """What several slices, and planes beyond the first-level cache, cost against what is counted."""
 
@@ -104,14 +106,16 @@ def plan_for(problem: ConvProblem) -> _Plan:
 def _plane_cycles(problem: ConvProblem, plan: _Plan) -> float:
     """Of a plane of grad_y with one slice of x, fitted to measurements."""
     shape, vectors = plan.shape, -(-problem.output[-1] // plan.shape.lanes)
+    alone = problem.c == problem.k == problem.groups
     if problem.ndim == 1:
         # loads across two lines, which no other row of taps shares
         loads = host().unaligned * shape.columns * shape.column_step
-        return len(plan.tiles) * (vectors * (0.36 * shape.columns + 0.5 * loads + 5) + 100)
+        start = 100 if alone else 100 + 2 * APART_CYCLES
+        return len(plan.tiles) * (vectors * (0.36 * shape.columns + 0.5 * loads + 5) + start)
     lines, columns = problem.output[-2] * shape.row_step, vectors
     products = shape.rows * shape.columns / shape.row_step
     line = 0.36 * products + 0.5 * (shape.columns * shape.column_step + 1 / shape.row_step) + 3
-    return len(plan.tiles) * plan.bands * (columns * (lines / plan.bands + shape.rows - 1) * line + 28)
+    return len(plan.tiles) * plan.bands * (columns * (lines / plan.bands + shape.rows - 1) * line + (28 if alone else APART_CYCLES))
 
 
 def _cycles(problem: ConvProblem, plan: _Plan) -> float:
@@ -367,12 +371,11 @@ class PlanewiseWeights(Implementation):
         pads = problem.n * problem.k * pad_cycles(problem)
         problem = padded(problem)
         plan = plan_for(problem)
-        factor = 2.0 if problem.k * plan.shares == 1 else 1.0
-        if problem.c > problem.groups or problem.ndim > 2:
-            factor *= SLICED
+        factor = SLICED if problem.c > problem.groups or problem.ndim > 2 else 1.0
         if math.prod(problem.spatial[-2:]) * np_dtype(problem.dtype).itemsize > AHEAD_PLANE and problem.ndim > 1:
             factor *= LARGE
-        return CALL_SECONDS + 3e-6 + seconds(factor * _cycles(problem, plan) + pads)
+        work = WORK * _cycles(problem, plan) if problem.k * plan.shares > 1 else 0.0
+        return CALL_SECONDS + 3e-6 + seconds(factor * _cycles(problem, plan) + pads, work)
 
     def workspace(self, problem: ConvProblem) -> int:
         """A job and padded planes for each thread, the sums of all shares; or what `DepthwiseWeights` needs for other orders."""

@@ -65,6 +65,7 @@ from .plane_plans import (
     FAR,
     FAR_BYTES,
     FAR_GROUP_BYTES,
+    FAR_ROW_CYCLES,
     MOST_COLUMNS,
     MOST_ROWS,
     SLICED,
@@ -74,6 +75,7 @@ from .plane_plans import (
     fits,
     has_rows,
     is_adjoint,
+    lines_of,
     phases_of,
     plan_for,
     plane_cycles,
@@ -89,6 +91,8 @@ __all__ = ["Planewise", "are_finite"]
 
 USUAL_PIXELS = 64
 """Results of a row in the tiles that are compiled with the driver."""
+ITEM_CYCLES = 110
+"""Of the start of a band of a plane that is not swept together with others."""
 PHASES_BYTES = 64 * 1024
 """Of the planes of x of which one phase of the rows is done after the other."""
 
@@ -241,7 +245,8 @@ def planewise(
 
 
 def _usual(lanes: int) -> list[Sweep]:
-    """The tiles of 3 x 3 kernels for rows of some size: without a stride, with one, and for the gradient of that; and of 7 x 7.
+    """The tiles of 3 x 3 kernels for rows of some size: without a stride, with one, and for the gradient of that; of several slices,
+    and of 7 x 7.
 
     They are the widest that the registers hold; where that is less than such a row, also those of one vector, which leave no lane.
     """
@@ -251,9 +256,10 @@ def _usual(lanes: int) -> list[Sweep]:
         shapes = [Sweep(vectors, 3, 3, step, step, adjoint, first, False, lanes) for vectors in widths]
         held = [shape for shape in shapes if fits(shape)]
         found += held[-1:] if held[-1].vectors * lanes == USUAL_PIXELS else dict.fromkeys((held[0], held[-1]))
+    sliced = [each for vectors in WIDTHS if fits(each := Sweep(vectors, 3, 3, 1, 1, False, 0, True, lanes))]
     widths = [vectors for vectors in WIDTHS if vectors * lanes <= USUAL_PIXELS // 2]
     tall = [Sweep(vectors, 7, 0, 1, 1, False, 0, False, lanes) for vectors in widths]
-    return [*found, *[shape for shape in tall if fits(shape)][-1:]]
+    return [*found, *dict.fromkeys((sliced[0], sliced[-1])), *[shape for shape in tall if fits(shape)][-1:]]
 
 
 _kernels = Unit(
@@ -396,15 +402,20 @@ class Planewise(DenseImplementation):
         problem = padded(problem)
         plan = plan_for(problem)
         planes = problem.n * (problem.c if plan.shape.adjoint else problem.k) * math.prod(target_of(problem)[:-2])
-        factor = (2.0 if planes * plan.bands == 1 else 1.0) * (SLICED if plan.shape.sliced else 1.0)
+        factor = SLICED if plan.shape.sliced else 1.0
         plane, item = math.prod(source_of(problem)[-2:]), np_dtype(problem.dtype).itemsize
         outputs, inputs = problem.k // problem.groups, problem.c // problem.groups
         if plan.shape.adjoint:
             outputs, inputs = inputs, outputs
-        far = not plan.shape.columns and plane * item > FAR_BYTES
-        if far or (outputs > 1 and inputs * math.prod(source_of(problem)) * item > FAR_GROUP_BYTES):
+        if not plan.shape.columns and plane * item > FAR_BYTES:
             factor *= FAR
-        return CALL_SECONDS + seconds(planes * (factor * plane_cycles(problem, plan) + pads))
+        cycles = factor * plane_cycles(problem, plan)
+        together = slices_of(problem) == outputs == plan.strips == plan.bands == 1 and problem.ndim <= 2
+        apart = 0 if together else plan.bands * ITEM_CYCLES
+        if outputs > 1 and plan.strips > 1 and inputs * math.prod(source_of(problem)) * item > FAR_GROUP_BYTES:
+            cycles = max(cycles, plan.strips * slices_of(problem) * lines_of(problem, plan) * FAR_ROW_CYCLES)
+        work = WORK * planes * plane_cycles(problem, plan) if planes * plan.bands > 1 else 0.0
+        return CALL_SECONDS + 3e-7 + seconds(planes * (cycles + pads + apart), work)
 
     def cost(self, problem: ConvProblem) -> float:
         """Of a forward problem, or of one sweep with a stride."""

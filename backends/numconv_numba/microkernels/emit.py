@@ -47,7 +47,7 @@ class Host(NamedTuple):
     pair_cycles : float
         What such a product takes, against a multiply-add: measured on Zen 5, and elsewhere taken to gain nothing.
     start_cycles : int
-        Of the start and the end of a tile with the lanes over pixels, beside its terms: measured with AVX2; larger tiles hide it.
+        Of the start and the end of a tile with the lanes over pixels, beside its terms: measured with AVX2 and with AVX-512.
     first_level : int
         Bytes of a core's first-level cache for data.
     """
@@ -60,7 +60,7 @@ class Host(NamedTuple):
     dot_tiles: tuple[tuple[int, int], ...]
     pairs: bool = False
     pair_cycles: float = 2.0
-    start_cycles: int = 0
+    start_cycles: int = 50
     first_level: int = 32 * 1024
 
     @property

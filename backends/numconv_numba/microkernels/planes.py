@@ -22,7 +22,7 @@ from .activation import SMOOTH
 from .copies import halved, parted, swap_halves
 from .emit import Emitter, check_kinds
 
-__all__ = ["Sweep", "accumulators", "column_groups", "each_plane", "forward_turns", "load_columns", "sweep", "walk"]
+__all__ = ["PRELOADED", "Sweep", "accumulators", "column_groups", "each_plane", "forward_turns", "load_columns", "sweep", "walk"]
 
 _i64 = ir.IntType(64)
 

@@ -454,7 +454,7 @@ class Subpixel(Implementation):
         ordered = SINGLE_CYCLES if _are_single(problem, phases) else PARTED_CYCLES
         weights = math.prod(problem.w_shape) * (ordered if math.prod(problem.kernel) in PARTED_TAPS else ORDER_CYCLES)
         written = outputs * len(phases.taps) * problem.c * WRITE_CYCLES
-        return CALL_SECONDS + 4e-6 + seconds(cycles + packed + weights + written)
+        return CALL_SECONDS + 4e-6 + seconds(cycles + packed + weights + written, problem.flops / 2)
 
     def workspace(self, problem: ConvProblem) -> int:
         """For each thread a slab, the results of a block and tables, or weights on their way; packed weights."""

@@ -167,7 +167,7 @@ def cost_of(problem: ConvProblem, layout: Layout) -> float:
     else:
         weights *= 2 * problem.groups if layout.kept else pieces
     results = math.prod(problem.y_shape) * WRITE_CYCLES * 0.5
-    return CALL_SECONDS + 3e-6 + seconds(uneven * (products * 1.05 + outputs + weights + results) + inputs)
+    return CALL_SECONDS + 3e-6 + seconds(uneven * (products * 1.05 + outputs + weights + results) + inputs, problem.flops / 8)
 
 
 def input_cycles(problem: ConvProblem, layout: Layout) -> float:

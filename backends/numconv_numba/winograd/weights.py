@@ -179,7 +179,7 @@ def _shares(problem: ConvProblem, layout: _Layout) -> int:
 def _cost(problem: ConvProblem, layout: _Layout) -> float:
     """Cycles of the products and of the transforms, counted in vectors."""
     products, finish = _cycles(problem, layout)
-    return CALL_SECONDS + 3e-6 + seconds(products + layout.shares * finish)
+    return CALL_SECONDS + 3e-6 + seconds(products + layout.shares * finish, problem.flops / 8)
 
 
 @functools.lru_cache(maxsize=256)
