@@ -56,8 +56,8 @@ from .slab import (
 )  # fmt: skip
 
 __all__ = [
-    "BLOCK_CYCLES", "PLACE_CYCLES", "Blocked", "Layout", "Shape", "array_origin", "divided", "most_workers", "pack_weight_cycles",
-    "panel_shape", "parts_for", "reads_in_place", "seconds", "tile_cycles", "window_steps",
+    "BLOCK_CYCLES", "MOST_PARTS", "PLACE_CYCLES", "Blocked", "Layout", "Shape", "array_origin", "divided", "most_workers",
+    "pack_weight_cycles", "panel_shape", "parts_for", "reads_in_place", "seconds", "tile_cycles", "window_steps",
 ]  # fmt: skip
 
 SLAB_BYTES = 896 * 1024
@@ -94,6 +94,8 @@ CALL_SECONDS = 3e-6
 """Of a call that computes nothing."""
 BLOCK_CYCLES, PLACE_CYCLES = 1000, 4
 """Of the start of a block of a group, and of finding the place of one of its pixels."""
+MOST_PARTS = 16
+"""That the output channels of a block, or the taps of a panel, are shared in at most."""
 
 
 def seconds(cycles: float, work: float = SERIAL_WORK) -> float:
@@ -332,8 +334,8 @@ def parts_for(base: int, most: int, work: float) -> int:
     count = 1 if work < SERIAL_WORK else threads()
     if count == 1:
         return 1
-    shares = [(-(-base * parts // count) * count / (base * parts) + 0.01 * parts, parts) for parts in range(1, min(most, 16) + 1)]
-    return min(shares)[1]
+    able = range(1, min(most, MOST_PARTS) + 1)
+    return min((-(-base * parts // count) * count / (base * parts) + 0.01 * parts, parts) for parts in able)[1]
 
 
 def _places(layout: Layout) -> int:

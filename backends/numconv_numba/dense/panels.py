@@ -12,7 +12,7 @@ import numpy as np
 from numconv_numba.activations import activate_run, rectified
 from numconv_numba.compiling.compiler import Address, Tag, helper, invoke, kernel
 from numconv_numba.elements import INT64, arithmetic, held, in_rows, itemsize, keep, memory, same, scratch
-from numconv_numba.entries import DRESS, LANES, READ_ROWS, READ_SQUARES, READ_WORDS, WRITE_SQUARES
+from numconv_numba.entries import COPY, DRESS, LANES, READ_ROWS, READ_SQUARES, READ_WORDS, WRITE_SQUARES
 from numconv_numba.geometry import DILATION, DIMS, FLIPPED, PARTS, PER_C, STRIDE, WINDOW, part
 from numconv_numba.rows import clear, outer_offset
 from numconv_numba.scalar import add, address, is_null, load, move, pointer, prefetch, store, wide_vectors, zero
@@ -43,6 +43,8 @@ AHEAD = 4
 """Input channels whose weights are fetched before they are packed: those of an input_grad lie far apart."""
 PACK_WORK = 20
 """Multiply-adds that take as long as packing one weight."""
+SPARSE, TURNED_BYTES = 5, 32 * 1024
+"""Taps of a larger kernel, one of so many at least, are picked from whole ones, so many bytes of which are turned at a time."""
 PAIRED_TAPS = 16
 """Taps up to which as many pairs of channels are packed together as make whole squares of vectors."""
 
@@ -135,6 +137,42 @@ def pack_lanes(target, w, rows, columns, width, tools, w_k):
 
 
 @helper
+def kernel_reach(g):
+    """Bytes from the first to the last tap of a kernel; too many where some step leads back."""
+    reach, ws = 0, part(g, PARTS + 1)
+    for axis in range(g[DIMS]):
+        window, step = g[part(g, WINDOW) + axis], g[ws + 3 + axis]
+        if window > 1:
+            reach += (window - 1) * step if step > 0 else 1 << 40
+    return reach
+
+
+@helper
+def pack_sparse(target, w, rows, first, count, taps, width, reach, tools, g, xt, at):
+    """What `pack_terms` does for taps that are some of a larger kernel: all from the first to the last of them are turned.
+
+    `reach`: the bytes of these. Of channels that follow each other closely, some are turned together.
+    """
+    ws, size, axis = part(g, PARTS + 1), itemsize(xt), g[DIMS] - 1
+    w_c, window, step = g[ws + 2], g[part(g, WINDOW) + axis], g[ws + 3 + axis] if taps > 1 else 0
+    several = max(1, TURNED_BYTES // (w_c // size * width)) if reach <= w_c <= SPARSE * taps * size else 1
+    several = min(several, count)
+    turned = scratch(((several - 1) * w_c + reach) // size * width)
+    lines = memory(turned)
+    for c in range(0, count, several):
+        together = min(several, count - c)
+        columns = ((together - 1) * w_c + reach) // size
+        pack_lanes(lines, w + (first + c) * w_c, rows, columns, width, tools, g[ws + 1])
+        for outer in range(taps // window):
+            source = lines + outer_offset(g, outer, WINDOW, PARTS + 1) // size * width
+            invoke(
+                tools[COPY], source, 0, rows, target + (c * taps + outer * window) * width, 0, rows, window, step // size * width,
+                width, together, w_c // size * width, taps * width,
+            )  # fmt: skip
+    keep(turned)
+
+
+@helper
 def pack_terms(target, w, rows, first, count, taps, width, tools, g, xt, at):
     """The input channels first .. first + count of a panel of `rows` output channels, in the dtype of sums."""
     ws, size = part(g, PARTS + 1), itemsize(xt)
@@ -143,14 +181,18 @@ def pack_terms(target, w, rows, first, count, taps, width, tools, g, xt, at):
     if (w_k == size) & (taps == 1):
         invoke(tools[READ_ROWS], w + first * w_c, 0, rows, target, 0, rows, count, w_c, width, 1, 0, 0)
         return
+    if run < 0 or (taps == 1 and w_c == size):
+        pack_lanes(target, w + first * w_c, rows, count * taps, width, tools, w_k)
+        return
+    reach, most = kernel_reach(g) + size, SPARSE * taps * size
+    if (reach <= w_c <= most) | ((run == 1) & (taps > 1) & (reach <= most)):
+        pack_sparse(target, w, rows, first, count, taps, width, reach, tools, g, xt, at)
+        return
     if run != 1 or taps == 1:
-        if run < 0 or (taps == 1 and w_c == size):
-            pack_lanes(target, w + first * w_c, rows, count * taps, width, tools, w_k)
-        else:
-            for c in range(count):
-                if w_k == taps * size:
-                    fetch_lines(w + (first + c + AHEAD) * w_c, rows * taps * size)
-                pack_lanes(target + c * taps * width, w + (first + c) * w_c, rows, taps, width, tools, w_k)
+        for c in range(count):
+            if w_k == taps * size:
+                fetch_lines(w + (first + c + AHEAD) * w_c, rows * taps * size)
+            pack_lanes(target + c * taps * width, w + (first + c) * w_c, rows, taps, width, tools, w_k)
         return
     axis = g[DIMS] - 1
     window, step = g[part(g, WINDOW) + axis], g[ws + 3 + axis]

@@ -5,14 +5,16 @@ without dilation (the polyphase decomposition of Vaidyanathan, "Multirate system
 batch" where it is made by copies). Here the phases are a further dimension, with a kernel of one tap, of views of x and y: nothing
 is copied, and the rows that a block holds are those that its windows read, however far they lie apart.
 
-With a wide padding most taps of the outputs along a border read nothing but padding. Those of the first dimension become parts of
-their own, which have only the taps that meet x: at a dilation of a third of the size, two of nine products are left out.
+With a wide padding most taps of the outputs along a border read nothing but padding. Those outputs become parts of their own, which
+have only the taps that meet x, along the first dimension or along all, with phases or without: 3 x 3 taps at a dilation of half of
+the size leave out three of five products. Parts that are cut along all dimensions have no padding, and may be read where they lie.
 
 The terms of an output form one chain in the order of the "strict" level; those of a weight gradient do not.
 """
 
 from __future__ import annotations
 
+import collections
 import functools
 import itertools
 import math
@@ -34,16 +36,18 @@ from .weights import BlockedWeights
 __all__ = ["Polyphase", "PolyphaseWeights"]
 
 _OTHERS: tuple[Implementation, ...] = (Blocked(), ImplicitGemm(), RegisterTile())
-PART_SECONDS = 1e-5
-"""Of one more call: views, a parallel region."""
+PART_SECONDS, PHASES_SECONDS = 1e-5, 2.5e-5
+"""Of one more call: views, a parallel region; the views of phases take longer."""
 LEAST_ROW = 8
 """Phases along the last dimension, which are neighbours in memory, that are worth a dimension of their own."""
 LEAST_SAVED = 0.1
 """The share of the products that must read padding only, for the borders to become parts."""
+GATHERED_SECONDS = 5e-10
+"""Of a weight that `implicit_gemm` would read where it lies, were its taps not some of a larger kernel, which it packs before."""
 MOST_PARTS = 128
 """Planning takes some hundred microseconds for each."""
-ADD_SECONDS = 5e-10
-"""Of adding an element of a part's weight gradient."""
+ADD_SECONDS, ADD_SOME_SECONDS = 5e-10, 4e-9
+"""Of adding an element of a part's weight gradient; if it has only some of the taps, they are added in runs as short as these."""
 
 
 class _Piece(NamedTuple):
@@ -141,6 +145,9 @@ class _Part(NamedTuple):
 
     def view(self, array: Any, dilation: tuple[int, ...], of_x: bool) -> Any:
         """What the part has of x or y."""
+        if not any(piece.split for piece in self.pieces):
+            ranges = [piece.inputs if of_x else piece.outputs for piece in self.pieces]
+            return array[(..., *(slice(first, first + count) for first, count in ranges))]
         strides = array.strides[2:]
         steps = [d if piece.split else 1 for piece, d in zip(self.pieces, dilation, strict=True)]
         ranges = [piece.inputs if of_x else piece.outputs for piece in self.pieces]
@@ -173,12 +180,12 @@ def _part_problem(problem: ConvProblem, pieces: tuple[_Piece, ...]) -> ConvProbl
     )
 
 
-def _along(problem: ConvProblem, axes: tuple[int, ...], bordered: bool) -> list[list[_Piece]]:
-    """The pieces of each dimension, some with phases; borders of the first one only, so that the taps of a part are neighbours."""
-    return [_pieces(problem, axis, axis in axes, bordered and axis == 0) for axis in range(problem.ndim)]
+def _along(problem: ConvProblem, axes: tuple[int, ...], bordered: int) -> list[list[_Piece]]:
+    """The pieces of each dimension, some with phases, and those before `bordered` with borders."""
+    return [_pieces(problem, axis, axis in axes, axis < bordered and problem.stride[axis] == 1) for axis in range(problem.ndim)]
 
 
-def _parts(problem: ConvProblem, axes: tuple[int, ...], bordered: bool) -> list[_Part]:
+def _parts(problem: ConvProblem, axes: tuple[int, ...], bordered: int) -> list[_Part]:
     """All parts, with phases along some dimensions; none where they are too many."""
     along = _along(problem, axes, bordered)
     if math.prod(map(len, along)) > MOST_PARTS:
@@ -186,13 +193,13 @@ def _parts(problem: ConvProblem, axes: tuple[int, ...], bordered: bool) -> list[
     return [_Part(_part_problem(problem, pieces), pieces) for pieces in itertools.product(*along)]
 
 
-def _saved(problem: ConvProblem) -> float:
-    """The share of the products that read padding of the first dimension, without a stride there."""
-    (low, _), size, d = problem.padding[0], problem.spatial[0], problem.dilation[0]
-    if problem.stride[0] > 1:
-        return 0.0
-    seen = (min(size + low - d * tap, problem.output[0]) - max(low - d * tap, 0) for tap in range(problem.kernel[0]))
-    return 1 - sum(max(each, 0) for each in seen) / (problem.output[0] * problem.kernel[0])
+def _seen(problem: ConvProblem, axis: int) -> float:
+    """The share of the products along a dimension that do not read its padding; with a stride all are counted."""
+    (low, _), size, d = problem.padding[axis], problem.spatial[axis], problem.dilation[axis]
+    if problem.stride[axis] > 1:
+        return 1.0
+    seen = (min(size + low - d * tap, problem.output[axis]) - max(low - d * tap, 0) for tap in range(problem.kernel[axis]))
+    return sum(max(each, 0) for each in seen) / (problem.output[axis] * problem.kernel[axis])
 
 
 def _split_axes(problem: ConvProblem) -> list[tuple[int, ...]]:
@@ -203,45 +210,67 @@ def _split_axes(problem: ConvProblem) -> list[tuple[int, ...]]:
     return [axes for axes in (lead, (*lead, last) if wide else ()) if axes]
 
 
+def _ways(problem: ConvProblem) -> list[tuple[tuple[int, ...], int]]:
+    """(dimensions with phases, how many of the first dimensions have borders) of all ways to cut a problem."""
+    dilated = any(d > 1 < r for d, r in zip(problem.dilation, problem.kernel, strict=True))
+    seen = [math.prod(_seen(problem, axis) for axis in range(count)) for count in range(problem.ndim + 1)]
+    borders = [count for count in sorted({1, problem.ndim}) if dilated and seen[count] <= 1 - LEAST_SAVED]
+    return [(axes, count) for axes in ((), *_split_axes(problem)) for count in (0, *borders) if axes or count]
+
+
 @functools.lru_cache(maxsize=1024)
-def _cheapest(problem: ConvProblem) -> Any:
-    """Who computes a part."""
-    return BlockedWeights() if problem.op == "weight_grad" else min(_OTHERS, key=lambda each: each.cost(problem))
+def _cheapest(problem: ConvProblem, taps: int) -> tuple[float, Any]:
+    """(seconds, who computes a part), of a kernel of so many taps."""
+    if problem.op == "weight_grad":
+        return BlockedWeights().cost(problem), BlockedWeights()
+    some = 1 < math.prod(problem.kernel) < taps and not problem.flip
+    gathered = math.prod(problem.w_shape) * GATHERED_SECONDS if some else 0.0
+    costs = [each.cost(problem) + (gathered if isinstance(each, ImplicitGemm) else 0.0) for each in _OTHERS]
+    return min(zip(costs, _OTHERS, strict=True), key=lambda each: each[0])
+
+
+def _executors(problem: ConvProblem, parts: list[_Part]) -> list[Any]:
+    """Who computes each part, or None; parts that are alike have one executor."""
+    taps = math.prod(problem.kernel)
+    executors = {p: _cheapest(p, taps)[1].build(p) for p in {part.problem for part in parts} if p}
+    return [executors[part.problem] if part.problem else None for part in parts]
 
 
 def _seconds(problem: ConvProblem, parts: list[_Part]) -> float:
     """Of all parts; those of a weight gradient are added up."""
-    alike: dict[ConvProblem, int] = {}
-    for part in parts:
-        if part.problem:
-            alike[part.problem] = alike.get(part.problem, 0) + 1
-    added = ADD_SECONDS if problem.op == "weight_grad" and len(parts) > 1 else 0.0
-    each = (count * (_cheapest(p).cost(p) + PART_SECONDS + math.prod(p.w_shape) * added) for p, count in alike.items())
-    return sum(each) + PART_SECONDS
+    alike = collections.Counter(part.problem for part in parts if part.problem)
+    view = PHASES_SECONDS if any(piece.split for piece in parts[0].pieces) else PART_SECONDS
+    taps, added = math.prod(problem.kernel), problem.op == "weight_grad" and len(parts) > 1
+
+    def seconds(part: ConvProblem) -> float:
+        each = ADD_SECONDS if math.prod(part.kernel) == taps else ADD_SOME_SECONDS
+        return float(_cheapest(part, taps)[0]) + view + math.prod(part.w_shape) * each * added
+
+    return sum(count * seconds(part) for part, count in alike.items()) + PART_SECONDS
 
 
 @functools.lru_cache(maxsize=256)
 def _plan(problem: ConvProblem) -> tuple[float, list[_Part]]:
     """(seconds, parts) of a forward problem or a weight gradient, cut in the cheapest way; no parts if there is none."""
-    borders = (False, True) if _saved(problem) >= LEAST_SAVED else (False,)
-    ways = [parts for axes in _split_axes(problem) for bordered in borders if (parts := _parts(problem, axes, bordered))]
+    ways = [parts for axes, bordered in _ways(problem) if (parts := _parts(problem, axes, bordered))]
     return min(((_seconds(problem, parts), parts) for parts in ways), key=lambda way: way[0], default=(math.inf, []))
 
 
 def _verdict(problem: ConvProblem) -> Verdict:
-    """Whether there are phases that views show."""
-    ways = _split_axes(problem)
+    """Whether there are phases or borders that views show."""
+    ways = _ways(problem)
     if not ways:
         return Verdict.no(
-            f"it computes the phases of a dilation, along the last dimension from {LEAST_ROW} on, without a stride there, and here "
-            f"are dilation {problem.dilation}, stride {problem.stride} and kernel {problem.kernel}"
+            f"it computes the phases of a dilation, along the last dimension from {LEAST_ROW} on, without a stride there, or "
+            f"leaves out taps in a wide padding, and here are dilation {problem.dilation}, stride {problem.stride}, "
+            f"kernel {problem.kernel} and padding {problem.padding}"
         )
     if problem.pad_mode != "zeros":
         return Verdict.no(f"a phase does not hold what pad_mode {problem.pad_mode} puts beside it")
     if min(map(min, problem.padding)) < 0:
         return Verdict.no(f"the windows of a phase begin in x or in its padding, and here is padding {problem.padding}")
     if not _plan(problem)[1]:
-        calls = min(math.prod(map(len, _along(problem, axes, False))) for axes in ways)
+        calls = min(math.prod(map(len, _along(problem, *way))) for way in ways)
         return Verdict.no(f"phases that are alike are computed together, in at most {MOST_PARTS} calls, and here are {calls}")
     return Verdict.yes()
 
@@ -252,8 +281,7 @@ class _Executor:
     def __init__(self, problem: ConvProblem):
         self._problem = problem
         self._parts = _plan(problem)[1]
-        executors = {p: _cheapest(p).build(p) for p in {part.problem for part in self._parts} if p}
-        self._executors = [executors[part.problem] if part.problem else None for part in self._parts]
+        self._executors = _executors(problem, self._parts)
 
     def __call__(self, outs: Any, ins: Any) -> None:
         """Compute."""
@@ -293,7 +321,8 @@ class Polyphase(DenseImplementation):
 
     def forward_workspace(self, problem: ConvProblem) -> int:
         """Of the part that needs most."""
-        return max((_cheapest(p.problem).workspace(p.problem) for p in _plan(problem)[1] if p.problem), default=0)
+        parts, taps = {part.problem for part in _plan(problem)[1]}, math.prod(problem.kernel)
+        return max((_cheapest(part, taps)[1].workspace(part) for part in parts if part), default=0)
 
     def forward(self, problem: ConvProblem) -> _Executor:
         """The executor."""
@@ -306,8 +335,7 @@ class _WeightsExecutor:
     def __init__(self, problem: ConvProblem):
         self._problem = problem
         self._parts = _plan(problem)[1]
-        executors = {p: BlockedWeights().build(p) for p in {part.problem for part in self._parts} if p}
-        self._executors = [executors[part.problem] if part.problem else None for part in self._parts]
+        self._executors = _executors(problem, self._parts)
         first = self._parts[0].problem
         self._begun = first is not None and math.prod(first.kernel) == math.prod(problem.kernel)
 

@@ -34,6 +34,7 @@ from numconv_numba.tools import tools_for
 
 from .blocked import (
     CALL_SECONDS,
+    MOST_PARTS,
     Shape,
     array_origin,
     panel_shape,
@@ -241,7 +242,7 @@ class WeightsExecutor:
         self._vectors = conv_vectors(problem, 0)
         numbers = shape.width, shape.positions, taps, self._tiles * shape.positions, layout.layers, layout.step
         self._block = block_vector(block, *numbers)
-        self._areas = areas_of(problem, layout)
+        self._areas = functools.cache(functools.partial(areas_of, problem, layout))
         # what the last pair of a row lacks is a zero of grad_y, beside whatever x has there
         self._lacking = factor == ROW_PAIRS and problem.output[-1] % 2 == 1
         self._in_place = int(layout.in_place)
@@ -272,8 +273,8 @@ class WeightsExecutor:
         splits = parts_for(self._panels, self._tiles, self._work)
         status = np.zeros(1, np.uint8)
         run_with(
-            self._areas, self._kernel, self._panels * splits, self._work, self._tools, splits, self._in_place, y, x, w, sums,
-            status, vector, self._block,
+            self._areas(splits), self._kernel, self._panels * splits, self._work, self._tools, splits, self._in_place, y, x, w,
+            sums, status, vector, self._block,
         )  # fmt: skip
         if status[0] and self.is_lost(y, x):
             self._direct(outs, ins)
@@ -283,14 +284,15 @@ class WeightsExecutor:
             self._direct.bias_grad(bias[0], y, x, w)
 
 
-def areas_of(problem: ConvProblem, layout: Layout) -> Areas:
-    """A worker's scratch memory."""
+def areas_of(problem: ConvProblem, layout: Layout, splits: int = 1) -> Areas:
+    """A worker's scratch memory, where the taps are shared by so many items."""
     shape, block, in_place, layers, step = layout
     pixels = -(-block.tiles // step) * step
     item, taps = np_dtype(problem.acc_dtype).itemsize, math.prod(problem.kernel)
-    rounded = -(-problem.c // problem.groups * taps // shape.positions) * shape.positions
+    tiles = -(-problem.c // problem.groups * taps // shape.positions)
+    rounded, own = tiles * shape.positions, -(-tiles // splits) * shape.positions
     tables = 8 * (problem.ndim + taps + layers * rounded + pixels)
-    elements = layers * pixels * shape.width, rounded * shape.width, shape.width
+    elements = layers * pixels * shape.width, own * shape.width, shape.width
     return Areas(
         tables,
         max(shape.lanes**2 * item, 0 if in_place else layers * slab_bytes(problem, block)),
@@ -333,8 +335,10 @@ class BlockedWeights(Implementation):
     def workspace(self, problem: ConvProblem) -> int:
         """For each thread a slab, grad_y of a block, sums and tables."""
         layout = self.layout(problem)
-        items = problem.groups * -(-(problem.k // problem.groups) // layout.shape.width) * 16
-        return min(MAX_THREADS, max(items, 1)) * areas_of(problem, layout).bytes
+        panels = max(1, problem.groups * -(-(problem.k // problem.groups) // layout.shape.width))
+        return max(
+            min(MAX_THREADS, panels * splits) * areas_of(problem, layout, splits).bytes for splits in range(1, MOST_PARTS + 1)
+        )
 
     def build(self, problem: ConvProblem) -> WeightsExecutor:
         """The executor."""
