@@ -90,6 +90,10 @@ class Shape(NamedTuple):
         return self.vectors * self.lanes
 
 
+SHARED_CACHE = 8 * 1024 * 1024
+"""Bytes of x that cores are taken to find in a cache that they share."""
+WAITED_CYCLES = 0.9
+"""Of an element of x beyond it that is read where it lies, and that nothing has fetched before."""
 CALL_SECONDS = 3e-6
 """Of a call that computes nothing."""
 BLOCK_CYCLES, PLACE_CYCLES = 1000, 4
@@ -421,7 +425,10 @@ class Blocked(DenseImplementation):
         cycles = tiles * depth * taps * tile_cycles(shape.vectors, shape.positions) * (host().pair_cycles if self.paired else 1)
         packed = 0 if in_place else pack_cycles(block, depth * problem.groups)
         plane = math.prod(problem.spatial) * np_dtype(problem.dtype).itemsize
-        cycles *= 1.06 if in_place and plane >= 4096 else 1  # channels of x lie pages apart
+        if in_place:
+            cycles *= 1.06 if plane >= 4096 else 1  # channels of x lie pages apart
+            item = np_dtype(problem.dtype).itemsize
+            cycles += max(0, math.prod(problem.x_shape) * item - SHARED_CACHE) / item * WAITED_CYCLES
         # lanes that stay empty are packed too
         weights = pack_weight_cycles(problem, panels * shape.width * problem.c) * (1 if block.pieces == 1 else 2)
         started = pieces * (BLOCK_CYCLES + block.pixels * PLACE_CYCLES)

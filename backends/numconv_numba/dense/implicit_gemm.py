@@ -44,16 +44,18 @@ STREAM_BYTES = 16
 """That a tile may take from there in a cycle; wide ones take more, and read panels that stay in the first-level cache."""
 SHARED_PIXELS = 1024
 """Of a block that is read where it lies and not cut further for more threads, which share its output channels."""
-DIRECT_TILES = 16
-"""Tiles of output channels up to which vectors of neighbours are not copied into a panel, but read where they lie."""
+FILLED_CYCLES = 3
+"""Of a vector of a term that the first tile copies into the panel, beyond its products."""
+GATHERED_CYCLES = 5
+"""Of a vector that is gathered from pieces, and of each piece."""
 TILE_CYCLES = 60
 """Of the start and the end of a tile."""
 LINE_CYCLES = 3
 """Of a vector of results on its way through the caches, which is fetched while the terms of a tile are added up."""
 PAGES = 1.12
 """What products with channels of x take that lie pages apart."""
-SHARED_CYCLES, PARTED_CYCLES = 1500, 12
-"""Of a panel that belongs to two images, whose results are stored by a pass of their own, and of each vector of these."""
+PARTED_CYCLES = 6
+"""Of a piece of results of an output channel, which are stored by a pass of their own."""
 LOADED_CYCLES = 0.4
 """Of a weight on its way to the first-level cache, once for a block."""
 APART_CYCLES = 24
@@ -265,11 +267,12 @@ class ImplicitGemm(DenseImplementation):
         apart = PAGES if in_place and math.prod(problem.spatial) * np_dtype(problem.dtype).itemsize >= 4096 else 1.0
         each = max(terms / 2 * 1.02 * rate * apart, LINE_CYCLES)
         products = tiles * (vectors * tile.channels * each + panels * TILE_CYCLES)
-        # vectors of a panel that end with a run of neighbours take another piece; panels without an end are read where they lie
+        # whole vectors of neighbours are copied by the first tile, others before, in pieces, and their sums are stored in pieces
         run = _run(problem, block, in_place)
-        ended = 1.0 if tiles > DIRECT_TILES else min(1.0, tile.vectors * tile.lanes / run) if run % tile.lanes else 0.0
-        gathered = terms * (vectors + block.pixels / run) * (2 + 3 * ended)
-        parted = min(block.images - 1, panels) * (SHARED_CYCLES + per_k * tile.vectors * PARTED_CYCLES)
+        runs, left = block.pixels // run, run % tile.lanes
+        others, ends = -(-runs * left // tile.lanes), runs if left else 0
+        gathered = terms * (runs * (run // tile.lanes) * FILLED_CYCLES + (others + ends) * GATHERED_CYCLES)
+        parted = per_k * ends * PARTED_CYCLES if block.images > 1 else 0
         packed = 0 if in_place else pack_cycles(block, depth * problem.groups)
         # kernels are flipped in an input_grad, where the terms of an output channel do not follow each other
         packs = problem.dtype != problem.acc_dtype or (problem.flip and math.prod(problem.kernel) > 1)

@@ -247,7 +247,8 @@ def planewise(
 def _usual(lanes: int) -> list[Sweep]:
     """The tiles of 3 x 3 kernels, without a stride, with one, for the gradient of that, and of several slices; and of 7 x 7.
 
-    They are the widest that the registers hold, for rows of some size; where that is less than such a row, also those of one vector, which leave no lane.
+    They are the widest that the registers hold, for rows of some size; where that is less than such a row, also those of one
+    vector, which leave no lane.
     """
     found: list[Sweep] = []
     for step, adjoint, first in ((1, False, 0), (2, False, 0), (2, True, 1)):
