@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("numba")
 
 from numconv_numba.direct import Direct
+from numconv_numba.pooling.box_pooling import BoxPool
 from numconv_numba.pooling.crosswise_plans import bands_of, groups_of
 from numconv_numba.pooling.crosswise_pooling import CrosswisePool
 from numconv_numba.pooling.flat_pooling import FlatPool
@@ -188,6 +189,8 @@ def test_winners_from_elsewhere_are_taken_where_they_are(rng):
     ("implementation", "text"),
     [
         *((VectorPool, f"pool {op} f32 n2 c5 in61x67 w3x3 s2x1 p1 d1") for op in POOLS[:3]),
+        (BoxPool, "pool avg_pool f32 n2 c37 in61x13 w3x3 s2x1 p1 d1"),
+        (BoxPool, "pool avg_pool f32 n1 c2 in161x267 w3x3 s2x1 p1 d1 countpad=0"),
         *((FlatPool, f"pool {op} f32 n2 c37 in62x65 w2x3 s2 p0x1 d1") for op in POOLS[:3]),
         *((WidePool, f"pool {op} f32 n2 c5 in61x367 w3x40 s2x39 p1x3 d1") for op in POOLS[:3]),
         (FlatPool, "pool max_pool f32 n2 c37 in62x66 w2x3 s2x3 p0 d1 indices=1"),
@@ -216,6 +219,7 @@ def test_threads_change_no_bit(implementation, text, rng):
     ("implementation", "text"),
     [
         (VectorPool, "pool avg_pool f32 n2 c3 in8x9 w3x3 s2 p1 d1"),
+        (BoxPool, "pool avg_pool f32 n2 c3 in8x9 w3x3 s2 p1 d1"),
         (FlatPool, "pool avg_pool_backward f32 n2 c3 in8x9 w2x3 s2x3 p0 d1"),
         (WidePool, "pool avg_pool f32 n2 c3 in8x9 w8x9 s1 p0 d1"),
         *((CrosswisePool, f"pool {op} f32 n2 c3 in8x9 w3x3 s2 p1 d1") for op in POOLS),
@@ -247,8 +251,8 @@ def test_windows_that_cover_axes_are_joined():
 
 def test_strict_averages_are_divided():
     problem = parse("pool avg_pool f32 n1 c3 in9x9 w3x3 s1 p0 d1 accuracy=strict")
-    assert not VectorPool().supports(problem)
-    assert "reciprocal" in VectorPool().supports(problem).reason
+    assert not BoxPool().supports(problem)
+    assert "reciprocal" in BoxPool().supports(problem).reason
     assert Pool().supports(problem)
 
 
@@ -303,6 +307,35 @@ def test_of_several_values_for_a_place_the_last_stays(dtype, rng):
             rng.permuted(np.tile(np.arange(24).reshape(4, 6), (2, 5, 1, 1)), axis=3),
         ):
             assert bits(run(FlatUnpool, problem, [values, places])) == bits(run(Windows, problem, [values, places]))
+
+
+BOXES = [
+    "f32 n3 c5 in7x7 w3x3 s2 p1 d1",  # rows of four results, which are taken together; those at the border read fewer
+    "f32 n2 c3 in9x15 w2x3 s2 p0 d1",  # rows of planes that are no multiple of those taken together
+    "f64 n2 c3 in7x7 w3x3 s1 p1 d1 countpad=0",  # rows with scales of their own
+    "f32 n1 c2 in13x130 w3x3 s1 p1 d1",  # vectors of x that fit into registers
+    "f32 n1 c2 in5x700 w2x5 s1x3 p1x2 d1",  # chunks inside the row, and at its ends
+    "f64 n1 c1 in300 w9 s4 p5:3 d2",
+    "f32 n2 c3 in4x9x20 w2x3x3 s2x1x2 p1 d1x2x1 ceil=1 countpad=0",
+    "f32 n1 c2 in12x70 w11x3 s1 p5x1 d1",  # rows of x that are read in a loop
+    "bf16 n1 c3 in9x8 w2x2 s2 p0 d1",
+    "f32 n1 c1 in40x90 w1x40 s1x2 p0x20 d1",
+]
+
+
+@pytest.mark.parametrize("text", BOXES)
+def test_averages_along_the_outer_axes_first(text, rng):
+    problem = parse(f"pool avg_pool {text}")
+    check(problem, "numba", "box_pool", rng=rng)
+
+
+def test_averages_of_what_is_not_finite_stay_local(rng):
+    problem = parse("pool avg_pool f32 n2 c3 in9x15 w3x3 s2 p1 d1")
+    (x,) = inputs(problem, rng)
+    x[0, 1, 3, 14], x[1, 2, 8, 0], x[1, 0, 0, 7] = np.inf, np.nan, -np.inf
+    box, general = (run(each, problem, [x])[0] for each in (BoxPool, Pool))
+    np.testing.assert_array_equal(np.isfinite(box), np.isfinite(general))
+    np.testing.assert_allclose(box, general, rtol=1e-6)
 
 
 CROSSWISE = [

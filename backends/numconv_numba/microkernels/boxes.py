@@ -7,7 +7,7 @@ is made, so that it is a shuffle: nothing is loaded twice, and a row that is sho
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 from llvmlite import ir
 from numba import types
@@ -19,9 +19,14 @@ from .emit import Emitter, check_kinds, rolled
 from .memory import Memory
 from .row_access import picked
 
-__all__ = ["BOX", "boxes", "vectors_read"]
+__all__ = ["BOX", "LINE", "BoxShape", "boxes", "vectors_read"]
 
-BOX = ("first", "rows", "plane_rows", "plane_step", "list_step", "y_step", "start", "advance", "begin", "end", "chunks", "fetched")
+BOX = (
+    "planes", "rows", "plane_step", "y_plane", "list_step", "y_step", "start", "advance", "begin", "end", "chunks", "plane_lines",
+    "row_lines", "row_advance",
+)  # fmt: skip
+UNROLLED = 9
+"""Rows of x that are read without a loop, where none is missing."""
 LINE, AHEAD = 64, 4096
 """Bytes that one prefetch brings; how far ahead x is fetched: masked loads of short rows train no prefetcher."""
 _i64, _double = ir.IntType(64), ir.DoubleType()
@@ -32,123 +37,190 @@ def vectors_read(lanes: int, stride: int, places: Sequence[int], results: int) -
     return (stride * (lanes * results - 1) + places[-1]) // lanes + 1
 
 
+class BoxShape(NamedTuple):
+    """What the code of `boxes` is made for.
+
+    Attributes
+    ----------
+    lanes, stride : int
+    places : tuple of int
+        The positions of the taps of result 0.
+    outer : int
+        The rows of x that most rows of results read.
+    vectors, results : int
+        A chunk of a row is so many vectors of results, and reads so many of x: what lies behind these is zero.
+    packed, length : int
+        So many rows of this length are taken together, and fit into one vector of results; 1 and 0 where the length is not known.
+    single : bool
+        Whether a row is one chunk, as those that are packed are.
+    scaled : bool
+        Whether rows have scales of their own.
+    """
+
+    lanes: int
+    stride: int
+    places: tuple[int, ...]
+    outer: int
+    vectors: int
+    results: int
+    packed: int
+    length: int
+    single: bool
+    scaled: bool
+
+
+_Masks: TypeAlias = tuple[list[Any], list[Any]] | None
+"""Which lanes of the vectors of x, and of those of results, exist: all of them."""
+
+
 class _Boxes:
     """The code of one call of `boxes`."""
 
-    def __init__(self, context: Any, builder: Any, shape: Any, dtypes: Any, given: dict[str, Any]):
-        lanes, self.stride, self.places, self.vectors, self.results, self.single = shape
-        outside, inside = dtypes
-        self.builder, self.emit, self.given = builder, Emitter(builder, inside, lanes), given
-        self.memory = Memory(context, builder, self.emit, outside)
-        self.item = self.emit.width // lanes
+    def __init__(self, context: Any, builder: Any, shape: BoxShape, dtypes: tuple[str, str], given: dict[str, Any]):
+        self.builder, self.shape, self.given = builder, shape, given
+        self.emit = Emitter(builder, dtypes[1], shape.lanes)
+        self.memory = Memory(context, builder, self.emit, dtypes[0])
+        self.item = self.emit.width // shape.lanes
         given.update({name: self.emit.offset(given["job"], number) for number, name in enumerate(BOX)})
-        self.known = self.masks(_i64(0)) if self.single else None
+        self.known = self.masks(_i64(0)) if shape.single else None
 
-    def masks(self, number: Any) -> tuple[list[Any], list[Any]]:
-        """Which lanes of the vectors of x and of results exist in a chunk that has such a number in the table."""
-        builder, each = self.builder, self.vectors + self.results
+    def masks(self, number: Any) -> _Masks:
+        """Those of a chunk that has such a number in the table."""
+        builder, each = self.builder, self.shape.vectors + self.shape.results
         begin = builder.mul(number, _i64(each))
         flags = [self.emit.flags(self.given["flags"], builder.add(begin, _i64(i))) for i in range(each)]
-        return flags[: self.vectors], flags[self.vectors :]
+        return flags[: self.shape.vectors], flags[self.shape.vectors :]
 
-    def rows(self) -> None:
-        """All rows of results, of one plane after the other."""
-        builder, emit, given = self.builder, self.emit, self.given
-        first, lists = given["first"], given["lists"]
-        number = cgutils.alloca_once_value(builder, first)
-        plane = cgutils.alloca_once_value(builder, given["x"])
-        with rolled(builder, given["rows"]) as index:
-            here, x = builder.load(number), builder.load(plane)
-            given["list"], given["source"] = emit.at(lists, builder.mul(here, given["list_step"])), x
-            given["target"] = emit.at(given["y"], builder.mul(index, given["y_step"]))
-            self.row()
-            following = builder.add(here, _i64(1))
-            done = builder.icmp_signed("==", following, given["plane_rows"])
-            builder.store(builder.select(done, _i64(0), following), number)
-            builder.store(emit.at(x, builder.select(done, given["plane_step"], _i64(0))), plane)
-
-    def row(self) -> None:
-        """A row: a chunk of it, or the chunks that lie inside, and those at its ends."""
-        builder, given = self.builder, self.given
-        given["count"] = self.emit.offset(given["list"], 0)
-        given["scale"] = self.number(builder.bitcast(self.emit.offset(given["list"], 1), _double))
-        self.fetch_ahead()
-        if self.single:
-            self.chunk(_i64(0), self.known)
-            return
-        inside = builder.sub(given["end"], given["begin"])
-        with rolled(builder, builder.sub(given["chunks"], inside)) as number:
-            behind = builder.icmp_signed(">=", number, given["begin"])
-            self.chunk(builder.add(number, builder.select(behind, inside, _i64(0))), self.masks(number))
-        with rolled(builder, inside) as number:
-            self.chunk(builder.add(given["begin"], number), None)
+    def planes(self) -> None:
+        """All rows of results, some together: the last ones of a plane overlap those before them."""
+        builder, emit, given, together = self.builder, self.emit, self.given, self.shape.packed
+        last = builder.sub(given["rows"], _i64(together))
+        with rolled(builder, given["planes"]) as plane:
+            given["plane"] = emit.at(given["x"], builder.mul(plane, given["plane_step"]))
+            self.fetch_ahead(given["plane"], given["plane_lines"])
+            y = emit.at(given["y"], builder.mul(plane, given["y_plane"]))
+            with rolled(builder, builder.udiv(builder.add(given["rows"], _i64(together - 1)), _i64(together))) as turn:
+                row = builder.mul(turn, _i64(together))
+                if together > 1:
+                    row = builder.select(builder.icmp_signed("<", row, last), row, last)
+                self.fetch_ahead(emit.at(given["plane"], builder.mul(row, given["row_advance"])), given["row_lines"])
+                first = emit.at(given["lists"], builder.mul(row, given["list_step"]))
+                given["target"] = emit.at(y, builder.mul(row, given["y_step"]))
+                self.together([emit.at(first, emit.times(given["list_step"], number)) for number in range(together)])
 
     def number(self, double: Any) -> Any:
         """A float64 in all lanes."""
         element = self.emit.vector.element
         return self.emit.spread(double if element == _double else self.builder.fptrunc(double, element))
 
-    def fetch_ahead(self) -> None:
-        """Bring what a later row reads first into the cache, as much as one of them needs."""
-        builder, emit, given = self.builder, self.emit, self.given
-        newest = emit.offset(given["list"], builder.add(given["count"], _i64(1)))
-        begin = emit.at(given["source"], builder.add(newest, _i64(AHEAD)))
-        with rolled(builder, builder.udiv(builder.add(given["fetched"], _i64(LINE - 1)), _i64(LINE))) as line:
-            emit.prefetch(emit.at(begin, builder.mul(line, _i64(LINE))), write=False)
+    def fetch_ahead(self, x: Any, lines: Any) -> None:
+        """Bring what is read some time after x into the cache."""
+        with rolled(self.builder, lines) as line:
+            place = self.builder.add(self.builder.mul(line, _i64(LINE)), _i64(AHEAD))
+            self.emit.prefetch(self.emit.at(x, place), write=False)
 
-    def chunk(self, number: Any, masks: tuple[list[Any], list[Any]] | None) -> None:
-        """Some vectors of results; all lanes exist without masks."""
-        builder, emit, given = self.builder, self.emit, self.given
-        x = emit.at(given["source"], builder.add(given["start"], builder.mul(number, given["advance"])))
-        sums = [cgutils.alloca_once(builder, emit.vector) for _ in range(self.vectors)]
-        for slot, new in zip(sums, self.loaded(x, _i64(2), masks), strict=True):
-            builder.store(new, slot)
-        with rolled(builder, builder.sub(given["count"], _i64(1))) as row:
-            for slot, new in zip(sums, self.loaded(x, builder.add(row, _i64(3)), masks), strict=True):
-                builder.store(builder.fadd(builder.load(slot), new), slot)
-        vectors = list(map(builder.load, sums))
-        before = builder.mul(number, _i64(self.results * emit.lanes))
+    def together(self, lists: list[Any]) -> None:
+        """Some rows: a chunk, or of one of them those that lie inside it, and those at its ends."""
+        builder, given = self.builder, self.given
+        if self.shape.single:
+            self.chunk(lists, _i64(0), self.known)
+            return
+        inside = builder.sub(given["end"], given["begin"])
+        with rolled(builder, builder.sub(given["chunks"], inside)) as number:
+            behind = builder.icmp_signed(">=", number, given["begin"])
+            self.chunk(lists, builder.add(number, builder.select(behind, inside, _i64(0))), self.masks(number))
+        with rolled(builder, inside) as number:
+            self.chunk(lists, builder.add(given["begin"], number), None)
+
+    def chunk(self, lists: list[Any], number: Any, masks: _Masks) -> None:
+        """Some vectors of results."""
+        builder, emit, given, lanes = self.builder, self.emit, self.given, self.shape.lanes
+        start = builder.add(given["start"], builder.mul(number, given["advance"]))
+        vectors = [vector for each in lists for vector in self.columns(each, start, masks)]
+        scale = self.scales(lists) if self.shape.scaled else None
+        before = builder.mul(number, _i64(self.shape.results * lanes))
         shares = emit.at(given["shares"], builder.mul(before, _i64(self.item)))
         target = emit.at(given["target"], builder.mul(before, _i64(self.memory.item)))
-        for result in range(self.results):
-            share = builder.fmul(emit.load(emit.at(shares, result * emit.width)), given["scale"])
-            mean = builder.fmul(self.total(vectors, result), share)
+        for result in range(self.shape.results):
+            share = emit.load(emit.at(shares, result * emit.width))
+            mean = builder.fmul(self.total(vectors, result), builder.fmul(share, scale) if self.shape.scaled else share)
             place = emit.at(target, result * self.memory.width)
             if masks is None:
                 self.memory.store(mean, place)
             else:
                 self.memory.store_masked(mean, place, masks[1][result])
 
-    def loaded(self, x: Any, entry: Any, masks: tuple[list[Any], list[Any]] | None) -> list[Any]:
-        """The vectors of a row of x, which has such an entry in the list."""
-        row = self.emit.at(x, self.emit.offset(self.given["list"], entry))
-        places = [self.emit.at(row, v * self.memory.width) for v in range(self.vectors)]
+    def columns(self, rows: Any, start: Any, masks: _Masks) -> list[Any]:
+        """The sums of the rows of x in a list, from a position on."""
+        builder, emit = self.builder, self.emit
+        x, outer, count = emit.at(self.given["plane"], start), self.shape.outer, emit.offset(rows, 0)
+        sums = [cgutils.alloca_once(builder, emit.vector) for _ in range(self.shape.vectors)]
+
+        def add(entry: Any, *, first: bool = False) -> None:
+            place = emit.at(x, emit.offset(rows, entry))
+            for slot, new in zip(sums, self.loaded(place, masks), strict=True):
+                builder.store(new if first else builder.fadd(builder.load(slot), new), slot)
+
+        add(2, first=True)
+        if outer > UNROLLED:
+            with rolled(builder, builder.sub(count, _i64(1))) as number:
+                add(builder.add(number, _i64(3)))
+        elif outer > 1:
+            with builder.if_else(builder.icmp_signed("==", count, _i64(outer))) as (all_of_them, some):
+                with all_of_them:
+                    for number in range(1, outer):
+                        add(number + 2)
+                with some, rolled(builder, builder.sub(count, _i64(1))) as number:
+                    add(builder.add(number, _i64(3)))
+        return list(map(builder.load, sums))
+
+    def loaded(self, x: Any, masks: _Masks) -> list[Any]:
+        """The vectors of a row of x."""
+        places = [self.emit.at(x, v * self.memory.width) for v in range(self.shape.vectors)]
         if masks is None:
             return list(map(self.memory.load, places))
         return [self.memory.load_masked(place, mask) for place, mask in zip(places, masks[0], strict=True)]
 
+    def scales(self, lists: list[Any]) -> Any:
+        """The scale of each lane's row."""
+        builder, lanes, length = self.builder, self.shape.lanes, self.shape.length
+        *before, scales = (self.number(builder.bitcast(self.emit.offset(each, 1), _double)) for each in lists)
+        for number, scale in reversed(list(enumerate(before))):
+            own = ir.Constant(ir.VectorType(ir.IntType(1), lanes), [lane < (number + 1) * length for lane in range(lanes)])
+            scales = builder.select(own, scale, scales)
+        return scales
+
     def total(self, vectors: list[Any], result: int) -> Any:
         """The sums of a vector of windows: the taps in order."""
-        lanes, total = self.emit.lanes, None
-        for place in self.places:
-            taken = self.taken(vectors, [self.stride * (result * lanes + lane) + place for lane in range(lanes)])
+        total = None
+        for place in self.shape.places:
+            taken = self.taken(
+                vectors, [self.position(result * self.shape.lanes + lane, place) for lane in range(self.shape.lanes)]
+            )
             if taken is not None:
                 total = taken if total is None else self.builder.fadd(total, taken)
         return total
 
-    def taken(self, vectors: list[Any], positions: list[int]) -> Any:
-        """The elements at some positions, zero behind the last vector; None if all are."""
-        lanes = self.emit.lanes
-        first = positions[0] // lanes
-        some = vectors[first : positions[-1] // lanes + 1]
-        if not some:
+    def position(self, lane: int, place: int) -> int | None:
+        """What a lane of results takes from the vectors of all rows; None if it lies behind those of its row."""
+        shape = self.shape
+        row, q = divmod(lane, shape.length) if shape.length else (0, lane)
+        position, behind = shape.stride * q + place, shape.vectors * shape.lanes
+        return None if position >= behind or row >= shape.packed else row * behind + position
+
+    def taken(self, vectors: list[Any], positions: list[int | None]) -> Any:
+        """The elements at some positions, else zero; None if all are."""
+        lanes, there = self.shape.lanes, [position for position in positions if position is not None]
+        if not there:
             return None
-        inside = [position < len(vectors) * lanes for position in positions]
-        found = picked(self.emit, some, [(p - first * lanes) * there for p, there in zip(positions, inside, strict=True)])
+        first, last = there[0] // lanes, there[-1] // lanes
+        inside = [position is not None for position in positions]
+        found = picked(
+            self.emit, vectors[first : last + 1], [(first * lanes if p is None else p) - first * lanes for p in positions]
+        )
         if all(inside):
             return found
-        mask = ir.Constant(ir.VectorType(ir.IntType(1), lanes), inside)
-        return self.builder.select(mask, found, self.emit.zero)
+        return self.builder.select(ir.Constant(ir.VectorType(ir.IntType(1), lanes), inside), found, self.emit.zero)
 
 
 @intrinsic
@@ -159,7 +231,7 @@ def _boxes(
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         given = dict(zip(("x", "lists", "y", "shares", "flags", "job"), args[2:], strict=True))
-        _Boxes(context, builder, shape.value, dtypes.value, given).rows()
+        _Boxes(context, builder, BoxShape(*shape.value), dtypes.value, given).planes()
         return context.get_dummy_value()
 
     return types.void(shape, dtypes, *[x] * 6), codegen
@@ -174,24 +246,23 @@ def boxes(
     Parameters
     ----------
     shape : Tag
-        (lanes, stride, places, vectors, results, single). Places are the positions of the taps of result 0. A chunk of a row is so
-        many vectors of results, and reads so many of x, what lies behind these being zero; `single`: a row is one chunk.
+        A `BoxShape`.
     dtypes : Tag
         A pair: that of the arrays, and that of sums, float32 or float64.
     x, y : Address
-        The first plane, and the first row of results. Elements lie next to each other.
+        The first plane, and its first row of results. Elements lie next to each other.
     lists : Address
-        For each row of results of a plane int64 numbers: how many rows of x it reads; as float64, its scale; the byte offset of
-        each row in the plane.
+        For each of the rows of results int64 numbers: how many rows of x it reads; as float64, its scale; the byte offset of each
+        of those in the plane.
     shares : Address
-        By which each result of a row is multiplied, beside the scale: of the dtype of sums, up to the end of the last chunk.
+        By which each result of the rows of a chunk is multiplied, beside the scale: of the dtype of sums, to the end of the last one.
     flags : Address
         A table of `emit.flag_table`, for the dtype of sums: which lanes exist, for each chunk that is not inside the row the
         vectors of x, then those of results.
     job : Address
-        Of int64 numbers, in the order of `BOX`: the first row of results in its plane; how many; rows of a plane; bytes from
-        plane to plane of x, from list to list, from row to row of y; from where a row of x begins to where the first chunk reads,
-        and from there to the next chunk; from which to which chunk they lie inside a row, and how many there are; bytes of x from
-        row to row of results, which are fetched ahead.
+        Of int64 numbers, in the order of `BOX`: planes, and rows of results of each; bytes from plane to plane of x and of y,
+        from list to list, from row to row of y; from where a row of x begins to where the first chunk reads, and from there to the
+        next chunk; from which to which chunk they lie inside a row, and how many there are; lines of memory to be fetched ahead
+        for each plane, or for the rows that are taken together, and the bytes of x for each row of results.
     """
     _boxes(shape, dtypes, x, lists, y, shares, flags, job)

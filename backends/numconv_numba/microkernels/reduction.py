@@ -14,7 +14,7 @@ from numba.core import cgutils
 
 from numconv_numba.compiling.compiler import Address, Tag, intrinsic, kernel
 
-from .emit import Emitter, check_kinds
+from .emit import Emitter, check_kinds, rolled
 from .windows import ROW_ENTRY, write_places
 
 __all__ = ["REDUCTION", "reduction"]
@@ -22,6 +22,8 @@ __all__ = ["REDUCTION", "reduction"]
 REDUCTION = ("results", "x_step", "length", "place", "advance")
 TOGETHER = 4
 """Windows that take each step together."""
+LINE, AHEAD, MOST_LINES = 64, 4096, 32
+"""Bytes that one prefetch brings; how far ahead x is fetched, and how much of it for some windows: longer ones are streams."""
 _NOWHERE = 2**31 - 1
 _i32, _i64, _double = ir.IntType(32), ir.IntType(64), ir.DoubleType()
 
@@ -75,6 +77,7 @@ class _Reduction:
                 with block, cgutils.for_range(builder, builder.sdiv(count, _i64(step))) as loop:
                     number = builder.mul(loop.index, _i64(step))
                     address = emit.at(self.given["x"], builder.mul(builder.add(first, number), self.given["x_step"]))
+                    self.fetch_ahead(address, step)
                     for k, (value, place) in enumerate(self.windows(address, step)):
                         slot = builder.add(number, _i64(k))
                         builder.store(builder.load(value), builder.gep(self.values, [slot]))
@@ -82,6 +85,15 @@ class _Reduction:
                             builder.store(builder.load(place), builder.gep(self.places, [slot]))
         slots = ([builder.load(builder.gep(each, [_i64(r)])) for r in range(emit.lanes)] for each in (self.values, self.places))
         return self.merged(list(zip(*slots, strict=True)))
+
+    def fetch_ahead(self, x: Any, count: int) -> None:
+        """Bring what some later windows begin with into the cache, as many bytes as lie between so many."""
+        builder, emit = self.builder, self.emit
+        between = emit.times(self.given["x_step"], count)
+        most = _i64(LINE * MOST_LINES)
+        between = builder.select(builder.icmp_unsigned("<", between, most), between, most)
+        with rolled(builder, builder.udiv(builder.add(between, _i64(LINE - 1)), _i64(LINE))) as line:
+            emit.prefetch(emit.at(x, builder.add(builder.mul(line, _i64(LINE)), _i64(AHEAD))), write=False)
 
     def windows(self, x: Any, count: int) -> list[tuple[Any, Any]]:
         """What each lane holds of some windows, in slots: the sum, or the first of the largest elements and its place."""

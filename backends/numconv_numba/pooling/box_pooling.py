@@ -14,7 +14,7 @@ import numpy as np
 from numconv.plugin import Implementation, PoolProblem, Verdict, np_dtype
 from numconv_numba.compiling.compiler import Address, Tag, helper, invoke, kernel
 from numconv_numba.elements import INT64, itemsize, keep, memory, scratch
-from numconv_numba.microkernels.boxes import BOX, boxes, vectors_read
+from numconv_numba.microkernels.boxes import BOX, LINE, BoxShape, boxes, vectors_read
 from numconv_numba.microkernels.emit import flag_table, lanes_of
 from numconv_numba.scalar import pointer
 from numconv_numba.sliding import outer_axis, rows_read
@@ -28,41 +28,53 @@ from .window_rows import fill_memory
 __all__ = ["BoxPool"]
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
-MOST_TAPS = 16
+MOST_TAPS = 64
 """Along a row, each of which is a shuffle."""
-MOST_VECTORS = 8
+MOST_VECTORS = 9
 """Of x, whose sums stay in registers."""
 MOST_RESULTS = 4
 """Vectors of a chunk, of longer rows."""
+MOST_PACKED = 4
+"""Vectors of x from which a vector of results takes what several short rows read."""
 MAX_LISTS = 1 << 20
 """Bytes of the lists of a plane."""
-CYCLE = 2.5e-10
-"""Seconds."""
+CYCLE_SECONDS = 1.8e-10
+"""On two threads."""
+FETCHED = 1 << 13
+"""Bytes of a plane up to which one is fetched as a whole, ahead of its turn; larger ones are fetched row by row."""
+ITEMS = 64
+"""Work items at least, where there are rows enough."""
 JOB_SIZE = len(BOX)
-FIRST, ROWS, PLANE_ROWS, PLANE_STEP, Y_STEP = map(BOX.index, ("first", "rows", "plane_rows", "plane_step", "y_step"))
+PLANES, ROWS, PLANE, Y_PLANE, LIST_STEP, Y_STEP = map(BOX.index, ("planes", "rows", "plane_step", "y_plane", "list_step", "y_step"))
 
 
 @helper
 def _pool(begin, end, args):
-    tool, x, y, lists, shares, flags, vector = args
+    bands, tool, x, y, lists, shares, flags, vector = args
     g = pointer(vector, INT64)
     buffer = scratch(8 * JOB_SIZE)
     job = pointer(memory(buffer), INT64)
     for entry in range(JOB_SIZE):
         job[entry] = g[entry]
-    job[FIRST], job[ROWS] = begin % g[PLANE_ROWS], end - begin
-    plane = x + begin // g[PLANE_ROWS] * g[PLANE_STEP]
-    invoke(tool, plane, lists, y + begin * g[Y_STEP], shares, flags, memory(buffer))
+    if bands == 1:
+        job[PLANES] = end - begin
+        invoke(tool, x + begin * g[PLANE], lists, y + begin * g[Y_PLANE], shares, flags, memory(buffer))
+    for item in range(begin, end if bands > 1 else begin):
+        plane, band = item // bands, item % bands
+        first = band * g[ROWS] // bands
+        job[ROWS] = (band + 1) * g[ROWS] // bands - first
+        target = y + (plane * g[Y_PLANE] + first * g[Y_STEP])
+        invoke(tool, x + plane * g[PLANE], lists + first * g[LIST_STEP], target, shares, flags, memory(buffer))
     keep(buffer)
 
 
 @kernel
 def pool(
-    region: int, workers: int, items: int, tool: int, x: Address, y: Address, lists: Address, shares: Address, flags: Address,
-    g: Address,
+    region: int, workers: int, items: int, bands: int, tool: int, x: Address, y: Address, lists: Address,
+    shares: Address, flags: Address, g: Address,
 ) -> None:  # fmt: skip
-    """y from x by the microkernel `boxes`, whose tables and job the others are: an item is a row of y."""
-    parallel_for(region, workers, items, _pool, (tool, x, y, lists, shares, flags, g))
+    """y from x by the microkernel `boxes`, whose tables and job the others are: an item is one of so many bands of a plane."""
+    parallel_for(region, workers, items, _pool, (bands, tool, x, y, lists, shares, flags, g))
 
 
 # --- what is known of a problem ------------------------------------------------------------------------------------------------
@@ -77,11 +89,14 @@ class _Chunks(NamedTuple):
         Vectors of results of a chunk, and of x that it reads.
     total : int
         Chunks of a row.
+    packed : int
+        Rows that are taken together: their results fit into a vector.
     """
 
     results: int
     vectors: int
     total: int
+    packed: int
 
 
 def _places(problem: PoolProblem) -> tuple[int, ...]:
@@ -95,9 +110,10 @@ def _chunks(problem: PoolProblem) -> _Chunks:
     whole = -(-problem.output[-1] // lanes)
     vectors = min(read(whole), -(-(problem.spatial[-1] + problem.padding[-1][0]) // lanes))
     if vectors <= MOST_VECTORS:
-        return _Chunks(whole, vectors, 1)
+        packed = min(lanes // problem.output[-1], math.prod(problem.output[:-1]), max(MOST_PACKED // vectors, 1))
+        return _Chunks(whole, vectors, 1, max(packed, 1))
     results = max((n for n in range(1, MOST_RESULTS + 1) if read(n) <= MOST_VECTORS), default=1)
-    return _Chunks(results, read(results), -(-whole // results))
+    return _Chunks(results, read(results), -(-whole // results), 1)
 
 
 def _inside(problem: PoolProblem, chunks: _Chunks) -> tuple[int, int]:
@@ -116,7 +132,7 @@ def _flags(problem: PoolProblem, chunks: _Chunks) -> np.ndarray[Any, Any]:
     numbers = np.r_[:begin, end : chunks.total][:, None] * (chunks.results * lanes)
     read = problem.stride[-1] * numbers - problem.padding[-1][0] + np.arange(chunks.vectors * lanes)
     made = numbers + np.arange(chunks.results * lanes)
-    there = np.concatenate([(read >= 0) & (read < problem.spatial[-1]), made < problem.output[-1]], axis=1)
+    there = np.concatenate([(read >= 0) & (read < problem.spatial[-1]), made < chunks.packed * problem.output[-1]], axis=1)
     return np.ascontiguousarray(flag_table(there.reshape(-1, lanes), problem.acc_dtype))
 
 
@@ -142,19 +158,29 @@ class _Executor:
         self._problem, chunks, acc = problem, _chunks(problem), problem.acc_dtype
         item, lanes, stride, low = np_dtype(problem.dtype).itemsize, lanes_of(acc), problem.stride[-1], problem.padding[-1][0]
         *scales, last = (1 / counts for counts in axis_counts(problem))
+        scaled = any(scale.size and (scale != scale[0]).any() for scale in scales)
+        if not scaled:
+            last = last * math.prod(scale[0] for scale in scales)
         shares = np.zeros(chunks.total * chunks.results * lanes, acc)
-        shares[: last.size] = last
-        lists, rows = _lists(problem, scales), math.prod(problem.output[:-1])
-        across = problem.stride[-2] if problem.ndim > 1 else 0  # long rows are streams that the processor fetches by itself
+        shares[: chunks.packed * last.size] = np.tile(last, chunks.packed)
+        lists, rows, planes = _lists(problem, scales), math.prod(problem.output[:-1]), problem.n * problem.c
+        x_plane, y_plane = math.prod(problem.spatial) * item, math.prod(problem.output) * item
+        short = x_plane <= FETCHED
+        fetched = -(-x_plane // LINE) * short, -(-chunks.packed * x_plane // (LINE * rows)) * (not short)
         job = [
-            0, 0, rows, math.prod(problem.spatial) * item, lists.strides[0], problem.output[-1] * item, -low * item,
-            stride * chunks.results * lanes * item, *_inside(problem, chunks), chunks.total, across * problem.spatial[-1] * item,
+            1, rows, x_plane, y_plane, lists.strides[0], problem.output[-1] * item, -low * item,
+            stride * chunks.results * lanes * item, *_inside(problem, chunks), chunks.total,
+            *fetched, x_plane // max(rows, 1),
         ]  # fmt: skip
         self._tables = lists, shares, _flags(problem, chunks), np.array(job, np.int64)
-        shape = (lanes, stride, _places(problem), chunks.vectors, chunks.results, chunks.total == 1)
-        tool = boxes.address(shape, (problem.dtype, acc))
-        items, work = problem.n * problem.c * rows, 2 * _cycles(problem) * lanes
-        self._run = functools.partial(run, pool.specialise(), items, work, tool)
+        shape = BoxShape(
+            lanes, stride, _places(problem), math.prod(problem.window[:-1]), chunks.vectors, chunks.results, chunks.packed,
+            problem.output[-1] if chunks.packed > 1 else 0, chunks.total == 1, scaled,
+        )  # fmt: skip
+        tool = boxes.address(tuple(shape), (problem.dtype, acc))
+        bands = min(-(-ITEMS // max(planes, 1)), rows // chunks.packed)
+        work = 2 * _cycles(problem) * lanes
+        self._run = functools.partial(run, pool.specialise(), planes * bands, work, bands, tool)
 
     @functools.cached_property
     def _general(self) -> Any:
@@ -169,11 +195,13 @@ class _Executor:
 
 
 def _cycles(problem: PoolProblem) -> float:
-    """Of one thread."""
-    chunks = _chunks(problem)
-    columns = math.prod(problem.window[:-1]) * chunks.vectors * 1.0
-    along = chunks.results * (problem.window[-1] * (1 + 0.5 * (problem.stride[-1] > 2)) + 2)
-    return problem.n * problem.c * math.prod(problem.output[:-1]) * (10 + chunks.total * (columns + along))
+    """Of one thread: of each row its start, the vectors of x that are summed, and for each result the taps and the store."""
+    chunks, stride = _chunks(problem), problem.stride[-1]
+    spread = min(stride + 1, chunks.vectors * chunks.packed)  # vectors from which a tap takes its elements
+    columns = chunks.packed * (1 + 0.6 * chunks.vectors * math.prod(problem.window[:-1]))
+    along = chunks.results * (1 + 0.7 * problem.window[-1] * (1 + 0.5 * max(spread - 2, 0)))
+    groups = problem.n * problem.c * math.prod(problem.output[:-1]) / chunks.packed
+    return groups * (2 + chunks.total * (columns + along))
 
 
 class BoxPool(Implementation):
@@ -199,7 +227,7 @@ class BoxPool(Implementation):
 
     def cost(self, problem: PoolProblem) -> float:
         """The time to move the arrays, and of the rows."""
-        return 2e-6 + problem.bytes / 1e11 + _cycles(problem) * CYCLE / 2
+        return 2e-6 + problem.bytes / 1e11 + _cycles(problem) * CYCLE_SECONDS
 
     def workspace(self, problem: PoolProblem) -> int:
         """For each thread a job."""
