@@ -25,11 +25,11 @@ import numpy as np
 from numconv.plugin import ConvProblem, Implementation, Verdict, np_dtype
 from numconv_numba.activations import ACTIVATIONS
 from numconv_numba.dense.base import ForwardExecutor, Weights, fill
-from numconv_numba.dense.blocked import CALL_SECONDS, divided, most_workers, panel_shape, parts_for, seconds, tile_cycles
+from numconv_numba.dense.blocked import CALL_SECONDS, divided, panel_shape, parts_for, seconds, tile_cycles
 from numconv_numba.dense.slab import WRITE_CYCLES, Block, block_vector
 from numconv_numba.geometry import conv_vectors
 from numconv_numba.microkernels.emit import host
-from numconv_numba.threads import Areas, run_with
+from numconv_numba.threads import MAX_THREADS, Areas, run_with
 from numconv_numba.winograd.forward import LEAST_TERMS, Winograd, tools_of
 from numconv_numba.winograd.kernels import SHARED, TRANSFORMED, UNPACKED
 from numconv_numba.winograd.layout import (
@@ -176,7 +176,8 @@ def _areas(problem: ConvProblem, layout: _Layout) -> Areas:
 
 def _workspace(problem: ConvProblem, layout: _Layout) -> int:
     """Of all threads, and transformed weights that they have in common."""
-    workers = most_workers(layout.window, layout.cutting.block, layout.cutting.shape.width) * math.prod(problem.stride[:-1])
+    units = layout.panels * math.prod(problem.stride[:-1])
+    workers = min(MAX_THREADS, max(1, layout.cutting.block.pieces * problem.groups * units))
     return workers * _areas(problem, layout).bytes + (_weight_bytes(layout) if layout.cutting.shared else 0)
 
 
