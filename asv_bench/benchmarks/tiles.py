@@ -55,7 +55,7 @@ class Multiply(Product):
         compiled = multiply.specialise((vectors, channels, lanes), (dtype, dtype))
         k, pixels = TERMS * item, vectors * lanes
         weights, sums, target = (w, item, k, channels * k, tiles), (y, 0, 1), (y, pixels * item, pixels, 0, 0)
-        self.call = functools.partial(compiled, vectors, panel, TERMS, *weights, *sums, *target, panel, none, none, 0)
+        self.call = functools.partial(compiled, vectors, panel, TERMS, *weights, *sums, *target, panel, none, none, 0, 0)
         self.call()
         if not (y == TERMS).all():
             raise ValueError(f"tile {shape} in {dtype}: a sum of {TERMS} ones is not {TERMS}")
