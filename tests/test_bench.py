@@ -392,6 +392,14 @@ def program(name):
     return module
 
 
+@pytest.mark.parametrize("name", ["Product", "Multiply"])
+def test_the_benchmark_of_tiles_calls_the_kernels_that_there_are(name, monkeypatch):
+    """`setup` compares a first call with its sums."""
+    monkeypatch.syspath_prepend(program("speed").__spec__.origin.removesuffix("speed.py"))
+    benchmark = getattr(importlib.import_module("benchmarks.tiles"), name)()
+    benchmark.setup(benchmark.params[0][0], "float32")
+
+
 def test_page_of_speed():
     speed = program("speed")
     good = measurement(seconds={"numconv": [1e-3], "torch": [0.5e-3]})

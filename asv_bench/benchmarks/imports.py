@@ -52,7 +52,8 @@ from numconv.benchmarking.rows import all_rows
 from numconv_numba.compiling import compiler
 for problem in (row.problem for row in all_rows() if row.problem.dtype == "float32"):
     options = {name: getattr(problem, name) for name in ("stride", "padding", "dilation", "groups")}
-    x, w, bias = (np.ones(shape, "float32") for shape in (problem.x_shape, problem.w_shape, problem.k))
+    x, bias = np.ones(problem.x_shape, "float32"), np.ones(problem.k, "float32")
+    w = np.random.default_rng(0).standard_normal(problem.w_shape, "float32")  # of no rank one, which has a way of its own
     numconv.conv_backward(numconv.conv(x, w, bias, **options), x, w, **options)
 found = compiler.statistics().values()
 print(sum(each.misses for each in found), sum(each.seconds for each in found))
