@@ -181,8 +181,8 @@ def _blocks(begin, end, args):
                         products, u, u_step, v + first * steps[2] * size, tables, of_lead, passed * taps,
                         phase_entry(p, ndim, phase, N_ROWS), phase_entry(p, ndim, phase, N_COLUMNS), tiles, resume, g, b, tools, at,
                     )  # fmt: skip
-                steps = tile_steps(g, b, block)
-                transform_outputs(results + inner * width, products, steps, spare, block, p[INNER], g, b, tools, at)
+                sums, order = results + inner * width, tile_steps(g, b, block)
+                transform_outputs(sums, products, order, spare, block, p[INNER], g, b, tools, at)
             shift = bias if is_null(bias) else bias + (group * per_k + k) * size
             target = x + (group * g[xs + 1] + k * g[xs + 2])
             invoke(write, tools, results, width, columns, shift, g[OPTION], target, status, block, unit % leads, g, b, p)
