@@ -513,7 +513,9 @@ class ImplicitGemm(DenseImplementation):
         products = tiles * (vectors * tile.channels * each + panels * TILE_CYCLES)
         # vectors of a panel that end with a run of neighbours take another piece; panels without an end are read where they lie
         run = _run(problem, block, in_place)
-        ended = 1.0 if tiles > DIRECT_TILES else min(1.0, tile.vectors * tile.lanes / run) if run % tile.lanes else 0.0
+        ended = min(1.0, tile.vectors * tile.lanes / run) if run % tile.lanes else 0.0
+        if tiles > DIRECT_TILES:
+            ended = 1.0
         gathered = terms * (vectors + block.pixels / run) * (2 + 3 * ended)
         parted = min(block.images - 1, panels) * (SHARED_CYCLES + per_k * tile.vectors * PARTED_CYCLES)
         packed = 0 if in_place else pack_cycles(block, depth * problem.groups)
