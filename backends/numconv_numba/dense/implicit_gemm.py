@@ -79,8 +79,8 @@ SHARED_PIXELS = 1024
 """Of a block that is read where it lies and not cut further for more threads, which share its output channels."""
 DIRECT_TILES = 16
 """Tiles of output channels up to which vectors of neighbours are not copied into a panel, but read where they lie."""
-TILE_CYCLES = 60
-"""Of the start and the end of a tile."""
+TILE_CYCLES = 2.5
+"""Of the start and the end of each vector of a tile's sums."""
 LINE_CYCLES = 3
 """Of a vector of results on its way through the caches, which is fetched while the terms of a tile are added up."""
 PAGES = 1.12
@@ -510,7 +510,7 @@ class ImplicitGemm(DenseImplementation):
         panels, vectors = -(-block.pixels // (tile.vectors * tile.lanes)), -(-block.pixels // tile.lanes)
         apart = PAGES if in_place and math.prod(problem.spatial) * np_dtype(problem.dtype).itemsize >= 4096 else 1.0
         each = max(terms / 2 * 1.02 * rate * apart, LINE_CYCLES)
-        products = tiles * (vectors * tile.channels * each + panels * TILE_CYCLES)
+        products = tiles * (vectors * tile.channels * each + panels * tile.vectors * tile.channels * TILE_CYCLES)
         # vectors of a panel that end with a run of neighbours take another piece; panels without an end are read where they lie
         run = _run(problem, block, in_place)
         ended = min(1.0, tile.vectors * tile.lanes / run) if run % tile.lanes else 0.0
