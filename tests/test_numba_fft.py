@@ -188,6 +188,7 @@ def test_a_nan_of_a_complex_signal_stays_in_its_windows(rng):
     "conv forward f32 n1 c1 k1 g1 in60000 w1025 s1 p512 d1", "conv forward f32 n3 c2 k3 g1 in4000 w129 s1 p64 d1",
     "conv forward f32 n1 c6 k6 g6 in90x80 w15x15 s1 p7 d1", "conv weight_grad f32 n1 c1 k1 g1 in60000 w1025 s1 p512 d1",
     "conv weight_grad f64 n2 c12 k12 g12 in4000 w129 s1 p64 d1", "conv input_grad f32 n2 c2 k2 g1 in5000 w129 s2 p64 d1",
+    "conv forward f32 n1 c1 k1 g1 in60000 w50001 s1 p25000 d1", "conv forward f32 n1 c1 k1 g1 in450x460 w401x391 s1 p200x195 d1",
 ])  # fmt: skip
 def test_threads_change_no_bit(text, rng):
     problem = parse(text)

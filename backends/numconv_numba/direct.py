@@ -215,13 +215,14 @@ class Direct(Implementation):
         rows = problem.flops / 2 / max(1, min(problem.output[-1], ROW))
         if "int" in problem.dtype:
             return 3e-6 + problem.flops * np_dtype(problem.acc_dtype).itemsize / 1.2e11 + rows * 2.5e-9
+        neighbours = problem.stride[-1] == 1 and problem.layout == "channels_first"  # which are computed in vectors
         if "complex" in problem.dtype and problem.op == "forward":
-            return 3e-6 + problem.flops * np_dtype(problem.acc_dtype).itemsize / 1e12 + rows * 1e-9
-        if problem.op == "weight_grad" and problem.level != "strict":  # rows of neighbours are added up in vectors
-            neighbours = problem.stride[-1] == 1 and problem.layout == "channels_first"
+            each = np_dtype(problem.acc_dtype).itemsize / (1e12 if neighbours else 1e11)
+            return 3e-6 + problem.flops * each + rows * 1e-9
+        if problem.op == "weight_grad" and problem.level != "strict" and "complex" not in problem.dtype:
             together = problem.flops / (5e10 if neighbours else 3.7e9) + rows * 2.2e-8
             return 3e-6 + together * (2 if problem.flops * 2 < SERIAL_WORK else 1)
-        return 3e-6 + problem.flops / 1.5e10 + rows * 1.5e-8
+        return 3e-6 + problem.flops / (8e9 if "complex" in problem.dtype else 1.5e10) + rows * 1.5e-8
 
     def workspace(self, problem: ConvProblem) -> int:
         """For each thread a row of sums, and the table of the rows that go into it."""

@@ -11,13 +11,14 @@ OpenMP aborts in it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
 import pathlib
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -36,7 +37,7 @@ from .compiling.compiler import helper, intrinsic
 from .scalar import address, as_integer
 
 __all__ = [
-    "MAX_THREADS", "SERIAL_WORK", "SHARED_SECONDS", "Areas", "Kept", "common_area", "layer", "parallel_for", "quota", "run",
+    "MAX_THREADS", "SERIAL_WORK", "SHARED_SECONDS", "Areas", "Kept", "common_area", "layer", "lent", "parallel_for", "quota", "run",
     "run_with", "share", "threads", "worker_area", "workers",
 ]  # fmt: skip
 
@@ -384,6 +385,22 @@ def share(items: Sequence[int], seconds: float, most: int, body: Callable[[int],
         finally:
             for other in others:
                 other.result()
+    finally:
+        _entered.release()
+
+
+@contextlib.contextmanager
+def lent(seconds: float) -> Iterator[int]:
+    """How many threads a library may use in the block, for work that takes one of them so long: one where others are at work.
+
+    Whoever has more of them counts as inside the region, as in `share`.
+    """
+    count = threads() if seconds >= SHARED_SECONDS else 1
+    if count < 2 or not _entered.acquire(blocking=False):
+        yield 1
+        return
+    try:
+        yield count
     finally:
         _entered.release()
 

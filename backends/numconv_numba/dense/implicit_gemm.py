@@ -48,8 +48,8 @@ FILLED_CYCLES = 3
 """Of a vector of a term that the first tile copies into the panel, beyond its products."""
 GATHERED_CYCLES = 5
 """Of a vector that is gathered from pieces, and of each piece."""
-TILE_CYCLES = 60
-"""Of the start and the end of a tile."""
+TILE_CYCLES = 2.5
+"""Of the start and the end of each vector of a tile's sums."""
 LINE_CYCLES = 3
 """Of a vector of results on its way through the caches, which is fetched while the terms of a tile are added up."""
 PAGES = 1.12
@@ -266,7 +266,7 @@ class ImplicitGemm(DenseImplementation):
         panels, vectors = -(-block.pixels // (tile.vectors * tile.lanes)), -(-block.pixels // tile.lanes)
         apart = PAGES if in_place and math.prod(problem.spatial) * np_dtype(problem.dtype).itemsize >= 4096 else 1.0
         each = max(terms / 2 * 1.02 * rate * apart, LINE_CYCLES)
-        products = tiles * (vectors * tile.channels * each + panels * TILE_CYCLES)
+        products = tiles * (vectors * tile.channels * each + panels * tile.vectors * tile.channels * TILE_CYCLES)
         # whole vectors of neighbours are copied by the first tile, others before, in pieces, and their sums are stored in pieces
         run = _run(problem, block, in_place)
         runs, left = block.pixels // run, run % tile.lanes

@@ -30,10 +30,15 @@ MANY_PAIRS = 256
 """With so many pairs of channels the spectra of w exceed the caches, and a task takes blocks enough to use them several times."""
 SPLITS = 8
 """Parts into which the blocks of a weight gradient are split, each with sums of its own."""
+LENT_SECONDS = 6e-3
+"""Of the only task, from which on SciPy's own threads share its transforms: they take long to start."""
+SIDE_BYTES = 2 * 1024 * 1024
+"""Of the only task, whose transforms two threads compute with those of the only kernel."""
 TASK_SECONDS = 25e-6
 """Of a task's Python, one thread at a time."""
 CALL_SECONDS = 60e-6
 _HANDING_SECONDS = 150e-6  # between threads: one wakes the other, and they wait for each other
+_LENDING_SECONDS = 350e-6  # the same of SciPy's threads, at each transform
 _SLOWDOWN = 1.15  # of two threads, as everywhere in the estimates, beside each other
 # Operations a second of transforms in vectors, by the bytes of one, and of those computed one by one.
 _RATES = {4: ((1 << 18, 14.5e9), (1 << 19, 12.6e9), (1 << 62, 10.5e9)), 8: ((1 << 19, 8.2e9), (1 << 20, 6.6e9), (1 << 62, 5.4e9))}
@@ -178,10 +183,15 @@ class Layout(NamedTuple):
     @property
     def task_seconds(self) -> float:
         """Estimate for a task by one thread: transforms, products, gathering and scattering; Python's part."""
-        length = math.prod(self.lengths)
-        moved = (self.inputs + self.outputs) * 1e-10 + self.inputs * self.outputs * 0.35e-10
-        transforms = self.batch_seconds(self.batch * self.inputs) + self.batch_seconds(self.batch * self.outputs)
-        return transforms + self.batch * length * self.item * moved + TASK_SECONDS
+        moved = self.outputs * 1e-10 + self.inputs * self.outputs * 0.35e-10
+        written = self.batch_seconds(self.batch * self.outputs) + self.batch * math.prod(self.lengths) * self.item * moved
+        return self.read_seconds + written + TASK_SECONDS
+
+    @property
+    def read_seconds(self) -> float:
+        """Estimate for gathering and transforming the blocks of a task by one thread."""
+        moved = self.batch * math.prod(self.lengths) * self.item * self.inputs * 1e-10
+        return self.batch_seconds(self.batch * self.inputs) + moved
 
     @property
     def weights_seconds(self) -> float:
@@ -194,10 +204,26 @@ class Layout(NamedTuple):
         """Estimate for a call by two threads, as everywhere."""
         rows = min(TASKS, self.groups * self.outputs)
         seconds = CALL_SECONDS
+        if self.lent_seconds:
+            return seconds + self.lent_seconds / 2 * _SLOWDOWN + 3 * _LENDING_SECONDS
         for items, each in ((self.tasks, self.task_seconds), (rows, self.weights_seconds / rows)):
             shared = items > 1 and items * each >= SHARED_SECONDS
             seconds += -(-items // 2) * each * _SLOWDOWN + _HANDING_SECONDS if shared else items * each
+        if self.side_by_side and self.read_seconds + self.weights_seconds >= SHARED_SECONDS:
+            seconds += _HANDING_SECONDS - min(self.read_seconds, self.weights_seconds) * (2 - _SLOWDOWN)
         return seconds
+
+    @property
+    def lent_seconds(self) -> float:
+        """Estimate by one thread for the only task, if it has several dimensions and SciPy's own threads may share them; else 0."""
+        seconds = self.task_seconds + self.weights_seconds
+        return seconds if self.tasks == 1 < len(self.cuts) and not self.gradient and seconds >= LENT_SECONDS else 0.0
+
+    @property
+    def side_by_side(self) -> bool:
+        """Whether the only kernel is transformed beside the only task: long transforms would fight for what caches all share."""
+        only = self.tasks == self.groups * self.outputs == 1 and not self.gradient and self.lent_seconds == 0
+        return only and math.prod(self.lengths) * self.item <= SIDE_BYTES
 
 
 def smooth(least: int) -> int:

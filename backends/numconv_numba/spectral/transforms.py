@@ -19,7 +19,7 @@ from numconv.plugin import ConvProblem, np_dtype
 from numconv_numba.activations import ACTIVATIONS
 from numconv_numba.direct import Direct
 from numconv_numba.microkernels.emit import lanes_of
-from numconv_numba.threads import share
+from numconv_numba.threads import lent, share
 
 from .bands import Band, Bands
 from .nonfinite import VALUE, members, overwrite, passes
@@ -176,17 +176,20 @@ class TransformedForward:
         if not layout.units:
             return
         finite = bool(np.isfinite(w).all())
-        values = w if finite else members(w, VALUE)
-        if spectra is None:
-            spectra = self._weights(values)
+        values, only = w if finite else members(w, VALUE), None
         bias = np.ascontiguousarray(biases[0], np_dtype(self._problem.acc_dtype)) if biases else 0
         largest = _largest(values) * layout.inputs if self._wide else 0.0
         bad, wrong = np.zeros(layout.tasks, bool), np.zeros(layout.tasks, bool)
 
         def body(item: int) -> None:
-            bad[item], wrong[item] = self._task(item, x, y, spectra, bias, largest=largest)
+            bad[item], wrong[item] = self._task(item, x, y, spectra, bias, largest=largest, read=only)
 
-        share(range(layout.tasks), self._transforms.seconds, layout.at_once, body)
+        with lent(layout.lent_seconds) as workers, _fourier().set_workers(workers):
+            if spectra is None and layout.side_by_side:
+                spectra, only = self._side_by_side(values, x, y)
+            elif spectra is None:
+                spectra = self._weights(values)
+            share(range(layout.tasks), self._transforms.seconds, layout.at_once, body)
         if _needs_definition(self._problem):
             wrong |= bad | (not finite)
         elif bad.any() or not finite:
@@ -195,19 +198,41 @@ class TransformedForward:
             self._again(y, ins, np.flatnonzero(wrong))
         self._bands(y, ins)
 
-    def _task(
-        self, item: int, x: Any, y: Any, w: Any, bias: Any, *, code: int = VALUE, becomes: int = -1, largest: float = 0.0
-    ) -> tuple[int, int]:
-        """Some blocks; returns how many inputs are not finite, or belong to a class, and how many sums are not finite."""
+    def _side_by_side(self, w: Any, x: Any, y: Any) -> tuple[Any, Any]:
+        """The spectra of the only kernel and of the only task, each by a thread of its own: their transforms are as long."""
+        found: list[Any] = [None, None]
+
+        def body(side: int) -> None:
+            found[side] = self._read(0, x, y, VALUE) if side else self._weights(w)
+
+        share((0, 1), self._layout.weights_seconds + self._layout.read_seconds, 2, body)
+        return found[0], found[1]
+
+    def _read(self, item: int, x: Any, y: Any, code: int) -> tuple[int, Any, float]:
+        """How many inputs of a task are not finite, or belong to a class; the spectra of its blocks; their largest value."""
         transforms, layout, first = self._transforms, self._layout, item * self._layout.batch
         units = min(layout.batch, layout.units - first)
-        read, written = transforms.walks(x.strides, y.strides)
         blocks = transforms.memory(units, layout.inputs)
-        found = self._gather(code, x, blocks, first, units, read)
+        found = self._gather(code, x, blocks, first, units, transforms.walks(x.strides, y.strides)[0])
         if code != VALUE and not found:
+            return 0, None, 0.0
+        return found, transforms.there(blocks), _largest(blocks) if self._wide else 0.0
+
+    def _task(
+        self, item: int, x: Any, y: Any, w: Any, bias: Any, *, code: int = VALUE, becomes: int = -1, largest: float = 0.0,
+        read: Any = None,
+    ) -> tuple[int, int]:  # fmt: skip
+        """Some blocks; returns how many inputs are not finite, or belong to a class, and how many sums are not finite.
+
+        `read`: what `_read` gives, if it is there already.
+        """
+        transforms, first = self._transforms, item * self._layout.batch
+        found, spectra, size = read or self._read(item, x, y, code)
+        if spectra is None:
             return 0, 0
-        anchor = transforms.anchor(_largest(blocks) * largest) if largest else 0.0
-        results = transforms.back(self._products(transforms.there(blocks), w, first, units))
+        anchor = transforms.anchor(size * largest) if largest else 0.0
+        units, written = len(spectra), transforms.walks(x.strides, y.strides)[1]
+        results = transforms.back(self._products(spectra, w, first, units))
         function = ACTIVATIONS[self._problem.activation]
         return found, self._scatter(results, anchor, becomes, bias, function, y, first, units, written)
 
