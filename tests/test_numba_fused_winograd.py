@@ -15,6 +15,8 @@ pytestmark = pytest.mark.skipif(host().registers < 32, reason="its sums need 32 
 
 ROWS = [
     "f32 n1 c40 k50 g1 in7x7 w3x3 s1 p1 d1",
+    "f32 n3 c20 k9 g1 in7x8 w3x3 s1 p1 d1",
+    "f32 n2 c20 k9 g1 in8x5 w3x3 s1 p1 d1",
     "f32 n5 c33 k20 g1 in4x4 w3x3 s1 p1 d1",
     "f64 n2 c34 k20 g2 in14x13 w3x3 s1 p1 d1",
     "f32 n7 c130 k17 g1 in9x6 w3x3 s1 p0 d1 flip=1",

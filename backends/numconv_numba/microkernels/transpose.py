@@ -92,8 +92,9 @@ def _transpose(
         clip = emit.spread(builder.icmp_signed("!=", relu, _i64(0)))
         loaded = []
         for i in range(count):
-            inside = emit.both(used, builder.icmp_signed("<", _i64(i), rows))
-            loaded.append(source.load_masked(emit.at(x, emit.times(x_step, i)), inside))
+            there = builder.icmp_signed("<", _i64(i), rows)
+            offset = builder.select(there, emit.times(x_step, i), _i64(0))
+            loaded.append(source.load_masked(emit.at(x, offset), emit.both(used, there)))
         # no sum without a bias: words of other numbers would not stay what they are
         moved = [builder.select(emit.spread(absent), vector, builder.fadd(vector, shift)) for vector in loaded]
         vectors = [emit.positive(vector, clip) for vector in moved]

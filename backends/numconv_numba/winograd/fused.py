@@ -82,8 +82,8 @@ def _pitch(problem: ConvProblem, layout: _Layout) -> int:
 def _block_vector(problem: ConvProblem, layout: _Layout) -> Any:
     pitch, places, lanes = _pitch(problem, layout), layout.places, lanes_of(problem.acc_dtype)
     numbers = (
-        lanes, FUSED_TILES, layout.chunk, 0, places, 1, layout.slab, places * pitch, places * lanes,
-        _row_elements(problem, layout), pitch, *layout.tiles.outputs, layout.block.images * pitch,
+        lanes, FUSED_TILES, layout.chunk, layout.block.tiles // max(layout.block.images, 1) * pitch, places, 1, layout.slab,
+        places * pitch, places * lanes, _row_elements(problem, layout), pitch, *layout.tiles.outputs, pitch,
     )  # fmt: skip
     return block_vector(layout.block, *numbers)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from numconv_numba.compiling.compiler import Address, Tag, helper, invoke, kernel
-from numconv_numba.dense.slab import BLOCKS, EXTRA, IMAGES, block_image
+from numconv_numba.dense.slab import BLOCKS, EXTRA, block_image
 from numconv_numba.elements import INT64, itemsize
 from numconv_numba.entries import FUSED, PACK_WEIGHTS, PIXELS, READ_SQUARES, WRITE
 from numconv_numba.geometry import DIMS, OPTION, PARTS, PER_C, PER_K, part
@@ -12,19 +12,20 @@ from numconv_numba.rows import clear
 from numconv_numba.scalar import address, is_null, pointer
 from numconv_numba.threads import parallel_for, worker_area
 
-from .inputs import PANEL, V_STEP, element_counts, phase_taps, tile_extents, tiles_of_axis
+from .inputs import COLUMNS, PANEL, ROWS, V_STEP, element_counts, phase_taps, tile_extents, tiles_of_axis
 from .kernels import IN_PANELS, transform_outputs
 
 __all__ = ["fused_winograd"]
 
-# A block's own numbers, beside those of `winograd.inputs`: input channels of a pass; places of tiles; elements from one element to
-# the next of the products, and from tile to tile of transformed input.
-CHUNK, SLAB, PLACES, M_STEP, ROWS_STEP, PITCH = (EXTRA + i for i in (2, 6, 4, 8, 9, 10))
+# A block's own numbers, beside those of `winograd.inputs`: input channels of a pass; elements from image to image of transformed
+# input; channels that are transformed together; places of tiles; elements from one element to the next of the products, from row to
+# row of transformed input in the order of the products, and from tile to tile of it before.
+CHUNK, IMAGE_STEP, SLAB, PLACES, M_STEP, ROWS_STEP, PITCH = (EXTRA + i for i in (2, 3, 6, 4, 8, 9, 10))
 
 
 # The parts of a worker's scratch memory: packed and transformed input of some channels, all of it in the order of the products,
 # products, results, packed weights, a spare tile.
-SLABS, INPUTS, ROWS, PRODUCTS, RESULTS, SMALL, SPARE, AREAS = range(8)
+SLABS, INPUTS, LAID_OUT, PRODUCTS, RESULTS, SMALL, SPARE, AREAS = range(8)
 
 
 @helper
@@ -38,7 +39,7 @@ def lay_out_inputs(rows, inputs, slabs, x, block, g, b, tools, at):
         clear(inputs, count * b[V_STEP], at)
     for first in range(0, per_c, b[SLAB]):
         end = min(first + b[SLAB], per_c)
-        invoke(tools[PIXELS], tools, inputs - first * size, slabs, x, b[PITCH], first, end, block, g, b)
+        invoke(tools[PIXELS], tools, inputs - first * size, slabs, x, b[IMAGE_STEP], first, end, block, g, b)
         for row in range(count // across):
             source, target = inputs + row * across * b[V_STEP] * size, rows + (row * b[ROWS_STEP] * size + first * column)
             invoke(
@@ -47,7 +48,15 @@ def lay_out_inputs(rows, inputs, slabs, x, block, g, b, tools, at):
 
 
 @helper
-def multiply_rows(products, kernels, rows, passed, resume, last, g, b, tools, at):
+def ends_of(block, g, b):
+    """Whether tiles lie two by two, and the lower ones, and the right ones, have no fourth row, or column, of outputs."""
+    _, _, height, _, length = tile_extents(g, b, block)
+    square = (tiles_of_axis(b, g[DIMS], 0) == 2) & (tiles_of_axis(b, g[DIMS], 1) == 2)
+    return 1 if square & (height < 2 * b[ROWS]) else 0, 1 if square & (length < 2 * b[COLUMNS]) else 0
+
+
+@helper
+def multiply_rows(products, kernels, rows, passed, resume, last, ends, g, b, tools, at):
     """The products of packed weights of so many channels with all tiles, added to those of the channels before."""
     size = itemsize(at)
     width, per_tile = b[PANEL] * size, FUSED_TILES
@@ -55,7 +64,8 @@ def multiply_rows(products, kernels, rows, passed, resume, last, g, b, tools, at
     for tile in range(0, b[PLACES], per_tile):
         invoke(
             tools[FUSED], kernels + from_tap, row_step, column_step, n_rows * n_columns * width, rows + tile * size,
-            b[PLACES] * size, b[ROWS_STEP] * size, passed, products + tile * width, b[M_STEP] * size, resume, last,
+            b[PLACES] * size, b[ROWS_STEP] * size, passed, products + tile * width, b[M_STEP] * size, resume, last, ends[0],
+            ends[1],
         )  # fmt: skip
 
 
@@ -65,7 +75,7 @@ def _blocks(begin, end, args):
     per_c, per_k, size = g[PER_C], g[PER_K], itemsize(at)
     xs, ws, ys, width = part(g, PARTS), part(g, PARTS + 1), part(g, PARTS + 2), b[PANEL] * itemsize(at)
     own = worker_area(scratch, areas, AREAS, workers, items, begin)
-    rows, products, results, small = own + areas[ROWS], own + areas[PRODUCTS], own + areas[RESULTS], own + areas[SMALL]
+    rows, products, results, small = own + areas[LAID_OUT], own + areas[PRODUCTS], own + areas[RESULTS], own + areas[SMALL]
     _, _, _, n_rows, n_columns = phase_taps(0, width, g)
     taps, panels, where, column = n_rows * n_columns, -(-per_k // b[PANEL]), -1, b[ROWS_STEP] // per_c
     for item in range(begin, end):
@@ -85,8 +95,10 @@ def _blocks(begin, end, args):
                     kernels = small
                     invoke(tools[PACK_WEIGHTS], tools, small, w_k, used, first, passed, taps, width, g)
                 resume, last = 1 if first > 0 else 0, 1 if first + passed == per_c else 0
-                multiply_rows(products, kernels, rows + first * column * size, passed, resume, last, g, b, tools, at)
-            steps = 1, tiles_of_axis(b, g[DIMS], g[DIMS] - 1) * b[IMAGES], b[IMAGES]
+                multiply_rows(
+                    products, kernels, rows + first * column * size, passed, resume, last, ends_of(block, g, b), g, b, tools, at
+                )
+            steps = b[IMAGE_STEP] // b[PITCH], tiles_of_axis(b, g[DIMS], 1), 1
             transform_outputs(results, products, steps, own + areas[SPARE], block, 1, g, b, tools, at)
             shift = bias if is_null(bias) else bias + (group * per_k + k) * size
             target = y + (group * g[ys + 1] + k * g[ys + 2])
