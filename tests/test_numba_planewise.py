@@ -25,6 +25,7 @@ GEOMETRIES = [
     "f32 n1 c6 k9 g3 in9x33 w3x3 s1 p1 d1 flip=1",  # several channels a group on both sides
     "f32 n2 c3 k3 g3 in3x3 w7x7 s1 p3 d1",  # the kernel is larger than x
     "f32 n1 c1 k1 g1 in70x131 w5x5 s1 p2 d1",  # bands of one plane
+    "f32 n1 c4 k4 g2 in7x210 w3x3 s1 p1 d1",  # strips that lie inside x, several slices
     "f32 n2 c9 k9 g9 in150 w4 s1 p3:0 d1",  # strips of one dimension as rows
     "f32 n2 c3 k6 g3 in301 w5 s2 p7 d1",
     "f32 n1 c4 k4 g4 in5x9x20 w3x3x3 s1 p1 d1",  # slices of outer dimensions

@@ -41,7 +41,7 @@ from numconv_numba.geometry import (
 )
 from numconv_numba.microkernels import planes as job_of
 from numconv_numba.microkernels.emit import flag_table
-from numconv_numba.microkernels.planes import Sweep, sweep
+from numconv_numba.microkernels.planes import Sweep, is_split, sweep
 from numconv_numba.rows import outer_source
 from numconv_numba.scalar import as_integer, is_null, load, pointer, store, wide_vectors
 from numconv_numba.threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
@@ -308,7 +308,8 @@ class _Sweeps:
             phases_of(problem),
         ]  # fmt: skip
         at = self._flags.ctypes.data
-        rows = [(run.source, run.target, run.strips, run.used, at + start) for run, start in zip(runs, starts, strict=False)]
+        places = [0 if is_split(shape) and run.flags.all() else at + start for run, start in zip(runs, starts, strict=False)]
+        rows = [(run.source, run.target, run.strips, run.used, place) for run, place in zip(runs, places, strict=True)]
         self._plan = np.array([*head, *(number for row in rows for number in row)], np.int64)
         self._columns = np.array(column_offsets(problem), np.int64) * size
         self._vectors = _vectors(problem)

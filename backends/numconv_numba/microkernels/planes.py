@@ -20,9 +20,11 @@ from numconv_numba.compiling.compiler import Address, Tag, intrinsic, kernel
 
 from .activation import SMOOTH
 from .copies import halved, parted, swap_halves
-from .emit import Emitter, check_kinds
+from .emit import Emitter, check_kinds, host
 
-__all__ = ["PRELOADED", "Sweep", "accumulators", "column_groups", "each_plane", "forward_turns", "load_columns", "sweep", "walk"]
+__all__ = [
+    "PRELOADED", "Sweep", "accumulators", "column_groups", "each_plane", "forward_turns", "is_split", "load_columns", "sweep", "walk",
+]  # fmt: skip
 
 _i64 = ir.IntType(64)
 
@@ -36,8 +38,8 @@ X, Y: of the first row and the first result, W of the weights of a plane; BIAS: 
 to the next, the ..._PLANE from a plane to the next, of which there are PLANES. LINES rows of x are walked, of which those from
 LOW on, SPAN of them, are there at all. START: the number of the row of results that is finished first; those from 0 to ROWS are
 stored, USED columns of each. COLUMNS: the offset in x of each of the COUNT columns of taps; FLAGS: of each of their vectors which
-lanes are there. PLACES: where each of the SLICES of a window begins in x and in w, a pair of offsets, if the tile has several.
-RELU: whether negative results become 0. AHEAD: how far from what is read memory is prefetched.
+lanes are there, or 0 if all are and the tile `is_split`. PLACES: where each of the SLICES of a window begins in x and in w, a pair
+of offsets, if the tile has several. RELU: whether negative results become 0. AHEAD: how far from what is read memory is prefetched.
 """
 PRELOADED = 9
 """Weights that may stay in registers."""
@@ -90,6 +92,14 @@ def accumulators(shape: Sweep) -> int:
     return rows * shape.vectors * (shape.column_step if shape.adjoint else 1)
 
 
+def is_split(shape: Sweep) -> bool:
+    """Whether a tile has loads without masks too: of many columns, or where a mask is a vector.
+
+    Else the choice between them costs a few per cent: AVX-512 loads its masks beside products, and those of a slice are few.
+    """
+    return not shape.columns or (host().width < 64 and not shape.sliced)
+
+
 def forward_turns(rows: int, step: int) -> list[_Turn]:
     """Of each row of x of a period, with a stride."""
     count, found = -(-rows // step), []
@@ -115,9 +125,10 @@ def _adjoint_turns(rows: int, step: int) -> list[_Turn]:
 def load_columns(emit: Emitter, place: Any, masks: Sequence[Any], count: int) -> list[Any]:
     """The pixels that `count` neighbouring columns of taps meet: every one with one mask, every second one with two, and so on.
 
-    Every second one is in the order of `swap_halves`.
+    A mask of None stands for all lanes. Every second one is in the order of `swap_halves`.
     """
-    loaded = [emit.load_masked(emit.at(place, part * emit.width), mask) for part, mask in enumerate(masks)]
+    places = [emit.at(place, part * emit.width) for part in range(len(masks))]
+    loaded = [emit.load(at) if mask is None else emit.load_masked(at, mask) for at, mask in zip(places, masks, strict=True)]
     return (halved(emit, *loaded) if len(loaded) == 2 else parted(emit, loaded))[:count]
 
 
@@ -160,6 +171,7 @@ class _Tile:
         self.item = emit.width // shape.lanes
         self.field = {i: emit.offset(job, i) for i in range(JOB)}
         self.columns, self.flags = (builder.inttoptr(self.field[i], cgutils.voidptr_t) for i in (COLUMNS, FLAGS))
+        self.inside = builder.icmp_signed("==", self.field[FLAGS], _i64(0))
         self.phases = shape.column_step if shape.adjoint else 1
         self.per_load = 1 if shape.adjoint else shape.column_step
         rows = accumulators(shape) // (shape.vectors * self.phases)
@@ -178,14 +190,14 @@ class _Tile:
         for slot in (slot for line in slots for slot in line):
             self.builder.store(self.emit.zero, slot)
 
-    def pixels(self, x_line: Any, column: Any, count: int) -> list[list[Any]]:
+    def pixels(self, x_line: Any, column: Any, count: int, inside: bool) -> list[list[Any]]:
         """Of `count` columns of taps from one on the vectors of pixels; several are parted from the same loads."""
         emit, builder, each = self.emit, self.builder, self.per_load
         place = emit.at(x_line, emit.offset(self.columns, column))
         entry = builder.mul(column if not isinstance(column, int) else _i64(column), _i64(self.shape.vectors * each))
         found: list[list[Any]] = [[] for _ in range(count)]
         for v in range(self.shape.vectors):
-            masks = [emit.flags(self.flags, builder.add(entry, _i64(v * each + part))) for part in range(each)]
+            masks = [None if inside else emit.flags(self.flags, builder.add(entry, _i64(v * each + part))) for part in range(each)]
             for t, vector in enumerate(load_columns(emit, emit.at(place, v * each * emit.width), masks, count)):
                 found[t].append(vector)
         return found
@@ -198,20 +210,34 @@ class _Tile:
                 self.builder.store(self.emit.fma(pixel, value, self.builder.load(slot)), slot)
 
     def add_line(self, users: list[tuple[int, int]], x_line: Any, w: Any, held: dict[tuple[int, int], Any]) -> None:
-        """All products of a row of x of one slice."""
-        shape, emit, builder = self.shape, self.emit, self.builder
+        """All products of a row of x of one slice; with masks where some of its lanes are not there."""
+        shape, emit = self.shape, self.emit
         ahead = emit.at(x_line, self.field[AHEAD])
         for offset in range(0, shape.vectors * self.per_load * emit.width, 64):
             emit.prefetch(emit.at(ahead, offset), write=False)
+        if not is_split(shape):
+            self.add_columns(users, x_line, w, held, inside=False)
+            return
+        with self.builder.if_else(self.inside) as (whole, masked):
+            with whole:
+                self.add_columns(users, x_line, w, held, inside=True)
+            with masked:
+                self.add_columns(users, x_line, w, held, inside=False)
+
+    def add_columns(
+        self, users: list[tuple[int, int]], x_line: Any, w: Any, held: dict[tuple[int, int], Any], *, inside: bool
+    ) -> None:
+        """The products of all columns of taps with a row of x; `inside`: without masks."""
+        shape, emit, builder = self.shape, self.emit, self.builder
         if not shape.columns:
             w_row = builder.mul(self.field[COUNT], _i64(self.item))
             with cgutils.for_range(builder, self.field[COUNT]) as column:
                 place = emit.at(w, builder.mul(column.index, _i64(self.item)))
-                (pixels,) = self.pixels(x_line, column.index, 1)
+                (pixels,) = self.pixels(x_line, column.index, 1, inside)
                 self.add(users, pixels, 0, lambda row: emit.broadcast(emit.at(place, builder.mul(w_row, _i64(row)))))
             return
         for together in column_groups(shape.columns, self.per_load):
-            for column, pixels in zip(together, self.pixels(x_line, together[0], len(together)), strict=True):
+            for column, pixels in zip(together, self.pixels(x_line, together[0], len(together), inside), strict=True):
                 phase = (shape.first + column) % self.phases
                 self.add(users, pixels, phase, lambda row, t=column: self.weight(w, row, t, held))
 

@@ -15,6 +15,7 @@ from numba.core import cgutils
 
 from numconv_numba.compiling.compiler import Address, Tag, intrinsic, kernel
 
+from .activation import SMOOTH
 from .emit import Emitter, check_kinds, rolled
 from .tiles import Tile
 from .transforms import matrices
@@ -38,10 +39,10 @@ that are written, USED columns of each. RELU: whether negative results become 0.
 
 
 class _Code:
-    """A tile under construction."""
+    """A tile under construction; `smooth`: the code of silu or of gelu if one is applied, else 0."""
 
-    def __init__(self, builder: Any, shape: Tile, dtype: Any, job: Any):
-        self.builder, self.shape = builder, shape
+    def __init__(self, builder: Any, shape: Tile, smooth: int, dtype: Any, job: Any):
+        self.builder, self.shape, self.smooth = builder, shape, smooth
         self.emit = emit = Emitter(builder, dtype, shape.lanes)
         self.item = emit.width // shape.lanes
         self.field = {i: emit.offset(job, i) for i in range(JOB)}
@@ -125,7 +126,8 @@ class _Code:
         seen = value if mask is None else builder.select(mask, value, emit.zero)
         # what is not finite, times zero, is NaN, which stays in a sum
         builder.store(emit.fma(seen, emit.zero, builder.load(self.found)), self.found)
-        dressed = emit.positive(builder.fadd(value, shift), relu)
+        shifted = builder.fadd(value, shift)
+        dressed = SMOOTH[self.smooth](builder, shifted) if self.smooth else emit.positive(shifted, relu)
         if mask is None:
             emit.store(dressed, place)
         else:
@@ -145,7 +147,8 @@ def _multiply_rows(typingctx: Any, tag: Any, dtype: Any, job: Any) -> Any:
     check_kinds((tag, dtype), (job,))
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        code = _Code(builder, Tile(*tag.value), dtype, args[2])
+        *shape, smooth = tag.value
+        code = _Code(builder, Tile(*shape), smooth, dtype, args[2])
         code.products()
         code.results()
         return code.emit.any(code.emit.not_finite(builder.load(code.found)))
@@ -157,6 +160,7 @@ def _multiply_rows(typingctx: Any, tag: Any, dtype: Any, job: Any) -> Any:
 def multiply_rows(shape: Tag, dtype: Tag, job: Address) -> int:
     """y = the transform back of the sums over terms t of x[point, places[t] + i] * w[point, t, k].
 
-    `shape` is a `Tile`; for the fields of a job see above. Returns 1 if one of these results, before the bias, is not finite.
+    `shape` is a `Tile` and the code of silu or gelu, or 0; for the fields of a job see above. Returns 1 if one of these results,
+    before the bias, is not finite.
     """
     return _multiply_rows(shape, dtype, job)

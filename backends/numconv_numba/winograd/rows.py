@@ -20,6 +20,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from numconv.plugin import ConvProblem, Verdict, np_dtype
+from numconv_numba.activations import ACTIVATIONS
 from numconv_numba.compiling.compiler import Address, Tag, Unit, helper, invoke, kernel
 from numconv_numba.dense.base import DenseImplementation, ForwardExecutor, Weights
 from numconv_numba.dense.blocked import CALL_SECONDS, seconds
@@ -42,11 +43,12 @@ from numconv_numba.dense.slab import (
     pieces_here,
     tap_positions,
 )
-from numconv_numba.dense.tile import RegisterTile, moved_cycles
+from numconv_numba.dense.tile import RegisterTile
 from numconv_numba.elements import INT64, itemsize, same
-from numconv_numba.entries import INPUT, LANES, MULTIPLY, PACK
+from numconv_numba.entries import INPUT, LANES, MULTIPLY, PACK, PRODUCT
 from numconv_numba.geometry import FLIPPED, GROUPS, OPTION, PARTS, PER_C, PER_K, WINDOW, part
 from numconv_numba.microkernels import rows as job_of
+from numconv_numba.microkernels.activation import SMOOTH
 from numconv_numba.microkernels.emit import host
 from numconv_numba.microkernels.rows import POINTS, multiply_rows
 from numconv_numba.microkernels.tiles import Tile, tile_for, tile_share
@@ -64,6 +66,8 @@ SLAB_BYTES = 512 * 1024
 LEAST_TERMS = 8
 """Of every window: in fewer, it may hold little beside the rows of a whole tile. Of 8 terms, ten million random sums had errors
 below 3e-6, of 4 terms below 1e-5."""
+APART_CYCLES = 2.0
+"""Of a result whose neighbours in memory are other channels: a tile has few of these, so that lines are written in parts."""
 UINT8 = Tag("uint8")
 
 # A block's own numbers: rows of results, output channels and columns of a tile, elements from channel to channel and from
@@ -103,14 +107,14 @@ def multiply_tile(own, y, rows, length, shift, g, b, tools, yt, at):
     """Some columns of a group of rows of results, from y on, for the channels of one tile; 1 if not all are finite, else 0."""
     size, ys, job = itemsize(at), part(g, PARTS + 2), pointer(own[FIELDS], INT64)
     job[job_of.ROWS], job[job_of.USED] = rows, length
-    if (g[ys + 4] == itemsize(yt)) & same(yt, at) & (g[OPTION] <= 1):
+    if (g[ys + 4] == itemsize(yt)) & same(yt, at):
         job[job_of.Y], job[job_of.Y_CHANNEL], job[job_of.Y_ROW] = as_integer(y), g[ys + 2], g[ys + 3]
-        job[job_of.BIAS], job[job_of.RELU] = as_integer(shift), g[OPTION]
+        job[job_of.BIAS], job[job_of.RELU] = as_integer(shift), g[OPTION] == 1
         return invoke(tools[MULTIPLY], own[FIELDS])
     channel, line = b[WIDTH] * size, b[CHANNELS] * b[WIDTH] * size
     job[job_of.Y], job[job_of.Y_CHANNEL], job[job_of.Y_ROW] = as_integer(own[RESULTS]), channel, line
     job[job_of.BIAS], job[job_of.RELU] = 0, 0
-    bad = invoke(tools[MULTIPLY], own[FIELDS])
+    bad = invoke(tools[PRODUCT], own[FIELDS])
     for row in range(rows):
         target = y + row * g[ys + 3]
         write_rows(
@@ -188,7 +192,7 @@ _kernels = Unit(
     "winograd.rows",
     lambda out, acc, lanes: [
         (transform_input, ((1, POINTS, 1, 1, lanes), acc)),
-        *((multiply_rows, ((*tile, lanes), acc)) for tile in host().pixel_tiles),
+        *((multiply_rows, ((*tile, lanes, 0), acc)) for tile in host().pixel_tiles),
     ],
     called=lambda out, acc, lanes: [(winograd_rows, (out, acc))],
 )
@@ -256,7 +260,9 @@ class _Executor(ForwardExecutor):
         )  # fmt: skip
         self._kernel, turn, *tiles = _kernels.functions(problem.out_dtype, problem.acc_dtype, tile.lanes)
         self._tools = tools_for(problem.dtype, problem.acc_dtype, tile.lanes, out=problem.out_dtype).copy()
-        self._tools[[INPUT, MULTIPLY]] = turn, tiles[host().pixel_tiles.index((tile.vectors, tile.channels))]
+        plain, code = tiles[host().pixel_tiles.index((tile.vectors, tile.channels))], ACTIVATIONS[problem.activation]
+        finished = multiply_rows.address((*tile, code), problem.acc_dtype) if code in SMOOTH else plain
+        self._tools[[INPUT, PRODUCT, MULTIPLY]] = turn, plain, finished
         terms = np.arange(per_c)[:, None] * layout.line + tap_positions(problem)[-1]
         self._tables = np.array([*np.arange(POINTS) * block.pitch[-1], *terms.ravel()], np.int64) * self._acc.itemsize
         self._matrix = np.array(matrices(outputs, problem.kernel[0]).weights, self._acc)
@@ -328,8 +334,8 @@ class WinogradRows(DenseImplementation):
         inputs = per_c * layout.line // tile.lanes * POINTS * 4.8
         lines, weights = block.pieces * -(-block.size[0] // outputs), problem.k * terms * POINTS * problem.kernel[0]
         cycles = problem.groups * (lines * (tiles * (multiplied + written) + inputs) + pack_cycles(block, per_c)) + weights
-        moved = moved_cycles(problem) if problem.layout == "channels_last" else 0.0
-        return CALL_SECONDS + seconds(cycles + moved)
+        apart = math.prod(problem.y_shape) * APART_CYCLES if problem.layout == "channels_last" and problem.k > 1 else 0.0
+        return CALL_SECONDS + seconds(cycles + apart)
 
     def forward_workspace(self, problem: ConvProblem) -> int:
         """What each thread has, and weights in the accumulation dtype; or what `RegisterTile` needs."""
