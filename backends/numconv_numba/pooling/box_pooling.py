@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numconv.plugin import Implementation, PoolProblem, Verdict, np_dtype
-from numconv_numba.compiling.compiler import Address, Tag, helper, invoke, kernel
-from numconv_numba.elements import INT64, itemsize, keep, memory, scratch
+from numconv_numba.compiling.compiler import Address, helper, invoke, kernel
+from numconv_numba.elements import INT64, keep, memory, scratch
 from numconv_numba.microkernels.boxes import BOX, LINE, BoxShape, boxes, vectors_read
 from numconv_numba.microkernels.emit import flag_table, lanes_of
 from numconv_numba.scalar import pointer
@@ -36,7 +36,7 @@ MOST_RESULTS = 4
 """Vectors of a chunk, of longer rows."""
 MOST_PACKED = 4
 """Vectors of x from which a vector of results takes what several short rows read."""
-MAX_LISTS = 1 << 20
+MAX_LISTS = 1 << 23
 """Bytes of the lists of a plane."""
 CYCLE_SECONDS = 1.8e-10
 """On two threads."""
@@ -152,7 +152,7 @@ def _list_bytes(problem: PoolProblem) -> int:
 
 
 class _Executor:
-    """The microkernel and its tables, and the general implementation for arrays that do not fill their memory in row-major order."""
+    """The microkernel, its tables, and the general implementation for arrays that do not fill their memory in row-major order."""
 
     def __init__(self, problem: PoolProblem):
         self._problem, chunks, acc = problem, _chunks(problem), problem.acc_dtype
