@@ -30,8 +30,8 @@ __all__ = ["BoxPool"]
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 MOST_TAPS = 64
 """Along a row, each of which is a shuffle."""
-MOST_VECTORS = 9
-"""Of x, whose sums stay in registers."""
+MOST_VECTORS, MOST_READ = 9, 16
+"""Of x, whose sums stay in registers; and where windows or strides are wide, those of one vector of results."""
 MOST_RESULTS = 4
 """Vectors of a chunk, of longer rows."""
 MOST_PACKED = 4
@@ -216,10 +216,10 @@ class BoxPool(Implementation):
             return Verdict.no("channels last: it takes rows along the last axis")
         if problem.dtype not in DTYPES or problem.out_dtype != problem.dtype:
             return Verdict.no(f"{problem.dtype} to {problem.out_dtype}: it takes and gives one dtype, of real floats")
-        if problem.window[-1] > MOST_TAPS or _chunks(problem).vectors > MOST_VECTORS:
+        if problem.window[-1] > MOST_TAPS or _chunks(problem).vectors > MOST_READ:
             return Verdict.no(
                 f"{problem.window[-1]} taps along the rows, {_chunks(problem).vectors} vectors of x for some of results: "
-                f"it takes at most {MOST_TAPS} and {MOST_VECTORS}"
+                f"it takes at most {MOST_TAPS} and {MOST_READ}"
             )
         if _list_bytes(problem) > MAX_LISTS:
             return Verdict.no(f"{_list_bytes(problem)} bytes of lists of rows: it takes at most {MAX_LISTS}")
