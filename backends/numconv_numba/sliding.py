@@ -21,7 +21,7 @@ from .elements import INT64, keep, memory, scratch
 from .microkernels.emit import lanes_of
 from .microkernels.row_access import MAX_STRIDE
 from .microkernels.windows import JOB, windows
-from .scalar import is_null, load, pointer, store
+from .scalar import address, is_null, load, pointer, store
 from .threads import parallel_for
 
 __all__ = [
@@ -129,7 +129,7 @@ def split_item(g, item, chunks):
 
 @helper
 def _slide(begin, end, args):
-    tool, x, y, beside, factors, scales, vector = args
+    tool, x, y, beside, factors, vector = args
     g = pointer(vector, INT64)
     chunks = -(-g[LENGTH] // (CHUNK * g[PHASES]))
     buffer = scratch(8 * JOB_SIZE + g[OUTER + 2] * list_bytes(g))
@@ -140,7 +140,7 @@ def _slide(begin, end, args):
     while item < end:
         n, channel, a, b, c, chunk = split_item(g, item, chunks)
         if listed != a * g[OUTER + 1] + b:
-            list_rows(g, factors, scales, lists, a, b)
+            list_rows(g, factors, address(0), lists, a, b)
             listed = a * g[OUTER + 1] + b
         job[0] = min(g[OUTER + 2] - c, end - item) if chunks == 1 else 1
         job[4], job[5] = chunk * CHUNK, min((chunk + 1) * CHUNK * g[PHASES], g[LENGTH])
@@ -154,15 +154,13 @@ def _slide(begin, end, args):
 
 @kernel
 def slide(
-    region: int, workers: int, items: int, tool: int, x: Address, y: Address, beside: Address, factors: Address, scales: Address,
-    g: Address,
+    region: int, workers: int, items: int, tool: int, x: Address, y: Address, beside: Address, factors: Address, g: Address,
 ) -> None:  # fmt: skip
     """y from x by the microkernel `windows` at the address `tool`: an item is a part of a row of y.
 
-    `beside` is its `extra`. `factors` belong to the outer indices of x, `scales` to those of y; null
-    where the kind does not read them.
+    `beside` is its `extra`. `factors` belong to the outer indices of x; null where the kind does not read them.
     """
-    parallel_for(region, workers, items, _slide, (tool, x, y, beside, factors, scales, g))
+    parallel_for(region, workers, items, _slide, (tool, x, y, beside, factors, g))
 
 
 # --- what the driver's vector holds --------------------------------------------------------------------------------------------

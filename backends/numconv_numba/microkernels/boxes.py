@@ -255,7 +255,7 @@ def boxes(
         For each of the rows of results int64 numbers: how many rows of x it reads; as float64, its scale; the byte offset of each
         of those in the plane.
     shares : Address
-        By which each result of the rows of a chunk is multiplied, beside the scale: of the dtype of sums, to the end of the last one.
+        By which each result of the rows of a chunk is multiplied, beside the scale: of the dtype of sums, to the last chunk's end.
     flags : Address
         A table of `emit.flag_table`, for the dtype of sums: which lanes exist, for each chunk that is not inside the row the
         vectors of x, then those of results.

@@ -88,7 +88,7 @@ class _Stacks:
             largest, places = self.placed(values, self.builder.add(position, self.emit.times(number, self.emit.lanes)))
             self.store(places, self.emit.at(target, self.given["places"]), mask)
         else:
-            largest = self.largest(values) if self.kind == "max" else self.sum(values)
+            largest = self.largest(values)
         self.store(largest, target, mask)
 
     def placed(self, values: list[Any], position: Any) -> tuple[Any, Any]:
@@ -105,10 +105,6 @@ class _Stacks:
             wins = builder.and_(builder.fcmp_unordered(">", value, most), builder.fcmp_ordered("ord", most, most))
             most, place = builder.select(wins, value, most), builder.select(wins, other, place)
         return most, builder.bitcast(place, emit.vector)
-
-    def sum(self, values: list[Any]) -> Any:
-        """The sum of vectors."""
-        return functools.reduce(self.builder.fadd, values)
 
     def largest(self, values: list[Any]) -> Any:
         """The first of the largest elements, NaN if one is."""
@@ -149,7 +145,7 @@ def stacks(shape: Tag, dtype: Tag, x: Address, y: Address, job: Address) -> None
     Parameters
     ----------
     shape : Tag
-        (kind, lanes, taps). Kinds: "max" and "sum", over the taps of x; "argmax", which also writes places; "copy", to the taps of
+        (kind, lanes, taps). Kinds: "max", over the taps of x; "argmax", which also writes places; "copy", to the taps of
         y.
     dtype : Tag
         float32 or float64.

@@ -1,4 +1,4 @@
-"""Windows along one row: maxima, means and sums of what lies under the taps, with the lanes over neighbouring results.
+"""Windows along one row: maxima and sums of what lies under the taps, with the lanes over neighbouring results.
 
 A result takes its terms from some rows of the source, and in each of them from some positions: the *rows* and the *inner taps* of
 the call, tables of int64. Positions outside a row are masked, so that padding takes no part and is never read; so a row that is
@@ -121,7 +121,6 @@ class _Windows(Row):
             for name, base in bases.items():
                 given[name] = emit.at(base, builder.mul(loop.index, steps[name]))
             given["count"] = emit.offset(given["lists"], 0)
-            given["scale"] = builder.bitcast(emit.offset(given["lists"], 1), _double)
             given["rows"] = emit.at(given["lists"], ROW_ENTRY)
             given["row_place"] = builder.add(given["advance"], builder.mul(loop.index, builder.sdiv(steps["y"], _i64(self.item))))
             self.fetch_ahead()
@@ -400,10 +399,6 @@ class _Windows(Row):
         left = builder.sub(self.given["last"], builder.mul(at, _i64(self.phases)))
         if self.kind == "max":
             values = [builder.select(builder.load(states[0].nans), emit.constant(float("nan")), values[0])]
-        if self.kind == "mean":
-            table = emit.at(self.given["extra"], builder.mul(at, _i64(self.item)))
-            shares = emit.load(table) if whole else emit.load_masked(table, emit.first(left))
-            values = [builder.fmul(values[0], builder.fmul(shares, self.number(self.given["scale"])))]
         if self.kind == "product":
             shift, relu = (builder.load(self.extra_element(which)) for which in range(HEAD))
             values = [builder.fadd(value, emit.spread(shift)) for value in values]
@@ -470,22 +465,21 @@ def windows(
     shape : Tag
         (kind, lanes, stride, number of phases, taps): the stride or the number of phases is 1. Kinds: "max"; "argmax", which also
         writes places; "winner", which writes only these, as int32; "columns": the same as "argmax" of elements that have places, of
-        their size, beside them; "won": the sum of the windows whose winner the result is;
-        "mean": the sum times the scale of its row and the share of its place in it; "sum"; "share": each term times the factor of
-        its source's row; "weighted": and times the weight of its position; "product": each term times the weight of its tap. The
-        taps are, for each phase, pairs (tap, its position for result 0), to be unrolled; where there are none, they come in
-        `inner`.
+        their size, beside them; "won": the sum of the windows whose winner the result is; "sum"; "share": each term times the
+        factor of its source's row; "weighted": and times the weight of its position; "product": each term times the weight of its
+        tap. The taps are, for each phase, pairs (tap, its position for result 0), to be unrolled; where there are none, they come
+        in `inner`.
     dtype : Tag
         float32 or float64.
     x, y : Address
         What the offsets of rows are relative to; result 0 of the first row. Elements lie next to each other.
     lists : Address
-        For each row of results, an entry of 24 bytes (the number of rows of x that it reads, scale), and behind it one for each of
-        those (byte offset, place, factor): int64, but float64 for scales and factors. "columns": instead of the place the bytes
-        from the elements to their places.
+        For each row of results, an entry of 24 bytes (the number of rows of x that it reads), and behind it one for each of those
+        (byte offset, place, factor): int64, but float64 for factors. "columns": instead of the place the bytes from the elements
+        to their places.
     extra : Address
         "argmax", "columns": of the int64 places to write. "winner": of int32 ones. "won": of those of all windows, in the order
-        that the places of rows count. "mean": of the shares. "weighted": of the weights. "product": of the `HEAD`, and of the
+        that the places of rows count. "weighted": of the weights. "product": of the `HEAD`, and of the
         weights in rows of `advance`, of which a row of x has the number of its own instead of a factor.
     job : Address
         Of int64 numbers, in the order of `JOB`: rows of results; the bytes from one list to the next; bytes from row to row of y

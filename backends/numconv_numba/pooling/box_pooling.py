@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numconv.plugin import Implementation, PoolProblem, Verdict, np_dtype
-from numconv_numba.compiling.compiler import Address, Tag, helper, invoke, kernel
-from numconv_numba.elements import INT64, itemsize, keep, memory, scratch
+from numconv_numba.compiling.compiler import Address, helper, invoke, kernel
+from numconv_numba.elements import INT64, keep, memory, scratch
 from numconv_numba.microkernels.boxes import BOX, LINE, BoxShape, boxes, vectors_read
 from numconv_numba.microkernels.emit import flag_table, lanes_of
 from numconv_numba.scalar import pointer
@@ -30,13 +30,13 @@ __all__ = ["BoxPool"]
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 MOST_TAPS = 64
 """Along a row, each of which is a shuffle."""
-MOST_VECTORS = 9
-"""Of x, whose sums stay in registers."""
+MOST_VECTORS, MOST_READ = 9, 16
+"""Of x, whose sums stay in registers; and where windows or strides are wide, those of one vector of results."""
 MOST_RESULTS = 4
 """Vectors of a chunk, of longer rows."""
 MOST_PACKED = 4
 """Vectors of x from which a vector of results takes what several short rows read."""
-MAX_LISTS = 1 << 20
+MAX_LISTS = 1 << 23
 """Bytes of the lists of a plane."""
 CYCLE_SECONDS = 1.8e-10
 """On two threads."""
@@ -152,7 +152,7 @@ def _list_bytes(problem: PoolProblem) -> int:
 
 
 class _Executor:
-    """The microkernel and its tables, and the general implementation for arrays that do not fill their memory in row-major order."""
+    """The microkernel, its tables, and the general implementation for arrays that do not fill their memory in row-major order."""
 
     def __init__(self, problem: PoolProblem):
         self._problem, chunks, acc = problem, _chunks(problem), problem.acc_dtype
@@ -216,10 +216,10 @@ class BoxPool(Implementation):
             return Verdict.no("channels last: it takes rows along the last axis")
         if problem.dtype not in DTYPES or problem.out_dtype != problem.dtype:
             return Verdict.no(f"{problem.dtype} to {problem.out_dtype}: it takes and gives one dtype, of real floats")
-        if problem.window[-1] > MOST_TAPS or _chunks(problem).vectors > MOST_VECTORS:
+        if problem.window[-1] > MOST_TAPS or _chunks(problem).vectors > MOST_READ:
             return Verdict.no(
                 f"{problem.window[-1]} taps along the rows, {_chunks(problem).vectors} vectors of x for some of results: "
-                f"it takes at most {MOST_TAPS} and {MOST_VECTORS}"
+                f"it takes at most {MOST_TAPS} and {MOST_READ}"
             )
         if _list_bytes(problem) > MAX_LISTS:
             return Verdict.no(f"{_list_bytes(problem)} bytes of lists of rows: it takes at most {MAX_LISTS}")

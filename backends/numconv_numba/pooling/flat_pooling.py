@@ -1,4 +1,4 @@
-"""Max and average pooling and the gradient of the latter in two steps: along the outer axes, then along one row of many planes.
+"""Max pooling and the gradient of average pooling in two steps: along the outer axes, then along one row of many planes.
 
 What the windows hold of each column is reduced first, into the first-level cache. There the rows of some planes lie one behind the
 other, so far apart that windows begin at equal steps throughout: for the second step they are one row, however short each is. What
@@ -182,7 +182,7 @@ def _together(problem: PoolProblem) -> int:
 
 
 def _sliding(problem: PoolProblem, share: np.ndarray[Any, Any]) -> tuple[str, Inner, np.ndarray[Any, Any]]:
-    """The kind of the step along the one row, its taps, and its lists; `share`: one over the count of each result of a row."""
+    """The kind of the step along the one row, its taps, and its lists; `share`: one over the count of each window of a row."""
     stride = problem.stride[-1]
     taps = tuple((tap, problem.dilation[-1] * tap) for tap in range(problem.window[-1]))
     lists = np.array([[1, 0, 0], [0, 0, 0]], np.int64)
@@ -190,8 +190,7 @@ def _sliding(problem: PoolProblem, share: np.ndarray[Any, Any]) -> tuple[str, In
     ones[0, 1] = ones[1, 2] = 1.0
     if not problem.op.endswith("_backward"):
         lists[1, 1] = _kept(problem) // 2 if problem.indices else 0
-        kind = "columns" if problem.indices else "max" if problem.op == "max_pool" else "mean"
-        return kind, Inner(0, 0, stride, (taps,)), lists
+        return "columns" if problem.indices else "max", Inner(0, 0, stride, (taps,)), lists
     kind = "weighted"
     if (share == share[0]).all():
         kind, ones[1, 2] = "share", share[0]
@@ -203,7 +202,7 @@ class _Executor:
 
     def __init__(self, problem: PoolProblem):
         self._problem, blocks, together, volume = problem, _blocks(problem), _together(problem), math.prod(problem.spatial)
-        back, largest = problem.op.endswith("_backward"), problem.op == "max_pool"
+        back = problem.op == "avg_pool_backward"
         item, results = np_dtype(problem.dtype).itemsize, blocks.rows * problem.output[-1]
         used = min(problem.spatial[-1], blocks.pitch - problem.padding[-1][0])
         inside, outside = (blocks.volume, blocks.step), (blocks.rows * blocks.pitch, blocks.pitch)
@@ -215,7 +214,7 @@ class _Executor:
         apart = [step if number == 2 else step * item for number, step in enumerate(steps)]
         stacked = [1, *apart, used, _kept(problem) // 2, 0, volume, *(tap * item for tap in blocks.taps)]
         share = np.ones(1)
-        if not largest:
+        if back:
             *outer, last = axis_counts(problem)
             share = 1 / (last * math.prod(count[0] for count in outer))
         sliding, inner, lists = _sliding(problem, share)
@@ -227,10 +226,10 @@ class _Executor:
             volume, *stacked, 1, *[0] * (JOB_SIZE - 1),
         ]  # fmt: skip
         self._vector = np.concatenate([np.array(head, np.int64), lists.ravel(), inner.table()])
-        self._shares = np.tile(share, 1 if largest else together * blocks.rows).astype(problem.dtype)
-        kind = "copy" if back else "argmax" if problem.indices else "max" if largest else "sum"
+        self._shares = np.tile(share, together * blocks.rows if back else 1).astype(problem.dtype)
+        kind = "copy" if back else "argmax" if problem.indices else "max"
         stack = stacks.address((kind, lanes_of(problem.dtype), len(blocks.taps)), problem.dtype)
-        fixed = -(-blocks.total // together), 1.5 * problem.bytes, int(back), -math.inf if largest else 0.0, stack
+        fixed = -(-blocks.total // together), 1.5 * problem.bytes, int(back), 0.0 if back else -math.inf, stack
         self._run = functools.partial(run, pool.specialise(problem.dtype), *fixed, inner.tool(sliding, problem.dtype))
 
     @functools.cached_property
@@ -248,10 +247,10 @@ class _Executor:
 
 
 class FlatPool(Implementation):
-    """Max and average pooling of real floats, first along the outer axes, then along one row of many planes."""
+    """Max pooling of real floats, first along the outer axes, then along one row of many planes; and the gradient of averages."""
 
     name = "flat_pool"
-    ops = frozenset(("max_pool", "avg_pool", "avg_pool_backward"))
+    ops = frozenset(("max_pool", "avg_pool_backward"))
 
     def supports(self, problem: PoolProblem) -> Verdict:
         """Channels first; windows inside x along the outer axes, near each other along the last; for indices, side by side in x."""

@@ -1,7 +1,6 @@
-"""Max and average pooling, and the gradient of the latter, in vectors: the sums and winners of a row stay in registers.
+"""Max pooling, and the gradient of average pooling, in vectors: the sums and winners of a row stay in registers.
 
-Sums keep the order of `pooling`: the taps of a window in row-major order. The gradient of an average multiplies by the reciprocals
-of the counts.
+Sums keep the order of `pooling`: the taps of a window in row-major order. They multiply by the reciprocals of the counts.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ STEP_SECONDS = 8e-11
 """Of an operation on a vector, on two threads."""
 VECTOR_STEPS, MASKED_STEPS = 2, 12
 """Of a vector of results beside its taps; and of one whose elements are not all in the row, for its masks, with one more a tap."""
-TAP_STEPS = {"max_pool": 2.0, "avg_pool": 2.0, "avg_pool_backward": 1.0, "max_pool_backward": 3.5}
+TAP_STEPS = {"max_pool": 2.0, "avg_pool_backward": 1.0, "max_pool_backward": 3.5}
 """Of a tap, with its load and what it shares with others."""
 PLACE_STEPS = 1.5
 """More where a maximum keeps its place."""
@@ -62,7 +61,7 @@ class _Executor:
         self._innermost = problem.layout == "channels_last"
         self._back = problem.op.endswith("_backward")
         self._rows = Rows(problem, back=self._back, innermost=self._innermost)
-        self._factors, self._table = _factors(problem, self._innermost, self._back)
+        self._factors, self._table = _factors(problem, self._innermost)
         self._run = functools.partial(run, slide.specialise(), self._rows.items, 3 * problem.bytes + problem.flops)
         self._tool = self._rows.tool(_kind(problem, self._table), problem.dtype)
 
@@ -77,25 +76,23 @@ class _Executor:
             return
         x, y, beside = ins[0], outs[0], outs[-1] if self._problem.indices else self._table
         g = self._rows.vector(x.strides, y.strides, beside.strides if self._problem.indices else (0,) * x.ndim)
-        known = 0 if self._problem.op == "max_pool" else self._factors
-        factors, scales = (known, 0) if self._back else (0, known)
-        self._run(self._tool, x, y, beside, factors, scales, g)
+        self._run(self._tool, x, y, beside, self._factors if self._back else 0, g)
 
 
 def _kind(problem: PoolProblem, table: Any) -> str:
     if problem.op == "max_pool":
         return "argmax" if problem.indices else "max"
-    return "mean" if problem.op == "avg_pool" else "share" if table is NO_FACTORS else "weighted"
+    return "share" if table is NO_FACTORS else "weighted"
 
 
-def _factors(problem: PoolProblem, innermost: bool, back: bool) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """For an average or its gradient: of the outer axes, one behind the other, and of the inner axis if they differ there."""
+def _factors(problem: PoolProblem, innermost: bool) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """For the gradient of an average: of the outer axes, one behind the other, and of the inner axis if they differ there."""
     if problem.op == "max_pool":
         return NO_FACTORS, NO_FACTORS
     counts = axis_counts(problem)
     inner = np.ones(problem.c) if innermost else counts.pop()
     outer = [*[np.ones(1)] * (OUTER_AXES - len(counts)), *counts]
-    if back and (inner == inner[0]).all():
+    if (inner == inner[0]).all():
         return 1 / np.concatenate([outer[0] * inner[0], *outer[1:]]), NO_FACTORS
     return 1 / np.concatenate(outer), (1 / inner).astype(problem.dtype)
 
@@ -175,7 +172,7 @@ class VectorPool(Implementation):
     """Pooling of real floats whose rows lie in memory one element after the other."""
 
     name = "vector_pool"
-    ops = frozenset(("max_pool", "avg_pool", "avg_pool_backward"))
+    ops = frozenset(("max_pool", "avg_pool_backward"))
 
     def supports(self, problem: PoolProblem) -> Verdict:
         """Up to three dimensions, a stride of at most 4 along the rows, and one dtype, float32 or float64."""

@@ -40,7 +40,7 @@ class _Fold:
         n, row, step = columns.strides
         strides = n, row * math.prod(self._problem.window), *row_major(self._problem.output, step)
         g = self._rows.vector(strides, x.strides, (0,) * x.ndim, taps=row_major(self._problem.window, row))
-        self._run(self._tool, columns, x, 0, 0, 0, g)
+        self._run(self._tool, columns, x, 0, 0, g)
 
 
 class _Executor:

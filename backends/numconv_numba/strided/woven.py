@@ -53,7 +53,7 @@ class _Executor:
             self._general(outs, ins)
         elif self._problem.n:
             weights = self._packed(w, bias)
-            self._run(self._tool, y, grad, weights, 0, 0, self._vectors(y.strides, grad.strides, weights.strides[0]))
+            self._run(self._tool, y, grad, weights, 0, self._vectors(y.strides, grad.strides, weights.strides[0]))
             if not self._relu:
                 activate(grad, self._problem.activation)
 
