@@ -101,7 +101,7 @@ def _layer(layer: Any, position: int) -> list[tuple[int, ...]]:
     result = [(value,) if isinstance(value, int) else value for value in frozen]
     for name, value, least in zip(names, result, (1, 1, 1, 0), strict=True):
         if not value or not all(isinstance(v, int) and v >= least for v in value):
-            raise ProblemError(f"receptive_field: layer {position} has {name}={value!r}; it must be at least {least}")
+            raise ProblemError(f"receptive_field: layer {position} has {name}={value!r}; give integers of at least {least}")
     return result
 
 

@@ -76,7 +76,7 @@ def _check_op(op: Any, bias: bool = False) -> None:
         names = ", ".join(name for name in functional.__all__ if name != "ConvGrads")
         hint = did_you_mean(op, functional.__all__)
         raise ProblemError(f"op={op!r} is not the name of a function; use one of {names}{hint}")
-    if bias and op not in ("conv", "conv_transpose"):
+    if flag(bias, "bias") and op not in ("conv", "conv_transpose"):
         raise ProblemError(f"bias={bias!r}: {op} takes no bias; conv and conv_transpose do")
 
 

@@ -355,6 +355,7 @@ FAR = Lattice((Fraction(1, 2),), (Fraction(0),), (1,))
         (lambda x, f: equivariance_error(f, x[:0], SHIFT), "must hold real numbers"),
         (lambda x, f: equivariance_error(f, x, SHIFT, order=6), "order=6 of the splines must be 0 to 5"),
         (lambda x, f: equivariance_error(f, x.astype(int), translation(0.5)), "'shift 0.5'.*samples.*int64; give floats"),
+        (lambda x, f: equivariance_error(f, x, "rotate 90"), "transform='rotate 90' is a str; give .* parse_transform"),
         (lambda x, f: equivariance_error(f, x, SHIFT, channels=[0, 0, 1]), r"\[0, 0, 1\] is no permutation of the 3"),
         (lambda x, f: equivariance_error(lambda x: f(x)[:, :, ::5], x, SHIFT), r"\(24,\) of x must be .* the stride \(5\)"),
         (lambda x, f: equivariance_error(f, x, SHIFT, lattice=PLANE), "f gives 1 spatial dim.*, x has 1, the lattice 2"),

@@ -206,6 +206,11 @@ def residuals(
 
 def _checked(given: Any, transform: Transform, order: int) -> Array:
     """x as an array that the transformation takes."""
+    if not isinstance(transform, Transform):
+        raise ProblemError(
+            f"transform={transform!r} is a {type(transform).__name__}; give one of this module's, such as rotation(90), or "
+            "parse_transform(text)"
+        )
     x: Array = np.asarray(given)
     if x.ndim != transform.ndim + 2:
         raise ProblemError(
