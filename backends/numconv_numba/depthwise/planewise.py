@@ -64,6 +64,7 @@ from .plane_plans import (
     FAR,
     FAR_BYTES,
     FAR_GROUP_BYTES,
+    MEMORY_SECONDS,
     MOST_COLUMNS,
     MOST_ROWS,
     SLICED,
@@ -415,9 +416,12 @@ class Planewise(DenseImplementation):
         if plan.shape.adjoint:
             outputs, inputs = inputs, outputs
         far = not plan.shape.columns and plane * item > FAR_BYTES
-        if far or (outputs > 1 and inputs * math.prod(source_of(problem)) * item > FAR_GROUP_BYTES):
+        read = math.prod(map(min, problem.kernel[:-2], source_of(problem)[:-2]))
+        if far or (outputs > 1 and inputs * read * plane * item > FAR_GROUP_BYTES):
             factor *= FAR
-        return CALL_SECONDS + seconds(planes * (factor * plane_cycles(problem, plan) + pads))
+        sources = problem.n * problem.groups * inputs * math.prod(source_of(problem)) * item
+        memory = sources * MEMORY_SECONDS if outputs > 1 and sources > FAR_GROUP_BYTES else 0.0
+        return CALL_SECONDS + memory + seconds(planes * (factor * plane_cycles(problem, plan) + pads))
 
     def cost(self, problem: ConvProblem) -> float:
         """Of a forward problem, or of one sweep with a stride."""
