@@ -251,7 +251,9 @@ def _usual(lanes: int) -> list[Sweep]:
         shapes = [Sweep(vectors, 3, 3, step, step, adjoint, first, False, lanes) for vectors in widths]
         held = [shape for shape in shapes if fits(shape)]
         found += held[-1:] if held[-1].vectors * lanes == USUAL_PIXELS else dict.fromkeys((held[0], held[-1]))
-    return found
+    # what first layers give back to images of few channels
+    wide = [Sweep(vectors, 3, 3, 1, 1, False, 0, True, lanes) for vectors in WIDTHS]
+    return [*found, *[shape for shape in wide if fits(shape)][-1:]]
 
 
 _kernels = Unit(
