@@ -69,8 +69,6 @@ LINE_CYCLES, PLANE_CYCLES = 0.2, 60
 """Of storing four bytes of a line of neighbours, and of each further call that stores the lines of a plane."""
 FAR_BYTES, FAR_SECONDS = 1 << 20, 3e-10
 """Of a gradient that the second-level caches of few threads do not hold, and of each of its elements."""
-MEMORY_BYTES, MEMORY_CYCLES = 14 * 1024 * 1024, 0.8
-"""Of an x that the caches do not hold, and of each of its elements that is packed, again for each block that reads it."""
 APART_CYCLES = 0.9, 1.2
 """Of packing an element of x, and of storing a result, where neighbours in memory are other channels."""
 
@@ -367,8 +365,6 @@ class RegisterTile(DenseImplementation):
             + pack_cycles(block, problem.c)
             + moved_cycles(problem)
         )
-        if math.prod(problem.x_shape) * np_dtype(problem.dtype).itemsize > MEMORY_BYTES:
-            cycles += block.pieces * problem.c * block.channel * MEMORY_CYCLES
         return CALL_SECONDS + seconds(cycles)
 
     def cost(self, problem: ConvProblem) -> float:

@@ -20,7 +20,6 @@ __all__ = [
     "FAR",
     "FAR_BYTES",
     "FAR_GROUP_BYTES",
-    "MEMORY_SECONDS",
     "MOST_COLUMNS",
     "MOST_ROWS",
     "SLICED",
@@ -62,10 +61,8 @@ FAR_BYTES, FAR = 14 * 1024 * 1024, 2.2
 """A plane beyond the caches, and what walking down its columns costs where a row is read again for each column of taps."""
 BAND_BYTES = 192 * 1024
 """Rows of a band: what one strip reads stays in the second-level cache for the next."""
-FAR_GROUP_BYTES = 14 * 1024 * 1024
-"""The planes of a group that a result reads beyond the caches: each output channel reads them again, which costs as much."""
-MEMORY_SECONDS = 6.5e-11
-"""Of a byte of a larger input: the output channels read each part one after the other, so that it comes from memory once."""
+FAR_GROUP_BYTES = 6 * 1024 * 1024
+"""The planes of a group beyond the caches: each output channel reads them again, which costs as much."""
 UNROLLED = 3
 """Columns of a kernel up to which a tile has the code of each."""
 

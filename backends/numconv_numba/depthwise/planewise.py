@@ -64,7 +64,6 @@ from .plane_plans import (
     FAR,
     FAR_BYTES,
     FAR_GROUP_BYTES,
-    MEMORY_SECONDS,
     MOST_COLUMNS,
     MOST_ROWS,
     SLICED,
@@ -251,9 +250,7 @@ def _usual(lanes: int) -> list[Sweep]:
         shapes = [Sweep(vectors, 3, 3, step, step, adjoint, first, False, lanes) for vectors in widths]
         held = [shape for shape in shapes if fits(shape)]
         found += held[-1:] if held[-1].vectors * lanes == USUAL_PIXELS else dict.fromkeys((held[0], held[-1]))
-    # what first layers give back to images of few channels
-    wide = [Sweep(vectors, 3, 3, 1, 1, False, 0, True, lanes) for vectors in WIDTHS]
-    return [*found, *[shape for shape in wide if fits(shape)][-1:]]
+    return found
 
 
 _kernels = Unit(
@@ -418,12 +415,9 @@ class Planewise(DenseImplementation):
         if plan.shape.adjoint:
             outputs, inputs = inputs, outputs
         far = not plan.shape.columns and plane * item > FAR_BYTES
-        read = math.prod(map(min, problem.kernel[:-2], source_of(problem)[:-2]))
-        if far or (outputs > 1 and inputs * read * plane * item > FAR_GROUP_BYTES):
+        if far or (outputs > 1 and inputs * math.prod(source_of(problem)) * item > FAR_GROUP_BYTES):
             factor *= FAR
-        sources = problem.n * problem.groups * inputs * math.prod(source_of(problem)) * item
-        memory = sources * MEMORY_SECONDS if outputs > 1 and sources > FAR_GROUP_BYTES else 0.0
-        return CALL_SECONDS + memory + seconds(planes * (factor * plane_cycles(problem, plan) + pads))
+        return CALL_SECONDS + seconds(planes * (factor * plane_cycles(problem, plan) + pads))
 
     def cost(self, problem: ConvProblem) -> float:
         """Of a forward problem, or of one sweep with a stride."""
