@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numconv_numba.dense import patches
 from numconv_numba.dense.blocked import layout_for
+from numconv_numba.dense.weights import BlockedWeights
 from numconv_numba.microkernels.emit import host
 from numconv_numba.winograd import forward as winograd
 from numconv_numba.winograd import layout as winograd_layout
@@ -218,6 +219,53 @@ def test_phases_of_a_strided_gradient_cover_every_tap_and_place():
         products += 0 if part.problem is None else part.problem.flops
     np.testing.assert_array_equal(places, 1)
     assert products <= 1.5 * problem.flops
+
+
+@pytest.mark.parametrize("algorithm", ["blocked", "implicit_gemm"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("taps", "picked"),
+    [
+        ((3, 3), np.s_[:2, 1:]),  # runs shorter than a row
+        ((4, 3), np.s_[::2, ::2]),
+        ((3, 3), np.s_[1:, :]),  # rows that follow each other, and a gap
+        ((3, 3), np.s_[:1, 1:]),
+        ((3, 3), np.s_[1:2, 2:]),  # one of nine, too few to turn all
+        ((3, 3), np.s_[::-1, :2]),  # rows that lead back
+        ((3,), np.s_[1:]),
+    ],
+)
+def test_weights_that_are_some_taps_of_larger_kernels(taps, picked, dtype, algorithm, rng):
+    """As views, of a layer and of its adjoint: what lies between them has no part in any sum."""
+    w = rng.integers(-3, 4, (70, 19, *taps)).astype(dtype)
+    for whole in (w, w.swapaxes(0, 1)):
+        some = whole[(slice(None), slice(None), *(picked if isinstance(picked, tuple) else (picked,)))]
+        x = rng.integers(-3, 4, (2, whole.shape[1], *(9,) * len(taps))).astype(dtype)
+        y = nc.conv(x, some, padding=1, backend="numba", algorithm=algorithm)
+        np.testing.assert_array_equal(y, nc.conv(x, some.copy(), padding=1, backend="reference"))
+
+
+def test_large_weight_gradients_share_their_sums():
+    """The room of all workers together does not grow with their number, as each has its own taps."""
+    problem = parse("conv weight_grad f32 n1 c2048 k256 g1 in33x33 w3x3 s1 p1 d1")
+    assert BlockedWeights().workspace(problem) <= problem.max_workspace // 2
+
+
+@pytest.mark.parametrize(
+    "text", ["n5 c8 k16 g1 in30x57 w3x3 s1 p1 d1", "n1 c64 k128 g1 in16x56x56 w3x3x3 s2 p1 d1", "n3 c6 k8 g2 in70 w5 s2 p2 d1"]
+)
+def test_costs_of_winograd_count_every_tile_once(text):
+    """Also those of the short blocks that end a dimension."""
+    problem = parse(f"conv forward f32 {text}")
+    for tiles in tiles_of(problem):
+        for deep in (False, True):
+            block = winograd_layout._layout_with(problem, tiles, min(winograd_layout.BLOCK_BYTES), deep).block
+            counted = winograd_layout._tiles_of_blocks(problem, block)
+            assert counted.size == block.pieces
+            assert counted.max() == block.tiles
+            along = zip(problem.output, block.size, block.unit, strict=True)
+            every = [sum(-(-min(size, whole - at) // unit) for at in range(0, whole, size)) for whole, size, unit in along]
+            assert counted.sum() == problem.n * np.prod(every)
 
 
 def test_winograd_is_never_chosen_where_every_bit_or_plain_sums_are_asked_for():

@@ -185,11 +185,14 @@ def _along(problem: ConvProblem, axes: tuple[int, ...], bordered: int) -> list[l
     return [_pieces(problem, axis, axis in axes, axis < bordered and problem.stride[axis] == 1) for axis in range(problem.ndim)]
 
 
+def _count(problem: ConvProblem, axes: tuple[int, ...], bordered: int) -> int:
+    """Of all parts, with phases along some dimensions."""
+    return math.prod(map(len, _along(problem, axes, bordered)))
+
+
 def _parts(problem: ConvProblem, axes: tuple[int, ...], bordered: int) -> list[_Part]:
-    """All parts, with phases along some dimensions; none where they are too many."""
+    """All parts."""
     along = _along(problem, axes, bordered)
-    if math.prod(map(len, along)) > MOST_PARTS:
-        return []
     return [_Part(_part_problem(problem, pieces), pieces) for pieces in itertools.product(*along)]
 
 
@@ -252,8 +255,13 @@ def _seconds(problem: ConvProblem, parts: list[_Part]) -> float:
 @functools.lru_cache(maxsize=256)
 def _plan(problem: ConvProblem) -> tuple[float, list[_Part]]:
     """(seconds, parts) of a forward problem or a weight gradient, cut in the cheapest way; no parts if there is none."""
-    ways = [parts for axes, bordered in _ways(problem) if (parts := _parts(problem, axes, bordered))]
-    return min(((_seconds(problem, parts), parts) for parts in ways), key=lambda way: way[0], default=(math.inf, []))
+    best: tuple[float, list[_Part]] = math.inf, []
+    for count, way in sorted((_count(problem, *way), way) for way in _ways(problem)):
+        # the calls alone may take longer than another way does
+        if count <= MOST_PARTS and count * PART_SECONDS < best[0]:
+            parts = _parts(problem, *way)
+            best = min(best, (_seconds(problem, parts), parts), key=lambda each: each[0])
+    return best
 
 
 def _verdict(problem: ConvProblem) -> Verdict:
@@ -270,7 +278,7 @@ def _verdict(problem: ConvProblem) -> Verdict:
     if min(map(min, problem.padding)) < 0:
         return Verdict.no(f"the windows of a phase begin in x or in its padding, and here is padding {problem.padding}")
     if not _plan(problem)[1]:
-        calls = min(math.prod(map(len, _along(problem, *way))) for way in ways)
+        calls = min(_count(problem, *way) for way in ways)
         return Verdict.no(f"phases that are alike are computed together, in at most {MOST_PARTS} calls, and here are {calls}")
     return Verdict.yes()
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from numconv.plugin import ConvProblem, np_dtype
 from numconv_numba.dense.blocked import (
@@ -143,23 +145,37 @@ def apart(layout: Layout) -> Layout:
     return layout._replace(row=layout.shape.lanes)
 
 
+def _tiles_of_blocks(problem: ConvProblem, block: Block) -> Any:
+    """Of each block, in their order: those that end a dimension may be short."""
+    along = []
+    for whole, size, unit in zip((problem.n, *problem.output), (block.images, *block.size), (1, *block.unit), strict=True):
+        starts = np.arange(0, whole, max(size, 1))
+        along.append(-(-np.minimum(size, whole - starts) // unit))
+    return functools.reduce(np.multiply.outer, along).ravel()
+
+
 def cost_of(problem: ConvProblem, layout: Layout) -> float:
     """Cycles of the products and of the transforms, counted in vectors; the factors are fitted to 25 problems, with AVX-512."""
     tiles, shape, block, *_ = layout
+    blocks = _tiles_of_blocks(problem, block)
+    every, groups = (problem.groups * int(each.sum()) for each in (blocks, -(-blocks // shape.positions)))
     per_c, per_k, pieces = problem.c // problem.groups, problem.k // problem.groups, block.pieces * problem.groups
     panels, terms = -(-per_k // shape.width), per_c * direct_terms(problem, tiles)
-    groups = -(-block.tiles // shape.positions)
     leads = math.prod(problem.kernel[: lead_axes(problem)])
     passes = -(-per_c // layout.chunk)
     multiplied = tiles.products * per_c * leads * tile_cycles(shape.vectors, shape.positions) + tiles.elements * passes * 60
-    products = pieces * panels * groups * multiplied
+    products = panels * groups * multiplied
     # loads, stores and about as many multiply-adds for each element of a transform; packing and transposing. Where two threads
     # share the panels of a block, both transform its input; weights that are kept, each thread transforms for itself.
     odd = pieces % 2 / max(pieces, 1)
     uneven = 1 + odd * (panels % 2 / panels)
+    if pieces % 2 == 0 and problem.groups % 2 and pieces:
+        # the last blocks may be short: the first thread has more to do
+        uneven += (2 * int(blocks[: block.pieces // 2].sum()) * problem.groups / max(every, 1) - 1) / problem.groups
     inputs = (1 + odd) * problem.groups * input_cycles(problem, layout)
+    inputs *= every / max(pieces * block.tiles, 1) if layout.deep else 1
     output = (tiles.elements * 1.4 + math.prod(tiles.outputs) * 1.7) * host().moving
-    outputs = pieces * panels * shape.vectors * block.tiles * output
+    outputs = panels * shape.vectors * every * output
     vectors = panels * shape.vectors * terms * tiles.elements * host().moving
     weights = pack_weight_cycles(problem, panels * shape.width * per_c) + vectors * 3.3
     if layout.shared:
