@@ -120,7 +120,9 @@ def test_gradients_of_windows_that_lie_apart(geometry, flip, bytes_at_once, rng,
 @pytest.mark.parametrize(
     "geometry",
     [
-        "n5 c3 k37 g1 in7x7 w1x1 s1 p0 d1",  # every panel of pixels belongs to two images
+        "n5 c3 k37 g1 in7x7 w1x1 s1 p0 d1",  # whole vectors of each image, then what is left of all of them
+        "n4 c6 k24 g1 in14x14 w1x1 s1 p0 d1",  # left over: one whole vector; the last two panels are of equal width
+        "n2 c4 k17 g1 in5x41 w3x3 s1 p1x0 d1",  # rows end within vectors, in what is read, but not in y
         "n3 c700 k9 g1 in5x5 w1x1 s1 p0 d1",  # more channels than a panel holds
         "n9 c20 k16 g1 in3 w2 s1 p0 d1",  # one panel for all images, whose pixels are no neighbours
         "n2 c16 k24 g2 in29x31 w1x1 s1 p0 d1",
@@ -143,13 +145,14 @@ def test_panels_across_images(geometry, activation, rng):
     np.testing.assert_allclose(y, expected, rtol=0 if activation != "gelu" else 1e-6, atol=0 if activation != "gelu" else 1e-6)
 
 
-def test_what_is_not_finite_stays_in_its_image(rng):
-    """Though its pixels share a panel with those of the image before."""
-    x, w = rng.standard_normal((6, 8, 3, 5)), rng.standard_normal((40, 8, 1, 1))
+@pytest.mark.parametrize("rows", [3, 7])
+def test_what_is_not_finite_stays_in_its_image(rows, rng):
+    """Though its pixels share a panel with those of the image before, also where those left over at its end do."""
+    x, w = rng.standard_normal((6, 8, rows, 5)), rng.standard_normal((40, 8, 1, 1))
     x[2, 1, 0, 0] = np.inf
-    x[4, 3, 2, 4] = np.nan
+    x[4, 3, rows - 1, 4] = np.nan
     y = nc.conv(x, w, backend="numba", algorithm="implicit_gemm")
-    np.testing.assert_array_equal(np.argwhere(~np.isfinite(y[:, 0])), [[2, 0, 0], [4, 2, 4]])
+    np.testing.assert_array_equal(np.argwhere(~np.isfinite(y[:, 0])), [[2, 0, 0], [4, rows - 1, 4]])
 
 
 @pytest.mark.parametrize("count", [4, 64])

@@ -58,6 +58,22 @@ def arrange(order, pixels, total, run, row, lanes, size):
 
 
 @helper
+def lay_out(pixels, lines, order, image, axis_steps, lanes, size, g, b, block):
+    """Offsets of a block's pixels in what is read and of its runs in y, and the order of pixels.
+
+    Returns how many pixels make a run, an image and the block, and how many come in whole vectors.
+    """
+    fill_places(pixels, 1, image, axis_steps, g, b, block)
+    inner, run = runs_of(g, b, block, PARTS + 2)
+    each, n = lines_of(inner, g, b, block), block_image(b, g[DIMS], block)
+    total = block_images(g, b, block) * each * run
+    for line in range(total // run):
+        lines[line] = (n + line // each) * g[part(g, PARTS + 2)] + run_offset(line % each, inner, g, b, block)
+    row = block_extent(g, b, block, g[DIMS] - 1)
+    return run, each * run, total, arrange(order, pixels, total, run, row, lanes, size)
+
+
+@helper
 def panel_width(left, most, lanes):
     """Pixels of the next panel, of `most` vectors; the last two are about equal, for one of a vector alone takes longer."""
     vectors = -(-left // lanes)
@@ -198,20 +214,14 @@ def _blocks(begin, end, args):
     else:
         fill_taps(terms, taps, b[CHUNK], channel, b[TAPS], b[LAYERS], b[IMAGES] * image)
     parts = own + areas[PANEL], own + areas[SUMS], own + areas[TERMS], own + areas[PIECES]
-    where, source, run, each, total, whole = -1, x, 1, 1, 0, 0
+    where, source, run, plane, total, whole = -1, x, 1, 1, 0, 0
     configure_tiles(tools)
     for item in range(begin, end):
         block, group = item // splits % b[BLOCKS], item // splits // b[BLOCKS]
         n = block_image(b, ndim, block)
         if item // splits != where:
             where, source = item // splits, x + (n * g[xs] + group * g[xs + 1])
-            fill_places(pixels, 1, image, axis_steps, g, b, block)
-            inner, run = runs_of(g, b, block, PARTS + 2)
-            each = lines_of(inner, g, b, block)
-            total = block_images(g, b, block) * each * run
-            for line in range(total // run):
-                lines[line] = (n + line // each) * g[ys] + run_offset(line % each, inner, g, b, block)
-            whole = arrange(order, pixels, total, run, block_extent(g, b, block, ndim - 1), tools[LANES], size)
+            run, plane, total, whole = lay_out(pixels, lines, order, image, axis_steps, tools[LANES], size, g, b, block)
             if in_place:
                 source = source + array_origin(g, b, block)
             else:
@@ -236,7 +246,7 @@ def _blocks(begin, end, args):
                 steps, g, b, tools, yt, at,
             ):  # fmt: skip
                 for i in range(start, start + used):
-                    store(status + (n + order[i] // (each * run)), np.uint8(1), UINT8)
+                    store(status + (n + order[i] // plane), np.uint8(1), UINT8)
             start += used
     release_tiles(tools)
 

@@ -1,11 +1,11 @@
 """Direct convolution as a blocked matrix product, for real floats: the columns of im2col are gathered a panel at a time.
 
-A work item takes a block of outputs. Neighbouring outputs that fill a register tile get a panel of all that they read,
-``[c][tap][pixel]``, gathered from the block's slab or from x itself; every output channel passes over it, a stream from the
-second-level cache, while what is read next is fetched (see `microkernels.gemm`). Gathering costs a few cycles a term and is
-shared by all output channels, and results are stored as they come, pixels side by side: so this serves many output channels;
-few of them read vectors of neighbours where they lie. Pixels of a panel may belong to several images, whose sums are stored by a
-further pass. No matrix of columns is ever held. Chetlur et al., "cuDNN: efficient primitives for deep learning" (2014), section 3.
+A work item takes a block of outputs. Outputs that fill a register tile get a panel of all that they read, ``[c][tap][pixel]``,
+gathered from the block's slab or from x itself; every output channel passes over it, a stream from the second-level cache, while
+what is read next is fetched (see `microkernels.gemm`). Pixels of a panel may belong to several images: see `gemm_blocks`, which has
+the kernel. Gathering costs a few cycles a term and is shared by all output channels, and results are stored as they come, pixels
+side by side: so this serves many output channels. No matrix of columns is ever held. Chetlur et al., "cuDNN: efficient primitives
+for deep learning" (2014), section 3.
 
 The terms of an output form one chain in the order of the "strict" level.
 """

@@ -94,13 +94,13 @@ def product_errors(kind: str) -> np.ndarray[Any, Any]:
     weights = _bits(w.reshape(channels, 2, ROW_BYTES // 2).transpose(1, 0, 2))
     panel = _bits(x.reshape(terms // 2, 2, pixels).transpose(0, 2, 1))
     sums, found = np.zeros((channels, pixels), np.float32), np.full((channels, pixels), np.nan, np.float32)
-    config = configuration(channels)
+    config, places = configuration(channels), np.array([0, ROW_BYTES], np.int64)
     multiply = multiply_tiles.specialise((kind, 1), "float32")
     configure.specialise(kind, None)(config)
     try:
         multiply(
-            2, panel, terms // 2, weights, 4 * channels, ROW_BYTES, 0, 1, sums, 0, 1, found, 4 * pixels, pixels, 0, 0, panel,
-            panel, panel, 0, 0,
+            2, panel, terms // 2, weights, 4 * channels, ROW_BYTES, 0, 1, sums, 0, 1, found, 4 * pixels, places, pixels, 0, 0,
+            panel, panel, panel, 0, 0,
         )  # fmt: skip
     finally:
         release.specialise(kind, None)(config)

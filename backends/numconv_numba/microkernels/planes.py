@@ -23,7 +23,8 @@ from .copies import halved, parted, swap_halves
 from .emit import Emitter, check_kinds, host
 
 __all__ = [
-    "PRELOADED", "Sweep", "accumulators", "column_groups", "each_plane", "forward_turns", "is_split", "load_columns", "sweep", "walk",
+    "PRELOADED", "Sweep", "accumulators", "column_groups", "each_plane", "forward_turns", "is_split", "load_columns", "sweep",
+    "walk",
 ]  # fmt: skip
 
 _i64 = ir.IntType(64)
