@@ -5,7 +5,7 @@ The implementations, by what they pack:
 ``blocked``, ``weights``
     A slab of x and panels of w, the lanes over output channels; weight gradients in the same way.
 ``implicit_gemm``
-    Panels of the columns of im2col, the lanes over pixels: many output channels, kernels of one tap.
+    Panels of the columns of im2col, the lanes over pixels: many output channels, kernels of one tap. ``gemm_blocks`` is its kernel.
 ``tile``
     A slab of x, the lanes over pixels, w where it lies: few output channels.
 ``inner_product``, ``connected_gradients``

@@ -418,7 +418,7 @@ class Blocked(DenseImplementation):
 
     def forward_cost(self, problem: ConvProblem) -> float:
         """Products, those of unused lanes included; packing; transposing the results; start-up."""
-        shape, block, _, _, in_place, depth = layout_for(problem, self.paired)
+        shape, block, _, kept, in_place, depth = layout_for(problem, self.paired)
         per_k, taps = problem.k // problem.groups, math.prod(problem.kernel)
         panels, pieces = -(-per_k // shape.width), block.pieces * problem.groups
         tiles = pieces * panels * -(-block.pixels // shape.positions)
@@ -430,7 +430,8 @@ class Blocked(DenseImplementation):
             item = np_dtype(problem.dtype).itemsize
             cycles += max(0, math.prod(problem.x_shape) * item - SHARED_CACHE) / item * WAITED_CYCLES
         # lanes that stay empty are packed too
-        weights = pack_weight_cycles(problem, panels * shape.width * problem.c) * (1 if block.pieces == 1 else 2)
+        times = min(2, block.pieces) if kept else block.pieces  # by each thread, or for each block
+        weights = pack_weight_cycles(problem, panels * shape.width * problem.c) * times
         started = pieces * (BLOCK_CYCLES + block.pixels * PLACE_CYCLES)
         # and transposed with the others
         results = problem.n * math.prod(problem.output) * problem.groups * -(-per_k // shape.lanes) * shape.lanes

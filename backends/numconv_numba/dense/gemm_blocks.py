@@ -12,7 +12,7 @@ import numpy as np
 from numconv_numba.compiling.compiler import Address, Tag, Unit, helper, invoke, kernel
 from numconv_numba.elements import INT64, itemsize
 from numconv_numba.entries import CONFIGURE, LANES, MULTIPLY, PACK_WEIGHTS
-from numconv_numba.geometry import DIMS, OPTION, PARTS, PER_C, PER_K, part
+from numconv_numba.geometry import DIMS, GROUPS, OPTION, PARTS, PER_C, PER_K, part
 from numconv_numba.matrix_tiles.layers import configure_tiles, pack_layers, release_tiles
 from numconv_numba.results import write_rows
 from numconv_numba.rows import clear
@@ -21,7 +21,7 @@ from numconv_numba.threads import parallel_for, worker_area
 
 from .blocked import array_origin, window_steps
 from .panels import fill_places, fill_terms, lines_of, run_offset, runs_of
-from .slab import BLOCKS, CHANNEL, EXTRA, IMAGES, block_extent, block_image, block_images
+from .slab import CHANNEL, EXTRA, IMAGES, block_extent, block_image, block_images
 
 __all__ = ["CHANNELS", "CHUNK", "DEPTH", "LAYERS", "TAPS", "gemm_kernels"]
 
@@ -83,11 +83,15 @@ def panel_width(left, most, lanes):
 
 
 @helper
-def panel_pieces(pieces, order, pixels, first, count, lanes, size):
-    """Pixels of a panel, from `first` on in the order, as runs of neighbours, no longer than a vector: (source, target, length)."""
+def panel_pieces(pieces, order, pixels, first, count, whole, lanes, size):
+    """Pixels of a panel, from `first` on in the order, as runs of neighbours, no longer than a vector: (source, target, length).
+
+    So many pixels of the order come in `whole` vectors of neighbours.
+    """
     filled, start = 0, 0
     while start < count:
-        source, length, most = pixels[order[first + start]], 1, min(lanes, count - start)
+        source, most = pixels[order[first + start]], min(lanes, count - start)
+        length = lanes if first + start < whole else 1
         while length < most and pixels[order[first + start + length]] == source + length * size:
             length += 1
         pieces[3 * filled], pieces[3 * filled + 1], pieces[3 * filled + 2] = source, start * size, length
@@ -214,14 +218,16 @@ def _blocks(begin, end, args):
     else:
         fill_taps(terms, taps, b[CHUNK], channel, b[TAPS], b[LAYERS], b[IMAGES] * image)
     parts = own + areas[PANEL], own + areas[SUMS], own + areas[TERMS], own + areas[PIECES]
-    where, source, run, plane, total, whole = -1, x, 1, 1, 0, 0
+    where, laid, source, run, plane, total, whole = -1, -1, x, 1, 1, 0, 0
     configure_tiles(tools)
     for item in range(begin, end):
-        block, group = item // splits % b[BLOCKS], item // splits // b[BLOCKS]
+        group, block = item // splits % g[GROUPS], item // splits // g[GROUPS]
         n = block_image(b, ndim, block)
+        if block != laid:  # all groups have the same
+            laid = block
+            run, plane, total, whole = lay_out(pixels, lines, order, image, axis_steps, tools[LANES], size, g, b, block)
         if item // splits != where:
             where, source = item // splits, x + (n * g[xs] + group * g[xs + 1])
-            run, plane, total, whole = lay_out(pixels, lines, order, image, axis_steps, tools[LANES], size, g, b, block)
             if in_place:
                 source = source + array_origin(g, b, block)
             else:
@@ -234,7 +240,7 @@ def _blocks(begin, end, args):
         while start < total:
             used = panel_width(total - start, b[VECTORS], tools[LANES])
             following = pixels[order[start + used]] - pixels[order[start]] if start + used < total else 0
-            found = panel_pieces(pieces, order, pixels, start, used, tools[LANES], size)
+            found = panel_pieces(pieces, order, pixels, start, used, whole, tools[LANES], size)
             if (tools[CONFIGURE] == 0) & (start + used <= whole):
                 found = -1
             # sums as a tile stores them, or some that need more

@@ -28,7 +28,7 @@ from numconv_numba.threads import SERIAL_WORK, Areas, run, run_with
 from numconv_numba.tools import tools_for
 
 from .base import DenseImplementation, ForwardExecutor, Weights
-from .blocked import BLOCK_CYCLES, CALL_SECONDS, PLACE_CYCLES, depth_of, most_workers, parts_for, seconds
+from .blocked import CALL_SECONDS, depth_of, most_workers, parts_for, seconds
 from .gemm_blocks import gemm_kernels
 from .panels import PACK_WORK
 from .patches import is_patchwise
@@ -44,6 +44,8 @@ STREAM_BYTES = 16
 """That a tile may take from there in a cycle; wide ones take more, and read panels that stay in the first-level cache."""
 SHARED_PIXELS = 1024
 """Of a block that is read where it lies and not cut further for more threads, which share its output channels."""
+BLOCK_CYCLES, PLACE_CYCLES = 200, 7
+"""Of the start of a block of a group, and of finding the place of one of its pixels."""
 FILLED_CYCLES = 3
 """Of a vector of a term that the first tile copies into the panel, beyond its products."""
 GATHERED_CYCLES = 5
@@ -54,8 +56,8 @@ LINE_CYCLES = 3
 """Of a vector of results on its way through the caches, which is fetched while the terms of a tile are added up."""
 PAGES = 1.12
 """What products with channels of x take that lie pages apart."""
-PARTED_CYCLES = 6
-"""Of a piece of results of an output channel, which are stored by a pass of their own."""
+RUN_CYCLES, PARTED_CYCLES = 200, 6
+"""Of a piece of results, which are stored by a pass of their own, and of that piece of an output channel."""
 LOADED_CYCLES = 0.4
 """Of a weight on its way to the first-level cache, once for a block."""
 APART_CYCLES = 24
@@ -272,16 +274,18 @@ class ImplicitGemm(DenseImplementation):
         runs, left = block.pixels // run, run % tile.lanes
         others, ends = -(-runs * left // tile.lanes), runs if left else 0
         gathered = terms * (runs * (run // tile.lanes) * FILLED_CYCLES + (others + ends) * GATHERED_CYCLES)
-        parted = per_k * ends * PARTED_CYCLES if block.images > 1 else 0
+        parted = ends * (RUN_CYCLES + per_k * PARTED_CYCLES) if block.images > 1 else 0
         packed = 0 if in_place else pack_cycles(block, depth * problem.groups)
         # kernels are flipped in an input_grad, where the terms of an output channel do not follow each other
         packs = problem.dtype != problem.acc_dtype or (problem.flip and math.prod(problem.kernel) > 1)
         size = math.prod(problem.w_shape)
-        alone = 2 if size * PACK_WORK < SERIAL_WORK else 1  # one thread packs few weights
-        weights = size * (2 * alone if packs else LOADED_CYCLES * pieces / problem.groups)
+        packing = 4 if size * PACK_WORK < SERIAL_WORK else 2  # one thread packs few weights
+        weights = size * (packing if packs else LOADED_CYCLES * pieces / problem.groups)
         written = math.prod(problem.y_shape) * WRITE_CYCLES if problem.layout == "channels_last" else 0
-        started = BLOCK_CYCLES + block.pixels * PLACE_CYCLES
-        cycles = pieces * (started + products + gathered + parted) + packed + weights + written
+        # by each thread that computes some of a block's output channels, or groups
+        laid = block.pieces * block.pixels * PLACE_CYCLES * (2 if block.pieces == 1 or problem.groups > 1 else 1)
+        alone = 2 if pieces * tiles == 1 else 1
+        cycles = laid + alone * pieces * (BLOCK_CYCLES + products + gathered + parted) + packed + weights + written
         return CALL_SECONDS + 2e-6 + seconds(cycles, problem.flops / 2)
 
     def cost(self, problem: ConvProblem) -> float:

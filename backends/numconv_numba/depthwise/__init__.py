@@ -12,5 +12,6 @@
 ``separable``
     Kernels of rank one, a pass of ``depthwise`` for each dimension.
 
-The weight gradients share ``weight_sums``, which writes what the tiles have summed up.
+``planewise`` and ``crosswise`` share ``contiguous``, which copies weights that do not lie side by side; the weight gradients share
+``weight_sums``, which writes what the tiles have summed up.
 """

@@ -24,18 +24,20 @@
     Square blocks transposed in registers, and results written through them.
 ``copies``
     Rows packed: zeros around them, phases apart.
-``padding``, ``weaving``
-    Rows with the padding beside them; rows woven from the phases of a stride.
+``padding``
+    Rows with the padding beside them.
 ``activation``
     Rows with bias and relu, silu or gelu.
 ``transforms``
     Winograd's transforms of input, weights and results, and their adjoints.
+``fused_product``, ``rows``
+    Products with kernels that are transformed on the way, and between transforms of rows.
 ``dots``, ``combinations``
     Inner products of rows, and sums of rows, that are read where they lie.
 ``conjugate``
     Products of spectra.
-``windows``, ``reduction``, ``crosswise``
-    Rows of windows: the lanes over results, along the window, and over channels.
+``windows``, ``reduction``, ``crosswise``, ``boxes``
+    Rows of windows: the lanes over results, along the window, and over channels; averages by shuffles.
 ``row_access``, ``stacks``, ``totals``, ``moves``, ``lines``
     Rows as such: elements a stride apart, rows reduced with others, summed, moved; sums of a tile on their way to y.
 ``peak``

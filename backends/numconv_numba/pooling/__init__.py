@@ -5,6 +5,8 @@ others compute parts of it in vectors:
 
 ``vector_pooling``, ``vector_gather``
     Rows in registers: pooling and averages' gradients; the gradient of maxima, which finds the winners again.
+``box_pooling``
+    Averages: along the outer axes first, then by shuffles of what registers hold.
 ``flat_pooling``
     Windows side by side: along the outer axes first, then along one row of many planes.
 ``wide_pooling``

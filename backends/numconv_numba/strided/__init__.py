@@ -4,9 +4,12 @@
     Any stride: register tiles leave their results a stride apart, so that the phases interleave in scratch memory. ``phases``
     lists the taps of each.
 ``interleaved``
-    The phases are output channels of one Winograd convolution, whose results are woven together.
+    By Winograd's tiles: what a block reads is transformed once for all phases, and their results are transformed back side by
+    side. ``aligned`` says which place each phase reads; ``interleaved_kernels`` are its drivers.
 ``woven``
     Depthwise: the phases of a row are woven together in registers.
 ``col2im``
     Long kernels and few input channels: one product, whose columns are added up.
+
+The first two share ``writing``: lines of results of all phases on their way to x.
 """
