@@ -27,8 +27,10 @@ from .depthwise import Depthwise
 
 __all__ = ["Separable"]
 
-PIECE_BYTES = 1 << 20
-"""What a piece leaves between two passes."""
+PIECE_BYTES, MOST_BYTES = 1 << 20, 1 << 24
+"""What a piece leaves between two passes, and what it may where it would otherwise be short."""
+REACHES = 4
+"""Results of a piece that is not short, in multiples of what its first and last ones read beyond it, which is computed twice."""
 LOOK_SECONDS, LOOK_SECONDS_A_TAP = 2e-6, 3e-9
 """What it takes to see that a w is not separable: most are refused by four of their taps, at worst all of them are read."""
 BETWEEN = 1.35
@@ -141,7 +143,9 @@ def _pieces(problem: ConvProblem) -> Iterator[_Piece]:
     cut, per_k = _pass_axes(problem)[-1], problem.k // problem.groups
     output, row = problem.output[cut], _between(problem)
     groups = max(1, min(problem.groups, int(PIECE_BYTES // (row * output))))
-    rows = output if groups > 1 else max(1, min(output, int(PIECE_BYTES // row)))
+    beyond = -(-problem.dilation[cut] * (problem.kernel[cut] - 1) // problem.stride[cut])
+    most = int(min(MOST_BYTES, problem.max_workspace // 4) // row)
+    rows = output if groups > 1 else max(1, min(output, max(int(PIECE_BYTES // row), min(REACHES * beyond, most))))
     for image in range(problem.n):
         for group in range(0, problem.groups, groups):
             count = min(groups, problem.groups - group)
