@@ -134,7 +134,8 @@ def test_pooled_over_the_group_and_all_positions_nothing_changes(mode, rng):
     x = whole(rng, 5, 1, 8, 8)
     for k, mirrored in itertools.product(range(4), (False, True)):
         turned = np.rot90(x, k, (2, 3))
-        np.testing.assert_array_equal(model(turned[..., ::-1] if mirrored else turned), model(x))
+        with nc.using(accuracy="strict"):
+            np.testing.assert_array_equal(model(turned[..., ::-1] if mirrored else turned), model(x))
 
 
 def test_batch_norm_treats_members_alike(rng):

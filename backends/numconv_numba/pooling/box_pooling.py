@@ -44,7 +44,7 @@ FETCHED = 1 << 13
 """Bytes of a plane up to which one is fetched as a whole, ahead of its turn; larger ones are fetched row by row."""
 ITEMS = 64
 """Work items at least, where there are rows enough."""
-JOB_SIZE = len(BOX)
+JOB_SIZE, JOB_BYTES = len(BOX), 256
 PLANES, ROWS, PLANE, Y_PLANE, LIST_STEP, Y_STEP = map(BOX.index, ("planes", "rows", "plane_step", "y_plane", "list_step", "y_step"))
 
 
@@ -147,12 +147,21 @@ def _lists(problem: PoolProblem, scales: list[np.ndarray[Any, Any]]) -> np.ndarr
     return lists
 
 
+def _image_bytes(problem: PoolProblem) -> int:
+    """Of copies of x and y of an image; 0 where there is no memory for them."""
+    size = problem.c * (math.prod(problem.spatial) + math.prod(problem.output)) * np_dtype(problem.dtype).itemsize
+    return size if MAX_THREADS * JOB_BYTES + size <= problem.max_workspace else 0
+
+
 def _list_bytes(problem: PoolProblem) -> int:
     return 8 * math.prod(problem.output[:-1]) * (2 + math.prod(problem.window[:-1]))
 
 
 class _Executor:
-    """The microkernel, its tables, and the general implementation for arrays that do not fill their memory in row-major order."""
+    """The microkernel and its tables.
+
+    Arrays that do not fill their memory in row-major order are copied, an image at a time; one too large for that goes to `Pool`.
+    """
 
     def __init__(self, problem: PoolProblem):
         self._problem, chunks, acc = problem, _chunks(problem), problem.acc_dtype
@@ -183,15 +192,24 @@ class _Executor:
         self._run = functools.partial(run, pool.specialise(), planes * bands, work, bands, tool)
 
     @functools.cached_property
-    def _general(self) -> Any:
-        return Pool().build(self._problem)
+    def _image(self) -> Any:
+        one = self._problem.replace(n=1)
+        return _Executor(one) if _image_bytes(one) else Pool().build(one)
 
     def __call__(self, outs: Any, ins: Any) -> None:
         """Compute."""
-        if not fill_memory((*outs, *ins)):
-            self._general(outs, ins)
-        elif self._problem.n:
-            self._run(*ins, *outs, *self._tables)
+        if fill_memory((*outs, *ins)):
+            if self._problem.n:
+                self._run(*ins, *outs, *self._tables)
+            return
+        for n in range(self._problem.n):
+            x, y = ins[0][n : n + 1], outs[0][n : n + 1]
+            if _image_bytes(self._problem):
+                result = np.empty(y.shape, y.dtype)
+                self._image((result,), (np.ascontiguousarray(x),))
+                y[...] = result
+            else:
+                self._image((y,), (x,))
 
 
 def _cycles(problem: PoolProblem) -> float:
@@ -230,8 +248,8 @@ class BoxPool(Implementation):
         return 2e-6 + problem.bytes / 1e11 + _cycles(problem) * CYCLE_SECONDS
 
     def workspace(self, problem: PoolProblem) -> int:
-        """For each thread a job."""
-        return MAX_THREADS * 256
+        """For each thread a job; copies of an image."""
+        return MAX_THREADS * JOB_BYTES + _image_bytes(problem)
 
     def build(self, problem: PoolProblem) -> _Executor:
         """The executor."""
