@@ -391,7 +391,7 @@ def test_gathered_gradients_have_the_bits_of_the_general_implementation(geometry
 def test_planes_in_several_bands(op, geometry, rng, monkeypatch):
     monkeypatch.setattr("numconv_numba.pooling.crosswise_plans.BAND", 1 << 14)
     problem = parse(f"pool {op} f32 {geometry}")
-    assert len(bands_of(problem, groups_of(problem))) > 2
+    assert len(bands_of(problem, groups_of(problem))) > 1
     arrays = inputs(problem, rng, False)
     assert bits(run(CrosswisePool, problem.replace(indices=op == "max_pool"), arrays)) == bits(
         run(Pool, problem.replace(indices=op == "max_pool"), arrays)
