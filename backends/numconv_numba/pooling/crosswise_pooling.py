@@ -27,6 +27,7 @@ from numconv_numba.threads import MAX_THREADS, Areas, parallel_for, run_with, wo
 
 from .crosswise_plans import JOB_SIZE, LISTS, PER_INDEX, SPANS, Groups, band_extents, bands_of, groups_of, list_bytes, sweeps_of
 from .pool import Pool
+from .wide_pooling import joined
 from .window_rows import fill_memory
 
 __all__ = ["CrosswisePool"]
@@ -200,6 +201,7 @@ class _Executor:
         self._problem = problem
         self._last = problem.layout == "channels_last"
         self._in_memory = (0, *range(2, problem.ndim + 2), 1) if self._last else None
+        problem = joined(problem)  # a long span takes less than many short ones
         acc, groups = problem.acc_dtype, groups_of(problem)
         bands, item = bands_of(problem, groups), np_dtype(problem.dtype).itemsize
         x_volume, y_volume = math.prod(problem.spatial), math.prod(problem.output)
@@ -285,7 +287,7 @@ class CrosswisePool(Implementation):
 
     def workspace(self, problem: PoolProblem) -> int:
         """For each thread a band of x, y and places."""
-        return MAX_THREADS * _areas(problem).bytes
+        return MAX_THREADS * _areas(joined(problem)).bytes
 
     def build(self, problem: PoolProblem) -> _Executor:
         """The executor."""
