@@ -73,6 +73,7 @@ def _entries() -> np.ndarray[Any, Any] | None:
     return np.array([address_of_symbol(name) for name in _ENTRIES], np.int64)
 
 
+@functools.cache
 def _region_of(team: int) -> int:
     """What kernels take for the region: the address of its entries, and above it how many threads there are."""
     entries = _entries()

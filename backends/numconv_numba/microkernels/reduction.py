@@ -22,8 +22,9 @@ __all__ = ["REDUCTION", "reduction"]
 REDUCTION = ("results", "x_step", "length", "place", "advance")
 TOGETHER = 4
 """Windows that take each step together."""
-LINE, AHEAD, MOST_LINES = 64, 4096, 32
-"""Bytes that one prefetch brings; how far ahead x is fetched, and how much of it for some windows: longer ones are streams."""
+LINE, LINES, AHEAD, MOST_LINES = 64, 4, 4096, 32
+"""Bytes that one prefetch brings, and how many follow each other; how far ahead x is fetched, and how much of it for some windows:
+longer ones are streams."""
 _NOWHERE = 2**31 - 1
 _i32, _i64, _double = ir.IntType(32), ir.IntType(64), ir.DoubleType()
 
@@ -74,8 +75,8 @@ class _Reduction:
         lanes, together = _i64(emit.lanes), min(TOGETHER, emit.lanes)
         with builder.if_else(builder.icmp_signed("<", left, lanes)) as (some, all_of_them):
             for block, count, step in ((some, left, 1), (all_of_them, lanes, together)):
-                with block, cgutils.for_range(builder, builder.sdiv(count, _i64(step))) as loop:
-                    number = builder.mul(loop.index, _i64(step))
+                with block, rolled(builder, builder.sdiv(count, _i64(step))) as turn:
+                    number = builder.mul(turn, _i64(step))
                     address = emit.at(self.given["x"], builder.mul(builder.add(first, number), self.given["x_step"]))
                     self.fetch_ahead(address, step)
                     for k, (value, place) in enumerate(self.windows(address, step)):
@@ -92,8 +93,10 @@ class _Reduction:
         between = emit.times(self.given["x_step"], count)
         most = _i64(LINE * MOST_LINES)
         between = builder.select(builder.icmp_unsigned("<", between, most), between, most)
-        with rolled(builder, builder.udiv(builder.add(between, _i64(LINE - 1)), _i64(LINE))) as line:
-            emit.prefetch(emit.at(x, builder.add(builder.mul(line, _i64(LINE)), _i64(AHEAD))), write=False)
+        with rolled(builder, builder.udiv(builder.add(between, _i64(LINES * LINE - 1)), _i64(LINES * LINE))) as some:
+            place = emit.at(x, builder.mul(some, _i64(LINES * LINE)))
+            for line in range(LINES):
+                emit.prefetch(emit.at(place, AHEAD + line * LINE), write=False)
 
     def windows(self, x: Any, count: int) -> list[tuple[Any, Any]]:
         """What each lane holds of some windows, in slots: the sum, or the first of the largest elements and its place."""
@@ -107,13 +110,13 @@ class _Reduction:
         end = builder.mul(whole, _i64(emit.lanes))
         rest = builder.sub(given["length"], end)
         # the last ones first: an equal one that comes later wins
-        with cgutils.for_range(builder, rows) as row:
-            entry = emit.at(given["list"], builder.mul(builder.sub(rows, row.index), _i64(ROW_ENTRY)))
+        with rolled(builder, rows) as row:
+            entry = emit.at(given["list"], builder.mul(builder.sub(rows, row), _i64(ROW_ENTRY)))
             source, at = emit.at(x, emit.offset(entry, 0)), emit.offset(entry, 1)
             with builder.if_then(builder.icmp_signed(">", rest, _i64(0))):
                 self.add(self.element(source, end), builder.add(at, end), slots, emit.first(rest))
-            with cgutils.for_range(builder, whole) as vector:
-                start = builder.mul(builder.sub(builder.sub(whole, _i64(1)), vector.index), _i64(emit.lanes))
+            with rolled(builder, whole) as vector:
+                start = builder.mul(builder.sub(builder.sub(whole, _i64(1)), vector), _i64(emit.lanes))
                 self.add(self.element(source, start), builder.add(at, start), slots, None)
         return slots
 

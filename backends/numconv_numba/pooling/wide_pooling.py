@@ -46,7 +46,7 @@ from .vector_pooling import averaged_in_vectors, lists_bytes, pooled_in_vectors
 from .window_rows import fill, fill_memory
 from .windows import row_major
 
-__all__ = ["WidePool"]
+__all__ = ["WidePool", "joined"]
 
 PART = 256
 """Results of a row that one work item computes."""
@@ -163,14 +163,20 @@ def spread(
     parallel_for(region, workers, items, _spread, (dtype, window, stride, low, y, grad, shares, scales, g))
 
 
-def merged(problem: PoolProblem) -> PoolProblem:
+def joined(problem: PoolProblem) -> PoolProblem:
     """The same windows with the last axes joined while each of them lies in one window."""
     while problem.ndim > 1 and _covers_axis(problem, -1) and problem.dilation[-2] == 1:
         size = problem.spatial[-1]
-        joined = {name: _joined(getattr(problem, name), size) for name in ("spatial", "window", "stride")}
+        sizes = {name: _joined(getattr(problem, name), size) for name in ("spatial", "window", "stride")}
         low, high = problem.padding[-2]
         padding = (*problem.padding[:-2], (low * size, high * size))
-        problem = problem.replace(**joined, padding=padding, dilation=problem.dilation[:-1])
+        problem = problem.replace(**sizes, padding=padding, dilation=problem.dilation[:-1])
+    return problem
+
+
+def merged(problem: PoolProblem) -> PoolProblem:
+    """The `joined` windows, as those of one row of all channels where they cover their channel."""
+    problem = joined(problem)
     if problem.ndim == 1 and _covers_axis(problem, 0) and problem.op != "avg_pool_backward":
         size = problem.spatial[0]
         return problem.replace(n=1, c=1, spatial=(max(problem.n, 1) * problem.c * size,), stride=(size,))
@@ -223,7 +229,7 @@ def _reducing(wide: PoolProblem, item: int, ends: np.ndarray[Any, Any]) -> Calla
     kind = "mean" if wide.op == "avg_pool" else "argmax" if wide.indices else "max"
     tool = reduction.address((kind, lanes_of(wide.dtype)), wide.dtype)
     items = wide.n * wide.c * math.prod(wide.output[:-1]) * -(-wide.output[-1] // PART)
-    work = wide.bytes * (3 if wide.indices else 1.5)  # places take as long as all else
+    work = wide.bytes * (1.6 if wide.indices else 0.8)  # places take as long as all else
     fixed = items, work, tool, item, wide.window[-1], wide.stride[-1], wide.padding[-1][0], ends
     kernel = reduce.specialise()
     return lambda x, outs, *tables: run(kernel, *fixed, x, outs[0], outs[-1], *tables)
