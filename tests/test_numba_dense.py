@@ -10,6 +10,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from numconv_numba.dense import patches
+from numconv_numba.dense import tile as register_tile
 from numconv_numba.dense.blocked import layout_for
 from numconv_numba.dense.weights import BlockedWeights
 from numconv_numba.microkernels.emit import host
@@ -143,6 +144,46 @@ def test_panels_across_images(geometry, activation, rng):
         np.testing.assert_array_equal(nc.conv(x, w, bias, **options), y)
     expected = nc.conv(x, w, bias, groups=problem.groups, activation=activation, backend="reference")
     np.testing.assert_allclose(y, expected, rtol=0 if activation != "gelu" else 1e-6, atol=0 if activation != "gelu" else 1e-6)
+
+
+@pytest.mark.parametrize("together", [0, 1, 3])
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        "n2 c3 k11 g1 in31x37 w3x3 s2 p1 d1",  # the last lines are fewer, the last channels overlap others
+        "n1 c4 k6 g2 in7x9x20 w2x3x3 s1 p1 d1",
+        "n1 c2 k9 g1 in12x50 w4x4 s4 p0 d1",
+    ],
+)
+def test_lines_that_are_stored_while_others_are_computed(geometry, together, rng, monkeypatch):
+    """The exact sums with bias and relu by one thread and by two; what is not finite is found in every line."""
+    known = register_tile.lines_for
+
+    def forced(problem, tile, block):
+        width = tile.vectors * tile.lanes
+        pixels = (together - 1) * block.pitch[-1] + block.size[-1]
+        return known(problem, tile, block)._replace(together=together, row=-(-pixels // width) * width)
+
+    monkeypatch.setattr(register_tile, "lines_for", forced)
+    register_tile._layout.cache_clear()
+    problem = parse(f"conv forward f32 {geometry}").replace(bias="y", activation="relu")
+    arrays = integers(problem, rng)
+    rows = {each.name: each for each in rows_of(problem)}
+    expected = computed(rows["direct"], problem, arrays)[0]
+    for count in (1, 2):
+        with nc.using(threads=count):
+            np.testing.assert_array_equal(computed(rows["tile"], problem, arrays)[0], expected)
+    arrays[1][-1].flat[0] = np.inf  # it meets padding zeros, which are no terms
+    np.testing.assert_array_equal(computed(rows["tile"], problem, arrays)[0], computed(rows["direct"], problem, arrays)[0])
+    register_tile._layout.cache_clear()
+
+
+def test_lines_of_few_terms_are_stored_together():
+    """Where products take long beside that, all lines of a block are computed before."""
+    first = parse("conv forward f32 n1 c3 k32 g1 in224x224 w3x3 s2 p1 d1")
+    deep = parse("conv forward f32 n1 c256 k32 g1 in58x58 w3x3 s1 p0 d1")
+    assert 0 < register_tile._layout(first).lines.together < register_tile._layout(first).block.size[0]
+    assert register_tile._layout(deep).lines.together == 0
 
 
 @pytest.mark.parametrize("rows", [3, 7])

@@ -58,19 +58,34 @@ def arrange(order, pixels, total, run, row, lanes, size):
 
 
 @helper
-def lay_out(pixels, lines, order, image, axis_steps, lanes, size, g, b, block):
-    """Offsets of a block's pixels in what is read and of its runs in y, and the order of pixels.
+def same_extents(g, b, block, other):
+    """Whether two blocks have as many images, and as many outputs along each dimension."""
+    same = block_images(g, b, block) == block_images(g, b, other)
+    for axis in range(g[DIMS]):
+        same &= block_extent(g, b, block, axis) == block_extent(g, b, other, axis)
+    return same
 
-    Returns how many pixels make a run, an image and the block, and how many come in whole vectors.
+
+@helper
+def lay_out(pixels, order, image, axis_steps, run, total, lanes, size, g, b, block):
+    """Offsets of a block's pixels in what is read, and their order; how many come in whole vectors.
+
+    These are the same for all blocks of the same extents.
     """
     fill_places(pixels, 1, image, axis_steps, g, b, block)
+    row = block_extent(g, b, block, g[DIMS] - 1)
+    return arrange(order, pixels, total, run, row, lanes, size)
+
+
+@helper
+def place_runs(lines, g, b, block):
+    """Where in y the runs of a block begin; how many pixels make a run, an image and the block."""
     inner, run = runs_of(g, b, block, PARTS + 2)
     each, n = lines_of(inner, g, b, block), block_image(b, g[DIMS], block)
     total = block_images(g, b, block) * each * run
     for line in range(total // run):
         lines[line] = (n + line // each) * g[part(g, PARTS + 2)] + run_offset(line % each, inner, g, b, block)
-    row = block_extent(g, b, block, g[DIMS] - 1)
-    return run, each * run, total, arrange(order, pixels, total, run, row, lanes, size)
+    return run, each * run, total
 
 
 @helper
@@ -106,11 +121,14 @@ def place_vectors(places, order, lines, run, first, count, lanes, q_step):
 
     Runs of y have `run` pixels and begin at the bytes `lines`.
     """
-    together = True
+    together, line = True, order[first] // run
     for start in range(0, count, lanes):
         pixel, length = order[first + start], min(lanes, count - start)
-        places[start // lanes] = lines[pixel // run] + pixel % run * q_step
-        together &= (order[first + start + length - 1] - pixel == length - 1) & (pixel % run + length <= run)
+        if (pixel < line * run) | (pixel >= (line + 1) * run):  # dividing takes longer than all else here
+            line = pixel // run
+        begin = pixel - line * run
+        places[start // lanes] = lines[line] + begin * q_step
+        together &= (order[first + start + length - 1] - pixel == length - 1) & (begin + length <= run)
     return together
 
 
@@ -224,8 +242,10 @@ def _blocks(begin, end, args):
         group, block = item // splits % g[GROUPS], item // splits // g[GROUPS]
         n = block_image(b, ndim, block)
         if block != laid:  # all groups have the same
+            run, plane, total = place_runs(lines, g, b, block)
+            if laid < 0 or not same_extents(g, b, block, laid):
+                whole = lay_out(pixels, order, image, axis_steps, run, total, tools[LANES], size, g, b, block)
             laid = block
-            run, plane, total, whole = lay_out(pixels, lines, order, image, axis_steps, tools[LANES], size, g, b, block)
         if item // splits != where:
             where, source = item // splits, x + (n * g[xs] + group * g[xs + 1])
             if in_place:

@@ -2,8 +2,9 @@
 
 A work item takes a block of outputs of one image and group (see `slab`). In its slab the phases of a stride lie apart and rows
 follow each other at one pitch, so that a register tile runs over the pixels of the whole block as over one row; what it computes
-between the rows is not used. Weights are read where they lie. It serves few output channels, which would leave lanes of `blocked`
-empty.
+between the rows is not used. Of few terms, lines are stored as soon as they are computed, while their sums are near, and the
+memory that they go to is fetched meanwhile. Weights are read where they lie. It serves few output channels, which would leave lanes
+of `blocked` empty.
 
 The terms of an output form one chain in the order of the "strict" level. Images with a sum that is not finite are computed again
 by `direct`, for which padding zeros are not terms.
@@ -65,8 +66,11 @@ SLAB_BYTES = 768 * 1024
 RESULT_BYTES = 256 * 1024
 """The sums of a block for the channels of a tile: they share that cache with the slab."""
 
-LINE_CYCLES, PLANE_CYCLES = 0.2, 60
-"""Of storing four bytes of a line of neighbours, and of each further call that stores the lines of a plane."""
+LINE_CYCLES, NEAR_CYCLES, PLANE_CYCLES = 0.35, 0.17, 60
+"""Of storing four bytes of a line of neighbours, of a whole block or soon after they are computed, and of each further call that
+stores the lines of a plane."""
+GROUP_CYCLES = 150
+"""Of each call for lines that are computed and stored together."""
 BLOCK_CYCLES, CALL_CYCLES = 200, 200
 """Of the start of a block of a group, and of the calls that compute and store the channels of a tile."""
 FAR_BYTES, FAR_SECONDS = 1 << 20, 3e-10
@@ -100,12 +104,11 @@ def moved_cycles(problem: ConvProblem) -> float:
     """Of storing the results, and of packing x beyond what rows of neighbours take."""
     last = problem.layout == "channels_last"
     of_x, of_y = APART_CYCLES
-    line = LINE_CYCLES * np_dtype(problem.acc_dtype).itemsize / 4
     # of few channels squares of vectors stay nearly empty
     lanes, per_c, per_k = lanes_of(problem.acc_dtype), problem.c // problem.groups, problem.k // problem.groups
     of_x, of_y = max(of_x, SQUARE_CYCLES / (lanes * per_c)), max(of_y, SQUARE_CYCLES / (lanes * min(per_k, lanes)))
     packed = math.prod(problem.x_shape) * of_x if last and problem.c > 1 else 0.0
-    return packed + math.prod(problem.y_shape) * (of_y if last and problem.k > 1 else line)
+    return packed + math.prod(problem.y_shape) * (of_y if last and problem.k > 1 else 0.0)
 
 
 def chunk_for(problem: ConvProblem, tile: Tile) -> int:
@@ -115,9 +118,43 @@ def chunk_for(problem: ConvProblem, tile: Tile) -> int:
     return max(1, host().resident // (item * (pixels + tile.channels * math.prod(problem.kernel))))
 
 
+class Lines(NamedTuple):
+    """Lines of a block that are computed and stored together, 0 for all; the pixels that they take; cycles beyond products."""
+
+    together: int
+    row: int
+    cycles: float
+
+
+def lines_for(problem: ConvProblem, tile: Tile, block: Block) -> Lines:
+    """Lines whose sums stay in the first-level cache, if that is worth the pixels beyond their end, which tiles compute in vain."""
+    width, item = tile.vectors * tile.lanes, np_dtype(problem.acc_dtype).itemsize
+    lines, planes = block.size[-2:-1], math.prod(block.size[:-2])
+    apart = problem.layout == "channels_last" and problem.k > 1  # see `moved_cycles`
+    stored = 0.0 if apart else tile.channels * math.prod(block.size) * item / 4
+    whole = Lines(0, 0, stored * LINE_CYCLES + (planes - 1) * PLANE_CYCLES)
+    per_c, step = problem.c // problem.groups, block.pitch[-1]
+    if not lines or chunk_for(problem, tile) < per_c or apart:
+        return whole
+    terms = per_c * math.prod(problem.kernel)
+    each = terms * tile.channels / 2 / tile.lanes * tile_share(tile.vectors, tile.channels)
+
+    def pixels(count: int) -> int:
+        return -(-((count - 1) * step + block.size[-1]) // width) * width if count else 0
+
+    def option(count: int) -> Lines:
+        groups, left = divmod(lines[0], count)
+        beyond = groups * pixels(count) + pixels(left) - lines[0] * step
+        calls = (groups + (left > 0)) * GROUP_CYCLES
+        return Lines(count, pixels(count), stored * NEAR_CYCLES + planes * (beyond * each + calls))
+
+    most = host().resident * 2 // 3 // (tile.channels * item * step)
+    return min([whole, *map(option, range(1, min(most, lines[0]) + 1))], key=lambda one: one.cycles)
+
+
 # A block's own numbers: pixels from the first to the last one, taps, input channels of a pass.
-# Pixels and output channels of a tile.
-FLAT, TAPS, CHUNK, WIDTH, CHANNELS = range(EXTRA, EXTRA + 5)
+# Pixels and output channels of a tile. Lines that are computed and stored together, 0 for all, and the pixels that they take.
+FLAT, TAPS, CHUNK, WIDTH, CHANNELS, TOGETHER, ROW = range(EXTRA, EXTRA + 7)
 UINT8 = Tag("uint8")
 
 
@@ -185,30 +222,50 @@ def write_block(sums, pixels, bias, y, group, k, count, block, g, b, tools, yt, 
 @helper
 def finish_block(sums, pixels, length, bias, y, group, k, count, block, g, b, tools, yt, at):
     """Results of a block for the channels k .. k + count; returns whether a sum is not finite."""
-    ndim, ys, size = g[DIMS], part(g, PARTS + 2), itemsize(at)
-    axis = ndim - 1
-    if (g[ys + 3 + axis] != itemsize(yt)) | (g[OPTION] > 1):
-        finite = all_finite(sums, pixels, count, length, at)  # before they are overwritten
-        write_block(sums, pixels, bias, y, group, k, count, block, g, b, tools, yt, at)
-        return not finite
+    finite = all_finite(sums, pixels, count, length, at)  # before they are overwritten
+    write_block(sums, pixels, bias, y, group, k, count, block, g, b, tools, yt, at)
+    return not finite
+
+
+@helper
+def finish_lines(slab, x_taps, w, w_taps, sums, pixels, bias, y, group, k, skip, block, g, b, tools, yt, at):
+    """What `multiply_block` and `finish_block` do for the channels of a tile from k on, the first `skip` of which are not written.
+
+    For y whose rows are neighbours in memory, and no activation but relu. Lines whose sums stay in the first-level cache are
+    computed and stored together, if the block has a number of those; else all sums are there, `pixels` for a channel.
+    """
+    ndim, ys, size, axis = g[DIMS], part(g, PARTS + 2), itemsize(at), g[DIMS] - 1
     lines, planes, bad = 1, 1, 0
     if ndim > 1:
         lines = block_extent(g, b, block, axis - 1)
     for other in range(axis - 1):
         planes *= block_extent(g, b, block, other)
-    step = axis_entry(b, ndim, B_PITCH, axis)
-    shift = bias if is_null(bias) else bias + (group * g[PER_K] + k) * size
-    corner = block_start(b, ndim, block, axis) * itemsize(yt) + k * g[ys + 2]
+    columns, step, y_line = block_extent(g, b, block, axis), axis_entry(b, ndim, B_PITCH, axis), 0
+    new = k + skip
+    shift = bias if is_null(bias) else bias + (group * g[PER_K] + new) * size
+    corner = block_start(b, ndim, block, axis) * itemsize(yt) + new * g[ys + 2]
     outer = step
     if ndim > 1:
         outer *= axis_entry(b, ndim, B_PITCH, axis - 1)
-        corner += block_start(b, ndim, block, axis - 1) * g[ys + 2 + axis]
+        y_line = g[ys + 2 + axis]
+        corner += block_start(b, ndim, block, axis - 1) * y_line
+    together = b[TOGETHER] or lines
+    row = (b[ROW] if b[TOGETHER] else pixels) * size
     for plane in range(planes):
         place, offset = line_place(plane, axis - 1, outer, block, g, b)
-        bad |= invoke(
-            tools[LINES], sums + place * size, pixels * size, step * size, count, lines, block_extent(g, b, block, axis), shift,
-            g[OPTION], y + (corner + offset), g[ys + 2], g[ys + 2 + axis] if ndim > 1 else 0,
-        )  # fmt: skip
+        for first in range(0, lines, together):
+            count, start = min(together, lines - first), place + first * step
+            source, target = sums + skip * row, y + (corner + offset + first * y_line)
+            if b[TOGETHER]:
+                length, x_lines = (count - 1) * step + columns, slab + start * size
+                fetched = target + -skip * g[ys + 2] if itemsize(yt) == size else sums
+                multiply_block(x_lines, x_taps, w, w_taps, sums, b[ROW], length, fetched, g[ys + 2], g, b, tools, at)
+            else:
+                source = source + start * size
+            bad |= invoke(
+                tools[LINES], source, row, step * size, b[CHANNELS] - skip, count, columns, shift, g[OPTION], target, g[ys + 2],
+                y_line,
+            )  # fmt: skip
     return bad != 0
 
 
@@ -222,14 +279,14 @@ def weight_taps(g, taps, table):
 
 
 @helper
-def multiply_block(slab, x_taps, w, w_taps, sums, pixels, length, g, b, tools, at):
-    """The sums of a block's first `length` pixels for the channels of one tile."""
+def multiply_block(slab, x_taps, w, w_taps, sums, pixels, length, result, result_k, g, b, tools, at):
+    """The sums of a block's first `length` pixels for the channels of one tile; `result`: of what memory is asked for."""
     ws, step = part(g, PARTS + 1), b[CHANNEL] * itemsize(at)
     for first in range(0, g[PER_C], b[CHUNK]):
         count = min(b[CHUNK], g[PER_C] - first)
         invoke(
             tools[MULTIPLY], length, slab + first * step, x_taps, w + first * g[ws + 2], w_taps, sums, count, b[TAPS], step,
-            g[ws + 2], g[ws + 1], pixels * itemsize(at), min(first, 1),
+            g[ws + 2], g[ws + 1], pixels * itemsize(at), min(first, 1), result, result_k,
         )  # fmt: skip
 
 
@@ -247,6 +304,7 @@ def _blocks(begin, end, args):
     weight_taps(g, b[TAPS], numbers(w_taps, 0))
     clear(slab + slab_size * itemsize(at), width, at)
     filled, tiles = -1, -(-per_k // channels)
+    plain = (g[ys + 3 + g[DIMS] - 1] == itemsize(yt)) & (g[OPTION] <= 1)
     for item in range(begin, end):
         where = item // splits
         block, group = where % b[BLOCKS], where // b[BLOCKS]
@@ -259,9 +317,17 @@ def _blocks(begin, end, args):
             # the last tile overlaps the one before, whose channels it does not write again
             k = min(tile * channels, per_k - channels)
             w_k, skip = w + (group * g[ws] + k * g[ws + 1]), tile * channels - k
-            multiply_block(slab, taps, w_k, memory(w_taps), sums, pixels, length, g, b, tools, at)
-            new, y_n = sums + skip * pixels * itemsize(at), y + (n * g[ys] + group * g[ys + 1])
-            if finish_block(new, pixels, length, bias, y_n, group, k + skip, channels - skip, block, g, b, tools, yt, at):
+            y_n, bad = y + (n * g[ys] + group * g[ys + 1]), False
+            if not (plain and b[TOGETHER]):
+                multiply_block(slab, taps, w_k, memory(w_taps), sums, pixels, length, sums, 0, g, b, tools, at)
+            if plain:
+                bad = finish_lines(
+                    slab, taps, w_k, memory(w_taps), sums, pixels, bias, y_n, group, k, skip, block, g, b, tools, yt, at
+                )
+            else:
+                new = sums + skip * pixels * itemsize(at)
+                bad = finish_block(new, pixels, length, bias, y_n, group, k + skip, channels - skip, block, g, b, tools, yt, at)
+            if bad:
                 store(status + n, np.uint8(1), UINT8)
     keep(packed)
     keep(results)
@@ -305,29 +371,32 @@ class _Layout(NamedTuple):
 
     tile: Tile
     block: Block
+    lines: Lines
 
 
 @functools.lru_cache(maxsize=64)
 def _layout(problem: ConvProblem, pieces: int = FEW_PIECES) -> _Layout:
     """The layout of a problem, which its cost, its workspace and its executor ask for one after the other."""
     tile = tile_for(problem.acc_dtype, problem.k // problem.groups)
-    return _Layout(tile, block_for(problem, tile, pieces))
+    block = block_for(problem, tile, pieces)
+    return _Layout(tile, block, lines_for(problem, tile, block))
 
 
 class _Executor(ForwardExecutor):
     """One tiled convolution."""
 
     def __init__(self, problem: ConvProblem):
-        tile, block = _layout(problem, pieces_here())
+        tile, block, lines = _layout(problem, pieces_here())
         super().__init__(problem, block.pieces * problem.groups)
         self._tiles = -(-(problem.k // problem.groups) // tile.channels)
         self._work = problem.flops / 2
         taps = tap_offsets(problem, block)
-        numbers = flat_pixels(block), len(taps), chunk_for(problem, tile), tile.vectors * tile.lanes, tile.channels
+        width, chunk = tile.vectors * tile.lanes, chunk_for(problem, tile)
+        numbers = flat_pixels(block), len(taps), chunk, width, tile.channels, lines.together, lines.row
         self._block = block_vector(block, *numbers)
-        self._kernel, lines, *tiles = _kernels.functions(problem.out_dtype, problem.acc_dtype, tile.lanes)
+        self._kernel, writing, *tiles = _kernels.functions(problem.out_dtype, problem.acc_dtype, tile.lanes)
         self._tools = tools_for(problem.dtype, problem.acc_dtype, tile.lanes, phases=block.step[-1], out=problem.out_dtype).copy()
-        self._tools[[LINES, MULTIPLY]] = lines, tiles[host().pixel_tiles.index((tile.vectors, tile.channels))]
+        self._tools[[LINES, MULTIPLY]] = writing, tiles[host().pixel_tiles.index((tile.vectors, tile.channels))]
         self._taps = np.array(taps, np.int64) * self._acc.itemsize
 
     def unpacked(self, w: Any) -> Weights:
@@ -360,7 +429,7 @@ class RegisterTile(DenseImplementation):
 
     def forward_cost(self, problem: ConvProblem) -> float:
         """Products, those between rows included, at the rate that the tile's shape allows; packing; start-up."""
-        tile, block = _layout(problem)
+        tile, block, lines = _layout(problem)
         per_k, taps = problem.k // problem.groups, math.prod(problem.kernel)
         tiles, width = -(-per_k // tile.channels), tile.vectors * tile.lanes
         per_c, count = problem.c // problem.groups, block.pieces * problem.groups * tiles * -(-flat_pixels(block) // width)
@@ -369,7 +438,7 @@ class RegisterTile(DenseImplementation):
             products * 1.15
             + block.pieces * problem.groups * (BLOCK_CYCLES + tiles * CALL_CYCLES)
             + count * -(-per_c // chunk_for(problem, tile)) * host().start_cycles
-            + block.pieces * problem.groups * tiles * (math.prod(block.size[:-2]) - 1) * PLANE_CYCLES
+            + block.pieces * problem.groups * tiles * lines.cycles
             + pack_cycles(block, problem.c)
             + moved_cycles(problem)
         )
@@ -384,7 +453,7 @@ class RegisterTile(DenseImplementation):
 
     def forward_workspace(self, problem: ConvProblem) -> int:
         """For each thread a slab, the results of a block, and tables; weights in the accumulation dtype."""
-        tile, block = _layout(problem)
+        tile, block, _ = _layout(problem)
         item = np_dtype(problem.acc_dtype).itemsize
         width = tile.vectors * tile.lanes
         elements = problem.c // problem.groups * block.channel + tile.channels * (flat_pixels(block) + width) + 2 * width

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
@@ -27,7 +28,8 @@ class _Lines:
         lanes = columns.type(emit.lanes)
         self.whole, self.left = builder.sdiv(columns, lanes), builder.srem(columns, lanes)
         self.tail = emit.first(self.left)
-        self.found = cgutils.alloca_once_value(builder, emit.zero)
+        bits = ir.VectorType(ir.IntType(8 * emit.width // emit.lanes), emit.lanes)
+        self.found = cgutils.alloca_once_value(builder, ir.Constant(bits, None))
 
     def write(self, source: Any, target: Any, shift: Any) -> None:
         """One line: whole vectors, then the rest of one."""
@@ -41,9 +43,10 @@ class _Lines:
             self.results.store_masked(self._dressed(value, shift), place, self.tail)
 
     def _dressed(self, value: Any, shift: Any) -> Any:
-        """With bias and relu; what is not finite, times zero, is NaN, which stays in a sum."""
+        """With bias and relu. What is not finite, times zero, is NaN, whose bits stay: a sum would wait for the one before."""
         builder = self.builder
-        builder.store(self.emit.fma(value, self.emit.zero, builder.load(self.found)), self.found)
+        found = builder.load(self.found)
+        builder.store(builder.or_(found, builder.bitcast(builder.fmul(value, self.emit.zero), found.type)), self.found)
         return self.emit.positive(builder.fadd(value, shift), self.relu)
 
 
@@ -75,7 +78,7 @@ def _write_lines(
                     emit.at(source, builder.mul(line.index, sums_line)), emit.at(target, builder.mul(line.index, y_line)),
                     builder.load(shift),
                 )  # fmt: skip
-        return emit.any(emit.not_finite(builder.load(code.found)))
+        return emit.any(emit.not_finite(builder.bitcast(builder.load(code.found), emit.vector)))
 
     return n(lanes, dtype, sums, n, n, n, n, n, bias, n, y, n, n), codegen
 

@@ -72,13 +72,15 @@ def _multiply_tile(
     w_k: Any,
     y_k: Any,
     resume: Any,
+    result: Any,
+    result_k: Any,
 ) -> Any:
-    check_kinds((shape, dtype), (x, x_taps, w, w_taps, y))
+    check_kinds((shape, dtype), (x, x_taps, w, w_taps, y, result))
     vectors, channels, lanes = shape.value
-    signature = types.void(shape, dtype, x, x_taps, w, w_taps, y, *[types.int64] * 6, types.boolean)
+    signature = types.void(shape, dtype, x, x_taps, w, w_taps, y, *[types.int64] * 6, types.boolean, result, types.int64)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _, _, x, x_taps, w, w_taps, y, c, taps, x_c, w_c, w_k, y_k, resume = args
+        _, _, x, x_taps, w, w_taps, y, c, taps, x_c, w_c, w_k, y_k, resume, result, result_k = args
         emit = Emitter(builder, dtype, lanes)
         sums = [[emit.accumulator() for _ in range(vectors)] for _ in range(channels)]
         rows = [emit.at(y, builder.mul(y_k, ir.Constant(y_k.type, k))) for k in range(channels)]
@@ -86,6 +88,11 @@ def _multiply_tile(
             for k in range(channels):
                 for v in range(vectors):
                     builder.store(emit.load(emit.at(rows[k], v * emit.width)), sums[k][v])
+        # written all at once, their memory would be waited for
+        for k in range(channels):
+            line = emit.at(result, builder.mul(result_k, ir.Constant(result_k.type, k)))
+            for v in range(vectors):
+                emit.prefetch(emit.at(line, v * emit.width), write=True)
         steps = [builder.mul(w_k, ir.Constant(w_k.type, k)) for k in range(channels)]
 
         def add_tap(x_row: Any, w_row: Any, tap: Any) -> None:
@@ -111,7 +118,7 @@ def _multiply_tile(
 @kernel(emitted=True)
 def multiply_tiles(
     shape: Tag, dtype: Tag, pixels: int, x: Address, x_taps: Address, w: Address, w_taps: Address, y: Address, c: int, taps: int,
-    x_c: int, w_c: int, w_k: int, y_k: int, resume: int,
+    x_c: int, w_c: int, w_k: int, y_k: int, resume: int, result: Address, result_k: int,
 ) -> None:  # fmt: skip
     """y[k, i] = the sum over c and taps t of x[c, i + t] * w[k, c, t]: one chain of fused multiply-adds each, in this order.
 
@@ -133,7 +140,12 @@ def multiply_tiles(
         Byte strides.
     resume : int
         1 to go on with the sums that y holds, instead of zero.
+    result, result_k : Address, int
+        Where the results of these pixels are to be written, about, and bytes between channels: that memory is asked for.
     """
     for pixel in range(0, pixels, _pixels(shape)):
         offset = pixel * _item(dtype)
-        _multiply_tile(shape, dtype, x + offset, x_taps, w, w_taps, y + offset, c, taps, x_c, w_c, w_k, y_k, resume != 0)
+        _multiply_tile(
+            shape, dtype, x + offset, x_taps, w, w_taps, y + offset, c, taps, x_c, w_c, w_k, y_k, resume != 0,
+            result + offset, result_k,
+        )  # fmt: skip
