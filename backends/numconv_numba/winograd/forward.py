@@ -42,6 +42,7 @@ from .layout import (
     cost_of,
     layout_for,
     layout_here,
+    lines_seconds,
     steps_of,
     ways_of,
     workspace_of,
@@ -209,9 +210,10 @@ class Winograd(DenseImplementation):
         return accepts(turned(problem))
 
     def forward_cost(self, problem: ConvProblem) -> float:
-        """See `cost_of`."""
-        problem = turned(problem)
-        return cost_of(problem, layout_for(problem))
+        """See `cost_of`, and `lines_seconds` where the dimensions are in another order."""
+        order, problem = turned_order(problem), turned(problem)
+        layout = layout_for(problem)
+        return cost_of(problem, layout) + (lines_seconds(problem, layout) if order else 0.0)
 
     def forward_workspace(self, problem: ConvProblem) -> int:
         """For each thread: packed and transformed input, products, results, transformed weights, tables."""
