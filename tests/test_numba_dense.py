@@ -358,6 +358,10 @@ def winograd_layouts(monkeypatch, deep, budget):
         "f32 n2 c24 k20 g2 in41 w5 s3 p2 d1 flip=1",
         "f32 n1 c18 k9 g1 in29x31 w5x4 s3x2 p2x1 d1 pad=reflect",
         "f32 n1 c17 k20 g1 in5x17x19 w3x3x3 s2 p1 d1 layout=channels_last",
+        "f32 n2 c18 k20 g2 in13x29 w7x6 s1 p3x2 d1 flip=1",
+        "f32 n1 c40 k9 g1 in17x18 w1x7 s1 p0x3 d1 pad=reflect",
+        "f32 n2 c20 k17 g1 in19x9 w10x1 s1 p4x0 d1 layout=channels_last",
+        "f32 n2 c20 k17 g1 in47 w8 s1 p0 d1",
     ],
 )
 def test_winograd_takes_tiles_or_channels_for_its_lanes(text, monkeypatch, rng):
@@ -432,17 +436,29 @@ def test_winograd_points_are_more_accurate_than_the_usual_ones(monkeypatch, m, r
 
 @pytest.mark.parametrize(
     ("geometry", "products"),
-    [("in9x9 w3x3 s2", (121, 81, 25)), ("in9x9 w5x5 s2", (121, 49)), ("in19 w7 s3", (16, 10)), ("in9x9 w4x2 s2", (24, 20, 12))],
+    [
+        ("in9x9 w3x3 s2", (121, 81, 25)),
+        ("in9x9 w5x5 s2", (121, 49)),
+        ("in19 w7 s3", (16, 10)),
+        ("in9x9 w4x2 s2", (24, 20, 12)),
+        ("in17x17 w1x7 s1", (11,)),
+        ("in17x17 w6x1 s1", (12, 8)),
+    ],
 )
 def test_winograd_multiplies_no_tap_that_is_not_there(geometry, products):
-    """F(4, 2) and F(4, 1) take 5 + 4 products along a dimension, F(4, 3) and F(4, 2) 6 + 5."""
+    """F(4, 2) and F(4, 1) take 5 + 4 products along a dimension, F(4, 3) and F(4, 2) 6 + 5, as F(3, 4) and F(3, 3) of 7 taps."""
     problem = parse(f"conv forward f32 n1 c32 k32 g1 {geometry} p0 d1")
     assert tuple(tiles.products for tiles in tiles_of(problem)) == products
 
 
 @pytest.mark.parametrize(
     "text",
-    ["n1 c50 k33 g1 in37x33 w3x3 s2 p1 d1", "n1 c40 k24 g2 in7x19x18 w3x3x3 s2 p1 d1", "n2 c40 k33 g1 in37x33 w3x3 s1 p1 d1"],
+    [
+        "n1 c50 k33 g1 in37x33 w3x3 s2 p1 d1",
+        "n1 c40 k24 g2 in7x19x18 w3x3x3 s2 p1 d1",
+        "n2 c40 k33 g1 in37x33 w3x3 s1 p1 d1",
+        "n1 c50 k33 g1 in37x33 w7x3 s1 p3x1 d1",
+    ],
 )
 def test_winograd_weights_are_shared_kept_or_transformed_again_with_the_same_bits(text, rng, monkeypatch):
     """The order of a sum follows from the problem alone."""
@@ -464,6 +480,37 @@ def test_winograd_weights_are_shared_kept_or_transformed_again_with_the_same_bit
         each.cache_clear()
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "f32 n2 c24 k10 g2 in11x7x6 w3x1x1 s1 p1x0x0 d1 flip=1",
+        "f32 n1 c20 k17 g1 in9x7x14 w5x1x3 s1x1x2 p2x0x1 d1 layout=channels_last",
+        "f32 n1 c12 k9 g1 in7x3x6x8 w2x3x1x1 s1 p0x1x0x0 d1",
+    ],
+)
+def test_winograd_has_tiles_along_a_dimension_before_the_last_two(text, rng):
+    """Where the kernel is a single tap wide along the last but one: results, gradients, bound weights, NaN."""
+    problem = parse(f"conv forward {text}")
+    for changed in (problem.replace(bias="y", activation="relu"), problem.replace(op="weight_grad", bias="y")):
+        check(changed, "numba", "winograd", rng=rng, integer=False)
+    for position in (0, 1):
+        check(problem, "numba", "winograd", rng=rng, nonfinite=(position,))
+    if max(problem.stride) == 1:
+        check(problem.replace(op="input_grad"), "numba", "winograd", rng=rng, integer=False)
+    x, w = (rng.standard_normal(shape, np.float32) for shape in problem.input_shapes)
+    (expected,) = computed(Winograd(), problem, (x, w))
+    bound = np.full((*problem.y_shape, 2), np.nan, np.float32)[..., 0]
+    Winograd().build(problem).bind(w)((bound,), (x,))
+    np.testing.assert_array_equal(bound, expected)
+
+
+def test_kernels_of_few_taps_in_a_line_are_computed_by_winograd():
+    for spatial, kernel in (((17, 17), (1, 7)), ((17, 17), (7, 1)), ((16, 28, 28), (3, 1, 1)), ((16, 28, 28), (1, 3, 1))):
+        padding, shapes = tuple(r // 2 for r in kernel), ((8, 128, *spatial), (128, 128, *kernel))
+        for op in ("conv", "conv_input_grad", "conv_weight_grad"):
+            assert nc.plan(op, *shapes, "float32", padding=padding, backend="numba").algorithm == "winograd"
+
+
 def test_winograd_leaves_windows_of_few_terms_to_others():
     """Four taps are left of 3x3 in a corner: their sum may be small beside the error of the tile."""
     verdicts = [Winograd().supports(parse(f"conv forward f32 n1 c{c} k64 g1 in56x56 w3x3 s2 p1 d1")) for c in (4, 5)]
@@ -471,14 +518,25 @@ def test_winograd_leaves_windows_of_few_terms_to_others():
     assert "windows of 20 terms; some have 16" in verdicts[0].reason
     wide = Winograd().supports(parse("conv forward f32 n1 c64 k64 g1 in56x56 w3x3 s2 p2 d1"))
     assert "1 of 9 taps beside the padding" in wide.reason
+    corner = Winograd().supports(parse("conv forward f32 n1 c4 k64 g1 in56x56 w3x3 s1 p2 d1"))
+    assert "windows of 8 terms; some have 4" in corner.reason
+    half = Winograd().supports(parse("conv forward f32 n1 c64 k64 g1 in56x56 w7x7 s1 p6 d1"))
+    assert "1 of 49 taps beside the padding" in half.reason
     assert Winograd().supports(parse("conv forward f32 n1 c4 k64 g1 in56x56 w3x3 s2 p1 d1 pad=reflect"))
     assert Winograd().supports(parse("conv forward f32 n1 c4 k64 g1 in256 w3 s2 p1 d1"))
 
 
 @pytest.mark.parametrize(
-    "text", ["n4 c5 k64 g1 in57x56 w3x3 s2 p1 d1", "n4 c4 k64 g1 in513 w3 s2 p1 d1", "n1 c8 k32 g1 in64x64 w5x5 s2 p2 d1"]
+    "text",
+    [
+        "n4 c5 k64 g1 in57x56 w3x3 s2 p1 d1",
+        "n4 c4 k64 g1 in513 w3 s2 p1 d1",
+        "n1 c8 k32 g1 in64x64 w5x5 s2 p2 d1",
+        "n4 c4 k64 g1 in40x40 w7x7 s1 p3 d1",
+        "n4 c4 k64 g1 in9x9x16 w1x3x1 s1 p0x1x0 d1",
+    ],
 )
-def test_strided_winograd_keeps_its_error_where_windows_hold_few_terms(text, rng):
+def test_winograd_keeps_its_error_where_windows_hold_few_terms(text, rng):
     problem = parse(f"conv forward f32 {text}")
     x, w = (rng.standard_normal(shape, np.float32) for shape in problem.input_shapes)
     wide = [a.astype(float) for a in (x, w)]

@@ -30,7 +30,7 @@ from numconv_numba.dense.slab import WRITE_CYCLES, Block, block_vector
 from numconv_numba.geometry import conv_vectors
 from numconv_numba.microkernels.emit import host
 from numconv_numba.threads import MAX_THREADS, Areas, run_with
-from numconv_numba.winograd.forward import LEAST_TERMS, Winograd, tools_of
+from numconv_numba.winograd.forward import LEAST_TERMS, Winograd, accepts, tools_of
 from numconv_numba.winograd.kernels import SHARED, TRANSFORMED, UNPACKED
 from numconv_numba.winograd.layout import (
     BLOCK_BYTES,
@@ -45,7 +45,7 @@ from numconv_numba.winograd.layout import (
     input_cycles,
     steps_of,
 )
-from numconv_numba.winograd.tiles import Tiles, cut_tiles, direct_terms, input_places, lead_axes, spread, tiles_of
+from numconv_numba.winograd.tiles import MOST_TAPS, Tiles, cut_tiles, direct_terms, input_places, lead_axes, spread, tiles_of
 
 from .aligned import Aligned, AlignedPhase, aligned, least_taps, read_part
 from .interleaved_kernels import KERNELS
@@ -138,12 +138,19 @@ def _cost(problem: ConvProblem, layout: _Layout) -> float:
     return CALL_SECONDS + 4e-6 + seconds(uneven * (products * 1.05 + outputs + weights + results) + inputs)
 
 
+def _takes(window: ConvProblem) -> Verdict:
+    """Whether Winograd's tiles take a window whole."""
+    if (most := max(window.kernel[-2:])) > MOST_TAPS:
+        return Verdict.no(f"its tiles are for 2 to {MOST_TAPS} taps of a phase, and here are {most}")
+    return accepts(window)
+
+
 @functools.lru_cache(maxsize=256)
 def _layout(problem: ConvProblem) -> _Layout:
     """The layout with the least cost, of those that there is memory for."""
     found = {}
     for phases in dict.fromkeys(aligned(problem, fewest) for fewest in (False, True)):
-        if all(map(Winograd().accepts, phases.windows)):
+        if all(map(_takes, phases.windows)):
             for tiles, budget, deep in itertools.product(tiles_of(phases.windows[0]), BLOCK_BYTES, (False, True)):
                 layout = _Layout(phases, _cut(problem, phases, tiles, budget, deep))
                 found[layout] = _cost(problem, layout)
@@ -294,7 +301,7 @@ class Interleaved(Implementation):
             return Verdict.no(
                 f"its error is relative to a whole tile, and it takes {least} terms an element; some have {terms} here"
             )
-        verdicts = [Winograd().accepts(window) for window in aligned(problem, False).windows]
+        verdicts = [_takes(window) for window in aligned(problem, False).windows]
         return next((verdict for verdict in verdicts if not verdict), Verdict.yes())
 
     def cost(self, problem: ConvProblem) -> float:

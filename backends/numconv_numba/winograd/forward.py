@@ -3,12 +3,14 @@
 Tiles of m outputs along the last two dimensions (the last, if there is one only) are computed from m + r - 1 inputs with as
 many multiplications a dimension: F(4x4, 3x3) needs a quarter of those of the definition, F(2x2, 5x5) a third. With a stride the
 input and the kernel fall into phases, each of which is a convolution of stride 1 with a kernel of r taps or one less: they are
-summed like input channels, so that 7x7 with stride 2 is F(3x3, 4x4) of four times the channels. A kernel with one tap less is
-zero at infinity: that product is left out, so that 3x3 with stride 2 takes 9 x 9 for 4 x 4 outputs, not 10 x 10. Further
-dimensions, and channels, are summed between the transforms. A work item takes a block of tiles: it packs the input, split so
-that every element of all its tiles is a row of neighbours; transforms it, a vector of tiles at a time; multiplies each element
-with the transformed weights on register tiles with the lanes over output channels; and transforms the products back, a vector
-of channels at a time. Lavin and Gray, "Fast algorithms for convolutional neural networks" (CVPR 2016), section 4.
+summed like input channels, so that 7x7 with stride 2 is F(3x3, 4x4) of four times the channels. More taps without a stride are
+two halves, the second of x further on, which are summed in the same way: 7 taps are F(3, 4) and F(3, 3). A kernel with one tap less
+is zero at infinity: that product is left out, so that 3x3 with stride 2 takes 9 x 9 for 4 x 4 outputs, not 10 x 10, and 7 taps 11
+for 3. Further dimensions, and channels, are summed between the transforms. A work item takes a block of tiles: it packs the
+input, split so that every element of all its tiles is a row of neighbours; transforms it, a vector of tiles at a time;
+multiplies each element with the transformed weights on register tiles with the lanes over output channels; and transforms the
+products back, a vector of channels at a time. Lavin and Gray, "Fast algorithms for convolutional neural networks" (CVPR 2016),
+section 4.
 
 An error in one input spreads over its tile, so that images with a sum that is not finite are computed again by `blocked`.
 """
@@ -40,25 +42,26 @@ from .layout import (
     cost_of,
     layout_for,
     layout_here,
+    lines_seconds,
     steps_of,
     ways_of,
     workspace_of,
 )
-from .tiles import Tiles, inner_taps, lead_axes, tiles_of
+from .tiles import MOST_TAPS, Tiles, inner_taps, is_halved, lead_axes, tiles_of
+from .turned import TurnedForward, turned, turned_order
 from .units import KERNELS
 
-__all__ = ["Winograd", "WinogradExecutor", "tools_of"]
+__all__ = ["Winograd", "WinogradExecutor", "accepts", "tools_of"]
 
 LEAST_CHANNELS = 4
 """Of a group, phases and taps that are summed directly included: in one or two the window of an output may hold nothing beside a
 full tile, and the transforms cost most."""
 LEAST_TERMS = 8, 20
-"""Of every window where a phase has two taps, along one dimension and two: of the four taps that meet a corner of x in 4 channels,
-as of one tap in 16, one sum in a million has an error of 1e-5, of 20 terms and more half of that."""
+"""Of every window: of one tap in 4 channels, one sum in a million has an error of 1e-5, of 8 terms half of that. And where a phase
+has two taps, or the kernel is halved, along two dimensions: of the four taps that meet a corner of x in 4 channels, as of one tap
+in 16, one sum in a million has an error of 1e-5, of 20 terms and more half of that."""
 LEAST_SHARE = 4
 """One in so many taps is left of every window there: of one in nine and sixteen the error was 1e-5 and 2e-5 with any channels."""
-MOST_TAPS = 5
-"""Of a phase: more would need points at which the error grows."""
 SHARED_BYTES = 1024 * 1024
 """Transformed weights of all threads that are worth waiting for each other, rather than that each transforms its own."""
 FEW_THREADS = 4
@@ -159,57 +162,65 @@ def _least_taps(problem: ConvProblem, axes: range) -> int:
     return int(least)
 
 
-def _enough_terms(problem: ConvProblem, per_c: int) -> Verdict:
-    """Whether no window is small beside the error of a tile whose phases have two taps."""
-    terms, least = per_c * _least_taps(problem, range(problem.ndim)), LEAST_TERMS[min(inner_taps(problem)) > 1 and problem.ndim > 1]
+def _enough_terms(problem: ConvProblem, per_c: int, halved: bool) -> Verdict:
+    """Whether no window is small beside the error of a tile."""
+    terms, taps = per_c * _least_taps(problem, range(problem.ndim)), inner_taps(problem)
+    parted = halved or 2 in taps
+    least = LEAST_TERMS[parted and min(taps) > 1 and problem.ndim > 1]
     if terms < least:
         return Verdict.no(f"its error is relative to a whole tile, and it takes windows of {least} terms; some have {terms} here")
     left, inner = _least_taps(problem, range(lead_axes(problem), problem.ndim)), math.prod(problem.kernel[-2:])
-    if left * LEAST_SHARE < inner:
+    if parted and left * LEAST_SHARE < inner:
         return Verdict.no(f"its error is relative to a whole tile, and some windows have {left} of {inner} taps beside the padding")
     return Verdict.yes()
 
 
+def accepts(problem: ConvProblem) -> Verdict:
+    """Whether the dimensions have tiles as they are: few taps and dilation 1 along the last two; some channels."""
+    taps = inner_taps(problem)
+    if max(problem.dilation[-2:]) > 1:
+        return Verdict.no(f"its tiles overlap at dilation 1, and this one is {problem.dilation}")
+    if max(taps) > MOST_TAPS or max(taps) == 1:
+        return Verdict.no(
+            f"its transforms are for 2 to {MOST_TAPS} taps a phase along the last two dimensions, and a kernel of "
+            f"{problem.kernel} with stride {problem.stride} has {max(taps)}"
+        )
+    beside = [max(pads) - (r - 1) for pads, r in zip(problem.padding[-2:], problem.kernel[-2:], strict=True)]
+    if problem.pad_mode == "zeros" and max(beside) > 0:
+        return Verdict.no(f"windows that hold nothing but padding {problem.padding} would get the rounding errors of their tile")
+    tiles = tiles_of(problem)
+    if not tiles:
+        return Verdict.no(f"no tile has both {taps[0]} and {taps[-1]} taps a phase")
+    per_c, lead = problem.c // problem.groups, _least_taps(problem, range(lead_axes(problem)))
+    halved = any(is_halved(*each) for each in zip(problem.kernel[-2:], problem.stride[-2:], strict=True))
+    if per_c * (1 if halved else math.prod(tiles[0].phases)) * lead < LEAST_CHANNELS:
+        return Verdict.no(f"its error is relative to a whole tile, and {per_c} channels of a group may be small in one window")
+    return _enough_terms(problem, per_c, halved)
+
+
 class Winograd(DenseImplementation):
-    """Winograd convolution of real floats with short kernels along the last two dimensions."""
+    """Winograd convolution of real floats with short kernels along two dimensions."""
 
     name = "winograd"
     levels = frozenset(("default", "fast"))
     measured_error: ClassVar[Mapping[str, float]] = {"float32": 4e-6, "float64": 8e-15}
 
     def accepts(self, problem: ConvProblem) -> Verdict:
-        """Few taps and dilation 1 along the last two dimensions; some channels."""
-        taps = inner_taps(problem)
-        if max(problem.dilation[-2:]) > 1:
-            return Verdict.no(f"its tiles overlap at dilation 1, and this one is {problem.dilation}")
-        if max(taps) > MOST_TAPS or max(taps) == 1:
-            return Verdict.no(
-                f"its transforms are for 2 to {MOST_TAPS} taps a phase along the last two dimensions, and a kernel of "
-                f"{problem.kernel} with stride {problem.stride} has {max(taps)}"
-            )
-        beside = [max(pads) - (r - 1) for pads, r in zip(problem.padding[-2:], problem.kernel[-2:], strict=True)]
-        if problem.pad_mode == "zeros" and max(beside) > 0:
-            return Verdict.no(
-                f"windows that hold nothing but padding {problem.padding} would get the rounding errors of their tile"
-            )
-        tiles = tiles_of(problem)
-        if not tiles:
-            return Verdict.no(f"no tile has both {taps[0]} and {taps[-1]} taps a phase")
-        per_c, lead = problem.c // problem.groups, _least_taps(problem, range(lead_axes(problem)))
-        if per_c * math.prod(tiles[0].phases) * lead < LEAST_CHANNELS:
-            return Verdict.no(f"its error is relative to a whole tile, and {per_c} channels of a group may be small in one window")
-        if 2 in taps:
-            return _enough_terms(problem, per_c)
-        return Verdict.yes()
+        """See `accepts`; its dimensions may be in another order."""
+        return accepts(turned(problem))
 
     def forward_cost(self, problem: ConvProblem) -> float:
-        """See `cost_of`."""
-        return cost_of(problem, layout_for(problem))
+        """See `cost_of`, and `lines_seconds` where the dimensions are in another order."""
+        order, problem = turned_order(problem), turned(problem)
+        layout = layout_for(problem)
+        return cost_of(problem, layout) + (lines_seconds(problem, layout) if order else 0.0)
 
     def forward_workspace(self, problem: ConvProblem) -> int:
         """For each thread: packed and transformed input, products, results, transformed weights, tables."""
+        problem = turned(problem)
         return max(workspace_of(problem), Blocked().forward_workspace(problem))
 
-    def forward(self, problem: ConvProblem) -> WinogradExecutor:
+    def forward(self, problem: ConvProblem) -> WinogradExecutor | TurnedForward:
         """The executor."""
-        return WinogradExecutor(problem)
+        order, executor = turned_order(problem), WinogradExecutor(turned(problem))
+        return executor if order is None else TurnedForward(executor, order)

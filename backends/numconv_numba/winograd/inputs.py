@@ -29,6 +29,8 @@ from numconv_numba.geometry import DIMS, FLIPPED, LOW, MODE, PARTS, SIZE, STRIDE
 from numconv_numba.rows import clear
 from numconv_numba.scalar import address, pointer
 
+from .tiles import MOST_TAPS
+
 __all__ = [
     "COLUMNS", "GROUP", "PANEL", "ROWS", "TAPS", "V_STEP", "copy_pixels", "element_counts", "fill_elements", "fill_pass",
     "inner_window", "input_steps", "phase_range", "phase_taps", "place_steps", "spread_step", "tile_extents", "tiles_of_axis",
@@ -49,27 +51,33 @@ def spread_step(size):
 
 @helper
 def inner_axis(g, back):
-    """(window, stride, taps of a phase, phases) of the last dimension or, with `back` = 1, of the one before, if there is one."""
+    """Of the last dimension or, with `back` = 1, of the one before, if there is one; see `phases_of`.
+
+    (window, stride, taps of a phase, phases, from phase to phase).
+    """
     axis = g[DIMS] - 1 - back
     if axis < 0:
-        return 1, 1, 1, 1
+        return 1, 1, 1, 1, 1
     window, stride = g[part(g, WINDOW) + axis], g[part(g, STRIDE) + axis]
-    return window, stride, -(-window // stride), min(window, stride)
+    if stride == 1 and window > MOST_TAPS:
+        taps = -(-window // 2)
+        return window, stride, taps, 2, taps
+    return window, stride, -(-window // stride), min(window, stride), 1
 
 
 @helper
 def element_counts(g, b):
     """(elements of a tile, phases of the input)."""
-    _, _, row_taps, row_phases = inner_axis(g, 1)
-    _, _, column_taps, column_phases = inner_axis(g, 0)
+    _, _, row_taps, row_phases, _ = inner_axis(g, 1)
+    _, _, column_taps, column_phases, _ = inner_axis(g, 0)
     return (b[ROWS] + row_taps - 1) * (b[COLUMNS] + column_taps - 1), row_phases * column_phases
 
 
 @helper
 def full_phases(g, back):
     """In how many phases of a dimension, the first ones, the kernel has all taps; in the others it has one less."""
-    window, stride, taps, _ = inner_axis(g, back)
-    return window - (taps - 1) * stride
+    window, _, taps, phases, _ = inner_axis(g, back)
+    return window - (taps - 1) * phases
 
 
 @helper
@@ -109,8 +117,8 @@ def fill_elements(table, g, b, size):
     ndim, plane, filled = g[DIMS], 1, 0
     for axis in range(ndim):
         plane *= axis_entry(b, ndim, B_PITCH, axis)
-    _, row_stride, row_taps, row_phases = inner_axis(g, 1)
-    _, column_stride, column_taps, column_phases = inner_axis(g, 0)
+    _, row_stride, row_taps, row_phases, rows_apart = inner_axis(g, 1)
+    _, column_stride, column_taps, column_phases, columns_apart = inner_axis(g, 0)
     row_step = axis_entry(b, ndim, B_STEP, ndim - 2) if ndim > 1 else 1
     column_step, pitch = axis_entry(b, ndim, B_STEP, ndim - 1), axis_entry(b, ndim, B_PITCH, ndim - 1)
     split = axis_entry(b, ndim, B_PHASES, ndim - 1)
@@ -118,7 +126,7 @@ def fill_elements(table, g, b, size):
         row_phase, column_phase = phase_at(phase, g)
         for i in range(b[ROWS] + row_taps - 1):
             for j in range(b[COLUMNS] + column_taps - 1):
-                row, column = row_stride * i + row_phase, column_stride * j + column_phase
+                row, column = row_stride * i + row_phase * rows_apart, column_stride * j + column_phase * columns_apart
                 combination = row % row_step * split + column % column_step
                 table[filled] = (combination * plane + row // row_step * pitch + column // column_step) * size
                 filled += 1
@@ -225,11 +233,11 @@ def read_extent(g, b, block, back):
     size = g[part(g, SIZE) + axis]
     if g[MODE] != 0:
         return 0, size
-    _, stride, taps, phases = inner_axis(g, back)
+    _, stride, taps, phases, apart = inner_axis(g, back)
     start = block_start(b, g[DIMS], block, axis) * stride - g[part(g, LOW) + axis]
     first = min(max(start, 0), size)
     outputs = tiles_along(g, b, block, axis) * axis_entry(b, g[DIMS], B_UNIT, axis)
-    last = start + (outputs + taps - 2) * stride + phases
+    last = start + (outputs + taps - 2) * stride + (phases - 1) * apart + 1
     return first, max(min(last, size) - first, 0)
 
 
@@ -239,12 +247,12 @@ def axis_offsets(table, g, b, block, back, first, step):
 
     `first`: of the box; `step`: bytes between its positions; `back`: see `inner_axis`.
     """
-    axis, (_, stride, taps, phases) = g[DIMS] - 1 - back, inner_axis(g, back)
+    axis, (_, stride, taps, phases, apart) = g[DIMS] - 1 - back, inner_axis(g, back)
     size, start, outputs = 1, 0, 1
     if axis >= 0:
         size, start = g[part(g, SIZE) + axis], block_start(b, g[DIMS], block, axis) * stride - g[part(g, LOW) + axis]
         outputs = tiles_along(g, b, block, axis) * axis_entry(b, g[DIMS], B_UNIT, axis)
-    count = (outputs + taps - 2) * stride + phases
+    count = (outputs + taps - 2) * stride + (phases - 1) * apart + 1
     for i in range(count):
         index = source_index(start + i, size, g[MODE])
         table[i] = (index - first) * step if index >= 0 else -1
@@ -259,7 +267,9 @@ def fill_pixels(table, box, width, block, g, b):
     """
     count, phases = element_counts(g, b)
     _, lines, _, tiles, _ = tile_extents(g, b, block)
-    row_stride, column_stride, across = inner_axis(g, 1)[1], inner_axis(g, 0)[1], b[COLUMNS] + inner_axis(g, 0)[2] - 1
+    _, row_stride, _, _, rows_apart = inner_axis(g, 1)
+    _, column_stride, column_taps, _, columns_apart = inner_axis(g, 0)
+    across = b[COLUMNS] + column_taps - 1
     first_row, height, first_column, length = box
     rows = pointer(table + 8 * lines * tiles * phases * count, INT64)
     columns = pointer(
@@ -271,9 +281,9 @@ def fill_pixels(table, box, width, block, g, b):
         for tile in range(tiles):
             for phase in range(phases):
                 row_phase, column_phase = phase_at(phase, g)
-                column = tile * b[COLUMNS] * column_stride + column_phase
+                column = tile * b[COLUMNS] * column_stride + column_phase * columns_apart
                 for i in range(count // across):
-                    row = rows[(line * b[ROWS] + i) * row_stride + row_phase]
+                    row = rows[(line * b[ROWS] + i) * row_stride + row_phase * rows_apart]
                     for j in range(across):
                         place = columns[column + j * column_stride]
                         entries[filled] = row + place if (row >= 0) & (place >= 0) else behind
@@ -304,10 +314,11 @@ def read_pixels(slab, x, box, width, channels, g, tools, xt):
 @helper
 def phase_taps(phase, width, g):
     """Where the taps of a phase lie in a packed kernel: the first one, from row to row, from column to column, and how many."""
-    rows, row_stride, _, _ = inner_axis(g, 1)
-    columns, column_stride, _, _ = inner_axis(g, 0)
-    row, column = phase_at(phase, g)
-    n_rows, n_columns = -(-(rows - row) // row_stride), -(-(columns - column) // column_stride)
+    rows, row_stride, row_taps, _, rows_apart = inner_axis(g, 1)
+    columns, column_stride, column_taps, _, columns_apart = inner_axis(g, 0)
+    row_phase, column_phase = phase_at(phase, g)
+    row, column = row_phase * rows_apart, column_phase * columns_apart
+    n_rows, n_columns = min(row_taps, -(-(rows - row) // row_stride)), min(column_taps, -(-(columns - column) // column_stride))
     row_step, column_step = row_stride * columns * width, column_stride * width
     if g[part(g, FLIPPED) + g[DIMS] - 1]:
         # with flip, taps are counted from the last one back

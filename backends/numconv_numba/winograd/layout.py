@@ -48,8 +48,8 @@ from .tiles import (
 )  # fmt: skip
 
 __all__ = [
-    "BOUND_BYTES", "CHANNELS_AT_ONCE", "Layout", "areas_of", "common_of", "cost_of", "layout_for", "layout_here", "steps_of",
-    "ways_of", "workspace_of",
+    "BOUND_BYTES", "CHANNELS_AT_ONCE", "Layout", "areas_of", "common_of", "cost_of", "layout_for", "layout_here", "lines_seconds",
+    "steps_of", "ways_of", "workspace_of",
 ]  # fmt: skip
 
 BLOCK_BYTES = (640 * 1024, 1280 * 1024, 1920 * 1024, 3840 * 1024)
@@ -195,6 +195,15 @@ def input_cycles(problem: ConvProblem, layout: Layout) -> float:
     vectors = block.pieces * block.images * per_c * math.prod(tiles.phases) * tile_rows(tiles, block, shape.lanes) / shape.lanes
     vectors *= math.prod(block.pitch[:-2]) * host().moving
     return pack_cycles(block, per_c) * 2 + vectors * tiles.elements * 9.5
+
+
+def lines_seconds(problem: ConvProblem, layout: Layout) -> float:
+    """What a problem that is `turned` takes beside `cost_of`: lines of x and y are no neighbours, so that each is moved by itself.
+
+    Input takes twice as long, and writing results three times (fitted to seven problems).
+    """
+    inputs = problem.groups * input_cycles(problem, layout)
+    return seconds(inputs + math.prod(problem.y_shape) * WRITE_CYCLES, problem.flops / 8)
 
 
 def _may_share(problem: ConvProblem, layout: Layout) -> bool:

@@ -12,13 +12,15 @@ from numconv_numba.microkernels.emit import host, lanes_of
 from numconv_numba.microkernels.transforms import shapes_for
 
 __all__ = [
-    "Inputs", "Tiles", "channel_inputs_of", "cut_tiles", "deep_cycles", "direct_terms", "inner_taps",
-    "input_places", "inputs_of", "lead_axes", "pixels_of", "spread", "tile_rows", "tiles_of",
+    "MOST_TAPS", "Inputs", "Tiles", "channel_inputs_of", "cut_tiles", "deep_cycles", "direct_terms", "inner_taps",
+    "input_places", "inputs_of", "is_halved", "lead_axes", "pixels_of", "spread", "tile_rows", "tiles_of",
 ]  # fmt: skip
 
 PIXEL_CYCLES, VECTOR_CYCLES, ENTRY_CYCLES = 6.0, 5.0, 3.0
 """With the lanes over channels: of packing a vector of channels of a pixel, of an element of a tile for each of them, and of its
 entry in a table."""
+MOST_TAPS = 5
+"""Of a phase: more would need points at which the error grows."""
 PACKED_BYTES = 64 * 1024
 """Packed input that is transformed in one go: it stays near the first-level cache."""
 
@@ -30,14 +32,16 @@ class Tiles(NamedTuple):
     ----------
     outputs, taps : (int, int)
         m and r of F(m, r); 1 and 1 stand for no transform.
-    strides, phases, full : (int, int)
-        Of the input, how many of its phases the kernel reads, and of how many of these it has r taps; of others it has one less.
+    strides, phases, apart, full : (int, int)
+        Of the input, how many of its phases the kernel reads, how far their first positions are from each other, and of how many of
+        these it has r taps; of others it has one less.
     """
 
     outputs: tuple[int, int]
     taps: tuple[int, int]
     strides: tuple[int, int]
     phases: tuple[int, int]
+    apart: tuple[int, int]
     full: tuple[int, int]
 
     @property
@@ -52,6 +56,11 @@ class Tiles(NamedTuple):
         return math.prod((m + r - 1) * p - (p - f) for m, r, p, f in each)
 
     @property
+    def spans(self) -> tuple[int, ...]:
+        """Positions from the first of the first phase to the first of the last one."""
+        return tuple((p - 1) * a + 1 for p, a in zip(self.phases, self.apart, strict=True))
+
+    @property
     def transform(self) -> tuple[int, int, int, int]:
         """The shape of the transforms."""
         return self.outputs[0], self.taps[0], self.outputs[1], self.taps[1]
@@ -62,23 +71,32 @@ def lead_axes(problem: ConvProblem) -> int:
     return max(problem.ndim - 2, 0)
 
 
+def is_halved(window: int, stride: int) -> bool:
+    """Whether the taps along a dimension, too many for one tile, are its first and its second half, of x and of x further on."""
+    return stride == 1 and window > MOST_TAPS
+
+
+def phases_of(window: int, stride: int) -> tuple[int, int, int]:
+    """Taps of a phase, phases, and from phase to phase: tap i of phase a is at ``apart * a + stride * i``."""
+    if is_halved(window, stride):
+        return -(-window // 2), 2, -(-window // 2)
+    return -(-window // stride), min(window, stride), 1
+
+
 def inner_taps(problem: ConvProblem) -> list[int]:
     """The taps of a phase along the last two dimensions."""
-    return [-(-r // s) for r, s in zip(problem.kernel[-2:], problem.stride[-2:], strict=True)]
+    return [phases_of(*each)[0] for each in zip(problem.kernel[-2:], problem.stride[-2:], strict=True)]
 
 
 def tiles_of(problem: ConvProblem) -> list[Tiles]:
     """The tiles that can be had, those with the fewest multiplications first."""
     trivial = [1] * (2 - min(problem.ndim, 2))
     kernel, strides = (*trivial, *problem.kernel[-2:]), (*trivial, *problem.stride[-2:])
-    taps = (*trivial, *inner_taps(problem))
-    phases, full = [], []
-    for window, stride, r in zip(kernel, strides, taps, strict=True):
-        phases.append(min(window, stride))
-        full.append(window - (r - 1) * stride)
+    taps, phases, apart = zip(*(phases_of(*each) for each in zip(kernel, strides, strict=True)), strict=True)
+    full = [window - (r - 1) * count for window, r, count in zip(kernel, taps, phases, strict=True)]
     return [
-        Tiles((rows, columns), (taps[0], taps[1]), (strides[0], strides[1]), (phases[0], phases[1]), (full[0], full[1]))
-        for rows, _, columns, _ in shapes_for(taps[0], taps[1])
+        Tiles((rows, columns), taps, (strides[0], strides[1]), phases, apart, (full[0], full[1]))
+        for rows, _, columns, _ in shapes_for(*taps)
     ]
 
 
@@ -89,8 +107,8 @@ def cut_tiles(problem: ConvProblem, tiles: Tiles, fits: Callable[[Block], bool])
     steps = (*[1] * lead, *(m * s for m, s in zip(tiles.outputs[inner:], tiles.strides[inner:], strict=True)))
     # all taps of every phase, also those that only some phases have
     reach = [
-        [a + s * i for a in range(p) for i in range(r)]
-        for r, s, p in zip(tiles.taps[inner:], tiles.strides[inner:], tiles.phases[inner:], strict=True)
+        [apart * a + s * i for a in range(p) for i in range(r)]
+        for r, s, p, apart in zip(tiles.taps[inner:], tiles.strides[inner:], tiles.phases[inner:], tiles.apart[inner:], strict=True)
     ]
     return cut(problem, steps, [*tap_positions(problem)[:lead], *reach], units, fits, problem.n)
 
@@ -137,7 +155,8 @@ def channel_inputs_of(problem: ConvProblem, tiles: Tiles, block: Block, channels
     table = math.prod(tiles.phases) * tiles.elements * plane_tiles(block)
     # and the rows and columns that tiles read, beside which there is one of dimensions that are not there
     size, unit = ((1, *each)[-2:] for each in (block.size, block.unit))
-    table += sum((-(-q // m) * m + r) * s for q, m, r, s in zip(size, unit, tiles.taps, tiles.strides, strict=True))
+    axes = zip(size, unit, tiles.taps, tiles.strides, tiles.spans, strict=True)
+    table += sum((-(-q // m) * m + r - 2) * s + span for q, m, r, s, span in axes)
     return Inputs(packed, packed * pixels + table * 8 // item, math.prod(block.pitch[:-2]) * plane_tiles(block) * tile, tile)
 
 
@@ -160,9 +179,9 @@ def pixels_of(problem: ConvProblem, tiles: Tiles, block: Block) -> int:
     spatial = problem.spatial[-2:]
     if problem.pad_mode != "zeros":
         return math.prod(spatial)
-    inner = (each[-len(spatial) :] for each in (block.size, block.unit, tiles.taps, tiles.strides, tiles.phases))
+    inner = (each[-len(spatial) :] for each in (block.size, block.unit, tiles.taps, tiles.strides, tiles.spans))
     axes = zip(spatial, *inner, strict=True)
-    return math.prod(min(size, (-(-q // unit) * unit + taps - 2) * s + phases) for size, q, unit, taps, s, phases in axes)
+    return math.prod(min(size, (-(-q // unit) * unit + taps - 2) * s + span) for size, q, unit, taps, s, span in axes)
 
 
 def deep_cycles(problem: ConvProblem, tiles: Tiles, block: Block, channels: int) -> float:

@@ -77,6 +77,7 @@ from .tiles import (
     tile_rows,
     tiles_of,
 )  # fmt: skip
+from .turned import Turned, turned, turned_order
 
 __all__ = ["WinogradWeights"]
 
@@ -436,10 +437,12 @@ class WinogradWeights(Implementation):
 
     def cost(self, problem: ConvProblem) -> float:
         """See `_cost`."""
+        problem = turned(problem)
         return _cost(problem, _layout(problem))
 
     def workspace(self, problem: ConvProblem) -> int:
         """For each thread: packed and transformed input and gradient, sums, taps, tables."""
+        problem = turned(problem)
         layout = _layout(problem)
         parted = layout.shares * math.prod(problem.w_shape) * np_dtype(problem.out_dtype).itemsize
         items = (
@@ -447,6 +450,7 @@ class WinogradWeights(Implementation):
         )
         return max(min(MAX_THREADS, max(items, 1)) * _areas(problem, layout).bytes + parted, BlockedWeights().workspace(problem))
 
-    def build(self, problem: ConvProblem) -> _Executor:
+    def build(self, problem: ConvProblem) -> _Executor | Turned:
         """The executor."""
-        return _Executor(problem)
+        order, executor = turned_order(problem), _Executor(turned(problem))
+        return executor if order is None else Turned(executor, order)
