@@ -280,7 +280,7 @@ def fill_pixels(table, box, width, block, g, b):
     for line in range(lines):
         for tile in range(tiles):
             for phase in range(phases):
-                row_phase, column_phase = phase_at(phase, g)
+                row_phase, column_phase = phase_at(phase, g) if phases > 1 else (0, 0)
                 column = tile * b[COLUMNS] * column_stride + column_phase * columns_apart
                 for i in range(count // across):
                     row = rows[(line * b[ROWS] + i) * row_stride + row_phase * rows_apart]
