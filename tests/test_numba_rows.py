@@ -99,7 +99,7 @@ def test_a_bank_of_filters_is_computed_by_rows_at_the_default_level_only():
         return nc.explain("conv", (1, 3, 512, 512), (16, 3, 5, 5), padding=2, backend="numba", **options).chosen.algorithm
 
     assert chosen() == "winograd_rows"
-    assert "winograd_rows" not in {chosen(accuracy="high"), chosen(accuracy="strict")}
+    assert {chosen(accuracy="high"), chosen(accuracy="strict")} <= {"tile", "blocked", "planewise"}
 
 
 def test_bound_weights_give_the_same_bits(rng):

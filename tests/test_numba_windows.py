@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("numba")
 
 from numconv_numba.direct import Direct
+from numconv_numba.microkernels.emit import host
 from numconv_numba.pooling.box_pooling import BoxPool
 from numconv_numba.pooling.crosswise_plans import bands_of, groups_of
 from numconv_numba.pooling.crosswise_pooling import CrosswisePool
@@ -386,12 +387,20 @@ def test_gathered_gradients_have_the_bits_of_the_general_implementation(geometry
     assert bits(run(VectorGather, problem, [grad_y, x])) == bits(run(Pool, problem, [grad_y, x]))
 
 
+def test_averages_of_x_that_lies_apart_are_those_of_a_copy_if_there_is_memory_for_one(rng):
+    problem = parse("pool avg_pool f32 n2 c3 in16x9 w3x3 s2 p1 d1")
+    x = rng.standard_normal((2, 3, 16, 18), dtype="float32")[..., ::2]
+    assert bits(run(BoxPool, problem, [x])) == bits(run(BoxPool, problem, [x.copy()]))
+    tight = problem.replace(max_workspace=1)
+    assert bits(run(BoxPool, tight, [x])) == bits(run(Pool, tight, [x]))
+
+
 @pytest.mark.parametrize("op", POOLS)
 @pytest.mark.parametrize("geometry", ["n1 c3 in61x67 w5x5 s1 p2 d1", "n1 c40 in26x9 w4x3 s4x2 p0x1 d1", "n2 c3 in500 w6 s2 p1 d1"])
 def test_planes_in_several_bands(op, geometry, rng, monkeypatch):
-    monkeypatch.setattr("numconv_numba.pooling.crosswise_plans.BAND", 1 << 14)
+    monkeypatch.setattr("numconv_numba.pooling.crosswise_plans.BAND", host().width << 6)
     problem = parse(f"pool {op} f32 {geometry}")
-    assert len(bands_of(problem, groups_of(problem))) > 1
+    assert len(bands_of(problem, groups_of(problem))) > 2
     arrays = inputs(problem, rng, False)
     assert bits(run(CrosswisePool, problem.replace(indices=op == "max_pool"), arrays)) == bits(
         run(Pool, problem.replace(indices=op == "max_pool"), arrays)
