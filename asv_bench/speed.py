@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Writes docs/speed.md and its pictures from results that `numconv bench --save` kept.
+"""Writes a page of docs/ and its pictures from results that `numconv bench --save` kept.
 
     python asv_bench/speed.py asv_bench/results/FILE.json
+    python asv_bench/speed.py asv_bench/results/FILE.json --page speed-avx2     # docs/speed-avx2.md: one page a kind of machine
 
-The page has no other source: change this script, or measure again, and run it.
+The pages have no other source: change this script, or measure again, and run it.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from numconv.benchmarking.results import Measurement, Results, geometric_mean, l
 from numconv.benchmarking.rows import all_rows
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "speed.md"
+DOCS = ROOT / "docs"
 
 TEXT = """\
-# Speed
+# Speed on {processor}
 
 Written by `{made}` from `{source}`; change neither this page nor its pictures by hand. The figures were measured by
 
@@ -51,16 +52,16 @@ SECTION = """
 
 {summary}
 
-![{direction}: each peer's time over numconv's, by row](speed/ratios-{direction}.svg)
+![{direction}: each peer's time over numconv's, by row]({page}/ratios-{direction}.svg)
 
-![{direction}: operations a second over operations a byte, with the limits of the machine](speed/roofline-{direction}.svg)
+![{direction}: operations a second over operations a byte, with the limits of the machine]({page}/roofline-{direction}.svg)
 
 {table}
 """
 
 
-def page(results: Results, source: pathlib.Path) -> str:
-    """The whole text."""
+def text(results: Results, source: pathlib.Path, page: str) -> str:
+    """All of a page."""
     machine = results.machine
     head = TEXT.format(
         made="asv_bench/speed.py",
@@ -78,7 +79,7 @@ def page(results: Results, source: pathlib.Path) -> str:
         seconds=results.seconds,
         peers=", ".join(f"{name} {version}" for name, version in results.peers.items()) or "none",
     )
-    return head + "".join(section(results, direction) for direction in results.passes)
+    return head + "".join(section(results, direction, page) for direction in results.passes)
 
 
 def command(results: Results, source: pathlib.Path) -> str:
@@ -90,13 +91,13 @@ def command(results: Results, source: pathlib.Path) -> str:
     return f"numconv bench --pass {passes}{rows} {timing} --peer-python PYTHON --save {source}"
 
 
-def section(results: Results, direction: str) -> str:
+def section(results: Results, direction: str, page: str) -> str:
     """One pass: summary, pictures, table."""
     rows, peers = results.of(direction), list(results.peers)
     header = ["row", "floor ms", "ms", "of floor", "GFLOP/s", "implementation", *peers]
     lines = [header, ["---", *["---:"] * 4, "---", *["---:"] * len(peers)], *(line(row, peers) for row in rows)]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    return SECTION.format(title=direction.capitalize(), direction=direction, summary=summary(rows, peers), table=table)
+    return SECTION.format(title=direction.capitalize(), direction=direction, page=page, summary=summary(rows, peers), table=table)
 
 
 def line(row: Measurement, peers: list[str]) -> list[str]:
@@ -142,14 +143,15 @@ def digits(value: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=pathlib.Path)
-    path = parser.parse_args().results.resolve()
+    parser.add_argument("--page", default="speed", help="name of the page in docs/, without .md")
+    arguments = parser.parse_args()
+    path, page = arguments.results.resolve(), DOCS / f"{arguments.page}.md"
     results = load(path)
-    PAGE.write_text(
-        page(results, path.relative_to(ROOT) if path.is_relative_to(ROOT) else pathlib.Path(path.name)), encoding="utf-8"
-    )
-    for picture in draw(results, PAGE.with_suffix("")):
+    source = path.relative_to(ROOT) if path.is_relative_to(ROOT) else pathlib.Path(path.name)
+    page.write_text(text(results, source, page.stem), encoding="utf-8")
+    for picture in draw(results, page.with_suffix("")):
         print(picture)
-    print(PAGE)
+    print(page)
 
 
 if __name__ == "__main__":
