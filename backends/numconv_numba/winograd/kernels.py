@@ -35,8 +35,8 @@ from .inputs import (
 from .layout import CHANNELS_AT_ONCE
 
 __all__ = [
-    "IN_PANELS", "ITEMS_OF_THREAD", "SHARED", "TRANSFORMED", "UNPACKED", "bind_weights", "transform_outputs", "winograd",
-    "winograd_phases",
+    "AREAS", "IN_PANELS", "ITEMS_OF_THREAD", "SHARED", "TRANSFORMED", "UNPACKED", "bind_weights", "multiply_blocks", "share_weights",
+    "transform_outputs", "winograd", "winograd_phases",
 ]  # fmt: skip
 
 # A block's own numbers, beside those of `winograd.inputs`: input channels of a pass, whether transformed weights are kept from
@@ -148,7 +148,8 @@ TABLES, SLABS, INPUTS, PRODUCTS, RESULTS, SMALL, SPARE, WEIGHTS, READY, AREAS = 
 
 
 @helper
-def _blocks(begin, end, args):
+def multiply_blocks(begin, end, args):
+    """The items of `winograd`."""
     at, items, workers, scratch, areas, tools, splits, form, x, w, bias, y, status, g, b = args
     ndim, per_c, per_k, size = g[DIMS], g[PER_C], g[PER_K], itemsize(at)
     xs, ws, ys, width = part(g, PARTS), part(g, PARTS + 1), part(g, PARTS + 2), b[PANEL] * itemsize(at)
@@ -257,7 +258,7 @@ def winograd(
         region,
         workers,
         items,
-        _blocks,
+        multiply_blocks,
         (at, items, workers, scratch, offsets, tables, splits, ready, x, u, bias, y, status, sizes, cutting),
     )
 
