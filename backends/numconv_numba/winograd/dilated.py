@@ -22,23 +22,56 @@ from numpy.lib.stride_tricks import as_strided
 
 from numconv.plugin import ConvProblem, Verdict, np_dtype
 from numconv_numba.activations import ACTIVATIONS
-from numconv_numba.compiling.compiler import Address, Tag, kernel
+from numconv_numba.compiling.compiler import Address, Tag, helper, invoke, kernel
 from numconv_numba.dense.base import DenseImplementation, ForwardExecutor, Weights, fill
-from numconv_numba.dense.blocked import Blocked, most_workers, parts_for, seconds
+from numconv_numba.dense.blocked import Blocked, seconds
+from numconv_numba.dense.panels import fill_places
 from numconv_numba.dense.polyphase import Piece, pieces_along
-from numconv_numba.elements import INT64
-from numconv_numba.geometry import conv_vectors
+from numconv_numba.dense.slab import block_image
+from numconv_numba.elements import INT64, itemsize
+from numconv_numba.entries import WRITE
+from numconv_numba.geometry import DIMS, OPTION, PARTS, PER_C, PER_K, conv_vectors, part
 from numconv_numba.microkernels.emit import host
-from numconv_numba.scalar import address, pointer
-from numconv_numba.threads import Areas, common_area, parallel_for, run, run_with, threads
+from numconv_numba.scalar import address, is_null, pointer
+from numconv_numba.threads import MAX_THREADS, Areas, common_area, parallel_for, run, run_with, worker_area, workers
 
-from .forward import Winograd, accepts, block_vector_of, tools_of
-from .kernels import AREAS, SHARED, TRANSFORMED, multiply_blocks, share_weights
+from .forward import LEAST_CHANNELS, Winograd, accepts, block_vector_of, tools_of
+from .inputs import (
+    GROUP,
+    PANEL,
+    TAPS,
+    element_counts,
+    fill_elements,
+    input_steps,
+    place_steps,
+    spread_step,
+    transform_inputs,
+)  # fmt: skip
+from .kernels import (
+    AREAS,
+    CHUNK,
+    M_STEP,
+    PLACES,
+    RESULTS,
+    SLABS,
+    SPARE,
+    TABLES,
+    TRANSFORMED,
+    UNPACKED,
+    element_table,
+    fill_term_tables,
+    multiply_elements,
+    share_weights,
+    tile_steps,
+    transform_outputs,
+)
 from .layout import (
     BLOCK_BYTES,
     BOUND_BYTES,
     CHANNELS_AT_ONCE,
+    PHASE_BYTES,
     Layout,
+    apart,
     areas_of,
     common_of,
     cost_of,
@@ -47,7 +80,7 @@ from .layout import (
     shared_seconds,
     with_shared_weights,
 )
-from .tiles import Tiles, tiles_of
+from .tiles import Tiles, direct_terms, tiles_of
 from .units import KERNELS
 
 __all__ = ["DilatedWinograd"]
@@ -59,6 +92,8 @@ APART_READ, APART_WRITTEN = 1.0, 1.6
 cycles of writing a result."""
 STREAMED_RATE = 1e10
 """Bytes a second of transformed weights that no cache holds, for each block."""
+ITEMS_OF_THREAD = 2
+"""Ranges of channels of all pieces of a round, for each thread: each has a table of its own."""
 KEPT = 64
 
 
@@ -124,12 +159,46 @@ def _tiles(problem: ConvProblem) -> list[Tiles]:
     return list(dict.fromkeys((*found, *small)))
 
 
+class _Piece(NamedTuple):
+    """A block of a group of a part, and where its transformed input and its products lie in the common memory."""
+
+    part: _Part
+    block: int
+    group: int
+    places: tuple[int, int]
+
+
 class _Plan(NamedTuple):
-    """How the parts are cut, all with the same tiles and panels: the layout of each problem, estimated seconds, and bytes."""
+    """How a problem is cut, all parts with the same tiles and panels.
+
+    Attributes
+    ----------
+    layouts : mapping
+        Of the problem of each part.
+    seconds : float
+        The estimate.
+    pieces, rounds : tuple
+        All pieces, and the first of each round, followed by their number.
+    table : int
+        Bytes of the tables of a piece.
+    areas : Areas
+        A worker's scratch memory.
+    common : int
+        Bytes that workers have in common: transformed weights, then input and products of a round.
+    """
 
     layouts: Mapping[ConvProblem, Layout]
     seconds: float
-    workspace: int
+    pieces: tuple[_Piece, ...]
+    rounds: tuple[int, ...]
+    table: int
+    areas: Areas
+    common: int
+
+    @property
+    def workspace(self) -> int:
+        """For any number of threads."""
+        return MAX_THREADS * self.areas.bytes + self.common
 
 
 def _apart_seconds(problem: ConvProblem, layout: Layout) -> float:
@@ -138,22 +207,52 @@ def _apart_seconds(problem: ConvProblem, layout: Layout) -> float:
     return seconds(read + math.prod(problem.y_shape) * APART_WRITTEN, problem.flops / 8)
 
 
+def _layouts(problem: ConvProblem, tiles: Tiles, budget: int, deep: bool) -> dict[ConvProblem, Layout]:
+    """Of each part: with panels of the first one, and passes over as many channels as have their weights near the core."""
+    problems = dict.fromkeys(part.problem for part in _parts(problem) if part.problem)
+    found = {each: apart(with_shared_weights(each, layout_with(each, tiles, budget, deep))) for each in problems}
+    shape = next(iter(found.values())).shape
+    line = direct_terms(problem, tiles) * shape.width * np_dtype(problem.acc_dtype).itemsize
+    chunk = max(1, host().resident // line // CHANNELS_AT_ONCE) * CHANNELS_AT_ONCE
+    if math.prod(tiles.phases) == 1:
+        found = {each: layout._replace(chunk=min(layout.chunk, chunk)) for each, layout in found.items()}
+    return {each: layout._replace(shape=shape) for each, layout in found.items()}
+
+
+def _pieces(problem: ConvProblem, layouts: Mapping[ConvProblem, Layout]) -> tuple[list[_Piece], list[int], int]:
+    """All pieces, the first of each round, and the bytes that they have in common."""
+    pieces, rounds, start, most = [], [0], -1, 0
+    for group, part in itertools.product(range(problem.groups), [part for part in _parts(problem) if part.problem]):
+        weights, inputs, products = common_of(part.problem, layouts[part.problem])
+        start = max(start, weights)
+        for block in range(layouts[part.problem].block.pieces):
+            if start + inputs + products > weights + PHASE_BYTES and len(pieces) > rounds[-1]:
+                rounds.append(len(pieces))
+                start = weights
+            pieces.append(_Piece(part, block, group, (start, start + inputs)))
+            start += inputs + products
+            most = max(most, start)
+    return pieces, [*rounds, len(pieces)], most
+
+
 def _plan_with(problem: ConvProblem, tiles: Tiles, budget: int, deep: bool) -> _Plan:
     """The plan with these tiles."""
     counted = collections.Counter(part.problem for part in _parts(problem) if part.problem)
-    layouts = {each: with_shared_weights(each, layout_with(each, tiles, budget, deep)) for each in counted}
-    first, apart = next(iter(layouts)), _split_axes(problem)[-1] == problem.ndim - 1
-    shape = layouts[first].shape
-    layouts = {each: layout._replace(shape=shape) for each, layout in layouts.items()}
-    once, weights = shared_seconds(first, layouts[first]), common_of(first, layouts[first]).weights
-    total, areas = once, 0
-    for each, layout in layouts.items():
-        own = cost_of(each, layout) - shared_seconds(each, layout) + (_apart_seconds(each, layout) if apart else 0.0)
-        own += weights / STREAMED_RATE * layout.block.pieces * (weights > BOUND_BYTES)
-        total += counted[each] * own
-        workers = most_workers(each, layout.block, shape.width)
-        areas = max(areas, workers * areas_of(each, layout, weights=False).bytes)
-    return _Plan(layouts, total, areas + weights)
+    layouts = _layouts(problem, tiles, budget, deep)
+    first, layout = next(iter(layouts.items()))
+    pieces, rounds, common = _pieces(problem, layouts)
+    total, weights = shared_seconds(first, layout), common_of(first, layout).weights
+    for each, own in layouts.items():
+        lines = _apart_seconds(each, own) if _split_axes(problem)[-1] == problem.ndim - 1 else 0.0
+        total += counted[each] * (cost_of(each, own) - shared_seconds(each, own) + lines)
+    if weights > BOUND_BYTES:
+        total += weights / STREAMED_RATE * (len(rounds) - 1)
+    areas = [np.diff(areas_of(each, own, weights=False, whole=False).offsets) for each, own in layouts.items()]
+    table, *others = np.max(areas, axis=0)
+    several = int(max(np.diff(rounds)))
+    return _Plan(
+        layouts, total, tuple(pieces), tuple(rounds), int(table) + 64, Areas(several * (int(table) + 64), *others), common
+    )
 
 
 @functools.lru_cache(maxsize=256)
@@ -169,35 +268,132 @@ def _plan(problem: ConvProblem) -> _Plan:
 
 # --- kernel --------------------------------------------------------------------------------------------------------------------
 
-# Of a part: items, into how many ranges the panels of a block fall, bytes from x and y to its own, and its vectors.
-ITEMS, SPLITS, AT_X, AT_Y, SIZES, CUTTING, FRAME = range(7)
+# A piece: bytes from x and y to its part, the vectors of this part, which block and group of it, and where its transformed input
+# and its products lie in the common memory.
+AT_X, AT_Y, SIZES, CUTTING, BLOCK, OF_GROUP, AT_INPUTS, AT_PRODUCTS, FRAME = range(9)
+# Of all pieces: how w lies, bytes of a piece's tables, ranges into which the channels of its input fall and channels of which these
+# are multiples, rounds, and from there on the first piece of each round and the end of the last one.
+FORM, TABLE, RANGES, UNIT, ROUNDS, FIRST = range(6)
+
+
+@helper
+def frame_of(frames, one):
+    """The entries of a piece, and the vectors of its problem and of its blocks."""
+    frame = pointer(frames + 8 * one * FRAME, INT64)
+    return frame, pointer(address(frame[SIZES]), INT64), pointer(address(frame[CUTTING]), INT64)
+
+
+@helper
+def _transform(begin, end, args):
+    at, items, workers, scratch, areas, tools, numbers, frames, x, common = args
+    own, size = worker_area(scratch, areas, AREAS, workers, items, begin), itemsize(at)
+    for item in range(begin, end):
+        frame, g, b = frame_of(frames, item // numbers[RANGES])
+        per_c, xs, one = g[PER_C], part(g, PARTS), item % numbers[RANGES]
+        count, phases = element_counts(g, b)
+        elements = element_table(own + areas[TABLES], g, b)
+        plane = place_steps(pointer(elements + 8 * count * phases, INT64), g, b, size)
+        fill_elements(pointer(elements, INT64), g, b, size)
+        units = -(-per_c // numbers[UNIT])
+        first = min(per_c, units * one // numbers[RANGES] * numbers[UNIT])
+        last = min(per_c, units * (one + 1) // numbers[RANGES] * numbers[UNIT])
+        source = x + (frame[AT_X] + block_image(b, g[DIMS], frame[BLOCK]) * g[xs] + frame[OF_GROUP] * g[xs + 1])
+        target = common + frame[AT_INPUTS]
+        transform_inputs(
+            target, own + areas[SLABS], elements, source, per_c, first, last, frame[BLOCK], plane, g, b, tools, at
+        )  # fmt: skip
+
+
+@helper
+def fill_tables(tables, frames, pieces, each, tools, at):
+    """The tables of all pieces of a round, `each` bytes apart: the number of tiles, where they lie, and the terms."""
+    for one in range(pieces):
+        frame, g, b = frame_of(frames, one)
+        own, size = tables + one * each, itemsize(at)
+        count, phases = element_counts(g, b)
+        axis_steps = pointer(element_table(own + 64, g, b) + 8 * count * phases, INT64)
+        steps = input_steps(g[PER_C], place_steps(axis_steps, g, b, size), g, b, tools)
+        fill_term_tables(own + (64 + 8 * b[PLACES]), steps, axis_steps, g, b, size)
+        head = pointer(own, INT64)
+        head[0] = fill_places(pointer(own + 64, INT64), b[GROUP], steps[0] * size, axis_steps, g, b, frame[BLOCK])
+        head[1] = steps[2]
+
+
+@helper
+def _multiply(begin, end, args):
+    at, items, workers, scratch, areas, tools, numbers, frames, pieces, u, common = args
+    size, tables = itemsize(at), worker_area(scratch, areas, AREAS, workers, items, begin) + areas[TABLES]
+    fill_tables(tables, frames, pieces, numbers[TABLE], tools, at)
+    _, g, b = frame_of(frames, 0)
+    count, phases = element_counts(g, b)
+    terms, panels = phases * b[TAPS] * b[PANEL] * size, -(-g[PER_K] // b[PANEL])
+    step, chunk = spread_step(g[PER_C] * terms), b[CHUNK]
+    # what is read of the weights of an element stays in the first-level cache while all pieces are multiplied with it
+    for item in range(begin, end):
+        element, panel = item // panels, item % panels
+        for first in range(0, g[PER_C], chunk):
+            passed, resume = min(chunk, g[PER_C] - first), 1 if first > 0 else 0
+            for one in range(pieces):
+                frame, each, cutting = frame_of(frames, one)
+                own = tables + one * numbers[TABLE]
+                head = pointer(own, INT64)
+                weights = u + ((frame[OF_GROUP] * panels + panel) * count * step + first * terms)
+                inputs = common + (frame[AT_INPUTS] + first * head[1] * size)
+                target = common + (frame[AT_PRODUCTS] + panel * count * cutting[M_STEP] * size)
+                multiply_elements(
+                    target, weights, step, inputs, own + 64, head[0], element, element + 1, passed, resume, each, cutting, tools, at
+                )  # fmt: skip
+
+
+@helper
+def _finish(begin, end, args):
+    at, items, workers, scratch, areas, tools, frames, bias, y, status, common = args
+    own, size = worker_area(scratch, areas, AREAS, workers, items, begin), itemsize(at)
+    results, spare = own + areas[RESULTS], own + areas[SPARE]
+    _, first, of_first = frame_of(frames, 0)
+    panels = -(-first[PER_K] // of_first[PANEL])
+    for item in range(begin, end):
+        frame, g, b = frame_of(frames, item // panels)
+        per_k, ys, k, block = g[PER_K], part(g, PARTS + 2), item % panels * b[PANEL], frame[BLOCK]
+        count, _ = element_counts(g, b)
+        source = common + (frame[AT_PRODUCTS] + item % panels * count * b[M_STEP] * size)
+        transform_outputs(results, source, tile_steps(g, b, block), spare, block, 1, g, b, tools, at)
+        shift = bias if is_null(bias) else bias + (frame[OF_GROUP] * per_k + k) * size
+        target = y + (frame[AT_Y] + frame[OF_GROUP] * g[ys + 1] + k * g[ys + 2])
+        invoke(
+            tools[WRITE], tools, results, b[PANEL] * size, min(per_k - k, b[PANEL]), shift, g[OPTION], target, status, block, g, b
+        )  # fmt: skip
 
 
 @kernel
-def winograd_parts(
-    at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, tools: Address, parts: Address, count: int,
-    form: int, x: Address, w: Address, bias: Address, y: Address, status: Address,
+def winograd_pieces(
+    at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, tools: Address, numbers: Address,
+    pieces: Address, x: Address, w: Address, bias: Address, y: Address, status: Address,
 ) -> None:  # fmt: skip
-    """What `winograd` computes, for so many parts one after the other, with the same weights: TRANSFORMED, or SHARED.
+    """y from x and w, some pieces at a time: all workers transform their input, then multiply it, then transform back.
 
-    w lies as the vector of the first part says. `status` gets a 1 for each image of which a sum is not finite.
+    w is TRANSFORMED, or lies as the vector of the first piece says, and is transformed into the common memory. `status` gets a 1
+    for each image of which a sum is not finite.
     """
-    tables, offsets, frames = pointer(tools, INT64), pointer(areas, INT64), pointer(parts, INT64)
-    u = w
-    if form == SHARED:
-        u = common_area(scratch, offsets, AREAS, workers)
-        sizes, cutting = pointer(address(frames[SIZES]), INT64), pointer(address(frames[CUTTING]), INT64)
-        share_weights(region, workers, TRANSFORMED, w, u, sizes, cutting, tables, at)
-    for one in range(count):
-        own = one * FRAME
-        sizes, cutting = pointer(address(frames[own + SIZES]), INT64), pointer(address(frames[own + CUTTING]), INT64)
-        shares, of_x, of_y = frames[own + ITEMS], x + frames[own + AT_X], y + frames[own + AT_Y]
+    tables, offsets, head = pointer(tools, INT64), pointer(areas, INT64), pointer(numbers, INT64)
+    common, (_, g, b) = common_area(scratch, offsets, AREAS, workers), frame_of(pieces, 0)
+    u, panels, (count, _) = w, -(-g[PER_K] // b[PANEL]), element_counts(g, b)
+    if head[FORM] != TRANSFORMED:
+        u = common
+        share_weights(region, workers, TRANSFORMED, w, u, g, b, tables, at)
+    for one in range(head[ROUNDS]):
+        some, frames = head[FIRST + one + 1] - head[FIRST + one], pieces + 8 * FRAME * head[FIRST + one]
+        shares = some * head[RANGES]
         parallel_for(
-            region, workers, shares, multiply_blocks,
-            (
-                at, shares, workers, scratch, offsets, tables, frames[own + SPLITS], TRANSFORMED, of_x, u, bias, of_y, status, sizes,
-                cutting,
-            ),
+            region, workers, shares, _transform, (at, shares, workers, scratch, offsets, tables, head, frames, x, common)
+        )  # fmt: skip
+        shares = count * panels
+        parallel_for(
+            region, workers, shares, _multiply, (at, shares, workers, scratch, offsets, tables, head, frames, some, u, common)
+        )  # fmt: skip
+        shares = some * panels
+        parallel_for(
+            region, workers, shares, _finish, (at, shares, workers, scratch, offsets, tables, frames, bias, y, status, common)
         )  # fmt: skip
 
 
@@ -205,10 +401,10 @@ def winograd_parts(
 
 
 class _Frames:
-    """What `winograd_parts` knows of each part, for arrays of some strides and a number of threads; those seen before are kept."""
+    """What `winograd_pieces` knows of each piece, for arrays of some strides; those seen before are kept."""
 
-    def __init__(self, problem: ConvProblem, parts: Sequence[_Part], plan: _Plan):
-        self._problem, self._parts, self._layouts = problem, parts, plan.layouts
+    def __init__(self, problem: ConvProblem, plan: _Plan):
+        self._problem, self._plan = problem, plan
         option = ACTIVATIONS[problem.activation]
         self._vectors = {each: conv_vectors(each, option) for each in plan.layouts}
         self._blocks = {each: block_vector_of(each, layout) for each, layout in plan.layouts.items()}
@@ -216,60 +412,61 @@ class _Frames:
 
     def __call__(self, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...]) -> tuple[Any, list[Any]]:
         """The frames, and the vectors to which they point."""
-        key = x, w, y, threads()
-        found = self._made.get(key)
+        found = self._made.get((x, w, y))
         if found is None:
-            rows, vectors, dilation = [], [], self._problem.dilation
-            lead = (0,) * len(_split_axes(self._problem))
-            for part in self._parts:
-                each, layout = part.problem, self._layouts[part.problem]
-                vector = self._vectors[each](part.strides(x, dilation), (*w[:2], *lead, *w[2:]), part.strides(y, dilation))
-                items, panels = layout.block.pieces * each.groups, -(-(each.k // each.groups) // layout.shape.width)
-                splits = parts_for(items, panels, each.flops / 8)
-                addresses = vector.ctypes.data, self._blocks[each].ctypes.data
-                rows.append([items * splits, splits, part.offset(x, True), part.offset(y, False), *addresses])
-                vectors.append(vector)
-            found = np.array(rows, np.int64), vectors
+            found = self._make(x, w, y)
             if len(self._made) < KEPT:
-                self._made[key] = found
+                self._made[x, w, y] = found
         return found
+
+    def _make(self, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...]) -> tuple[Any, list[Any]]:
+        rows, vectors, dilation = [], {}, self._problem.dilation
+        lead = (0,) * len(_split_axes(self._problem))
+        for piece in self._plan.pieces:
+            part, each = piece.part, piece.part.problem
+            if each not in vectors:
+                strides = part.strides(x, dilation), (*w[:2], *lead, *w[2:]), part.strides(y, dilation)
+                vectors[each] = self._vectors[each](*strides)
+            addresses = vectors[each].ctypes.data, self._blocks[each].ctypes.data
+            rows.append([part.offset(x, True), part.offset(y, False), *addresses, piece.block, piece.group, *piece.places])
+        return np.array(rows, np.int64), list(vectors.values())
 
 
 class _Executor(ForwardExecutor):
     """One convolution with a dilation."""
 
     def __init__(self, problem: ConvProblem):
-        plan, parts = _plan(problem), _parts(problem)
+        plan = _plan(problem)
         super().__init__(problem, math.prod(problem.y_shape))
-        self._empty = [part for part in parts if part.problem is None]
-        some = [part for part in parts if part.problem]
+        self._empty = [part for part in _parts(problem) if part.problem is None]
         first, layout = next(iter(plan.layouts.items()))
-        self._first, self._layout = first, layout
-        self._vectors = _Frames(problem, some, plan)
-        every = [areas_of(each, one, weights=False) for each, one in plan.layouts.items()]
-        self._areas = Areas(*np.max([np.diff(areas.offsets) for areas in every], axis=0))
-        self._common = common_of(first, layout).weights
-        self._work = problem.flops / 8
+        self._plan, self._first, self._layout = plan, first, layout
+        self._vectors = _Frames(problem, plan)
+        self._panels, self._work = -(-(first.k // first.groups) // layout.shape.width), problem.flops / 8
         self._tools = tools_of(first, layout.tiles, layout.shape, layout.block)
         _, self._bind_kernel, *_ = KERNELS.functions(problem.dtype, problem.acc_dtype)
 
     def packed(self, w: Any) -> Weights:
         """w transformed."""
-        packed = np.empty(self._common // self._acc.itemsize, self._acc)
-        lead, spatial = (0,) * len(_split_axes(self._problem)), (0,) * (self._first.ndim + 2)
-        vector = conv_vectors(self._first, 0)(spatial, (*w.strides[:2], *lead, *w.strides[2:]), spatial)
-        panels = -(-self._first.k // self._first.groups // self._layout.shape.width) * self._first.groups
-        items = panels * -(-self._first.c // self._first.groups // CHANNELS_AT_ONCE)
-        block = block_vector_of(self._first, self._layout)
+        first = self._first
+        packed = np.empty(common_of(first, self._layout).weights // self._acc.itemsize, self._acc)
+        lead, none = (0,) * len(_split_axes(self._problem)), (0,) * (first.ndim + 2)
+        vector = conv_vectors(first, 0)(none, (*w.strides[:2], *lead, *w.strides[2:]), none)
+        items = self._panels * first.groups * -(-first.c // first.groups // CHANNELS_AT_ONCE)
+        block = block_vector_of(first, self._layout)
         run(self._bind_kernel, items, packed.size, self._tools, TRANSFORMED, w, packed, vector, block)
         return Weights(packed, w.strides, True)
 
     def launch(self, x: Any, w: Weights, shift: Any, y: Any, status: Any, vector: Any) -> None:
-        """Run `winograd_parts`, and fill what no tap sees."""
-        frames, _ = vector
+        """Run `winograd_pieces`, and fill what no tap sees."""
+        plan, (frames, _), form = self._plan, vector, TRANSFORMED if w.packed else UNPACKED
+        unit = self._layout.shape.lanes if self._layout.deep or self._problem.layout == "channels_last" else LEAST_CHANNELS
+        units, fewest = -(-(self._problem.c // self._problem.groups) // unit), min(np.diff(plan.rounds))
+        ranges = min(units, -(-ITEMS_OF_THREAD * workers(MAX_THREADS, self._work) // int(fewest)))
+        numbers = np.array([form, plan.table, ranges, unit, len(plan.rounds) - 1, *plan.rounds], np.int64)
         run_with(
-            self._areas, winograd_parts.specialise(self._acc.name), int(frames[:, ITEMS].max()), self._work, self._tools, frames,
-            len(frames), TRANSFORMED if w.packed else SHARED, x, w.array, shift, y, status, common=0 if w.packed else self._common,
+            plan.areas, winograd_pieces.specialise(self._acc.name), self._layout.tiles.elements * self._panels, self._work,
+            self._tools, numbers, frames, x, w.array, shift, y, status, common=plan.common,
         )  # fmt: skip
         for part in self._empty:
             view = part.results(y, self._problem.dilation)

@@ -35,8 +35,9 @@ from .inputs import (
 from .layout import CHANNELS_AT_ONCE
 
 __all__ = [
-    "AREAS", "IN_PANELS", "ITEMS_OF_THREAD", "SHARED", "TRANSFORMED", "UNPACKED", "bind_weights", "multiply_blocks", "share_weights",
-    "transform_outputs", "winograd", "winograd_phases",
+    "AREAS", "CHUNK", "IN_PANELS", "ITEMS_OF_THREAD", "M_STEP", "PLACES", "RESULTS", "SHARED", "SLABS", "SPARE", "TABLES",
+    "TRANSFORMED", "UNPACKED", "bind_weights", "element_table", "fill_term_tables", "multiply_elements", "share_weights",
+    "tile_steps", "transform_outputs", "winograd", "winograd_phases",
 ]  # fmt: skip
 
 # A block's own numbers, beside those of `winograd.inputs`: input channels of a pass, whether transformed weights are kept from
@@ -148,8 +149,7 @@ TABLES, SLABS, INPUTS, PRODUCTS, RESULTS, SMALL, SPARE, WEIGHTS, READY, AREAS = 
 
 
 @helper
-def multiply_blocks(begin, end, args):
-    """The items of `winograd`."""
+def _blocks(begin, end, args):
     at, items, workers, scratch, areas, tools, splits, form, x, w, bias, y, status, g, b = args
     ndim, per_c, per_k, size = g[DIMS], g[PER_C], g[PER_K], itemsize(at)
     xs, ws, ys, width = part(g, PARTS), part(g, PARTS + 1), part(g, PARTS + 2), b[PANEL] * itemsize(at)
@@ -258,7 +258,7 @@ def winograd(
         region,
         workers,
         items,
-        multiply_blocks,
+        _blocks,
         (at, items, workers, scratch, offsets, tables, splits, ready, x, u, bias, y, status, sizes, cutting),
     )
 

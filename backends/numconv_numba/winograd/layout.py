@@ -48,7 +48,7 @@ from .tiles import (
 )  # fmt: skip
 
 __all__ = [
-    "BLOCK_BYTES", "BOUND_BYTES", "CHANNELS_AT_ONCE", "Layout", "apart", "areas_of", "common_of", "cost_of", "input_cycles",
+    "BLOCK_BYTES", "BOUND_BYTES", "CHANNELS_AT_ONCE", "PHASE_BYTES", "Layout", "apart", "areas_of", "common_of", "cost_of", "input_cycles",
     "layout_for", "layout_here", "layout_with", "lines_seconds", "shared_seconds", "steps_of", "ways_of", "with_shared_weights",
     "workspace_of",
 ]  # fmt: skip
