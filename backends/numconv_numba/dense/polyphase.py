@@ -182,7 +182,9 @@ def _part_problem(problem: ConvProblem, pieces: tuple[Piece, ...]) -> ConvProble
 
 def _along(problem: ConvProblem, axes: tuple[int, ...], bordered: int) -> list[list[Piece]]:
     """The pieces of each dimension, some with phases, and those before `bordered` with borders."""
-    return [pieces_along(problem, axis, axis in axes, axis < bordered and problem.stride[axis] == 1) for axis in range(problem.ndim)]
+    return [
+        pieces_along(problem, axis, axis in axes, axis < bordered and problem.stride[axis] == 1) for axis in range(problem.ndim)
+    ]
 
 
 def _count(problem: ConvProblem, axes: tuple[int, ...], bordered: int) -> int:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from numconv.plugin import ConvProblem, Verdict, np_dtype
+from numconv_numba import geometry
 from numconv_numba.activations import ACTIVATIONS
 from numconv_numba.compiling.compiler import Address, Tag, helper, invoke, kernel
 from numconv_numba.dense.base import DenseImplementation, ForwardExecutor, Weights, fill
@@ -30,7 +31,7 @@ from numconv_numba.dense.polyphase import Piece, pieces_along
 from numconv_numba.dense.slab import block_image
 from numconv_numba.elements import INT64, itemsize
 from numconv_numba.entries import WRITE
-from numconv_numba.geometry import DIMS, OPTION, PARTS, PER_C, PER_K, conv_vectors, part
+from numconv_numba.geometry import DIMS, OPTION, PARTS, PER_C, PER_K, conv_vectors
 from numconv_numba.microkernels.emit import host
 from numconv_numba.scalar import address, is_null, pointer
 from numconv_numba.threads import MAX_THREADS, Areas, common_area, parallel_for, run, run_with, worker_area, workers
@@ -104,27 +105,27 @@ def _split_axes(problem: ConvProblem) -> list[int]:
 
 
 class _Part(NamedTuple):
-    """Phases of one size; `problem` is None where no tap meets x."""
+    """Phases of one size, and how they lie along each dimension; `problem` is None where no tap meets x."""
 
     problem: ConvProblem | None
-    pieces: tuple[Piece, ...]
+    along: tuple[Piece, ...]
 
     def strides(self, strides: tuple[int, ...], dilation: Sequence[int]) -> tuple[int, ...]:
         """Those of x or y, as the problem has its dimensions."""
-        split, own = [stride for piece, stride in zip(self.pieces, strides[2:], strict=True) if piece.split], []
-        for piece, stride, d in zip(self.pieces, strides[2:], dilation, strict=True):
+        split, own = [stride for piece, stride in zip(self.along, strides[2:], strict=True) if piece.split], []
+        for piece, stride, d in zip(self.along, strides[2:], dilation, strict=True):
             own.append(stride * d if piece.split else stride)
         return (*strides[:2], *split, *own)
 
     def offset(self, strides: tuple[int, ...], of_x: bool) -> int:
         """Of the first position of the first phase, in bytes."""
-        firsts = [piece.x_phase if of_x else piece.y_phase for piece in self.pieces]
+        firsts = [piece.x_phase if of_x else piece.y_phase for piece in self.along]
         return sum(first * stride for first, stride in zip(firsts, strides[2:], strict=True))
 
     def results(self, y: Any, dilation: Sequence[int]) -> Any:
         """What the part has of y."""
-        firsts = (slice(piece.y_phase, None) for piece in self.pieces)
-        shape = *(piece.phases for piece in self.pieces if piece.split), *(piece.outputs[1] for piece in self.pieces)
+        firsts = (slice(piece.y_phase, None) for piece in self.along)
+        shape = *(piece.phases for piece in self.along if piece.split), *(piece.outputs[1] for piece in self.along)
         return as_strided(y[(..., *firsts)], (*y.shape[:2], *shape), self.strides(y.strides, dilation))
 
 
@@ -155,7 +156,11 @@ def _parts(problem: ConvProblem) -> tuple[_Part, ...]:
 def _tiles(problem: ConvProblem) -> list[Tiles]:
     """The tiles that can be had for a part."""
     found = tiles_of(problem)
-    small = (tiles._replace(outputs=tuple(min(m, SMALL_OUTPUTS) for m in tiles.outputs)) for tiles in found)
+    small = (
+        tiles._replace(outputs=(min(rows, SMALL_OUTPUTS), min(columns, SMALL_OUTPUTS)))
+        for tiles in found
+        for rows, columns in [tiles.outputs]
+    )
     return list(dict.fromkeys((*found, *small)))
 
 
@@ -163,6 +168,7 @@ class _Piece(NamedTuple):
     """A block of a group of a part, and where its transformed input and its products lie in the common memory."""
 
     part: _Part
+    problem: ConvProblem
     block: int
     group: int
     places: tuple[int, int]
@@ -221,15 +227,18 @@ def _layouts(problem: ConvProblem, tiles: Tiles, budget: int, deep: bool) -> dic
 
 def _pieces(problem: ConvProblem, layouts: Mapping[ConvProblem, Layout]) -> tuple[list[_Piece], list[int], int]:
     """All pieces, the first of each round, and the bytes that they have in common."""
-    pieces, rounds, start, most = [], [0], -1, 0
-    for group, part in itertools.product(range(problem.groups), [part for part in _parts(problem) if part.problem]):
+    pieces: list[_Piece] = []
+    rounds, start, most = [0], 0, 0
+    for group, part in itertools.product(range(problem.groups), _parts(problem)):
+        if part.problem is None:
+            continue
         weights, inputs, products = common_of(part.problem, layouts[part.problem])
         start = max(start, weights)
         for block in range(layouts[part.problem].block.pieces):
             if start + inputs + products > weights + PHASE_BYTES and len(pieces) > rounds[-1]:
                 rounds.append(len(pieces))
                 start = weights
-            pieces.append(_Piece(part, block, group, (start, start + inputs)))
+            pieces.append(_Piece(part, part.problem, block, group, (start, start + inputs)))
             start += inputs + products
             most = max(most, start)
     return pieces, [*rounds, len(pieces)], most
@@ -250,9 +259,7 @@ def _plan_with(problem: ConvProblem, tiles: Tiles, budget: int, deep: bool) -> _
     areas = [np.diff(areas_of(each, own, weights=False, whole=False).offsets) for each, own in layouts.items()]
     table, *others = np.max(areas, axis=0)
     several = int(max(np.diff(rounds)))
-    return _Plan(
-        layouts, total, tuple(pieces), tuple(rounds), int(table) + 64, Areas(several * (int(table) + 64), *others), common
-    )
+    return _Plan(layouts, total, tuple(pieces), tuple(rounds), int(table) + 64, Areas(several * (int(table) + 64), *others), common)
 
 
 @functools.lru_cache(maxsize=256)
@@ -289,7 +296,7 @@ def _transform(begin, end, args):
     own, size = worker_area(scratch, areas, AREAS, workers, items, begin), itemsize(at)
     for item in range(begin, end):
         frame, g, b = frame_of(frames, item // numbers[RANGES])
-        per_c, xs, one = g[PER_C], part(g, PARTS), item % numbers[RANGES]
+        per_c, xs, one = g[PER_C], geometry.part(g, PARTS), item % numbers[RANGES]
         count, phases = element_counts(g, b)
         elements = element_table(own + areas[TABLES], g, b)
         plane = place_steps(pointer(elements + 8 * count * phases, INT64), g, b, size)
@@ -354,7 +361,7 @@ def _finish(begin, end, args):
     panels = -(-first[PER_K] // of_first[PANEL])
     for item in range(begin, end):
         frame, g, b = frame_of(frames, item // panels)
-        per_k, ys, k, block = g[PER_K], part(g, PARTS + 2), item % panels * b[PANEL], frame[BLOCK]
+        per_k, ys, k, block = g[PER_K], geometry.part(g, PARTS + 2), item % panels * b[PANEL], frame[BLOCK]
         count, _ = element_counts(g, b)
         source = common + (frame[AT_PRODUCTS] + item % panels * count * b[M_STEP] * size)
         transform_outputs(results, source, tile_steps(g, b, block), spare, block, 1, g, b, tools, at)
@@ -420,10 +427,12 @@ class _Frames:
         return found
 
     def _make(self, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...]) -> tuple[Any, list[Any]]:
-        rows, vectors, dilation = [], {}, self._problem.dilation
+        dilation = self._problem.dilation
+        rows: list[list[int]] = []
+        vectors: dict[ConvProblem, Any] = {}
         lead = (0,) * len(_split_axes(self._problem))
         for piece in self._plan.pieces:
-            part, each = piece.part, piece.part.problem
+            part, each = piece.part, piece.problem
             if each not in vectors:
                 strides = part.strides(x, dilation), (*w[:2], *lead, *w[2:]), part.strides(y, dilation)
                 vectors[each] = self._vectors[each](*strides)

@@ -71,6 +71,7 @@ UNEVEN = 1.1
 
 
 def block_vector_of(problem: ConvProblem, layout: Layout) -> Any:
+    """What kernels know of the blocks."""
     taps, shape = math.prod(problem.kernel[: lead_axes(problem)]), layout.shape
     inputs = layout.inputs(problem)
     numbers = layout.chunk, layout.kept, layout.places, taps, inputs.channels, *steps_of(problem, layout)

@@ -322,7 +322,7 @@ def read_pixels(slab, x, box, width, channels, g, tools, xt, at):
             tools[READ_ROWS], source, 0, channels, slab, 0, channels, columns, column_step, width, rows, row_step, columns * width
         )  # fmt: skip
         return
-    if c_step != size and column_step != size:
+    if size not in (c_step, column_step):
         read_apart(slab, source, (rows, columns), (row_step, column_step, c_step), width, channels, xt, at)
         return
     run, runs = columns if column_step == size else 1, rows

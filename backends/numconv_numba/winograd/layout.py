@@ -48,9 +48,9 @@ from .tiles import (
 )  # fmt: skip
 
 __all__ = [
-    "BLOCK_BYTES", "BOUND_BYTES", "CHANNELS_AT_ONCE", "PHASE_BYTES", "Layout", "apart", "areas_of", "common_of", "cost_of", "input_cycles",
-    "layout_for", "layout_here", "layout_with", "lines_seconds", "shared_seconds", "steps_of", "ways_of", "with_shared_weights",
-    "workspace_of",
+    "BLOCK_BYTES", "BOUND_BYTES", "CHANNELS_AT_ONCE", "PHASE_BYTES", "Layout", "apart", "areas_of", "common_of", "cost_of",
+    "input_cycles", "layout_for", "layout_here", "layout_with", "lines_seconds", "shared_seconds", "steps_of", "ways_of",
+    "with_shared_weights", "workspace_of",
 ]  # fmt: skip
 
 BLOCK_BYTES = (640 * 1024, 1280 * 1024, 1920 * 1024, 3840 * 1024)
@@ -236,10 +236,7 @@ def with_shared_weights(problem: ConvProblem, layout: Layout) -> Layout:
 def layout_for(problem: ConvProblem) -> Layout:
     """The layout with the least cost, of those that there is memory for, whatever the number of threads."""
     candidates = dict.fromkeys(
-        layout_with(problem, tiles, budget, deep)
-        for tiles in tiles_of(problem)
-        for budget in BLOCK_BYTES
-        for deep in (False, True)
+        layout_with(problem, tiles, budget, deep) for tiles in tiles_of(problem) for budget in BLOCK_BYTES for deep in (False, True)
     )
     shared = [with_shared_weights(problem, layout) for layout in candidates if _may_share(problem, layout)]
     ordered = sorted((*candidates, *shared), key=lambda layout: cost_of(problem, layout))
