@@ -39,7 +39,7 @@ DENSE = [
     "n1 c40 k24 g1 in9x20 w1x1 s2 p1 d1",
     "n5 c9 k20 g1 in3x5x6 w3x3x3 s1 p1 d1",
 ]
-LOSSY = ("fused_winograd", "winograd", "winograd_rows", "interleaved", "fft")
+LOSSY = ("dilated_winograd", "fused_winograd", "winograd", "winograd_rows", "interleaved", "fft")
 
 
 def rows_of(problem):
@@ -303,7 +303,7 @@ def test_costs_of_winograd_count_every_tile_once(text):
     problem = parse(f"conv forward f32 {text}")
     for tiles in tiles_of(problem):
         for deep in (False, True):
-            block = winograd_layout._layout_with(problem, tiles, min(winograd_layout.BLOCK_BYTES), deep).block
+            block = winograd_layout.layout_with(problem, tiles, min(winograd_layout.BLOCK_BYTES), deep).block
             counted = winograd_layout._tiles_of_blocks(problem, block)
             assert counted.size == block.pieces
             assert counted.max() == block.tiles

@@ -72,6 +72,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .strided.interleaved import Interleaved
     from .strided.subpixel import Subpixel
     from .strided.woven import Woven
+    from .winograd.dilated import DilatedWinograd
     from .winograd.forward import Winograd
     from .winograd.fused import FusedWinograd
     from .winograd.rows import WinogradRows
@@ -98,6 +99,7 @@ def _implementations() -> tuple[Implementation, ...]:
         FusedWinograd(),
         WinogradRows(),
         Winograd(),
+        DilatedWinograd(),
         WinogradWeights(),
         TiledGemm(),
         PairedGemm(),

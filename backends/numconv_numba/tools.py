@@ -83,8 +83,11 @@ def _many_phases(taps: tuple[int, int]) -> list[int]:
 def _transforms_for(shape: tuple[int, ...], phases: int, lanes: int, dtype: str, acc: str) -> tuple[tuple[int, ...], int, int]:
     """The addresses of `TRANSFORMS` for tiles of a shape, of the split for so many phases of a row, and of `fused_product`."""
     taps = shape[1], shape[3]
-    found = _transforms.functions(taps, lanes, dtype, acc)
     shapes, many = shapes_for(*taps), _many_phases(taps)
+    if shape not in shapes:
+        alone = tuple(each.address((*shape, lanes), acc) for each in TRANSFORMS)
+        return alone, split_address(phases, dtype, acc, acc, lanes), 0
+    found = _transforms.functions(taps, lanes, dtype, acc)
     one, splits = shapes.index((shape[0], shape[1], shape[2], shape[3])), len(TRANSFORMS) * len(shapes)
     apart = found[splits + many.index(phases)] if phases in many else split_address(phases, dtype, acc, acc, lanes)
     fused = found[-1] if is_fused(shape) else 0

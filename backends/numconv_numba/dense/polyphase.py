@@ -33,7 +33,7 @@ from .implicit_gemm import ImplicitGemm
 from .tile import RegisterTile
 from .weights import BlockedWeights
 
-__all__ = ["Polyphase", "PolyphaseWeights"]
+__all__ = ["Piece", "Polyphase", "PolyphaseWeights", "pieces_along"]
 
 _OTHERS: tuple[Implementation, ...] = (Blocked(), ImplicitGemm(), RegisterTile())
 PART_SECONDS, PHASES_SECONDS = 1e-5, 2.5e-5
@@ -50,7 +50,7 @@ ADD_SECONDS, ADD_SOME_SECONDS = 5e-10, 4e-9
 """Of adding an element of a part's weight gradient; if it has only some of the taps, they are added in runs as short as these."""
 
 
-class _Piece(NamedTuple):
+class Piece(NamedTuple):
     """What one part is along one dimension, positions being those of one phase if they are `split`.
 
     Attributes
@@ -113,21 +113,21 @@ def _cut(
     return parts
 
 
-def _pieces(problem: ConvProblem, axis: int, split: bool, bordered: bool) -> list[_Piece]:
+def pieces_along(problem: ConvProblem, axis: int, split: bool, bordered: bool) -> list[Piece]:
     """The parts of a dimension: runs of phases that are alike, with or without parts of their own at the borders."""
     size, outputs, window, d = problem.spatial[axis], problem.output[axis], problem.kernel[axis], problem.dilation[axis]
     low, high = problem.padding[axis]
     if not split:
-        return [_Piece(False, 1, 0, 0, *each) for each in _cut(size, outputs, (low, high), window, d, bordered)]
+        return [Piece(False, 1, 0, 0, *each) for each in _cut(size, outputs, (low, high), window, d, bordered)]
     found = []
     for y_phase, x_phase, phases, count, length, before in _phase_runs(size, outputs, low, d):
         reach = max(count + window - 1 - before, 0)
         seen, pads = min(length, reach), (before, max(reach - length, 0))
-        found += [_Piece(True, phases, y_phase, x_phase, *each) for each in _cut(seen, count, pads, window, 1, bordered)]
+        found += [Piece(True, phases, y_phase, x_phase, *each) for each in _cut(seen, count, pads, window, 1, bordered)]
     return found
 
 
-def _dims(pieces: tuple[_Piece, ...], of_phases: Sequence[Any], own: Sequence[Any]) -> tuple[Any, ...]:
+def _dims(pieces: tuple[Piece, ...], of_phases: Sequence[Any], own: Sequence[Any]) -> tuple[Any, ...]:
     """What belongs to the dimensions of the views of a part: phases of all dimensions but the last, dimensions, phases of the last.
 
     The last phases are neighbours in memory, as the elements of a row are. `of_phases`: one value a dimension, split or not.
@@ -141,7 +141,7 @@ class _Part(NamedTuple):
     """A convolution on views; `problem` is None where no tap meets x."""
 
     problem: ConvProblem | None
-    pieces: tuple[_Piece, ...]
+    pieces: tuple[Piece, ...]
 
     def view(self, array: Any, dilation: tuple[int, ...], of_x: bool) -> Any:
         """What the part has of x or y."""
@@ -165,7 +165,7 @@ class _Part(NamedTuple):
         return w[(slice(None), slice(None), *_dims(self.pieces, [None] * len(taps), taps))]
 
 
-def _part_problem(problem: ConvProblem, pieces: tuple[_Piece, ...]) -> ConvProblem | None:
+def _part_problem(problem: ConvProblem, pieces: tuple[Piece, ...]) -> ConvProblem | None:
     """The problem of the views of `_Part`."""
     if any(p.taps.stop == p.taps.start or p.inputs[1] == 0 for p in pieces):
         return None
@@ -180,9 +180,11 @@ def _part_problem(problem: ConvProblem, pieces: tuple[_Piece, ...]) -> ConvProbl
     )
 
 
-def _along(problem: ConvProblem, axes: tuple[int, ...], bordered: int) -> list[list[_Piece]]:
+def _along(problem: ConvProblem, axes: tuple[int, ...], bordered: int) -> list[list[Piece]]:
     """The pieces of each dimension, some with phases, and those before `bordered` with borders."""
-    return [_pieces(problem, axis, axis in axes, axis < bordered and problem.stride[axis] == 1) for axis in range(problem.ndim)]
+    return [
+        pieces_along(problem, axis, axis in axes, axis < bordered and problem.stride[axis] == 1) for axis in range(problem.ndim)
+    ]
 
 
 def _count(problem: ConvProblem, axes: tuple[int, ...], bordered: int) -> int:

@@ -51,7 +51,7 @@ from .tiles import MOST_TAPS, Tiles, inner_taps, is_halved, lead_axes, tiles_of
 from .turned import TurnedForward, turned, turned_order
 from .units import KERNELS
 
-__all__ = ["Winograd", "WinogradExecutor", "accepts", "tools_of"]
+__all__ = ["Winograd", "WinogradExecutor", "accepts", "block_vector_of", "tools_of"]
 
 LEAST_CHANNELS = 4
 """Of a group, phases and taps that are summed directly included: in one or two the window of an output may hold nothing beside a
@@ -70,7 +70,8 @@ UNEVEN = 1.1
 """How much longer than its equal share a thread may take for its blocks."""
 
 
-def _block_vector(problem: ConvProblem, layout: Layout) -> Any:
+def block_vector_of(problem: ConvProblem, layout: Layout) -> Any:
+    """What kernels know of the blocks."""
     taps, shape = math.prod(problem.kernel[: lead_axes(problem)]), layout.shape
     inputs = layout.inputs(problem)
     numbers = layout.chunk, layout.kept, layout.places, taps, inputs.channels, *steps_of(problem, layout)
@@ -100,7 +101,7 @@ class WinogradExecutor(ForwardExecutor):
         self._areas, self._shared_areas = areas_of(problem, layout), areas_of(problem, layout, weights=False)
         self._ways, self._common = ways_of(problem, layout), common_of(problem, layout)
         self._phases: dict[int, tuple[Any, int, int]] = {}
-        self._block, self._apart = (_block_vector(problem, each) for each in (layout, apart(layout)))
+        self._block, self._apart = (block_vector_of(problem, each) for each in (layout, apart(layout)))
         self._tools = tools_of(problem, tiles, shape, block)
         self._kernel, self._bind_kernel, *_ = KERNELS.functions(problem.dtype, problem.acc_dtype)
         self._form = TRANSFORMED if self._common.weights <= BOUND_BYTES else IN_PANELS

@@ -27,7 +27,7 @@ from numconv_numba.elements import INT64, itemsize
 from numconv_numba.entries import COPY, INPUT, LANES, PACK, PIXELS, READ_ROWS, READ_SQUARES
 from numconv_numba.geometry import DIMS, FLIPPED, LOW, MODE, PARTS, SIZE, STRIDE, WINDOW, part, source_index
 from numconv_numba.rows import clear
-from numconv_numba.scalar import address, pointer
+from numconv_numba.scalar import address, load, pointer, store
 
 from .tiles import MOST_TAPS
 
@@ -36,6 +36,9 @@ __all__ = [
     "inner_window", "input_steps", "phase_range", "phase_taps", "place_steps", "spread_step", "tile_extents", "tiles_of_axis",
     "transform_inputs", "transform_pixels",
 ]  # fmt: skip
+
+CHANNELS_APART = 16
+"""Channels that are read together where neither they nor columns are neighbours: each is in a page of memory of its own."""
 
 # A block's own numbers that both have: channels of a panel, tiles (or terms) of a register tile, taps that are summed directly,
 # channels that are packed together; elements from one element of transformed tiles to the next in the input, places of one direct
@@ -291,7 +294,24 @@ def fill_pixels(table, box, width, block, g, b):
 
 
 @helper
-def read_pixels(slab, x, box, width, channels, g, tools, xt):
+def read_apart(slab, x, counts, steps, width, channels, xt, at):
+    """Channels of so many rows and columns of pixels none of which are neighbours, a line of the slab at a time.
+
+    `steps`: bytes in x from row to row, from column to column and from channel to channel.
+    """
+    size = itemsize(at)
+    for first in range(0, channels, CHANNELS_APART):
+        several = min(CHANNELS_APART, channels - first)
+        for row in range(counts[0]):
+            for column in range(counts[1]):
+                source = x + (row * steps[0] + column * steps[1] + first * steps[2])
+                target = slab + ((row * counts[1] + column) * width + first * size)
+                for c in range(several):
+                    store(target + c * size, load(source + c * steps[2], xt, at), at)
+
+
+@helper
+def read_pixels(slab, x, box, width, channels, g, tools, xt, at):
     """So many channels of the pixels of a box, [pixel][channel]."""
     axis, xs, size = g[DIMS] - 1, part(g, PARTS), itemsize(xt)
     first_row, rows, first_column, columns = box
@@ -301,6 +321,9 @@ def read_pixels(slab, x, box, width, channels, g, tools, xt):
         invoke(
             tools[READ_ROWS], source, 0, channels, slab, 0, channels, columns, column_step, width, rows, row_step, columns * width
         )  # fmt: skip
+        return
+    if size not in (c_step, column_step):
+        read_apart(slab, source, (rows, columns), (row_step, column_step, c_step), width, channels, xt, at)
         return
     run, runs = columns if column_step == size else 1, rows
     if run == columns and row_step == columns * size:
@@ -400,6 +423,6 @@ def transform_pixels(
                 clear(slab, rows * columns * b[SLAB], at)
             if inside:
                 source = x + (image * g[part(g, PARTS)] + first * g[part(g, PARTS) + 2] + offset)
-                read_pixels(slab, source, box, width, read, g, tools, xt)
+                read_pixels(slab, source, box, width, read, g, tools, xt, at)
             target = v + (position * plane + image * of_image + first) * size
             transform_tiles(target, slab, places, inner * size, -(-read // lanes), of_phase * size, block, g, b, tools, at)

@@ -35,8 +35,9 @@ from .inputs import (
 from .layout import CHANNELS_AT_ONCE
 
 __all__ = [
-    "IN_PANELS", "ITEMS_OF_THREAD", "SHARED", "TRANSFORMED", "UNPACKED", "bind_weights", "transform_outputs", "winograd",
-    "winograd_phases",
+    "AREAS", "CHUNK", "IN_PANELS", "ITEMS_OF_THREAD", "M_STEP", "PLACES", "RESULTS", "SHARED", "SLABS", "SPARE", "TABLES",
+    "TRANSFORMED", "UNPACKED", "bind_weights", "element_table", "fill_term_tables", "multiply_elements", "share_weights",
+    "tile_steps", "transform_outputs", "winograd", "winograd_phases",
 ]  # fmt: skip
 
 # A block's own numbers, beside those of `winograd.inputs`: input channels of a pass, whether transformed weights are kept from

@@ -48,8 +48,9 @@ from .tiles import (
 )  # fmt: skip
 
 __all__ = [
-    "BOUND_BYTES", "CHANNELS_AT_ONCE", "Layout", "areas_of", "common_of", "cost_of", "layout_for", "layout_here", "lines_seconds",
-    "steps_of", "ways_of", "workspace_of",
+    "BLOCK_BYTES", "BOUND_BYTES", "CHANNELS_AT_ONCE", "PHASE_BYTES", "Layout", "apart", "areas_of", "common_of", "cost_of",
+    "input_cycles", "layout_for", "layout_here", "layout_with", "lines_seconds", "shared_seconds", "steps_of", "ways_of",
+    "with_shared_weights", "workspace_of",
 ]  # fmt: skip
 
 BLOCK_BYTES = (640 * 1024, 1280 * 1024, 1920 * 1024, 3840 * 1024)
@@ -113,7 +114,7 @@ class Layout(NamedTuple):
         return inputs_of(problem, self.tiles, self.block, per_c, self.rows)
 
 
-def _layout_with(problem: ConvProblem, tiles: Tiles, budget: int, deep: bool, pieces: int = 1) -> Layout:
+def layout_with(problem: ConvProblem, tiles: Tiles, budget: int, deep: bool, pieces: int = 1) -> Layout:
     """The layout with these tiles; `pieces`: blocks of all groups, as far as they have some tiles."""
     item, per_c, per_k = np_dtype(problem.acc_dtype).itemsize, problem.c // problem.groups, problem.k // problem.groups
     terms = direct_terms(problem, tiles)
@@ -160,7 +161,7 @@ def cost_of(problem: ConvProblem, layout: Layout) -> float:
     blocks = _tiles_of_blocks(problem, block)
     every, groups = (problem.groups * int(each.sum()) for each in (blocks, -(-blocks // shape.positions)))
     per_c, per_k, pieces = problem.c // problem.groups, problem.k // problem.groups, block.pieces * problem.groups
-    panels, terms = -(-per_k // shape.width), per_c * direct_terms(problem, tiles)
+    panels = -(-per_k // shape.width)
     leads = math.prod(problem.kernel[: lead_axes(problem)])
     passes = -(-per_c // layout.chunk)
     multiplied = tiles.products * per_c * leads * tile_cycles(shape.vectors, shape.positions) + tiles.elements * passes * 60
@@ -176,14 +177,27 @@ def cost_of(problem: ConvProblem, layout: Layout) -> float:
     inputs *= every / max(pieces * block.tiles, 1) if layout.deep else 1
     output = (tiles.elements * 1.4 + math.prod(tiles.outputs) * 1.7) * host().moving
     outputs = panels * shape.vectors * every * output
-    vectors = panels * shape.vectors * terms * tiles.elements * host().moving
-    weights = pack_weight_cycles(problem, panels * shape.width * per_c) + vectors * 3.3
+    weights, vectors = weight_cycles(problem, layout)
     if layout.shared:
         weights = problem.groups * weights + vectors * (problem.groups * OTHERS_CYCLES + pieces * STREAMED_CYCLES)
     else:
         weights *= 2 * problem.groups if layout.kept else pieces
     results = math.prod(problem.y_shape) * WRITE_CYCLES * 0.5
     return CALL_SECONDS + 3e-6 + seconds(uneven * (products * 1.05 + outputs + weights + results) + inputs, problem.flops / 8)
+
+
+def weight_cycles(problem: ConvProblem, layout: Layout) -> tuple[float, float]:
+    """Of packing and transforming the weights of a group, and their vectors."""
+    shape, per_c = layout.shape, problem.c // problem.groups
+    panels = -(-problem.k // problem.groups // shape.width)
+    vectors = panels * shape.vectors * per_c * direct_terms(problem, layout.tiles) * layout.tiles.elements * host().moving
+    return pack_weight_cycles(problem, panels * shape.width * per_c) + vectors * 3.3, vectors
+
+
+def shared_seconds(problem: ConvProblem, layout: Layout) -> float:
+    """What shared weights take in `cost_of`, but for reading them for each block."""
+    weights, vectors = weight_cycles(problem, layout)
+    return seconds(problem.groups * (weights + vectors * OTHERS_CYCLES), problem.flops / 8)
 
 
 def input_cycles(problem: ConvProblem, layout: Layout) -> float:
@@ -212,7 +226,7 @@ def _may_share(problem: ConvProblem, layout: Layout) -> bool:
     return several and common_of(problem, layout).weights <= BOUND_BYTES and _ways(problem, layout)[0].shared
 
 
-def _with_shared_weights(problem: ConvProblem, layout: Layout) -> Layout:
+def with_shared_weights(problem: ConvProblem, layout: Layout) -> Layout:
     """Weights are there already, so that one pass may take all channels."""
     one = math.prod(layout.tiles.phases) == 1
     return layout._replace(shared=True, chunk=problem.c // problem.groups if one else layout.chunk)
@@ -222,12 +236,9 @@ def _with_shared_weights(problem: ConvProblem, layout: Layout) -> Layout:
 def layout_for(problem: ConvProblem) -> Layout:
     """The layout with the least cost, of those that there is memory for, whatever the number of threads."""
     candidates = dict.fromkeys(
-        _layout_with(problem, tiles, budget, deep)
-        for tiles in tiles_of(problem)
-        for budget in BLOCK_BYTES
-        for deep in (False, True)
+        layout_with(problem, tiles, budget, deep) for tiles in tiles_of(problem) for budget in BLOCK_BYTES for deep in (False, True)
     )
-    shared = [_with_shared_weights(problem, layout) for layout in candidates if _may_share(problem, layout)]
+    shared = [with_shared_weights(problem, layout) for layout in candidates if _may_share(problem, layout)]
     ordered = sorted((*candidates, *shared), key=lambda layout: cost_of(problem, layout))
     return next((layout for layout in ordered if _ways(problem, layout)[1] <= problem.max_workspace), ordered[-1])
 
@@ -238,7 +249,7 @@ def fine_layout(problem: ConvProblem) -> Layout:
     layout = layout_for(problem)
     if layout.block.tiles <= FEW_TILES:
         return layout
-    return _layout_with(problem, layout.tiles, min(BLOCK_BYTES), layout.deep, pieces_for(problem.flops / 8, MANY_PIECES))
+    return layout_with(problem, layout.tiles, min(BLOCK_BYTES), layout.deep, pieces_for(problem.flops / 8, MANY_PIECES))
 
 
 def layout_here(problem: ConvProblem) -> Layout:
