@@ -180,10 +180,58 @@ def test_lines_that_are_stored_while_others_are_computed(geometry, together, rng
 
 def test_lines_of_few_terms_are_stored_together():
     """Where products take long beside that, all lines of a block are computed before."""
-    first = parse("conv forward f32 n1 c3 k32 g1 in224x224 w3x3 s2 p1 d1")
+    first = parse("conv forward f16 n1 c3 k32 g1 in224x224 w3x3 s2 p1 d1")
     deep = parse("conv forward f32 n1 c256 k32 g1 in58x58 w3x3 s1 p0 d1")
     assert 0 < register_tile._layout(first).lines.together < register_tile._layout(first).block.size[0]
     assert register_tile._layout(deep).lines.together == 0
+
+
+def test_sums_of_few_terms_leave_the_registers_for_their_places():
+    """Lines of whole vectors, but no short ones, and none whose sums are rounded or go through an activation."""
+    bank = parse("conv forward f32 n64 c1 k32 g1 in28x28 w5x5 s1 p0 d1")
+    half = parse("conv forward f16 n64 c1 k32 g1 in28x28 w5x5 s1 p0 d1")
+    others = [bank.replace(spatial=(9, 9)), bank.replace(activation="silu"), half]
+    assert register_tile._layout(bank).lines.together == register_tile.PLACED
+    assert all(register_tile._layout(each).lines.together != register_tile.PLACED for each in others)
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        "n2 c3 k11 g1 in31x37 w3x3 s2 p1 d1",  # the last vector of a line and the last channels overlap others
+        "n1 c4 k6 g2 in7x19x40 w2x3x3 s1 p1 d1",
+        "n1 c2 k9 g1 in12x70 w4x4 s4 p0 d1",
+        "n2 c2 k5 g1 in501 w7 s1 p3 d2",
+        "n1 c1 k4 g1 in9x16 w3x1 s1 p0 d1 flip=1",
+    ],
+)
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_vectors_at_places_of_their_own(geometry, dtype, rng, monkeypatch):
+    """The exact sums with and without bias and relu, by one thread and by two; what is not finite is found in every vector."""
+    known = register_tile.lines_for
+
+    def forced(problem, tile, block):
+        assert register_tile.can_place(problem, tile, block)
+        vectors = np.prod(block.size[:-1], dtype=int) * -(-block.size[-1] // tile.lanes)
+        together = known(problem, tile, block)
+        return together._replace(together=register_tile.PLACED, row=-(-int(vectors) // tile.vectors) * tile.vectors)
+
+    monkeypatch.setattr(register_tile, "lines_for", forced)
+    register_tile._layout.cache_clear()
+    for changes in ({}, {"bias": "y"}, {"bias": "y", "activation": "relu"}, {"activation": "relu"}):
+        problem = parse(f"conv forward {dtype} {geometry}").replace(**changes)
+        arrays = integers(problem, rng)
+        rows = {each.name: each for each in rows_of(problem)}
+        expected = computed(rows["direct"], problem, arrays)[0]
+        for count in (1, 2):
+            with nc.using(threads=count):
+                np.testing.assert_array_equal(computed(rows["tile"], problem, arrays)[0], expected)
+        for place in (0, -1):
+            spoiled = [arrays[0], arrays[1].copy(), *arrays[2:]]
+            spoiled[1][place].flat[0] = np.inf  # it meets padding zeros, which are no terms
+            found, wanted = (computed(rows[name], problem, spoiled)[0] for name in ("tile", "direct"))
+            np.testing.assert_array_equal(found, wanted)
+    register_tile._layout.cache_clear()
 
 
 @pytest.mark.parametrize("rows", [3, 7])

@@ -150,3 +150,23 @@ def test_a_large_gaussian_is_chosen_and_small_kernels_are_not():
     assert nc.plan("conv", (1, 1, 64, 64), (1, 1, 3, 3), "float32", padding=1, backend="numba").algorithm != "separable"
     strict = nc.plan("conv", (1, 1, 1024, 1024), (1, 1, 31, 31), "float32", padding=15, backend="numba", accuracy="high")
     assert strict.algorithm != "separable"
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        "n1 c1 k32 g1 in256x256 w15x15 s1 p7 d1",
+        "n1 c1 k8 g1 in512x512 w11x11 s1 p5 d1",
+        "n1 c3 k3 g3 in512x512 w15x15 s1 p7 d1",
+        "n1 c1 k192 g1 in224x224 w16x16 s16 p0 d1",
+        "n1 c1 k16 g1 in512x512 w5x5 s1 p2 d1",
+        "n4 c64 k64 g64 in9x9 w5x5 s1 p2 d1",
+    ],
+)
+def test_other_kernels_go_to_whom_they_would_go_without_it(geometry):
+    from numconv_numba.depthwise.separable import _cheapest
+
+    problem = parse(f"conv forward f32 {geometry}")
+    others = [each for each in default_registry().backend("numba").implementations() if each.name != "separable"]
+    able = [each for each in others if "forward" in each.ops and "default" in each.levels and each.supports(problem)]
+    assert _cheapest(problem).name == min(able, key=lambda each: each.cost(problem)).name

@@ -3,8 +3,8 @@
 A work item takes a block of outputs of one image and group (see `slab`). In its slab the phases of a stride lie apart and rows
 follow each other at one pitch, so that a register tile runs over the pixels of the whole block as over one row; what it computes
 between the rows is not used. Of few terms, lines are stored as soon as they are computed, while their sums are near, and the
-memory that they go to is fetched meanwhile. Weights are read where they lie. It serves few output channels, which would leave lanes
-of `blocked` empty.
+memory that they go to is fetched meanwhile; or each vector of a tile has a place of its own in the lines, where its sums go from
+registers. Weights are read where they lie. It serves few output channels, which would leave lanes of `blocked` empty.
 
 The terms of an output form one chain in the order of the "strict" level. Images with a sum that is not finite are computed again
 by `direct`, for which padding zeros are not terms.
@@ -23,14 +23,16 @@ from numconv.plugin import ConvProblem, Verdict, np_dtype
 from numconv_numba.compiling.compiler import Address, Tag, Unit, helper, invoke, kernel
 from numconv_numba.direct import MEASURED_ERROR
 from numconv_numba.elements import INT64, itemsize, keep, memory, numbers, scratch
-from numconv_numba.entries import LINES, MULTIPLY, PACK
+from numconv_numba.entries import LANES, LINES, MULTIPLY, PACK, PRODUCT
 from numconv_numba.geometry import DIMS, OPTION, PARTS, PER_C, PER_K, WINDOW, part
+from numconv_numba.microkernels import placed as job_of
 from numconv_numba.microkernels.emit import host, lanes_of
 from numconv_numba.microkernels.lines import write_lines
+from numconv_numba.microkernels.placed import multiply_placed
 from numconv_numba.microkernels.tiles import Tile, multiply_tiles, tile_for, tile_share
 from numconv_numba.results import write_rows
 from numconv_numba.rows import clear, outer_offset
-from numconv_numba.scalar import is_null, load, pointer, store, wide_vectors, zero
+from numconv_numba.scalar import as_integer, is_null, load, pointer, store, wide_vectors, zero
 from numconv_numba.threads import MAX_THREADS, SERIAL_WORK, parallel_for, run, threads
 from numconv_numba.tools import tools_for
 
@@ -71,6 +73,10 @@ LINE_CYCLES, NEAR_CYCLES, PLANE_CYCLES = 0.35, 0.17, 60
 stores the lines of a plane."""
 GROUP_CYCLES = 150
 """Of each call for lines that are computed and stored together."""
+PRODUCT_CYCLES = 1.15
+"""Against those that are counted. With sixteen registers vectors at places of their own were measured to take no more: AVX2."""
+PLACED_CYCLES, PLACE_CYCLES = 0.7, 4
+"""Of a vector of results that goes to its place from registers, and of finding that place, once for all output channels."""
 BLOCK_CYCLES, CALL_CYCLES = 200, 200
 """Of the start of a block of a group, and of the calls that compute and store the channels of a tile."""
 FAR_BYTES, FAR_SECONDS = 1 << 20, 3e-10
@@ -118,8 +124,15 @@ def chunk_for(problem: ConvProblem, tile: Tile) -> int:
     return max(1, host().resident // (item * (pixels + tile.channels * math.prod(problem.kernel))))
 
 
+PLACED = -1
+"""Instead of a number of lines: each vector has a place of its own."""
+
+
 class Lines(NamedTuple):
-    """Lines of a block that are computed and stored together, 0 for all; the pixels that they take; cycles beyond products."""
+    """Lines of a block that are computed and stored together, 0 for all; the pixels that they take; cycles beyond products.
+
+    Or `PLACED`, and the vectors of a block, in whole tiles.
+    """
 
     together: int
     row: int
@@ -149,7 +162,21 @@ def lines_for(problem: ConvProblem, tile: Tile, block: Block) -> Lines:
         return Lines(count, pixels(count), stored * NEAR_CYCLES + planes * (beyond * each + calls))
 
     most = host().resident * 2 // 3 // (tile.channels * item * step)
-    return min([whole, *map(option, range(1, min(most, lines[0]) + 1))], key=lambda one: one.cycles)
+    found = [whole, *map(option, range(1, min(most, lines[0]) + 1))]
+    if can_place(problem, tile, block):
+        vectors = -(-math.prod(block.size[:-1]) * -(-block.size[-1] // tile.lanes) // tile.vectors) * tile.vectors
+        beyond = vectors * tile.lanes - planes * lines[0] * step
+        tiles = -(-(problem.k // problem.groups) // tile.channels)
+        placed = vectors * (tile.channels * PLACED_CYCLES + PLACE_CYCLES / tiles)
+        found.append(Lines(PLACED, vectors, placed + beyond * each))
+    return min(found, key=lambda one: one.cycles)
+
+
+def can_place(problem: ConvProblem, tile: Tile, block: Block) -> bool:
+    """Whether every line has a vector at least, and y holds sums as they are, with no other activation than relu."""
+    last = problem.output[-1] - (block.blocks[-1] - 1) * block.size[-1]
+    plain = problem.out_dtype == problem.acc_dtype and problem.activation in (None, "relu")
+    return plain and min(last, block.size[-1]) >= tile.lanes
 
 
 # A block's own numbers: pixels from the first to the last one, taps, input channels of a pass.
@@ -270,6 +297,40 @@ def finish_lines(slab, x_taps, w, w_taps, sums, pixels, bias, y, group, k, skip,
 
 
 @helper
+def find_places(places, block, g, b, tools, at):
+    """The byte offsets of each vector of a block in its slab and in y; returns how many, in whole tiles of vectors.
+
+    The last vector of a line overlaps the one before it, and the last one of all stands for those that are left of a tile.
+    """
+    axis, lines, size, lanes, last = g[DIMS] - 1, 1, itemsize(at), tools[LANES], 0
+    for other in range(axis):
+        lines *= block_extent(g, b, block, other)
+    columns, step, found = block_extent(g, b, block, axis), axis_entry(b, g[DIMS], B_PITCH, axis), 0
+    corner = block_start(b, g[DIMS], block, axis) * size
+    for line in range(lines):
+        place, offset = line_place(line, axis, step, block, g, b)
+        for first in range(0, columns, lanes):
+            start = min(first, columns - lanes) * size
+            places[2 * found], places[2 * found + 1] = place * size + start, offset + corner + start
+            found += 1
+    last = found - 1
+    while found % (b[WIDTH] // lanes):
+        places[2 * found], places[2 * found + 1] = places[2 * last], places[2 * last + 1]
+        found += 1
+    return found
+
+
+@helper
+def start_job(job, slab, taps, w_taps, places, tiles, g, b, at):
+    """What the tiles of all output channels of a block have in common."""
+    ws = part(g, PARTS + 1)
+    job[job_of.X], job[job_of.X_TAPS], job[job_of.W_TAPS] = as_integer(slab), as_integer(taps), as_integer(w_taps)
+    job[job_of.C], job[job_of.TAPS], job[job_of.X_C] = g[PER_C], b[TAPS], b[CHANNEL] * itemsize(at)
+    job[job_of.W_C], job[job_of.W_K], job[job_of.Y_K] = g[ws + 2], g[ws + 1], g[part(g, PARTS + 2) + 2]
+    job[job_of.PLACES], job[job_of.TILES], job[job_of.RELU] = as_integer(places), tiles, g[OPTION]
+
+
+@helper
 def weight_taps(g, taps, table):
     """The byte offset of each tap in w."""
     axis = g[DIMS] - 1
@@ -305,6 +366,9 @@ def _blocks(begin, end, args):
     clear(slab + slab_size * itemsize(at), width, at)
     filled, tiles = -1, -(-per_k // channels)
     plain = (g[ys + 3 + g[DIMS] - 1] == itemsize(yt)) & (g[OPTION] <= 1)
+    placed = plain & (b[TOGETHER] == PLACED)
+    table = scratch(16 * b[ROW] + 8 * job_of.JOB if placed else 0)
+    places, job = numbers(table, 0), numbers(table, 2 * b[ROW])
     for item in range(begin, end):
         where = item // splits
         block, group = where % b[BLOCKS], where // b[BLOCKS]
@@ -312,6 +376,9 @@ def _blocks(begin, end, args):
         if where != filled:
             invoke(tools[PACK], tools, slab, x + (n * g[xs] + group * g[xs + 1]), block, 1, g[PER_C], g, b)
             filled = where
+            if placed:
+                vectors = find_places(places, block, g, b, tools, at)
+                start_job(job, slab, taps, memory(w_taps), memory(table), vectors * tools[LANES] // width, g, b, at)
         length = flat_extent(g, b, block)
         for tile in range(tiles * (item % splits) // splits, tiles * (item % splits + 1) // splits):
             # the last tile overlaps the one before, whose channels it does not write again
@@ -320,7 +387,12 @@ def _blocks(begin, end, args):
             y_n, bad = y + (n * g[ys] + group * g[ys + 1]), False
             if not (plain and b[TOGETHER]):
                 multiply_block(slab, taps, w_k, memory(w_taps), sums, pixels, length, sums, 0, g, b, tools, at)
-            if plain:
+            if placed:
+                # channels that two tiles have get the same results again
+                job[job_of.W], job[job_of.Y] = as_integer(w_k), as_integer(y_n + k * g[ys + 2])
+                job[job_of.BIAS] = as_integer(bias if is_null(bias) else bias + (group * per_k + k) * itemsize(at))
+                bad = invoke(tools[PRODUCT], memory(table) + 16 * b[ROW]) != 0
+            elif plain:
                 bad = finish_lines(
                     slab, taps, w_k, memory(w_taps), sums, pixels, bias, y_n, group, k, skip, block, g, b, tools, yt, at
                 )
@@ -332,6 +404,7 @@ def _blocks(begin, end, args):
     keep(packed)
     keep(results)
     keep(w_taps)
+    keep(table)
 
 
 @kernel
@@ -356,7 +429,7 @@ _kernels = Unit(
     "tile.kernels",
     lambda out, acc, lanes: [
         (write_lines, (lanes, (acc, out))),
-        *((multiply_tiles, ((*tile, lanes), acc)) for tile in host().pixel_tiles),
+        *((each, ((*tile, lanes), acc)) for tile in host().pixel_tiles for each in (multiply_tiles, multiply_placed)),
     ],
     called=lambda out, acc, lanes: [(tiled, (out, acc))],
 )
@@ -396,7 +469,8 @@ class _Executor(ForwardExecutor):
         self._block = block_vector(block, *numbers)
         self._kernel, writing, *tiles = _kernels.functions(problem.out_dtype, problem.acc_dtype, tile.lanes)
         self._tools = tools_for(problem.dtype, problem.acc_dtype, tile.lanes, phases=block.step[-1], out=problem.out_dtype).copy()
-        self._tools[[LINES, MULTIPLY]] = writing, tiles[host().pixel_tiles.index((tile.vectors, tile.channels))]
+        which = 2 * host().pixel_tiles.index((tile.vectors, tile.channels))
+        self._tools[[LINES, MULTIPLY, PRODUCT]] = writing, *tiles[which : which + 2]
         self._taps = np.array(taps, np.int64) * self._acc.itemsize
 
     def unpacked(self, w: Any) -> Weights:
@@ -435,7 +509,7 @@ class RegisterTile(DenseImplementation):
         per_c, count = problem.c // problem.groups, block.pieces * problem.groups * tiles * -(-flat_pixels(block) // width)
         products = count * tile.vectors * tile.channels / 2 * tile_share(tile.vectors, tile.channels) * per_c * taps
         cycles = (
-            products * 1.15
+            products * (1.0 if lines.together == PLACED and host().registers < 32 else PRODUCT_CYCLES)
             + block.pieces * problem.groups * (BLOCK_CYCLES + tiles * CALL_CYCLES)
             + count * -(-per_c // chunk_for(problem, tile)) * host().start_cycles
             + block.pieces * problem.groups * tiles * lines.cycles
@@ -453,11 +527,12 @@ class RegisterTile(DenseImplementation):
 
     def forward_workspace(self, problem: ConvProblem) -> int:
         """For each thread a slab, the results of a block, and tables; weights in the accumulation dtype."""
-        tile, block, _ = _layout(problem)
+        tile, block, lines = _layout(problem)
         item = np_dtype(problem.acc_dtype).itemsize
         width = tile.vectors * tile.lanes
         elements = problem.c // problem.groups * block.channel + tile.channels * (flat_pixels(block) + width) + 2 * width
-        each = elements * item + 8 * math.prod(problem.kernel)
+        placed = 16 * lines.row + 8 * job_of.JOB if lines.together == PLACED else 0
+        each = elements * item + 8 * math.prod(problem.kernel) + placed
         widened = 0 if problem.dtype == problem.acc_dtype else math.prod(problem.w_shape) * item
         return MAX_THREADS * each + widened
 

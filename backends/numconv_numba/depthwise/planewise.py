@@ -40,7 +40,7 @@ from numconv_numba.geometry import (
     part,
 )
 from numconv_numba.microkernels import planes as job_of
-from numconv_numba.microkernels.emit import flag_table
+from numconv_numba.microkernels.emit import flag_table, host
 from numconv_numba.microkernels.planes import Sweep, is_split, sweep
 from numconv_numba.rows import outer_source
 from numconv_numba.scalar import as_integer, is_null, load, pointer, store, wide_vectors
@@ -91,6 +91,9 @@ __all__ = ["Planewise", "are_finite"]
 
 USUAL_PIXELS = 64
 """Results of a row in the tiles that are compiled with the driver."""
+BANK, BANK_CYCLES = 5, 1.4
+"""Output channels of a group that are a bank of filters, and what their sweeps cost against what is counted where sixteen registers
+hold the sums of few vectors: measured with AVX2."""
 ITEM_CYCLES = 110
 """Of the start of a band of a plane that is not swept together with others."""
 PHASES_BYTES = 64 * 1024
@@ -410,6 +413,8 @@ class Planewise(DenseImplementation):
             outputs, inputs = inputs, outputs
         if not plan.shape.columns and plane * item > FAR_BYTES:
             factor *= FAR
+        if outputs >= BANK and host().registers < 32:
+            factor *= BANK_CYCLES
         cycles = factor * plane_cycles(problem, plan)
         together = slices_of(problem) == outputs == plan.strips == plan.bands == 1 and problem.ndim <= 2
         apart = 0 if together else plan.bands * ITEM_CYCLES

@@ -19,11 +19,19 @@ import numpy as np
 
 from numconv.plugin import ConvProblem, Implementation, Verdict, np_dtype
 from numconv_numba.dense.base import DenseImplementation
-from numconv_numba.dense.blocked import CALL_SECONDS
+from numconv_numba.dense.blocked import CALL_SECONDS, Blocked
+from numconv_numba.dense.implicit_gemm import ImplicitGemm
+from numconv_numba.dense.inner_product import InnerProduct
+from numconv_numba.dense.polyphase import Polyphase
+from numconv_numba.dense.tile import RegisterTile
 from numconv_numba.direct import Direct
 from numconv_numba.spectral.fft import Fft
+from numconv_numba.winograd.forward import Winograd
+from numconv_numba.winograd.rows import WinogradRows
 
+from .crosswise import Crosswise
 from .depthwise import Depthwise
+from .planewise import Planewise
 
 __all__ = ["Separable"]
 
@@ -270,13 +278,18 @@ class _Executor:
         return lambda outs, ins: other(outs, (ins[0], original, *ins[1:]))
 
 
-_OTHERS = Depthwise(), Fft(), Direct()
+_OTHERS: tuple[Implementation, ...] = (
+    Planewise(), Crosswise(), Polyphase(), Depthwise(), InnerProduct(), RegisterTile(), WinogradRows(), Winograd(),
+    ImplicitGemm(), Blocked(), Fft(),
+)  # fmt: skip
+"""Dense ones too: a channel may have many kernels."""
 
 
 @functools.lru_cache(maxsize=256)
 def _cheapest(problem: ConvProblem) -> Implementation:
     """What computes a problem whose w is not separable."""
-    return min((each for each in _OTHERS if each.supports(problem)), key=lambda each: each.cost(problem))
+    able = (each for each in _OTHERS if each.supports(problem) and each.workspace(problem) <= problem.max_workspace)
+    return min((*able, Direct()), key=lambda each: each.cost(problem))
 
 
 class Separable(DenseImplementation):

@@ -48,7 +48,8 @@ class _Code:
         self.field = {i: emit.offset(job, i) for i in range(JOB)}
         self.at = {i: builder.inttoptr(self.field[i], cgutils.voidptr_t) for i in (X, W, SUMS, BIAS, Y, PLACES)}
         self.step = shape.channels * shape.vectors * emit.width
-        self.found = cgutils.alloca_once_value(builder, emit.zero)
+        self.bits = ir.VectorType(ir.IntType(8 * self.item), shape.lanes)
+        self.found = cgutils.alloca_once_value(builder, ir.Constant(self.bits, None))
 
     def products(self) -> None:
         """The sums of all transformed rows."""
@@ -124,8 +125,9 @@ class _Code:
         """One vector of results."""
         builder, emit = self.builder, self.emit
         seen = value if mask is None else builder.select(mask, value, emit.zero)
-        # what is not finite, times zero, is NaN, which stays in a sum
-        builder.store(emit.fma(seen, emit.zero, builder.load(self.found)), self.found)
+        # what is not finite, times zero, is NaN, whose bits stay: a sum would wait for the one before
+        bits = builder.bitcast(builder.fmul(seen, emit.zero), self.bits)
+        builder.store(builder.or_(builder.load(self.found), bits), self.found)
         shifted = builder.fadd(value, shift)
         dressed = SMOOTH[self.smooth](builder, shifted) if self.smooth else emit.positive(shifted, relu)
         if mask is None:
@@ -151,7 +153,7 @@ def _multiply_rows(typingctx: Any, tag: Any, dtype: Any, job: Any) -> Any:
         code = _Code(builder, Tile(*shape), smooth, dtype, args[2])
         code.products()
         code.results()
-        return code.emit.any(code.emit.not_finite(builder.load(code.found)))
+        return code.emit.any(code.emit.not_finite(builder.bitcast(builder.load(code.found), code.emit.vector)))
 
     return types.int64(tag, dtype, job), codegen
 

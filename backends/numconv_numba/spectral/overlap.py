@@ -18,6 +18,7 @@ import math
 from typing import NamedTuple
 
 from numconv.plugin import ConvProblem, np_dtype
+from numconv_numba.microkernels.emit import host
 from numconv_numba.threads import MAX_THREADS, SHARED_SECONDS
 
 __all__ = ["Axis", "Layout", "layout_for", "smooth"]
@@ -202,6 +203,10 @@ class Layout(NamedTuple):
     @property
     def seconds(self) -> float:
         """Estimate for a call by two threads, as everywhere."""
+        return host().transforms * self._fitted_seconds
+
+    @property
+    def _fitted_seconds(self) -> float:
         rows = min(TASKS, self.groups * self.outputs)
         seconds = CALL_SECONDS
         if self.lent_seconds:
