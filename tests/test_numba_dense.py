@@ -344,6 +344,30 @@ def test_large_weight_gradients_share_their_sums():
 
 
 @pytest.mark.parametrize(
+    ("text", "shared"),
+    [
+        ("n3 c1300 k600 g1 in9x10 w1x1 s1 p0 d1", True),
+        ("n9 c20 k1260 g2 in9x11 w3x3 s1 p1 d1", False),
+        ("n1 c150 k601 g1 in7x7 w1x1 s1 p0 d1", False),
+    ],
+)
+def test_panels_of_a_weight_gradient_pass_over_x_together(text, shared, rng):
+    """In several blocks, whose taps are shared, or in one; the last panel is not full; by any number of threads."""
+    problem = parse(f"conv weight_grad f32 {text} bias=y")
+    layout = BlockedWeights().layout(problem)
+    assert layout.together > 1
+    assert (layout.shares > 1) is shared
+    arrays = integers(problem, rng)
+    got = computed(BlockedWeights(), problem, arrays)
+    with nc.using(threads=1):
+        alone = computed(BlockedWeights(), problem, arrays)
+    reference = default_registry().backend("reference").implementations()[0]
+    for one, other, wanted in zip(got, alone, computed(reference, problem, arrays), strict=True):
+        np.testing.assert_array_equal(one, wanted)
+        np.testing.assert_array_equal(other, wanted)
+
+
+@pytest.mark.parametrize(
     "text", ["n5 c8 k16 g1 in30x57 w3x3 s1 p1 d1", "n1 c64 k128 g1 in16x56x56 w3x3x3 s2 p1 d1", "n3 c6 k8 g2 in70 w5 s2 p2 d1"]
 )
 def test_costs_of_winograd_count_every_tile_once(text):

@@ -195,7 +195,8 @@ def reads_in_place(problem: ConvProblem) -> bool:
     """Whether windows stay inside x, in the dtype of the sums, at channel strides that do not crowd the same sets of the caches."""
     inside = all(low <= 0 and high <= 0 for low, high in problem.padding)
     plane = math.prod(problem.spatial) * np_dtype(problem.dtype).itemsize
-    return inside and problem.dtype == problem.acc_dtype and 256 <= plane % 4096 <= 3840
+    crowded = plane > 3840 and not 256 <= plane % 4096 <= 3840
+    return inside and problem.dtype == problem.acc_dtype and not crowded
 
 
 # A block's own numbers: channels of a panel, pixels of a tile, input channels (or pairs of them) of a pass, whether packed weights

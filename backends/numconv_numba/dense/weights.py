@@ -1,9 +1,10 @@
 """Weight gradients on register tiles with the lanes over output channels, for real floats.
 
-The gradient of w is a sum over all pixels of products of grad_y with the x that each tap reads. A work item takes one panel of
-output channels and some taps, and passes over all blocks of pixels: grad_y is packed with the channels of the panel side by side,
-``[pixel][lane]``, x into a slab, and the tile of `microkernels.product` sums over the pixels of the block, with taps in the
-place of pixels. No matrix of columns is formed. The gradient of a bias on y is summed on the way.
+The gradient of w is a sum over all pixels of products of grad_y with the x that each tap reads. A work item takes some panels of
+output channels and some taps, and passes over all blocks of pixels: x is packed into a slab or read where it lies, and stays in the
+second-level cache while the panels pass over it one after the other. For each, grad_y is packed with the channels of the panel side
+by side, ``[pixel][lane]``, and the tile of `microkernels.product` sums over the pixels of the block, with taps in the place of
+pixels. No matrix of columns is formed. The gradient of a bias on y is summed on the way.
 
 Every element is one chain of multiply-adds over the images, then the outputs row-major, so that neither threads nor the cut change
 a bit.
@@ -28,7 +29,7 @@ from numconv_numba.matrix_tiles.layers import configure_tiles, pack_layers, read
 from numconv_numba.microkernels.emit import host
 from numconv_numba.microkernels.totals import add_rows
 from numconv_numba.rows import clear
-from numconv_numba.scalar import ROW_PAIRS, add, is_null, load, pointer, store
+from numconv_numba.scalar import ROW_PAIRS, add, address, is_null, load, pointer, store
 from numconv_numba.threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
 from numconv_numba.tools import tools_for
 
@@ -49,6 +50,7 @@ from .slab import (
     BLOCKS,
     CHANNEL,
     EXTRA,
+    FEW_PIECES,
     IMAGES,
     WRITE_CYCLES,
     Block,
@@ -57,6 +59,7 @@ from .slab import (
     block_vector,
     cut,
     pack_cycles,
+    pieces_for,
     slab_bytes,
     tap_positions,
 )
@@ -65,14 +68,19 @@ __all__ = ["BlockedWeights", "Layout", "WeightsExecutor", "areas_of", "layout_wi
 
 SLAB_BYTES = 512 * 1024
 """The packed input of a block, for all input channels of a group."""
+SHARED_BYTES = 256 * 1024
+"""Of x of a block for the taps of an item: it stays in a second-level cache of 512 KiB while several panels pass over it."""
+SUM_BYTES = 128 * 1024
+"""The sums of an item's panels, which share that cache with x."""
 READ_CYCLES = 0.7
 """Of transposing an element of grad_y."""
 
 
 class Layout(NamedTuple):
-    """The tile, the block of pixels that is summed in one pass, whether x is read where it lies, and the factors.
+    """The tile, the block of pixels that is summed in one pass, whether x is read where it lies, the factors, and items.
 
-    Those have so many layers, and the tile takes multiples of `step` pixels, or pairs of them.
+    Factors have so many layers, and the tile takes multiples of `step` pixels, or pairs of them. An item has so many panels
+    `together`, and the taps of a panel are shared by `shares` items at least.
     """
 
     shape: Shape
@@ -80,13 +88,31 @@ class Layout(NamedTuple):
     in_place: bool
     layers: int = 1
     step: int = 1
+    together: int = 1
+    shares: int = 1
 
 
 @functools.lru_cache(maxsize=256)
 def _layout(problem: ConvProblem, paired: bool) -> Layout:
     taps = problem.c // problem.groups * math.prod(problem.kernel)
     shape = panel_shape(problem.acc_dtype, problem.k // problem.groups, taps)
-    return layout_with(problem, shape, paired, reads_in_place(problem))
+    return _with_items(problem, layout_with(problem, shape, paired, reads_in_place(problem)))
+
+
+def _with_items(problem: ConvProblem, layout: Layout) -> Layout:
+    """A layout whose items have several panels, where enough items are left."""
+    shape, block, item = layout.shape, layout.block, np_dtype(problem.acc_dtype).itemsize
+    panels = -(-(problem.k // problem.groups) // shape.width)
+    tiles = -(-problem.c // problem.groups * math.prod(problem.kernel) // shape.positions)
+    if panels < 2:
+        return layout
+    shares = max(1, min(-(-slab_bytes(problem, block) // SHARED_BYTES), tiles, MOST_PARTS))
+    sums = -(-tiles // shares) * shape.positions * shape.width * item
+    most = panels if block.pieces == 1 else max(1, SUM_BYTES // sums)
+    enough = problem.groups * panels * shares // pieces_for(problem.flops / 2, FEW_PIECES)
+    parts = -(-panels // max(1, min(most, enough)))
+    together = -(-panels // parts)
+    return layout._replace(together=together, shares=shares) if together > 1 else layout
 
 
 def layout_with(problem: ConvProblem, shape: Shape, paired: bool, in_place: bool, layers: int = 1, step: int = 1) -> Layout:
@@ -103,8 +129,8 @@ def layout_with(problem: ConvProblem, shape: Shape, paired: bool, in_place: bool
 
 
 # A block's own numbers: channels of a panel, taps of a tile, taps of a kernel, taps of all kernels rounded up to tiles, layers of a
-# factor, pixels or pairs of a step.
-PANEL, GROUP, TAPS, ROUNDED, LAYERS, STEP = range(EXTRA, EXTRA + 6)
+# factor, pixels or pairs of a step, panels of an item.
+PANEL, GROUP, TAPS, ROUNDED, LAYERS, STEP, TOGETHER = range(EXTRA, EXTRA + 7)
 UINT8 = Tag("uint8")
 # The parts of a worker's scratch memory: places of pixels and taps, the slab, grad_y of a panel, sums, sums of the bias.
 TABLES, SLAB, PANELS, SUMS, BIAS, AREAS = range(6)
@@ -136,6 +162,32 @@ def add_halves(sums, rows, count, width, half, at):
 
 
 @helper
+def read_results(rows, width, used, y_k, sums, block, count, g, b, kinds, tables_of):
+    """grad_y of a block for the `used` channels of a panel; the sums of the bias, if wanted, go on with it."""
+    ft, at = kinds
+    pixels = -(-count // b[STEP]) * b[STEP]
+    if used < b[PANEL]:
+        clear(rows, b[LAYERS] * pixels * b[PANEL], at)  # of the panel before
+    read_layers(tables_of, b[LAYERS], pixels, rows, width, used, y_k, block, count, g, b)
+    if not is_null(sums):
+        if in_rows(ft):
+            add_halves(sums, rows, count, b[PANEL], element(ft), at)
+        else:
+            add_rows(sums, rows, count, b[PANEL], at)
+
+
+@helper
+def write_panel(sums, width, used, w_k, taps, bias, bias_sums, spare, g, b, kinds, tools, status):
+    """The gradients of the taps of a panel, and of its bias, if wanted."""
+    yt, at = kinds
+    if invoke(tools[WRITE_WEIGHTS], tools, sums, width, used, w_k, taps[0], taps[1], b[TAPS], spare, g):
+        status[0] = 1
+    if not is_null(bias):
+        for lane in range(used):
+            store(bias + lane * itemsize(yt), load(bias_sums + lane * itemsize(at), at), yt)
+
+
+@helper
 def _parts(begin, end, args):
     ft, yt, at, items, workers, scratch, areas, tables_of, splits, in_place, y, x, w, bias, status, g, b = args
     tools = pointer(tables_of, INT64)
@@ -150,58 +202,46 @@ def _parts(begin, end, args):
     window_steps(steps, in_place, g, b, size)
     channel = g[xs + 2] if in_place else b[CHANNEL] * size
     panels, taps = -(-per_k // b[PANEL]), per_c * b[TAPS]
+    parts = -(-panels // b[TOGETHER])
     configure_tiles(tools)
     for item in range(begin, end):
-        split, panel, group = item % splits, item // splits % panels, item // splits // panels
-        k = panel * b[PANEL]
-        used = min(per_k - k, b[PANEL])
-        tiles = -(-taps // b[GROUP])
+        split, first_panel, group = item % splits, item // splits % parts * b[TOGETHER], item // splits // parts
+        together, tiles = min(b[TOGETHER], panels - first_panel), -(-taps // b[GROUP])
         first, last = tiles * split // splits * b[GROUP], min(tiles * (split + 1) // splits * b[GROUP], taps)
         if last <= first:
             continue
         c, last_c = first // b[TAPS], (last - 1) // b[TAPS] + 1
         layer_step = b[IMAGES] * (last_c - c) * channel
         fill_taps(pointer(places, INT64), first, last, channel, layer_step, steps, g, b, spare)
-        y_k, x_c = y + (group * g[ys + 1] + k * g[ys + 2]), x + (group * g[xs + 1] + c * g[xs + 2])
+        x_c, groups = x + (group * g[xs + 1] + c * g[xs + 2]), -(-(last - first) // b[GROUP])
         summed = (split == 0) & (not is_null(bias))
-        clear(bias_sums, b[PANEL], at)
-        clear(panel_rows, (areas[SUMS] - areas[PANELS]) // size if used < b[PANEL] else 0, at)
+        kept = groups * b[GROUP] * width if b[BLOCKS] > 1 else 0  # sums of one block alone are written at once
+        clear(bias_sums, together * b[PANEL], at)
         if b[BLOCKS] == 0:
-            clear(sums, (last - first) * b[PANEL], at)
-        for block in range(b[BLOCKS]):
-            n = block_image(b, ndim, block)
-            image, source = g[xs] if in_place else (last_c - c) * channel, x_c + n * g[xs]
-            if in_place:
-                source = source + array_origin(g, b, block)
-            else:
-                pack_layers(tables_of, b[LAYERS], layer_step, slab, source, block, block_images(g, b, block), last_c - c, g, b)
-                source = slab
-            count = fill_places(pointer(pixels, INT64), b[STEP], image, steps, g, b, block)
-            rows = -(-count // b[STEP]) * b[STEP]
-            read_layers(tables_of, b[LAYERS], rows, panel_rows, width, used, y_k, block, count, g, b)
-            if summed:
-                if in_rows(ft):
-                    add_halves(bias_sums, panel_rows, count, b[PANEL], element(ft), at)
+            clear(sums, groups * b[GROUP] * b[PANEL], at)
+        for block in range(max(b[BLOCKS], 1)):
+            count, source = 0, x_c
+            if b[BLOCKS] > 0:
+                n = block_image(b, ndim, block)
+                image, source = g[xs] if in_place else (last_c - c) * channel, x_c + n * g[xs]
+                if in_place:
+                    source = source + array_origin(g, b, block)
                 else:
-                    add_rows(bias_sums, panel_rows, count, b[PANEL], at)
-            invoke(
-                tools[PRODUCT],
-                panel_rows,
-                source,
-                places,
-                sums,
-                -(-(last - first) // b[GROUP]),
-                count,
-                pixels,
-                width,
-                1 if block > 0 else 0,
-            )
-        w_k = w + (group * g[ws] + k * g[ws + 1])
-        if invoke(tools[WRITE_WEIGHTS], tools, sums, width, used, w_k, first, last, b[TAPS], slab, g):
-            status[0] = 1
-        if summed:
-            for lane in range(used):
-                store(bias + (group * per_k + k + lane) * itemsize(yt), load(bias_sums + lane * size, at), yt)
+                    pack_layers(tables_of, b[LAYERS], layer_step, slab, source, block, block_images(g, b, block), last_c - c, g, b)
+                    source = slab
+                count = fill_places(pointer(pixels, INT64), b[STEP], image, steps, g, b, block)
+            for panel in range(together):
+                k = (first_panel + panel) * b[PANEL]
+                used, sums_k, bias_k = min(per_k - k, b[PANEL]), sums + panel * kept, bias_sums + panel * width
+                if b[BLOCKS] > 0:
+                    y_k, on_y = y + (group * g[ys + 1] + k * g[ys + 2]), bias_k if summed else address(0)
+                    read_results(panel_rows, width, used, y_k, on_y, block, count, g, b, (ft, at), tables_of)
+                    resume = 1 if block > 0 else 0
+                    invoke(tools[PRODUCT], panel_rows, source, places, sums_k, groups, count, pixels, width, resume)
+                if block + 1 >= b[BLOCKS]:
+                    target = bias + (group * per_k + k) * itemsize(yt) if summed else address(0)
+                    w_k, span = w + (group * g[ws] + k * g[ws + 1]), (first, last)
+                    write_panel(sums_k, width, used, w_k, span, target, bias_k, slab, g, b, (yt, at), tools, status)
     release_tiles(tools)
 
 
@@ -210,7 +250,7 @@ def weight_tiles(
     ft: Tag, yt: Tag, at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, tools: Address,
     splits: int, in_place: int, y: Address, x: Address, w: Address, bias: Address, status: Address, g: Address, b: Address,
 ) -> None:  # fmt: skip
-    """The gradient of w from that of y and x: an item is a panel of output channels and a part of the taps.
+    """The gradient of w from that of y and x: an item is some panels of output channels and a part of the taps.
 
     `ft` is the dtype of the factors: that of the sums, or pairs of neighbouring pixels.
     `tools`: see `tools_for`, or a table for each layer; `bias`, if not 0, gets the gradient of a bias on y. `status` gets a 1 if a
@@ -235,12 +275,15 @@ class WeightsExecutor:
         shape, block, self._factor = layout.shape, layout.block, factor
         per_c, taps = problem.c // problem.groups, math.prod(problem.kernel)
         self._problem = problem
-        self._panels = problem.groups * -(-(problem.k // problem.groups) // shape.width)
+        self._parts = problem.groups * -(-(problem.k // problem.groups) // (shape.width * layout.together))
+        self._shares = layout.shares
         self._tiles = -(-per_c * taps // shape.positions)
         self._work = problem.flops / 2
         self._padded = problem.pad_mode == "zeros" and any(low > 0 or high > 0 for low, high in problem.padding)
         self._vectors = conv_vectors(problem, 0)
-        numbers = shape.width, shape.positions, taps, self._tiles * shape.positions, layout.layers, layout.step
+        numbers = (
+            shape.width, shape.positions, taps, self._tiles * shape.positions, layout.layers, layout.step, layout.together,
+        )  # fmt: skip
         self._block = block_vector(block, *numbers)
         self._areas = functools.cache(functools.partial(areas_of, problem, layout))
         # what the last pair of a row lacks is a zero of grad_y, beside whatever x has there
@@ -270,10 +313,10 @@ class WeightsExecutor:
         on_y = bool(bias) and self._sums_bias
         sums = np.empty(self._problem.k, w.dtype) if on_y else 0
         vector = self._vectors(x.strides, w.strides, y.strides)
-        splits = parts_for(self._panels, self._tiles, self._work)
+        splits = self._shares * parts_for(self._parts * self._shares, self._tiles // self._shares, self._work)
         status = np.zeros(1, np.uint8)
         run_with(
-            self._areas(splits), self._kernel, self._panels * splits, self._work, self._tools, splits, self._in_place, y, x, w,
+            self._areas(splits), self._kernel, self._parts * splits, self._work, self._tools, splits, self._in_place, y, x, w,
             sums, status, vector, self._block,
         )  # fmt: skip
         if status[0] and self.is_lost(y, x):
@@ -286,13 +329,14 @@ class WeightsExecutor:
 
 def areas_of(problem: ConvProblem, layout: Layout, splits: int = 1) -> Areas:
     """A worker's scratch memory, where the taps are shared by so many items."""
-    shape, block, in_place, layers, step = layout
+    shape, block, in_place, layers, step, together, _ = layout
     pixels = -(-block.tiles // step) * step
     item, taps = np_dtype(problem.acc_dtype).itemsize, math.prod(problem.kernel)
     tiles = -(-problem.c // problem.groups * taps // shape.positions)
     rounded, own = tiles * shape.positions, -(-tiles // splits) * shape.positions
     tables = 8 * (problem.ndim + taps + layers * rounded + pixels)
-    elements = layers * pixels * shape.width, own * shape.width, shape.width
+    kept = together if block.pieces > 1 else 1
+    elements = layers * pixels * shape.width, kept * own * shape.width, together * shape.width
     return Areas(
         tables,
         max(shape.lanes**2 * item, 0 if in_place else layers * slab_bytes(problem, block)),
@@ -321,24 +365,24 @@ class BlockedWeights(Implementation):
 
     def cost(self, problem: ConvProblem) -> float:
         """Products, those of unused lanes included; packing."""
-        shape, block, in_place, *_ = self.layout(problem)
+        layout = self.layout(problem)
+        shape, block, in_place, *_ = layout
         per_c, taps = problem.c // problem.groups, math.prod(problem.kernel)
         panels = problem.groups * -(-(problem.k // problem.groups) // shape.width)
         tiles = -(-per_c * taps // shape.positions)
         rate = host().pair_cycles if self.paired else 1
         products = panels * tiles * block.pieces * (block.tiles * tile_cycles(shape.vectors, shape.positions) * rate + 60)
-        packed = 0 if in_place else panels / problem.groups * pack_cycles(block, problem.c)
-        read = panels * block.pieces * block.pixels * shape.width * READ_CYCLES
+        packed = 0 if in_place else -(-panels // layout.together) / problem.groups * pack_cycles(block, problem.c)
+        read = panels * layout.shares * block.pieces * block.pixels * shape.width * READ_CYCLES
         cycles = products + packed + read + math.prod(problem.w_shape) * WRITE_CYCLES
         return CALL_SECONDS + 2e-6 + seconds(cycles, problem.flops / 2)
 
     def workspace(self, problem: ConvProblem) -> int:
         """For each thread a slab, grad_y of a block, sums and tables."""
         layout = self.layout(problem)
-        panels = max(1, problem.groups * -(-(problem.k // problem.groups) // layout.shape.width))
-        return max(
-            min(MAX_THREADS, panels * splits) * areas_of(problem, layout, splits).bytes for splits in range(1, MOST_PARTS + 1)
-        )
+        parts = max(1, problem.groups * -(-(problem.k // problem.groups) // (layout.shape.width * layout.together)))
+        counts = range(layout.shares, layout.shares * MOST_PARTS + 1, layout.shares)
+        return max(min(MAX_THREADS, parts * splits) * areas_of(problem, layout, splits).bytes for splits in counts)
 
     def build(self, problem: ConvProblem) -> WeightsExecutor:
         """The executor."""

@@ -93,7 +93,7 @@ class TiledWeights(BlockedWeights):
 
     def cost(self, problem: ConvProblem) -> float:
         """Products, those of what is added to fill tiles included; starts and ends of sums; gathering, packing, reading."""
-        shape, block, _, layers, _ = _layout(problem)
+        shape, block, _, layers, *_ = _layout(problem)
         per_c, per_k, taps = problem.c // problem.groups, problem.k // problem.groups, math.prod(problem.kernel)
         panels, tiles, steps = -(-per_k // shape.width), -(-per_c * taps // ROWS), -(-block.tiles // ROWS)
         # pairs are gathered by loads and a shuffle where they are neighbours

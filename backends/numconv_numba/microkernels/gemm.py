@@ -17,7 +17,7 @@ from numba.core import cgutils
 
 from numconv_numba.compiling.compiler import Address, Tag, intrinsic, kernel
 
-from .emit import Emitter, check_kinds, emitter_of, host, rolled
+from .emit import Emitter, check_kinds, emitter_of, rolled
 from .memory import Memory
 
 __all__ = ["Columns", "multiply"]
@@ -29,22 +29,19 @@ PIECES = 5
 """Pieces that are copied together: each takes a mask register and two general ones."""
 
 
-def _repeat(
-    builder: Any, count: Any, body: Callable[[Any], None], after: Callable[[Any], None] = lambda i: None, several: int = UNROLLED
-) -> None:
-    """body(i) for i < count, several in a turn: a loop's own additions compete with the multiply-adds for ports.
+def _repeat(builder: Any, count: Any, body: Callable[[Any], None], after: Callable[[Any], None] = lambda i: None) -> None:
+    """body(i) for i < count, `UNROLLED` in a turn: a loop's own additions compete with the multiply-adds for ports.
 
     At the end of a turn comes after(i) for each of its i.
     """
-    with rolled(builder, builder.sdiv(count, _i64(several))) as turn:
-        turns = [builder.add(builder.mul(turn, _i64(several)), _i64(i)) for i in range(several)]
+    with rolled(builder, builder.sdiv(count, _i64(UNROLLED))) as turn:
+        turns = [builder.add(builder.mul(turn, _i64(UNROLLED)), _i64(i)) for i in range(UNROLLED)]
         for each in (body, after):
             for i in turns:
                 each(i)
-    if several > 1:
-        rest = builder.srem(count, _i64(several))
-        with cgutils.for_range(builder, rest) as turn:
-            body(builder.add(builder.sub(count, rest), turn.index))
+    rest = builder.srem(count, _i64(UNROLLED))
+    with cgutils.for_range(builder, rest) as turn:
+        body(builder.add(builder.sub(count, rest), turn.index))
 
 
 class Columns:
@@ -142,7 +139,8 @@ class _Tiles:
     def add_term(self, w: Any, term: Any, places: list[Any], copies: Sequence[Any] = ()) -> None:
         """One term, whose pixels lie at these places, and are stored at those of the copies."""
         emit, builder = self.emit, self.builder
-        weights = emit.at(w, builder.mul(term, self.w_step))
+        # LLVM would keep a register for each channel of each term of a turn, and load those of the next one ahead
+        weights = emit.opaque(emit.at(w, builder.mul(term, self.w_step)), now=True)
         pixels = list(map(emit.load, places))
         for pixel, copy in zip(pixels, copies, strict=False):
             emit.store(pixel, copy)
@@ -161,41 +159,36 @@ class _Tiles:
         offset = self.emit.offset(self.columns.offsets, term)
         return [self.emit.at(source, offset) for source in self.sources]
 
-    def following(self, tile: Any) -> tuple[Any, Any]:
-        """The place of what a tile fetches in x, which is read after this panel, and a mask: of all its terms, or the first alone.
+    def add_terms(self, w: Any, tile: Any) -> None:
+        """All terms, of a panel that is full or from x itself; the first tiles fetch what is read after this panel.
 
-        Each of the first tiles fetches a line of every term.
+        Each of those fetches a line of every term. The others are spared the look for it: loads compete with those of factors.
         """
         emit, builder = self.emit, self.builder
         lines = _i64(self.vectors * emit.width // _LINE + 1)
         some = builder.and_(builder.icmp_signed("!=", self.ahead, _i64(0)), builder.icmp_signed("<", tile, lines))
         step = builder.select(some, builder.add(self.ahead, emit.times(tile, _LINE)), _i64(0))
-        return emit.at(self.sources[0], step), builder.sext(some, _i64)
-
-    def add_terms(self, w: Any, tile: Any) -> None:
-        """All terms, of a panel that is full or from x itself, while what follows is fetched."""
-        emit, builder, (place, mask) = self.emit, self.builder, self.following(tile)
+        place = emit.at(self.sources[0], step)
 
         def fetch(term: Any) -> None:
             emit.prefetch(emit.at(place, emit.offset(self.columns.offsets, term)), write=False, level=2)
 
+        def copied(term: Any) -> None:
+            self.add_term(w, term, self.in_panel(term))
+
+        def direct(term: Any) -> None:
+            self.add_term(w, term, self.in_source(term), self.in_panel(term))
+
         # the first tile copies what it reads: its loads and stores take their turns beside the multiply-adds
         copies = builder.and_(self.filling, builder.icmp_signed("==", tile, _i64(0)))
-        with builder.if_else(copies) as (direct, copied):
-            with direct:
-                # LLVM loads the pixels of all terms of a turn ahead
-                held = self.vectors * (self.channels + UNROLLED) + 2
-                several = UNROLLED if held <= host().registers else 1
-                _repeat(
-                    builder, self.terms, lambda term: self.add_term(w, term, self.in_source(term), self.in_panel(term)),
-                    fetch, several,
-                )  # fmt: skip
-            with copied:
-                # nothing of x that is copied already
-                _repeat(
-                    builder, self.terms, lambda term: self.add_term(w, term, self.in_panel(term)),
-                    lambda term: fetch(builder.and_(term, mask)),
-                )  # fmt: skip
+        with builder.if_else(copies) as (first, other):
+            with first:
+                _repeat(builder, self.terms, direct, fetch)
+            with other, builder.if_else(some) as (fetching, plain):
+                with fetching:
+                    _repeat(builder, self.terms, copied, fetch)
+                with plain:
+                    _repeat(builder, self.terms, copied)
 
     def write(self, y: Any, bias: Any) -> None:
         """To y with bias and activation; whole vectors without masks."""
