@@ -43,7 +43,12 @@ def test_pieces_cover_images_and_windows_once():
 
 
 @pytest.mark.parametrize(
-    ("x_shape", "w_shape", "stride"), [((1, 1, 32000), (1026, 1, 1024), 256), ((4, 1, 16000), (512, 1, 16), 8)]
+    ("x_shape", "w_shape", "stride"),
+    [
+        ((1, 1, 32000), (1026, 1, 1024), 256),
+        ((4, 1, 16000), (512, 1, 16), 8),
+        ((1, 1, 160000), (201, 1, 400), 160),  # ten seconds: working memory does not grow with their length
+    ],
 )
 def test_chosen_for_decoders_of_sound(x_shape, w_shape, stride):
     assert nc.plan("conv_input_grad", x_shape, w_shape, np.float32, stride=stride).algorithm == "col2im"

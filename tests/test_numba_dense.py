@@ -153,6 +153,7 @@ def test_panels_across_images(geometry, activation, rng):
         "n2 c3 k11 g1 in31x37 w3x3 s2 p1 d1",  # the last lines are fewer, the last channels overlap others
         "n1 c4 k6 g2 in7x9x20 w2x3x3 s1 p1 d1",
         "n1 c2 k9 g1 in12x50 w4x4 s4 p0 d1",
+        "n2 c2 k11 g1 in500 w10 s5 p3 d1",  # single pixels, stored as one line
     ],
 )
 def test_lines_that_are_stored_while_others_are_computed(geometry, together, rng, monkeypatch):
@@ -161,7 +162,7 @@ def test_lines_that_are_stored_while_others_are_computed(geometry, together, rng
 
     def forced(problem, tile, block):
         width = tile.vectors * tile.lanes
-        pixels = (together - 1) * block.pitch[-1] + block.size[-1]
+        pixels = (together - 1) * block.pitch[-1] + block.size[-1] if problem.ndim > 1 else together
         return known(problem, tile, block)._replace(together=together, row=-(-pixels // width) * width)
 
     monkeypatch.setattr(register_tile, "lines_for", forced)
@@ -182,7 +183,9 @@ def test_lines_of_few_terms_are_stored_together():
     """Where products take long beside that, all lines of a block are computed before."""
     first = parse("conv forward f16 n1 c3 k32 g1 in224x224 w3x3 s2 p1 d1")
     deep = parse("conv forward f32 n1 c256 k32 g1 in58x58 w3x3 s1 p0 d1")
-    assert 0 < register_tile._layout(first).lines.together < register_tile._layout(first).block.size[0]
+    sound = parse("conv forward f32 n1 c1 k512 g1 in48000 w10 s5 p0 d1")
+    for few in (first, sound):
+        assert 0 < register_tile._layout(few).lines.together < register_tile._layout(few).block.size[0]
     assert register_tile._layout(deep).lines.together == 0
 
 

@@ -14,7 +14,7 @@ from numconv_numba.activations import ACTIVATIONS
 from numconv_numba.direct import Direct
 from numconv_numba.geometry import conv_vectors
 
-from .patches import MOVED_SECONDS, PATCH_SECONDS, Moves, is_patchwise, patch_products, product_weights
+from .patches import MOVED_SECONDS, PATCH_SECONDS, Moves, is_patchwise, kept_arrays, patch_products, product_weights
 
 __all__ = [
     "Adjoint",
@@ -289,7 +289,7 @@ class Patches(Adjoint):
             fill(x, bias, self._problem.activation)
         for first in range(0, self._problem.n, max(self._images, 1)):
             some = slice(first, min(first + self._images, self._problem.n))
-            products = np.empty(patch_products(self._problem).replace(n=some.stop - first).y_shape, x.dtype)
+            (products,) = kept_arrays(x.dtype, patch_products(self._problem).replace(n=some.stop - first).y_shape)
             executors[some.stop - first]((products,), (y[some], *shift))
             self._moves(x[some], products)
 

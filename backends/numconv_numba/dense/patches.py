@@ -16,8 +16,9 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from numconv.plugin import ConvProblem, np_dtype
+from numconv_numba.threads import Kept
 
-__all__ = ["MOVED_SECONDS", "PATCH_SECONDS", "Moves", "is_patchwise", "patch_products", "product_weights"]
+__all__ = ["MOVED_SECONDS", "PATCH_SECONDS", "Moves", "is_patchwise", "kept_arrays", "patch_products", "product_weights"]
 
 WIDE_STRIDE = 4
 """Along a row: phases of less hold pixels enough for vectors, and are stored where they belong."""
@@ -27,6 +28,18 @@ MOVED_SECONDS = 1e-9
 """Of moving an element by one thread."""
 PATCH_SECONDS = 2e-5
 """Of the moves themselves."""
+
+
+_kept = Kept()
+
+
+def kept_arrays(dtype: Any, *shapes: tuple[int, ...]) -> list[Any]:
+    """Arrays in memory that is kept from call to call, since fresh memory costs a page fault every 4 KiB; the next ones replace them."""
+    sizes = [math.prod(shape) * dtype.itemsize for shape in shapes]
+    starts = [0, *itertools.accumulate(-(-size // 64) * 64 for size in sizes)]
+    memory = _kept.take(starts[-1])
+    parts = (memory[start : start + size] for start, size in zip(starts, sizes, strict=False))
+    return [part.view(dtype).reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def _extent(problem: ConvProblem, axis: int) -> int:

@@ -141,31 +141,33 @@ class Lines(NamedTuple):
 
 def lines_for(problem: ConvProblem, tile: Tile, block: Block) -> Lines:
     """Lines whose sums stay in the first-level cache, if that is worth the pixels beyond their end, which tiles compute in vain."""
-    width, item = tile.vectors * tile.lanes, np_dtype(problem.acc_dtype).itemsize
-    lines, planes = block.size[-2:-1], math.prod(block.size[:-2])
+    width, item, planes = tile.vectors * tile.lanes, np_dtype(problem.acc_dtype).itemsize, math.prod(block.size[:-2])
+    # in one dimension they are single pixels, without any between them
+    lines, columns, step = (block.size[-2], block.size[-1], block.pitch[-1]) if problem.ndim > 1 else (block.size[0], 1, 1)
     apart = problem.layout == "channels_last" and problem.k > 1  # see `moved_cycles`
     stored = 0.0 if apart else tile.channels * math.prod(block.size) * item / 4
     whole = Lines(0, 0, stored * LINE_CYCLES + (planes - 1) * PLANE_CYCLES)
-    per_c, step = problem.c // problem.groups, block.pitch[-1]
-    if not lines or chunk_for(problem, tile) < per_c or apart:
+    per_c = problem.c // problem.groups
+    if chunk_for(problem, tile) < per_c or apart:
         return whole
     terms = per_c * math.prod(problem.kernel)
     each = terms * tile.channels / 2 / tile.lanes * tile_share(tile.vectors, tile.channels)
 
     def pixels(count: int) -> int:
-        return -(-((count - 1) * step + block.size[-1]) // width) * width if count else 0
+        return -(-((count - 1) * step + columns) // width) * width if count else 0
 
     def option(count: int) -> Lines:
-        groups, left = divmod(lines[0], count)
-        beyond = groups * pixels(count) + pixels(left) - lines[0] * step
+        groups, left = divmod(lines, count)
+        beyond = groups * pixels(count) + pixels(left) - lines * step
         calls = (groups + (left > 0)) * GROUP_CYCLES
         return Lines(count, pixels(count), stored * NEAR_CYCLES + planes * (beyond * each + calls))
 
-    most = host().resident * 2 // 3 // (tile.channels * item * step)
-    found = [whole, *map(option, range(1, min(most, lines[0]) + 1))]
-    if can_place(problem, tile, block):
+    most = min(host().resident * 2 // 3 // (tile.channels * item * step), lines)
+    counts = range(1, most + 1) if problem.ndim > 1 else {max(most if most == lines else most // width * width, 1)}
+    found = [whole, *map(option, counts)]
+    if problem.ndim > 1 and can_place(problem, tile, block):
         vectors = -(-math.prod(block.size[:-1]) * -(-block.size[-1] // tile.lanes) // tile.vectors) * tile.vectors
-        beyond = vectors * tile.lanes - planes * lines[0] * step
+        beyond = vectors * tile.lanes - planes * lines * step
         tiles = -(-(problem.k // problem.groups) // tile.channels)
         placed = vectors * (tile.channels * PLACED_CYCLES + PLACE_CYCLES / tiles)
         found.append(Lines(PLACED, vectors, placed + beyond * each))
@@ -259,7 +261,8 @@ def finish_lines(slab, x_taps, w, w_taps, sums, pixels, bias, y, group, k, skip,
     """What `multiply_block` and `finish_block` do for the channels of a tile from k on, the first `skip` of which are not written.
 
     For y whose rows are neighbours in memory, and no activation but relu. Lines whose sums stay in the first-level cache are
-    computed and stored together, if the block has a number of those; else all sums are there, `pixels` for a channel.
+    computed and stored together, if the block has a number of those; else all sums are there, `pixels` for a channel. In one
+    dimension lines are single pixels, and those that follow each other are stored as one.
     """
     ndim, ys, size, axis = g[DIMS], part(g, PARTS + 2), itemsize(at), g[DIMS] - 1
     lines, planes, bad = 1, 1, 0
@@ -271,8 +274,10 @@ def finish_lines(slab, x_taps, w, w_taps, sums, pixels, bias, y, group, k, skip,
     new = k + skip
     shift = bias if is_null(bias) else bias + (group * g[PER_K] + new) * size
     corner = block_start(b, ndim, block, axis) * itemsize(yt) + new * g[ys + 2]
-    outer = step
-    if ndim > 1:
+    outer, flat = step, ndim == 1
+    if flat:
+        lines, columns, step, y_line = columns, 1, 1, itemsize(yt)
+    else:
         outer *= axis_entry(b, ndim, B_PITCH, axis - 1)
         y_line = g[ys + 2 + axis]
         corner += block_start(b, ndim, block, axis - 1) * y_line
@@ -290,8 +295,8 @@ def finish_lines(slab, x_taps, w, w_taps, sums, pixels, bias, y, group, k, skip,
             else:
                 source = source + start * size
             bad |= invoke(
-                tools[LINES], source, row, step * size, b[CHANNELS] - skip, count, columns, shift, g[OPTION], target, g[ys + 2],
-                y_line,
+                tools[LINES], source, row, step * size, b[CHANNELS] - skip, 1 if flat else count, count if flat else columns, shift,
+                g[OPTION], target, g[ys + 2], y_line,
             )  # fmt: skip
     return bad != 0
 

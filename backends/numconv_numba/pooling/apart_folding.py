@@ -27,13 +27,15 @@ __all__ = ["ApartFold", "chunk_bytes", "folds_apart"]
 
 CHUNK = 1 << 13
 """Elements of a transposed chunk, at least those of one window: they stay in the first-level cache."""
+STRETCH = 2
+"""Chunks of an item, a part of a row of x: windows that reach several items are transposed for each."""
 MAX_ROWS = 1 << 16
 """Rows of x with all taps that read them, whose places are kept in a table."""
 
-# The driver's vector: channels, rows of x, their size; the taps of a row, its windows, those of a chunk; stride, low padding; the
-# byte strides (n, row) of the columns and their rows a channel; entries of a row of x in the table: how many, then for each the
-# columns' row, and the position in it.
-CHANNELS, ROWS, SIZE, TAPS, WINDOWS, TOGETHER, STRIDE, LOW, N, ROW, COLUMNS, ENTRIES, TABLE = range(13)
+# The driver's vector: channels, rows of x, their size, and that of an item; the taps of a row, its windows, those of a chunk; stride,
+# low padding; the byte strides (n, row) of the columns and their rows a channel; entries of a row of x in the table: how many, then
+# for each the columns' row, and the position in it.
+CHANNELS, ROWS, SIZE, STEP, TAPS, WINDOWS, TOGETHER, STRIDE, LOW, N, ROW, COLUMNS, ENTRIES, TABLE = range(14)
 
 
 @helper
@@ -46,11 +48,15 @@ def add_stretch(target, source, count, dtype):
 
 
 @helper
-def add_windows(target, source, chunk, tool, g, dtype):
-    """Add to a row of x what its windows have in one row of their taps; the last windows first, for the order of the taps."""
+def add_windows(target, begin, end, source, chunk, tool, g, dtype):
+    """Add to the elements begin .. end of a row of x what windows have in one row of their taps.
+
+    The last windows come first, for the order of the taps.
+    """
     stride, item = g[STRIDE], itemsize(dtype)
-    for last in range(g[WINDOWS], 0, -g[TOGETHER]):
-        first = max(last - g[TOGETHER], 0)
+    least, most = max((begin + g[LOW] - g[TAPS]) // stride + 1, 0), min((end - 1 + g[LOW]) // stride + 1, g[WINDOWS])
+    for last in range(most, least, -g[TOGETHER]):
+        first = max(last - g[TOGETHER], least)
         for tap in range(0, g[TAPS], stride):
             width = min(stride, g[TAPS] - tap)
             if width < stride:
@@ -58,7 +64,7 @@ def add_windows(target, source, chunk, tool, g, dtype):
             taps = source + (tap * g[ROW] + first * item)
             invoke(tool, taps, g[ROW], width, last - first, address(0), 0, chunk, stride * item)
             start = first * stride + tap - g[LOW]
-            low, high = max(start, 0), min(start + (last - first - 1) * stride + width, g[SIZE])
+            low, high = max(start, begin), min(start + (last - first - 1) * stride + width, end)
             add_stretch(target + low * item, chunk + (low - start) * item, high - low, dtype)
 
 
@@ -67,20 +73,23 @@ def _fold(begin, end, args):
     dtype, tool, columns, x, vector = args
     g = pointer(vector, INT64)
     buffer = scratch(g[TOGETHER] * g[STRIDE] * itemsize(dtype))
+    parts = -(-g[SIZE] // g[STEP])
     for item in range(begin, end):
-        row, channel = item % g[ROWS], item // g[ROWS]
+        line, first = item // parts, item % parts * g[STEP]
+        row, channel, last = line % g[ROWS], line // g[ROWS], min(first + g[STEP], g[SIZE])
         source = columns + (channel // g[CHANNELS] * g[N] + channel % g[CHANNELS] * g[COLUMNS] * g[ROW])
-        target, entry = x + item * g[SIZE] * itemsize(dtype), TABLE + row * g[ENTRIES]
-        fill(target, g[SIZE], zero(dtype), dtype)
+        target, entry = x + line * g[SIZE] * itemsize(dtype), TABLE + row * g[ENTRIES]
+        fill(target + first * itemsize(dtype), last - first, zero(dtype), dtype)
         for number in range(g[entry]):
             place = entry + 1 + 2 * number
-            add_windows(target, source + (g[place] * g[ROW] + g[place + 1] * itemsize(dtype)), memory(buffer), tool, g, dtype)
+            taps = source + (g[place] * g[ROW] + g[place + 1] * itemsize(dtype))
+            add_windows(target, first, last, taps, memory(buffer), tool, g, dtype)
     keep(buffer)
 
 
 @kernel
 def fold(dtype: Tag, region: int, workers: int, items: int, tool: int, columns: Address, x: Address, g: Address) -> None:
-    """x from columns, whose chunks `tool` transposes: an item is a row of x."""
+    """x from columns, whose chunks `tool` transposes: an item is a part of a row of x."""
     parallel_for(region, workers, items, _fold, (dtype, tool, columns, x, g))
 
 
@@ -102,6 +111,11 @@ def chunk_bytes(problem: WindowProblem) -> int:
 def _together(problem: WindowProblem) -> int:
     """The windows of a chunk."""
     return min(problem.output[-1], max(1, CHUNK // problem.stride[-1]))
+
+
+def _step(problem: WindowProblem) -> int:
+    """Elements of an item."""
+    return STRETCH * _together(problem) * problem.stride[-1]
 
 
 def _table(problem: WindowProblem) -> np.ndarray[Any, Any]:
@@ -127,7 +141,7 @@ class ApartFold:
     def __init__(self, problem: WindowProblem):
         self._problem, self._table = problem, _table(problem)
         self._tool = transpose.address(lanes_of(problem.dtype), (problem.dtype, problem.dtype))
-        items = problem.n * problem.c * len(self._table)
+        items = problem.n * problem.c * len(self._table) * -(-problem.spatial[-1] // _step(problem))
         self._run = functools.partial(run, fold.specialise(problem.dtype), items, 3 * problem.bytes)
         self._vectors = functools.lru_cache(maxsize=8)(self._vector)
 
@@ -144,7 +158,7 @@ class ApartFold:
     def _vector(self, strides: tuple[int, ...]) -> np.ndarray[Any, Any]:
         problem, table = self._problem, self._table
         head = [
-            problem.c, len(table), problem.spatial[-1], problem.window[-1], problem.output[-1], _together(problem),
+            problem.c, len(table), problem.spatial[-1], _step(problem), problem.window[-1], problem.output[-1], _together(problem),
             problem.stride[-1], problem.padding[-1][0], strides[0], strides[1], math.prod(problem.window), table.shape[1],
         ]  # fmt: skip
         return np.concatenate([np.array(head, np.int64), table.ravel()])

@@ -101,8 +101,10 @@ class VectorWindows(Implementation):
         """For each thread, to fold, the lists of the rows of a plane, or a chunk of the taps of a row."""
         if problem.op != "fold":
             return MAX_THREADS * 256
-        lists = problem.spatial[-2:][0] * (ROW_ENTRY * (math.prod(problem.window[:-1]) + 1))
-        return MAX_THREADS * (max(lists, chunk_bytes(problem)) + 256)
+        if not gathered_in_vectors(problem):
+            return MAX_THREADS * (chunk_bytes(problem) + 256)
+        lists = math.prod(problem.spatial[-2:-1]) * ROW_ENTRY * (math.prod(problem.window[:-1]) + 1)
+        return MAX_THREADS * (lists + 256)
 
     def build(self, problem: WindowProblem) -> _Executor:
         """The executor."""

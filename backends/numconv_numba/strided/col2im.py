@@ -21,7 +21,7 @@ from numconv.plugin import ConvProblem, Implementation, Verdict, WindowProblem, 
 from numconv_numba.dense.base import with_weights
 from numconv_numba.dense.blocked import CALL_SECONDS, Blocked
 from numconv_numba.dense.implicit_gemm import ImplicitGemm
-from numconv_numba.dense.patches import patch_products, product_weights
+from numconv_numba.dense.patches import kept_arrays, patch_products, product_weights
 from numconv_numba.depthwise.depthwise import is_scattered
 from numconv_numba.direct import MEASURED_ERROR
 from numconv_numba.pooling.vector_windows import VectorWindows
@@ -140,10 +140,10 @@ class _Executor:
             x[...] = 0
         with np.errstate(invalid="ignore", over="ignore"):
             for images, windows, places, product, fold in self._pieces:
-                columns = np.empty(product.y_shape, x.dtype)
-                products[product]((columns,), (y[images, :, windows],))
                 target = x[images, :, places]
-                sums = target if self._whole else np.empty(fold.x_shape, x.dtype)
+                columns, *added = kept_arrays(x.dtype, product.y_shape, *([] if self._whole else [fold.x_shape]))
+                products[product]((columns,), (y[images, :, windows],))
+                sums = target if self._whole else added[0]
                 self._folds[fold]((sums,), (columns.reshape(fold.y_shape),))
                 if not self._whole:
                     target += sums

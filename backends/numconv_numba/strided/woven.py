@@ -100,7 +100,7 @@ class Woven(Implementation):
 
     def workspace(self, problem: ConvProblem) -> int:
         """For each thread the lists of the rows of a plane; the weights with their heads."""
-        lists = problem.spatial[-2:][0] * ROW_ENTRY * (math.prod(problem.kernel[:-1]) + 1)
+        lists = math.prod(problem.spatial[-2:-1]) * ROW_ENTRY * (math.prod(problem.kernel[:-1]) + 1)
         return MAX_THREADS * (lists + 256) + problem.c * (HEAD + math.prod(problem.kernel)) * np_dtype(problem.dtype).itemsize
 
     def build(self, problem: ConvProblem) -> _Executor:
