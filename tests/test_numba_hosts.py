@@ -60,20 +60,22 @@ def test_tiles_fit_the_registers(host_of, name):
 @pytest.mark.parametrize(
     ("name", "width", "registers", "kibibytes"),
     [
-        ("haswell", 32, 16, 32),
-        ("znver3", 32, 16, 32),
-        ("alderlake", 32, 16, 48),
-        ("skylake-avx512", 64, 32, 32),
-        ("znver4", 64, 32, 32),
-        ("sapphirerapids", 64, 32, 48),
-        ("nehalem", 16, 16, 32),
-        ("neoverse-n1", 16, 32, 32),
+        ("haswell", 32, 16, (32, 256)),
+        ("znver3", 32, 16, (32, 512)),
+        ("alderlake", 32, 16, (48, 1024)),
+        ("skylake-avx512", 64, 32, (32, 1024)),
+        ("znver4", 64, 32, (32, 1024)),
+        ("sapphirerapids", 64, 32, (48, 1024)),
+        ("nehalem", 16, 16, (32, 256)),
+        ("neoverse-n1", 16, 32, (32, 1024)),
     ],
 )
 def test_vectors_and_caches(host_of, name, width, registers, kibibytes):
     host = host_of(name)
-    assert (host.width, host.registers, host.first_level) == (width, registers, kibibytes * 1024)
+    first, second = (size * 1024 for size in kibibytes)
+    assert (host.width, host.registers, host.first_level, host.second_level) == (width, registers, first, second)
     assert 0 < host.resident < host.first_level
+    assert host.near(3 * 2**18) * 4 == 3 * second
 
 
 def test_narrow_vectors_cross_fewer_lines_and_cost_less(host_of):

@@ -40,6 +40,26 @@ def test_inner_products_keep_the_contract(text, integer, rng):
     check(problem, "numba", "inner_product", rng=rng, integer=integer)
 
 
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_any_number_of_columns_is_cut_into_tiles(dtype, rng):
+    for count in range(1, 16):
+        problem = parse(f"conv forward {dtype} n{count} c37 k13 g1 in1x1 w1x1 s1 p0 d1")
+        check(problem, "numba", "inner_product", rng=rng, integer=count % 2 == 1)
+
+
+def test_rows_together_fit_the_second_level_cache(monkeypatch, rng):
+    problem = parse("conv forward f32 n1 c96 k101 g1 in9x8 w3x3 s1 p1 d1")
+    for size in (1024 * 1024, 512 * 1024, 64 * 1024):
+        small = inner_product.host()._replace(second_level=size)
+        monkeypatch.setattr(inner_product, "host", lambda small=small: small)
+        inner_product._layout.cache_clear()
+        together, chunk = inner_product._rows_of(problem), inner_product._layout(problem).chunk
+        assert together in (inner_product.LEAST_ROWS, inner_product.ROWS) or together * chunk * 4 <= size
+        check(problem, "numba", "inner_product", rng=rng, integer=True)
+    inner_product._layout.cache_clear()
+    assert together == inner_product.LEAST_ROWS
+
+
 @pytest.mark.parametrize("change", [{"layout": "channels_last"}, {"flip": True}, {"pad_mode": "reflect"}], ids=str)
 def test_windows_in_any_order_keep_the_contract(change, rng):
     problem = parse("conv forward f32 n2 c18 k7 g1 in5x6 w3x3 s2x1 p1 d1").replace(**change)
@@ -117,7 +137,7 @@ def test_sums_are_added_across_narrower_vectors(tmp_path):
         "    check(parse('conv forward ' + text), 'numba', 'inner_product', rng=np.random.default_rng(1))\n"
     )
     environment = os.environ | {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma", "NUMCONV_CACHE_DIR": str(tmp_path)}
-    texts = [text for text in ROWS if "c33" in text or "c37" in text]
+    texts = [text for text in ROWS if "c33" in text or "c37" in text or "c2100" in text]
     done = subprocess.run([sys.executable, "-c", script, *texts], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

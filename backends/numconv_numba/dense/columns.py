@@ -9,10 +9,10 @@ from numconv_numba.geometry import DILATION, DIMS, FLIPPED, LOW, MODE, OUTPUT, P
 from numconv_numba.rows import outer_source
 from numconv_numba.scalar import address, load, store, zero
 
-__all__ = ["CHANNELS", "IMAGES", "READY", "WINDOWS", "even_run", "fill_columns", "image_size", "line_offset", "step_of"]
+__all__ = ["CHANNELS", "IMAGES", "READY", "TAPS", "WINDOWS", "even_run", "fill_columns", "image_size", "line_offset", "step_of"]
 
-# What columns are: images as they lie, the channels of pixels, windows; or gathered before.
-IMAGES, CHANNELS, WINDOWS, READY = range(4)
+# What columns are: images as they lie, the channels of pixels, windows, of which rows are copied, or elements; or gathered before.
+IMAGES, CHANNELS, WINDOWS, TAPS, READY = range(5)
 TOGETHER = 32
 """Channels whose windows are gathered together: what they are read from stays in the first-level cache from row to row."""
 
@@ -118,12 +118,15 @@ def gather_taps(panel, x, q, taps, g, at):
 
 
 @helper
-def gather_windows(panel, pitch, x, first, count, g, tools, at):
-    """The columns of pixels first .. first + count, ``[pixel][channel][tap]``; x at the group's first channel."""
+def gather_windows(panel, pitch, in_rows, x, first, count, g, tools, at):
+    """The columns of pixels first .. first + count, ``[pixel][channel][tap]``; x at the group's first channel.
+
+    `in_rows`: rows of a window that lie in one piece are copied so.
+    """
     xs, inner, taps, image = part(g, PARTS), g[DIMS] - 1, 1, image_size(g)
     for axis in range(g[DIMS]):
         taps *= g[part(g, WINDOW) + axis]
-    in_rows = (g[part(g, DILATION) + inner] == 1) & (g[part(g, FLIPPED) + inner] == 0) & (g[MODE] == 0)
+    in_rows &= (g[part(g, DILATION) + inner] == 1) & (g[part(g, FLIPPED) + inner] == 0) & (g[MODE] == 0)
     for one in range(count):
         n, q, target = (first + one) // image, (first + one) % image, panel + one * pitch
         if in_rows & (g[xs + 3 + inner] == itemsize(at)):
@@ -147,7 +150,7 @@ def fill_columns(panel, pitch, kind, x, first, count, terms, g, tools, at):
     """The columns of pixels first .. first + count, `pitch` bytes apart; x at the group's first channel."""
     if kind == IMAGES:
         copy_images(panel, pitch, x, first, count, terms, g, at)
-    elif kind == WINDOWS:
-        gather_windows(panel, pitch, x, first, count, g, tools, at)
+    elif (kind == WINDOWS) | (kind == TAPS):
+        gather_windows(panel, pitch, kind == WINDOWS, x, first, count, g, tools, at)
     else:
         gather(panel, pitch, x, first, count, g, tools, at)

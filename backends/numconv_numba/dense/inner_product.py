@@ -33,7 +33,7 @@ from numconv_numba.tools import dot_tools
 
 from .base import accumulated, is_padded, redo
 from .blocked import CALL_SECONDS, Blocked, parts_for, seconds
-from .columns import CHANNELS, IMAGES, READY, WINDOWS, even_run, fill_columns, image_size, line_offset, step_of
+from .columns import CHANNELS, IMAGES, READY, TAPS, WINDOWS, even_run, fill_columns, image_size, line_offset, step_of
 from .panels import is_not_finite
 
 __all__ = ["STREAM_BYTES", "InnerProduct", "copied_bytes", "in_order", "is_beyond_copying", "is_connected", "lies_in_order"]
@@ -44,6 +44,8 @@ BLOCK_PIXELS = 128
 ROWS, LEAST_ROWS = 96, 24
 """Output channels that pass over a block together, so that columns come into the first-level cache for many of them, and those that
 are worth an item: whole tiles of any shape."""
+ROW_BYTES = 384 * 1024
+"""Of the weights of these channels in a pass: with the columns they stay in the second-level cache from tile to tile."""
 SUM_CYCLES = 1.5
 """Of adding up the lanes of a sum."""
 COPIED_BYTES = 16 * 1024 * 1024
@@ -52,8 +54,8 @@ STREAM_BYTES = 20
 """Of weights that come from memory, or a cache that all share, in a cycle."""
 GATHER_CYCLES, GATHER_APART_CYCLES = 0.6, 2.0
 """Of an element of a column, from pixels that are neighbours or lie apart."""
-ROW_CYCLES, TAP_CYCLES = 3.0, 4.0
-"""Of a vector of a row of a window, and of an element that lies apart from its neighbours."""
+ROW_CYCLES, TAP_CYCLES, FEW_CYCLES = 3.0, 4.0, 2.0
+"""Of a vector of a row of a window, of an element that lies apart from its neighbours, and of one of few that do not."""
 COLUMN_CYCLES, WINDOW_CYCLES = 15, 190
 """Of the start of a column, and of one that holds a window."""
 
@@ -78,14 +80,28 @@ def _even(whole: int, most: int, unit: int) -> int:
     return -(-whole // (parts * unit)) * unit
 
 
+def _most_positions() -> int:
+    """Of a tile: one of an odd number stands in for the last two."""
+    return host().dot_tiles[0][0] & ~1
+
+
 @functools.lru_cache(maxsize=256)
 def _layout(problem: ConvProblem) -> _Layout:
     item, lanes = np_dtype(problem.dtype).itemsize, lanes_of(problem.dtype)
     pixels, terms = problem.n * math.prod(problem.output), problem.c // problem.groups * math.prod(problem.kernel)
-    most = host().dot_tiles[0][0] & ~1  # a tile of an odd number stands in for the last two
+    most = _most_positions()
     block = _even(pixels, max(most, min(BLOCK_PIXELS, PANEL_BYTES // (max(terms, 1) * item))), 1)
     chunk = _even(terms, max(lanes, host().resident // (min(most, max(pixels, 1)) * item)), lanes)
     return _Layout(pixels, min(block, pixels), terms, chunk)
+
+
+def _rows_of(problem: ConvProblem) -> int:
+    """Output channels that pass over a block together."""
+    layout = _layout(problem)
+    if layout.block <= _most_positions():  # a single tile: weights come once
+        return ROWS
+    held = host().near(ROW_BYTES) // (layout.chunk * np_dtype(problem.dtype).itemsize)
+    return max(LEAST_ROWS, min(ROWS, held // LEAST_ROWS * LEAST_ROWS))
 
 
 def is_connected(problem: ConvProblem) -> bool:
@@ -96,7 +112,7 @@ def is_connected(problem: ConvProblem) -> bool:
 
 
 # A block's own numbers.
-PIXELS, BLOCK, BLOCKS, TERMS, CHUNK, PITCH = range(6)
+PIXELS, BLOCK, BLOCKS, TERMS, CHUNK, PITCH, TOGETHER = range(7)
 SHARED_TERMS = 8192
 """Of all columns: fewer are gathered by each thread for itself sooner than they wait for each other."""
 UINT8 = Tag("uint8")
@@ -160,8 +176,8 @@ def _blocks(begin, end, args):
                 where = item // splits
                 fill_columns(panel, step, columns_of, columns, first, count, b[TERMS], g, tools, at)
             columns = panel
-        for k in range(per_k * split // splits, per_k * (split + 1) // splits, ROWS):
-            rows = min(ROWS, per_k * (split + 1) // splits - k)
+        for k in range(per_k * split // splits, per_k * (split + 1) // splits, b[TOGETHER]):
+            rows = min(b[TOGETHER], per_k * (split + 1) // splits - k)
             for term in range(0, b[TERMS], b[CHUNK]):
                 passed = min(b[CHUNK], b[TERMS] - term)
                 w_k = w + (group * g[ws] + k * g[ws + 1] + term * size)
@@ -205,7 +221,12 @@ def _columns_of(problem: ConvProblem) -> int:
     """The kind of columns that x has."""
     if is_connected(problem) and not any(map(any, problem.padding)):
         return IMAGES
-    return WINDOWS if math.prod(problem.kernel) > 1 or any(map(any, problem.padding)) else CHANNELS
+    if math.prod(problem.kernel) == 1 and not any(map(any, problem.padding)):
+        return CHANNELS
+    # to store a few lanes may take longer than to store them one by one
+    item = np_dtype(problem.dtype).itemsize
+    few = problem.kernel[-1] < lanes_of(problem.dtype)
+    return TAPS if few and not host().masks(item, write=True) else WINDOWS
 
 
 def _gather_cycles(problem: ConvProblem) -> float:
@@ -217,6 +238,8 @@ def _gather_cycles(problem: ConvProblem) -> float:
         return GATHER_CYCLES if first and problem.stride[-1] == 1 else GATHER_APART_CYCLES
     window = problem.kernel[-1]
     in_rows = first and problem.dilation[-1] == 1 and not problem.flip and problem.pad_mode == "zeros"
+    if kind == TAPS and in_rows:
+        return FEW_CYCLES
     return ROW_CYCLES * -(-window // lanes_of(problem.dtype)) / window if in_rows else TAP_CYCLES
 
 
@@ -279,7 +302,7 @@ class _Executor:
         self._columns = _columns_of(problem)
         self._padded = is_padded(problem)
         self._common = _common_bytes(problem)
-        numbers = layout.pixels, layout.block, layout.blocks, layout.terms, layout.chunk, _pitch(problem)
+        numbers = layout.pixels, layout.block, layout.blocks, layout.terms, layout.chunk, _pitch(problem), _rows_of(problem)
         self._block = np.array(numbers, np.int64)
         self._areas = _areas(problem)
         self._acc = np_dtype(problem.acc_dtype)
@@ -336,7 +359,7 @@ class InnerProduct(Implementation):
         streamed = layout.blocks * math.prod(problem.w_shape) * item / STREAM_BYTES
         gathered = layout.pixels * problem.c * math.prod(problem.kernel) * _gather_cycles(problem)
         if _columns_of(problem) != IMAGES:
-            gathered += layout.pixels * problem.groups * (WINDOW_CYCLES if _columns_of(problem) == WINDOWS else COLUMN_CYCLES)
+            gathered += layout.pixels * problem.groups * (COLUMN_CYCLES if _columns_of(problem) == CHANNELS else WINDOW_CYCLES)
         written = math.prod(problem.y_shape) * 1.0
         return CALL_SECONDS + 1e-6 + seconds(products + streamed + gathered + written, problem.flops / 2)
 

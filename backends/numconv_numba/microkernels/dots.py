@@ -67,6 +67,8 @@ class _Dots:
                     slot = slots[j * self.positions + i if by_row else i * self.positions + j]
                     builder.store(emit.fma(passing, other, builder.load(slot)), slot)
 
+        # asked anew for each tile: loops for sums without a whole vector, or without a rest, would be compiled beside the others
+        terms = emit.opaque(terms, now=True)
         whole = builder.sdiv(terms, _i64(emit.lanes))
         with rolled(builder, whole) as turn:
             offset = builder.mul(turn, _i64(emit.width))
@@ -89,17 +91,31 @@ class _Dots:
 
     def store_even(self, totals: list[Any], positions: int, sums: Any, sums_k: Any, used: Any, resume: Any) -> None:
         """Those of a power of two of positions, no more than there are lanes."""
-        emit, builder, item = self.emit, self.builder, self.emit.width // self.emit.lanes
-        mask = emit.first(_i64(positions))
+        emit, builder = self.emit, self.builder
         for first in range(0, len(totals), emit.lanes):
             added = _added_up(emit, builder, totals[first : first + emit.lanes])
             for start in range(first, min(first + emit.lanes, len(totals)), positions):
                 k, p = divmod(start, positions)
-                place = emit.at(emit.at(sums, emit.times(sums_k, k)), p * item)
+                place = emit.at(emit.at(sums, emit.times(sums_k, k)), p * (emit.width // emit.lanes))
                 moved = emit.shuffle(added, added, [(start - first + lane) % emit.lanes for lane in range(emit.lanes)])
                 wanted = builder.icmp_signed("<", _i64(k), used)
-                before = emit.load_masked(place, emit.both(mask, builder.and_(resume, wanted)))
-                emit.store_masked(builder.fadd(moved, before), place, emit.both(mask, wanted))
+                if host().masks(emit.width // emit.lanes, write=True):
+                    mask = emit.first(_i64(positions))
+                    before = emit.load_masked(place, emit.both(mask, builder.and_(resume, wanted)))
+                    emit.store_masked(builder.fadd(moved, before), place, emit.both(mask, wanted))
+                else:
+                    with builder.if_then(wanted):
+                        self.add_part(moved, positions, place, resume)
+
+    def add_part(self, moved: Any, count: int, place: Any, resume: Any) -> None:
+        """The first lanes of a vector, added to what is there where it goes on, as a vector of so many lanes."""
+        builder, item = self.builder, self.emit.width // self.emit.lanes
+        part = self.emit.shuffle(moved, moved, range(count))
+        target = builder.bitcast(place, part.type.as_pointer())
+        there = builder.load(target)
+        there.align = item
+        before = builder.select(resume, there, ir.Constant(part.type, None))
+        builder.store(builder.fadd(part, before), target).align = item
 
     def emit_rows(self, x: Any, x_step: Any, terms: Any, w: Any, w_k: Any, count: Any, sums: Any, sums_k: Any, resume: Any) -> None:
         """All rows, a tile at a time; what the last tile lacks is its last row again, and not written."""
@@ -114,7 +130,22 @@ class _Dots:
             numbers = [builder.select(builder.icmp_signed("<", _i64(i), used), _i64(i), last) for i in range(self.rows)]
             rows = [emit.at(first, builder.mul(number, w_k)) for number in numbers]
             totals = self.add_terms(rows, columns, terms)
-            self.store(totals, emit.at(sums, builder.mul(k, sums_k)), sums_k, used, resume)
+            # asked anew each time: loops for each answer would be compiled
+            go_on = builder.icmp_signed("!=", emit.opaque(resume, now=True), _i64(0))
+            self.store(totals, emit.at(sums, builder.mul(k, sums_k)), sums_k, used, go_on)
+
+
+def _tiles_of(builder: Any, left: Any, several: int) -> Any:
+    """How many tiles of `several` positions to begin with: none is to be left alone, whose weights would come for it alone."""
+    count, many = builder.sdiv(left, _i64(several)), builder.icmp_signed(">", left, _i64(1))
+    if not several & several - 1:
+        return count
+    if several - 1 & several - 2:
+        alone = builder.icmp_signed("==", builder.srem(left, _i64(several)), _i64(1))
+        return builder.sub(count, builder.zext(builder.and_(alone, many), _i64))
+    # of one position more than a power of two
+    odd = builder.icmp_signed("==", builder.srem(left, _i64(several - 1)), _i64(1))
+    return builder.zext(builder.and_(odd, many), _i64)
 
 
 @intrinsic
@@ -128,20 +159,15 @@ def _dots(
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         _, _, x, x_step, positions, terms, w, w_k, rows, sums, sums_k, resume = args
         emit = Emitter(builder, dtype, lanes.value)
-        go_on = builder.icmp_signed("!=", resume, _i64(0))
         done = cgutils.alloca_once_value(builder, _i64(0))
         for several, at_once in host().dot_tiles:
             left = builder.sub(positions, builder.load(done))
-            count = builder.sdiv(left, _i64(several))
-            if several & several - 1:
-                # a tile of one position more than a power of two leaves none to be alone
-                odd = builder.icmp_signed("==", builder.srem(left, _i64(several - 1)), _i64(1))
-                count = builder.select(builder.and_(odd, builder.icmp_signed(">", left, _i64(1))), _i64(1), _i64(0))
+            count = _tiles_of(builder, left, several)
             tile = _Dots(emit, builder, at_once, several)
             with cgutils.for_range(builder, count):
                 start = builder.load(done)
                 place = emit.at(sums, builder.mul(start, _i64(emit.width // emit.lanes)))
-                tile.emit_rows(emit.at(x, builder.mul(start, x_step)), x_step, terms, w, w_k, rows, place, sums_k, go_on)
+                tile.emit_rows(emit.at(x, builder.mul(start, x_step)), x_step, terms, w, w_k, rows, place, sums_k, resume)
                 builder.store(builder.add(start, _i64(several)), done)
         return context.get_dummy_value()
 

@@ -22,6 +22,7 @@ __all__ = ["Emitter", "Host", "check_kinds", "emitter_of", "flag_table", "host",
 
 _i1, _i32, _i64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 _LINE = 64
+_FITTED_LEVEL = 1024 * 1024  # the second-level cache of the processors on which sizes of blocks were found
 
 
 class Host(NamedTuple):
@@ -40,16 +41,16 @@ class Host(NamedTuple):
     sliding_tiles : tuple of (rows, vectors)
         Shapes of tiles that slide over the rows of one channel.
     dot_tiles : tuple of (positions, rows)
-        Shapes of tiles with the lanes over terms: powers of two positions, down to one, and before them perhaps one with a position
-        more, for those that would be left alone.
+        Shapes of tiles with the lanes over terms: powers of two positions, down to one; before one of these perhaps a tile with a
+        position more, for those that would be left alone; and first perhaps one of any number of positions.
     pairs : bool
         Whether there are products of pairs of bfloat16 numbers, two multiply-adds a lane (AVX512-BF16).
     pair_cycles : float
         What such a product takes, against a multiply-add: measured on Zen 5, and elsewhere taken to gain nothing.
     start_cycles : int
         Of the start and the end of a tile with the lanes over pixels, beside its terms: measured with AVX2 and with AVX-512.
-    first_level : int
-        Bytes of a core's first-level cache for data.
+    first_level, second_level : int
+        Bytes of a core's first-level cache for data, and of its second-level cache, of which no more than 1 MiB is counted.
     transforms : float
         What SciPy's Fourier transforms take, against estimates that were fitted on Zen 5, where the products of others take what is
         estimated: with AVX2 2 to 3, measured on Zen 3.
@@ -66,6 +67,11 @@ class Host(NamedTuple):
     start_cycles: int = 50
     first_level: int = 32 * 1024
     transforms: float = 1.0
+    second_level: int = _FITTED_LEVEL
+
+    def near(self, size: int) -> int:
+        """What the second-level cache holds of the kind of which so many bytes were found to be best where it has 1 MiB."""
+        return size * self.second_level // _FITTED_LEVEL
 
     @property
     def resident(self) -> int:
@@ -98,7 +104,8 @@ _WIDE = Host(
     ((6, 4), (8, 3), (10, 2), (10, 1)), ((9, 3), (8, 3), (4, 6), (2, 8), (1, 8)),
 )  # fmt: skip
 _FEW = Host(
-    32, 16, ((3, 4), (3, 3), (5, 2), (8, 1)), ((1, 9), (2, 6), (3, 4)), ((4, 3), (6, 2), (10, 1)), ((4, 2), (2, 4), (1, 6)),
+    32, 16, ((3, 4), (3, 3), (5, 2), (8, 1)), ((1, 9), (2, 6), (3, 4)), ((4, 3), (6, 2), (10, 1)),
+    ((6, 2), (3, 4), (4, 3), (2, 6), (1, 6)),
     start_cycles=35, transforms=2.0,
 )  # fmt: skip
 
@@ -113,18 +120,37 @@ _LARGE_CACHES = (
     "icelake-server", "lunarlake", "meteorlake", "raptorlake", "rocketlake", "sapphirerapids", "tigerlake", "znver5",
 )  # fmt: skip
 
+# Of a core's second-level cache in KiB, as LLVM calls processors: those with less than others of their vectors, and with more.
+_SECOND_LEVELS = {
+    256: ("broadwell", "cannonlake", "haswell", "ivybridge", "nehalem", "sandybridge", "skylake", "westmere"),
+    512: ("icelake-client", "rocketlake"),
+    1024: (
+        "alderlake", "apple-m1", "apple-m2", "apple-m3", "apple-m4", "arrowlake", "arrowlake-s", "lunarlake", "meteorlake",
+        "neoverse-n1", "neoverse-n2", "neoverse-v1", "neoverse-v2", "raptorlake",
+    ),
+}  # fmt: skip
+
+
+def _second_level(processor: str, *, wide: bool) -> int:
+    """Bytes of a core's second-level cache; `wide`: of a processor with AVX-512."""
+    named = (size for size, names in _SECOND_LEVELS.items() if processor in names)
+    return next(named, 1024 if wide else 512) * 1024
+
 
 @functools.cache
 def host() -> Host:
     """Of the processor for which Numba compiles: AVX-512, AVX2, or 128 bits (SSE, NEON)."""
     triple, processor, features = cpu_target.target_context.codegen().magic_tuple()
-    words, first_level = features.split(","), (48 if processor in _LARGE_CACHES else 32) * 1024
-    if "+avx512f" in words:
-        pair_cycles = 1.0 if processor == "znver5" else 2.0
-        return _WIDE._replace(pairs="+avx512bf16" in words, pair_cycles=pair_cycles, first_level=first_level)
-    if "+avx2" in words:
-        return _FEW._replace(first_level=first_level)
-    return _NEON if triple.startswith(("aarch64", "arm64")) else _FEW._replace(width=16)
+    words = features.split(",")
+    wide = "+avx512f" in words
+    if wide:
+        found = _WIDE._replace(pairs="+avx512bf16" in words, pair_cycles=1.0 if processor == "znver5" else 2.0)
+    elif "+avx2" in words:
+        found = _FEW
+    else:
+        found = _NEON if triple.startswith(("aarch64", "arm64")) else _FEW._replace(width=16)
+    first_level = (48 if processor in _LARGE_CACHES else 32) * 1024
+    return found._replace(first_level=first_level, second_level=_second_level(processor, wide=wide))
 
 
 def lanes_of(dtype: str) -> int:
