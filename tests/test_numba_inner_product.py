@@ -88,6 +88,21 @@ def test_gradients_of_connected_layers_keep_the_contract(text, op, integer, rng)
     check(problem.replace(bias="y") if op == "weight_grad" else problem, "numba", "inner_product", rng=rng, integer=integer)
 
 
+@pytest.mark.parametrize("activation", [None, "relu", "gelu"])
+@pytest.mark.parametrize("text", CONNECTED)
+def test_transposed_connected_layers_keep_the_contract(text, activation, rng):
+    problem = parse(f"conv input_grad {text}").replace(bias="x", activation=activation)
+    check(problem, "numba", "inner_product", rng=rng, integer=activation != "gelu")
+    check(problem.replace(bias=""), "numba", "inner_product", rng=rng)
+
+
+def test_first_layers_of_generators_are_combinations_of_rows():
+    """A vector of noise for each image, and kernels as large as what comes of it."""
+    for images in (1, 64):
+        plan = nc.plan("conv_transpose", (images, 100, 1, 1), (100, 512, 4, 4), np.float32, bias=True, activation="relu")
+        assert plan.algorithm == "inner_product"
+
+
 def test_gradients_of_connected_layers_are_strict_for_any_number_of_threads(rng):
     x, w = rng.standard_normal((20, 1500, 1, 1), dtype="float32"), rng.standard_normal((300, 1500, 1, 1), dtype="float32")
     y = rng.standard_normal((20, 300, 1, 1), dtype="float32")
