@@ -74,7 +74,8 @@ stores the lines of a plane."""
 GROUP_CYCLES = 150
 """Of each call for lines that are computed and stored together."""
 PRODUCT_CYCLES = 1.15
-"""Against those that are counted. With sixteen registers vectors at places of their own were measured to take no more: AVX2."""
+"""Against those that are counted. With sixteen registers vectors at places of their own were measured to take no more, where the
+taps of a kernel read neighbours: AVX2."""
 PLACED_CYCLES, PLACE_CYCLES = 0.7, 4
 """Of a vector of results that goes to its place from registers, and of finding that place, once for all output channels."""
 BLOCK_CYCLES, CALL_CYCLES = 200, 200
@@ -513,8 +514,9 @@ class RegisterTile(DenseImplementation):
         tiles, width = -(-per_k // tile.channels), tile.vectors * tile.lanes
         per_c, count = problem.c // problem.groups, block.pieces * problem.groups * tiles * -(-flat_pixels(block) // width)
         products = count * tile.vectors * tile.channels / 2 * tile_share(tile.vectors, tile.channels) * per_c * taps
+        neighbours = lines.together == PLACED and taps > 1 == max(problem.stride)
         cycles = (
-            products * (1.0 if lines.together == PLACED and host().registers < 32 else PRODUCT_CYCLES)
+            products * (1.0 if neighbours and host().registers < 32 else PRODUCT_CYCLES)
             + block.pieces * problem.groups * (BLOCK_CYCLES + tiles * CALL_CYCLES)
             + count * -(-per_c // chunk_for(problem, tile)) * host().start_cycles
             + block.pieces * problem.groups * tiles * lines.cycles

@@ -92,8 +92,8 @@ __all__ = ["Planewise", "are_finite"]
 USUAL_PIXELS = 64
 """Results of a row in the tiles that are compiled with the driver."""
 BANK, BANK_CYCLES = 5, 1.4
-"""Output channels of a group that are a bank of filters, and what their sweeps cost against what is counted where sixteen registers
-hold the sums of few vectors: measured with AVX2."""
+"""Output channels of a single group that are a bank of filters, and what their sweeps cost against what is counted where sixteen
+registers hold the sums of few vectors: measured with AVX2."""
 ITEM_CYCLES = 110
 """Of the start of a band of a plane that is not swept together with others."""
 PHASES_BYTES = 64 * 1024
@@ -413,7 +413,7 @@ class Planewise(DenseImplementation):
             outputs, inputs = inputs, outputs
         if not plan.shape.columns and plane * item > FAR_BYTES:
             factor *= FAR
-        if outputs >= BANK and host().registers < 32:
+        if outputs >= BANK and problem.groups == 1 and host().registers < 32:
             factor *= BANK_CYCLES
         cycles = factor * plane_cycles(problem, plan)
         together = slices_of(problem) == outputs == plan.strips == plan.bands == 1 and problem.ndim <= 2

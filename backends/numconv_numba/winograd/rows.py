@@ -70,6 +70,9 @@ START_SECONDS = 3e-6
 """Of a call beside that of `tile`: each thread transforms the weights before it begins."""
 APART_CYCLES = 2.0
 """Of a result whose neighbours in memory are other channels: a tile has few of these, so that lines are written in parts."""
+LINE_BYTES, SHORT_CYCLES = 64, 4.0
+"""Of a vector of results in a third row or fourth, for each further one that its line of memory has room for: these rows of several
+channels are written in turns, so that lines are left before they are whole. Measured with AVX2."""
 UINT8 = Tag("uint8")
 
 # A block's own numbers: rows of results, output channels and columns of a tile, elements from channel to channel and from
@@ -331,7 +334,8 @@ class WinogradRows(DenseImplementation):
         vectors, terms = tile.vectors * tile.channels, per_c * problem.kernel[-1]
         multiplied = 1.05 * POINTS * (vectors * (terms * tile_share(tile.vectors, tile.channels) / 2 + 1) + 10)
         # loads and stores, about as many multiply-adds, bias and relu, and what is not finite
-        written = vectors * (POINTS + outputs * 2.25) + 20
+        short = max(0, outputs - 2) * SHORT_CYCLES * (LINE_BYTES // host().width - 1)
+        written = vectors * (POINTS + outputs * 2.25 + short) + 20
         tiles = -(-per_k // tile.channels) * -(-block.size[1] // layout.width)
         inputs = per_c * layout.line // tile.lanes * POINTS * 4.8
         lines, weights = block.pieces * -(-block.size[0] // outputs), problem.k * terms * POINTS * problem.kernel[0]
