@@ -91,6 +91,9 @@ SMALL_OUTPUTS = 3
 APART_READ, APART_WRITTEN = 1.5, 4.0
 """Where neighbours of a phase lie apart, along the last dimension: of reading and transforming its input, beside what that takes
 where they do not, and cycles of writing a result (fitted to six problems, with AVX2)."""
+MOST_APART = 32
+"""Elements from neighbour to neighbour of a phase along the last dimension: further apart each is in a line, and soon in a page, of
+its own, where `polyphase` reads neighbours of all phases."""
 STREAMED_RATE = 1e10
 """Bytes a second of transformed weights that no cache holds, for each block."""
 ITEMS_OF_THREAD = 2
@@ -503,6 +506,11 @@ class DilatedWinograd(DenseImplementation):
             return Verdict.no(
                 "it computes the phases of a dilation along the last two dimensions, without a stride there, and here are dilation "
                 f"{problem.dilation} and stride {problem.stride} of a kernel of {problem.kernel}"
+            )
+        if axes[-1] == problem.ndim - 1 and problem.dilation[-1] > MOST_APART and problem.layout == "channels_first":
+            return Verdict.no(
+                f"it reads the elements of a phase one by one, at most {MOST_APART} apart along the last dimension, and here is "
+                f"dilation {problem.dilation}"
             )
         if problem.pad_mode != "zeros":
             return Verdict.no(f"a phase does not hold what pad_mode {problem.pad_mode} puts beside it")
