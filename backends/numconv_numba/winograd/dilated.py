@@ -88,9 +88,12 @@ __all__ = ["DilatedWinograd"]
 
 SMALL_OUTPUTS = 3
 """Of a tile, beside those that `tiles_of` has: phases of five and six pixels are two of them, with 5 x 5 products for 9 outputs."""
-APART_READ, APART_WRITTEN = 1.0, 1.6
-"""Where neighbours of a phase lie apart, along the last dimension: of reading its input, in what it takes where they do not, and
-cycles of writing a result."""
+APART_READ, APART_WRITTEN = 1.5, 4.0
+"""Where neighbours of a phase lie apart, along the last dimension: of reading and transforming its input, beside what that takes
+where they do not, and cycles of writing a result (fitted to six problems, with AVX2)."""
+MOST_APART = 32
+"""Elements from neighbour to neighbour of a phase along the last dimension: further apart each is in a line, and soon in a page, of
+its own, where `polyphase` reads neighbours of all phases."""
 STREAMED_RATE = 1e10
 """Bytes a second of transformed weights that no cache holds, for each block."""
 ITEMS_OF_THREAD = 2
@@ -251,8 +254,9 @@ def _plan_with(problem: ConvProblem, tiles: Tiles, budget: int, deep: bool) -> _
     first, layout = next(iter(layouts.items()))
     pieces, rounds, common = _pieces(problem, layouts)
     total, weights = shared_seconds(first, layout), common_of(first, layout).weights
+    lone = _split_axes(problem)[-1] == problem.ndim - 1 and problem.layout == "channels_first"
     for each, own in layouts.items():
-        lines = _apart_seconds(each, own) if _split_axes(problem)[-1] == problem.ndim - 1 else 0.0
+        lines = _apart_seconds(each, own) if lone else 0.0
         total += counted[each] * (cost_of(each, own) - shared_seconds(each, own) + lines)
     if weights > BOUND_BYTES:
         total += weights / STREAMED_RATE * (len(rounds) - 1)
@@ -502,6 +506,11 @@ class DilatedWinograd(DenseImplementation):
             return Verdict.no(
                 "it computes the phases of a dilation along the last two dimensions, without a stride there, and here are dilation "
                 f"{problem.dilation} and stride {problem.stride} of a kernel of {problem.kernel}"
+            )
+        if axes[-1] == problem.ndim - 1 and problem.dilation[-1] > MOST_APART and problem.layout == "channels_first":
+            return Verdict.no(
+                f"it reads the elements of a phase one by one, at most {MOST_APART} apart along the last dimension, and here is "
+                f"dilation {problem.dilation}"
             )
         if problem.pad_mode != "zeros":
             return Verdict.no(f"a phase does not hold what pad_mode {problem.pad_mode} puts beside it")
