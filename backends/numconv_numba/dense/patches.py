@@ -34,7 +34,7 @@ _kept = Kept()
 
 
 def kept_arrays(dtype: Any, *shapes: tuple[int, ...]) -> list[Any]:
-    """Arrays in memory that is kept from call to call, since fresh memory costs a page fault every 4 KiB; the next ones replace them."""
+    """Arrays in memory that a thread keeps from call to call, as fresh memory costs page faults; the next ones replace them."""
     sizes = [math.prod(shape) * dtype.itemsize for shape in shapes]
     starts = [0, *itertools.accumulate(-(-size // 64) * 64 for size in sizes)]
     memory = _kept.take(starts[-1])

@@ -2,9 +2,10 @@
 
 A work item takes a block of outputs of one image and group (see `slab`). In its slab the phases of a stride lie apart and rows
 follow each other at one pitch, so that a register tile runs over the pixels of the whole block as over one row; what it computes
-between the rows is not used. Of few terms, lines are stored as soon as they are computed, while their sums are near, and the
-memory that they go to is fetched meanwhile; or each vector of a tile has a place of its own in the lines, where its sums go from
-registers. Weights are read where they lie. It serves few output channels, which would leave lanes of `blocked` empty.
+between the rows is not used. Of few terms, lines (in one dimension pieces of the row) are stored as soon as they are computed,
+while their sums are near, and the memory that they go to is fetched meanwhile; or each vector of a tile has a place of its own in
+the lines, where its sums go from registers. Weights are read where they lie. It serves few output channels, which would leave lanes
+of `blocked` empty.
 
 The terms of an output form one chain in the order of the "strict" level. Images with a sum that is not finite are computed again
 by `direct`, for which padding zeros are not terms.

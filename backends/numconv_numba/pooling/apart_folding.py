@@ -32,7 +32,7 @@ STRETCH = 2
 MAX_ROWS = 1 << 16
 """Rows of x with all taps that read them, whose places are kept in a table."""
 
-# The driver's vector: channels, rows of x, their size, and that of an item; the taps of a row, its windows, those of a chunk; stride,
+# The driver's vector: channels, rows of x, their size, that of an item; the taps of a row, its windows, those of a chunk; stride,
 # low padding; the byte strides (n, row) of the columns and their rows a channel; entries of a row of x in the table: how many, then
 # for each the columns' row, and the position in it.
 CHANNELS, ROWS, SIZE, STEP, TAPS, WINDOWS, TOGETHER, STRIDE, LOW, N, ROW, COLUMNS, ENTRIES, TABLE = range(14)
