@@ -43,6 +43,8 @@ AHEAD = 4
 """Input channels whose weights are fetched before they are packed: those of an input_grad lie far apart."""
 PACK_WORK = 20
 """Multiply-adds that take as long as packing one weight."""
+SHORT_RUN = 1024
+"""Bytes of a run of weights that is too short to train a prefetcher: what follows it is fetched, since that is packed next."""
 SPARSE, TURNED_BYTES = 5, 32 * 1024
 """Taps of a larger kernel, one of so many at least, are picked from whole ones, so many bytes of which are turned at a time."""
 PAIRED_TAPS = 16
@@ -182,6 +184,9 @@ def pack_terms(target, w, rows, first, count, taps, width, tools, g, xt, at):
         invoke(tools[READ_ROWS], w + first * w_c, 0, rows, target, 0, rows, count, w_c, width, 1, 0, 0)
         return
     if run < 0 or (taps == 1 and w_c == size):
+        if count * taps * size <= SHORT_RUN:
+            for k in range(rows):
+                fetch_lines(w + ((first + count) * w_c + k * w_k), count * taps * size)
         pack_lanes(target, w + first * w_c, rows, count * taps, width, tools, w_k)
         return
     reach, most = kernel_reach(g) + size, SPARSE * taps * size
