@@ -330,6 +330,19 @@ def test_averages_along_the_outer_axes_first(text, rng):
     check(problem, "numba", "box_pool", rng=rng)
 
 
+@pytest.mark.parametrize("text", BOXES)
+def test_averages_write_nothing_behind_the_last_row(text, rng):
+    """Without masks that store fast, vectors at the ends of rows run into the rows behind them."""
+    problem = parse(f"pool avg_pool {text}")
+    (y_shape,), (x,) = problem.output_shapes, inputs(problem, rng)
+    size, memory = int(np.prod(y_shape)), np.full(int(np.prod(y_shape)) + 99, 7, x.dtype)
+    shared = memory[:size].reshape(y_shape)
+    with numconv.using(threads=2):
+        BoxPool().build(problem)([shared], [x])
+    assert (memory[size:] == 7).all()
+    assert shared.tobytes() == run(BoxPool, problem, [x], threads=1)[0].tobytes()
+
+
 def test_averages_of_what_is_not_finite_stay_local(rng):
     problem = parse("pool avg_pool f32 n2 c3 in9x15 w3x3 s2 p1 d1")
     (x,) = inputs(problem, rng)
@@ -357,6 +370,14 @@ CROSSWISE = [
 @pytest.mark.parametrize("text", CROSSWISE)
 def test_windows_across_channels(text, rng):
     check(parse(text), "numba", "crosswise_pool", rng=rng)
+
+
+@pytest.mark.parametrize("op", POOLS)
+def test_groups_of_channels_take_turns_with_each_band(op, rng):
+    problem = parse(f"pool {op} f32 n1 c70 in171x61 w3x3 s2 p1 d1 layout=channels_last")
+    assert len(bands_of(problem, groups_of(problem))) > 1
+    assert groups_of(problem).blocks > 1
+    check(problem, "numba", "crosswise_pool", rng=rng)
 
 
 def test_winners_are_found_some_images_at_a_time(rng, monkeypatch):

@@ -6,6 +6,7 @@ is made, so that it is a shuffle: nothing is loaded twice, and a row that is sho
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -15,7 +16,7 @@ from numba.core import cgutils
 
 from numconv_numba.compiling.compiler import Address, Tag, intrinsic, kernel
 
-from .emit import Emitter, check_kinds, rolled
+from .emit import Emitter, check_kinds, host, rolled
 from .memory import Memory
 from .row_access import picked
 
@@ -95,6 +96,9 @@ class _Boxes:
         """All rows of results, some together: the last ones of a plane overlap those before them."""
         builder, emit, given, together = self.builder, self.emit, self.given, self.shape.packed
         last = builder.sub(given["rows"], _i64(together))
+        size = builder.mul(builder.sub(given["planes"], _i64(1)), given["y_plane"])
+        size = builder.add(size, builder.mul(given["rows"], given["y_step"]))
+        given["behind"] = builder.add(builder.ptrtoint(given["y"], _i64), size)
         with rolled(builder, given["planes"]) as plane:
             given["plane"] = emit.at(given["x"], builder.mul(plane, given["plane_step"]))
             self.fetch_ahead(given["plane"], given["plane_lines"])
@@ -148,7 +152,20 @@ class _Boxes:
             if masks is None:
                 self.memory.store(mean, place)
             else:
-                self.memory.store_masked(mean, place, masks[1][result])
+                self.put(mean, place, masks[1][result])
+
+    def put(self, mean: Any, place: Any, mask: Any) -> None:
+        """Write the lanes of a mask; or all, where that is faster and later rows get their results behind this one's."""
+        store = functools.partial(self.memory.store_masked, mean, place, mask)
+        if host().masks(self.memory.item, write=True):
+            store()
+            return
+        end = self.builder.ptrtoint(self.emit.at(place, self.memory.width), _i64)
+        with self.builder.if_else(self.builder.icmp_unsigned("<=", end, self.given["behind"]), likely=True) as (all_of_it, some):
+            with all_of_it:
+                self.memory.store(mean, place)
+            with some:
+                store()
 
     def columns(self, rows: Any, start: Any, masks: _Masks) -> list[Any]:
         """The sums of the rows of x in a list, from a position on."""
@@ -250,7 +267,8 @@ def boxes(
     dtypes : Tag
         A pair: that of the arrays, and that of sums, float32 or float64.
     x, y : Address
-        The first plane, and its first row of results. Elements lie next to each other.
+        The first plane, and its first row of results. Elements lie next to each other, and so do rows of results: without masks
+        that store fast, what lies behind a row may be overwritten before the rows there get their results.
     lists : Address
         For each of the rows of results int64 numbers: how many rows of x it reads; as float64, its scale; the byte offset of each
         of those in the plane.

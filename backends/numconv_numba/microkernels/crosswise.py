@@ -45,7 +45,6 @@ class _Crosswise:
     def __init__(self, builder: Any, kind: str, lanes: int, vectors: int, dtype: Any, given: dict[str, Any]):
         self.builder, self.kind, self.vectors, self.given = builder, kind, vectors, given
         self.emit = Emitter(builder, dtype, lanes)
-        self.mask = ir.VectorType(ir.IntType(1), lanes)
         self.placed, self.largest = kind in ("argmax", "winner"), kind in ("max", "argmax", "winner")
 
     def rows(self) -> None:
@@ -90,7 +89,7 @@ class _Crosswise:
             self.finish_all(states, first, span, members)
             return
         bits = ir.IntType(emit.lanes)
-        any_nan = builder.icmp_unsigned("!=", builder.bitcast(builder.load(nans), bits), bits(0))
+        any_nan = builder.icmp_unsigned("!=", builder.bitcast(emit.noted(builder.load(nans)), bits), bits(0))
         with builder.if_else(any_nan) as (again, done):
             with again:
                 self.finish_all(self.seen(first, span, members, careful=True)[0], first, span, members)
@@ -102,7 +101,7 @@ class _Crosswise:
         builder, emit, given = self.builder, self.emit, self.given
         position, taps = emit.offset(span, 0), emit.offset(span, 1)
         states = [self.state() for _ in members]
-        nans = self.slot(ir.Constant(self.mask, None)) if self.placed and not careful else None
+        nans = self.slot(emit.nowhere()) if self.placed and not careful else None
         number = cgutils.alloca_once(builder, emit.vector)
         own = [self.own(first, member) for member in members] if self.kind == "won" else []
         if self.placed:  # the first element, which stays where no other is larger than minus infinity
@@ -156,7 +155,7 @@ class _Crosswise:
     def state(self) -> _State:
         """Slots for the sum or the largest element, and for its place, or whether it is NaN."""
         start = self.emit.constant(float("-inf")) if self.largest else self.emit.zero
-        return self.slot(start), self.slot(self.emit.zero if self.placed else ir.Constant(self.mask, None))
+        return self.slot(start), self.slot(self.emit.zero if self.placed else self.emit.nowhere())
 
     def slot(self, start: Any) -> Any:
         """A slot that holds a value."""
@@ -166,7 +165,7 @@ class _Crosswise:
         """Note the NaNs among the elements of a step: a comparison sees those of two."""
         builder = self.builder
         for pair in zip(elements[::2], [*elements[1::2], elements[-1]], strict=False):
-            builder.store(builder.or_(builder.load(nans), builder.fcmp_unordered("uno", *pair)), nans)
+            builder.store(builder.or_(builder.load(nans), self.emit.kept(builder.fcmp_unordered("uno", *pair))), nans)
 
     def take(self, state: _State, new: Any, number: Any, careful: bool) -> None:
         """Let an element take part in a result; places are right where there is no NaN, or `careful`."""
@@ -177,7 +176,8 @@ class _Crosswise:
             return
         if self.kind == "max":
             builder.store(builder.select(builder.fcmp_ordered(">", new, old), new, old), value)
-            builder.store(builder.or_(builder.load(beside), builder.fcmp_unordered("uno", new, new)), beside)
+            nan = self.emit.kept(builder.fcmp_unordered("uno", new, new))
+            builder.store(builder.or_(builder.load(beside), nan), beside)
             return
         wins = builder.fcmp_ordered(">", new, old)  # the first of equal ones stays
         if careful:  # and the first NaN
@@ -196,7 +196,7 @@ class _Crosswise:
         builder, emit, given = self.builder, self.emit, self.given
         value, result = builder.load(state[0]), builder.add(first, _i64(member.result))
         if self.kind == "max":
-            value = builder.select(builder.load(state[1]), emit.constant(float("nan")), value)
+            value = builder.select(emit.noted(builder.load(state[1])), emit.constant(float("nan")), value)
         if self.kind == "mean":
             count = builder.fmul(*(builder.bitcast(each, _double) for each in (emit.offset(given["list"], 1), share)))
             element = emit.vector.element

@@ -299,6 +299,22 @@ class Emitter:
         loaded.align = self._align
         return builder.icmp_signed("<", loaded, ir.Constant(kind, None))
 
+    def kept(self, mask: Any) -> Any:
+        """A mask as slots keep it, for `noted`: without registers for masks LLVM would pack it at every turn of a loop."""
+        if host().width == 64:
+            return mask
+        return self._builder.sext(mask, ir.VectorType(ir.IntType(8 * self._align), self.lanes))
+
+    def noted(self, kept: Any) -> Any:
+        """The mask that `kept` made of one, or of several whose bits were joined."""
+        if host().width == 64:
+            return kept
+        return self._builder.icmp_signed("<", kept, ir.Constant(kept.type, None))
+
+    def nowhere(self) -> Any:
+        """No lane, as `kept` has it."""
+        return self.kept(ir.Constant(ir.VectorType(_i1, self.lanes), None))
+
     def both(self, mask: Any, flag: Any) -> Any:
         """The mask, or none of it where a flag is off."""
         return self._builder.and_(mask, self.spread(flag))

@@ -37,11 +37,10 @@ class _Reduction:
         self.emit = Emitter(builder, dtype, lanes)
         self.item = self.emit.width // lanes
         self.numbers = ir.VectorType(_i32, lanes)
-        self.mask = ir.VectorType(ir.IntType(1), lanes)
         self.lane = ir.Constant(self.numbers, list(range(lanes)))
         self.values = cgutils.alloca_once(builder, self.emit.vector, size=lanes)
         self.places = cgutils.alloca_once(builder, self.numbers, size=lanes)
-        self.nans = cgutils.alloca_once(builder, self.mask)
+        self.nans = cgutils.alloca_once_value(builder, self.emit.nowhere())
         self.careful = False
 
     def results(self) -> None:
@@ -56,12 +55,12 @@ class _Reduction:
     def group(self, first: Any, left: Any) -> None:
         """A vector of results, or `left`; places are found again, carefully, where there was a NaN."""
         builder, emit = self.builder, self.emit
-        builder.store(ir.Constant(self.mask, None), self.nans)
+        builder.store(emit.nowhere(), self.nans)
         state = self.vector(first, left)
         if self.kind != "argmax":
             self.finish(state, first, left)
             return
-        with builder.if_else(builder.trunc(emit.any(builder.load(self.nans)), ir.IntType(1))) as (again, done):
+        with builder.if_else(builder.trunc(emit.any(emit.noted(builder.load(self.nans))), ir.IntType(1))) as (again, done):
             with again:
                 self.careful = True
                 self.finish(self.vector(first, left), first, left)
@@ -109,14 +108,15 @@ class _Reduction:
         rows, whole = emit.offset(given["list"], 0), builder.sdiv(given["length"], _i64(emit.lanes))
         end = builder.mul(whole, _i64(emit.lanes))
         rest = builder.sub(given["length"], end)
-        # the last ones first: an equal one that comes later wins
+        # of places the last ones first: an equal one that comes later wins; else as processors fetch ahead
         with rolled(builder, rows) as row:
             entry = emit.at(given["list"], builder.mul(builder.sub(rows, row), _i64(ROW_ENTRY)))
             source, at = emit.at(x, emit.offset(entry, 0)), emit.offset(entry, 1)
             with builder.if_then(builder.icmp_signed(">", rest, _i64(0))):
                 self.add(self.element(source, end), builder.add(at, end), slots, emit.first(rest))
             with rolled(builder, whole) as vector:
-                start = builder.mul(builder.sub(builder.sub(whole, _i64(1)), vector), _i64(emit.lanes))
+                number = builder.sub(builder.sub(whole, _i64(1)), vector) if self.kind == "argmax" else vector
+                start = builder.mul(number, _i64(emit.lanes))
                 self.add(self.element(source, start), builder.add(at, start), slots, None)
         return slots
 
@@ -147,7 +147,7 @@ class _Reduction:
                 builder.store(builder.select(builder.fcmp_ordered(">", old, new), old, new), value)
             builder.store(builder.select(wins, places, builder.load(place)), place)
         for pair in zip(loaded[::2], [*loaded[1::2], *loaded[-1:]], strict=False):
-            builder.store(builder.or_(builder.load(self.nans), builder.fcmp_unordered("uno", *pair)), self.nans)
+            builder.store(builder.or_(builder.load(self.nans), emit.kept(builder.fcmp_unordered("uno", *pair))), self.nans)
 
     def together(self, a: Any, b: Any) -> Any:
         """The sum, or the larger number in each lane, NaN if one is."""

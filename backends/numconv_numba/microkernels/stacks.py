@@ -15,7 +15,7 @@ from numba.core import cgutils
 
 from numconv_numba.compiling.compiler import Address, Tag, intrinsic, kernel
 
-from .emit import Emitter, check_kinds, rolled
+from .emit import Emitter, check_kinds, host, rolled
 
 __all__ = ["STACK", "stacks"]
 
@@ -31,6 +31,7 @@ class _Stacks:
     def __init__(self, builder: Any, shape: Any, dtype: Any, given: dict[str, Any]):
         self.kind, lanes, taps = shape
         self.builder, self.emit, self.given = builder, Emitter(builder, dtype, lanes), given
+        self.item = self.emit.width // lanes
         given.update({name: self.emit.offset(given["job"], number) for number, name in enumerate(STACK)})
         self.offsets = [self.emit.offset(given["job"], len(STACK) + tap) for tap in range(taps)]
 
@@ -71,7 +72,7 @@ class _Stacks:
 
     def elements(self, size: Any) -> Any:
         """How many elements so many bytes are."""
-        return self.builder.udiv(size, _i64(self.emit.width // self.emit.lanes))
+        return self.builder.udiv(size, _i64(self.item))
 
     def column(self, source: Any, target: Any, number: Any, position: Any, mask: Any) -> None:
         """A vector of a row, or the lanes of a mask; `position` is that of the row."""
@@ -86,9 +87,12 @@ class _Stacks:
             values.append(self.load(self.emit.at(source, offset), mask))
         if self.kind == "argmax":
             largest, places = self.placed(values, self.builder.add(position, self.emit.times(number, self.emit.lanes)))
-            self.store(places, self.emit.at(target, self.given["places"]), mask)
         else:
-            largest = self.largest(values)
+            largest, places = self.largest(values), None
+        if mask is not None and not host().masks(self.item, write=True):  # the row behind this one is written after it
+            largest, mask = self.builder.select(mask, largest, self.emit.constant(float("-inf"))), None
+        if places is not None:
+            self.store(places, self.emit.at(target, self.given["places"]), mask)
         self.store(largest, target, mask)
 
     def placed(self, values: list[Any], position: Any) -> tuple[Any, Any]:
@@ -150,7 +154,9 @@ def stacks(shape: Tag, dtype: Tag, x: Address, y: Address, job: Address) -> None
     dtype : Tag
         float32 or float64.
     x, y : Address
-        The first element of the first row of the first block. Elements lie next to each other.
+        The first element of the first row of the first block. Elements lie next to each other. Of maxima, rows of y come one
+        after the other, and without masks that store fast, minus infinity may be written to what is less than a vector behind
+        each, and anything to what lies so behind its places.
     job : Address
         Of int64 numbers, in the order of `STACK`: how many blocks; the bytes from one to the next in x and in y; rows of a block,
         and the bytes from one to the next; elements of a row; for "argmax" the bytes from y to the places, the position of x in its

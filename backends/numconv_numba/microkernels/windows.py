@@ -170,7 +170,7 @@ class _Windows(Row):
     def block(self, first: Any, vectors: int, whole: bool) -> None:
         """The results of so many vectors from result `first` of the row on."""
         builder, slots = self.builder, self.seen(first, vectors, whole)
-        if not self.found or self.careful:
+        if not self.placed or self.careful:
             self.finish_all(slots, first, whole)
             return
         with builder.if_else(self.undecided(slots[0], first, whole)) as (again, done):
@@ -187,12 +187,12 @@ class _Windows(Row):
         self.taps, self.careful = taps, False
 
     def undecided(self, states: list[_State], first: Any, whole: bool) -> Any:
-        """Whether there was a NaN, or nothing but minus infinity, which is what lies outside a row."""
+        """Whether there was a NaN, or nothing but minus infinity, which is what lies outside a row that windows reach beyond."""
         builder, emit = self.builder, self.emit
         found = ir.Constant(ir.VectorType(ir.IntType(1), emit.lanes), None)
         for number, state in enumerate(states):
-            found = builder.or_(found, builder.load(state.nans))
-            if not whole:
+            found = builder.or_(found, emit.noted(builder.load(state.nans)))
+            if self.found and not whole:
                 least = builder.fcmp_ordered("==", builder.load(state.value), emit.constant(float("-inf")))
                 left = builder.sub(self.given["last"], builder.add(first, _i64(number * emit.lanes)))
                 found = builder.or_(found, builder.and_(least, emit.first(left)))
@@ -250,7 +250,7 @@ class _Windows(Row):
         """Slots of so many vectors."""
         start = self.emit.constant(float("-inf")) if self.largest else self.emit.zero
         place = ir.Constant(self.numbers, [2**31 - 1] * self.emit.lanes if self.kind == "columns" else None)
-        starts = start, place, ir.Constant(ir.VectorType(ir.IntType(1), self.emit.lanes), None)
+        starts = start, place, self.emit.nowhere()
         return [_State(*(cgutils.alloca_once_value(self.builder, each) for each in starts)) for _ in range(vectors)]
 
     def add_tap(self, row: Any, tap: _Tap, first: Any, states: list[_State], whole: bool) -> list[Any]:
@@ -282,11 +282,11 @@ class _Windows(Row):
     def note_nans(self, states: list[_State], loaded: list[list[Any]]) -> None:
         """Note the NaNs among what some taps loaded for each state: a comparison sees those of two."""
         builder = self.builder
-        if not self.largest or self.kind == "columns":
+        if not self.largest:
             return
         for state, elements in zip(states, zip(*loaded, strict=True), strict=False):
             for pair in zip(elements[::2], [*elements[1::2], elements[-1]], strict=False):
-                found = builder.or_(builder.load(state.nans), builder.fcmp_unordered("uno", *pair))
+                found = builder.or_(builder.load(state.nans), self.emit.kept(builder.fcmp_unordered("uno", *pair)))
                 builder.store(found, state.nans)
 
     def own_places(self, first: Any, phase: int, vectors: int) -> list[Any]:
@@ -335,15 +335,17 @@ class _Windows(Row):
         self.keep_place(state, builder.fcmp_unordered(">=", new, old), place)
 
     def keep_first(self, state: _State, new: Any, seen: Any) -> None:
-        """The larger value, NaN above all; of equal ones that whose place comes first. Places are seen as elements."""
+        """The larger value, of equal ones that whose place comes first; `careful`: NaN above all. Places are seen as elements."""
         builder, lanes = self.builder, self.emit.lanes
         places = builder.bitcast(seen, ir.VectorType(ir.IntType(8 * self.item), lanes))
         places = places if places.type == self.numbers else builder.trunc(places, self.numbers)
         old, before = builder.load(state.value), builder.load(state.place)
-        nan, earlier = builder.fcmp_unordered("uno", new, new), builder.icmp_signed("<", places, before)
-        larger = builder.or_(builder.fcmp_ordered(">", new, old), builder.and_(nan, builder.fcmp_ordered("ord", old, old)))
-        alike = builder.or_(builder.fcmp_ordered("==", new, old), nan)
-        wins = builder.or_(larger, builder.and_(earlier, alike))
+        larger, alike = builder.fcmp_ordered(">", new, old), builder.fcmp_ordered("==", new, old)
+        if self.careful:
+            nan = builder.fcmp_unordered("uno", new, new)
+            larger = builder.or_(larger, builder.and_(nan, builder.fcmp_ordered("ord", old, old)))
+            alike = builder.or_(alike, nan)
+        wins = builder.or_(larger, builder.and_(builder.icmp_signed("<", places, before), alike))
         builder.store(builder.select(wins, new, old), state.value)
         builder.store(builder.select(wins, places, before), state.place)
 
@@ -398,7 +400,7 @@ class _Windows(Row):
         values = [builder.load(state.value) for state in states]
         left = builder.sub(self.given["last"], builder.mul(at, _i64(self.phases)))
         if self.kind == "max":
-            values = [builder.select(builder.load(states[0].nans), emit.constant(float("nan")), values[0])]
+            values = [builder.select(emit.noted(builder.load(states[0].nans)), emit.constant(float("nan")), values[0])]
         if self.kind == "product":
             shift, relu = (builder.load(self.extra_element(which)) for which in range(HEAD))
             values = [builder.fadd(value, emit.spread(shift)) for value in values]
@@ -429,13 +431,18 @@ def write_places(
     if bits == 64:
         numbers = builder.sext(numbers, ir.VectorType(_i64, lanes))
     pointer = builder.bitcast(emit.at(target, builder.mul(at, _i64(bits // 8))), numbers.type.as_pointer())
-    if left is None:
+
+    def whole() -> None:
         builder.store(numbers, pointer).align = bits // 8
+
+    if left is None:
+        whole()
         return
     mask = emit.first(left)
     signature = ir.FunctionType(ir.VoidType(), [numbers.type, pointer.type, _i32, mask.type])
     function = cgutils.get_or_insert_function(builder.module, signature, f"llvm.masked.store.v{lanes}i{bits}.p0")
-    builder.call(function, [numbers, pointer, _i32(bits // 8), mask])
+    arguments = [numbers, pointer, _i32(bits // 8), mask]
+    emit.whole_or(mask, bits // 8, whole, lambda: builder.call(function, arguments), write=True)
 
 
 @intrinsic

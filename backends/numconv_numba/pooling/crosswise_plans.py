@@ -98,7 +98,9 @@ def bands_of(problem: PoolProblem, groups: Groups) -> np.ndarray[Any, Any]:
     results = problem.spatial[0] if back else problem.output[0]
     reach, stride = _reach(problem), problem.stride[0]
     least = reach if back else -(-reach // stride)  # fewer read more beside their own than their own
-    plane = math.prod(problem.spatial) * groups.pitch
+    # beside each other, groups share what they read; where winners are found again at its ends, a band is as large as one can be
+    together = 1 if problem.op == "max_pool_backward" else groups.blocks
+    plane = math.prod(problem.spatial) * groups.pitch * together
     parts = max(-(-plane // BAND), -(-ITEMS // max(groups.total, 1)) if plane > BAND // ITEMS else 1)
     step = max(-(-results // parts), min(results, least))
     if back and step < results:

@@ -15,6 +15,8 @@ import math
 from typing import Any
 
 import numpy as np
+from numba import types
+from numba.extending import overload
 
 from numconv.plugin import Implementation, PoolProblem, Verdict, np_dtype
 from numconv_numba.compiling.compiler import Address, Tag, Vector, helper, invoke, kernel
@@ -65,6 +67,13 @@ def bring(tool, array, buffer, g, side, group, first, last):
 
 
 @helper
+def split_band(g, item):
+    """The group of a work item, and where its band lies in the vector: groups of an image take turns, as they share lines."""
+    block, rest = item % g[BLOCKS], item // g[BLOCKS]
+    return rest // g[BANDS] * g[BLOCKS] + block, TABLE + 6 * (rest % g[BANDS])
+
+
+@helper
 def in_place(g, side, group):
     """How many elements lie before a group of channels that are neighbours in memory; the last group overlaps that before it."""
     channel = min(group % g[BLOCKS] * g[GROUP], g[CHANNELS] - g[GROUP])
@@ -96,12 +105,23 @@ def sweep(tool, plan, x, y, places, begin, end, memory):
     invoke(tool, x, lists, y, places, memory, spans)
 
 
+def as_integer(place: Any) -> Any:
+    """A place as int64; one in float32 by way of int32, to which AVX2 converts vectors too."""
+    raise NotImplementedError("for kernels only")
+
+
+@overload(as_integer)
+def _as_integer(place):
+    first = np.int32 if place == types.float32 else np.int64
+    return lambda place: np.int64(first(place))
+
+
 @helper
 def as_integers(source, target, count, dtype):
     """Write places as int64."""
     wide_vectors()
     for q in range(count):
-        store(target + q * 8, np.int64(load(source + q * itemsize(dtype), dtype)), INT64)
+        store(target + q * 8, as_integer(load(source + q * itemsize(dtype), dtype)), INT64)
 
 
 @helper
@@ -129,7 +149,7 @@ def _pool(begin, end, args):
     g, own = pointer(vector, INT64), worker_area(scratch, areas, AREAS, workers, items, begin)
     read, made, places, turned = own + areas[1], own + areas[2], own + areas[3], own + areas[4]
     for item in range(begin, end):
-        group, band = item // g[BANDS], TABLE + 6 * (item % g[BANDS])
+        group, band = split_band(g, item)
         first, last = g[band], g[band + 1]
         before = first * g[Y + 1] * g[PITCH]
         source = bring(enter, x, read, g, X, group, g[band + 2], g[band + 3])
@@ -160,7 +180,7 @@ def _gradient(begin, end, args):
     g, own = pointer(vector, INT64), worker_area(scratch, areas, AREAS, workers, items, begin)
     read, made, places = own + areas[1], own + areas[2], own + areas[3]
     for item in range(begin, end):
-        group, band = item // g[BANDS], TABLE + 6 * (item % g[BANDS])
+        group, band = split_band(g, item)
         first, last = g[band + 2], g[band + 3]
         before = first * g[Y + 1] * g[PITCH]
         source = bring(enter, y, made, g, Y, group, first, last)

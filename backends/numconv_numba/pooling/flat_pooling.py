@@ -171,8 +171,8 @@ def _between(problem: PoolProblem) -> int:
 
 
 def _kept(problem: PoolProblem) -> int:
-    """Bytes of an item between the steps."""
-    return _together(problem) * _between(problem) * (1 + problem.indices)
+    """Bytes of an item between the steps: a vector more is written behind its last row, and behind the places of that."""
+    return (_together(problem) * _between(problem) + host().width) * (1 + problem.indices)
 
 
 def _together(problem: PoolProblem) -> int:
