@@ -515,7 +515,7 @@ class RegisterTile(DenseImplementation):
         tiles, width = -(-per_k // tile.channels), tile.vectors * tile.lanes
         per_c, count = problem.c // problem.groups, block.pieces * problem.groups * tiles * -(-flat_pixels(block) // width)
         products = count * tile.vectors * tile.channels / 2 * tile_share(tile.vectors, tile.channels) * per_c * taps
-        neighbours = lines.together == PLACED and taps > 1 == max(problem.stride)
+        neighbours = lines.together == PLACED and taps > 1 == max(problem.stride) and tile.channels > 1
         cycles = (
             products * (1.0 if neighbours and host().registers < 32 else PRODUCT_CYCLES)
             + block.pieces * problem.groups * (BLOCK_CYCLES + tiles * CALL_CYCLES)

@@ -55,6 +55,9 @@ WIDTHS = (1, 2, 3, 4, 7)
 """Vectors of a tile: few, so that few are compiled."""
 SLICED = 1.45
 """What sums over several slices cost against what is counted, on the scale of other tiles."""
+PART_CYCLES = 12
+"""Of storing some lanes of a vector where that is slow, for a row that has no other to hide it behind: measured with AVX2, on
+Zen 3."""
 WORK = 16
 """Multiply-adds that would take a cycle: with small planes most of the time is not theirs."""
 AHEAD_PLANE = 64 * 1024
@@ -171,8 +174,10 @@ def plane_cycles(problem: ConvProblem, plan: Plan) -> float:
     column = max(0.17 * users * shape.vectors + 0.86 * loads, 0.34 * (weights + host().unaligned * loads))
     column += 0.0 if shape.columns else 1.1
     stored = rows * shape.vectors * (2.9 + 2.9 * shape.adjoint)
+    slow = target_of(problem)[-1] < shape.lanes and not host().masks(np_dtype(problem.dtype).itemsize, write=True)
     sweeps = plan.bands * phases_of(problem)
-    return plan.strips * (slices_of(problem) * lines_of(problem, plan) * (taps * column + 1.8) + stored + sweeps * 10)
+    swept = plan.strips * (slices_of(problem) * lines_of(problem, plan) * (taps * column + 1.8) + stored + sweeps * 10)
+    return swept + rows * PART_CYCLES * slow
 
 
 def column_offsets(problem: ConvProblem) -> list[int]:
