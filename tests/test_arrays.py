@@ -74,12 +74,9 @@ every_call = pytest.mark.parametrize("call", CALLS.values(), ids=list(CALLS))
 
 @pytest.fixture(autouse=True)
 def only(request):
-    """A test that is not for every backend is of the core, and the reference will do.
-
-    At "high" small problems go to algorithms that do not round integers on the way, whatever the layout.
-    """
+    """A test that is not for every backend is of the core, and the reference will do."""
     name = request.getfixturevalue("backend") if "backend" in request.fixturenames else "reference"
-    with nc.using(backend=name, accuracy="high"):
+    with nc.using(backend=name):
         yield
 
 

@@ -66,8 +66,8 @@ SLAB_BYTES = 512 * 1024
 LEAST_TERMS = 8
 """Of every window: in fewer, it may hold little beside the rows of a whole tile. Of 8 terms, ten million random sums had errors
 below 3e-6, of 4 terms below 1e-5."""
-START_SECONDS = 3e-6
-"""Of a call beside that of `tile`: each thread transforms the weights before it begins."""
+START_SECONDS, NARROW_START_SECONDS = 3e-6, 5e-6
+"""Of a call beside that of `tile`: each thread transforms the weights before it begins. Measured with AVX-512, and with AVX2."""
 APART_CYCLES = 2.0
 """Of a result whose neighbours in memory are other channels: a tile has few of these, so that lines are written in parts."""
 LINE_BYTES, SHORT_CYCLES = 64, 4.0
@@ -341,7 +341,8 @@ class WinogradRows(DenseImplementation):
         lines, weights = block.pieces * -(-block.size[0] // outputs), problem.k * terms * POINTS * problem.kernel[0]
         cycles = problem.groups * (lines * (tiles * (multiplied + written) + inputs) + pack_cycles(block, per_c)) + weights
         apart = math.prod(problem.y_shape) * APART_CYCLES if problem.layout == "channels_last" and problem.k > 1 else 0.0
-        return CALL_SECONDS + START_SECONDS + seconds(cycles + apart)
+        start = START_SECONDS if host().width == 64 else NARROW_START_SECONDS
+        return CALL_SECONDS + start + seconds(cycles + apart)
 
     def forward_workspace(self, problem: ConvProblem) -> int:
         """What each thread has, and weights in the accumulation dtype; or what `RegisterTile` needs."""
