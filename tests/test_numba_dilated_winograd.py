@@ -106,15 +106,14 @@ def test_dilated_layers_are_computed_by_it():
 @pytest.mark.parametrize(
     ("geometry", "reason"),
     [
-        ("in20x20 w3x3 s1 p1 d1", "without a stride there, and here are dilation \\(1, 1\\) and stride \\(1, 1\\)"),
-        ("in20x20 w3x3 s2 p2 d2", "and here are dilation \\(2, 2\\) and stride \\(2, 2\\)"),
+        ("in20x20 w3x3 s1 p1 d1", "without a stride there, and here are dilation (1, 1) and stride (1, 1)"),
+        ("in20x20 w3x3 s2 p2 d2", "and here are dilation (2, 2) and stride (2, 2)"),
         ("in20x20 w3x3 s1 p2 d2 pad=circular", "a phase does not hold what pad_mode circular puts beside it"),
-        ("in200x200 w3x3 s1 p1x40 d1x40", "at most 32 apart along the last dimension, and here is dilation \\(1, 40\\)"),
+        ("in200x200 w3x3 s1 p1x40 d1x40", "at most 32 apart along the last dimension, and here is dilation (1, 40)"),
         ("in20x20 w3x3 s1 p9 d3", "would get the rounding errors of their tile"),
     ],
 )
 def test_refusals_tell_why(geometry, reason):
     verdict = DILATED.supports(parse(f"conv forward f32 n1 c16 k16 g1 {geometry}"))
     assert not verdict
-    with pytest.raises(AssertionError, match=reason):
-        raise AssertionError(verdict.reason)
+    assert reason in verdict.reason

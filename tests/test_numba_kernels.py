@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+from numconv_numba.microkernels.emit import host
 
 import numconv as nc
 from numconv.plugin import parse
@@ -148,8 +149,10 @@ def test_working_memory_does_not_grow_with_the_problem():
     small, large = (parse(f"conv forward f32 n{n} c64 k64 g1 in{s}x{s} w3x3 s1 p1 d1") for n, s in ((16, 512), (64, 4096)))
     able = [i for i in default_registry().backend("numba").implementations() if small.op in i.ops and i.supports(large)]
     assert {"direct", "blocked", "tile", "implicit_gemm", "winograd", "fft"} <= {i.name for i in able}
+    # a panel of narrow vectors has fewer channels, so that `winograd` passes over larger blocks, which it reads once for each
+    most = 2**27 if host().width == 64 else 2**28
     for implementation in able:
-        assert 0 < implementation.workspace(large) < min(2 * implementation.workspace(small), 2**28)
+        assert 0 < implementation.workspace(large) < 2 * implementation.workspace(small) < 2 * most
 
 
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "symmetric", "replicate", "circular"])

@@ -184,11 +184,10 @@ def test_what_it_refuses_it_says(options, reason):
     ("size", "channels", "kernel", "stride"), [(56, 144, 3, 1), (28, 576, 3, 2), (14, 384, 3, 1), (28, 192, 7, 1)]
 )
 def test_it_is_chosen_for_layers_of_mobile_networks(op, size, channels, kernel, stride):
-    if kernel == 7 and host().registers < 32:
-        pytest.skip("sixteen registers hold the sums of few of seven rows: others are faster")
     options = {"stride": stride, "padding": kernel // 2, "groups": channels, "backend": "numba"}
     chosen = nc.explain(op, (1, channels, size, size), (channels, 1, kernel, kernel), **options).chosen
-    assert chosen.algorithm == "planewise"
+    # sixteen registers hold the sums of few of seven rows
+    assert chosen.algorithm in (("crosswise", "depthwise") if kernel == 7 and host().registers < 32 else ("planewise",))
 
 
 HOST = """
@@ -196,7 +195,6 @@ import json, sys
 import numpy as np
 from numconv.plugin import parse
 from numconv.testing import check
-
 from numconv_numba.microkernels.emit import host
 
 for text in sys.argv[1:]:

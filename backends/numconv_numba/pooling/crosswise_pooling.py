@@ -105,13 +105,13 @@ def sweep(tool, plan, x, y, places, begin, end, memory):
     invoke(tool, x, lists, y, places, memory, spans)
 
 
-def as_integer(place: Any) -> Any:
+def to_int64(place: Any) -> Any:
     """A place as int64; one in float32 by way of int32, to which AVX2 converts vectors too."""
     raise NotImplementedError("for kernels only")
 
 
-@overload(as_integer)
-def _as_integer(place):
+@overload(to_int64)
+def _to_int64(place):
     first = np.int32 if place == types.float32 else np.int64
     return lambda place: np.int64(first(place))
 
@@ -121,7 +121,7 @@ def as_integers(source, target, count, dtype):
     """Write places as int64."""
     wide_vectors()
     for q in range(count):
-        store(target + q * 8, as_integer(load(source + q * itemsize(dtype), dtype)), INT64)
+        store(target + q * 8, to_int64(load(source + q * itemsize(dtype), dtype)), INT64)
 
 
 @helper
