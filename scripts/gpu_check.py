@@ -10,8 +10,9 @@ what is known by then, so that a run that is stopped from outside leaves its rec
 facts     the device, its clocks, the versions, what `numconv.backends()` says, and rates of products and copies measured by torch
 contract  the contract suite on the device, by as many processes as there are cores where pytest-xdist is installed
 races     the same bits from twenty runs on outputs filled with different bytes, on problems of many blocks
-compile   what `timing` runs, once, by as many processes as there are cores: kernels are then loaded from disk
-use       what users do: train a network, differentiate through torch's tensors, call with CuPy's arrays, and what a call then costs
+compile   what `timing` and `use` run, once, by as many processes as there are cores: kernels are then loaded from disk
+use       what users do: differentiate through torch's tensors, call with CuPy's arrays, what a call then costs, and train a network
+          where the backend pools
 torch     seconds of torch, and so of cuDNN, on larger batches and on the rows of `numconv bench`, without and with TF32
 timing    seconds of the chosen implementation on the same rows, then of all others
 
@@ -28,6 +29,7 @@ import contextlib
 import functools
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
@@ -38,7 +40,7 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,8 @@ BATCHES = {32: ROWS, 256: ("resnet50.56", "depthwise3.144")}
 """Rows of larger batches, which are timed at "fast" too."""
 HALVES = {"float16": ROWS, "bfloat16": ("resnet50.56",)}
 """Rows of the smaller of them in other dtypes."""
+POOLING = "pool max_pool f32 n32 c32 in8x8 w2x2 s2 p0 d1"
+"""What a backend must compute, besides convolutions, to train alone."""
 RACES = (
     "conv forward f32 n8 c48 k80 g1 in29x31 w3x3 s1 p1 d1",
     "conv input_grad f32 n8 c48 k80 g1 in29x31 w3x3 s2 p1 d1",
@@ -238,20 +242,32 @@ def outcomes(text: str, status: int, *, late: bool = False) -> dict[str, dict[st
 def compile_all(backends: Sequence[str], limit: float) -> Records:
     """Run what `timing` and `use` do first once, a share of the rows in each of some processes, which are ended in time."""
     if SHARE in os.environ:
-        number, count = map(int, os.environ[SHARE].split("/"))
-        yield from _run_once(backends, list(rows())[number::count])
-        return
+        yield from _run_once(backends, own_share(list(rows())))
+    else:
+        yield from shared_out("compile", backends, limit, beside="use")
+
+
+def own_share(some: Sequence[Any]) -> Sequence[Any]:
+    """What of it is this process's own."""
+    number, count = map(int, os.environ[SHARE].split("/"))
+    return some[number::count]
+
+
+def shared_out(part: str, backends: Sequence[str], limit: float, beside: str = "") -> Records:
+    """The records of as many processes as there are cores, each with a share of a part, which are ended in time.
+
+    `beside` is a part that runs at the same time for each backend, for what it compiles.
+    """
     end, count = time.monotonic() + limit - GRACE, max(1, (os.cpu_count() or 2) - 1)
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{number}.jsonl" for number in range(count)]
-        command = [sys.executable, __file__, "--child", "compile", *[word for name in backends for word in ("--backend", name)]]
         processes = [
-            subprocess.Popen([*command, "--records", str(path)], env=os.environ | {SHARE: f"{number}/{count}"})
+            subprocess.Popen(command_of(part, backends, limit, path), env=os.environ | {SHARE: f"{number}/{count}"})
             for number, path in enumerate(paths)
         ]
         processes += [
-            subprocess.Popen(training(name, Path(folder) / f"{name}.json"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            for name in backends
+            subprocess.Popen(command_of(beside, [name], limit, Path(folder) / f"{name}.jsonl"), stdout=subprocess.DEVNULL)
+            for name in (backends if beside else ())
         ]
         for process in processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -260,6 +276,12 @@ def compile_all(backends: Sequence[str], limit: float) -> Records:
             process.wait()
         for path in paths:
             yield from read_records(path).items()
+
+
+def command_of(part: str, backends: Sequence[str], limit: float, path: Path) -> list[str]:
+    """The command that runs a part and writes its records into a file."""
+    command = [sys.executable, __file__, "--child", part, "--records", str(path), "--limit", str(limit)]
+    return command + [word for backend in backends for word in ("--backend", backend)]
 
 
 def _run_once(backends: Sequence[str], some: Sequence[tuple[str, Any]]) -> Records:
@@ -277,17 +299,24 @@ def _first_call(implementation: Any, problem: Any, outs: Sequence[Any], arrays: 
     return {"took": round(time.perf_counter() - start, 2)}
 
 
-def races(backends: Sequence[str], _: float) -> Records:
-    """Whether twenty runs on differently filled outputs give the same bits."""
+def races(backends: Sequence[str], limit: float) -> Records:
+    """Whether twenty runs on differently filled outputs give the same bits; the problems are shared out to some processes."""
+    if SHARE in os.environ:
+        yield from _same_bits(backends[0], own_share(RACES))
+    else:
+        yield from shared_out("races", backends, limit)
+
+
+def _same_bits(backend: str, texts: Sequence[str]) -> Records:
     import numpy as np
 
     from numconv.plugin import parse
     from numconv.testing import candidates, inputs
 
-    for text in RACES:
+    for text in texts:
         problem = parse(text)
         arrays = [_on_device(a) for a in inputs(problem, np.random.default_rng(3), False)]
-        for row in candidates(problem, backends[0]):
+        for row in candidates(problem, backend):
             if row.verdict and row.implementation is not None:
                 yield f"{row.algorithm}: {text}", told(_runs, row.implementation, problem, arrays)
 
@@ -304,12 +333,16 @@ def _runs(implementation: Any, problem: Any, arrays: Sequence[Any]) -> dict[str,
 
 def use(backends: Sequence[str], limit: float) -> Records:
     """Calls as users make them: their results, and microseconds until they return."""
+    from numconv.plugin import parse
+    from numconv.testing import candidates
+
     (backend,) = backends
     for dtype in ("float32", "float16"):
         yield f"torch {dtype}", told(_through_torch, backend, dtype)
     yield "cupy", told(_through_cupy, backend)
     yield "calls", told(_calls, backend)
-    yield "train", told(_trained, backend, limit)
+    if any(row.verdict for row in candidates(parse(POOLING), backend)):
+        yield "train", told(_trained, backend, limit)
 
 
 def _through_torch(backend: str, dtype: str) -> dict[str, Any]:
@@ -391,7 +424,7 @@ def torch_rows(_: Sequence[str], __: float) -> Records:
     """Seconds of torch on each row, by precision."""
     torch = _torch()
     torch.backends.cudnn.benchmark = True
-    for name, problem in rows():
+    for name, problem in fewest_taps_first(rows()):
         for level in levels_of(problem):
             torch.backends.cudnn.allow_tf32 = level == "fast"
             yield f"{name} {problem.op} {level}", told(_torch_seconds, torch, problem)
@@ -417,7 +450,7 @@ def _torch_call(torch: Any, problem: Any) -> Callable[[], Any]:
 def timing(backends: Sequence[str], _: float) -> Records:
     """Seconds of the chosen implementation on each row, and then of the others."""
     for chosen in (True, False):
-        for name, problem in rows():
+        for name, problem in fewest_taps_first(rows()):
             arrays = [_random(shape, problem.dtype) for shape in problem.input_shapes]
             outs = _outputs(problem)
             for level, algorithm, implementation in timed(problem, backends[0], chosen=chosen):
@@ -462,6 +495,11 @@ def rows() -> Iterator[tuple[str, Any]]:
             for op in CONV_OPS:
                 problem = parse(texts[name]).replace(op=op, n=min(BATCHES), dtype=dtype, out_dtype=dtype)
                 yield f"{name}.n{problem.n}.{dtype}", problem
+
+
+def fewest_taps_first(some: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """The rows so that those come last whose large kernels cuDNN tries for many seconds before it chooses."""
+    return sorted(some, key=lambda row: math.prod(row[1].kernel))
 
 
 def levels_of(problem: Any) -> tuple[str, ...]:
@@ -581,8 +619,7 @@ def run_part(part: str, backends: Sequence[str], limit: float, folder: Path, tel
     """Run one part in a process, end it at the limit, and give its records and how it ended; `tell` hears of them meanwhile."""
     name = f"{part}-{'-'.join(backends) or 'all'}"
     path, log = folder / f"{name}.jsonl", folder / f"{name}.log"
-    command = [sys.executable, __file__, "--child", part, "--records", str(path), "--limit", str(limit)]
-    command += [word for backend in backends for word in ("--backend", backend)]
+    command = command_of(part, backends, limit, path)
     start = time.monotonic()
 
     def known(ended: str) -> dict[str, Any]:
