@@ -106,7 +106,7 @@ def main() -> int:
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="rows and groups of rows; all by default")
     parser.add_argument("--pass", dest="passes", nargs="+", choices=PASSES, default=list(PASSES))
     parser.add_argument("--rounds", type=count, default=8, help="%(default)s")
-    parser.add_argument("--seconds", type=duration, default=0.2, help="that a turn of a row lasts (%(default)s)")
+    parser.add_argument("--seconds", type=duration, default=0.2, help="of calls a row, in turns (%(default)s)")
     parser.add_argument("--tolerance", type=float, default=0.05, help="a change below it is of no interest (%(default)s)")
     options = parser.parse_args()
     try:

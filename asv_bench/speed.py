@@ -32,7 +32,7 @@ Written by `{made}` from `{source}`; change neither this page nor its pictures b
 ```
 
 with numconv {version} on {processor} ({features}), cores: {cores}, Python {python}, NumPy {numpy}, Numba {numba}, on {date}:
-{rounds} rounds, each with fresh processes, {seconds:g} s a turn. Peers: {peers}. Measure your own machine:
+{rounds} rounds, each with fresh processes, {seconds:g} s a row. Peers: {peers}. Measure your own machine:
 processors differ, and so do the rankings.
 
 - **floor**: the operations of the direct algorithm at the rate of multiply-adds that was measured in the same run, or its bytes at
@@ -44,7 +44,7 @@ processors differ, and so do the rankings.
 - **backward** computes the gradients of x, w and bias together.
 
 Every result of every library was compared with sums of its terms in double precision before it was timed. In each round the
-libraries take turns row by row, one process awake at a time.
+libraries take turns, one process awake at a time.
 """
 
 SECTION = """

@@ -24,7 +24,7 @@ from numconv.benchmarking.worker import ours
 from numconv.benchmarking.worker.cases import Case, Declined
 from numconv.benchmarking.worker.checking import check
 from numconv.benchmarking.worker.peers import MAKERS
-from numconv.benchmarking.worker.timing import sample
+from numconv.benchmarking.worker.timing import Timer
 from numconv.cli import main
 from numconv.plugin import parse
 
@@ -101,11 +101,14 @@ def test_check_refuses_nan():
         check(one, np.full(one.y_shape, np.nan, np.float32))
 
 
-def test_sample_counts_its_calls():
+def test_a_timer_counts_the_calls_of_its_bursts_but_the_first_of_each():
     calls = []
-    found = sample(lambda: calls.append(time.sleep(0.001)), 0.02)
-    assert found.calls == len(calls) - 2 >= 3
-    assert 0.001 <= found.best <= found.median
+    timer = Timer(lambda: calls.append(time.sleep(0.001)))
+    timer.burst(0.01)
+    assert timer.calls == len(calls) - 1 >= 2
+    timer.burst(0)
+    assert timer.calls == len(calls) - 2
+    assert 0.001 <= timer.best <= timer.median
 
 
 @pytest.mark.parametrize("direction", PASSES)
@@ -147,9 +150,13 @@ def test_a_process_answers_times_rates_and_reasons():
         assert 0 < answer["best"] <= answer["seconds"] < 1
         assert answer["multiply_adds"] > 1e8
         assert answer["copies"] > 1e7
+        again = worker.ask(request)
+        assert again["calls"] > answer["calls"], "a case that is asked again goes on"
+        assert again["multiply_adds"] == answer["multiply_adds"], "and is not measured anew"
         broken = request | {"case": request["case"] | {"y_shape": (1, 16, 7, 7)}}
         assert "y has the shape (1, 16, 8, 8)" in worker.ask(broken)["error"]
-        assert "seconds" in worker.ask(request | {"size": 0}), "an error leaves the process alive"
+        fresh = worker.ask(request | {"size": 0})
+        assert fresh["calls"] < again["calls"], "an error leaves the process alive"
     with Worker("numconv", {"backend": "numba", "algorithm": "winograd"}) as worker:
         assert "numba winograd" in worker.ask(request)["declined"]
 
@@ -191,6 +198,28 @@ def test_every_contender_has_each_place_once():
     order = [turn.contender for turn in turns(contenders, rows, ["forward"], rounds=3, seconds=0.001, limits=False)]
     for place in range(3):
         assert {order[place], order[3 + place], order[6 + place]} == set(names)
+
+
+class Slow:
+    """Stands for a contender whose calls take so long; it counts its bursts."""
+
+    contender = Contender("slow", "scipy")
+
+    def __init__(self, seconds):
+        self.seconds, self.bursts, self.calls = seconds, 0, 0
+
+    def ask(self, request):
+        self.bursts += 1
+        self.calls += max(1, math.ceil(request["seconds"] / self.seconds))
+        return {"seconds": self.seconds, "calls": self.calls}
+
+
+@pytest.mark.parametrize(("seconds", "bursts"), [(1e-3, measuring.BURSTS), (0.05, 4), (0.5, 3), (2.0, 1)])
+def test_bursts_go_on_until_each_was_timed_for_long_enough(seconds, bursts):
+    team = [Slow(seconds), Slow(1e-4)]
+    answers = measuring._answers(team, {}, 0.2, 0)
+    assert [seat.bursts for seat in team] == [bursts, measuring.BURSTS]
+    assert all(answers[seat] == {"seconds": seat.seconds, "calls": seat.calls} for seat in team)
 
 
 # --- results

@@ -1,7 +1,8 @@
-"""Rounds: in each, every implementation gets a fresh process, and the rows are timed one after the other, by all of them in turn.
+"""Rounds: in each, every implementation gets a fresh process, and the rows are timed one after the other, by all in bursts in turn.
 
-So two figures that are compared with each other were measured within seconds, in an order that rotates, and the chances of a
-process (where its memory lies, which core it started on) are drawn again in every round.
+So two figures that are compared with each other were measured within milliseconds, in an order that rotates: a machine that is
+faster in one second than in the next is so for all of them. The chances of a process (where its memory lies, which core it started
+on) are drawn again in every round.
 """
 
 from __future__ import annotations
@@ -17,8 +18,14 @@ from numconv.errors import BackendUnavailableError, UnknownBackendError
 from .processes import Worker, WorkerDiedError
 from .rows import Row, case_of, work_of
 from .worker.peers import MAKERS
+from .worker.timing import LONG
 
 __all__ = ["Contender", "Turn", "installed", "peers", "turns"]
+
+BURSTS = 8
+"""Into which the calls of a row are split."""
+ENOUGH = 3
+"""Calls, of those that fit into no burst."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,7 @@ def turns(
     rounds : int
         How often.
     seconds : float
-        How long each turn times calls.
+        How long each contender times calls of a row, in all its bursts together.
     limits : bool
         Whether numconv also measures what the machine does at most, each time.
     """
@@ -107,14 +114,33 @@ def turns(
         with contextlib.ExitStack() as stack:
             team = [_Seat(contender, stack) for contender in _rotated(contenders, number)]
             for place, (row, direction) in enumerate((row, direction) for row in rows for direction in passes):
-                for seat in _rotated(team, place):
-                    size = work_of(row, direction)[1] if limits and seat.contender.implementation == "numconv" else 0
-                    request = {"case": case_of(row, direction), "seconds": seconds, "checked": number == 0, "size": size}
-                    yield Turn(seat.contender.name, row, direction, seat.ask(request))
+                ordered = _rotated(team, place)
+                size = work_of(row, direction)[1] if limits else 0
+                answers = _answers(ordered, {"case": case_of(row, direction), "checked": number == 0}, seconds, size)
+                for seat in ordered:
+                    yield Turn(seat.contender.name, row, direction, answers[seat])
+
+
+def _answers(team: Sequence[_Seat], request: dict[str, Any], seconds: float, size: int) -> dict[_Seat, dict[str, Any]]:
+    """The last answer of each contender for a row: they take turns until each was timed for so long."""
+    found = {}
+    going = list(team)
+    while going:
+        for seat in going:
+            own = size if seat.contender.implementation == "numconv" else 0
+            found[seat] = seat.ask(request | {"seconds": seconds / BURSTS, "size": own})
+        going = [seat for seat in _rotated(going, 1) if _goes_on(found[seat], seconds)]
+    return found
+
+
+def _goes_on(answer: dict[str, Any], seconds: float) -> bool:
+    if "seconds" not in answer or answer["seconds"] > LONG:
+        return False
+    return bool(answer["calls"] < ENOUGH or answer["calls"] * answer["seconds"] < seconds)
 
 
 def _rotated(items: Sequence[Any], by: int) -> list[Any]:
-    by %= len(items)
+    by %= max(len(items), 1)
     return [*items[by:], *items[:by]]
 
 

@@ -21,7 +21,7 @@ def listing(results: Results) -> str:
     head = [
         (
             f"numconv {results.version} on {results.machine['processor']}, cores: {results.machine['cores']}; {results.date}; "
-            f"{results.rounds} rounds, {results.seconds:g} s a turn"
+            f"{results.rounds} rounds, {results.seconds:g} s a row"
         ),
         "peers: " + (", ".join(f"{name} {version}" for name, version in results.peers.items()) or "none"),
     ]

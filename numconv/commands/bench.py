@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--peer-python", default=sys.executable, metavar="PYTHON", help="the interpreter that has the other libraries (this one)"
     )
     parser.add_argument("--rounds", type=count, default=3, metavar="N", help="rounds of all rows (%(default)s)")
-    parser.add_argument("--seconds", type=duration, default=0.25, metavar="S", help="that a turn of a row lasts (%(default)s)")
+    parser.add_argument("--seconds", type=duration, default=0.25, metavar="S", help="of calls a row, in turns (%(default)s)")
     parser.add_argument("--save", type=Path, metavar="FILE", help="write all figures to this file")
     parser.add_argument("--plot", type=Path, metavar="FOLDER", help="write pictures to this folder")
     instead = parser.add_mutually_exclusive_group()

@@ -4,7 +4,8 @@ This folder imports nothing outside of itself but NumPy and the implementation, 
 the interpreter of a peer (``LAUNCH`` in `numconv.benchmarking.processes` says how), and beside an older version of numconv. Each
 answer is a JSON object: ``seconds`` (the median of the calls), ``best`` (the least), ``calls``, ``variant`` (what was called), and
 where they were asked for the rates of the machine measured right after, ``multiply_adds`` and ``copies``; or ``declined`` or
-``error`` with the reason. Results are compared with sums of their terms before they are timed.
+``error`` with the reason. Results are compared with sums of their terms before they are timed. A case that is asked again goes on:
+its answer tells of all calls so far.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any, TextIO
 from . import ours, peers
 from .cases import Calls, Case, Declined
 from .checking import check
-from .timing import sample
+from .timing import Timer
 
 __all__ = ["main"]
 
@@ -43,26 +44,44 @@ def main(implementation: str, options: dict[str, Any]) -> None:
         _reply(replies, {"missing": _told(error)})
         return
     _reply(replies, hello)
+    desk = _Desk(make)
     for line in sys.stdin:
-        _reply(replies, _answer(make, json.loads(line)))
+        _reply(replies, desk.answer(json.loads(line)))
 
 
-def _answer(make: Callable[[Case], Calls], request: dict[str, Any]) -> dict[str, Any]:
-    case = Case.of(request["case"])
-    try:
-        calls = make(case)
+class _Desk:
+    """Answers requests, and holds what the last one needed."""
+
+    def __init__(self, make: Callable[[Case], Calls]):
+        self._make = make
+        self._fields: dict[str, Any] | None = None
+        self._timers: dict[str, Timer] = {}
+        self._limits: dict[str, float] = {}
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The times of the case so far, with those of one burst of calls more."""
+        try:
+            if request["case"] != self._fields:
+                self._prepare(request)
+            for timer in self._timers.values():
+                timer.burst(request["seconds"])
+            variant, best = min(self._timers.items(), key=lambda item: item[1].median)
+            if request["size"] and not self._limits:
+                self._limits = ours.rates(variant.split()[0], request["case"]["dtype"], request["size"])
+        except Exception as error:  # noqa: BLE001 - one case that fails must not take the others with it
+            self._fields = None
+            return {"declined": str(error)} if isinstance(error, Declined) else {"error": _told(error)}
+        return {"variant": variant, "seconds": best.median, "best": best.best, "calls": best.calls} | self._limits
+
+    def _prepare(self, request: dict[str, Any]) -> None:
+        self._timers = {}  # so that the arrays of two cases are never there at once
+        case = Case.of(request["case"])
+        calls = self._make(case)
         if request["checked"]:
             for call in calls.values():
                 check(case, call())
-        samples = {variant: sample(call, request["seconds"]) for variant, call in calls.items()}
-        variant = min(samples, key=lambda name: samples[name].median)
-        limits = ours.rates(variant.split()[0], case.dtype, request["size"]) if request["size"] else {}
-    except Declined as reason:
-        return {"declined": str(reason)}
-    except Exception as error:  # noqa: BLE001 - one case that fails must not take the others with it
-        return {"error": _told(error)}
-    best = samples[variant]
-    return {"variant": variant, "seconds": best.median, "best": best.best, "calls": best.calls} | limits
+        self._fields, self._limits = request["case"], {}
+        self._timers = {variant: Timer(call) for variant, call in calls.items()}
 
 
 def _told(error: Exception) -> str:

@@ -5,36 +5,46 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-__all__ = ["Sample", "sample"]
+__all__ = ["LONG", "Timer"]
 
 LONG = 1.0
 """Seconds: a call that takes longer is timed once."""
 
 
-class Sample(NamedTuple):
-    """Seconds a call: the median and the least of so many."""
+class Timer:
+    """Seconds of single calls, gathered in bursts."""
 
-    median: float
-    best: float
-    calls: int
+    def __init__(self, call: Callable[[], Any]):
+        self._call = call
+        self._times: list[float] = []
 
+    def burst(self, seconds: float) -> None:
+        """Time calls for so many seconds, one at least; the first, which may compile or find cold caches, does not count."""
+        self._once()
+        end = time.perf_counter() + seconds
+        while True:
+            self._times.append(self._once())
+            if time.perf_counter() >= end:
+                return
 
-def sample(call: Callable[[], Any], seconds: float) -> Sample:
-    """Time single calls for so many seconds, three at least; the first call, which may compile, does not count."""
-    call()
-    times = [_once(call)]
-    if times[0] > LONG:
-        return Sample(times[0], times[0], 1)
-    times.clear()
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times) < 3:
-        times.append(_once(call))
-    return Sample(statistics.median(times), min(times), len(times))
+    @property
+    def calls(self) -> int:
+        """How many were timed."""
+        return len(self._times)
 
+    @property
+    def median(self) -> float:
+        """Seconds of the one in the middle."""
+        return statistics.median(self._times)
 
-def _once(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+    @property
+    def best(self) -> float:
+        """The least seconds."""
+        return min(self._times)
+
+    def _once(self) -> float:
+        start = time.perf_counter()
+        self._call()
+        return time.perf_counter() - start
