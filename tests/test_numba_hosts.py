@@ -17,6 +17,7 @@ from llvmlite import ir
 from numba.core import cgutils
 from numconv_numba.depthwise.depthwise_plans import rows_inside
 from numconv_numba.microkernels import emit
+from numconv_numba.microkernels.gemm import touched_lines
 
 from numconv.plugin import parse
 
@@ -76,6 +77,13 @@ def test_vectors_and_caches(host_of, name, width, registers, kibibytes):
     assert (host.width, host.registers, host.first_level, host.second_level) == (width, registers, first, second)
     assert 0 < host.resident < host.first_level
     assert host.near(3 * 2**18) * 4 == 3 * second
+
+
+def test_all_lines_of_a_panel_are_fetched_wherever_it_begins():
+    for item in (4, 8):
+        for size in range(item, 512, item):
+            most = max((start + size - 1) // 64 - start // 64 + 1 for start in range(0, 64, item))
+            assert touched_lines(size, item) == most
 
 
 def test_narrow_vectors_cross_fewer_lines_and_cost_less(host_of):

@@ -20,13 +20,18 @@ from numconv_numba.compiling.compiler import Address, Tag, intrinsic, kernel
 from .emit import Emitter, check_kinds, emitter_of, rolled
 from .memory import Memory
 
-__all__ = ["Columns", "multiply"]
+__all__ = ["Columns", "multiply", "touched_lines"]
 
 _i64 = ir.IntType(64)
 _LINE = 64
 UNROLLED = 2
 PIECES = 5
 """Pieces that are copied together: each takes a mask register and two general ones."""
+
+
+def touched_lines(size: int, item: int) -> int:
+    """Cache lines that so many bytes lie in at most, wherever an element of `item` bytes may begin."""
+    return 1 + -(-(size - item) // _LINE)
 
 
 def _repeat(builder: Any, count: Any, body: Callable[[Any], None], after: Callable[[Any], None] = lambda i: None) -> None:
@@ -165,7 +170,7 @@ class _Tiles:
         Each of those fetches a line of every term. The others are spared the look for it: loads compete with those of factors.
         """
         emit, builder = self.emit, self.builder
-        lines = _i64(self.vectors * emit.width // _LINE + 1)
+        lines = _i64(touched_lines(self.vectors * emit.width, emit.width // emit.lanes))
         some = builder.and_(builder.icmp_signed("!=", self.ahead, _i64(0)), builder.icmp_signed("<", tile, lines))
         step = builder.select(some, builder.add(self.ahead, emit.times(tile, _LINE)), _i64(0))
         place = emit.at(self.sources[0], step)
