@@ -11,7 +11,10 @@ from numconv.plugin import parse
 from numconv.testing import check
 
 PATCHES = [
-    "f32 n2 c5 k9 g1 in18x26 w2x2 s2 p0 d1 bias=x",  # the last half vector of a line overlaps the one before
+    "f32 n2 c5 k9 g1 in18x30 w2x2 s2 p0 d1 bias=x",  # the last piece of a line overlaps the one before
+    "f32 n2 c90 k9 g1 in18x28 w2x2 s2 p0 d1 bias=x",  # pieces are shorter, for none does
+    "f64 n2 c90 k9 g1 in14x14 w2x2 s2 p0 d1",  # single pixels
+    "f32 n3 c5 k9 g1 in2x2 w2x2 s2 p0 d1",
     "f32 n3 c3 k7 g1 in45 w2 s2 p0 d1 flip=1 bias=x act=relu",  # the last tile overlaps, and a position no window reads
     "f64 n2 c3 k5 g1 in19x27 w2x2 s2 p0 d1 bias=x act=silu",
     "f32 n1 c4 k6 g2 in32x32 w4x4 s4 p0 d1 bias=x",
@@ -62,7 +65,7 @@ def test_arrays_whose_neighbours_lie_apart(apart, rng):
 @pytest.mark.parametrize(("processor", "width"), [("haswell", 32), ("x86-64-v2", 16)])
 def test_narrower_processors(check_on, processor, width):
     """The same kernels for AVX2 and for 128 bits."""
-    jobs = [("patchwise", f"conv input_grad {geometry}") for geometry in (PATCHES[0], PATCHES[2], PATCHES[5])]
+    jobs = [("patchwise", f"conv input_grad {geometry}") for geometry in PATCHES[:3]]
     assert check_on(processor, jobs) == width
 
 
@@ -77,7 +80,6 @@ def test_narrower_processors(check_on, processor, width):
         ("f32 n1 c2 k3 g1 in31 w2 s2 p0:1 d1", "padding is ((0, 1),)"),
         ("f32 n1 c2 k3 g1 in61x30 w2x2 s2 p0 d3x1", "dilation (3, 1)"),
         ("f32 n1 c2 k3 g1 in30x30 w2x3 s2x3 p0 d1", "rows of windows have 3"),
-        ("f32 n1 c2 k3 g1 in30x2 w2x2 s2 p0 d1", "a row has 1"),
     ],
 )
 def test_refusals(text, reason):
@@ -86,8 +88,8 @@ def test_refusals(text, reason):
     assert reason in verdict.reason
 
 
-def test_every_piece_of_pixels_is_found_once(rng):
-    """Panels are about equal, and cover all lines of all images."""
+def test_panels_are_about_equal():
+    """And cover all lines of all images."""
     for n, size in ((1, 7), (2, 9), (1, 28), (3, 4)):
         problem = parse(f"conv input_grad f32 n{n} c8 k3 g1 in{2 * size}x{2 * size} w2x2 s2 p0 d1")
         layout = patchwise._layout(problem)

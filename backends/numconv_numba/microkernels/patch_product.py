@@ -3,7 +3,7 @@
 Where the windows of an input gradient share no position, each result is written once, and those of neighbouring taps are neighbours
 in memory, as are those of neighbouring pixels if a patch is as long as some taps. A tile holds the sums of `channels` rows of a
 matrix, taps of a channel one after the other, at `vectors` vectors of pixels; it weaves those of `taps` rows together as they leave
-the registers. Pixels come in pieces of half a vector, which may lie anywhere: so rows of a multiple of that need no others.
+the registers. Pixels come in pieces of a part of a vector, which may lie anywhere: so few are computed in vain at the ends of rows.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _i64 = ir.IntType(64)
 
 VECTORS: of a term of the PANEL ``[term][vector]``, which has so many TERMS. W: the weights of the TILES ``[term][channel]``, W_TILE
 bytes apart. SUMS: ``[tile][channel][vector]``, to RESUME with, and to leave there unless they FINISH. X: where results go, by the
-PLACES of pieces, two of each vector, and by the ROWS, an offset for so many taps as are woven. STEP: from pixel to pixel where
+PLACES of pieces, some of each vector, and by the ROWS, an offset for so many taps as are woven. STEP: from pixel to pixel where
 patches are longer than these. BIAS: a number for each of the ROWS, or 0. RELU: whether negative results become 0. Y: what the panel
 is gathered from first, or 0: terms lie Y_TERM bytes apart, and PIECES has the offset of each.
 """
@@ -49,11 +49,14 @@ def _woven(emit: Emitter, rows: list[Any]) -> list[Any]:
 
 
 class _Code:
-    """The tiles of a panel of so many vectors under construction; `taps` are woven, all of a row of a patch if it is `whole`."""
+    """The tiles of a panel of so many vectors under construction, of pieces of `length` pixels.
 
-    def __init__(self, builder: Any, shape: tuple[int, int, int, int, int], vectors: int, dtype: Any, job: Any):
-        _, self.channels, lanes, self.taps, self.whole = shape
-        self.builder, self.vectors = builder, vectors
+    So many `taps` are woven, all of a row of a patch if it is `whole`.
+    """
+
+    def __init__(self, builder: Any, shape: tuple[int, ...], vectors: int, dtype: Any, job: Any):
+        _, self.channels, lanes, self.length, self.taps, self.whole = shape
+        self.builder, self.vectors, self.pieces = builder, vectors, lanes // self.length
         self.emit = emit = Emitter(builder, dtype, lanes)
         self.item = emit.width // lanes
         self.field = {i: emit.offset(job, i) for i in range(JOB)}
@@ -65,16 +68,16 @@ class _Code:
     def gather(self) -> None:
         """The panel, piece by piece."""
         emit, builder = self.emit, self.builder
-        half = ir.VectorType(emit.vector.element, emit.lanes // 2).as_pointer()
-        sources = [emit.at(self.at[Y], emit.offset(self.at[PIECES], i)) for i in range(2 * self.vectors)]
+        kind = ir.VectorType(emit.vector.element, self.length).as_pointer()
+        sources = [emit.at(self.at[Y], emit.offset(self.at[PIECES], i)) for i in range(self.pieces * self.vectors)]
 
         def copy(term: Any) -> None:
             offset, row = builder.mul(term, self.field[Y_TERM]), builder.mul(term, _i64(self.vectors * emit.width))
-            loads = [builder.load(builder.bitcast(emit.at(source, offset), half)) for source in sources]
+            loads = [builder.load(builder.bitcast(emit.at(source, offset), kind)) for source in sources]
             for i, loaded in enumerate(loads):
                 loaded.align = self.item
-                place = emit.at(emit.at(self.at[PANEL], row), i * emit.width // 2)
-                builder.store(loaded, builder.bitcast(place, half)).align = self.item
+                place = emit.at(emit.at(self.at[PANEL], row), i * self.length * self.item)
+                builder.store(loaded, builder.bitcast(place, kind)).align = self.item
 
         repeat(builder, self.field[TERMS], copy)
 
@@ -114,7 +117,7 @@ class _Code:
         """Where the pieces of a tile go, for each of its rows of x; `first`: the number of these."""
         emit, builder = self.emit, self.builder
         rows = [emit.offset(self.at[ROWS], builder.add(first, _i64(i))) for i in range(self.channels // self.taps)]
-        places = [emit.offset(self.at[PLACES], i) for i in range(2 * self.vectors)]
+        places = [emit.offset(self.at[PLACES], i) for i in range(self.pieces * self.vectors)]
         return [[emit.at(emit.at(self.at[X], row), place) for place in places] for row in rows]
 
     def dress(self, first: Any) -> None:
@@ -135,23 +138,18 @@ class _Code:
             rows = self.slots[i * self.taps : (i + 1) * self.taps]
             for v in range(self.vectors):
                 woven = _woven(self.emit, [self.builder.load(row[v]) for row in rows])
-                for part, place in enumerate(places[2 * v : 2 * v + 2]):
-                    self.write_piece(woven[part * self.taps // 2 : (part + 1) * self.taps // 2], place)
+                for piece in range(self.pieces):
+                    self.write_piece(woven, piece, places[v * self.pieces + piece])
 
-    def write_piece(self, woven: list[Any], place: Any) -> None:
-        """Half a vector of pixels: at once, or the taps of each."""
-        emit, builder = self.emit, self.builder
-        if self.whole:
-            for i, vector in enumerate(woven):
-                emit.store(vector, emit.at(place, i * emit.width))
-            return
-        length = min(self.taps, emit.lanes)
-        kind = ir.VectorType(emit.vector.element, length).as_pointer()
-        for i in range(len(woven) * emit.lanes // length):
-            first = i * length
-            pixel, tap = divmod(first, self.taps)
-            lane = first % emit.lanes
-            part = emit.shuffle(woven[first // emit.lanes], emit.zero, range(lane, lane + length))
+    def write_piece(self, woven: list[Any], piece: int, place: Any) -> None:
+        """The pixels of a piece: all at once, or the taps of each; by vectors, or parts of them."""
+        emit, builder, count = self.emit, self.builder, self.length * self.taps
+        together = min(emit.lanes, count if self.whole else self.taps)
+        kind = ir.VectorType(emit.vector.element, together).as_pointer()
+        for first in range(0, count, together):
+            vector, lane = divmod(piece * count + first, emit.lanes)
+            part = woven[vector] if together == emit.lanes else emit.shuffle(woven[vector], emit.zero, range(lane, lane + together))
+            pixel, tap = (0, first) if self.whole else divmod(first, self.taps)
             target = emit.at(emit.at(place, emit.times(self.field[STEP], pixel)), tap * self.item)
             builder.store(part, builder.bitcast(target, kind)).align = self.item
 
@@ -197,8 +195,8 @@ def _patch_product(typingctx: Any, shape: Any, dtype: Any, job: Any) -> Any:
 def patch_product(shape: Tag, dtype: Tag, job: Address) -> None:
     """x[row, pixel, tap] = the sum over t of w[row, tap, t] * y[t, pixel], one chain each in this order, with bias and relu.
 
-    `shape`: most vectors, channels and lanes of a tile, taps that are woven together, a power of two, and whether they are all of
-    a row of a patch. For the fields of a job see above.
+    `shape`: most vectors, channels and lanes of a tile, pixels of a piece, taps that are woven together, both powers of two, and
+    whether these are all of a row of a patch. For the fields of a job see above.
     """
     _patch_product(shape, dtype, job)
 

@@ -40,12 +40,14 @@ PACK_WORK = 4
 """Multiply-adds that take as long as packing one weight."""
 PRODUCT_CYCLES = 1.04
 """Against those that are counted."""
-TILE_CYCLES = 4
+TILE_CYCLES = 2.5
 """Of the start and the end of each vector of a tile's sums, and of weaving it."""
+STORED_CYCLES = 1
+"""Of a store of woven taps."""
 START_CYCLES = 20
 """Of a tile beside its vectors."""
 GATHERED_CYCLES = 1.5
-"""Of half a vector of a term that is gathered."""
+"""Of a piece of a term that is gathered."""
 PANEL_CYCLES = 300
 """Of the start of a panel, and of finding its pieces."""
 PACKED_CYCLES = 0.6
@@ -64,24 +66,37 @@ class _Layout(NamedTuple):
     tile : Tile
     taps : int
         Of a row of x that are woven together.
+    length : int
+        Of a piece of pixels, which are neighbours; the last one of a line may overlap the one before.
+    pieces : int
+        Of all images.
     tiles : int
         Of a group; the last one ends with the last row, and may overlap the one before.
     chunk : int
         Terms of a panel.
-    pieces : int
-        Half vectors of pixels of all images; the last one of a line may overlap the one before.
+    row : int
+        Taps of a row of a patch.
     """
 
     tile: Tile
     taps: int
+    length: int
+    pieces: int
     tiles: int
     chunk: int
-    pieces: int
+    row: int
 
     @property
     def vectors(self) -> int:
         """Of pixels of all images."""
-        return -(-self.pieces // 2)
+        return -(-self.pieces * self.length // self.tile.lanes)
+
+    def vector_cycles(self, depth: int) -> float:
+        """Of a vector of pixels: gathering it, its products with all tiles, and its results, of so many terms."""
+        pieces, channels = self.tile.lanes // self.length, self.tile.channels
+        stores = max(pieces, self.taps) if self.taps == self.row else max(self.tile.lanes, self.taps)
+        each = channels * (depth / 2 * PRODUCT_CYCLES + TILE_CYCLES) + channels // self.taps * stores * STORED_CYCLES
+        return self.tiles * each + depth * pieces * GATHERED_CYCLES
 
     @property
     def panels(self) -> int:
@@ -124,25 +139,33 @@ def _layout(problem: ConvProblem) -> _Layout:
     depth, item = problem.k // problem.groups, np_dtype(problem.dtype).itemsize
     most = max(1, PANEL_BYTES // (tile.vectors * tile.lanes * item))
     chunk = -(-depth // max(1, -(-depth // most)))
-    pieces = problem.n * math.prod(problem.output[:-1]) * -(-problem.output[-1] * 2 // tile.lanes)
-    return _Layout(tile, taps, -(-_rows(problem) // tile.channels), chunk, pieces)
+    tiles = -(-_rows(problem) // tile.channels)
+
+    def layout(length: int) -> _Layout:
+        pieces = problem.n * math.prod(problem.output[:-1]) * -(-problem.output[-1] // length)
+        return _Layout(tile, taps, length, pieces, tiles, chunk, problem.kernel[-1])
+
+    lengths = [tile.lanes >> shift for shift in range(1, tile.lanes.bit_length())]
+    fitting = [layout(length) for length in lengths if length <= max(1, problem.output[-1])]
+    return min(fitting, key=lambda one: one.vectors * one.vector_cycles(depth))
 
 
 # What the kernel knows of a problem; then three numbers a dimension but the last: windows, and bytes from window to window in y and
 # in x; then those of the last one.
 (
-    DIMS, GROUPS, DEPTH, CHUNK, TILES, CHANNELS, HALF, PER_TILE, PIECES, PANELS, RELU, Y_N, Y_GROUP, Y_C, X_N, X_GROUP, AXES,
-) = range(17)  # fmt: skip
+    DIMS, GROUPS, DEPTH, CHUNK, TILES, CHANNELS, LENGTH, TOGETHER, PER_TILE, PIECES, PANELS, RELU, Y_N, Y_GROUP, Y_C, X_N, X_GROUP,
+    AXES,
+) = range(18)  # fmt: skip
 
 # --- kernel --------------------------------------------------------------------------------------------------------------------
 
 
 @helper
-def find_piece(number, g, at):
+def find_piece(number, g):
     """The byte offsets of a piece of pixels in y and in x."""
     last = AXES + 3 * (g[DIMS] - 1)
-    pieces = -(-g[last] // g[HALF])
-    pixel, left = min(number % pieces * g[HALF], g[last] - g[HALF]), number // pieces
+    pieces = -(-g[last] // g[LENGTH])
+    pixel, left = min(number % pieces * g[LENGTH], g[last] - g[LENGTH]), number // pieces
     source, place = pixel * g[last + 1], pixel * g[last + 2]
     for axis in range(g[DIMS] - 2, -1, -1):
         entry = AXES + 3 * axis
@@ -153,13 +176,13 @@ def find_piece(number, g, at):
 
 
 @helper
-def find_pieces(sources, places, panel, g, at):
+def find_pieces(sources, places, panel, g):
     """The pieces of a panel; returns how many vectors they make. Panels are about equal, for a vector alone takes longer."""
-    vectors = -(-g[PIECES] // 2)
+    vectors, each = -(-g[PIECES] // g[TOGETHER]), g[TOGETHER]
     first, end = vectors * panel // g[PANELS], vectors * (panel + 1) // g[PANELS]
-    for piece in range(2 * first, 2 * end):
-        source, place = find_piece(min(piece, g[PIECES] - 1), g, at)
-        sources[piece - 2 * first], places[piece - 2 * first] = source, place
+    for piece in range((end - first) * each):
+        # of the last vector, which may lack some, the last piece stands for them
+        sources[piece], places[piece] = find_piece(min(first * each + piece, g[PIECES] - 1), g)
     return end - first
 
 
@@ -198,7 +221,7 @@ def _panels(begin, end, args):
         panel, group = item // splits % g[PANELS], item // splits // g[PANELS]
         filled = (found == item // splits) & (g[CHUNK] == g[DEPTH])
         if not filled:
-            numbers[job_of.VECTORS] = find_pieces(sources, places, panel, g, at)
+            numbers[job_of.VECTORS] = find_pieces(sources, places, panel, g)
             found = item // splits
         numbers[job_of.X] = as_integer(x) + group * g[X_GROUP]
         first, last = g[TILES] * (item % splits) // splits, g[TILES] * (item % splits + 1) // splits
@@ -271,10 +294,10 @@ _kernels = Unit(
 
 def _areas(problem: ConvProblem, layout: _Layout) -> Areas:
     """A worker's scratch memory."""
-    tile, _, tiles, chunk, _ = layout
+    tile, tiles, chunk = layout.tile, layout.tiles, layout.chunk
     item, width = np_dtype(problem.dtype).itemsize, tile.vectors * tile.lanes
     parted = chunk < problem.k // problem.groups
-    pieces = 16 * tile.vectors
+    pieces = 8 * tile.vectors * tile.lanes // layout.length
     return Areas(8 * job_of.JOB, pieces, pieces, chunk * width * item, tiles * tile.channels * width * item if parted else 0)
 
 
@@ -295,7 +318,7 @@ class _Executor:
         self._layout = layout = _layout(problem)
         tile = layout.tile
         self._per_c, self._work = problem.c // problem.groups, problem.flops / 2
-        shape = (tile.vectors, tile.channels, tile.lanes, layout.taps, int(layout.taps == problem.kernel[-1]))
+        shape = (tile.vectors, tile.channels, tile.lanes, layout.length, layout.taps, int(layout.taps == layout.row))
         self._kernel, self._pack, self._tool, self._pack_tool = _kernels.functions(shape, problem.dtype)
         self._areas = _areas(problem, layout)
         self._together = max(1, LINE // (tile.channels * np_dtype(problem.dtype).itemsize))
@@ -315,9 +338,9 @@ class _Executor:
         problem, layout = self._problem, self._layout
         tile, per_k = layout.tile, problem.k // problem.groups
         head = [
-            problem.ndim, problem.groups, per_k, layout.chunk, layout.tiles, tile.channels, tile.lanes // 2,
-            tile.channels // layout.taps, layout.pieces, layout.panels, int(problem.activation == "relu"), y[0], per_k * y[1], y[1],
-            x[0], self._per_c * x[1],
+            problem.ndim, problem.groups, per_k, layout.chunk, layout.tiles, tile.channels, layout.length,
+            tile.lanes // layout.length, tile.channels // layout.taps, layout.pieces, layout.panels,
+            int(problem.activation == "relu"), y[0], per_k * y[1], y[1], x[0], self._per_c * x[1],
         ]  # fmt: skip
         each = zip(problem.output, y[2:], x[2:], problem.stride, strict=True)
         axes = [value for size, of_y, of_x, s in each for value in (size, of_y, of_x * s)]
@@ -391,7 +414,7 @@ class Patchwise(Implementation):
     measured_error: ClassVar[Mapping[str, float]] = MEASURED_ERROR
 
     def supports(self, problem: ConvProblem) -> Verdict:
-        """float32 and float64, channels first, windows that cover x from its beginning without overlap, lines of half a vector."""
+        """float32 and float64, channels first, windows that cover x from its beginning without overlap."""
         if problem.dtype not in ("float32", "float64") or problem.out_dtype != problem.dtype:
             return Verdict.no(f"its tiles take and give float32, or float64, and here {problem.dtype} becomes {problem.out_dtype}")
         if problem.layout != "channels_first":
@@ -404,22 +427,15 @@ class Patchwise(Implementation):
             return Verdict.no(f"dilation {problem.dilation}: taps of a window are no neighbours")
         if _tile(problem) is None:
             return Verdict.no(f"its tiles weave an even number of taps, and rows of windows have {problem.kernel[-1]}")
-        if problem.output[-1] * 2 < lanes_of(problem.dtype):
-            half = lanes_of(problem.dtype) // 2
-            return Verdict.no(f"it takes pixels by half vectors, of {half}, and a row has {problem.output[-1]}")
         return Verdict.yes()
 
     def cost(self, problem: ConvProblem) -> float:
         """Products, those of overlaps included; gathering, storing and packing; start-up."""
         layout = _layout(problem)
-        tile, depth = layout.tile, problem.k // problem.groups
-        panels = layout.panels * problem.groups
-        accumulators = tile.vectors * tile.channels
-        share = layout.vectors / max(1, layout.panels * tile.vectors)
-        chunks = -(-depth // layout.chunk)
-        each = share * accumulators * (depth / 2 * PRODUCT_CYCLES + chunks * TILE_CYCLES) + START_CYCLES * chunks
-        gathered = depth * 2 * tile.vectors * share * GATHERED_CYCLES
-        cycles = panels * (layout.tiles * each + gathered + PANEL_CYCLES)
+        depth = problem.k // problem.groups
+        # sums that are parted are stored and loaded again
+        starts = layout.panels * layout.tiles * START_CYCLES * -(-depth // layout.chunk)
+        cycles = problem.groups * (layout.vectors * layout.vector_cycles(depth) + starts + layout.panels * PANEL_CYCLES)
         cycles += math.prod(problem.w_shape) * PACKED_CYCLES
         activated = math.prod(problem.x_shape) * ACTIVATED_SECONDS * (problem.activation not in (None, "relu"))
         return CALL_SECONDS + 4e-6 + activated + seconds(cycles, problem.flops / 2)
