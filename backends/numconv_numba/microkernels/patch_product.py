@@ -23,17 +23,20 @@ from .gemm import repeat
 __all__ = ["pack_rows", "patch_product"]
 
 _i64 = ir.IntType(64)
+_LINE = 64
 
 (
-    VECTORS, PANEL, TERMS, W, W_TILE, TILES, SUMS, RESUME, FINISH, X, PLACES, ROWS, STEP, BIAS, RELU, Y, Y_TERM, PIECES, JOB,
-) = range(19)  # fmt: skip
+    VECTORS, PANEL, TERMS, W, W_TILE, TILES, SUMS, RESUME, FINISH, X, PLACES, ROWS, STEP, BIAS, RELU, Y, Y_TERM, PIECES, NEXT,
+    JOB,
+) = range(20)  # fmt: skip
 """The fields of a job: addresses, bytes and numbers.
 
 VECTORS: of a term of the PANEL ``[term][vector]``, which has so many TERMS. W: the weights of the TILES ``[term][channel]``, W_TILE
 bytes apart. SUMS: ``[tile][channel][vector]``, to RESUME with, and to leave there unless they FINISH. X: where results go, by the
 PLACES of pieces, some of each vector, and by the ROWS, an offset for so many taps as are woven. STEP: from pixel to pixel where
 patches are longer than these. BIAS: a number for each of the ROWS, or 0. RELU: whether negative results become 0. Y: what the panel
-is gathered from first, or 0: terms lie Y_TERM bytes apart, and PIECES has the offset of each.
+is gathered from first, or 0: terms lie Y_TERM bytes apart, and PIECES has the offset of each. NEXT: where that of the next panel
+begins, which is fetched, or 0.
 """
 
 
@@ -60,10 +63,10 @@ class _Code:
         self.emit = emit = Emitter(builder, dtype, lanes)
         self.item = emit.width // lanes
         self.field = {i: emit.offset(job, i) for i in range(JOB)}
-        addresses = PANEL, W, SUMS, X, PLACES, ROWS, BIAS, Y, PIECES
+        addresses = PANEL, W, SUMS, X, PLACES, ROWS, BIAS, Y, PIECES, NEXT
         self.at = {i: builder.inttoptr(self.field[i], cgutils.voidptr_t) for i in addresses}
         self.slots = [[emit.accumulator() for _ in range(vectors)] for _ in range(self.channels)]
-        self.on = {i: builder.icmp_signed("!=", self.field[i], _i64(0)) for i in (RESUME, FINISH, BIAS, RELU, Y)}
+        self.on = {i: builder.icmp_signed("!=", self.field[i], _i64(0)) for i in (RESUME, FINISH, BIAS, RELU, Y, NEXT)}
 
     def gather(self) -> None:
         """The panel, piece by piece."""
@@ -106,6 +109,22 @@ class _Code:
             weight = emit.broadcast(emit.at(weights, k * self.item))
             for slot, pixel in zip(slots, pixels, strict=True):
                 builder.store(emit.fma(pixel, weight, builder.load(slot)), slot)
+
+    def add_terms(self, w: Any, tile: Any) -> None:
+        """All terms; of each the first tiles fetch a line that the next panel is gathered from."""
+        emit, builder = self.emit, self.builder
+        lines = _i64(self.vectors * emit.width // _LINE + 1)
+        place, add = emit.at(self.at[NEXT], emit.times(tile, _LINE)), functools.partial(self.add_term, w)
+
+        def fetch(term: Any) -> None:
+            emit.prefetch(emit.at(place, builder.mul(term, self.field[Y_TERM])), write=False, level=2)
+
+        some = builder.and_(self.on[NEXT], builder.icmp_signed("<", tile, lines))
+        with builder.if_else(some) as (fetching, plain):
+            with fetching:
+                repeat(builder, self.field[TERMS], add, fetch)
+            with plain:
+                repeat(builder, self.field[TERMS], add)
 
     def fetch(self, targets: list[list[Any]]) -> None:
         """Bring the lines that a tile will write."""
@@ -167,7 +186,7 @@ class _Code:
             following = builder.add(tile.index, _i64(1))
             last = builder.icmp_signed("<", following, self.field[TILES])
             self.fetch(self.targets(emit.times(builder.select(last, following, tile.index), rows)))
-            repeat(builder, self.field[TERMS], functools.partial(self.add_term, w))
+            self.add_terms(w, tile.index)
             with builder.if_else(self.on[FINISH]) as (finished, kept):
                 with finished:
                     self.dress(first)

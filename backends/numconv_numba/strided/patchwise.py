@@ -176,14 +176,20 @@ def find_piece(number, g):
 
 
 @helper
+def first_piece(panel, g):
+    """The number of the first piece of a panel."""
+    vectors = -(-g[PIECES] // g[TOGETHER])
+    return vectors * panel // g[PANELS] * g[TOGETHER]
+
+
+@helper
 def find_pieces(sources, places, panel, g):
     """The pieces of a panel; returns how many vectors they make. Panels are about equal, for a vector alone takes longer."""
-    vectors, each = -(-g[PIECES] // g[TOGETHER]), g[TOGETHER]
-    first, end = vectors * panel // g[PANELS], vectors * (panel + 1) // g[PANELS]
-    for piece in range((end - first) * each):
+    first, end = first_piece(panel, g), first_piece(panel + 1, g)
+    for piece in range(end - first):
         # of the last vector, which may lack some, the last piece stands for them
-        sources[piece], places[piece] = find_piece(min(first * each + piece, g[PIECES] - 1), g)
-    return end - first
+        sources[piece], places[piece] = find_piece(min(first + piece, g[PIECES] - 1), g)
+    return (end - first) // g[TOGETHER]
 
 
 # The parts of a worker's scratch memory: the job, the pieces of a panel in y and in x, the panel, sums between its chunks.
@@ -191,8 +197,11 @@ JOB, SOURCES, PLACES, PANEL, SUMS, AREAS = range(6)
 
 
 @helper
-def multiply_panel(job, tool, y, w, rows, bias, first, last, filled, g, at):
-    """The results of a panel for the tiles first .. last; `w`, `rows`, `bias`: of the group. `filled`: whether it is there."""
+def multiply_panel(job, tool, y, following, w, rows, bias, first, last, filled, g, at):
+    """The results of a panel for the tiles first .. last; `w`, `rows`, `bias`: of the group. `filled`: whether it is there.
+
+    `following`: the bytes in y at which the next panel begins, which is fetched, or -1.
+    """
     size, width, groups = itemsize(at), g[CHANNELS] * itemsize(at), g[PER_TILE]
     numbers = pointer(job, INT64)
     numbers[job_of.TILES], numbers[job_of.W_TILE] = last - first, g[DEPTH] * width
@@ -203,6 +212,7 @@ def multiply_panel(job, tool, y, w, rows, bias, first, last, filled, g, at):
         numbers[job_of.W] = as_integer(w) + (first * g[DEPTH] + term) * width
         numbers[job_of.RESUME], numbers[job_of.FINISH] = min(term, 1), 1 if term + g[CHUNK] >= g[DEPTH] else 0
         numbers[job_of.Y] = 0 if filled else as_integer(y) + term * g[Y_C]
+        numbers[job_of.NEXT] = 0 if following < 0 else as_integer(y) + following + term * g[Y_C]
         invoke(tool, job)
 
 
@@ -227,7 +237,10 @@ def _panels(begin, end, args):
         first, last = g[TILES] * (item % splits) // splits, g[TILES] * (item % splits + 1) // splits
         shift = bias if is_null(bias) else bias + group * g[TILES] * g[PER_TILE] * size
         part = w + group * g[TILES] * g[DEPTH] * g[CHANNELS] * size
-        multiply_panel(job, tool, y + group * g[Y_GROUP], part, rows, shift, first, last, filled, g, at)
+        following = -1
+        if (panel + 1 < g[PANELS]) & ((item + 1) % splits == 0):
+            following, _ = find_piece(first_piece(panel + 1, g), g)
+        multiply_panel(job, tool, y + group * g[Y_GROUP], following, part, rows, shift, first, last, filled, g, at)
 
 
 @kernel
