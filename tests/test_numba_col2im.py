@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numconv_numba.microkernels.emit import host
 from numconv_numba.strided import col2im
 
 import numconv as nc
@@ -68,3 +69,12 @@ def test_refusals(text, reason):
     verdict = col2im.Col2im().supports(parse(f"conv input_grad {text}"))
     assert not verdict
     assert reason in verdict.reason
+
+
+@pytest.mark.skipif(host().width >= 64, reason="measured with AVX2")
+def test_windows_that_lie_apart_are_left_to_their_phases():
+    """Their columns would only be moved, on their way out of the caches and back."""
+    for images, size in ((1, 56), (4, 57)):
+        shapes = (images, 128, size, size), (128, 64, 2, 2)
+        plan = nc.plan("conv_transpose", *shapes, np.float32, stride=2, padding=1, bias=True)
+        assert plan.algorithm == "subpixel"

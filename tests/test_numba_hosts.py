@@ -174,7 +174,7 @@ def test_some_lanes_are_loaded_and_stored(host_of, monkeypatch, name):
 SPILLS = r"""
 import json, re
 from numconv_numba.compiling.compiler import compiling
-from numconv_numba.microkernels import dots, emit, gemm, product, sliding, tiles
+from numconv_numba.microkernels import dots, emit, gemm, patch_product, product, sliding, tiles
 from numconv_numba.compiling.parts import Library
 
 def spilled(code):
@@ -197,6 +197,7 @@ kernels = [(product.product, ((*tile, lanes), "float32")) for tile in host.chann
 kernels += [(tiles.multiply_tiles, ((*tile, lanes), "float32")) for tile in host.pixel_tiles]
 kernels += [(sliding.slide, ((*tile, lanes, False), ("float32", "float32"))) for tile in host.sliding_tiles[:1]]
 kernels += [(gemm.multiply, ((*host.pixel_tiles[1], lanes), ("float32", "float32"))), (dots.dots, (lanes, "float32"))]
+kernels += [(patch_product.patch_product, ((*host.pixel_tiles[0], lanes, 4, taps, 1), "float32")) for taps in (2, 4)]
 with compiling():
     found = {
         f"{kernel.name} {tags}": spilled(Library.compiled("one", [kernel.part(tags, python=False)]).code.get_asm_str())

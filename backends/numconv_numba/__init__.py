@@ -70,6 +70,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .spectral.fft import Fft, FftDouble, FftDoubleWeights, FftWeights
     from .strided.col2im import Col2im
     from .strided.interleaved import Interleaved
+    from .strided.patchwise import Patchwise
     from .strided.subpixel import Subpixel
     from .strided.woven import Woven
     from .winograd.dilated import DilatedWinograd
@@ -87,6 +88,7 @@ def _implementations() -> tuple[Implementation, ...]:
         Crosswise(),
         Woven(),
         Interleaved(),
+        Patchwise(),
         Subpixel(),
         Col2im(),
         Polyphase(),

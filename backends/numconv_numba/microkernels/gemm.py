@@ -20,7 +20,7 @@ from numconv_numba.compiling.compiler import Address, Tag, intrinsic, kernel
 from .emit import Emitter, check_kinds, emitter_of, rolled
 from .memory import Memory
 
-__all__ = ["Columns", "multiply", "touched_lines"]
+__all__ = ["Columns", "multiply", "repeat", "touched_lines"]
 
 _i64 = ir.IntType(64)
 _LINE = 64
@@ -34,7 +34,7 @@ def touched_lines(size: int, item: int) -> int:
     return 1 + -(-(size - item) // _LINE)
 
 
-def _repeat(builder: Any, count: Any, body: Callable[[Any], None], after: Callable[[Any], None] = lambda i: None) -> None:
+def repeat(builder: Any, count: Any, body: Callable[[Any], None], after: Callable[[Any], None] = lambda i: None) -> None:
     """body(i) for i < count, `UNROLLED` in a turn: a loop's own additions compete with the multiply-adds for ports.
 
     At the end of a turn comes after(i) for each of its i.
@@ -85,7 +85,7 @@ class Columns:
 
         def copy(first: Any, several: int) -> None:
             places = self.places(first, several)
-            _repeat(builder, self.terms, lambda term: self.copy(places, term))
+            repeat(builder, self.terms, lambda term: self.copy(places, term))
 
         with cgutils.for_range(builder, builder.sdiv(count, _i64(PIECES))) as turn:
             copy(builder.mul(turn.index, _i64(PIECES)), PIECES)
@@ -188,12 +188,12 @@ class _Tiles:
         copies = builder.and_(self.filling, builder.icmp_signed("==", tile, _i64(0)))
         with builder.if_else(copies) as (first, other):
             with first:
-                _repeat(builder, self.terms, direct, fetch)
+                repeat(builder, self.terms, direct, fetch)
             with other, builder.if_else(some) as (fetching, plain):
                 with fetching:
-                    _repeat(builder, self.terms, copied, fetch)
+                    repeat(builder, self.terms, copied, fetch)
                 with plain:
-                    _repeat(builder, self.terms, copied)
+                    repeat(builder, self.terms, copied)
 
     def write(self, y: Any, bias: Any) -> None:
         """To y with bias and activation; whole vectors without masks."""

@@ -8,6 +8,8 @@
     side. ``aligned`` says which place each phase reads; ``interleaved_kernels`` are its drivers.
 ``woven``
     Depthwise: the phases of a row are woven together in registers.
+``patchwise``
+    Windows that cover x without overlap: one product, whose results are woven together in registers.
 ``col2im``
     Long kernels and few input channels: one product, whose columns are added up.
 

@@ -24,6 +24,7 @@ from numconv_numba.dense.implicit_gemm import ImplicitGemm
 from numconv_numba.dense.patches import kept_arrays, patch_products, product_weights
 from numconv_numba.depthwise.depthwise import is_scattered
 from numconv_numba.direct import MEASURED_ERROR
+from numconv_numba.microkernels.emit import host, lanes_of
 from numconv_numba.pooling.vector_windows import VectorWindows
 
 __all__ = ["Col2im"]
@@ -39,6 +40,9 @@ MOVED_SECONDS = 4e-10
 """Of an element of x that is added to, or gets its bias and activation."""
 SCATTERED_SECONDS = 4e-9
 """Of an element of the columns whose neighbours of x are other channels: added up one by one."""
+APART_SECONDS = 7e-10
+"""Of an element of the columns of windows that lie apart, which is moved only, on its way out of the caches and back: measured with
+AVX2 on kernels of two by two. With AVX-512 none was."""
 
 
 class _Piece(NamedTuple):
@@ -106,6 +110,12 @@ def _pieces(problem: ConvProblem) -> Iterator[_Piece]:
 def _is_whole(problem: ConvProblem, pieces: Sequence[_Piece]) -> bool:
     """Whether each piece has all windows of its images, so that no position of x gets parts from several."""
     return bool(pieces) and all(each.windows == slice(0, problem.output[0]) for each in pieces)
+
+
+def _only_moves(problem: ConvProblem) -> bool:
+    """Whether windows lie apart, on vectors of less than a line, with channels enough for whole ones in each phase."""
+    apart = all(r <= s for r, s in zip(problem.kernel, problem.stride, strict=True))
+    return apart and host().width < 64 and problem.c // problem.groups >= 2 * lanes_of(problem.dtype)
 
 
 @functools.lru_cache(maxsize=256)
@@ -178,6 +188,8 @@ class Col2im(Implementation):
         alike = {(each.product, each.fold) for each in pieces}
         seconds = {both: _cheapest(both[0]).cost(both[0]) + VectorWindows().cost(both[1]) for both in alike}
         moved = math.prod(problem.x_shape) * MOVED_SECONDS * (not _is_whole(problem, pieces) + bool(problem.bias))
+        if _only_moves(problem):
+            moved += sum(math.prod(each.product.y_shape) for each in pieces) * APART_SECONDS
         if is_scattered(problem):
             moved += sum(math.prod(each.product.y_shape) for each in pieces) * SCATTERED_SECONDS
         return CALL_SECONDS + moved + sum(PIECE_SECONDS + seconds[each.product, each.fold] for each in pieces)
