@@ -4,7 +4,8 @@ What windows read in the padding are places of x again, so their gradients are a
 the places inside x is an input_grad with padding of zeros, written where it belongs, by the cheapest of the others. That of the
 padding falls into bands, two for each dimension, each an input_grad of the few taps and outputs that reach it. Where planes are so
 small that this would be most of the work, the gradient of the padded x is computed instead, some images at a time. Either way one
-kernel adds what the borders give back.
+kernel adds what the borders give back. The gradient of a circular x is a circular convolution of the gradient of y, where both have
+one size.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 from numconv.plugin import ConvProblem, Implementation, Verdict, np_dtype
 
 from .compiling.compiler import Address, Tag, helper, kernel
+from .dense.base import Adjoint, forward_parts
 from .dense.blocked import CALL_SECONDS, Blocked, seconds
 from .dense.implicit_gemm import ImplicitGemm
 from .dense.tile import RegisterTile
@@ -185,6 +187,14 @@ def _images(problem: ConvProblem) -> int:
     return max(1, min(problem.n, PADDED_BYTES // each))
 
 
+def _turned(problem: ConvProblem) -> ConvProblem | None:
+    """The circular convolution that gives the gradient of a circular x, where it is one."""
+    if problem.pad_mode != "circular" or max(problem.stride) > 1 or problem.output != problem.spatial:
+        return None
+    (only,) = forward_parts(_inside(problem))
+    return None if only.problem is None else only.problem.replace(pad_mode="circular")
+
+
 def _costs(problem: ConvProblem) -> tuple[float, float]:
     """Of computing bands, and of computing the gradient of the padded x."""
     bands = _bands(problem)
@@ -201,9 +211,9 @@ def _costs(problem: ConvProblem) -> tuple[float, float]:
 
 @functools.lru_cache(maxsize=256)
 def _cheapest(problem: ConvProblem, swept: bool = True) -> tuple[float, Implementation]:
-    """Who computes an input_grad with padding of zeros, and its estimate; `swept`: whether by sweeping down planes, too."""
+    """Who computes one of these problems, and its estimate; `swept`: whether by sweeping down planes, too."""
     able = [each for each in _OTHERS if problem.level in each.levels and (swept or not isinstance(each, Planewise))]
-    able = [each for each in able if each.supports(problem) and each.workspace(problem) <= problem.max_workspace // 2]
+    able = [each for each in able if problem.op in each.ops and each.supports(problem) and each.workspace(problem) <= problem.max_workspace // 2]
     costs = [each.cost(problem) for each in able]
     return min(costs), able[costs.index(min(costs))]
 
@@ -455,10 +465,14 @@ class Borders(Implementation):
 
     def cost(self, problem: ConvProblem) -> float:
         """Of all parts, and of adding them."""
-        return CALL_SECONDS + min(_costs(problem))
+        turned = _turned(problem)
+        return CALL_SECONDS + (_cheapest(turned)[0] if turned else min(_costs(problem)))
 
     def workspace(self, problem: ConvProblem) -> int:
         """The bands or some padded images, and of the part that needs most."""
+        turned = _turned(problem)
+        if turned:
+            return _cheapest(turned)[1].workspace(turned) + math.prod(problem.w_shape) * np_dtype(problem.acc_dtype).itemsize
         apart, whole = _costs(problem)
         if apart <= whole:
             held, inside = [band.problem for band in _bands(problem)], _inside(problem)
@@ -471,6 +485,9 @@ class Borders(Implementation):
 
     def build(self, problem: ConvProblem) -> Any:
         """The executor."""
+        turned = _turned(problem)
+        if turned:
+            return Adjoint(problem, forward_parts(_inside(problem)), [_cheapest(turned)[1].build(turned)])
         apart, whole = _costs(problem)
         return (_Apart if apart <= whole else _Whole)(problem)
 
