@@ -4,7 +4,7 @@ What windows read in the padding are places of x again, so their gradients are a
 the places inside x is an input_grad with padding of zeros, written where it belongs, by the cheapest of the others. That of the
 padding falls into bands, two for each dimension, each an input_grad of the few taps and outputs that reach it. Where planes are so
 small that this would be most of the work, the gradient of the padded x is computed instead, some images at a time. Either way one
-kernel adds what the borders give back. The gradient of a circular x is a circular convolution of the gradient of y, where both have
+kernel adds what the borders give back. A sweep of `planewise` adds it meanwhile, where windows reach one place of padding. The gradient of a circular x is a circular convolution of the gradient of y, where both have
 one size.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -26,7 +26,8 @@ from .dense.implicit_gemm import ImplicitGemm
 from .dense.tile import RegisterTile
 from .depthwise.channelwise import Channelwise
 from .depthwise.depthwise import Depthwise
-from .depthwise.planewise import Planewise
+from .depthwise.plane_folds import folded
+from .depthwise.planewise import FoldedSweeps, Planewise
 from .direct import MEASURED_ERROR, Direct
 from .elements import INT64, itemsize
 from .geometry import MODES, source_index, span
@@ -50,6 +51,8 @@ BAND_SECONDS, SHORT_ROWS = 15e-6, 2.0
 CACHED_BYTES, LINE_SECONDS = 2 * 1024 * 1024, 3.5e-9
 """Of x and the gradient of y, beyond which a band along the rows finds its places far away, a line of memory each; and of such a
 line, on two threads. Measured."""
+FOLDED = 1.25
+"""What a sweep that adds the padding takes against one of the places inside x: measured with AVX2."""
 KEPT = 64
 """Combinations of strides whose tables an executor keeps."""
 
@@ -207,6 +210,12 @@ def _costs(problem: ConvProblem) -> tuple[float, float]:
     # written and read once more
     whole = -(-problem.n // images) * (_cheapest(padded)[0] + BAND_SECONDS + seconds(math.prod(padded.x_shape) * 0.5))
     return apart + seconds(added * 2), math.inf if problem.bias else whole
+
+
+def _swept_cost(problem: ConvProblem) -> float:
+    """Of a sweep that adds the padding, if there is one."""
+    swept = folded(problem)
+    return FOLDED * Planewise().cost(swept) if swept and Planewise().supports(swept) else math.inf
 
 
 @functools.lru_cache(maxsize=256)
@@ -445,6 +454,22 @@ class _Whole:
             self._adders[count](buffer, x[images])
 
 
+class _Swept:
+    """An input gradient by a sweep that adds the padding; arrays whose pixels are no neighbours, and infinite weights, go to another."""
+
+    def __init__(self, problem: ConvProblem, other: Callable[[ConvProblem], Any]):
+        self._problem, self._make, self._sweeps = problem, other, FoldedSweeps(problem)
+
+    @functools.cached_property
+    def _other(self) -> Any:
+        return self._make(self._problem)
+
+    def __call__(self, outs: Any, ins: Any) -> None:
+        """Compute."""
+        if not self._sweeps(outs, ins):
+            self._other(outs, ins)
+
+
 class Borders(Implementation):
     """Input gradients of real floats with a padding mode."""
 
@@ -466,10 +491,10 @@ class Borders(Implementation):
     def cost(self, problem: ConvProblem) -> float:
         """Of all parts, and of adding them."""
         turned = _turned(problem)
-        return CALL_SECONDS + (_cheapest(turned)[0] if turned else min(_costs(problem)))
+        return CALL_SECONDS + (_cheapest(turned)[0] if turned else min(*_costs(problem), _swept_cost(problem)))
 
     def workspace(self, problem: ConvProblem) -> int:
-        """The bands or some padded images, and of the part that needs most."""
+        """The bands or some padded images, and of the part that needs most; a sweep leaves some arrays to these."""
         turned = _turned(problem)
         if turned:
             return _cheapest(turned)[1].workspace(turned) + math.prod(problem.w_shape) * np_dtype(problem.acc_dtype).itemsize
@@ -489,7 +514,8 @@ class Borders(Implementation):
         if turned:
             return Adjoint(problem, forward_parts(_inside(problem)), [_cheapest(turned)[1].build(turned)])
         apart, whole = _costs(problem)
-        return (_Apart if apart <= whole else _Whole)(problem)
+        other = _Apart if apart <= whole else _Whole
+        return _Swept(problem, other) if _swept_cost(problem) < min(apart, whole) else other(problem)
 
 
 class PlainBorders(Borders):

@@ -40,15 +40,16 @@ from numconv_numba.geometry import (
     part,
 )
 from numconv_numba.microkernels import planes as job_of
-from numconv_numba.microkernels.edges import table_of
+from numconv_numba.microkernels.edges import FOLDED, TURNED, WRAPPED, table_of
 from numconv_numba.microkernels.emit import flag_table, host
 from numconv_numba.microkernels.planes import Sweep, is_split, sweep
 from numconv_numba.rows import outer_source
-from numconv_numba.scalar import as_integer, is_null, load, pointer, store, wide_vectors
+from numconv_numba.scalar import address, as_integer, is_null, load, pointer, store, wide_vectors
 from numconv_numba.threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
 
 from .contiguous import ContiguousExecutor
 from .depthwise import Depthwise
+from .plane_folds import add_folds, folded, folds_of, strip_folds
 from .plane_padding import (
     PAD_PLANE,
     PAD_PLANES,
@@ -91,7 +92,7 @@ from .plane_plans import (
     target_of,
 )
 
-__all__ = ["Planewise", "are_finite"]
+__all__ = ["FoldedSweeps", "Planewise", "are_finite"]
 
 USUAL_PIXELS = 64
 """Results of a row in the tiles that are compiled with the driver."""
@@ -105,11 +106,12 @@ PHASES_BYTES = 64 * 1024
 
 # What the kernel knows of a plan: the tile's address, strips and the numbers of each, rows and bands, the kernel's rows and
 # columns, whether it is an adjoint, columns of results from a row to the next where strips are rows, and of x; outer dimensions;
-# the dilation of rows, whose phases are swept one after the other; where the numbers of rows with those of padding stand, or 0.
+# the dilation of rows, whose phases are swept one after the other; where the numbers of rows with those of padding stand, or 0;
+# the table of `folds_of`, or 0.
 (
     TILE, RUNS, BAND, BANDS, KERNEL_ROWS, KERNEL_COLUMNS, ADJOINT, ROW_RESULTS, ROW_PIXELS, OUTER_TAPS, OUTER_OUTPUTS, PHASES,
-    NUMBERS, HEAD,
-) = range(14)  # fmt: skip
+    NUMBERS, FOLDS, HEAD,
+) = range(15)  # fmt: skip
 INT32, FLOAT64 = Tag("int32"), Tag("float64")
 EXPONENT32, EXPONENT64 = np.int32(0x7F800000), np.int64(0x7FF0000000000000)
 """The bits of an exponent, which are all set in what is not finite."""
@@ -240,6 +242,11 @@ def _planes(begin, end, args):
             source = spare
         fill_slices(job, pointer(places, INT64), output, g, b, at)
         sweep_strips(job, fields, source, target, first_row, end_row, count, g, b, at)
+        if b[FOLDS]:
+            for each in range(count):
+                here, there = target + each * g[ys + 1], source + each * g[xs + 1]
+                table, weight = address(b[FOLDS]), own + each * taps * size
+                add_folds(here, there, weight, first_row, end_row, b[KERNEL_COLUMNS], columns, table, g, at)
         item += count
 
 
@@ -300,17 +307,22 @@ def _vectors(problem: ConvProblem) -> Vectors:
 
 
 class _Sweeps:
-    """The compiled driver and its tables."""
+    """The compiled driver and its tables; `gradient`: the input_grad that a forward problem is swept for, if its padding is added."""
 
-    def __init__(self, problem: ConvProblem):
+    def __init__(self, problem: ConvProblem, gradient: ConvProblem | None = None):
         self._pads = padding_vector(problem) if is_copied(problem) else None
         given, spare, problem = problem, padded_bytes(problem), padded(problem)
         plan = plan_for(problem)
-        shape, runs = plan.shape, runs_of(problem, plan)
+        shape, runs = plan.shape._replace(edges=FOLDED) if gradient else plan.shape, runs_of(problem, plan)
         size = np_dtype(problem.dtype).itemsize
-        whole = [is_split(shape) and run.flags(source_of(problem)[-1]).all() for run in runs]
-        self._numbers = numbers_of(given, 0) if shape.edges else np.zeros(0, np.int64)
+        self._numbers = numbers_of(given, 0) if shape.edges in (TURNED, WRAPPED) else None
+        self._folds = folds_of(gradient) if gradient else None
         self._tables = [self._masks(given, problem, run, shape) for run in runs]
+        whole = [is_split(shape) and run.flags(source_of(problem)[-1]).all() for run in runs]
+        if gradient:
+            ends = [strip_folds(gradient, run, plan.width) for run in runs]
+            self._tables = [(np.concatenate([m, more]), e) for (m, _), (more, e) in zip(self._tables, ends, strict=True)]
+            whole = [skip and (edges < 0).all() for skip, (_, edges) in zip(whole, ends, strict=True)]
         places = [[0, 0] if skip else [each.ctypes.data for each in pair] for skip, pair in zip(whole, self._tables, strict=True)]
         outer = [math.prod(sizes[:-2]) for sizes in (problem.kernel, target_of(problem))]
         self._kernel, *tiles = _kernels.functions(problem.dtype, shape.lanes)
@@ -319,7 +331,7 @@ class _Sweeps:
         head = [
             tile, len(runs), plan.band, plan.bands, shape.rows, problem.kernel[-1],
             shape.adjoint, plan.width, plan.width // shape.column_step if shape.adjoint else plan.width * shape.column_step, *outer,
-            phases_of(problem), self._numbers.ctypes.data if shape.edges else 0,
+            phases_of(problem), *(0 if each is None else each.ctypes.data for each in (self._numbers, self._folds)),
         ]  # fmt: skip
         rows = [(run.source, run.target, run.strips, run.used, *place) for run, place in zip(runs, places, strict=True)]
         self._plan = np.array([*head, *(number for row in rows for number in row)], np.int64)
@@ -334,7 +346,7 @@ class _Sweeps:
     @staticmethod
     def _masks(given: ConvProblem, problem: ConvProblem, run: Run, shape: Sweep) -> tuple[Any, Any]:
         """What a tile's FLAGS and EDGES are for a strip: masks, or how vectors at the edges are made, from its own source on."""
-        if not shape.edges:
+        if shape.edges not in (TURNED, WRAPPED):
             return flag_table(run.flags(source_of(problem)[-1]), problem.dtype), np.zeros(0, np.int64)
         row, (low, _) = numbers_of(given, 1), given.padding[1]
         table, offsets = table_of(run.places, row, low, given.spatial[1], shape.edges, problem.dtype)
@@ -389,6 +401,21 @@ class _Adjoint(ContiguousExecutor, Adjoint):
     def _run(self, outs: Any, ins: Any, w: Any) -> None:
         if not (has_rows(ins[0]) and has_rows(outs[0])) or self._sweeps(ins[0], w, ins[2:], outs[0]):
             self._other(outs, ins)
+
+
+class FoldedSweeps:
+    """An input_grad whose padding is added meanwhile, for arrays whose pixels are neighbours, and finite weights."""
+
+    def __init__(self, problem: ConvProblem):
+        (forward, self._problem) = folded(problem), problem
+        assert forward is not None
+        self._sweeps = _Sweeps(forward, problem)
+
+    def __call__(self, outs: Any, ins: Any) -> bool:
+        """Compute, if it can."""
+        if not (has_rows(ins[0]) and has_rows(outs[0])):
+            return False
+        return not self._sweeps(ins[0], np.ascontiguousarray(ins[1]), (), outs[0])
 
 
 class Planewise(DenseImplementation):

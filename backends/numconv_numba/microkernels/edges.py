@@ -1,7 +1,7 @@
 """Vectors at the edges of rows whose padding is not of zeros: read from the row itself, so that nothing is copied.
 
 A vector of neighbouring places mirrors a piece of the row, or repeats its end, so its lanes come from one vector of the row; of a
-row that goes round they come from two.
+row that goes round they come from two. The gradient of a row is the other way round: what lies beside it is added to lanes of it.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import numpy as np
 
 from .emit import Emitter, flag_table, lanes_of, places_table
 
-__all__ = ["EDGES", "TURNED", "WRAPPED", "ZEROS", "load_edge", "table_of"]
+__all__ = ["EDGES", "FOLDED", "TURNED", "WRAPPED", "ZEROS", "load_edge", "table_of"]
 
-ZEROS, TURNED, WRAPPED = range(3)
+ZEROS, TURNED, WRAPPED, FOLDED = range(4)
 EDGES = {"zeros": ZEROS, "reflect": TURNED, "symmetric": TURNED, "replicate": TURNED, "circular": WRAPPED}
 """How the vectors at the edges of a row are made, by the mode of its padding."""
 

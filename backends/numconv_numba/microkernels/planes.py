@@ -20,7 +20,7 @@ from numconv_numba.compiling.compiler import Address, Tag, intrinsic, kernel
 
 from .activation import SMOOTH
 from .copies import halved, parted, swap_halves
-from .edges import ZEROS, load_edge
+from .edges import FOLDED, TURNED, WRAPPED, ZEROS, load_edge
 from .emit import Emitter, check_kinds, host
 
 __all__ = [
@@ -212,7 +212,7 @@ class _Tile:
         found: list[list[Any]] = [[] for _ in range(count)]
         for v in range(self.shape.vectors):
             entries = [builder.add(entry, _i64(v * each + part)) for part in range(each)]
-            if self.shape.edges != ZEROS and not inside:
+            if self.shape.edges in (TURNED, WRAPPED) and not inside:
                 loaded = [load_edge(emit, builder, self.shape.edges, x_line, self.flags, self.edges, number) for number in entries]
                 columns = part_columns(emit, loaded, count)
             else:
@@ -260,6 +260,23 @@ class _Tile:
             for column, pixels in zip(together, self.pixels(x_line, together[0], len(together), inside), strict=True):
                 phase = (shape.first + column) % self.phases
                 self.add(users, pixels, phase, lambda row, t=column: self.weight(w, row, t, held))
+        if shape.edges == FOLDED and not inside:
+            self.add_folds(users, x_line, w)
+
+    def add_folds(self, users: list[tuple[int, int]], x_line: Any, w: Any) -> None:
+        """The products of both ends of a row that belong beside the results, in the lanes that they are added to."""
+        shape, emit, builder = self.shape, self.emit, self.builder
+        for end in range(2):
+            vector, offset, tap = (emit.offset(self.edges, 3 * end + i) for i in range(3))
+            with builder.if_then(builder.icmp_signed(">=", vector, _i64(0))):
+                mask = emit.flags(self.flags, _i64(shape.columns * shape.vectors + end))
+                pixels, place = emit.load_masked(emit.at(x_line, offset), mask), emit.at(w, tap)
+                weights = [emit.broadcast(emit.at(place, row * shape.columns * self.item)) for _, row in users]
+                for v in range(shape.vectors):
+                    with builder.if_then(builder.icmp_signed("==", vector, _i64(v))):
+                        for (accumulator, _), weight in zip(users, weights, strict=True):
+                            slot = self.sums[accumulator][0][v]
+                            builder.store(emit.fma(pixels, weight, builder.load(slot)), slot)
 
     def add_slices(self, users: list[tuple[int, int]], x_line: Any, w: Any, held: dict[tuple[int, int], Any]) -> None:
         """All products of a row of x of every slice."""
@@ -346,7 +363,7 @@ class _Tile:
         row = cgutils.alloca_once(builder, _i64)
         source, target = (cgutils.alloca_once(builder, cgutils.voidptr_t) for _ in range(2))
         first = emit.at(y, builder.mul(field[START], field[Y_ROW]))
-        numbered = shape.edges != ZEROS
+        numbered = shape.edges in (TURNED, WRAPPED)
         line = builder.inttoptr(field[LINE], cgutils.voidptr_t) if numbered else x
         for slot, value in ((row, field[START]), (source, line), (target, first)):
             builder.store(value, slot)
