@@ -4,8 +4,8 @@ What windows read in the padding are places of x again, so their gradients are a
 the places inside x is an input_grad with padding of zeros, written where it belongs, by the cheapest of the others. That of the
 padding falls into bands, two for each dimension, each an input_grad of the few taps and outputs that reach it. Where planes are so
 small that this would be most of the work, the gradient of the padded x is computed instead, some images at a time. Either way one
-kernel adds what the borders give back. A sweep of `planewise` adds it meanwhile, where windows reach one place of padding. The gradient of a circular x is a circular convolution of the gradient of y, where both have
-one size.
+kernel adds what the borders give back. A sweep of `planewise` adds it meanwhile, where padding is one place wide. The gradient of a
+circular x is a circular convolution of the gradient of y, where both have one size.
 """
 
 from __future__ import annotations
@@ -222,7 +222,8 @@ def _swept_cost(problem: ConvProblem) -> float:
 def _cheapest(problem: ConvProblem, swept: bool = True) -> tuple[float, Implementation]:
     """Who computes one of these problems, and its estimate; `swept`: whether by sweeping down planes, too."""
     able = [each for each in _OTHERS if problem.level in each.levels and (swept or not isinstance(each, Planewise))]
-    able = [each for each in able if problem.op in each.ops and each.supports(problem) and each.workspace(problem) <= problem.max_workspace // 2]
+    able = [each for each in able if problem.op in each.ops and each.supports(problem)]
+    able = [each for each in able if each.workspace(problem) <= problem.max_workspace // 2]
     costs = [each.cost(problem) for each in able]
     return min(costs), able[costs.index(min(costs))]
 
@@ -455,7 +456,7 @@ class _Whole:
 
 
 class _Swept:
-    """An input gradient by a sweep that adds the padding; arrays whose pixels are no neighbours, and infinite weights, go to another."""
+    """An input gradient by a sweep that adds the padding; other orders of memory, and weights not finite, go to another."""
 
     def __init__(self, problem: ConvProblem, other: Callable[[ConvProblem], Any]):
         self._problem, self._make, self._sweeps = problem, other, FoldedSweeps(problem)

@@ -1,7 +1,7 @@
 """Input gradients where the padding is not of zeros, for `planewise`: what lies beside x is added where the mode has it from.
 
-With one place of padding at an end, that place has one product for each row of taps: it goes to a lane of the sums while these are in
-registers. What rows of padding get is added while the plane is in the cache.
+With one place of padding at an end, that place has one product for each row of taps: it goes to a lane of the sums while these are
+in registers. What rows of padding get is added while the plane is in the cache.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def folds_of(problem: ConvProblem) -> np.ndarray[Any, Any]:
 
 
 def strip_folds(problem: ConvProblem, run: Run, width: int) -> tuple[Any, Any]:
-    """Of a strip, for both ends: masks of a lane; and the vector it belongs to or -1, where that of grad_y begins, and the tap's place.
+    """Of a strip, for both ends: masks of a lane; the vector it belongs to or -1, where that of grad_y begins, the tap's place.
 
     The last two in bytes, the former from the strip's own place on.
     """

@@ -101,9 +101,7 @@ def is_padded(problem: ConvProblem) -> bool:
 
 def is_edged(problem: ConvProblem) -> bool:
     """Whether the padding is read from x, that of rows among it."""
-    return (
-        is_padded(problem) and problem.ndim == 2 and any(problem.padding[1]) and problem.spatial[1] >= lanes_of(problem.dtype)
-    )
+    return is_padded(problem) and problem.ndim == 2 and any(problem.padding[1]) and problem.spatial[1] >= lanes_of(problem.dtype)
 
 
 def is_copied(problem: ConvProblem) -> bool:

@@ -193,9 +193,9 @@ def column_offsets(problem: ConvProblem) -> list[int]:
 
 
 class Run(NamedTuple):
-    """A strip, or in one dimension those that have all their lanes: columns of what is read and of results, how many, what it reads.
+    """A strip, or in one dimension those that have all their lanes: columns of what is read and of results, and how many.
 
-    `places` are those of each column of taps, in vectors of neighbours.
+    `places` are what each column of taps reads, in vectors of neighbours.
     """
 
     source: int

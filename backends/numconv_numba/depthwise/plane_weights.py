@@ -129,7 +129,7 @@ def _cycles(problem: ConvProblem, plan: _Plan) -> float:
 class _Run(NamedTuple):
     """Vectors of results side by side, or in one dimension those that have all their lanes, one behind the other.
 
-    `places` are those of each column of taps, in vectors of neighbours, for each vector of results; `used` lanes of these are there.
+    `places` are what each column of taps reads, in vectors of neighbours, for each vector of results; `used` lanes of it are there.
     """
 
     result: int
@@ -158,7 +158,7 @@ def _runs(problem: ConvProblem, shape: Collect) -> list[_Run]:
 
 
 def _flags(problem: ConvProblem, run: _Run) -> Any:
-    """The table FLAGS of a tile: for each vector of results the lanes of x of each column of taps, unless x has edges, then its own."""
+    """A tile's FLAGS: for each vector of results the lanes of x of each column of taps, unless rows have edges, then its own."""
     if problem.pad_mode != "zeros":
         return flag_table(run.used, problem.dtype)
     inside = (run.places >= 0) & (run.places < problem.spatial[-1])
@@ -169,8 +169,8 @@ def _flags(problem: ConvProblem, run: _Run) -> Any:
 # of a band, bands, shares, the outer dimensions, results of a vector; where the numbers of rows with those of padding stand, or
 # 0, how the vectors at edges are made, and which are none; then the first rows of the tiles, and the numbers of each run.
 (
-    TILE, TILES, RUNS, ROWS, COLUMNS, KERNEL_ROWS, BAND, BANDS, SHARES, OUTER_TAPS, OUTER_OUTPUTS, LANES, NUMBERS, TABLE, EDGE_OFFSETS,
-    INNER, OUTER, HEAD,
+    TILE, TILES, RUNS, ROWS, COLUMNS, KERNEL_ROWS, BAND, BANDS, SHARES, OUTER_TAPS, OUTER_OUTPUTS, LANES, NUMBERS, TABLE,
+    EDGE_OFFSETS, INNER, OUTER, HEAD,
 ) = range(18)  # fmt: skip
 RUN_RESULT, RUN_VECTORS, RUN_COUNT, RUN_FLAGS, RUN = range(5)
 # The parts of a worker's scratch memory: a job, padded planes.

@@ -307,7 +307,7 @@ def _vectors(problem: ConvProblem) -> Vectors:
 
 
 class _Sweeps:
-    """The compiled driver and its tables; `gradient`: the input_grad that a forward problem is swept for, if its padding is added."""
+    """The compiled driver and its tables; `gradient`: the input_grad that a problem is swept for, if its padding is added."""
 
     def __init__(self, problem: ConvProblem, gradient: ConvProblem | None = None):
         self._pads = padding_vector(problem) if is_copied(problem) else None

@@ -140,7 +140,7 @@ def load_columns(emit: Emitter, place: Any, masks: Sequence[Any], count: int) ->
     return part_columns(emit, loaded, count)
 
 
-def part_columns(emit: Emitter, loaded: Sequence[Any], count: int) -> list[Any]:
+def part_columns(emit: Emitter, loaded: list[Any], count: int) -> list[Any]:
     """The same of vectors that are loaded already."""
     return (halved(emit, *loaded) if len(loaded) == 2 else parted(emit, loaded))[:count]
 
