@@ -27,6 +27,7 @@ from .dense.tile import RegisterTile
 from .depthwise.channelwise import Channelwise
 from .depthwise.depthwise import Depthwise
 from .depthwise.plane_folds import folded
+from .depthwise.plane_plans import plan_for
 from .depthwise.planewise import FoldedSweeps, Planewise
 from .direct import MEASURED_ERROR, Direct
 from .elements import INT64, itemsize
@@ -51,8 +52,8 @@ BAND_SECONDS, SHORT_ROWS = 15e-6, 2.0
 CACHED_BYTES, LINE_SECONDS = 2 * 1024 * 1024, 3.5e-9
 """Of x and the gradient of y, beyond which a band along the rows finds its places far away, a line of memory each; and of such a
 line, on two threads. Measured."""
-FOLDED = 1.25
-"""What a sweep that adds the padding takes against one of the places inside x: measured with AVX2."""
+FOLDED = 0.7
+"""What the strips at both ends of a row take more where a sweep adds the padding: their instructions, counted with AVX2."""
 KEPT = 64
 """Combinations of strides whose tables an executor keeps."""
 
@@ -215,7 +216,9 @@ def _costs(problem: ConvProblem) -> tuple[float, float]:
 def _swept_cost(problem: ConvProblem) -> float:
     """Of a sweep that adds the padding, if there is one."""
     swept = folded(problem)
-    return FOLDED * Planewise().cost(swept) if swept and Planewise().supports(swept) else math.inf
+    if not swept or not Planewise().supports(swept):
+        return math.inf
+    return Planewise().cost(swept) * (1 + FOLDED * min(1.0, 2 / plan_for(swept).strips))
 
 
 @functools.lru_cache(maxsize=256)
