@@ -99,6 +99,8 @@ USUAL_PIXELS = 64
 BANK, BANK_CYCLES = 5, 1.4
 """Output channels of a single group that are a bank of filters, and what their sweeps cost against what is counted where sixteen
 registers hold the sums of few vectors: measured with AVX2."""
+EDGED, EDGED_LOOP = 1.18, 1.25
+"""What padding that is read from x costs against that of zeros, and where columns of taps are a loop: measured with AVX2."""
 ITEM_CYCLES = 110
 """Of the start of a band of a plane that is not swept together with others."""
 PHASES_BYTES = 64 * 1024
@@ -460,6 +462,8 @@ class Planewise(DenseImplementation):
             factor *= FAR
         if outputs >= BANK and problem.groups == 1 and host().registers < 32:
             factor *= BANK_CYCLES
+        if plan.shape.edges:
+            factor *= EDGED if plan.shape.columns else EDGED_LOOP
         cycles = factor * plane_cycles(problem, plan)
         together = slices_of(problem) == outputs == plan.strips == plan.bands == 1 and problem.ndim <= 2
         apart = 0 if together else plan.bands * ITEM_CYCLES
