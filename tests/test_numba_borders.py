@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from numconv_numba import borders
+from numconv_numba.dense.base import Adjoint
 
 import numconv as nc
 from numconv.plugin import parse
@@ -35,6 +36,47 @@ def test_input_gradients(way, geometry, mode, monkeypatch, rng):
         check(problem, "numba", "borders", rng=rng)
         check(problem.replace(accuracy="high"), "numba", "plain_borders", rng=rng)
         check(problem, "numba", "borders", rng=rng, nonfinite=(0,))
+
+
+SWEPT = [
+    "f32 n2 c5 k5 g5 in13x19 w3x3 s1 p1 d1",
+    "f64 n2 c3 k3 g3 in13x49 w3x3 s1 p1 d1 flip=1",  # the last strip has less than what lies beside it is added to
+    "f32 n1 c4 k2 g2 in40x25 w2x3 s1 p1:0x0:1 d1",  # ends without padding
+    "f32 n1 c1 k1 g1 in130x97 w5x2 s1 p1 d1",  # bands of one plane
+    "f32 n2 c3 k3 g3 in2x57 w3x3 s1 p1 d1",
+]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("geometry", SWEPT)
+def test_input_gradients_in_one_sweep(geometry, mode, monkeypatch, rng):
+    monkeypatch.setattr(borders, "_costs", lambda problem: (1.0, 2.0))
+    monkeypatch.setattr(borders, "_turned", lambda problem: None)
+    problem = parse(f"conv input_grad {geometry} pad={mode}")
+    assert isinstance(borders.Borders().build(problem), borders._Swept)
+    for integer in (True, False):
+        check(problem, "numba", "borders", rng=rng, integer=integer)
+    for position in (0, 1):
+        check(problem, "numba", "borders", rng=rng, nonfinite=(position,))
+
+
+TURNED = [
+    "f32 n2 c5 k5 g5 in13x19 w3x3 s1 p1 d1",
+    "f32 n2 c6 k4 g2 in13x19 w3x3 s1 p2x1:3 d2 flip=1 bias=x",
+    "f64 n1 c3 k4 g1 in30 w5 s1 p3:1 d1",
+    "f32 n1 c16 k18 g1 in5x6 w7x7 s1 p6 d2",  # the padding is wider than x
+    "f32 n1 c3 k3 g1 in5x6x7 w3x3x3 s1 p1 d1",
+]
+
+
+@pytest.mark.parametrize("layout", ["", " layout=channels_last"])
+@pytest.mark.parametrize("geometry", TURNED)
+def test_the_gradient_of_a_circular_x_is_a_circular_convolution(geometry, layout, rng):
+    problem = parse(f"conv input_grad {geometry} pad=circular{layout}").replace(accuracy="high")
+    assert isinstance(borders.PlainBorders().build(problem), Adjoint)
+    check(problem, "numba", "plain_borders", rng=rng)
+    for position in (0, 1):
+        check(problem.replace(accuracy=None), "numba", "borders", rng=rng, nonfinite=(position,))
 
 
 def test_a_bias_is_added_once(rng):

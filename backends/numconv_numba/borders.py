@@ -4,14 +4,15 @@ What windows read in the padding are places of x again, so their gradients are a
 the places inside x is an input_grad with padding of zeros, written where it belongs, by the cheapest of the others. That of the
 padding falls into bands, two for each dimension, each an input_grad of the few taps and outputs that reach it. Where planes are so
 small that this would be most of the work, the gradient of the padded x is computed instead, some images at a time. Either way one
-kernel adds what the borders give back.
+kernel adds what the borders give back. A sweep of `planewise` adds it meanwhile, where padding is one place wide. The gradient of a
+circular x is a circular convolution of the gradient of y, where both have one size.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -19,12 +20,15 @@ import numpy as np
 from numconv.plugin import ConvProblem, Implementation, Verdict, np_dtype
 
 from .compiling.compiler import Address, Tag, helper, kernel
+from .dense.base import Adjoint, forward_parts
 from .dense.blocked import CALL_SECONDS, Blocked, seconds
 from .dense.implicit_gemm import ImplicitGemm
 from .dense.tile import RegisterTile
 from .depthwise.channelwise import Channelwise
 from .depthwise.depthwise import Depthwise
-from .depthwise.planewise import Planewise
+from .depthwise.plane_folds import folded
+from .depthwise.plane_plans import plan_for
+from .depthwise.planewise import FoldedSweeps, Planewise
 from .direct import MEASURED_ERROR, Direct
 from .elements import INT64, itemsize
 from .geometry import MODES, source_index, span
@@ -48,6 +52,8 @@ BAND_SECONDS, SHORT_ROWS = 15e-6, 2.0
 CACHED_BYTES, LINE_SECONDS = 2 * 1024 * 1024, 3.5e-9
 """Of x and the gradient of y, beyond which a band along the rows finds its places far away, a line of memory each; and of such a
 line, on two threads. Measured."""
+FOLDED = 0.7
+"""What the strips at both ends of a row take more where a sweep adds the padding: their instructions, counted with AVX2."""
 KEPT = 64
 """Combinations of strides whose tables an executor keeps."""
 
@@ -185,6 +191,14 @@ def _images(problem: ConvProblem) -> int:
     return max(1, min(problem.n, PADDED_BYTES // each))
 
 
+def _turned(problem: ConvProblem) -> ConvProblem | None:
+    """The circular convolution that gives the gradient of a circular x, where it is one."""
+    if problem.pad_mode != "circular" or max(problem.stride) > 1 or problem.output != problem.spatial:
+        return None
+    (only,) = forward_parts(_inside(problem))
+    return None if only.problem is None else only.problem.replace(pad_mode="circular")
+
+
 def _costs(problem: ConvProblem) -> tuple[float, float]:
     """Of computing bands, and of computing the gradient of the padded x."""
     bands = _bands(problem)
@@ -199,11 +213,20 @@ def _costs(problem: ConvProblem) -> tuple[float, float]:
     return apart + seconds(added * 2), math.inf if problem.bias else whole
 
 
+def _swept_cost(problem: ConvProblem) -> float:
+    """Of a sweep that adds the padding, if there is one."""
+    swept = folded(problem)
+    if not swept or not Planewise().supports(swept):
+        return math.inf
+    return Planewise().cost(swept) * (1 + FOLDED * min(1.0, 2 / plan_for(swept).strips))
+
+
 @functools.lru_cache(maxsize=256)
 def _cheapest(problem: ConvProblem, swept: bool = True) -> tuple[float, Implementation]:
-    """Who computes an input_grad with padding of zeros, and its estimate; `swept`: whether by sweeping down planes, too."""
+    """Who computes one of these problems, and its estimate; `swept`: whether by sweeping down planes, too."""
     able = [each for each in _OTHERS if problem.level in each.levels and (swept or not isinstance(each, Planewise))]
-    able = [each for each in able if each.supports(problem) and each.workspace(problem) <= problem.max_workspace // 2]
+    able = [each for each in able if problem.op in each.ops and each.supports(problem)]
+    able = [each for each in able if each.workspace(problem) <= problem.max_workspace // 2]
     costs = [each.cost(problem) for each in able]
     return min(costs), able[costs.index(min(costs))]
 
@@ -435,6 +458,22 @@ class _Whole:
             self._adders[count](buffer, x[images])
 
 
+class _Swept:
+    """An input gradient by a sweep that adds the padding; other orders of memory, and weights not finite, go to another."""
+
+    def __init__(self, problem: ConvProblem, other: Callable[[ConvProblem], Any]):
+        self._problem, self._make, self._sweeps = problem, other, FoldedSweeps(problem)
+
+    @functools.cached_property
+    def _other(self) -> Any:
+        return self._make(self._problem)
+
+    def __call__(self, outs: Any, ins: Any) -> None:
+        """Compute."""
+        if not self._sweeps(outs, ins):
+            self._other(outs, ins)
+
+
 class Borders(Implementation):
     """Input gradients of real floats with a padding mode."""
 
@@ -455,10 +494,14 @@ class Borders(Implementation):
 
     def cost(self, problem: ConvProblem) -> float:
         """Of all parts, and of adding them."""
-        return CALL_SECONDS + min(_costs(problem))
+        turned = _turned(problem)
+        return CALL_SECONDS + (_cheapest(turned)[0] if turned else min(*_costs(problem), _swept_cost(problem)))
 
     def workspace(self, problem: ConvProblem) -> int:
-        """The bands or some padded images, and of the part that needs most."""
+        """The bands or some padded images, and of the part that needs most; a sweep leaves some arrays to these."""
+        turned = _turned(problem)
+        if turned:
+            return _cheapest(turned)[1].workspace(turned) + math.prod(problem.w_shape) * np_dtype(problem.acc_dtype).itemsize
         apart, whole = _costs(problem)
         if apart <= whole:
             held, inside = [band.problem for band in _bands(problem)], _inside(problem)
@@ -471,8 +514,12 @@ class Borders(Implementation):
 
     def build(self, problem: ConvProblem) -> Any:
         """The executor."""
+        turned = _turned(problem)
+        if turned:
+            return Adjoint(problem, forward_parts(_inside(problem)), [_cheapest(turned)[1].build(turned)])
         apart, whole = _costs(problem)
-        return (_Apart if apart <= whole else _Whole)(problem)
+        other = _Apart if apart <= whole else _Whole
+        return _Swept(problem, other) if _swept_cost(problem) < min(apart, whole) else other(problem)
 
 
 class PlainBorders(Borders):

@@ -1,4 +1,9 @@
-"""Planes with padding of other modes than zeros, copied for `planewise`: a few at a time, which stay in the caches."""
+"""Padding of other modes than zeros, for `planewise`.
+
+Rows of padding are rows of x that are read again, and vectors at the edges of a row are made of vectors of the row
+(`microkernels.edges`). Planes whose rows are shorter than a vector, and rows of one dimension, are copied with their padding: a few
+at a time, which stay in the caches.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +24,9 @@ from numconv_numba.scalar import address, as_integer, pointer
 __all__ = [
     "PAD_PLANE",
     "PAD_PLANES",
+    "is_copied",
     "is_padded",
+    "numbers_of",
     "pad_band",
     "pad_cycles",
     "padded",
@@ -92,17 +99,38 @@ def is_padded(problem: ConvProblem) -> bool:
     return problem.pad_mode != "zeros" and any(low or high for low, high in problem.padding)
 
 
+def is_edged(problem: ConvProblem) -> bool:
+    """Whether the padding is read from x, that of rows among it."""
+    return is_padded(problem) and problem.ndim == 2 and any(problem.padding[1]) and problem.spatial[1] >= lanes_of(problem.dtype)
+
+
+def is_copied(problem: ConvProblem) -> bool:
+    """Whether planes are copied with their padding."""
+    return is_padded(problem) and not is_edged(problem)
+
+
 def padded(problem: ConvProblem) -> ConvProblem:
-    """The problem on an x that is padded already; itself where padding is of zeros."""
+    """The problem on an x that has its padding already: on both sides of its rows too, or only above and below them.
+
+    A mode that is left says that rows have edges of it.
+    """
     if not is_padded(problem):
-        return problem
-    spatial = tuple(size + low + high for size, (low, high) in zip(problem.spatial, problem.padding, strict=True))
-    return problem.replace(spatial=spatial, padding=((0, 0),) * problem.ndim, pad_mode="zeros")
+        return problem.replace(pad_mode="zeros")
+    sizes = [size + low + high for size, (low, high) in zip(problem.spatial, problem.padding, strict=True)]
+    if is_edged(problem):
+        return problem.replace(spatial=(sizes[0], problem.spatial[1]), padding=((0, 0), problem.padding[1]))
+    return problem.replace(spatial=tuple(sizes), padding=((0, 0),) * problem.ndim, pad_mode="zeros")
+
+
+def numbers_of(problem: ConvProblem, axis: int) -> np.ndarray[Any, Any]:
+    """The place in x of each place of a dimension with its padding."""
+    mode: Any = _NUMPY_MODES[problem.pad_mode]
+    return np.pad(np.arange(problem.spatial[axis], dtype=np.int64), problem.padding[axis], mode=mode)
 
 
 def _pitch(problem: ConvProblem) -> int:
     lanes = lanes_of(problem.dtype)
-    return -(-padded(problem).spatial[-1] // lanes) * lanes
+    return -(-(problem.spatial[-1] + sum(problem.padding[-1])) // lanes) * lanes
 
 
 def _plane_bytes(problem: ConvProblem) -> int:
@@ -110,12 +138,16 @@ def _plane_bytes(problem: ConvProblem) -> int:
 
 
 def padding_refusal(problem: ConvProblem) -> str:
-    """Why the planes of x are not padded, or nothing."""
+    """Why padding is not read, nor planes of x copied with it, or nothing."""
     if not is_padded(problem):
         return ""
-    if problem.op == "input_grad" or problem.ndim > 2 or not problem.c == problem.k == problem.groups:
+    if problem.op == "input_grad" or problem.ndim > 2:
+        return f"pad_mode {problem.pad_mode} is for sums over x in one and two dimensions"
+    if is_edged(problem):
+        return ""
+    if not problem.c == problem.k == problem.groups:
         channels = f"{problem.c} channels in {problem.groups} groups"
-        return f"pad_mode {problem.pad_mode} is for planes with one kernel each, and here are {channels}"
+        return f"pad_mode {problem.pad_mode} of short rows is for planes with one kernel each, and here are {channels}"
     if _plane_bytes(problem) > MOST_BYTES:
         return f"a plane with its {problem.pad_mode} padding takes {_plane_bytes(problem)} bytes, and it pads up to {MOST_BYTES}"
     return ""
@@ -123,12 +155,12 @@ def padding_refusal(problem: ConvProblem) -> str:
 
 def padded_bytes(problem: ConvProblem) -> int:
     """Of the planes that are padded together; of one that is too large for `planewise` too."""
-    return max(NEAR_BYTES, _plane_bytes(problem)) if is_padded(problem) else 0
+    return max(NEAR_BYTES, _plane_bytes(problem)) if is_copied(problem) else 0
 
 
 def pad_cycles(problem: ConvProblem) -> float:
-    """Of padding a plane: its vectors, its rows, and columns of padding an element at a time."""
-    if not is_padded(problem):
+    """Of copying a plane with its padding: its vectors, its rows, and columns of padding an element at a time."""
+    if not is_copied(problem):
         return 0.0
     rows = math.prod(padded(problem).spatial[:-1])
     row = _pitch(problem) / lanes_of(problem.dtype) * 1.7 + 1.2 * sum(problem.padding[-1]) + 2
@@ -137,9 +169,7 @@ def pad_cycles(problem: ConvProblem) -> float:
 
 def padding_vector(problem: ConvProblem) -> np.ndarray[Any, Any]:
     """The vector for a problem in one or two dimensions."""
-    modes: Any = _NUMPY_MODES[problem.pad_mode]
-    pairs = zip(problem.spatial, problem.padding, strict=True)
-    *outer, columns = (np.pad(np.arange(size), pair, mode=modes) for size, pair in pairs)
+    *outer, columns = (numbers_of(problem, axis) for axis in range(problem.ndim))
     rows = outer[0] if outer else np.zeros(1, np.int64)
     size, low = problem.spatial[-1], problem.padding[-1][0]
     borders = [place for place in range(columns.size) if not low <= place < low + size]

@@ -12,6 +12,7 @@ import numpy as np
 from numconv.plugin import ConvProblem, np_dtype
 from numconv_numba.activations import ACTIVATIONS
 from numconv_numba.dense.strips import ITEMS
+from numconv_numba.microkernels.edges import EDGES
 from numconv_numba.microkernels.emit import host, lanes_of
 from numconv_numba.microkernels.planes import PRELOADED, Sweep, accumulators
 
@@ -129,7 +130,8 @@ def shapes_of(problem: ConvProblem) -> list[Sweep]:
     sliced = slices_of(problem) > 1 or problem.ndim > 2
     lanes, code = lanes_of(problem.dtype), ACTIVATIONS[problem.activation]
     smooth = code if code > ACTIVATIONS["relu"] else 0
-    shapes = [Sweep(vectors, rows, columns, row_step, step, adjoint, first, sliced, lanes, smooth) for vectors in WIDTHS]
+    edges = EDGES[problem.pad_mode]
+    shapes = [Sweep(vectors, rows, columns, row_step, step, adjoint, first, sliced, lanes, smooth, edges) for vectors in WIDTHS]
     return [each for each in shapes if fits(each)]
 
 
@@ -191,13 +193,20 @@ def column_offsets(problem: ConvProblem) -> list[int]:
 
 
 class Run(NamedTuple):
-    """A strip, or in one dimension those that have all their lanes: columns of what is read and of results, how many, masks."""
+    """A strip, or in one dimension those that have all their lanes: columns of what is read and of results, and how many.
+
+    `places` are what each column of taps reads, in vectors of neighbours.
+    """
 
     source: int
     target: int
     strips: int
     used: int
-    flags: Any
+    places: Any
+
+    def flags(self, size: int) -> Any:
+        """Which places lie inside rows of `size`."""
+        return (self.places >= 0) & (self.places < size)
 
 
 def inside_strips(offsets: Sequence[int], step: int, reach: int, size: int) -> range:
@@ -218,7 +227,7 @@ def runs_of(problem: ConvProblem, plan: Plan) -> list[Run]:
         places = strip * step + np.array(offsets)[:, None] + lanes
         used = min(plan.width, end - strip * plan.width)
         count = len(whole) if strip in whole else 1
-        runs.append(Run(strip * step, strip * plan.width, count, used, (places >= 0) & (places < size)))
+        runs.append(Run(strip * step, strip * plan.width, count, used, places))
     return runs
 
 
@@ -238,8 +247,6 @@ def refusal(problem: ConvProblem, most_rows: int, most_columns: int) -> str:
         return "it masks vectors as it loads them, which this processor cannot"
     if problem.layout != "channels_first":
         return "its lanes are pixels, which must be neighbours in memory: layout channels_first"
-    if problem.pad_mode != "zeros" and any(low or high for low, high in problem.padding):
-        return f"it leaves padding out, which must be of zeros, not {problem.pad_mode}"
     # two phases of an adjoint are put together in registers
     most_step = 2 if is_adjoint(problem) else MOST_STEP
     if rows > most_rows or problem.kernel[-1] > most_columns or problem.stride[-1] > most_step or step > MOST_STEP:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ from numconv_numba.direct import MEASURED_ERROR
 from numconv_numba.elements import INT64, itemsize
 from numconv_numba.geometry import BATCH, DIMS, GROUPS, LOW, OUTPUT, PARTS, PER_C, PER_K, SIZE, STRIDE, conv_vectors, part
 from numconv_numba.microkernels import plane_gradients as job_of
+from numconv_numba.microkernels.edges import EDGES, table_of
 from numconv_numba.microkernels.emit import flag_table, host, lanes_of
 from numconv_numba.microkernels.plane_gradients import Collect, collect, registers
 from numconv_numba.rows import outer_source
@@ -32,7 +33,8 @@ from .depthwise_weights import DepthwiseWeights
 from .plane_padding import (
     PAD_PLANE,
     PAD_PLANES,
-    is_padded,
+    is_copied,
+    numbers_of,
     pad_band,
     pad_cycles,
     padded,
@@ -82,8 +84,8 @@ def _steps(problem: ConvProblem) -> tuple[int, int, int]:
 
 def _shapes(problem: ConvProblem) -> list[Collect]:
     """The tiles that fit the registers, the largest first."""
-    rows, *step = _steps(problem)
-    shapes = [Collect(count, problem.kernel[-1], *step, lanes_of(problem.dtype)) for count in range(rows, 0, -1)]
+    (rows, *step), edges = _steps(problem), EDGES[problem.pad_mode]
+    shapes = [Collect(count, problem.kernel[-1], *step, lanes_of(problem.dtype), edges) for count in range(rows, 0, -1)]
     return [shape for shape in shapes if registers(shape) <= host().registers]
 
 
@@ -125,12 +127,16 @@ def _cycles(problem: ConvProblem, plan: _Plan) -> float:
 
 
 class _Run(NamedTuple):
-    """Vectors of results side by side, or in one dimension those that have all their lanes, one behind the other."""
+    """Vectors of results side by side, or in one dimension those that have all their lanes, one behind the other.
+
+    `places` are what each column of taps reads, in vectors of neighbours, for each vector of results; `used` lanes of it are there.
+    """
 
     result: int
     vectors: int
     lines: int
-    flags: Any
+    places: Any
+    used: Any
 
 
 def _runs(problem: ConvProblem, shape: Collect) -> list[_Run]:
@@ -144,17 +150,28 @@ def _runs(problem: ConvProblem, shape: Collect) -> list[_Run]:
     for vector in [*vectors[: whole.start], *whole[:1], *vectors[max(whole.start, whole.stop) :]]:
         places = vector * step * lanes + np.array(offsets)[:, None, None] + parts
         used = (vector * lanes + np.arange(lanes) < end)[None]
-        flags = np.concatenate([((places >= 0) & (places < size)).reshape(-1, lanes), used])
-        found.append(_Run(vector * lanes, 1, len(whole) if vector in whole else 1, flags))
+        found.append(_Run(vector * lanes, 1, len(whole) if vector in whole else 1, places.reshape(1, -1, lanes), used))
     if problem.ndim > 1:
-        return [_Run(0, len(vectors), 1, np.array([run.flags for run in found]))]
+        places, used = (np.concatenate(each) for each in zip(*(run[-2:] for run in found), strict=True))
+        return [_Run(0, len(vectors), 1, places, used)]
     return found
 
 
+def _flags(problem: ConvProblem, run: _Run) -> Any:
+    """A tile's FLAGS: for each vector of results the lanes of x of each column of taps, unless rows have edges, then its own."""
+    if problem.pad_mode != "zeros":
+        return flag_table(run.used, problem.dtype)
+    inside = (run.places >= 0) & (run.places < problem.spatial[-1])
+    return flag_table(np.concatenate([inside, run.used[:, None]], axis=1), problem.dtype)
+
+
 # What the kernel knows of a plan: the tile's address, tiles, runs, rows and columns of taps of a tile and of the kernel, the rows
-# of a band, bands, shares, the outer dimensions, results of a vector; then the first rows of the tiles, and the numbers of each
-# run.
-TILE, TILES, RUNS, ROWS, COLUMNS, KERNEL_ROWS, BAND, BANDS, SHARES, OUTER_TAPS, OUTER_OUTPUTS, LANES, HEAD = range(13)
+# of a band, bands, shares, the outer dimensions, results of a vector; where the numbers of rows with those of padding stand, or
+# 0, how the vectors at edges are made, and which are none; then the first rows of the tiles, and the numbers of each run.
+(
+    TILE, TILES, RUNS, ROWS, COLUMNS, KERNEL_ROWS, BAND, BANDS, SHARES, OUTER_TAPS, OUTER_OUTPUTS, LANES, NUMBERS, TABLE,
+    EDGE_OFFSETS, INNER, OUTER, HEAD,
+) = range(18)  # fmt: skip
 RUN_RESULT, RUN_VECTORS, RUN_COUNT, RUN_FLAGS, RUN = range(5)
 # The parts of a worker's scratch memory: a job, padded planes.
 FIELDS, SPARE, AREAS = range(3)
@@ -172,7 +189,8 @@ def fill_rows(job, x, y, top, first_row, count, g, b):
     lines, low = stride * (count - 1) + b[ROWS], max(0, -base)
     job[job_of.LINES], job[job_of.LOW], job[job_of.ROWS] = lines, low, count
     job[job_of.SPAN] = max(0, min(lines, g[part(g, SIZE) + axis] - base) - low)
-    job[job_of.X], job[job_of.X_ROW] = as_integer(x + base * x_row), x_row
+    job[job_of.X], job[job_of.X_ROW] = as_integer(x if b[NUMBERS] else x + base * x_row), x_row
+    job[job_of.LINE] = b[NUMBERS] + 8 * base
     job[job_of.G], job[job_of.G_ROW] = as_integer(y + first_row * y_row), y_row
 
 
@@ -227,6 +245,7 @@ def _planes(begin, end, args):
     weights = g[PER_C] * b[OUTER_TAPS] * b[KERNEL_ROWS] * b[COLUMNS]
     job[job_of.COLUMNS], job[job_of.X_PLANE], job[job_of.G_PLANE] = as_integer(columns), g[xs + 1], g[ys + 1]
     job[job_of.SUMS_PLANE], job[job_of.SHIFT_PLANE] = weights * size, size
+    job[job_of.TABLE], job[job_of.EDGES], job[job_of.INNER], job[job_of.OUTER] = b[TABLE], b[EDGE_OFFSETS], b[INNER], b[OUTER]
     # of the next plane, or of large ones, which are walked a vector at a time, of the vector beside
     job[job_of.X_AHEAD] = g[xs + 1] if abs(g[xs + 1]) <= AHEAD_PLANE else 64 * g[part(g, STRIDE) + axis + 1]
     job[job_of.G_AHEAD] = g[ys + 1] if abs(g[ys + 1]) <= AHEAD_PLANE else 64
@@ -295,28 +314,39 @@ _kernels = Unit(
 # --- the implementation --------------------------------------------------------------------------------------------------------
 
 
+class _Edges:
+    """Where the padding of x is read from, if it is not of zeros: what the kernel's plan has from NUMBERS on, and its tables."""
+
+    def __init__(self, problem: ConvProblem, runs: Sequence[_Run], kind: int):
+        self.head = [0] * 5
+        if not kind:
+            return
+        row, (low, _), size, (run,) = numbers_of(problem, 1), problem.padding[1], problem.spatial[1], runs
+        self._tables = numbers_of(problem, 0), *table_of(run.places, row, low, size, kind, problem.dtype)
+        inside = np.flatnonzero(((run.places >= 0) & (run.places < size)).all(axis=(1, 2)))
+        inner, outer = (inside[0], inside[-1] + 1) if inside.size else (0, 0)
+        self.head = [*(table.ctypes.data for table in self._tables), inner, outer]
+
+
 class _Executor:
     """One weight gradient; arrays whose pixels are no neighbours go to `DepthwiseWeights`."""
 
     def __init__(self, problem: ConvProblem):
         self._problem, self._finish = problem, Finish(problem)
-        self._pads = padding_vector(problem) if is_padded(problem) else None
-        spare, problem = padded_bytes(problem), padded(problem)
+        self._pads = padding_vector(problem) if is_copied(problem) else None
+        given, spare, problem = problem, padded_bytes(problem), padded(problem)
         plan, dtype = plan_for(problem), problem.dtype
         shape, runs, self._shares = plan.shape, _runs(problem, plan.shape), plan.shares
-        tables = [flag_table(run.flags, dtype) for run in runs]
-        self._flags = np.concatenate([table.view(np.uint8).ravel() for table in tables] or [np.zeros(1, np.uint8)])
-        starts = np.cumsum([0, *(table.nbytes for table in tables)])
-        at = self._flags.ctypes.data
+        self._edges, self._flags = _Edges(given, runs, shape.edges), [_flags(problem, run) for run in runs]
         self._kernel, *tiles = _kernels.functions(dtype, shape.lanes)
         usual = _usual(shape.lanes)
         tile = tiles[usual.index(shape)] if shape in usual else collect.address(tuple(shape), dtype)
         head = [
             tile, len(plan.tiles), len(runs), shape.rows, shape.columns,
             _steps(problem)[0], plan.band, plan.bands, plan.shares, math.prod(problem.kernel[:-2]),
-            math.prod(problem.output[:-2]), shape.lanes, *plan.tiles,
+            math.prod(problem.output[:-2]), shape.lanes, *self._edges.head, *plan.tiles,
         ]  # fmt: skip
-        rows = [(run.result, run.vectors, run.lines, at + start) for run, start in zip(runs, starts, strict=False)]
+        rows = [(run.result, run.vectors, run.lines, flags.ctypes.data) for run, flags in zip(runs, self._flags, strict=True)]
         self._plan = np.array([*head, *(number for row in rows for number in row)], np.int64)
         self._columns = np.array(column_offsets(problem.replace(flip=False)), np.int64) * np_dtype(dtype).itemsize
         self._vectors = conv_vectors(problem.replace(flip=False), 0)  # as windows meet the taps: `in_order` turns them
@@ -362,7 +392,7 @@ class PlanewiseWeights(Implementation):
         reason = padding_refusal(problem) or refusal(padded(problem), MOST_ROWS, MOST_COLUMNS)
         if not reason and phases_of(problem) > 1:
             reason = f"rows of taps are neighbours, and here is a dilation of {problem.dilation}"
-        if not reason and not _shapes(problem):
+        if not reason and not _shapes(padded(problem)):
             reason = f"no tile for a kernel {problem.kernel} fits the registers"
         return Verdict.no(reason) if reason else Verdict.yes()
 

@@ -40,18 +40,22 @@ from numconv_numba.geometry import (
     part,
 )
 from numconv_numba.microkernels import planes as job_of
+from numconv_numba.microkernels.edges import FOLDED, TURNED, WRAPPED, table_of
 from numconv_numba.microkernels.emit import flag_table, host
 from numconv_numba.microkernels.planes import Sweep, is_split, sweep
 from numconv_numba.rows import outer_source
-from numconv_numba.scalar import as_integer, is_null, load, pointer, store, wide_vectors
+from numconv_numba.scalar import address, as_integer, is_null, load, pointer, store, wide_vectors
 from numconv_numba.threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
 
 from .contiguous import ContiguousExecutor
 from .depthwise import Depthwise
+from .plane_folds import add_folds, folded, folds_of, strip_folds
 from .plane_padding import (
     PAD_PLANE,
     PAD_PLANES,
+    is_copied,
     is_padded,
+    numbers_of,
     pad_band,
     pad_cycles,
     padded,
@@ -71,6 +75,7 @@ from .plane_plans import (
     SLICED,
     WIDTHS,
     WORK,
+    Run,
     column_offsets,
     fits,
     has_rows,
@@ -87,13 +92,15 @@ from .plane_plans import (
     target_of,
 )
 
-__all__ = ["Planewise", "are_finite"]
+__all__ = ["FoldedSweeps", "Planewise", "are_finite"]
 
 USUAL_PIXELS = 64
 """Results of a row in the tiles that are compiled with the driver."""
 BANK, BANK_CYCLES = 5, 1.4
 """Output channels of a single group that are a bank of filters, and what their sweeps cost against what is counted where sixteen
 registers hold the sums of few vectors: measured with AVX2."""
+EDGED, EDGED_LOOP = 1.18, 1.25
+"""What padding that is read from x costs against that of zeros, and where columns of taps are a loop: measured with AVX2."""
 ITEM_CYCLES = 110
 """Of the start of a band of a plane that is not swept together with others."""
 PHASES_BYTES = 64 * 1024
@@ -101,14 +108,16 @@ PHASES_BYTES = 64 * 1024
 
 # What the kernel knows of a plan: the tile's address, strips and the numbers of each, rows and bands, the kernel's rows and
 # columns, whether it is an adjoint, columns of results from a row to the next where strips are rows, and of x; outer dimensions;
-# the dilation of rows, whose phases are swept one after the other.
+# the dilation of rows, whose phases are swept one after the other; where the numbers of rows with those of padding stand, or 0;
+# the table of `folds_of`, or 0.
 (
-    TILE, RUNS, BAND, BANDS, KERNEL_ROWS, KERNEL_COLUMNS, ADJOINT, ROW_RESULTS, ROW_PIXELS, OUTER_TAPS, OUTER_OUTPUTS, PHASES, HEAD,
-) = range(13)  # fmt: skip
+    TILE, RUNS, BAND, BANDS, KERNEL_ROWS, KERNEL_COLUMNS, ADJOINT, ROW_RESULTS, ROW_PIXELS, OUTER_TAPS, OUTER_OUTPUTS, PHASES,
+    NUMBERS, FOLDS, HEAD,
+) = range(15)  # fmt: skip
 INT32, FLOAT64 = Tag("int32"), Tag("float64")
 EXPONENT32, EXPONENT64 = np.int32(0x7F800000), np.int64(0x7FF0000000000000)
 """The bits of an exponent, which are all set in what is not finite."""
-RUN_SOURCE, RUN_TARGET, RUN_COUNT, RUN_USED, RUN_FLAGS, RUN = range(6)
+RUN_SOURCE, RUN_TARGET, RUN_COUNT, RUN_USED, RUN_FLAGS, RUN_EDGES, RUN = range(7)
 # The parts of a worker's scratch memory: a job, places of slices, padded planes.
 FIELDS, PLACES, SPARE, AREAS = range(4)
 
@@ -150,7 +159,11 @@ def fill_rows(job, x, y, first_row, end_row, phase, g, b, at):
     low = max(0, base - size + 1 if backwards else -base)
     job[job_of.LINES], job[job_of.START], job[job_of.ROWS], job[job_of.LOW] = lines, start, count, low
     job[job_of.SPAN] = max(0, min(lines, base + 1 if backwards else size - base) - low)
-    job[job_of.X], job[job_of.X_ROW] = as_integer(x + base * x_row), -x_row if backwards else x_row
+    if b[NUMBERS]:
+        job[job_of.X], job[job_of.X_ROW] = as_integer(x), x_row
+        job[job_of.LINE], job[job_of.LINE_STEP] = b[NUMBERS] + 8 * base, -8 if backwards else 8
+    else:
+        job[job_of.X], job[job_of.X_ROW] = as_integer(x + base * x_row), -x_row if backwards else x_row
     job[job_of.Y] = as_integer(y + (end_row - 1 if backwards else first_row) * y_row)
     job[job_of.Y_ROW] = -y_row if backwards else y_row
     # of the next plane, or of a large one the rows that follow: few, since they may all meet the same places of the cache
@@ -170,6 +183,7 @@ def sweep_strips(job, fields, x, y, first_row, end_row, planes, g, b, at):
             job[job_of.X_ROW], job[job_of.Y_ROW] = b[ROW_PIXELS] * size, b[ROW_RESULTS] * size
             job[job_of.AHEAD] = 2048
         job[job_of.FLAGS], job[job_of.USED], job[job_of.PLANES] = b[run + RUN_FLAGS], b[run + RUN_USED], planes
+        job[job_of.EDGES] = b[run + RUN_EDGES]
         for phase in range(b[PHASES]):
             if g[DIMS] > 1:
                 rows = (g[part(g, OUTPUT) + g[DIMS] - 2] - phase + b[PHASES] - 1) // b[PHASES]
@@ -230,6 +244,11 @@ def _planes(begin, end, args):
             source = spare
         fill_slices(job, pointer(places, INT64), output, g, b, at)
         sweep_strips(job, fields, source, target, first_row, end_row, count, g, b, at)
+        if b[FOLDS]:
+            for each in range(count):
+                here, there = target + each * g[ys + 1], source + each * g[xs + 1]
+                table, weight = address(b[FOLDS]), own + each * taps * size
+                add_folds(here, there, weight, first_row, end_row, b[KERNEL_COLUMNS], columns, table, g, at)
         item += count
 
 
@@ -290,29 +309,33 @@ def _vectors(problem: ConvProblem) -> Vectors:
 
 
 class _Sweeps:
-    """The compiled driver and its tables."""
+    """The compiled driver and its tables; `gradient`: the input_grad that a problem is swept for, if its padding is added."""
 
-    def __init__(self, problem: ConvProblem):
-        self._pads = padding_vector(problem) if is_padded(problem) else None
-        spare, problem = padded_bytes(problem), padded(problem)
+    def __init__(self, problem: ConvProblem, gradient: ConvProblem | None = None):
+        self._pads = padding_vector(problem) if is_copied(problem) else None
+        given, spare, problem = problem, padded_bytes(problem), padded(problem)
         plan = plan_for(problem)
-        shape, runs = plan.shape, runs_of(problem, plan)
+        shape, runs = plan.shape._replace(edges=FOLDED) if gradient else plan.shape, runs_of(problem, plan)
         size = np_dtype(problem.dtype).itemsize
-        tables = [flag_table(run.flags, problem.dtype) for run in runs]
-        self._flags = np.concatenate([table.view(np.uint8).ravel() for table in tables] or [np.zeros(1, np.uint8)])
-        starts = np.cumsum([0, *(table.nbytes for table in tables)])
-        outer = math.prod(problem.kernel[:-2]), math.prod(target_of(problem)[:-2])
+        self._numbers = numbers_of(given, 0) if shape.edges in (TURNED, WRAPPED) else None
+        self._folds = folds_of(gradient) if gradient else None
+        self._tables = [self._masks(given, problem, run, shape) for run in runs]
+        whole = [is_split(shape) and run.flags(source_of(problem)[-1]).all() for run in runs]
+        if gradient:
+            ends = [strip_folds(gradient, run, plan.width) for run in runs]
+            self._tables = [(np.concatenate([m, more]), e) for (m, _), (more, e) in zip(self._tables, ends, strict=True)]
+            whole = [skip and (edges < 0).all() for skip, (_, edges) in zip(whole, ends, strict=True)]
+        places = [[0, 0] if skip else [each.ctypes.data for each in pair] for skip, pair in zip(whole, self._tables, strict=True)]
+        outer = [math.prod(sizes[:-2]) for sizes in (problem.kernel, target_of(problem))]
         self._kernel, *tiles = _kernels.functions(problem.dtype, shape.lanes)
         usual = _usual(shape.lanes)
         tile = tiles[usual.index(shape)] if shape in usual else sweep.address(tuple(shape), problem.dtype)
         head = [
             tile, len(runs), plan.band, plan.bands, shape.rows, problem.kernel[-1],
             shape.adjoint, plan.width, plan.width // shape.column_step if shape.adjoint else plan.width * shape.column_step, *outer,
-            phases_of(problem),
+            phases_of(problem), *(0 if each is None else each.ctypes.data for each in (self._numbers, self._folds)),
         ]  # fmt: skip
-        at = self._flags.ctypes.data
-        places = [0 if is_split(shape) and run.flags.all() else at + start for run, start in zip(runs, starts, strict=False)]
-        rows = [(run.source, run.target, run.strips, run.used, place) for run, place in zip(runs, places, strict=True)]
+        rows = [(run.source, run.target, run.strips, run.used, *place) for run, place in zip(runs, places, strict=True)]
         self._plan = np.array([*head, *(number for row in rows for number in row)], np.int64)
         self._columns = np.array(column_offsets(problem), np.int64) * size
         self._vectors = _vectors(problem)
@@ -321,6 +344,15 @@ class _Sweeps:
         self._items, self._work = planes * outer[1] * plan.bands, WORK * planes * outer[1] * plane_cycles(problem, plan)
         if not math.prod(target_of(problem)):
             self._items = 0
+
+    @staticmethod
+    def _masks(given: ConvProblem, problem: ConvProblem, run: Run, shape: Sweep) -> tuple[Any, Any]:
+        """What a tile's FLAGS and EDGES are for a strip: masks, or how vectors at the edges are made, from its own source on."""
+        if shape.edges not in (TURNED, WRAPPED):
+            return flag_table(run.flags(source_of(problem)[-1]), problem.dtype), np.zeros(0, np.int64)
+        row, (low, _) = numbers_of(given, 1), given.padding[1]
+        table, offsets = table_of(run.places, row, low, given.spatial[1], shape.edges, problem.dtype)
+        return table, offsets - run.source * np_dtype(problem.dtype).itemsize
 
     def __call__(self, x: Any, w: Any, bias: Sequence[Any], y: Any) -> bool:
         """Compute, with contiguous w. Whether a weight is not finite."""
@@ -373,6 +405,21 @@ class _Adjoint(ContiguousExecutor, Adjoint):
             self._other(outs, ins)
 
 
+class FoldedSweeps:
+    """An input_grad whose padding is added meanwhile, for arrays whose pixels are neighbours, and finite weights."""
+
+    def __init__(self, problem: ConvProblem):
+        (forward, self._problem) = folded(problem), problem
+        assert forward is not None
+        self._sweeps = _Sweeps(forward, problem)
+
+    def __call__(self, outs: Any, ins: Any) -> bool:
+        """Compute, if it can."""
+        if not (has_rows(ins[0]) and has_rows(outs[0])):
+            return False
+        return not self._sweeps(ins[0], np.ascontiguousarray(ins[1]), (), outs[0])
+
+
 class Planewise(DenseImplementation):
     """Convolution of real floats in groups of few channels, with small kernels, rows in one piece."""
 
@@ -388,7 +435,7 @@ class Planewise(DenseImplementation):
             reason = "with a stride its kernels are not flipped"
         if not reason and problem.level == "strict" and slices_of(problem) > 1:
             reason = f"it adds up {slices_of(problem)} slices of a window row by row, and strict sums go from slice to slice"
-        if not reason and not shapes_of(problem):
+        if not reason and not shapes_of(padded(problem)):
             reason = f"no tile for a kernel {problem.kernel} fits the registers"
         return Verdict.no(reason) if reason else Verdict.yes()
 
@@ -415,6 +462,8 @@ class Planewise(DenseImplementation):
             factor *= FAR
         if outputs >= BANK and problem.groups == 1 and host().registers < 32:
             factor *= BANK_CYCLES
+        if plan.shape.edges:
+            factor *= EDGED if plan.shape.columns else EDGED_LOOP
         cycles = factor * plane_cycles(problem, plan)
         together = slices_of(problem) == outputs == plan.strips == plan.bands == 1 and problem.ndim <= 2
         apart = 0 if together else plan.bands * ITEM_CYCLES

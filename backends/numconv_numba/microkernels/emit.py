@@ -18,7 +18,9 @@ from numba.core.registry import cpu_target
 from numconv_numba.compiling.compiler import AddressType, TagType
 from numconv_numba.scalar import PAIRS, ROW_PAIRS, value_type
 
-__all__ = ["Emitter", "Host", "check_kinds", "emitter_of", "flag_table", "host", "lanes_of", "rolled", "rounded_type"]
+__all__ = [
+    "Emitter", "Host", "check_kinds", "emitter_of", "flag_table", "host", "lanes_of", "places_table", "rolled", "rounded_type",
+]  # fmt: skip
 
 _i1, _i32, _i64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 _LINE = 64
@@ -164,6 +166,12 @@ def flag_table(lanes: Any, dtype: str) -> Any:
     if host().width == 64:
         return np.packbits(found, axis=1, bitorder="little")
     return -found.astype(f"int{8 * np.dtype(dtype).itemsize}")
+
+
+def places_table(places: Any, dtype: str) -> Any:
+    """Places of lanes as `Emitter.turned` reads them: those of 4 bytes."""
+    words = np.dtype(dtype).itemsize // 4
+    return (np.asarray(places)[..., None] * words + np.arange(words)).astype(np.int32).reshape(-1, host().width // 4)
 
 
 def check_kinds(tags: tuple[Any, ...], addresses: tuple[Any, ...]) -> None:
@@ -361,6 +369,22 @@ class Emitter:
     def shuffle(self, a: Any, b: Any, indices: Sequence[int]) -> Any:
         """The lanes of a, then b, at these indices."""
         return self._builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_i32, len(indices)), list(indices)))
+
+    def turned(self, vector: Any, table: Any, index: Any) -> Any:
+        """The lanes of a vector at the places that stand at an index of a table of `places_table`; of AVX2 and AVX-512."""
+        count = self.width // 4
+        places, floats = ir.VectorType(_i32, count), ir.VectorType(ir.FloatType(), count)
+        entry = self._builder.load(self._builder.gep(self._builder.bitcast(table, places.as_pointer()), [index]))
+        entry.align = 4
+        name = "llvm.x86.avx512.permvar.sf.512" if self.width == 64 else "llvm.x86.avx2.permps"
+        function = cgutils.get_or_insert_function(self._builder.module, ir.FunctionType(floats, [floats, places]), name)
+        found = self._builder.call(function, [self._builder.bitcast(vector, floats), entry])
+        return self._builder.bitcast(found, self.vector)
+
+    def either(self, a: Any, b: Any) -> Any:
+        """The lanes of two vectors, in each of which one of them is zero."""
+        whole = ir.VectorType(ir.IntType(8 * self._align), self.lanes)
+        return self._builder.bitcast(self._builder.or_(*(self._builder.bitcast(each, whole) for each in (a, b))), self.vector)
 
     def positive(self, vector: Any, relu: Any) -> Any:
         """The positive part where the mask `relu` is on; NaN stays NaN."""

@@ -7,6 +7,8 @@ the end the lanes of each vector are added up. One call serves any number of pla
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from llvmlite import ir
@@ -17,8 +19,9 @@ from numconv_numba.compiling.compiler import Address, Tag, intrinsic, kernel
 
 from .copies import swap_halves
 from .correlation import lane_sums
+from .edges import ZEROS, load_edge
 from .emit import Emitter, check_kinds
-from .planes import column_groups, each_plane, forward_turns, load_columns, walk
+from .planes import column_groups, each_plane, forward_turns, load_columns, part_columns, walk
 
 __all__ = ["Collect", "collect", "registers"]
 
@@ -26,8 +29,8 @@ _i64 = ir.IntType(64)
 
 (
     X, G, SUMS, SHIFT, COLUMNS, FLAGS, X_ROW, G_ROW, X_PLANE, G_PLANE, SUMS_PLANE, SHIFT_PLANE, PLANES, VECTORS, LINES, LOW, SPAN,
-    ROWS, SKIP, X_AHEAD, G_AHEAD, JOB,
-) = range(22)  # fmt: skip
+    ROWS, SKIP, X_AHEAD, G_AHEAD, TABLE, EDGES, INNER, OUTER, LINE, JOB,
+) = range(27)  # fmt: skip
 """The fields of a job: addresses, steps and offsets in bytes.
 
 X: of the row and the place of x that the first tap of result 0 meets, G: of grad_y, SUMS: of what the sums of the taps are added
@@ -36,17 +39,22 @@ which there are PLANES. VECTORS: of results in a row, ROWS: of grad_y. LINES row
 SPAN of them, are there at all. COLUMNS: the offset of each column of taps in x; FLAGS: for each vector the lanes of x of each
 column that are there, then those of grad_y. SKIP: first taps that are not added. ..._AHEAD: how far from what is read memory is
 prefetched.
+
+Where padding is not of zeros, X is of row 0 and LINE the address of the number of the first row that is walked, which those of the
+next ones follow. The vectors from INNER to OUTER lie inside x; what the others read, column by column, is made as TABLE and EDGES
+say, which are those of `edges.table_of`.
 """
 
 
 class Collect(NamedTuple):
-    """The shape of a tile: rows and columns of taps, the stride, lanes."""
+    """The shape of a tile: rows and columns of taps, the stride, lanes, and what lies beside a row, one of `edges`."""
 
     rows: int
     columns: int
     row_step: int
     column_step: int
     lanes: int
+    edges: int = ZEROS
 
 
 def registers(shape: Collect) -> int:
@@ -79,27 +87,41 @@ class _Tile:
             builder.store(swap_halves(emit, loaded) if self.shape.column_step == 2 else loaded, slot)
         builder.store(builder.fadd(builder.load(self.total), builder.load(slot)), self.total)
 
-    def add_line(self, users: list[tuple[int, int]], x_line: Any, masks: list[list[Any]]) -> None:
+    def pixels(self, x_line: Any, columns: range, masks: list[list[Any]]) -> list[Any]:
+        """What some columns of taps meet in a row of x, of which the lanes of the masks are there."""
+        return load_columns(self.emit, self.emit.at(x_line, self.offsets[columns[0]]), masks[columns[0]], len(columns))
+
+    def edge_pixels(self, vector: Any, line: Any, columns: range) -> list[Any]:
+        """The same of a vector at an edge, from the beginning of a row."""
+        builder, step = self.builder, self.shape.column_step
+        tables = [builder.inttoptr(self.field[i], cgutils.voidptr_t) for i in (TABLE, EDGES)]
+        first = builder.add(builder.mul(vector, _i64(self.shape.columns * step)), _i64(columns[0] * step))
+        entries = [builder.add(first, _i64(part)) for part in range(step)]
+        loaded = [load_edge(self.emit, builder, self.shape.edges, line, *tables, entry) for entry in entries]
+        return part_columns(self.emit, loaded, len(columns))
+
+    def add_line(self, users: list[tuple[int, int]], x_line: Any, pixels_of: Callable[[Any, range], list[Any]]) -> None:
         """The products of a row of x."""
         ahead = self.emit.at(x_line, self.field[X_AHEAD])
         for offset in range(0, self.shape.column_step * self.emit.width, 64):
             self.emit.prefetch(self.emit.at(ahead, offset), write=False)
         for together in column_groups(self.shape.columns, self.shape.column_step):
-            place = self.emit.at(x_line, self.offsets[together[0]])
-            for column, pixels in zip(together, load_columns(self.emit, place, masks[together[0]], len(together)), strict=True):
+            for column, pixels in zip(together, pixels_of(x_line, together), strict=True):
                 for held, row in users:
                     slot = self.sums[row][column]
                     total = self.emit.fma(pixels, self.builder.load(self.held[held]), self.builder.load(slot))
                     self.builder.store(total, slot)
 
-    def column(self, x: Any, g: Any, masks: list[list[Any]], mask: Any) -> None:
-        """Down the rows of one vector of results."""
+    def column(self, x: Any, g: Any, pixels_of: Callable[[Any, range], list[Any]], mask: Any) -> None:
+        """Down the rows of one vector of results; `mask`: of its lanes."""
         builder, emit, field = self.builder, self.emit, self.field
         for slot in self.held:
             builder.store(emit.zero, slot)
         row = cgutils.alloca_once(builder, _i64)
         source, target = (cgutils.alloca_once(builder, cgutils.voidptr_t) for _ in range(2))
-        for slot, value in ((row, _i64(0)), (source, x), (target, g)):
+        numbered = self.shape.edges != ZEROS
+        line = builder.inttoptr(field[LINE], cgutils.voidptr_t) if numbered else x
+        for slot, value in ((row, _i64(0)), (source, line), (target, g)):
             builder.store(value, slot)
         turns = forward_turns(self.shape.rows, self.shape.row_step)
         for index, (turn, now) in enumerate(walk(builder, turns, field[LINES])):
@@ -109,8 +131,31 @@ class _Tile:
                 builder.store(builder.add(builder.load(row), _i64(1)), row)
                 builder.store(emit.at(builder.load(target), field[G_ROW]), target)
             with builder.if_then(builder.icmp_unsigned("<", builder.sub(now, field[LOW]), field[SPAN]), likely=True):
-                self.add_line(turn.users, builder.load(source), masks)
-            builder.store(emit.at(builder.load(source), field[X_ROW]), source)
+                place = builder.load(source)
+                if numbered:
+                    place = emit.at(x, builder.mul(emit.offset(place, 0), field[X_ROW]))
+                self.add_line(turn.users, place, pixels_of)
+            builder.store(emit.at(builder.load(source), _i64(8) if numbered else field[X_ROW]), source)
+
+    def masks(self, vector: Any) -> tuple[list[list[Any]], Any]:
+        """Which lanes of a vector are there: for each column of taps those of x, and those of grad_y."""
+        step = self.shape.column_step
+        each = self.shape.columns * step + 1
+        entry = self.builder.mul(vector, _i64(each))
+        flags = [self.emit.flags(self.flags, self.builder.add(entry, _i64(i))) for i in range(each)]
+        return [flags[t * step : (t + 1) * step] for t in range(self.shape.columns)], flags[-1]
+
+    def edged_column(self, x: Any, vector: Any, place: Any, g: Any) -> None:
+        """Down the rows of a vector of results, at `place` in row 0 of x where no lane is beside the row."""
+        builder, field = self.builder, self.field
+        mask, inner = self.emit.flags(self.flags, vector), builder.sub(vector, field[INNER])
+        inside = builder.icmp_unsigned("<", inner, builder.sub(field[OUTER], field[INNER]))
+        whole = [[None] * self.shape.column_step] * self.shape.columns
+        with builder.if_else(inside) as (within, beside):
+            with within:
+                self.column(place, g, functools.partial(self.pixels, masks=whole), mask)
+            with beside:
+                self.column(x, g, functools.partial(self.edge_pixels, vector), mask)
 
     def plane(self, x: Any, g: Any, sums: Any, shift: Any) -> None:
         """All rows and columns of a plane."""
@@ -118,12 +163,14 @@ class _Tile:
         slots = [slot for row in self.sums for slot in row]
         for slot in (*slots, self.total):
             builder.store(emit.zero, slot)
-        each = self.shape.columns * step + 1
-        with cgutils.for_range(builder, self.field[VECTORS]) as vector:
-            entry, offset = builder.mul(vector.index, _i64(each)), builder.mul(vector.index, _i64(emit.width))
-            flags = [emit.flags(self.flags, builder.add(entry, _i64(i))) for i in range(each)]
-            masks = [flags[t * step : (t + 1) * step] for t in range(self.shape.columns)]
-            self.column(emit.at(x, emit.times(offset, step)), emit.at(g, offset), masks, flags[-1])
+        with cgutils.for_range(builder, self.field[VECTORS]) as loop:
+            offset = builder.mul(loop.index, _i64(emit.width))
+            place, results = emit.at(x, emit.times(offset, step)), emit.at(g, offset)
+            if self.shape.edges == ZEROS:
+                masks, mask = self.masks(loop.index)
+                self.column(place, results, functools.partial(self.pixels, masks=masks), mask)
+            else:
+                self.edged_column(x, loop.index, place, results)
         self.write(slots, sums, shift)
 
     def write(self, slots: list[Any], sums: Any, shift: Any) -> None:

@@ -20,19 +20,20 @@ from numconv_numba.compiling.compiler import Address, Tag, intrinsic, kernel
 
 from .activation import SMOOTH
 from .copies import halved, parted, swap_halves
+from .edges import FOLDED, TURNED, WRAPPED, ZEROS, load_edge
 from .emit import Emitter, check_kinds, host
 
 __all__ = [
-    "PRELOADED", "Sweep", "accumulators", "column_groups", "each_plane", "forward_turns", "is_split", "load_columns", "sweep",
-    "walk",
+    "PRELOADED", "Sweep", "accumulators", "column_groups", "each_plane", "forward_turns", "is_split", "load_columns",
+    "part_columns", "sweep", "walk",
 ]  # fmt: skip
 
 _i64 = ir.IntType(64)
 
 (
     X, W, BIAS, Y, COLUMNS, FLAGS, PLACES, X_ROW, Y_ROW, X_PLANE, W_PLANE, BIAS_PLANE, Y_PLANE, PLANES, LINES, LOW, SPAN, START,
-    ROWS, USED, COUNT, SLICES, RELU, AHEAD, JOB,
-) = range(25)  # fmt: skip
+    ROWS, USED, COUNT, SLICES, RELU, AHEAD, EDGES, LINE, LINE_STEP, JOB,
+) = range(28)  # fmt: skip
 """The fields of a job: addresses, steps and offsets in bytes.
 
 X, Y: of the first row and the first result, W of the weights of a plane; BIAS: of one element, or 0. The ..._ROW lead from a row
@@ -41,6 +42,9 @@ LOW on, SPAN of them, are there at all. START: the number of the row of results 
 stored, USED columns of each. COLUMNS: the offset in x of each of the COUNT columns of taps; FLAGS: of each of their vectors which
 lanes are there, or 0 if all are and the tile `is_split`. PLACES: where each of the SLICES of a window begins in x and in w, a pair
 of offsets, if the tile has several. RELU: whether negative results become 0. AHEAD: how far from what is read memory is prefetched.
+
+Where padding is not of zeros, X is of row 0, LINE the address of the number of the first row that is walked, and LINE_STEP leads to
+that of the next. FLAGS is a table of `edges.table_of` then, and EDGES its offsets.
 """
 PRELOADED = 9
 """Weights that may stay in registers."""
@@ -66,6 +70,8 @@ class Sweep(NamedTuple):
     lanes : int
     smooth : int
         The code of silu or of gelu if one is applied, else 0.
+    edges : int
+        Of `edges`: what lies beside a row.
     """
 
     vectors: int
@@ -78,6 +84,7 @@ class Sweep(NamedTuple):
     sliced: bool
     lanes: int
     smooth: int = 0
+    edges: int = ZEROS
 
 
 class _Turn(NamedTuple):
@@ -98,7 +105,7 @@ def is_split(shape: Sweep) -> bool:
 
     Else the choice between them costs a few per cent: AVX-512 loads its masks beside products, and those of a slice are few.
     """
-    return not shape.columns or (host().width < 64 and not shape.sliced)
+    return shape.edges != ZEROS or not shape.columns or (host().width < 64 and not shape.sliced)
 
 
 def forward_turns(rows: int, step: int) -> list[_Turn]:
@@ -130,6 +137,11 @@ def load_columns(emit: Emitter, place: Any, masks: Sequence[Any], count: int) ->
     """
     places = [emit.at(place, part * emit.width) for part in range(len(masks))]
     loaded = [emit.load(at) if mask is None else emit.load_masked(at, mask) for at, mask in zip(places, masks, strict=True)]
+    return part_columns(emit, loaded, count)
+
+
+def part_columns(emit: Emitter, loaded: list[Any], count: int) -> list[Any]:
+    """The same of vectors that are loaded already."""
     return (halved(emit, *loaded) if len(loaded) == 2 else parted(emit, loaded))[:count]
 
 
@@ -171,7 +183,8 @@ class _Tile:
         self.emit = emit = Emitter(builder, dtype, shape.lanes)
         self.item = emit.width // shape.lanes
         self.field = {i: emit.offset(job, i) for i in range(JOB)}
-        self.columns, self.flags = (builder.inttoptr(self.field[i], cgutils.voidptr_t) for i in (COLUMNS, FLAGS))
+        tables = (builder.inttoptr(self.field[i], cgutils.voidptr_t) for i in (COLUMNS, FLAGS, EDGES))
+        self.columns, self.flags, self.edges = tables
         self.inside = builder.icmp_signed("==", self.field[FLAGS], _i64(0))
         self.phases = shape.column_step if shape.adjoint else 1
         self.per_load = 1 if shape.adjoint else shape.column_step
@@ -198,8 +211,14 @@ class _Tile:
         entry = builder.mul(column if not isinstance(column, int) else _i64(column), _i64(self.shape.vectors * each))
         found: list[list[Any]] = [[] for _ in range(count)]
         for v in range(self.shape.vectors):
-            masks = [None if inside else emit.flags(self.flags, builder.add(entry, _i64(v * each + part))) for part in range(each)]
-            for t, vector in enumerate(load_columns(emit, emit.at(place, v * each * emit.width), masks, count)):
+            entries = [builder.add(entry, _i64(v * each + part)) for part in range(each)]
+            if self.shape.edges in (TURNED, WRAPPED) and not inside:
+                loaded = [load_edge(emit, builder, self.shape.edges, x_line, self.flags, self.edges, number) for number in entries]
+                columns = part_columns(emit, loaded, count)
+            else:
+                masks = [None if inside else emit.flags(self.flags, number) for number in entries]
+                columns = load_columns(emit, emit.at(place, v * each * emit.width), masks, count)
+            for t, vector in enumerate(columns):
                 found[t].append(vector)
         return found
 
@@ -241,6 +260,23 @@ class _Tile:
             for column, pixels in zip(together, self.pixels(x_line, together[0], len(together), inside), strict=True):
                 phase = (shape.first + column) % self.phases
                 self.add(users, pixels, phase, lambda row, t=column: self.weight(w, row, t, held))
+        if shape.edges == FOLDED and not inside:
+            self.add_folds(users, x_line, w)
+
+    def add_folds(self, users: list[tuple[int, int]], x_line: Any, w: Any) -> None:
+        """The products of both ends of a row that belong beside the results, in the lanes that they are added to."""
+        shape, emit, builder = self.shape, self.emit, self.builder
+        for end in range(2):
+            vector, offset, tap = (emit.offset(self.edges, 3 * end + i) for i in range(3))
+            with builder.if_then(builder.icmp_signed(">=", vector, _i64(0))):
+                mask = emit.flags(self.flags, _i64(shape.columns * shape.vectors + end))
+                pixels, place = emit.load_masked(emit.at(x_line, offset), mask), emit.at(w, tap)
+                weights = [emit.broadcast(emit.at(place, row * shape.columns * self.item)) for _, row in users]
+                for v in range(shape.vectors):
+                    with builder.if_then(builder.icmp_signed("==", vector, _i64(v))):
+                        for (accumulator, _), weight in zip(users, weights, strict=True):
+                            slot = self.sums[accumulator][0][v]
+                            builder.store(emit.fma(pixels, weight, builder.load(slot)), slot)
 
     def add_slices(self, users: list[tuple[int, int]], x_line: Any, w: Any, held: dict[tuple[int, int], Any]) -> None:
         """All products of a row of x of every slice."""
@@ -327,13 +363,18 @@ class _Tile:
         row = cgutils.alloca_once(builder, _i64)
         source, target = (cgutils.alloca_once(builder, cgutils.voidptr_t) for _ in range(2))
         first = emit.at(y, builder.mul(field[START], field[Y_ROW]))
-        for slot, value in ((row, field[START]), (source, x), (target, first)):
+        numbered = shape.edges in (TURNED, WRAPPED)
+        line = builder.inttoptr(field[LINE], cgutils.voidptr_t) if numbered else x
+        for slot, value in ((row, field[START]), (source, line), (target, first)):
             builder.store(value, slot)
         turns = (_adjoint_turns if shape.adjoint else forward_turns)(shape.rows, shape.row_step)
         for turn, now in walk(builder, turns, field[LINES]):
             with builder.if_then(builder.icmp_unsigned("<", builder.sub(now, field[LOW]), field[SPAN]), likely=True):
-                self.add_slices(turn.users, builder.load(source), w, held)
-            builder.store(emit.at(builder.load(source), field[X_ROW]), source)
+                place = builder.load(source)
+                if numbered:
+                    place = emit.at(x, builder.mul(emit.offset(place, 0), field[X_ROW]))
+                self.add_slices(turn.users, place, w, held)
+            builder.store(emit.at(builder.load(source), field[LINE_STEP if numbered else X_ROW]), source)
             for accumulator in turn.finished:
                 with builder.if_then(builder.icmp_unsigned("<", builder.load(row), field[ROWS]), likely=True):
                     self.put_in_order(self.sums[accumulator])
