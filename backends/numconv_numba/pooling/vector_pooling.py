@@ -149,11 +149,10 @@ def seconds_in_vectors(problem: PoolProblem) -> float:
     last, back, lanes = problem.layout == "channels_last", problem.op == "avg_pool_backward", lanes_of(problem.dtype)
     results, taps = problem.spatial if back else problem.output, math.prod(problem.window)
     window, stride = problem.window[-1], problem.stride[-1]
-    phases, phased = 1, float(taps)
-    if back:  # of all windows' taps each lies on one element
-        phases, phased = stride, taps * math.prod(problem.output) / math.prod(problem.spatial)
+    phases, phased = (stride, taps / math.prod(problem.stride)) if back else (1, taps)
     more = call_seconds(problem)
-    if last:  # each tap is a row of its own
+    if last:  # each tap is a row of its own; a result has as many of them as there are for all, on average
+        phased = taps * math.prod(problem.output) / math.prod(results)
         rows, vectors, masked = problem.n * math.prod(results), -(-problem.c // lanes), int(problem.c % lanes > 0)
         return more + vector_seconds(problem, rows * (vectors - masked), rows * masked, 1.5 * phased)
     rows, vectors = problem.n * problem.c * math.prod(results[:-1]), -(-results[-1] // (lanes * phases))
