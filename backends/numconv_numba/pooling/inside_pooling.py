@@ -15,7 +15,7 @@ import numpy as np
 from numconv.plugin import Implementation, PoolProblem, Verdict, np_dtype
 from numconv_numba.compiling.compiler import Address, helper, invoke, kernel
 from numconv_numba.elements import INT64, keep, memory, scratch
-from numconv_numba.microkernels.emit import lanes_of
+from numconv_numba.microkernels.emit import host, lanes_of
 from numconv_numba.microkernels.inside import INSIDE, InsideShape, inside, vectors_under
 from numconv_numba.microkernels.row_access import MAX_STRIDE
 from numconv_numba.scalar import pointer
@@ -32,6 +32,9 @@ MOST_TAPS = 12
 """Of a window: each is unrolled."""
 INSTRUCTION_SECONDS = {"max_pool": 1.5e-11, "avg_pool": 4e-11}
 """On two threads, beside the estimates of other poolings: fitted with AVX2."""
+UNTIMED_SECONDS = 1e-10
+"""The same where masks store as fast as whole vectors, so that others lose nothing at the ends of rows: not timed there (AVX-512),
+but taken to be so slow that those stay chosen which were."""
 ROW_INSTRUCTIONS, VECTOR_INSTRUCTIONS, PLACES_INSTRUCTIONS = 40, 8, 10
 """Of a row, of a vector of its results, and of their places, beside the taps."""
 WORK_INSTRUCTION = 3.0
@@ -176,7 +179,9 @@ class InsidePool(Implementation):
 
     def cost(self, problem: PoolProblem) -> float:
         """The time to move the arrays, and of the instructions."""
-        return 2e-6 + problem.bytes / 1e11 + _instructions(problem) * INSTRUCTION_SECONDS[problem.op]
+        masks = host().masks(np_dtype(problem.dtype).itemsize, write=True)
+        each = UNTIMED_SECONDS if masks else INSTRUCTION_SECONDS[problem.op]
+        return 2e-6 + problem.bytes / 1e11 + _instructions(problem) * each
 
     def workspace(self, problem: PoolProblem) -> int:
         """For each thread a job."""
