@@ -15,6 +15,7 @@ from numconv_numba.pooling.crosswise_pooling import CrosswisePool
 from numconv_numba.pooling.flat_pooling import FlatPool
 from numconv_numba.pooling.flat_unpooling import FlatUnpool
 from numconv_numba.pooling.found_scatter import FoundScatter
+from numconv_numba.pooling.inside_pooling import InsidePool
 from numconv_numba.pooling.pool import Pool
 from numconv_numba.pooling.vector_gather import VectorGather
 from numconv_numba.pooling.vector_pooling import VectorPool
@@ -144,6 +145,63 @@ def test_places_of_maxima_of_many_planes_have_the_bits_of_the_general_implementa
     assert bits(run(FlatPool, problem, [x])) == bits(run(Pool, problem, [x]))
 
 
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        "n3 c37 in28x28 w2x2 s2 p0 d1",  # blocks of one row
+        "n1 c2 in2x2 w2x2 s2 p0 d1",  # fewer rows than need masks
+        "n2 c7 in8x8 w2x2 s2 p0 d1",  # rows shorter than a vector
+        "n2 c3 in9x35 w3x3 s2 p0 d1",  # blocks of several rows, windows that overlap
+        "n1 c3 in7x66 w3x4 s1 p0 d1",
+        "n2 c5 in9x30 w2x2 s3x4 p0 d2x3",
+        "n2 c3 in4x8x19 w2x2x2 s2 p0 d1",
+        "n2 c3 in3x8x40 w3x1x3 s3x1x2 p0 d1",
+    ],
+)
+def test_windows_inside_x_have_the_bits_of_the_general_implementation(shape, threads, dtype, rng):
+    """Equal elements, infinities and NaN: the first one wins. Nothing is written behind the results."""
+    problem = parse(f"pool max_pool {dtype} {shape} indices=1")
+    assert InsidePool().supports(problem)
+    values = np.array([-np.inf, -1, 0.0, 1, np.inf, np.nan])
+    x = rng.choice(values, problem.x_shape, p=[0.4, 0.2, 0.2, 0.1, 0.05, 0.05]).astype(problem.dtype)
+    x[0, 1] = -np.inf
+    expected = run(Pool, problem, [x])
+    size = expected[0].size
+    memory = [np.full(size + 64, 7, each.dtype) for each in expected]
+    outs = [each[:size].reshape(problem.y_shape) for each in memory]
+    with numconv.using(threads=threads):
+        InsidePool().build(problem)(outs, [x])
+        InsidePool().build(problem.replace(indices=False))(outs[:1], [x])
+    assert bits(outs) == bits(expected)
+    assert all((each[size:] == 7).all() for each in memory)
+    means = problem.replace(op="avg_pool", indices=False, dilation=(1,) * problem.ndim)
+    arrays = inputs(means, rng)
+    one, other = (run(each, means, arrays, threads)[0] for each in (InsidePool, Pool))
+    np.testing.assert_allclose(one, other, rtol=0, atol=8 * np.finfo(one.dtype).eps * np.abs(other).max())
+
+
+@pytest.mark.parametrize("c", [12, 24, 70, 77, 128])
+@pytest.mark.parametrize("op", ["avg_pool", "avg_pool_backward"])
+def test_averages_of_channels_beside_each_other(op, c, rng):
+    """Groups are as large as fits."""
+    problem = parse(f"pool {op} f32 n2 c{c} in9x8 w3x2 s2 p1x0 d1 countpad=0 layout=channels_last")
+    arrays = [_last(each) for each in inputs(problem, rng, False)]
+    expected = run(Pool, problem, arrays)[0]
+    out = _last(np.full(expected.shape, 7, np.float32))
+    CrosswisePool().build(problem)([out], arrays)
+    np.testing.assert_array_equal(out, expected)
+
+
+def test_groups_of_channels_leave_few_lanes_twice():
+    lanes = host().width // 4
+    problem = parse("pool max_pool f32 n2 c8 in9x8 w3x2 s2 p0 d1 layout=channels_last")
+    taken = {vectors: groups_of(problem.replace(c=vectors * lanes)).vectors for vectors in (1, 2, 3, 4, 5, 9, 12)}
+    assert taken == {1: 1, 2: 2, 3: 3, 4: 4, 5: 3, 9: 3, 12: 4}
+    assert groups_of(problem.replace(c=2 * lanes - 1)).vectors == 1  # a group is never wider than an image
+
+
 @pytest.mark.parametrize("dtype", ["f16", "bf16", "f32", "f64"])
 @pytest.mark.parametrize("shape", ["n2 c37 in5x7 w3x3 s1 p1 d1", "n1 c3 in50x60 w2x2 s2 p0 d1"])
 def test_given_winners_of_channels_in_turn_have_the_bits_of_the_general_implementation(shape, dtype, rng):
@@ -193,6 +251,7 @@ def test_winners_from_elsewhere_are_taken_where_they_are(rng):
         *((FlatPool, f"pool {op} f32 n2 c37 in62x65 w2x3 s2 p0x1 d1") for op in POOLS[:3:2]),
         *((WidePool, f"pool {op} f32 n2 c5 in61x367 w3x40 s2x39 p1x3 d1") for op in POOLS[:3]),
         (FlatPool, "pool max_pool f32 n2 c37 in62x66 w2x3 s2x3 p0 d1 indices=1"),
+        *((InsidePool, f"pool {op} f32 n2 c37 in63x67 w3x3 s2 p0 d1") for op in POOLS[:2]),
         (VectorScatter, "pool max_pool_backward f32 n2 c5 in61x67 w3x3 s2x1 p1 d1 indices=1"),
         (VectorScatter, "pool max_pool_backward f16 n2 c37 in61x67 w3x3 s2x1 p1 d1 indices=1"),
         (VectorGather, "pool max_pool_backward f32 n2 c5 in61x67 w3x3 s2x1 p1 d1"),
@@ -220,6 +279,7 @@ def test_threads_change_no_bit(implementation, text, rng):
         (VectorPool, "pool max_pool f32 n2 c3 in8x9 w3x3 s2 p1 d1"),
         (BoxPool, "pool avg_pool f32 n2 c3 in8x9 w3x3 s2 p1 d1"),
         (FlatPool, "pool avg_pool_backward f32 n2 c3 in8x9 w2x3 s2x3 p0 d1"),
+        (InsidePool, "pool max_pool f32 n2 c3 in8x9 w3x3 s2 p0 d1"),
         (WidePool, "pool avg_pool f32 n2 c3 in8x9 w8x9 s1 p0 d1"),
         *((CrosswisePool, f"pool {op} f32 n2 c3 in8x9 w3x3 s2 p1 d1") for op in POOLS),
         (VectorGather, "pool max_pool_backward f32 n2 c3 in8x9 w3x3 s2 p1 d1"),

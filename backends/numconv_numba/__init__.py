@@ -60,6 +60,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .pooling.flat_pooling import FlatPool
     from .pooling.flat_unpooling import FlatUnpool
     from .pooling.found_scatter import FoundScatter
+    from .pooling.inside_pooling import InsidePool
     from .pooling.pool import Pool
     from .pooling.vector_gather import VectorGather
     from .pooling.vector_pooling import VectorPool
@@ -123,6 +124,7 @@ def _implementations() -> tuple[Implementation, ...]:
         BoxPool(),
         CrosswisePool(),
         FlatPool(),
+        InsidePool(),
         VectorPool(),
         WidePool(),
         VectorGather(),

@@ -311,15 +311,17 @@ def run_with(areas: Areas, compiled: Callable[..., None], items: int, work: floa
 
     `common`: bytes behind the areas of all workers, from `common_area` on.
     """
-    count = workers(items, work)
-    if count > 1 and _entered.acquire(blocking=False):
-        try:
-            memory = _shared.take(count * areas.bytes + common + 64)
-            compiled(_region_of(threads()), count, items, memory, areas.offsets, *args)
-        finally:
-            _entered.release()
-    else:
-        compiled(0, 1, items, _kept.take(areas.bytes + common + 64), areas.offsets, *args)
+    if items > 1 and work >= _Process.serial_work:
+        team = threads()
+        count = min(items, team)
+        if team > 1 and _entered.acquire(blocking=False):
+            try:
+                memory = _shared.take(count * areas.bytes + common + 64)
+                compiled(_region_of(team), count, items, memory, areas.offsets, *args)
+            finally:
+                _entered.release()
+            return
+    compiled(0, 1, items, _kept.take(areas.bytes + common + 64), areas.offsets, *args)
 
 
 def run(compiled: Callable[..., None], items: int, work: float, *args: Any) -> None:
@@ -336,14 +338,15 @@ def run(compiled: Callable[..., None], items: int, work: float, *args: Any) -> N
     *args
         The kernel's other parameters.
     """
-    count = 1 if work < _Process.serial_work else workers(items, work)
-    if count > 1 and _entered.acquire(blocking=False):
-        try:
-            compiled(_region_of(threads()), count, items, *args)
-        finally:
-            _entered.release()
-    else:
-        compiled(0, 1, items, *args)
+    if items > 1 and work >= _Process.serial_work:
+        team = threads()
+        if team > 1 and _entered.acquire(blocking=False):
+            try:
+                compiled(_region_of(team), min(items, team), items, *args)
+            finally:
+                _entered.release()
+            return
+    compiled(0, 1, items, *args)
 
 
 @functools.cache

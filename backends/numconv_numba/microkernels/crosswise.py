@@ -171,7 +171,7 @@ class _Crosswise:
         """Let an element take part in a result; places are right where there is no NaN, or `careful`."""
         builder, (value, beside) = self.builder, state
         old = builder.load(value)
-        if self.kind == "mean":
+        if self.kind in ("sum", "mean"):
             builder.store(builder.fadd(old, new), value)
             return
         if self.kind == "max":
@@ -232,7 +232,8 @@ def crosswise(
     ----------
     shape : Tag
         (kind, lanes, vectors of a result). Kinds: "max"; "argmax", which also writes places; "winner", which writes only these;
-        "mean": the sum over the count of its row and that of its span; "won": the sum of the windows whose winner the result is.
+        "sum"; "mean": the sum over the count of its row and that of its span; "won": the sum of the windows whose winner the result
+        is.
     dtype : Tag
         float32 or float64.
     x, y : Address

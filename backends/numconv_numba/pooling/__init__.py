@@ -9,6 +9,8 @@ others compute parts of it in vectors:
     Averages: along the outer axes first, then by shuffles of what registers hold.
 ``flat_pooling``
     Windows side by side: along the outer axes first, then along one row of many planes.
+``inside_pooling``
+    Windows that reach no padding: rows in registers too, in one pass and without masks.
 ``wide_pooling``
     Windows as wide as whole channels: the lanes along the window.
 ``crosswise_pooling``

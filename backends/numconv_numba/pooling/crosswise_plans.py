@@ -72,10 +72,17 @@ def groups_of(problem: PoolProblem) -> Groups:
     small = last or min(problem.spatial[0], reach) * math.prod(problem.spatial[1:]) * many * item <= BAND
     # the last group has few channels, or overlaps the one before it
     vectors = VECTORS if small and (planes % many == 0 or planes >= VECTORS * many) else 1
+    if last and planes % many:
+        vectors = _fitting(-(-planes // lanes), planes // lanes)
     channels = vectors * lanes
     blocks = -(-problem.c // channels) if last else 1
     total = problem.n * blocks if last else -(-planes // channels)
     return Groups(vectors, channels, blocks, total, channels * item)
+
+
+def _fitting(needed: int, most: int) -> int:
+    """The vectors of a group, of at most so many, where an image needs so many: a group takes as long as one more."""
+    return min(range(min(VECTORS, most), 0, -1), key=lambda vectors: -(-needed // vectors) * (vectors + 1))
 
 
 def _reach(problem: PoolProblem) -> int:
@@ -175,9 +182,8 @@ def sweeps_of(problem: PoolProblem, outside: int, inside: int) -> list[tuple[str
     counts = axis_counts(problem)
     if problem.op == "avg_pool":
         return [("mean", _sweep(_forward(problem), (outside, outside, 0), counts))]
-    ones = [np.ones(size) for size in problem.spatial]
-    back = _sweep(_backward(problem, of_taps=True), (inside, outside, 0), ones)
-    return [("mean", _sweep(_alone(problem), (outside, inside, 0), counts)), ("mean", back)]
+    back = _sweep(_backward(problem, of_taps=True), (inside, outside, 0), None)
+    return [("mean", _sweep(_alone(problem), (outside, inside, 0), counts)), ("sum", back)]
 
 
 def _sweep(

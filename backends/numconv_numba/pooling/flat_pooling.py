@@ -31,7 +31,7 @@ from .vector_pooling import STEP_SECONDS, averaged_in_vectors, pooled_in_vectors
 from .wide_pooling import in_dtype
 from .window_rows import fill, fill_memory
 
-__all__ = ["FlatPool"]
+__all__ = ["Blocks", "FlatPool", "blocks_of"]
 
 MOST = 1 << 17
 """Bytes of a block between the steps, at most."""
@@ -98,7 +98,7 @@ def pool(
 # --- what is known of a problem ------------------------------------------------------------------------------------------------
 
 
-class _Blocks(NamedTuple):
+class Blocks(NamedTuple):
     """How a problem is parted, in blocks that lie one behind the other in x and in y.
 
     Attributes
@@ -123,7 +123,7 @@ class _Blocks(NamedTuple):
     taps: tuple[int, ...]
 
 
-def _blocks(problem: PoolProblem) -> _Blocks:
+def blocks_of(problem: PoolProblem) -> Blocks:
     """The windows along the last of the outer axes, or one row of them where nothing lies between one and the next."""
     height, width = problem.spatial[-2:]
     *strides, stride, _ = problem.stride
@@ -136,7 +136,7 @@ def _blocks(problem: PoolProblem) -> _Blocks:
         sum(index * each for index, each in zip(tap, steps, strict=True))
         for tap in itertools.product(*map(range, problem.window[:-1]))
     )
-    return _Blocks(total, rows, volume, step, problem.stride[-1] * problem.output[-1], taps)
+    return Blocks(total, rows, volume, step, problem.stride[-1] * problem.output[-1], taps)
 
 
 def _stackable(problem: PoolProblem) -> Verdict:
@@ -166,7 +166,7 @@ def _in_one_row(problem: PoolProblem) -> Verdict:
 
 def _between(problem: PoolProblem) -> int:
     """Bytes of a block between the steps, without places."""
-    blocks = _blocks(problem)
+    blocks = blocks_of(problem)
     return blocks.rows * blocks.pitch * np_dtype(problem.dtype).itemsize
 
 
@@ -178,7 +178,7 @@ def _kept(problem: PoolProblem) -> int:
 def _together(problem: PoolProblem) -> int:
     """The blocks of an item: few, so that what is fetched ahead for the first step of the next arrives during the second."""
     most = host().first_level // 6 // _between(problem)
-    return max(1, min(most, -(-_blocks(problem).total // ITEMS)))
+    return max(1, min(most, -(-blocks_of(problem).total // ITEMS)))
 
 
 def _sliding(problem: PoolProblem, share: np.ndarray[Any, Any]) -> tuple[str, Inner, np.ndarray[Any, Any]]:
@@ -201,7 +201,7 @@ class _Executor:
     """The steps, and the general implementation for arrays that do not fill their memory in row-major order."""
 
     def __init__(self, problem: PoolProblem):
-        self._problem, blocks, together, volume = problem, _blocks(problem), _together(problem), math.prod(problem.spatial)
+        self._problem, blocks, together, volume = problem, blocks_of(problem), _together(problem), math.prod(problem.spatial)
         back = problem.op == "avg_pool_backward"
         item, results = np_dtype(problem.dtype).itemsize, blocks.rows * problem.output[-1]
         used = min(problem.spatial[-1], blocks.pitch - problem.padding[-1][0])

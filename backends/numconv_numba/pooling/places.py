@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -43,11 +45,26 @@ def outside(region: int, workers: int, items: int, places: Address, count: int, 
     parallel_for(region, workers, items, _outside, (places, count, volume, flag))
 
 
+@functools.cache
+def _compiled() -> Callable[..., None]:
+    """The kernel: to ask for it takes as long as to check some hundreds."""
+    return outside.specialise()
+
+
+def _fills_memory(array: np.ndarray[Any, Any]) -> bool:
+    """Whether an array fills its memory, in whatever order of its axes."""
+    if array.flags.c_contiguous:
+        return True
+    strides = array.strides
+    order = sorted(range(array.ndim), key=strides.__getitem__, reverse=True)  # quicker for so few than NumPy's
+    return array.transpose(order).flags.c_contiguous
+
+
 def check_places(op: str, indices: np.ndarray[Any, Any], volume: int) -> None:
     """Raise ProblemError unless every index lies in 0..volume; in parallel where they fill their memory."""
-    if indices.flags.c_contiguous or indices.transpose(np.argsort(indices.strides)[::-1]).flags.c_contiguous:
+    if _fills_memory(indices):
         flag = np.zeros(1, np.int64)
-        run(outside.specialise(), -(-indices.size // CHECKED), indices.size, indices, indices.size, volume, flag)
-        if not flag[0]:
+        run(_compiled(), -(-indices.size // CHECKED), indices.size, indices, indices.size, volume, flag)
+        if not flag.item(0):
             return
     check_indices(op, indices, volume)

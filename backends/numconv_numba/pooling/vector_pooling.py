@@ -62,6 +62,7 @@ class _Executor:
         self._back = problem.op.endswith("_backward")
         self._rows = Rows(problem, back=self._back, innermost=self._innermost)
         self._factors, self._table = _factors(problem, self._innermost)
+        self._apart = (0,) * (problem.ndim + 2)
         self._run = functools.partial(run, slide.specialise(), self._rows.items, 3 * problem.bytes + problem.flops)
         self._tool = self._rows.tool(_kind(problem, self._table), problem.dtype)
 
@@ -71,11 +72,12 @@ class _Executor:
 
     def __call__(self, outs: Any, ins: Any) -> None:
         along = 1 if self._innermost else -1
-        if any(array.strides[along] != array.itemsize for array in (*outs, *ins)):
-            self._general(outs, ins)
-            return
+        for array in (*outs, *ins):
+            if array.strides[along] != array.itemsize:
+                self._general(outs, ins)
+                return
         x, y, beside = ins[0], outs[0], outs[-1] if self._problem.indices else self._table
-        g = self._rows.vector(x.strides, y.strides, beside.strides if self._problem.indices else (0,) * x.ndim)
+        g = self._rows.vector(x.strides, y.strides, beside.strides if self._problem.indices else self._apart)
         self._run(self._tool, x, y, beside, self._factors if self._back else 0, g)
 
 
@@ -149,7 +151,8 @@ def seconds_in_vectors(problem: PoolProblem) -> float:
     window, stride = problem.window[-1], problem.stride[-1]
     phases, phased = (stride, taps / math.prod(problem.stride)) if back else (1, taps)
     more = call_seconds(problem)
-    if last:  # each tap is a row of its own
+    if last:  # each tap is a row of its own; a result has as many of them as there are for all, on average
+        phased = taps * math.prod(problem.output) / math.prod(results)
         rows, vectors, masked = problem.n * math.prod(results), -(-problem.c // lanes), int(problem.c % lanes > 0)
         return more + vector_seconds(problem, rows * (vectors - masked), rows * masked, 1.5 * phased)
     rows, vectors = problem.n * problem.c * math.prod(results[:-1]), -(-results[-1] // (lanes * phases))
