@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from numconv_numba.dense import inner_product
@@ -144,17 +140,9 @@ def test_few_pixels_with_many_weights_are_inner_products():
         assert nc.explain("conv", *shapes, padding=1, backend="numba").chosen.algorithm == "inner_product"
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux") or os.uname().machine != "x86_64", reason="forces x86 processors")
-def test_sums_are_added_across_narrower_vectors(tmp_path):
-    script = (
-        "import sys, numpy as np\nfrom numconv.plugin import parse\nfrom numconv.testing import check\n"
-        "for text in sys.argv[1:]:\n"
-        "    check(parse('conv forward ' + text), 'numba', 'inner_product', rng=np.random.default_rng(1))\n"
-    )
-    environment = os.environ | {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma", "NUMCONV_CACHE_DIR": str(tmp_path)}
+def test_sums_are_added_across_narrower_vectors(check_on):
     texts = [text for text in ROWS if "c33" in text or "c37" in text or "c2100" in text]
-    done = subprocess.run([sys.executable, "-c", script, *texts], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    check_on("haswell", [("inner_product", f"conv forward {text}") for text in texts])
 
 
 @pytest.mark.parametrize("op", ["forward", "input_grad", "weight_grad"])

@@ -101,5 +101,5 @@ for text in sys.argv[1:]:
         ("x86-64-v2", "conv forward f16 n1 c5 k19 g1 in9x13 w3x3 s2 p1 d1"),  # without an instruction that converts float16
     ],
 )
-def test_narrower_processors_convert_and_refuse_pairs(run_on, processor, text):
-    run_on(processor, NARROW, text)
+def test_narrower_processors_convert_and_refuse_pairs(run_narrower, processor, text):
+    run_narrower(processor, NARROW, text)

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from numconv_numba.microkernels.emit import host
@@ -195,29 +190,8 @@ def test_it_is_chosen_for_layers_of_mobile_networks(op, size, channels, kernel, 
     assert chosen.algorithm in (("crosswise", "depthwise") if kernel == 7 and host().registers < 32 else ("planewise",))
 
 
-HOST = """
-import json, sys
-import numpy as np
-from numconv.plugin import parse
-from numconv.testing import check
-from numconv_numba.microkernels.emit import host
-
-for text in sys.argv[1:]:
-    check(parse(text), "numba", "planewise", rng=np.random.default_rng(1), integer=True)
-print(json.dumps(host().width))
-"""
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux") or os.uname().machine != "x86_64", reason="forces x86 processors")
-def test_a_narrower_processor(tmp_path):
+def test_a_narrower_processor(check_on):
     texts = [f"conv {op} f32 n1 c3 k3 g3 in9x21 w3x3 s{stride} p1 d1" for op in OPS for stride in (1, 2)]
     texts.append("conv forward f32 n1 c3 k3 g3 in9x31 w1x3 s1x3 p1 d1")
     texts += [f"conv {op} f64 n1 c2 k2 g2 in9x21 w3x3 s2 p1 d1" for op in OPS]
-    environment = os.environ | {
-        "NUMBA_CPU_NAME": "haswell",
-        "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c",
-        "NUMCONV_CACHE_DIR": str(tmp_path),
-    }
-    done = subprocess.run([sys.executable, "-c", HOST, *texts], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == 32
+    check_on("haswell", [("planewise", text) for text in texts])
