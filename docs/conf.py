@@ -35,7 +35,7 @@ html_theme_options = {"navigation_with_keys": False, "secondary_sidebar_items": 
 html_copy_source = False
 
 DOCS = Path(__file__).parent
-INNER = ["architecture", "speed", "gpu-speed", "half", "amx", "gpu", "cupy"]
+INNER = ["architecture", "speed", "speed-avx2", "gpu-speed", "half", "amx", "gpu", "cupy"]
 OTHERS = {path.stem for path in DOCS.glob("reference/*.md")} - {"numconv"}
 CONTENTS = {
     "Guides": [
