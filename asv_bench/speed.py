@@ -18,6 +18,7 @@ import numpy as np
 from numconv.benchmarking.pictures import draw
 from numconv.benchmarking.results import Measurement, Results, geometric_mean, load
 from numconv.benchmarking.rows import all_rows
+from numconv.benchmarking.worker.peers import MAKERS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -88,7 +89,8 @@ def command(results: Results, source: pathlib.Path) -> str:
     rows = "" if len(names) == len(all_rows()) else f" --rows {' '.join(names)}"
     passes = " ".join(results.passes)
     timing = f"--rounds {results.rounds} --seconds {results.seconds:g}"
-    return f"numconv bench --pass {passes}{rows} {timing} --peer-python PYTHON --save {source}"
+    peers = "" if set(results.peers) == set(MAKERS) else f" --peers {' '.join(results.peers)}"
+    return f"numconv bench --pass {passes}{rows} {timing}{peers} --peer-python PYTHON --save {source}"
 
 
 def section(results: Results, direction: str, page: str) -> str:

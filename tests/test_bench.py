@@ -434,7 +434,8 @@ def test_page_of_speed():
     good = measurement(seconds={"numconv": [1e-3], "torch": [0.5e-3]})
     bad = measurement("image11", seconds={"numconv": [math.nan]}, reasons={"numconv": "wrong y"}, variant="")
     text = speed.text(run_of(good, bad), pathlib.Path("results/one.json"), "speed-other")
-    assert "numconv bench --pass forward --rows resnet50.56 image11 --rounds 3 --seconds 0.25 --peer-python PYTHON" in text
+    command = "numconv bench --pass forward --rows resnet50.56 image11 --rounds 3 --seconds 0.25 --peers torch --peer-python PYTHON"
+    assert command in text
     assert "| `resnet50.56` | 0.5 | 1 | 50% | 200 | numba winograd | 0.50 |" in text
     assert "| `image11` | 0.5 | - | - | - | wrong y | - |" in text
     assert "slower on 1 of 1: `resnet50.56` 0.50" in text
