@@ -409,7 +409,7 @@ class FoldedSweeps:
     """An input_grad whose padding is added meanwhile, for arrays whose pixels are neighbours, and finite weights."""
 
     def __init__(self, problem: ConvProblem):
-        (forward, self._problem) = folded(problem), problem
+        forward = folded(problem)
         assert forward is not None
         self._sweeps = _Sweeps(forward, problem)
 
