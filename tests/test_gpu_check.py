@@ -96,6 +96,13 @@ def test_the_rows_and_the_problems_of_races_parse():
     assert all(str(parse(text)) == text for text in gpu_check.RACES)
 
 
+def test_large_kernels_are_timed_last_and_none_is_lost():
+    ordered = gpu_check.fewest_taps_first(gpu_check.rows())
+    assert sorted(map(str, ordered)) == sorted(map(str, gpu_check.rows()))
+    assert ordered[0][1].kernel == (1, 1)
+    assert ordered[-1][0] == "soundreverb16001"
+
+
 def test_a_part_that_fails_keeps_its_records(tmp_path):
     """Without torch or a device `facts` ends early; what it had found until then is there, and so is the reason."""
     heard = []
