@@ -18,7 +18,7 @@ from numconv.plugin import ConvProblem, Implementation, Verdict, np_dtype
 from .activations import ACTIVATIONS
 from .compiling.compiler import Address, Tag, helper, kernel
 from .direct_gradients import ROW, TAPS, bias_grad, input_grad, weight_grad
-from .elements import INT64, itemsize, keep, memory, numbers, scratch
+from .elements import INT64, itemsize, memory, numbers, release, scratch
 from .geometry import (
     DIMS,
     GROUPS,
@@ -121,8 +121,8 @@ def _forward(begin, end, args):
         target = y + (n * g[ys] + group * g[ys + 1] + k * g[ys + 2] + outer_offset(g, output, OUTPUT, PARTS + 2))
         step = g[ys + 3 + axis]
         finish_row(acc, target + first * step, last - first, step, bias, channel, g[OPTION], yt, at)
-    keep(sums)
-    keep(lists)
+    release(sums)
+    release(lists)
 
 
 @kernel

@@ -9,7 +9,7 @@ from numba import types
 from numba.extending import overload
 
 from .compiling.compiler import Address, Tag, helper, kernel
-from .elements import INT64, itemsize, keep, memory, scratch
+from .elements import INT64, itemsize, memory, release, scratch
 from .geometry import (
     BATCH,
     DILATION,
@@ -176,7 +176,7 @@ def _input_grad(begin, end, args):
         target = x + (n * g[xs] + group * g[xs + 1] + c * g[xs + 2] + outer_offset(g, index, SIZE, PARTS))
         step = g[xs + 3 + axis]
         finish_row(acc, target + first * step, last - first, step, bias, channel, g[OPTION], yt, at)
-    keep(sums)
+    release(sums)
 
 
 @kernel
@@ -308,7 +308,7 @@ def _weight_grad(begin, end, args):
         step = g[ws + 3 + axis]
         for r in range(first, last):
             store(target + r * step, load(acc + (r - first) * itemsize(at), at), yt)
-    keep(sums)
+    release(sums)
 
 
 @kernel

@@ -1,17 +1,20 @@
-"""Small typed helpers of kernels beside those of `scalar`: sizes, memory that must stay alive."""
+"""Small typed helpers of kernels beside those of `scalar`: sizes, scratch memory."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
+from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 
-from .compiling.compiler import Tag, TagType, helper, intrinsic
+from .compiling.compiler import Tag, TagType, address_type, helper, intrinsic
 from .compiling.tags import constant
-from .scalar import PAIRS, ROW_PAIRS, address, pointer, storage_type
+from .scalar import PAIRS, ROW_PAIRS, address, as_integer, pointer, storage_type
 
-__all__ = ["INT64", "arithmetic", "element", "held", "in_rows", "itemsize", "keep", "memory", "numbers", "same", "scratch"]
+__all__ = ["INT64", "arithmetic", "element", "held", "in_rows", "itemsize", "memory", "numbers", "release", "same", "scratch"]
+
+_LINE = 64  # bytes of a cache line
 
 INT64 = Tag("int64")
 
@@ -62,27 +65,43 @@ def _no_value(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     return context.get_dummy_value()
 
 
-@helper
-def scratch(size):
-    """An array of `size` bytes, and some for alignment, for a body's own use: see `memory` and `keep`."""
-    return np.empty(size + 64, np.uint8)
+@intrinsic
+def scratch(typingctx: Any, size: Any) -> Any:
+    """The address of `size` bytes, and some for alignment, for a body's own use: see `memory` and `release`.
 
-
-@helper
-def memory(array):
-    """The address of a scratch array, on a cache line's start; `keep` must name the array after the last use of the address."""
-    return address((array.ctypes.data + 63) & ~63)
-
-
-@helper
-def numbers(array, first):
-    """A pointer to the int64 numbers of a scratch array, from the one at `first`.
-
-    Kernels index tables through pointers: an array that is passed on to a helper costs atomic reference counts.
+    A process without memory for them ends: a body can neither raise nor leave results unwritten.
     """
-    return pointer(memory(array) + 8 * first, INT64)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = ir.FunctionType(cgutils.voidptr_t, [args[0].type])
+        allocate = cgutils.get_or_insert_function(builder.module, kind, "NRT_Allocate")
+        found = builder.call(allocate, [builder.add(args[0], args[0].type(_LINE))])
+        with builder.if_then(cgutils.is_null(builder, found), likely=False):
+            builder.call(builder.module.declare_intrinsic("llvm.trap", fnty=ir.FunctionType(ir.VoidType(), [])), [])
+        return found
+
+    return address_type(types.int64), codegen
 
 
 @helper
-def keep(array):
-    """Does nothing: naming an array here keeps Numba from freeing it before this line."""
+def memory(allocated):
+    """The address of a cache line's start, the first in what `scratch` allocated."""
+    return address((as_integer(allocated) + (_LINE - 1)) & -_LINE)
+
+
+@helper
+def numbers(allocated, first):
+    """A pointer to the int64 numbers in what `scratch` allocated, from the one at `first`."""
+    return pointer(memory(allocated) + 8 * first, INT64)
+
+
+@intrinsic
+def release(typingctx: Any, allocated: Any) -> Any:
+    """Free what `scratch` allocated, after its last use."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t])
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, "NRT_Free"), args)
+        return context.get_dummy_value()
+
+    return types.void(address_type), codegen

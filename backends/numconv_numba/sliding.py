@@ -17,7 +17,7 @@ import numpy as np
 from numconv.plugin import ConvProblem, PoolProblem, Verdict, WindowProblem
 
 from .compiling.compiler import Address, Tag, helper, invoke, kernel
-from .elements import INT64, keep, memory, scratch
+from .elements import INT64, memory, release, scratch
 from .microkernels.emit import lanes_of
 from .microkernels.row_access import MAX_STRIDE
 from .microkernels.windows import JOB, windows
@@ -149,7 +149,7 @@ def _slide(begin, end, args):
             place_in(g, beside, BESIDE, n, channel, a, b, c), memory(buffer), vector + 8 * g[INNER],
         )  # fmt: skip
         item += job[0]
-    keep(buffer)
+    release(buffer)
 
 
 @kernel

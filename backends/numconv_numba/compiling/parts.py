@@ -22,12 +22,12 @@ from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.compiler_machinery import PassManager, register_pass
+from numba.core.lowering import Lower
 from numba.core.registry import CPUDispatcher, cpu_target
 from numba.core.runtime import rtsys  # type: ignore[attr-defined]
 from numba.core.serialize import dumps
 from numba.core.typed_passes import (
     AnnotateTypes,
-    IRLegalization,
     NativeLowering,
     NoPythonBackend,
     NopythonTypeInference,
@@ -87,15 +87,12 @@ class _Emitted(_Linked):
         """
         for library in self._linking_libraries:
             self._final_module.link_in(library._get_module_for_linking(), preserve=True)
-        options = llvm.create_pipeline_tuning_options(speed_level=1)
-        options.loop_unrolling = options.loop_vectorization = options.slp_vectorization = False
-        passes = llvm.create_pass_builder(self._codegen._tm, options)
-        passes.getModulePassManager().run(self._final_module, passes)
+        _optimise(self, 1, vectorise=False)
         self._finalized = True
 
 
 class _Whole(_Linked):
-    """The library: what is linked of other parts, optimised as Numba does, and beside it what was emitted."""
+    """The library: what is linked of other parts, and beside it what was emitted."""
 
     def __init__(self, codegen: Any, name: str):
         super().__init__(codegen, name)
@@ -103,55 +100,19 @@ class _Whole(_Linked):
 
     def _optimize_final_module(self) -> None:
         if self._linking_libraries:
-            super()._optimize_final_module()
+            _optimise(self, 2, vectorise=True)
         if self.emitted._linking_libraries:
             self.emitted.finalize()
             self._final_module.link_in(self.emitted._final_module)
 
 
-@register_pass(mutates_CFG=False, analysis_only=True)
-class _Deletions(IRLegalization):
-    _name = "numconv_deletions"
-
-    def run_pass(self, state: Any) -> bool:
-        """Mark where variables end, which takes code for each, only if references to one of them are counted."""
-        models = state.targetctx.data_model_manager
-        if any(models[each].contains_nrt_meminfo() for each in state.typemap.values()):
-            super().run_pass(state)
-        return True
-
-
-@register_pass(mutates_CFG=True, analysis_only=False)
-class _Lowering(NativeLowering):
-    _name = "numconv_lowering"
-
-    def run_pass(self, state: Any) -> bool:
-        """Lower into a part, and let callers find the function, which has no machine code of its own."""
-        state.library = _Part(state.targetctx.codegen(), state.func_id.func_qualname)
-        state.flags.no_compile = True
-        super().run_pass(state)
-        lowered = state["cr"]
-        # callers find it by the identity of this object, which nobody calls
-        entry = _dynfunc.make_function(lowered.fndesc.lookup_module(), lowered.fndesc.qualname, "", 0, lowered.env, ())
-        state.targetctx.insert_user_function(entry, lowered.fndesc, [state.library])
-        state["cr"] = lowered._replace(cfunc=entry)
-        return True
-
-
-_PASSES = (
-    TranslateByteCode,
-    FixupArgs,
-    TagBranches,
-    IRProcessing,
-    GenericRewrites,
-    ReconstructSSA,
-    NopythonTypeInference,
-    PreLowerStripPhis,
-    _Deletions,
-    AnnotateTypes,
-    _Lowering,
-    NoPythonBackend,
-)
+def _optimise(library: Any, level: int, *, vectorise: bool) -> None:
+    """Once: Numba does it twice, to find references that need not be counted, of which there are none."""
+    options = llvm.create_pipeline_tuning_options(speed_level=level)
+    options.loop_unrolling = options.loop_vectorization = vectorise
+    options.slp_vectorization = False
+    passes = llvm.create_pass_builder(library._codegen._tm, options)
+    passes.getModulePassManager().run(library._final_module, passes)
 
 
 class _Context:
@@ -168,13 +129,16 @@ class _Context:
 
 
 class _TargetContext(_Context):
-    """Its contexts for single functions remember the size of each type, for which Numba has LLVM read a module."""
+    """Its contexts for single functions count no references: nothing is made that has any, and arguments are held by the caller.
+
+    They remember the size of each type, for which Numba has LLVM read a module.
+    """
 
     _sizes: ClassVar[dict[str, int]] = {}
 
     def subtarget(self, **names: Any) -> Any:
         """The context in which a function is lowered."""
-        context = self._context.subtarget(**names)
+        context = self._context.subtarget(**{**names, "enable_nrt": False})
         ask = context.get_abi_sizeof
 
         def size_of(kind: Any) -> int:
@@ -207,6 +171,54 @@ class _TypingContext(_Context):
 
 
 _typing_context = _TypingContext(cpu_target.typing_context)
+
+
+class _Lower(Lower):
+    """Lowers operators without asking whether there is an implementation for operands that are constants."""
+
+    def lower_binop(self, resty: Any, expr: Any, op: Any) -> Any:
+        """The code of an operator, from what was remembered of it."""
+        signature = self.fndesc.calltypes[expr]
+        operands = [
+            self.context.cast(self.builder, self.loadvar(each.name), self.typeof(each.name), kind)
+            for each, kind in zip((expr.lhs, expr.rhs), signature.args, strict=True)
+        ]
+        function = _typing_context.resolve_value_type(op)
+        implementation = self.context.get_function(function, _typing_context.resolve_function_type(function, signature.args, {}))
+        return self.context.cast(self.builder, implementation(self.builder, operands), signature.return_type, resty)
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _Lowering(NativeLowering):
+    _name = "numconv_lowering"
+    lowering_class = _Lower
+
+    def run_pass(self, state: Any) -> bool:
+        """Lower into a part, and let callers find the function, which has no machine code of its own."""
+        state.library = _Part(state.targetctx.codegen(), state.func_id.func_qualname)
+        state.flags.no_compile = True
+        super().run_pass(state)
+        lowered = state["cr"]
+        # callers find it by the identity of this object, which nobody calls
+        entry = _dynfunc.make_function(lowered.fndesc.lookup_module(), lowered.fndesc.qualname, "", 0, lowered.env, ())
+        state.targetctx.insert_user_function(entry, lowered.fndesc, [state.library])
+        state["cr"] = lowered._replace(cfunc=entry)
+        return True
+
+
+_PASSES = (
+    TranslateByteCode,
+    FixupArgs,
+    TagBranches,
+    IRProcessing,
+    GenericRewrites,
+    ReconstructSSA,
+    NopythonTypeInference,
+    PreLowerStripPhis,
+    AnnotateTypes,
+    _Lowering,
+    NoPythonBackend,
+)
 
 
 class _Passes(PassManager):

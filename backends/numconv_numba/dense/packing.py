@@ -8,7 +8,7 @@ by element. Long helpers that have one caller are inlined whatever LLVM thinks o
 from __future__ import annotations
 
 from numconv_numba.compiling.compiler import Address, Tag, helper, invoke, kernel
-from numconv_numba.elements import INT64, arithmetic, element, held, in_rows, itemsize, keep, memory, same, scratch
+from numconv_numba.elements import INT64, arithmetic, element, held, in_rows, itemsize, memory, release, same, scratch
 from numconv_numba.entries import LANES, READ_SQUARES, SPLIT
 from numconv_numba.geometry import DILATION, DIMS, LOW, MODE, OUTPUT, PARTS, SIZE, STRIDE, WINDOW, part, source_index, span
 from numconv_numba.rows import clear
@@ -294,4 +294,4 @@ def pack_slab(
                     )
                 else:
                     clear_lines(target + place * plane, lines, each, g, b, at)
-    keep(spare)
+    release(spare)

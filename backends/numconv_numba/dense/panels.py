@@ -11,7 +11,7 @@ import numpy as np
 
 from numconv_numba.activations import activate_run, rectified
 from numconv_numba.compiling.compiler import Address, Tag, helper, invoke, kernel
-from numconv_numba.elements import INT64, arithmetic, held, in_rows, itemsize, keep, memory, same, scratch
+from numconv_numba.elements import INT64, arithmetic, held, in_rows, itemsize, memory, release, same, scratch
 from numconv_numba.entries import COPY, DRESS, LANES, READ_ROWS, READ_SQUARES, READ_WORDS, WRITE_SQUARES
 from numconv_numba.geometry import DILATION, DIMS, FLIPPED, PARTS, PER_C, STRIDE, WINDOW, part
 from numconv_numba.rows import clear, outer_offset
@@ -171,7 +171,7 @@ def pack_sparse(target, w, rows, first, count, taps, width, reach, tools, g, xt,
                 tools[COPY], source, 0, rows, target + (c * taps + outer * window) * width, 0, rows, window, step // size * width,
                 width, together, w_c // size * width, taps * width,
             )  # fmt: skip
-    keep(turned)
+    release(turned)
 
 
 @helper
@@ -234,7 +234,7 @@ def pack_pairs(target, w, rows, first, count, taps, width, tools, g, xt, at):
         pack_terms(place, w, rows, 2 * begin, channels, taps, width, tools, g, xt, at)
         for pair in range(pairs):
             join_words(target + (begin - first + pair) * row, place + 2 * pair * row, place + (2 * pair + 1) * row, row // 4)
-    keep(words)
+    release(words)
 
 
 @kernel
@@ -389,7 +389,7 @@ def write_panel(
         source = sums + line * run * width
         if write_run(source, width, run, columns, bias, code, place, k_step, q_step, memory(square), tools, yt, at):
             flags[n + line // lines] = 1
-    keep(square)
+    release(square)
 
 
 @helper
@@ -449,7 +449,7 @@ def read_panel(
             read_pairs(into, memory(words), width, run, columns, place, k_step, q_step, tools, yt, arithmetic(at))
         else:
             read_run(target + line * run * width, width, run, columns, place, k_step, q_step, tools, yt, arithmetic(at))
-    keep(words)
+    release(words)
 
 
 @kernel

@@ -23,7 +23,7 @@ import numpy as np
 from numconv.plugin import ConvProblem, Verdict, np_dtype
 from numconv_numba.compiling.compiler import Address, Tag, Unit, helper, invoke, kernel
 from numconv_numba.direct import MEASURED_ERROR
-from numconv_numba.elements import INT64, itemsize, keep, memory, numbers, scratch
+from numconv_numba.elements import INT64, itemsize, memory, numbers, release, scratch
 from numconv_numba.entries import LANES, LINES, MULTIPLY, PACK, PRODUCT
 from numconv_numba.geometry import DIMS, OPTION, PARTS, PER_C, PER_K, WINDOW, part
 from numconv_numba.microkernels import placed as job_of
@@ -408,10 +408,10 @@ def _blocks(begin, end, args):
                 bad = finish_block(new, pixels, length, bias, y_n, group, k + skip, channels - skip, block, g, b, tools, yt, at)
             if bad:
                 store(status + n, np.uint8(1), UINT8)
-    keep(packed)
-    keep(results)
-    keep(w_taps)
-    keep(table)
+    release(packed)
+    release(results)
+    release(w_taps)
+    release(table)
 
 
 @kernel

@@ -22,7 +22,7 @@ from numconv_numba.dense.blocked import CALL_SECONDS, Blocked, depth_of, most_wo
 from numconv_numba.dense.gemm_blocks import CHANNELS, CHUNK, DEPTH, LAYERS, TAPS
 from numconv_numba.dense.implicit_gemm import GemmExecutor, ImplicitGemm, Layout, areas_of, layout_with
 from numconv_numba.dense.slab import WRITE_CYCLES, Block, pack_cycles
-from numconv_numba.elements import INT64, itemsize, keep, memory, scratch
+from numconv_numba.elements import INT64, itemsize, memory, release, scratch
 from numconv_numba.entries import MULTIPLY, PACK_WEIGHTS, READ_WORDS
 from numconv_numba.geometry import PARTS, PER_K, part
 from numconv_numba.microkernels.amx import EMULATED, ROW_BYTES, ROWS
@@ -108,7 +108,7 @@ def _tiles(begin, end, args):
                     if used < ROWS:
                         clear(place, channels * ROWS, at)
                     invoke(tools[READ_WORDS], rows + start * width, width, used, channels, address(0), 0, place, ROW_BYTES)
-    keep(words)
+    release(words)
 
 
 @kernel

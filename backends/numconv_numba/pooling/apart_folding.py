@@ -14,7 +14,7 @@ import numpy as np
 
 from numconv.plugin import Verdict, WindowProblem, np_dtype
 from numconv_numba.compiling.compiler import Address, Tag, helper, invoke, kernel
-from numconv_numba.elements import INT64, itemsize, keep, memory, scratch
+from numconv_numba.elements import INT64, itemsize, memory, release, scratch
 from numconv_numba.microkernels.emit import lanes_of
 from numconv_numba.microkernels.transpose import transpose
 from numconv_numba.scalar import add, address, load, pointer, store, wide_vectors, zero
@@ -84,7 +84,7 @@ def _fold(begin, end, args):
             place = entry + 1 + 2 * number
             taps = source + (g[place] * g[ROW] + g[place + 1] * itemsize(dtype))
             add_windows(target, first, last, taps, memory(buffer), tool, g, dtype)
-    keep(buffer)
+    release(buffer)
 
 
 @kernel

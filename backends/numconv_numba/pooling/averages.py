@@ -14,7 +14,7 @@ from numba.extending import overload
 
 from numconv.plugin import PoolProblem
 from numconv_numba.compiling.compiler import Address, Tag, helper, kernel
-from numconv_numba.elements import INT64, itemsize, keep, memory, numbers, scratch
+from numconv_numba.elements import INT64, itemsize, memory, numbers, release, scratch
 from numconv_numba.geometry import DILATION, DIMS, LOW, OUTPUT, PARTS, SIZE, STRIDE, WINDOW, part, span
 from numconv_numba.rows import outer_size
 from numconv_numba.scalar import add, inlined, load, pointer, store, wide_vectors, zero
@@ -197,8 +197,8 @@ def _pool(begin, end, args):
         outer, place = outer_count(g, counts, row)
         target = row_of(y, g, n, channel, row, OUTPUT, PARTS + 2) + first * step
         means(target, step, acc, itemsize(at), last - first, outer, counts + (place + first * 8), p, norm, at, yt, at)
-    keep(buffer)
-    keep(lists)
+    release(buffer)
+    release(lists)
 
 
 @kernel
@@ -268,8 +268,8 @@ def _avg_pool_backward(begin, end, args):
                     offset = r * g[part(g, DILATION) + axis] - g[part(g, LOW) + axis]
                     add_row(acc, spread, first, last, q, q_last, offset, stride, at)
         write_row(acc, row_of(grad, g, n, channel, row, SIZE, PARTS + 1) + first * step, last - first, step, yt, at)
-    keep(buffer)
-    keep(lists)
+    release(buffer)
+    release(lists)
 
 
 @kernel
@@ -343,8 +343,8 @@ def _lp_pool_backward(begin, end, args):
                     add_slopes(acc, elements, windows, grads, first, last, q, q_last, offset, stride)
         target = row_of(grad, g, n, channel, row, SIZE, PARTS + 1) + first * step
         write_row(acc, target, last - first, step, yt, FLOAT64)
-    keep(buffer)
-    keep(lists)
+    release(buffer)
+    release(lists)
 
 
 @kernel

@@ -13,7 +13,7 @@ import numpy as np
 
 from numconv.plugin import Implementation, PoolProblem, Verdict, np_dtype
 from numconv_numba.compiling.compiler import Address, helper, invoke, kernel
-from numconv_numba.elements import INT64, keep, memory, scratch
+from numconv_numba.elements import INT64, memory, release, scratch
 from numconv_numba.microkernels.boxes import BOX, LINE, BoxShape, boxes, vectors_read
 from numconv_numba.microkernels.emit import flag_table, lanes_of
 from numconv_numba.scalar import pointer
@@ -67,7 +67,7 @@ def _pool(begin, end, args):
         job[ROWS] = (band + 1) * g[ROWS] // bands - first
         target = y + (plane * g[Y_PLANE] + first * g[Y_STEP])
         invoke(tool, x + plane * g[PLANE], lists + first * g[LIST_STEP], target, shares, flags, memory(buffer))
-    keep(buffer)
+    release(buffer)
 
 
 @kernel

@@ -17,7 +17,7 @@ import numpy as np
 
 from numconv.plugin import Implementation, PoolProblem, Verdict, np_dtype
 from numconv_numba.compiling.compiler import Address, Tag, helper, invoke, kernel
-from numconv_numba.elements import INT64, itemsize, keep, memory, scratch
+from numconv_numba.elements import INT64, itemsize, memory, release, scratch
 from numconv_numba.microkernels.emit import host, lanes_of
 from numconv_numba.microkernels.stacks import STACK, stacks
 from numconv_numba.microkernels.windows import JOB
@@ -80,7 +80,7 @@ def _pool(begin, end, args):
         else:
             invoke(stack, x + before * g[X], rows, area)
             invoke(slide, between, lists, y + before * g[Y], beside + before * g[PLACES], job, taps)
-    keep(buffer)
+    release(buffer)
 
 
 @kernel

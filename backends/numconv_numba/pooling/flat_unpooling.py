@@ -13,7 +13,7 @@ import numpy as np
 
 from numconv.plugin import Implementation, Verdict, WindowProblem, np_dtype
 from numconv_numba.compiling.compiler import Address, Tag, helper, kernel
-from numconv_numba.elements import INT64, itemsize, keep, memory, scratch
+from numconv_numba.elements import INT64, itemsize, memory, release, scratch
 from numconv_numba.scalar import load, store, zero
 from numconv_numba.threads import MAX_THREADS, parallel_for, run
 
@@ -89,7 +89,7 @@ def _gather(begin, end, args):
         if gather_all(source, where, target, count, marks, np.int32(mark), dtype):
             clear_replaced(where, target, count, marks, mark, dtype)
             mark += count
-    keep(buffer)
+    release(buffer)
 
 
 @kernel

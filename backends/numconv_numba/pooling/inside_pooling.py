@@ -14,7 +14,7 @@ import numpy as np
 
 from numconv.plugin import Implementation, PoolProblem, Verdict, np_dtype
 from numconv_numba.compiling.compiler import Address, helper, invoke, kernel
-from numconv_numba.elements import INT64, keep, memory, scratch
+from numconv_numba.elements import INT64, memory, release, scratch
 from numconv_numba.microkernels.emit import host, lanes_of
 from numconv_numba.microkernels.inside import INSIDE, InsideShape, inside, vectors_under
 from numconv_numba.microkernels.row_access import MAX_STRIDE
@@ -76,7 +76,7 @@ def _pool(begin, end, args):
     if block < end:
         some_rows(tool, g, area, x, y, places, block, rest, 1, rows - rest, 1)
         some_rows(tool, g, area, x, y, places, block + 1, 0, end - block - 1, rows, 1)
-    keep(buffer)
+    release(buffer)
 
 
 @kernel

@@ -12,7 +12,7 @@ from numba import types
 from numba.extending import overload
 
 from numconv_numba.compiling.compiler import Address, Tag, helper, kernel
-from numconv_numba.elements import INT64, itemsize, keep, memory, numbers, scratch
+from numconv_numba.elements import INT64, itemsize, memory, numbers, release, scratch
 from numconv_numba.geometry import DILATION, DIMS, LOW, OPTION, OUTPUT, PARTS, SIZE, STRIDE, WINDOW, part, span
 from numconv_numba.rows import outer_size
 from numconv_numba.scalar import add, address, inlined, is_null, load, pointer, store, wide_vectors, zero
@@ -112,8 +112,8 @@ def _max_pool(begin, end, args):
         if not is_null(indices):
             target = row_of(indices, g, n, channel, row, OUTPUT, PARTS + 1) + first * places_step
             write_row(where, target, last - first, places_step, INT64, INT64)
-    keep(buffer)
-    keep(lists)
+    release(buffer)
+    release(lists)
 
 
 @kernel
@@ -178,8 +178,8 @@ def _max_pool_backward(begin, end, args):
             for i in range(last - first):
                 offset = volume_offset(g, first + i, 0, SIZE, PARTS + 1)
                 store(target + offset, load(acc + i * itemsize(at), at), yt)
-    keep(buffer)
-    keep(lists)
+    release(buffer)
+    release(lists)
 
 
 @kernel

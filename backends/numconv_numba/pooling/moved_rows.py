@@ -14,7 +14,7 @@ import numpy as np
 
 from numconv.plugin import WindowProblem, np_dtype
 from numconv_numba.compiling.compiler import Address, Tag, helper, invoke, kernel
-from numconv_numba.elements import INT64, itemsize, keep, memory, scratch
+from numconv_numba.elements import INT64, itemsize, memory, release, scratch
 from numconv_numba.microkernels.emit import lanes_of
 from numconv_numba.microkernels.moves import MOVE, move
 from numconv_numba.microkernels.row_access import MAX_STRIDE
@@ -93,7 +93,7 @@ def _copy(begin, end, args):
             tap, part = 0, part + 1
         if part == g[PARTS]:
             part, plane = 0, plane + 1
-    keep(buffer)
+    release(buffer)
 
 
 @kernel

@@ -15,7 +15,7 @@ import numpy as np
 
 from numconv.plugin import Implementation, PoolProblem, Verdict, np_dtype
 from numconv_numba.compiling.compiler import Address, helper, invoke, kernel
-from numconv_numba.elements import INT64, keep, memory, scratch
+from numconv_numba.elements import INT64, memory, release, scratch
 from numconv_numba.microkernels.emit import lanes_of
 from numconv_numba.scalar import address, pointer
 from numconv_numba.sliding import (
@@ -95,7 +95,7 @@ def _gather(begin, end, args):
         more_listed = each_row(
             tool, back, area, more, more_listed, y_c, target, here[LENGTH] * item, winners, 0, 0, band[entry], band[entry + 1]
         )
-    keep(buffer)
+    release(buffer)
 
 
 @kernel

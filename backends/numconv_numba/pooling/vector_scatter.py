@@ -13,7 +13,7 @@ from typing import Any
 
 from numconv.plugin import Implementation, PoolProblem, Verdict, np_dtype
 from numconv_numba.compiling.compiler import Address, Tag, helper, kernel
-from numconv_numba.elements import INT64, itemsize, keep, memory, same, scratch
+from numconv_numba.elements import INT64, itemsize, memory, release, same, scratch
 from numconv_numba.scalar import add, inlined, load, store, wide_vectors, zero
 from numconv_numba.threads import MAX_THREADS, parallel_for, run
 
@@ -86,7 +86,7 @@ def _scatter(begin, end, args):
         widen_row(given, wide, count * results, dtype, acc)
         scatter_planes(sums, where, wide, count, volume, results, acc)
         write_row(sums, target, count * volume, itemsize(dtype), dtype, acc)
-    keep(buffer)
+    release(buffer)
 
 
 @kernel

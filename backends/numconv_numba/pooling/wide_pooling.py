@@ -16,7 +16,7 @@ from numba.extending import overload
 
 from numconv.plugin import Implementation, PoolProblem, Verdict
 from numconv_numba.compiling.compiler import Address, Tag, helper, invoke, kernel
-from numconv_numba.elements import INT64, itemsize, keep, memory, scratch
+from numconv_numba.elements import INT64, itemsize, memory, release, scratch
 from numconv_numba.microkernels.emit import lanes_of
 from numconv_numba.microkernels.reduction import REDUCTION, reduction
 from numconv_numba.scalar import add, address, load, pointer, store, value_type, wide_vectors, zero
@@ -86,7 +86,7 @@ def _reduce(begin, end, args):
             invoke(tool, x_c + start * item, entries, y_c + q * item, places_c + q * 8, memory(buffer))
             q += job[0]
         store(entries + 8, outer, FLOAT64)
-    keep(buffer)
+    release(buffer)
 
 
 @kernel
@@ -148,7 +148,7 @@ def _spread(begin, end, args):
                 for entry in range(load(entries, INT64)):
                     offset = load(entries + 24 * (entry + 1), INT64)
                     add_number(target + (offset + start * item), stop - start, number, dtype)
-    keep(buffer)
+    release(buffer)
 
 
 @kernel

@@ -14,7 +14,7 @@ import numpy as np
 
 from numconv.plugin import WINDOW_OPS, Implementation, Verdict, WindowProblem, np_dtype
 from numconv_numba.compiling.compiler import Address, Tag, helper, kernel
-from numconv_numba.elements import INT64, itemsize, keep, memory, numbers, scratch
+from numconv_numba.elements import INT64, itemsize, memory, numbers, release, scratch
 from numconv_numba.geometry import (
     DIMS,
     LOW,
@@ -229,8 +229,8 @@ def _fold(begin, end, args):
                     source = y_tap + (r * g[ws + 3 + axis] + reader_offset(g, reader, longest, found, counts))
                     add_back(acc, source, first, last, offset, g, xt, at)
         write_row(acc, row_of(x, g, n, channel, row, SIZE, PARTS) + first * step, last - first, step, yt, at)
-    keep(buffer)
-    keep(lists)
+    release(buffer)
+    release(lists)
 
 
 @kernel
@@ -292,7 +292,7 @@ def _max_unpool_backward(begin, end, args):
                     store(taken + (place - first), 1, UINT8)
                     value = load(source + volume_offset(g, place, step, SIZE, PARTS), xt, yt)
                     store(target + q * y_step, value if stayed else zero(yt), yt)
-    keep(buffer)
+    release(buffer)
 
 
 @kernel

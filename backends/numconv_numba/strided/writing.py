@@ -9,7 +9,7 @@ from numconv_numba.compiling.compiler import Address, Tag, helper, invoke, kerne
 from numconv_numba.dense.packing import copy_cells
 from numconv_numba.dense.panels import lines_of, write_run
 from numconv_numba.dense.slab import block_extent, block_image, block_images, block_start
-from numconv_numba.elements import INT64, itemsize, keep, memory, scratch
+from numconv_numba.elements import INT64, itemsize, memory, release, scratch
 from numconv_numba.entries import LANES, WRITE_SQUARES
 from numconv_numba.geometry import DIMS, PARTS, part
 from numconv_numba.scalar import is_null, pointer
@@ -105,4 +105,4 @@ def write_phases(
             bad = write_run(source, width, count, columns, bias, code, place, k_step, q_step, memory(spare), tools, yt, at)
         if bad:
             flags[n + line // lines] = 1
-    keep(spare)
+    release(spare)

@@ -6,7 +6,7 @@ from numconv_numba.compiling.compiler import Address, Tag, helper, invoke, kerne
 from numconv_numba.dense.blocked import forget
 from numconv_numba.dense.panels import fill_places
 from numconv_numba.dense.slab import BLOCKS, EXTRA, block_image
-from numconv_numba.elements import INT64, itemsize, keep, memory, scratch
+from numconv_numba.elements import INT64, itemsize, memory, release, scratch
 from numconv_numba.entries import LANES, OUTPUT, PACK_WEIGHTS, PRODUCT, WEIGHT, WRITE
 from numconv_numba.geometry import DIMS, GROUPS, OPTION, PARTS, PER_C, PER_K, part
 from numconv_numba.scalar import is_null, pointer
@@ -228,7 +228,7 @@ def _panels(begin, end, args):
                     place, step, memory(small), source, UNPACKED, used, start, passed, first, several, g, b, tools, at
                 )
                 first += several
-    keep(small)
+    release(small)
 
 
 @helper
