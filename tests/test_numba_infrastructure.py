@@ -5,6 +5,7 @@ Functions named ``child_*`` run in processes of their own, whose environment and
 
 from __future__ import annotations
 
+import ast
 import gc
 import json
 import logging
@@ -24,6 +25,7 @@ import pytest
 
 pytest.importorskip("numba")
 
+import numconv_numba
 from numba.core.errors import TypingError
 from numba.core.registry import cpu_target
 from numconv_numba import threads
@@ -268,6 +270,38 @@ def test_generic_processor():
 def assembly(kernel, *tags):
     with compiling():
         return Library.compiled(kernel.name, [kernel.part(tags, python=True)]).code.get_asm_str()
+
+
+def allocated_and_released(function):
+    """The names of what `scratch` returned, and of what `release` got, and whether a return lies between."""
+    calls = [node for node in ast.walk(function) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    released = [call.args[0].id for call in calls if call.func.id == "release"]
+    made = [
+        target.id
+        for node in ast.walk(function)
+        if isinstance(node, ast.Assign)
+        for names, values in [(node.targets[0], node.value)]
+        for target, value in zip(getattr(names, "elts", [names]), getattr(values, "elts", [values]), strict=False)
+        if isinstance(value, ast.Call) and getattr(value.func, "id", "") == "scratch"
+    ]
+    count = sum(call.func.id == "scratch" for call in calls)
+    first = min((call.lineno for call in calls if call.func.id == "scratch"), default=0)
+    last = max((call.lineno for call in calls if call.func.id == "release"), default=0)
+    left = any(isinstance(node, ast.Return) and first < node.lineno < last for node in ast.walk(function))
+    return made, released, count, left
+
+
+def test_every_body_releases_its_scratch_memory():
+    bodies = 0
+    for file in pathlib.Path(numconv_numba.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                made, released, count, left = allocated_and_released(node)
+                assert sorted(made) == sorted(released), (file.name, node.name)
+                assert len(made) == count, (file.name, node.name)
+                assert not left, (file.name, node.name)
+                bodies += bool(made)
+    assert bodies > 10
 
 
 def test_unit_stride_loops_are_vectorised():
