@@ -22,6 +22,7 @@ those before:
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import math
 import os
@@ -32,109 +33,68 @@ from numconv.plugin import Implementation, Rates, Verdict, __version__
 __all__ = ["NumbaBackend", "backend"]
 
 
+_IMPLEMENTATIONS = (
+    "depthwise.separable:Separable",
+    "depthwise.channelwise:Channelwise",
+    "depthwise.channelwise_weights:ChannelwiseWeights",
+    "depthwise.planewise:Planewise",
+    "depthwise.plane_weights:PlanewiseWeights",
+    "depthwise.crosswise:Crosswise",
+    "strided.woven:Woven",
+    "strided.interleaved:Interleaved",
+    "strided.patchwise:Patchwise",
+    "strided.subpixel:Subpixel",
+    "strided.col2im:Col2im",
+    "dense.polyphase:Polyphase",
+    "dense.polyphase:PolyphaseWeights",
+    "depthwise.depthwise:Depthwise",
+    "depthwise.depthwise_weights:DepthwiseWeights",
+    "dense.inner_product:InnerProduct",
+    "dense.connected_gradients:ConnectedGradients",
+    "dense.tile:RegisterTile",
+    "winograd.fused:FusedWinograd",
+    "winograd.rows:WinogradRows",
+    "winograd.forward:Winograd",
+    "winograd.dilated:DilatedWinograd",
+    "winograd.weights:WinogradWeights",
+    "matrix_tiles.tiled_gemm:TiledGemm",
+    "dense.paired:PairedGemm",
+    "dense.implicit_gemm:ImplicitGemm",
+    "dense.paired:PairedBlocked",
+    "dense.blocked:Blocked",
+    "matrix_tiles.tiled_weights:TiledWeights",
+    "dense.paired:PairedWeights",
+    "dense.weights:BlockedWeights",
+    "borders:Borders",
+    "borders:PlainBorders",
+    "spectral.fft:Fft",
+    "spectral.fft:FftDouble",
+    "spectral.fft:FftWeights",
+    "spectral.fft:FftDoubleWeights",
+    "embedded:FloatProducts",
+    "embedded:RealProducts",
+    "direct:Direct",
+    "pooling.box_pooling:BoxPool",
+    "pooling.crosswise_pooling:CrosswisePool",
+    "pooling.flat_pooling:FlatPool",
+    "pooling.inside_pooling:InsidePool",
+    "pooling.vector_pooling:VectorPool",
+    "pooling.wide_pooling:WidePool",
+    "pooling.vector_gather:VectorGather",
+    "pooling.vector_scatter:VectorScatter",
+    "pooling.found_scatter:FoundScatter",
+    "pooling.pool:Pool",
+    "pooling.vector_windows:VectorWindows",
+    "pooling.flat_unpooling:FlatUnpool",
+    "pooling.windows:Windows",
+)
+"""The special ones first, the general ones last: ``module:class``, imported when the first problem asks for them."""
+
+
 @functools.cache
 def _implementations() -> tuple[Implementation, ...]:
-    from .borders import Borders, PlainBorders
-    from .dense.blocked import Blocked
-    from .dense.connected_gradients import ConnectedGradients
-    from .dense.implicit_gemm import ImplicitGemm
-    from .dense.inner_product import InnerProduct
-    from .dense.paired import PairedBlocked, PairedGemm, PairedWeights
-    from .dense.polyphase import Polyphase, PolyphaseWeights
-    from .dense.tile import RegisterTile
-    from .dense.weights import BlockedWeights
-    from .depthwise.channelwise import Channelwise
-    from .depthwise.channelwise_weights import ChannelwiseWeights
-    from .depthwise.crosswise import Crosswise
-    from .depthwise.depthwise import Depthwise
-    from .depthwise.depthwise_weights import DepthwiseWeights
-    from .depthwise.plane_weights import PlanewiseWeights
-    from .depthwise.planewise import Planewise
-    from .depthwise.separable import Separable
-    from .direct import Direct
-    from .embedded import FloatProducts, RealProducts
-    from .matrix_tiles.tiled_gemm import TiledGemm
-    from .matrix_tiles.tiled_weights import TiledWeights
-    from .pooling.box_pooling import BoxPool
-    from .pooling.crosswise_pooling import CrosswisePool
-    from .pooling.flat_pooling import FlatPool
-    from .pooling.flat_unpooling import FlatUnpool
-    from .pooling.found_scatter import FoundScatter
-    from .pooling.inside_pooling import InsidePool
-    from .pooling.pool import Pool
-    from .pooling.vector_gather import VectorGather
-    from .pooling.vector_pooling import VectorPool
-    from .pooling.vector_scatter import VectorScatter
-    from .pooling.vector_windows import VectorWindows
-    from .pooling.wide_pooling import WidePool
-    from .pooling.windows import Windows
-    from .spectral.fft import Fft, FftDouble, FftDoubleWeights, FftWeights
-    from .strided.col2im import Col2im
-    from .strided.interleaved import Interleaved
-    from .strided.patchwise import Patchwise
-    from .strided.subpixel import Subpixel
-    from .strided.woven import Woven
-    from .winograd.dilated import DilatedWinograd
-    from .winograd.forward import Winograd
-    from .winograd.fused import FusedWinograd
-    from .winograd.rows import WinogradRows
-    from .winograd.weights import WinogradWeights
-
-    return (
-        Separable(),
-        Channelwise(),
-        ChannelwiseWeights(),
-        Planewise(),
-        PlanewiseWeights(),
-        Crosswise(),
-        Woven(),
-        Interleaved(),
-        Patchwise(),
-        Subpixel(),
-        Col2im(),
-        Polyphase(),
-        PolyphaseWeights(),
-        Depthwise(),
-        DepthwiseWeights(),
-        InnerProduct(),
-        ConnectedGradients(),
-        RegisterTile(),
-        FusedWinograd(),
-        WinogradRows(),
-        Winograd(),
-        DilatedWinograd(),
-        WinogradWeights(),
-        TiledGemm(),
-        PairedGemm(),
-        ImplicitGemm(),
-        PairedBlocked(),
-        Blocked(),
-        TiledWeights(),
-        PairedWeights(),
-        BlockedWeights(),
-        Borders(),
-        PlainBorders(),
-        Fft(),
-        FftDouble(),
-        FftWeights(),
-        FftDoubleWeights(),
-        FloatProducts(),
-        RealProducts(),
-        Direct(),
-        BoxPool(),
-        CrosswisePool(),
-        FlatPool(),
-        InsidePool(),
-        VectorPool(),
-        WidePool(),
-        VectorGather(),
-        VectorScatter(),
-        FoundScatter(),
-        Pool(),
-        VectorWindows(),
-        FlatUnpool(),
-        Windows(),
-    )
+    places = (place.split(":") for place in _IMPLEMENTATIONS)
+    return tuple(getattr(importlib.import_module(f".{module}", __name__), name)() for module, name in places)
 
 
 class NumbaBackend:
@@ -154,7 +114,7 @@ class NumbaBackend:
         return Verdict.yes()
 
     def implementations(self) -> Sequence[Implementation]:
-        """The special ones first, the general ones last."""
+        """One object each."""
         return _implementations()
 
     def information(self) -> Mapping[str, str]:
