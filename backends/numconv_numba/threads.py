@@ -12,6 +12,7 @@ OpenMP aborts in it.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import math
 import os
@@ -19,7 +20,6 @@ import pathlib
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -349,16 +349,35 @@ def run(compiled: Callable[..., None], items: int, work: float, *args: Any) -> N
     compiled(0, 1, items, *args)
 
 
-@functools.cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="numconv")
+_Body = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4)
+_Loop = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 5, *[ctypes.c_int64] * 3)
+_Asking, _Setting = ctypes.CFUNCTYPE(ctypes.c_int32), ctypes.CFUNCTYPE(None, ctypes.c_int32)
+
+
+def _enter_with(body: Callable[[], object], count: int, team: int) -> None:
+    """Call a Python function that does not raise in so many threads of the region at once, as `_enter` calls a compiled one."""
+    entries = _entries()
+    if entries is None:
+        body()
+        return
+    loop, asked, set_to = (kind(int(entry)) for kind, entry in zip((_Loop, _Asking, _Setting), entries, strict=True))
+
+    def run_some(first: int, counts: int, steps: int, data: int) -> None:
+        for _ in range(ctypes.c_int64.from_address(counts).value):
+            body()
+
+    firsts, counts, steps = ctypes.c_void_p(None), ctypes.c_int64(count), ctypes.c_int64(1)
+    before = asked()
+    set_to(team)
+    loop(_Body(run_some), ctypes.addressof(firsts), ctypes.addressof(counts), ctypes.addressof(steps), None, 0, 1, team)
+    set_to(before)
 
 
 def share(items: Sequence[int], seconds: float, most: int, body: Callable[[int], object]) -> None:
-    """Call ``body`` with each item, from this thread, and from others if that pays and is safe.
+    """Call ``body`` with each item, from this thread, and from the others of the region if that pays and is safe.
 
-    For work that goes through libraries which release the GIL. Whoever is inside counts as inside the region, so that threads are
-    not multiplied; the region's own threads would spin beside them.
+    For work that goes through libraries which release the GIL. The region's own threads take it, because they go on spinning for
+    some milliseconds after they computed: other threads would have to wait for their processors.
 
     Parameters
     ----------
@@ -371,26 +390,27 @@ def share(items: Sequence[int], seconds: float, most: int, body: Callable[[int],
     body : callable
         It does not depend on the order of the calls.
     """
-    count = min(threads(), len(items), most) if seconds >= SHARED_SECONDS else 1
+    team = threads() if seconds >= SHARED_SECONDS else 1
+    count = min(team, len(items), most)
     if count < 2 or not _entered.acquire(blocking=False):
         for item in items:
             body(item)
         return
-    try:
-        waiting = iter(items)  # next() on it is atomic
+    waiting, errors = iter(items), []  # next() on it is atomic
 
-        def go() -> None:
+    def go() -> None:
+        try:
             for item in waiting:
                 body(item)
+        except BaseException as error:  # noqa: BLE001 - no exception passes the region: the caller raises it
+            errors.append(error)
 
-        others = [_pool().submit(go) for _ in range(count - 1)]
-        try:
-            go()
-        finally:
-            for other in others:
-                other.result()
+    try:
+        _enter_with(go, count, team)
     finally:
         _entered.release()
+    if errors:
+        raise errors[0]
 
 
 @contextlib.contextmanager
