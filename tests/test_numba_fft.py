@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -254,6 +256,27 @@ def test_a_body_that_computes_runs_serially(rng):
         share(range(4), 1.0, 2, lambda item: found.__setitem__(item, nc.conv(x, w)))
     for each in found:
         np.testing.assert_array_equal(each, expected)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_the_threads_of_the_region_take_shared_work(rng):
+    """They spin for some milliseconds after a loop, so that any others would have to wait for their processors."""
+    from numconv_numba.threads import share, threads
+
+    x, w = rng.standard_normal((4, 16, 64, 64), dtype="float32"), rng.standard_normal((16, 16, 3, 3), dtype="float32")
+    with nc.using(threads=2):
+        if threads() < 2:
+            pytest.skip("one processor")
+        nc.conv(x, w)
+        before, both, who = set(Path("/proc/self/task").iterdir()), threading.Barrier(2, timeout=60), set()
+
+        def body(item):
+            both.wait()  # each waits for the other, so that no thread takes two
+            who.add(Path(f"/proc/self/task/{threading.get_native_id()}"))
+
+        share(range(2), 1.0, 2, body)
+    assert len(who) == 2
+    assert who <= set(before)
 
 
 # --- cuts and choice

@@ -1,4 +1,4 @@
-"""Many threads, on any machine: a region of the test takes the place of the package's, and runs the workers one after the other."""
+"""Many threads, on any machine: a region of the test takes the place of the package's, and has a thread for each worker."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import ctypes
 import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 from numconv_numba import threads
+from numconv_numba.compiling.compiler import Address, helper, kernel
 from numconv_numba.microkernels.emit import host
+from numconv_numba.threads import parallel_items, taken_items
 
 import numconv as nc
 from numconv.plugin import parse
@@ -24,16 +27,23 @@ ASKED, SET = ctypes.CFUNCTYPE(ctypes.c_int), ctypes.CFUNCTYPE(None, ctypes.c_int
 
 @pytest.fixture
 def regions(monkeypatch):
-    """(items, workers) of every parallel loop: the last worker's part is done first."""
+    """(items, workers) of every parallel loop: the last worker begins first, and all share the processors that there are."""
     found = []
+
+    def work(body, worker, steps, data):
+        first, one = INT64(worker * INT64.from_address(steps).value), INT64(1)
+        BODY(body)(ctypes.addressof(first), ctypes.addressof(one), steps, data)
 
     def loop(body, firsts, counts, steps, data, dimensions, arrays, team):
         workers, frame = INT64.from_address(counts).value, (INT64 * 2).from_address(data)
         assert workers == frame[0] <= team
         found.append((frame[1], workers))
-        for worker in reversed(range(workers)):
-            first = INT64(INT64.from_address(firsts).value + worker * INT64.from_address(steps).value)
-            BODY(body)(ctypes.addressof(first), ctypes.addressof(INT64(1)), steps, data)
+        assert INT64.from_address(firsts).value == 0
+        others = [threading.Thread(target=work, args=(body, worker, steps, data)) for worker in reversed(range(workers))]
+        for other in others:
+            other.start()
+        for other in others:
+            other.join()
 
     entries = LOOP(loop), ASKED(lambda: threads.MAX_THREADS), SET(lambda count: None)
     table = np.array([ctypes.cast(each, POINTER).value for each in entries])
@@ -90,6 +100,56 @@ def test_many_threads_share_evenly_and_change_no_bit(algorithm, text, regions, r
             items, workers = max(regions)
             assert workers == 16
             assert -(-items // 16) * 16 <= 1.6 * items
+
+
+@helper
+def _first_waits(worker, queue, args):
+    who, items, patience = args
+    for item in taken_items(queue, worker):
+        turns, others = 0, 1 if item == 0 else items
+        while others < items and turns < patience:
+            turns += 1
+            others += threads._seen(who + 8 * others) > 0
+        threads._show(who + 8 * item, worker + 1 if turns < patience else -1)
+
+
+@helper
+def _in_order(worker, queue, args):
+    (place,) = args
+    for item in taken_items(queue, worker):
+        threads._show(place, item + 1)
+        place = place + 8
+
+
+@kernel
+def in_order(region, workers, items, order: Address):
+    """The items, counted from 1, as they are done."""
+    parallel_items(region, workers, items, _in_order, (order,))
+
+
+@kernel
+def first_waits(region, workers, items, who: Address, patience):
+    """The worker of each item, counted from 1; item 0 waits until all others are done, or its patience is."""
+    parallel_items(region, workers, items, _first_waits, (who, items, patience))
+
+
+@pytest.mark.parametrize(("count", "items"), [(2, 2), (2, 41), (3, 40), (7, 8), (16, 1000)])
+def test_workers_that_are_done_help_others(regions, count, items):
+    """Each item is done once, and those behind a slow one by others."""
+    who = np.zeros(items, np.int64)
+    with nc.using(threads=count):
+        threads.run(first_waits.specialise(), items, 1e9, who, 10**9)
+    assert regions == [(items, count)]
+    assert who.min() > 0
+    assert who.max() <= count
+
+
+@pytest.mark.parametrize("items", [0, 1, 2, 5, 64])
+def test_one_worker_takes_items_in_their_order(items):
+    order = np.zeros(items + 1, np.int64)
+    with nc.using(threads=1):
+        threads.run(in_order.specialise(), items, 1e9, order)
+    np.testing.assert_array_equal(order, [*range(1, items + 1), 0])
 
 
 def test_bound_weights_are_shared_too(regions, rng):

@@ -12,6 +12,7 @@ OpenMP aborts in it.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import math
 import os
@@ -19,7 +20,6 @@ import pathlib
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -28,17 +28,19 @@ from llvmlite.binding import address_of_symbol
 from numba import types
 from numba.core import cgutils, config
 from numba.core.errors import TypingError
+from numba.core.imputils import RefType, iternext_impl, lower_builtin
 from numba.core.typing.templates import signature
+from numba.extending import models, register_model
 from numba.np.ufunc.parallel import _launch_threads, threading_layer
 
 from numconv.plugin import requested_threads
 
-from .compiling.compiler import helper, intrinsic
+from .compiling.compiler import address_type, helper, intrinsic
 from .scalar import address, as_integer
 
 __all__ = [
-    "MAX_THREADS", "SERIAL_WORK", "SHARED_SECONDS", "Areas", "Kept", "common_area", "layer", "lent", "parallel_for", "quota", "run",
-    "run_with", "share", "threads", "worker_area", "workers",
+    "MAX_THREADS", "SERIAL_WORK", "SHARED_SECONDS", "Areas", "Kept", "area_of", "common_area", "layer", "lent", "parallel_for",
+    "parallel_items", "quota", "run", "run_with", "share", "taken_items", "threads", "worker_area", "workers",
 ]  # fmt: skip
 
 MAX_THREADS = 64
@@ -53,6 +55,7 @@ _entered = threading.Lock()
 _i8p, _i64 = cgutils.voidptr_t, ir.IntType(64)
 _i32 = ir.IntType(32)
 _TEAM_BIT = 56  # addresses end before it
+LINE, END = 128, (1 << 32) - 1  # bytes from range to range in a queue: processors fetch lines in pairs; the bits of its end
 
 # What a threading layer of Numba calls, and its entries: the loop, and the threads that it may use, to ask and to set.
 _body_type = ir.FunctionType(ir.VoidType(), [_i8p.as_pointer(), _i64.as_pointer(), _i64.as_pointer(), _i8p])
@@ -95,18 +98,34 @@ def parallel_for(typingctx: Any, region: Any, workers: Any, items: Any, body: An
     args : tuple
         Anything that the body needs, of any types.
     """
+    return _parallel(body, args, types.int64, _call_for_part)
+
+
+@intrinsic
+def parallel_items(typingctx: Any, region: Any, workers: Any, items: Any, body: Any, args: Any) -> Any:
+    """Call ``body(worker, queue, args)``, by several workers or by this thread, where each goes through its `taken_items`.
+
+    As `parallel_for`, for items that are worth an atomic operation each. A worker that is done helps others: none waits for one
+    whose processor is slow or has other work.
+    """
+    return _parallel(body, args, address_type, _call_with_queue)
+
+
+def _parallel(body: Any, args: Any, second: Any, calling: Callable[..., None]) -> Any:
+    """Signature and code of a parallel loop, whose body takes an int, something of the type `second`, and args."""
     if not isinstance(body, types.Dispatcher) or not isinstance(args, types.BaseTuple):
-        raise TypingError(f"parallel_for takes a jitted body and a tuple, not {body} and {args}")
-    compiled = body.dispatcher.get_compile_result(signature(types.none, types.int64, types.int64, args))
+        raise TypingError(f"a parallel loop takes a jitted body and a tuple, not {body} and {args}")
+    compiled = body.dispatcher.get_compile_result(signature(types.none, types.int64, second, args))
+    queued = calling is _call_with_queue
 
     def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
         region, workers, items, _, arguments = values
         context.active_code_library.add_linking_library(compiled.library)
-        loop = _loop_body(context, builder.module, compiled.fndesc)
-        frame = cgutils.alloca_once_value(builder, cgutils.pack_struct(builder, [workers, items, arguments]))
+        loop = _loop_body(context, builder.module, compiled.fndesc, calling)
         parallel = builder.and_(builder.icmp_signed("!=", region, _i64(0)), builder.icmp_signed(">", workers, _i64(1)))
         workers = builder.select(parallel, workers, _i64(1))
-        builder.store(workers, cgutils.gep_inbounds(builder, frame, 0, 0))
+        queue = _queue(builder, workers, items) if queued else ir.Constant(_i8p, None)
+        frame = cgutils.alloca_once_value(builder, cgutils.pack_struct(builder, [workers, items, queue, arguments]))
         # worker `i` is told so by the address i, that of the layer's only array: it starts at 0, in steps of 1
         first = cgutils.alloca_once_value(builder, ir.Constant(_i8p, None))
         step = cgutils.alloca_once_value(builder, _i64(1))
@@ -120,6 +139,139 @@ def parallel_for(typingctx: Any, region: Any, workers: Any, items: Any, body: An
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64, body, args), codegen
+
+
+def _queue(builder: Any, workers: Any, items: Any) -> Any:
+    """What all workers see of the items that nobody took: the number of workers, then of each a range, on cache lines of their own.
+
+    The first item and the end of a range are the halves of one number, so that one operation changes both.
+    """
+    memory = cgutils.alloca_once(builder, ir.ArrayType(_i64, LINE // 8 * (MAX_THREADS + 1)))
+    memory.align = LINE
+    queue = builder.bitcast(memory, _i64.as_pointer())
+    builder.store(workers, queue)
+    with cgutils.for_range(builder, workers) as each:
+        begin, end = _part_of(builder, each.index, workers, items)
+        place = builder.mul(builder.add(each.index, _i64(1)), _i64(LINE // 8))
+        builder.store(builder.or_(builder.shl(begin, _i64(32)), end), builder.gep(queue, [place]))
+    return builder.bitcast(memory, _i8p)
+
+
+def _part_of(builder: Any, worker: Any, workers: Any, items: Any) -> tuple[Any, Any]:
+    """The contiguous part of the items with which a worker begins."""
+    begin, end = (builder.sdiv(builder.mul(items, each), workers) for each in (worker, builder.add(worker, _i64(1))))
+    return begin, end
+
+
+@intrinsic
+def _exchanged(typingctx: Any, where: Any, known: Any, new: Any) -> Any:
+    """Whether an int64 was still what is known of it, and so became new."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        where, known, new = args
+        found = builder.cmpxchg(builder.bitcast(where, _i64.as_pointer()), known, new, "acq_rel", "monotonic")
+        return builder.extract_value(found, 1)
+
+    return types.boolean(address_type, types.int64, types.int64), codegen
+
+
+@intrinsic
+def _seen(typingctx: Any, where: Any) -> Any:
+    """An int64 that other threads change."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.load_atomic(builder.bitcast(args[0], _i64.as_pointer()), "acquire", 8)
+
+    return types.int64(address_type), codegen
+
+
+@intrinsic
+def _show(typingctx: Any, where: Any, new: Any) -> Any:
+    """Change an int64 that other threads read."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.store_atomic(args[1], builder.bitcast(args[0], _i64.as_pointer()), "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(address_type, types.int64), codegen
+
+
+@helper
+def _helped(queue, worker):
+    """Whether there was something to take from another worker: the later half of what it has left becomes the worker's own.
+
+    No range comes back where it was: an item that was taken, or lies behind a half that was, is not in it. So a range that is as
+    it was seen has not changed.
+    """
+    workers = _seen(queue)
+    for distance in range(1, workers):
+        other = queue + (1 + (worker + distance) % workers) * LINE
+        left = _seen(other)
+        while left >> 32 < left & END:
+            begin, end = left >> 32, left & END
+            middle = (begin + end) // 2
+            if _exchanged(other, left, begin << 32 | middle):
+                _show(queue + (1 + worker) * LINE, middle << 32 | end)
+                return True
+            left = _seen(other)
+    return False
+
+
+@helper
+def _next_item(queue, worker):
+    """The next item for a worker, or -1 if there is none left."""
+    own = queue + (1 + worker) * LINE
+    while True:
+        left = _seen(own)
+        while left >> 32 < left & END:
+            if _exchanged(own, left, left + (1 << 32)):
+                return left >> 32
+            left = _seen(own)
+        if not _helped(queue, worker):
+            return -1
+
+
+class _TakenType(types.SimpleIteratorType):  # type: ignore[name-defined,misc]
+    def __init__(self) -> None:
+        super().__init__("taken items", types.int64)
+
+
+_taken = _TakenType()
+
+
+@register_model(_TakenType)
+class _TakenModel(models.StructModel):
+    def __init__(self, manager: Any, kind: Any) -> None:
+        super().__init__(manager, kind, [("queue", address_type), ("worker", types.int64)])
+
+
+@intrinsic
+def taken_items(typingctx: Any, queue: Any, worker: Any) -> Any:
+    """The items that a worker takes, one after the other: those of its own part in their order, then some of others."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        found = cgutils.create_struct_proxy(_taken)(context, builder)
+        found.queue, found.worker = args
+        return found._getvalue()
+
+    return _taken(address_type, types.int64), codegen
+
+
+@lower_builtin("getiter", _TakenType)
+def _lower_iterator(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    return args[0]
+
+
+@lower_builtin("iternext", _TakenType)
+@iternext_impl(RefType.UNTRACKED)
+def _lower_next(context: Any, builder: Any, sig: Any, args: Any, result: Any) -> None:
+    taken = cgutils.create_struct_proxy(_taken)(context, builder, args[0])
+    kind = signature(types.int64, address_type, types.int64)
+    compiled = _next_item.get_compile_result(kind)
+    context.active_code_library.add_linking_library(compiled.library)
+    item = context.call_internal(builder, compiled.fndesc, kind, [taken.queue, taken.worker])
+    result.set_valid(builder.icmp_signed(">=", item, _i64(0)))
+    result.yield_(item)
 
 
 def _enter(builder: Any, region: Any, arguments: list[Any]) -> None:
@@ -140,8 +292,8 @@ def _enter(builder: Any, region: Any, arguments: list[Any]) -> None:
     builder.call(set_to, [before])
 
 
-def _loop_body(context: Any, module: Any, body: Any) -> Any:
-    """A function that the layer calls, for some of the workers: each calls the body for its part of the items."""
+def _loop_body(context: Any, module: Any, body: Any, calling: Callable[..., None]) -> Any:
+    """A function that the layer calls, for some of the workers: each calls the body, by `calling`."""
     name = f"{body.mangled_name}.loop"
     if name in module.globals:
         return module.globals[name]
@@ -150,20 +302,30 @@ def _loop_body(context: Any, module: Any, body: Any) -> Any:
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     first, count, _, data = function.args
     args_type = body.argtypes[2]
-    frame_type = ir.LiteralStructType([_i64, _i64, context.get_value_type(args_type)])
+    frame_type = ir.LiteralStructType([_i64, _i64, _i8p, context.get_value_type(args_type)])
     frame = builder.load(builder.bitcast(data, frame_type.as_pointer()))
-    workers, items, arguments = (builder.extract_value(frame, i) for i in range(3))
+    workers, items, queue, arguments = (builder.extract_value(frame, i) for i in range(4))
     start = builder.ptrtoint(builder.load(first), _i64)
+
+    def call(*values: Any) -> None:
+        # inlined, the body would lose the attributes that its intrinsics gave it
+        declared = context.declare_function(module, body)
+        context.call_conv.call_function(builder, declared, body.restype, body.argtypes, [*values, arguments], attrs=("noinline",))
+
     with cgutils.for_range_slice(builder, start, builder.add(start, builder.load(count)), _i64(1)) as (worker, _):
-        begin, end = (builder.sdiv(builder.mul(items, each), workers) for each in (worker, builder.add(worker, _i64(1))))
-        with builder.if_then(builder.icmp_signed("<", begin, end)):
-            # inlined, the body would lose the attributes that its intrinsics gave it
-            context.call_conv.call_function(
-                builder, context.declare_function(module, body), body.restype, body.argtypes, [begin, end, arguments],
-                attrs=("noinline",),
-            )  # fmt: skip
+        calling(builder, call, worker, workers, items, queue)
     builder.ret_void()
     return function
+
+
+def _call_for_part(builder: Any, call: Callable[..., None], worker: Any, workers: Any, items: Any, queue: Any) -> None:
+    begin, end = _part_of(builder, worker, workers, items)
+    with builder.if_then(builder.icmp_signed("<", begin, end)):
+        call(begin, end)
+
+
+def _call_with_queue(builder: Any, call: Callable[..., None], worker: Any, workers: Any, items: Any, queue: Any) -> None:
+    call(worker, queue)
 
 
 class _Process:
@@ -294,10 +456,15 @@ _shared = Memory(256 * 2**20)
 
 
 @helper
-def worker_area(scratch, areas, count, workers, items, begin):
-    """The start of the scratch memory of the worker whose items start at `begin`; `areas` has `count` parts."""
-    worker = -(-begin * workers // items)
+def area_of(scratch, areas, count, worker):
+    """The start of the scratch memory of a worker; `areas` has `count` parts."""
     return address((as_integer(scratch) + 63) & ~63) + worker * areas[count]
+
+
+@helper
+def worker_area(scratch, areas, count, workers, items, begin):
+    """The same of the worker whose items start at `begin`."""
+    return area_of(scratch, areas, count, -(-begin * workers // items))
 
 
 @helper
@@ -349,16 +516,35 @@ def run(compiled: Callable[..., None], items: int, work: float, *args: Any) -> N
     compiled(0, 1, items, *args)
 
 
-@functools.cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="numconv")
+_Body = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4)
+_Loop = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 5, *[ctypes.c_int64] * 3)
+_Asking, _Setting = ctypes.CFUNCTYPE(ctypes.c_int32), ctypes.CFUNCTYPE(None, ctypes.c_int32)
+
+
+def _enter_with(body: Callable[[], object], count: int, team: int) -> None:
+    """Call a Python function that does not raise in so many threads of the region at once, as `_enter` calls a compiled one."""
+    entries = _entries()
+    if entries is None:
+        body()
+        return
+    loop, asked, set_to = (kind(int(entry)) for kind, entry in zip((_Loop, _Asking, _Setting), entries, strict=True))
+
+    def run_some(first: int, counts: int, steps: int, data: int) -> None:
+        for _ in range(ctypes.c_int64.from_address(counts).value):
+            body()
+
+    firsts, counts, steps = ctypes.c_void_p(None), ctypes.c_int64(count), ctypes.c_int64(1)
+    before = asked()
+    set_to(team)
+    loop(_Body(run_some), ctypes.addressof(firsts), ctypes.addressof(counts), ctypes.addressof(steps), None, 0, 1, team)
+    set_to(before)
 
 
 def share(items: Sequence[int], seconds: float, most: int, body: Callable[[int], object]) -> None:
-    """Call ``body`` with each item, from this thread, and from others if that pays and is safe.
+    """Call ``body`` with each item, from this thread, and from the others of the region if that pays and is safe.
 
-    For work that goes through libraries which release the GIL. Whoever is inside counts as inside the region, so that threads are
-    not multiplied; the region's own threads would spin beside them.
+    For work that goes through libraries which release the GIL. The region's own threads take it, because they go on spinning for
+    some milliseconds after they computed: other threads would have to wait for their processors.
 
     Parameters
     ----------
@@ -371,26 +557,27 @@ def share(items: Sequence[int], seconds: float, most: int, body: Callable[[int],
     body : callable
         It does not depend on the order of the calls.
     """
-    count = min(threads(), len(items), most) if seconds >= SHARED_SECONDS else 1
+    team = threads() if seconds >= SHARED_SECONDS else 1
+    count = min(team, len(items), most)
     if count < 2 or not _entered.acquire(blocking=False):
         for item in items:
             body(item)
         return
-    try:
-        waiting = iter(items)  # next() on it is atomic
+    waiting, errors = iter(items), []  # next() on it is atomic
 
-        def go() -> None:
+    def go() -> None:
+        try:
             for item in waiting:
                 body(item)
+        except BaseException as error:  # noqa: BLE001 - no exception passes the region: the caller raises it
+            errors.append(error)
 
-        others = [_pool().submit(go) for _ in range(count - 1)]
-        try:
-            go()
-        finally:
-            for other in others:
-                other.result()
+    try:
+        _enter_with(go, count, team)
     finally:
         _entered.release()
+    if errors:
+        raise errors[0]
 
 
 @contextlib.contextmanager

@@ -26,7 +26,18 @@ from numconv_numba.entries import PACK, PACK_WEIGHTS, PRODUCT, WRITE
 from numconv_numba.geometry import DIMS, LOW, OPTION, PARTS, PER_C, PER_K, STRIDE, part
 from numconv_numba.microkernels.emit import host, lanes_of
 from numconv_numba.scalar import PAIRS, is_null, pointer
-from numconv_numba.threads import MAX_THREADS, SERIAL_WORK, Areas, parallel_for, run, run_with, threads, worker_area
+from numconv_numba.threads import (
+    MAX_THREADS,
+    SERIAL_WORK,
+    Areas,
+    area_of,
+    parallel_for,
+    parallel_items,
+    run,
+    run_with,
+    taken_items,
+    threads,
+)
 from numconv_numba.tools import tools_for
 
 from .base import DenseImplementation, ForwardExecutor, Weights
@@ -239,11 +250,11 @@ TABLES, SLAB, RESULTS, WEIGHTS, READY, AREAS = range(6)
 
 
 @helper
-def _blocks(begin, end, args):
-    at, items, workers, scratch, areas, tools, splits, packed, in_place, x, w, bias, y, status, g, b = args
+def _blocks(worker, queue, args):
+    at, scratch, areas, tools, splits, packed, in_place, x, w, bias, y, status, g, b = args
     ndim, depth, per_k, width = g[DIMS], b[DEPTH], g[PER_K], b[PANEL] * itemsize(at)
     xs, ws, ys, size = part(g, PARTS), part(g, PARTS + 1), part(g, PARTS + 2), itemsize(at)
-    own = worker_area(scratch, areas, AREAS, workers, items, begin)
+    own = area_of(scratch, areas, AREAS, worker)
     tables, slab, results = own + areas[TABLES], own + areas[SLAB], own + areas[RESULTS]
     weights, ready = own + areas[WEIGHTS], pointer(own + areas[READY], UINT8)
     taps, panels = b[TAPS], -(-per_k // b[PANEL])
@@ -254,7 +265,7 @@ def _blocks(begin, end, args):
     channel, image = (g[xs + 2], g[xs]) if in_place else (b[CHANNEL] * size, depth * b[CHANNEL] * size)
     fill_terms(pointer(terms, INT64), b[CHUNK], channel, ndim, axis_steps, g)
     where, of_group, source, pixels = -1, -1, x, 0
-    for item in range(begin, end):
+    for item in taken_items(queue, worker):
         block, group = item // splits % b[BLOCKS], item // splits // b[BLOCKS]
         n = block_image(b, ndim, block)
         if item // splits != where:
@@ -300,13 +311,13 @@ def blocked(
     `tools`: see `tools_for`; w is `packed` into panels, or lies as the vector g says. `status` gets a 1 for each image
     of which a sum is not finite. The bias is in the accumulation dtype.
     """
-    parallel_for(
+    parallel_items(
         region,
         workers,
         items,
         _blocks,
         (
-            at, items, workers, scratch, pointer(areas, INT64), pointer(tools, INT64), splits, packed, in_place, x, w, bias, y,
+            at, scratch, pointer(areas, INT64), pointer(tools, INT64), splits, packed, in_place, x, w, bias, y,
             status, pointer(g, INT64), pointer(b, INT64),
         ),
     )  # fmt: skip

@@ -17,7 +17,7 @@ from numconv_numba.matrix_tiles.layers import configure_tiles, pack_layers, rele
 from numconv_numba.results import write_rows
 from numconv_numba.rows import clear
 from numconv_numba.scalar import is_null, pointer, store
-from numconv_numba.threads import parallel_for, worker_area
+from numconv_numba.threads import area_of, parallel_for, parallel_items, taken_items
 
 from .blocked import array_origin, window_steps
 from .panels import fill_places, fill_terms, lines_of, run_offset, runs_of
@@ -216,15 +216,15 @@ def multiply_panel(
 
 
 @helper
-def _blocks(begin, end, args):
+def _blocks(worker, queue, args):
     (
-        yt, at, items, workers, scratch, areas, tables, splits, in_place, taps, x, w, w_group, w_last, steps, bias, y, status, g, b,
+        yt, at, scratch, areas, tables, splits, in_place, taps, x, w, w_group, w_last, steps, bias, y, status, g, b,
     ) = args  # fmt: skip
     tools = pointer(tables, INT64)
     ndim, per_k, size = g[DIMS], g[PER_K], itemsize(at)
     xs, ys, tiles = part(g, PARTS), part(g, PARTS + 2), -(-g[PER_K] // b[CHANNELS])
     q_step = g[ys + 3 + ndim - 1]
-    own = worker_area(scratch, areas, AREAS, workers, items, begin)
+    own = area_of(scratch, areas, AREAS, worker)
     pixels, terms = pointer(own + areas[PIXELS], INT64), pointer(own + areas[TERMS], INT64)
     axis_steps, pieces = pointer(own + areas[STEPS], INT64), pointer(own + areas[PIECES], INT64)
     lines, order = pointer(own + areas[LINES], INT64), pointer(own + areas[ORDER], INT64)
@@ -238,7 +238,7 @@ def _blocks(begin, end, args):
     parts = own + areas[PANEL], own + areas[SUMS], own + areas[TERMS], own + areas[PIECES]
     where, laid, source, run, plane, total, whole = -1, -1, x, 1, 1, 0, 0
     configure_tiles(tools)
-    for item in range(begin, end):
+    for item in taken_items(queue, worker):
         group, block = item // splits % g[GROUPS], item // splits // g[GROUPS]
         n = block_image(b, ndim, block)
         if block != laid:  # all groups have the same
@@ -295,13 +295,13 @@ def implicit_gemm(
     group to group; the last tile, which ends with the last channel, starts at `w_last`. `status` gets a 1 for each image of which
     a sum is not finite. Weights and bias are in the accumulation dtype.
     """
-    parallel_for(
+    parallel_items(
         region,
         workers,
         items,
         _blocks,
         (
-            yt, at, items, workers, scratch, pointer(areas, INT64), tools, splits, in_place,
+            yt, at, scratch, pointer(areas, INT64), tools, splits, in_place,
             pointer(taps, INT64), x, w, w_group, w_last, (w_step, w_k, w_tile), bias, y, status, pointer(g, INT64),
             pointer(b, INT64),
         ),

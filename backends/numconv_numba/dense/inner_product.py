@@ -28,7 +28,7 @@ from numconv_numba.geometry import DIMS, OPTION, PARTS, PER_K, conv_vectors, par
 from numconv_numba.microkernels.emit import host, lanes_of
 from numconv_numba.results import write_rows
 from numconv_numba.scalar import is_null, pointer
-from numconv_numba.threads import MAX_THREADS, Areas, common_area, parallel_for, run_with, worker_area
+from numconv_numba.threads import MAX_THREADS, Areas, area_of, common_area, parallel_for, parallel_items, run_with, taken_items
 from numconv_numba.tools import dot_tools
 
 from .base import accumulated, is_padded, redo
@@ -158,13 +158,13 @@ def _columns(begin, end, args):
 
 
 @helper
-def _blocks(begin, end, args):
-    at, items, workers, scratch, areas, tools, splits, columns_of, x, w, bias, y, status, g, b = args
-    own = worker_area(scratch, areas, AREAS, workers, items, begin)
+def _blocks(worker, queue, args):
+    at, scratch, areas, tools, splits, columns_of, x, w, bias, y, status, g, b = args
+    own = area_of(scratch, areas, AREAS, worker)
     sums, panel, size = own + areas[SUMS], own + areas[PANEL], itemsize(at)
     xs, ws, ys, per_k, pitch = part(g, PARTS), part(g, PARTS + 1), part(g, PARTS + 2), g[PER_K], b[BLOCK] * itemsize(at)
     where = -1
-    for item in range(begin, end):
+    for item in taken_items(queue, worker):
         split, block, group = item % splits, item // splits % b[BLOCKS], item // splits // b[BLOCKS]
         first = block * b[BLOCK]
         count = min(b[BLOCK], b[PIXELS] - first)
@@ -205,12 +205,12 @@ def inner_product(
     if shared:
         source, kind = common_area(scratch, offsets, AREAS, workers), READY
         parallel_for(region, workers, cutting[PIXELS], _columns, (at, table, columns, x, source, sizes, cutting))
-    parallel_for(
+    parallel_items(
         region,
         workers,
         items,
         _blocks,
-        (at, items, workers, scratch, offsets, table, splits, kind, source, w, bias, y, status, sizes, cutting),
+        (at, scratch, offsets, table, splits, kind, source, w, bias, y, status, sizes, cutting),
     )
 
 

@@ -34,7 +34,7 @@ from numconv_numba.microkernels.tiles import Tile, multiply_tiles, tile_for, til
 from numconv_numba.results import write_rows
 from numconv_numba.rows import clear, outer_offset
 from numconv_numba.scalar import as_integer, is_null, load, pointer, store, wide_vectors, zero
-from numconv_numba.threads import MAX_THREADS, SERIAL_WORK, parallel_for, run, threads
+from numconv_numba.threads import MAX_THREADS, SERIAL_WORK, parallel_items, run, taken_items, threads
 from numconv_numba.tools import tools_for
 
 from .base import DenseImplementation, ForwardExecutor, Weights, accumulated
@@ -359,7 +359,7 @@ def multiply_block(slab, x_taps, w, w_taps, sums, pixels, length, result, result
 
 
 @helper
-def _blocks(begin, end, args):
+def _blocks(worker, queue, args):
     yt, at, tools, splits, x, w, bias, y, status, g, b, taps = args
     wide_vectors()
     xs, ws, ys, width, channels = part(g, PARTS), part(g, PARTS + 1), part(g, PARTS + 2), b[WIDTH], b[CHANNELS]
@@ -376,7 +376,7 @@ def _blocks(begin, end, args):
     placed = plain & (b[TOGETHER] == PLACED)
     table = scratch(16 * b[ROW] + 8 * job_of.JOB if placed else 0)
     places, job = numbers(table, 0), numbers(table, 2 * b[ROW])
-    for item in range(begin, end):
+    for item in taken_items(queue, worker):
         where = item // splits
         block, group = where % b[BLOCKS], where // b[BLOCKS]
         n = block_image(b, g[DIMS], block)
@@ -423,7 +423,7 @@ def tiled(
 
     `status` gets a 1 for each image of which a sum is not finite. Weights and bias are in the accumulation dtype.
     """
-    parallel_for(
+    parallel_items(
         region,
         workers,
         items,

@@ -30,7 +30,7 @@ from numconv_numba.microkernels.emit import host
 from numconv_numba.microkernels.totals import add_rows
 from numconv_numba.rows import clear
 from numconv_numba.scalar import ROW_PAIRS, add, address, is_null, load, pointer, store
-from numconv_numba.threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
+from numconv_numba.threads import MAX_THREADS, Areas, area_of, parallel_items, run_with, taken_items
 from numconv_numba.tools import tools_for
 
 from .blocked import (
@@ -188,12 +188,12 @@ def write_panel(sums, width, used, w_k, taps, bias, bias_sums, spare, g, b, kind
 
 
 @helper
-def _parts(begin, end, args):
-    ft, yt, at, items, workers, scratch, areas, tables_of, splits, in_place, y, x, w, bias, status, g, b = args
+def _parts(worker, queue, args):
+    ft, yt, at, scratch, areas, tables_of, splits, in_place, y, x, w, bias, status, g, b = args
     tools = pointer(tables_of, INT64)
     ndim, per_c, per_k, size, width = g[DIMS], g[PER_C], g[PER_K], itemsize(at), b[PANEL] * itemsize(at)
     xs, ws, ys = part(g, PARTS), part(g, PARTS + 1), part(g, PARTS + 2)
-    own = worker_area(scratch, areas, AREAS, workers, items, begin)
+    own = area_of(scratch, areas, AREAS, worker)
     tables, slab, panel_rows, sums, bias_sums = (
         own + areas[TABLES], own + areas[SLAB], own + areas[PANELS], own + areas[SUMS], own + areas[BIAS],
     )  # fmt: skip
@@ -204,7 +204,7 @@ def _parts(begin, end, args):
     panels, taps = -(-per_k // b[PANEL]), per_c * b[TAPS]
     parts = -(-panels // b[TOGETHER])
     configure_tiles(tools)
-    for item in range(begin, end):
+    for item in taken_items(queue, worker):
         split, first_panel, group = item % splits, item // splits % parts * b[TOGETHER], item // splits // parts
         together, tiles = min(b[TOGETHER], panels - first_panel), -(-taps // b[GROUP])
         first, last = tiles * split // splits * b[GROUP], min(tiles * (split + 1) // splits * b[GROUP], taps)
@@ -256,13 +256,13 @@ def weight_tiles(
     `tools`: see `tools_for`, or a table for each layer; `bias`, if not 0, gets the gradient of a bias on y. `status` gets a 1 if a
     sum is not finite.
     """
-    parallel_for(
+    parallel_items(
         region,
         workers,
         items,
         _parts,
         (
-            ft, yt, at, items, workers, scratch, pointer(areas, INT64), tools, splits, in_place, y, x, w, bias,
+            ft, yt, at, scratch, pointer(areas, INT64), tools, splits, in_place, y, x, w, bias,
             pointer(status, UINT8), pointer(g, INT64), pointer(b, INT64),
         ),
     )  # fmt: skip

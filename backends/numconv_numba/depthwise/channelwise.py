@@ -41,7 +41,7 @@ from numconv_numba.microkernels.channelwise import Along, along, point
 from numconv_numba.microkernels.emit import host, lanes_of
 from numconv_numba.rows import outer_offset, outer_size, outer_source, tap_position
 from numconv_numba.scalar import as_integer, is_null, pointer
-from numconv_numba.threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
+from numconv_numba.threads import MAX_THREADS, Areas, area_of, parallel_items, run_with, taken_items
 
 from .depthwise import Depthwise
 
@@ -158,15 +158,15 @@ FIELDS, ROWS, TAPS, AREAS = range(4)
 
 
 @helper
-def _rows(begin, end, args):
-    at, items, workers, scratch, areas, g, b, x, w, bias, y = args
-    own, axis, size = worker_area(scratch, areas, AREAS, workers, items, begin), g[DIMS] - 1, itemsize(at)
+def _rows(worker, queue, args):
+    at, scratch, areas, g, b, x, w, bias, y = args
+    own, axis, size = area_of(scratch, areas, AREAS, worker), g[DIMS] - 1, itemsize(at)
     fields, rows, taps = own + areas[FIELDS], own + areas[ROWS], own + areas[TAPS]
     job, xs, ys, outputs = pointer(fields, INT64), part(g, PARTS), part(g, PARTS + 2), outer_size(g, OUTPUT)
     job[job_of.X_STEP], job[job_of.W_STEP] = g[xs + 3 + axis], g[GROUPS] * size
     job[job_of.AHEAD], job[job_of.RELU], job[job_of.Y_STEP] = b[FETCHES], g[OPTION] == 1, g[ys + 3 + axis]
     frame, length = (g, b, fields, rows, taps, size), g[part(g, OUTPUT) + axis]
-    for item in range(begin, end):
+    for item in taken_items(queue, worker):
         n, output = item // outputs, item % outputs
         count = fill_rows(pointer(rows, INT64), output, g, job[job_of.W_STEP])
         target = y + (n * g[ys] + outer_offset(g, output, OUTPUT, PARTS + 2))
@@ -184,8 +184,8 @@ def channelwise(
     x: Address, w: Address, bias: Address, y: Address,
 ) -> None:  # fmt: skip
     """y from x and w: an item is a row of results. `w` is ``[taps, K]``, contiguous; `tiles` has what stands above `_rows`."""
-    args = at, items, workers, scratch, pointer(areas, INT64), pointer(sizes, INT64), pointer(tiles, INT64), x, w, bias, y
-    parallel_for(region, workers, items, _rows, args)
+    args = at, scratch, pointer(areas, INT64), pointer(sizes, INT64), pointer(tiles, INT64), x, w, bias, y
+    parallel_items(region, workers, items, _rows, args)
 
 
 # --- the implementation --------------------------------------------------------------------------------------------------------

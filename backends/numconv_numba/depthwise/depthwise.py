@@ -66,7 +66,7 @@ from numconv_numba.microkernels.rolling import roll
 from numconv_numba.microkernels.sliding import slide
 from numconv_numba.rows import finish_row
 from numconv_numba.scalar import address, as_integer, is_null, load, pointer, store, zero
-from numconv_numba.threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
+from numconv_numba.threads import MAX_THREADS, Areas, area_of, parallel_items, run_with, taken_items
 
 from .depthwise_plans import cycles_of, layout_for, schedule
 
@@ -222,32 +222,33 @@ SLAB, WEIGHTS, PLACES, SUMS, FIELDS, AREAS = range(6)
 
 
 @helper
-def _bands(begin, end, args):
-    xt, yt, at, items, workers, scratch, areas, parts, frames, x, all_w, bias, all_y, status = args
-    own = worker_area(scratch, areas, AREAS, workers, items, begin)
+def _bands(worker, queue, args):
+    xt, yt, at, scratch, areas, parts, frames, x, all_w, bias, all_y, status = args
+    own = area_of(scratch, areas, AREAS, worker)
     memory = own + areas[SLAB], own + areas[WEIGHTS], own + areas[PLACES], own + areas[SUMS], own + areas[FIELDS]
     packed = -1
-    for step in range(begin * parts, end * parts):
-        item, place = step // parts, frames + step % parts * (8 * FRAME)
-        fields = pointer(place, INT64)
-        g, b, entries = pointer(address(fields[0]), INT64), pointer(address(fields[1]), INT64), pointer(address(fields[2]), INT64)
-        w, y = all_w + fields[5], all_y + fields[6]
-        xs, ys, each = part(g, PARTS), part(g, PARTS + 2), b[BANDS] * b[CLASSES] * b[OUTER_OUTPUTS]
-        # with several parts an item is all of a group in an image, so that they find its results in the cache
-        first, count = (0, each) if parts > 1 else (item % each, 1)
-        where = item if parts > 1 else item // each
-        group, n = where % g[GROUPS], where // g[GROUPS]
-        fill_job(memory, address(fields[3]), address(fields[4]), b, at)
-        if parts > 1 or group != packed:
-            packed = group
-            if pack_weights(memory[WEIGHTS], w + group * g[part(g, PARTS + 1)], g, b, at):
-                store(status, np.uint8(1), UINT8)
-        for band in range(first, first + count):
-            first_row, end_row, residue, output = band_of(band, g, b)
-            target = y + (n * g[ys] + group * g[ys + 1] + outer_place(g, output))
-            source = x + (n * g[xs] + group * g[xs + 1])
-            frame = g, b, entries, memory, bias
-            band_strips(source, target, group, output, residue, first_row, end_row, frame, xt, yt, at)
+    for item in taken_items(queue, worker):
+        for one in range(parts):
+            fields = pointer(frames + one * (8 * FRAME), INT64)
+            g, b = pointer(address(fields[0]), INT64), pointer(address(fields[1]), INT64)
+            entries = pointer(address(fields[2]), INT64)
+            w, y = all_w + fields[5], all_y + fields[6]
+            xs, ys, each = part(g, PARTS), part(g, PARTS + 2), b[BANDS] * b[CLASSES] * b[OUTER_OUTPUTS]
+            # with several parts an item is all of a group in an image, so that they find its results in the cache
+            first, count = (0, each) if parts > 1 else (item % each, 1)
+            where = item if parts > 1 else item // each
+            group, n = where % g[GROUPS], where // g[GROUPS]
+            fill_job(memory, address(fields[3]), address(fields[4]), b, at)
+            if parts > 1 or group != packed:
+                packed = group
+                if pack_weights(memory[WEIGHTS], w + group * g[part(g, PARTS + 1)], g, b, at):
+                    store(status, np.uint8(1), UINT8)
+            for band in range(first, first + count):
+                first_row, end_row, residue, output = band_of(band, g, b)
+                target = y + (n * g[ys] + group * g[ys + 1] + outer_place(g, output))
+                source = x + (n * g[xs] + group * g[xs + 1])
+                frame = g, b, entries, memory, bias
+                band_strips(source, target, group, output, residue, first_row, end_row, frame, xt, yt, at)
 
 
 @kernel
@@ -261,8 +262,8 @@ def depthwise(
     of the tables of columns and of the schedule, and where it begins in w and y, in bytes. `status` gets a 1 if a weight is not
     finite. Weights and bias are in the accumulation dtype.
     """
-    args = xt, yt, at, items, workers, scratch, pointer(areas, INT64), parts, frames, x, w, bias, y, status
-    parallel_for(region, workers, items, _bands, args)
+    args = xt, yt, at, scratch, pointer(areas, INT64), parts, frames, x, w, bias, y, status
+    parallel_items(region, workers, items, _bands, args)
 
 
 def _sliding() -> list[tuple[int, int, bool]]:

@@ -62,7 +62,7 @@ from numconv_numba.microkernels.correlation import TASK, correlate, sum_places
 from numconv_numba.microkernels.emit import host
 from numconv_numba.rows import clear
 from numconv_numba.scalar import add, as_integer, load, pointer, store, zero
-from numconv_numba.threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
+from numconv_numba.threads import MAX_THREADS, Areas, area_of, parallel_items, run_with, taken_items
 
 from .depthwise import SCATTERED_CYCLES, is_scattered
 from .depthwise_plans import rows_inside
@@ -284,15 +284,15 @@ def scatter(sums, target, kernels, tables, g, b, p, at):
 
 
 @helper
-def _parts(begin, end, args):
-    xt, at, items, workers, scratch, areas, entries, tables, y, x, partial, shifts, status, g, b, p = args
-    own = worker_area(scratch, areas, AREAS, workers, items, begin)
+def _parts(worker, queue, args):
+    xt, at, scratch, areas, entries, tables, y, x, partial, shifts, status, g, b, p = args
+    own = area_of(scratch, areas, AREAS, worker)
     memory = own + areas[SLAB], own + areas[SLICES], own + areas[GRADIENTS], own + areas[SUMS], own + areas[FIELDS]
     frame = g, b, p, entries, memory, tables
     xs, ys, kernels, size = part(g, PARTS), part(g, PARTS + 2), g[PER_K] * g[PER_C] * b[OUTER_TAPS], itemsize(at)
     each = b[OUTER_OUTPUTS] * b[CLASSES] * b[BANDS]
     units = g[BATCH] * each
-    for item in range(begin, end):
+    for item in taken_items(queue, worker):
         group, share, shift = item // p[SHARES], item % p[SHARES], shifts + item * g[PER_K] * size
         clear(memory[SUMS], kernels * p[ROW_TILES] * p[COLUMN_TILES] * p[PLACES], at)
         clear(shift, g[PER_K], at)
@@ -316,13 +316,13 @@ def depthwise_weights(
 
     `shifts`, [group][share][k], gets the sums of grad_y if p asks for them, `status` a 1 if a sum is not finite.
     """
-    parallel_for(
+    parallel_items(
         region,
         workers,
         items,
         _parts,
         (
-            xt, at, items, workers, scratch, pointer(areas, INT64), pointer(entries, INT64),
+            xt, at, scratch, pointer(areas, INT64), pointer(entries, INT64),
             (columns, pointer(row_tiles, INT64), pointer(column_tiles, INT64)), y, x, partial, shifts, status, pointer(g, INT64),
             pointer(b, INT64), pointer(p, INT64),
         ),

@@ -10,7 +10,7 @@ from numconv_numba.entries import LANES, PRODUCT, WEIGHT
 from numconv_numba.geometry import DIMS, GROUPS, OPTION, PARTS, PER_C, PER_K, part
 from numconv_numba.rows import clear
 from numconv_numba.scalar import is_null, pointer
-from numconv_numba.threads import common_area, parallel_for, worker_area
+from numconv_numba.threads import area_of, common_area, parallel_items, taken_items
 from numconv_numba.winograd.inputs import (
     COLUMNS,
     GROUP,
@@ -129,14 +129,14 @@ TABLES, SLABS, INPUTS, PRODUCTS, RESULTS, PACKED, SPARE, WEIGHTS, AREAS = range(
 
 
 @helper
-def _blocks(begin, end, args):
+def _blocks(worker, queue, args):
     (
-        at, items, workers, scratch, areas, tools, write, parted, splits, form, y, w, bias, x, status, vectors, g, h, b, p,
+        at, scratch, areas, tools, write, parted, splits, form, y, w, bias, x, status, vectors, g, h, b, p,
     ) = args  # fmt: skip
     ndim, depth, per_k, size, own = g[DIMS], g[PER_C], g[PER_K], itemsize(at), own_entries(g[DIMS])
     ys, ws, xs, width = part(g, PARTS), part(g, PARTS + 1), part(g, PARTS + 2), b[PANEL] * itemsize(at)
     count, _ = element_counts(g, b)
-    area = worker_area(scratch, areas, AREAS, workers, items, begin)
+    area = area_of(scratch, areas, AREAS, worker)
     tables, slabs, inputs, products = area + areas[TABLES], area + areas[SLABS], area + areas[INPUTS], area + areas[PRODUCTS]
     results, packed, spare, weights = area + areas[RESULTS], area + areas[PACKED], area + areas[SPARE], area + areas[WEIGHTS]
     terms = tables + 8 * b[PLACES]
@@ -148,7 +148,7 @@ def _blocks(begin, end, args):
     fill_elements(pointer(elements, INT64), g, b, size)
     panels, leads, each = -(-per_k // b[PANEL]), p[LEADS], count * b[V_STEP] * size
     where, ready, tiles = -1, -1, 0
-    for item in range(begin, end):
+    for item in taken_items(queue, worker):
         block, group = item // splits % b[BLOCKS], item // splits // b[BLOCKS]
         if item // splits != where:
             where, source = item // splits, y + (block_image(b, ndim, block) * g[ys] + group * g[ys + 1])
@@ -189,12 +189,12 @@ def _blocks(begin, end, args):
 
 
 @helper
-def _weights(begin, end, args):
-    at, items, workers, scratch, areas, tools, parted, ranges, w, u, g, h, b, p = args
+def _weights(worker, queue, args):
+    at, scratch, areas, tools, parted, ranges, w, u, g, h, b, p = args
     ndim, ws, depth, width, panels = g[DIMS], part(g, PARTS + 1), g[PER_C], b[PANEL] * itemsize(at), -(-g[PER_K] // b[PANEL])
-    packed = worker_area(scratch, areas, AREAS, workers, items, begin) + areas[PACKED]
+    packed = area_of(scratch, areas, AREAS, worker) + areas[PACKED]
     own, units = own_entries(ndim), -(-depth // CHANNELS_AT_ONCE)
-    for item in range(begin, end):
+    for item in taken_items(queue, worker):
         panel, one = item // ranges, item % ranges
         k = panel % panels * b[PANEL]
         source, target = w + (panel // panels * g[ws] + k * g[ws + 1]), u + panel * p[own + PANEL_BYTES]
@@ -215,8 +215,8 @@ def share_weights(region, workers, scratch, areas, parted, w, u, g, h, b, p, too
     panels = -(-g[PER_K] // b[PANEL]) * g[GROUPS]
     ranges = min(-(-g[PER_C] // CHANNELS_AT_ONCE), -(-ITEMS_OF_THREAD * workers // panels))
     items = panels * ranges
-    parallel_for(
-        region, workers, items, _weights, (at, items, workers, scratch, areas, tools, parted, ranges, w, u, g, h, b, p)
+    parallel_items(
+        region, workers, items, _weights, (at, scratch, areas, tools, parted, ranges, w, u, g, h, b, p)
     )  # fmt: skip
 
 
@@ -237,13 +237,13 @@ def interleaved(
     if form == SHARED:
         u, ready = common_area(scratch, offsets, AREAS, workers), TRANSFORMED
         share_weights(region, workers, scratch, offsets, parted, w, u, sizes, kernels, cutting, phases, tables, at)
-    parallel_for(
+    parallel_items(
         region,
         workers,
         items,
         _blocks,
         (
-            at, items, workers, scratch, offsets, tables, write, parted, splits, ready, y, u, bias, x, status, g, sizes, kernels,
+            at, scratch, offsets, tables, write, parted, splits, ready, y, u, bias, x, status, g, sizes, kernels,
             cutting, phases,
         ),
     )  # fmt: skip

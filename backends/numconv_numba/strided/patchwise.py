@@ -28,7 +28,7 @@ from numconv_numba.microkernels.emit import host, lanes_of
 from numconv_numba.microkernels.patch_product import pack_rows, patch_product
 from numconv_numba.microkernels.tiles import Tile, tile_share
 from numconv_numba.scalar import as_integer, is_null, pointer
-from numconv_numba.threads import MAX_THREADS, Areas, Kept, parallel_for, run, run_with, worker_area
+from numconv_numba.threads import MAX_THREADS, Areas, Kept, area_of, parallel_for, parallel_items, run, run_with, taken_items
 
 from .subpixel import Subpixel
 
@@ -217,9 +217,9 @@ def multiply_panel(job, tool, y, following, w, rows, bias, first, last, filled, 
 
 
 @helper
-def _panels(begin, end, args):
-    at, items, workers, scratch, areas, tool, splits, y, w, rows, bias, x, g = args
-    own = worker_area(scratch, areas, AREAS, workers, items, begin)
+def _panels(worker, queue, args):
+    at, scratch, areas, tool, splits, y, w, rows, bias, x, g = args
+    own = area_of(scratch, areas, AREAS, worker)
     job, sources, places = own + areas[JOB], pointer(own + areas[SOURCES], INT64), pointer(own + areas[PLACES], INT64)
     numbers, size = pointer(job, INT64), itemsize(at)
     numbers[job_of.PANEL], numbers[job_of.SUMS] = as_integer(own + areas[PANEL]), as_integer(own + areas[SUMS])
@@ -227,7 +227,7 @@ def _panels(begin, end, args):
     numbers[job_of.RELU], numbers[job_of.Y_TERM] = g[RELU], g[Y_C]
     numbers[job_of.STEP] = g[AXES + 3 * g[DIMS] - 1]
     found = -1
-    for item in range(begin, end):
+    for item in taken_items(queue, worker):
         panel, group = item // splits % g[PANELS], item // splits // g[PANELS]
         filled = (found == item // splits) & (g[CHUNK] == g[DEPTH])
         if not filled:
@@ -253,13 +253,13 @@ def patchwise(
     `tool`: the address of a `patch_product`. `rows`: for each tile its rows of x, in bytes; `bias`: of each of these and all
     groups, or 0.
     """
-    parallel_for(
+    parallel_items(
         region,
         workers,
         items,
         _panels,
         (
-            at, items, workers, scratch, pointer(areas, INT64), tool, splits, y, w, rows, bias, x,
+            at, scratch, pointer(areas, INT64), tool, splits, y, w, rows, bias, x,
             pointer(g, INT64),
         ),
     )  # fmt: skip

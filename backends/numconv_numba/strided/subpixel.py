@@ -59,7 +59,7 @@ from numconv_numba.entries import COPY, PACK, PACK_WEIGHTS, PRODUCT
 from numconv_numba.geometry import DIMS, OPTION, PARTS, PER_C, PER_K, conv_vectors, part
 from numconv_numba.microkernels.emit import host
 from numconv_numba.scalar import is_null, pointer
-from numconv_numba.threads import MAX_THREADS, Areas, Kept, parallel_for, run_with, worker_area
+from numconv_numba.threads import MAX_THREADS, Areas, Kept, area_of, parallel_items, run_with, taken_items
 from numconv_numba.tools import split_address, tools_for
 
 from .phases import Phases, phases_of
@@ -203,11 +203,11 @@ def multiply_phases(a, source, tables, terms, results, pixels, lead, channel, wi
 
 
 @helper
-def _blocks(begin, end, args):
-    at, items, workers, scratch, areas, tools, write, splits, in_place, y, w, bias, x, status, g, b, p = args
+def _blocks(worker, queue, args):
+    at, scratch, areas, tools, write, splits, in_place, y, w, bias, x, status, g, b, p = args
     ndim, depth, per_k, width = g[DIMS], g[PER_C], g[PER_K], b[PANEL] * itemsize(at)
     ys, xs, size, panels, leads = part(g, PARTS), part(g, PARTS + 2), itemsize(at), -(-g[PER_K] // b[PANEL]), p[LEADS]
-    own = worker_area(scratch, areas, AREAS, workers, items, begin)
+    own = area_of(scratch, areas, AREAS, worker)
     tables, slab, results = own + areas[TABLES], own + areas[SLAB], own + areas[RESULTS]
     terms = tables + 8 * b[PLACES]
     axis_steps = pointer(terms + 8 * b[PASS] * p[LEADS] * p[INNER], INT64)
@@ -215,7 +215,7 @@ def _blocks(begin, end, args):
     channel, image = (g[ys + 2], g[ys]) if in_place else (b[CHANNEL] * size, depth * b[CHANNEL] * size)
     fill_phase_terms(pointer(terms, INT64), b[PASS], channel, axis_steps, p, ndim)
     where, source, pixels, taps = -1, y, 0, p[own_entries(ndim) + TAPS]
-    for item in range(begin, end):
+    for item in taken_items(queue, worker):
         block, group = item // splits % b[BLOCKS], item // splits // b[BLOCKS]
         if item // splits != where:
             where, source = item // splits, y + (block_image(b, ndim, block) * g[ys] + group * g[ys + 1])
@@ -245,13 +245,13 @@ def subpixel(
     `tools`: see `tools_for`; `write`: the address of `write_phases`. `status` gets a 1 for each image of which a sum is not finite.
     The bias is in the accumulation dtype.
     """
-    parallel_for(
+    parallel_items(
         region,
         workers,
         items,
         _blocks,
         (
-            at, items, workers, scratch, pointer(areas, INT64), pointer(tools, INT64), write, splits, in_place, y, w, bias, x,
+            at, scratch, pointer(areas, INT64), pointer(tools, INT64), write, splits, in_place, y, w, bias, x,
             status, pointer(g, INT64), pointer(b, INT64), pointer(p, INT64),
         ),
     )  # fmt: skip
@@ -271,13 +271,13 @@ def pack_kernels(packed, w, columns, c, count, taps, parted, g, b, tools, at):
 
 
 @helper
-def _panels(begin, end, args):
-    at, items, workers, scratch, areas, tools, parted, single, w, target, chunk, g, b, p = args
+def _panels(worker, queue, args):
+    at, scratch, areas, tools, parted, single, w, target, chunk, g, b, p = args
     ws, depth, per_k, width, panels = part(g, PARTS + 1), g[PER_C], g[PER_K], b[PANEL] * itemsize(at), -(-g[PER_K] // b[PANEL])
-    own = worker_area(scratch, areas, 1, workers, items, begin)
+    own = area_of(scratch, areas, 1, worker)
     ndim, chunks = g[DIMS], -(-g[PER_C] // chunk)
     kernel, row, ordered = p[own_entries(ndim) + KERNEL], p[own_entries(ndim) + KERNEL] * width, p[own_entries(ndim) + TAPS] * width
-    for item in range(begin, end):
+    for item in taken_items(queue, worker):
         panel, c = item // chunks, item % chunks * chunk
         group, k, count = panel // panels, panel % panels * b[PANEL], min(chunk, depth - c)
         source, place = w + (group * g[ws] + k * g[ws + 1]), target + panel * depth * ordered
@@ -305,13 +305,13 @@ def pack_phases(
 
     `parted`: see `pack_kernels`; `single`: whether each tap is a phase, in their order.
     """
-    parallel_for(
+    parallel_items(
         region,
         workers,
         items,
         _panels,
         (
-            at, items, workers, scratch, pointer(areas, INT64), pointer(tools, INT64), parted, single, w, target, chunk,
+            at, scratch, pointer(areas, INT64), pointer(tools, INT64), parted, single, w, target, chunk,
             pointer(g, INT64), pointer(b, INT64), pointer(p, INT64),
         ),
     )  # fmt: skip

@@ -34,7 +34,7 @@ from numconv_numba.entries import WRITE
 from numconv_numba.geometry import DIMS, OPTION, PARTS, PER_C, PER_K, conv_vectors
 from numconv_numba.microkernels.emit import host
 from numconv_numba.scalar import address, is_null, pointer
-from numconv_numba.threads import MAX_THREADS, Areas, common_area, parallel_for, run, run_with, worker_area, workers
+from numconv_numba.threads import MAX_THREADS, Areas, area_of, common_area, parallel_items, run, run_with, taken_items, workers
 
 from .forward import LEAST_CHANNELS, Winograd, accepts, block_vector_of, tools_of
 from .inputs import (
@@ -295,10 +295,10 @@ def frame_of(frames, one):
 
 
 @helper
-def _transform(begin, end, args):
-    at, items, workers, scratch, areas, tools, numbers, frames, x, common = args
-    own, size = worker_area(scratch, areas, AREAS, workers, items, begin), itemsize(at)
-    for item in range(begin, end):
+def _transform(worker, queue, args):
+    at, scratch, areas, tools, numbers, frames, x, common = args
+    own, size = area_of(scratch, areas, AREAS, worker), itemsize(at)
+    for item in taken_items(queue, worker):
         frame, g, b = frame_of(frames, item // numbers[RANGES])
         per_c, xs, one = g[PER_C], geometry.part(g, PARTS), item % numbers[RANGES]
         count, phases = element_counts(g, b)
@@ -331,16 +331,16 @@ def fill_tables(tables, frames, pieces, each, tools, at):
 
 
 @helper
-def _multiply(begin, end, args):
-    at, items, workers, scratch, areas, tools, numbers, frames, pieces, u, common = args
-    size, tables = itemsize(at), worker_area(scratch, areas, AREAS, workers, items, begin) + areas[TABLES]
+def _multiply(worker, queue, args):
+    at, scratch, areas, tools, numbers, frames, pieces, u, common = args
+    size, tables = itemsize(at), area_of(scratch, areas, AREAS, worker) + areas[TABLES]
     fill_tables(tables, frames, pieces, numbers[TABLE], tools, at)
     _, g, b = frame_of(frames, 0)
     count, phases = element_counts(g, b)
     terms, panels = phases * b[TAPS] * b[PANEL] * size, -(-g[PER_K] // b[PANEL])
     step, chunk = spread_step(g[PER_C] * terms), b[CHUNK]
     # what is read of the weights of an element stays in the first-level cache while all pieces are multiplied with it
-    for item in range(begin, end):
+    for item in taken_items(queue, worker):
         element, panel = item // panels, item % panels
         for first in range(0, g[PER_C], chunk):
             passed, resume = min(chunk, g[PER_C] - first), 1 if first > 0 else 0
@@ -357,13 +357,13 @@ def _multiply(begin, end, args):
 
 
 @helper
-def _finish(begin, end, args):
-    at, items, workers, scratch, areas, tools, frames, bias, y, status, common = args
-    own, size = worker_area(scratch, areas, AREAS, workers, items, begin), itemsize(at)
+def _finish(worker, queue, args):
+    at, scratch, areas, tools, frames, bias, y, status, common = args
+    own, size = area_of(scratch, areas, AREAS, worker), itemsize(at)
     results, spare = own + areas[RESULTS], own + areas[SPARE]
     _, first, of_first = frame_of(frames, 0)
     panels = -(-first[PER_K] // of_first[PANEL])
-    for item in range(begin, end):
+    for item in taken_items(queue, worker):
         frame, g, b = frame_of(frames, item // panels)
         per_k, ys, k, block = g[PER_K], geometry.part(g, PARTS + 2), item % panels * b[PANEL], frame[BLOCK]
         count, _ = element_counts(g, b)
@@ -395,16 +395,16 @@ def winograd_pieces(
     for one in range(head[ROUNDS]):
         some, frames = head[FIRST + one + 1] - head[FIRST + one], pieces + 8 * FRAME * head[FIRST + one]
         shares = some * head[RANGES]
-        parallel_for(
-            region, workers, shares, _transform, (at, shares, workers, scratch, offsets, tables, head, frames, x, common)
+        parallel_items(
+            region, workers, shares, _transform, (at, scratch, offsets, tables, head, frames, x, common)
         )  # fmt: skip
         shares = count * panels
-        parallel_for(
-            region, workers, shares, _multiply, (at, shares, workers, scratch, offsets, tables, head, frames, some, u, common)
+        parallel_items(
+            region, workers, shares, _multiply, (at, scratch, offsets, tables, head, frames, some, u, common)
         )  # fmt: skip
         shares = some * panels
-        parallel_for(
-            region, workers, shares, _finish, (at, shares, workers, scratch, offsets, tables, frames, bias, y, status, common)
+        parallel_items(
+            region, workers, shares, _finish, (at, scratch, offsets, tables, frames, bias, y, status, common)
         )  # fmt: skip
 
 

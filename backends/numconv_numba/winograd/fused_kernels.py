@@ -10,7 +10,7 @@ from numconv_numba.geometry import DIMS, OPTION, PARTS, PER_C, PER_K, part
 from numconv_numba.microkernels.fused_product import FUSED_TILES
 from numconv_numba.rows import clear
 from numconv_numba.scalar import address, is_null, pointer
-from numconv_numba.threads import parallel_for, worker_area
+from numconv_numba.threads import area_of, parallel_items, taken_items
 
 from .inputs import COLUMNS, PANEL, ROWS, V_STEP, element_counts, phase_taps, tile_extents, tiles_of_axis
 from .kernels import IN_PANELS, transform_outputs
@@ -70,15 +70,15 @@ def multiply_rows(products, kernels, rows, passed, resume, last, ends, g, b, too
 
 
 @helper
-def _blocks(begin, end, args):
-    at, items, workers, scratch, areas, tools, splits, form, x, w, bias, y, status, g, b = args
+def _blocks(worker, queue, args):
+    at, scratch, areas, tools, splits, form, x, w, bias, y, status, g, b = args
     per_c, per_k, size = g[PER_C], g[PER_K], itemsize(at)
     xs, ws, ys, width = part(g, PARTS), part(g, PARTS + 1), part(g, PARTS + 2), b[PANEL] * itemsize(at)
-    own = worker_area(scratch, areas, AREAS, workers, items, begin)
+    own = area_of(scratch, areas, AREAS, worker)
     rows, products, results, small = own + areas[LAID_OUT], own + areas[PRODUCTS], own + areas[RESULTS], own + areas[SMALL]
     _, _, _, n_rows, n_columns = phase_taps(0, width, g)
     taps, panels, where, column = n_rows * n_columns, -(-per_k // b[PANEL]), -1, b[ROWS_STEP] // per_c
-    for item in range(begin, end):
+    for item in taken_items(queue, worker):
         block, group = item // splits % b[BLOCKS], item // splits // b[BLOCKS]
         if item // splits != where:
             where = item // splits
@@ -114,13 +114,13 @@ def fused_winograd(
 
     w lies as the vector g says, or is IN_PANELS. `status` gets a 1 for each image of which a sum is not finite.
     """
-    parallel_for(
+    parallel_items(
         region,
         workers,
         items,
         _blocks,
         (
-            at, items, workers, scratch, pointer(areas, INT64), pointer(tools, INT64), splits, form, x, w, bias, y, status,
+            at, scratch, pointer(areas, INT64), pointer(tools, INT64), splits, form, x, w, bias, y, status,
             pointer(g, INT64), pointer(b, INT64),
         ),
     )  # fmt: skip

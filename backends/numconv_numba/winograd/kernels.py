@@ -10,7 +10,7 @@ from numconv_numba.elements import INT64, itemsize, memory, release, scratch
 from numconv_numba.entries import LANES, OUTPUT, PACK_WEIGHTS, PRODUCT, WEIGHT, WRITE
 from numconv_numba.geometry import DIMS, GROUPS, OPTION, PARTS, PER_C, PER_K, part
 from numconv_numba.scalar import is_null, pointer
-from numconv_numba.threads import common_area, parallel_for, worker_area
+from numconv_numba.threads import area_of, common_area, parallel_for, parallel_items, taken_items
 
 from .inputs import (
     COLUMNS,
@@ -149,12 +149,12 @@ TABLES, SLABS, INPUTS, PRODUCTS, RESULTS, SMALL, SPARE, WEIGHTS, READY, AREAS = 
 
 
 @helper
-def _blocks(begin, end, args):
-    at, items, workers, scratch, areas, tools, splits, form, x, w, bias, y, status, g, b = args
+def _blocks(worker, queue, args):
+    at, scratch, areas, tools, splits, form, x, w, bias, y, status, g, b = args
     ndim, per_c, per_k, size = g[DIMS], g[PER_C], g[PER_K], itemsize(at)
     xs, ws, ys, width = part(g, PARTS), part(g, PARTS + 1), part(g, PARTS + 2), b[PANEL] * itemsize(at)
     count, phases = element_counts(g, b)
-    own = worker_area(scratch, areas, AREAS, workers, items, begin)
+    own = area_of(scratch, areas, AREAS, worker)
     tables, slabs, inputs, products = own + areas[TABLES], own + areas[SLABS], own + areas[INPUTS], own + areas[PRODUCTS]
     results, small, spare, weights = own + areas[RESULTS], own + areas[SMALL], own + areas[SPARE], own + areas[WEIGHTS]
     ready, panels = pointer(own + areas[READY], UINT8), -(-per_k // b[PANEL])
@@ -166,7 +166,7 @@ def _blocks(begin, end, args):
     fill_term_tables(tables + 8 * b[PLACES], steps, axis_steps, g, b, size)
     fill_elements(pointer(elements, INT64), g, b, size)
     where, of_group, tiles = -1, -1, 0
-    for item in range(begin, end):
+    for item in taken_items(queue, worker):
         block, group = item // splits % b[BLOCKS], item // splits // b[BLOCKS]
         n = block_image(b, ndim, block)
         if item // splits != where:
@@ -254,12 +254,12 @@ def winograd(
     if form == SHARED:
         u, ready = common_area(scratch, offsets, AREAS, workers), TRANSFORMED
         share_weights(region, workers, TRANSFORMED, w, u, sizes, cutting, tables, at)
-    parallel_for(
+    parallel_items(
         region,
         workers,
         items,
         _blocks,
-        (at, items, workers, scratch, offsets, tables, splits, ready, x, u, bias, y, status, sizes, cutting),
+        (at, scratch, offsets, tables, splits, ready, x, u, bias, y, status, sizes, cutting),
     )
 
 
@@ -277,16 +277,16 @@ AT_INPUTS, AT_PRODUCTS, RANGES, UNIT, PARTS_OF_ELEMENTS = range(5)
 
 
 @helper
-def _inputs(begin, end, args):
-    at, items, workers, scratch, areas, tools, phase, x, v, g, b = args
+def _inputs(worker, queue, args):
+    at, scratch, areas, tools, phase, x, v, g, b = args
     per_c, size, xs = g[PER_C], itemsize(at), part(g, PARTS)
     count, phases = element_counts(g, b)
-    own = worker_area(scratch, areas, AREAS, workers, items, begin)
+    own = area_of(scratch, areas, AREAS, worker)
     elements = element_table(own + areas[TABLES], g, b)
     plane = place_steps(pointer(elements + 8 * count * phases, INT64), g, b, size)
     fill_elements(pointer(elements, INT64), g, b, size)
     units = -(-per_c // phase[UNIT])
-    for item in range(begin, end):
+    for item in taken_items(queue, worker):
         where, one = item // phase[RANGES], item % phase[RANGES]
         block, group = where % b[BLOCKS], where // b[BLOCKS]
         first = min(per_c, units * one // phase[RANGES] * phase[UNIT])
@@ -297,18 +297,18 @@ def _inputs(begin, end, args):
 
 
 @helper
-def _products(begin, end, args):
-    at, items, workers, scratch, areas, tools, phase, u, v, m, g, b = args
+def _products(worker, queue, args):
+    at, scratch, areas, tools, phase, u, v, m, g, b = args
     per_c, size, width = g[PER_C], itemsize(at), b[PANEL] * itemsize(at)
     count, phases = element_counts(g, b)
-    tables = worker_area(scratch, areas, AREAS, workers, items, begin) + areas[TABLES]
+    tables = area_of(scratch, areas, AREAS, worker) + areas[TABLES]
     axis_steps = pointer(element_table(tables, g, b) + 8 * count * phases, INT64)
     plane = place_steps(axis_steps, g, b, size)
     steps = input_steps(per_c, plane, g, b, tools)
     fill_term_tables(tables + 8 * b[PLACES], steps, axis_steps, g, b, size)
     panels, parts, step = -(-g[PER_K] // b[PANEL]), phase[PARTS_OF_ELEMENTS], spread_step(per_c * phases * b[TAPS] * width)
     filled, tiles = -1, 0
-    for item in range(begin, end):
+    for item in taken_items(queue, worker):
         panel, where, one = item // parts % panels, item // parts // panels, item % parts
         block, group = where % b[BLOCKS], where // b[BLOCKS]
         if where != filled:
@@ -324,13 +324,13 @@ def _products(begin, end, args):
 
 
 @helper
-def _outputs(begin, end, args):
-    at, items, workers, scratch, areas, tools, m, bias, y, status, g, b = args
+def _outputs(worker, queue, args):
+    at, scratch, areas, tools, m, bias, y, status, g, b = args
     per_k, size, ys = g[PER_K], itemsize(at), part(g, PARTS + 2)
     count, _ = element_counts(g, b)
-    own, panels = worker_area(scratch, areas, AREAS, workers, items, begin), -(-per_k // b[PANEL])
+    own, panels = area_of(scratch, areas, AREAS, worker), -(-per_k // b[PANEL])
     results, spare = own + areas[RESULTS], own + areas[SPARE]
-    for item in range(begin, end):
+    for item in taken_items(queue, worker):
         k, where = item % panels * b[PANEL], item // panels
         block, group = where % b[BLOCKS], where // b[BLOCKS]
         transform_outputs(results, m + item * count * b[M_STEP] * size, tile_steps(g, b, block), spare, block, 1, g, b, tools, at)
@@ -358,14 +358,14 @@ def winograd_phases(
         u = common
         share_weights(region, workers, TRANSFORMED, w, u, sizes, cutting, tables, at)
     shares = blocks * phase[RANGES]
-    parallel_for(
-        region, workers, shares, _inputs, (at, shares, workers, scratch, offsets, tables, phase, x, v, sizes, cutting)
+    parallel_items(
+        region, workers, shares, _inputs, (at, scratch, offsets, tables, phase, x, v, sizes, cutting)
     )  # fmt: skip
     shares = blocks * panels * phase[PARTS_OF_ELEMENTS]
-    parallel_for(
-        region, workers, shares, _products, (at, shares, workers, scratch, offsets, tables, phase, u, v, m, sizes, cutting)
+    parallel_items(
+        region, workers, shares, _products, (at, scratch, offsets, tables, phase, u, v, m, sizes, cutting)
     )  # fmt: skip
     shares = blocks * panels
-    parallel_for(
-        region, workers, shares, _outputs, (at, shares, workers, scratch, offsets, tables, m, bias, y, status, sizes, cutting)
+    parallel_items(
+        region, workers, shares, _outputs, (at, scratch, offsets, tables, m, bias, y, status, sizes, cutting)
     )  # fmt: skip

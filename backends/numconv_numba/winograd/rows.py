@@ -56,7 +56,7 @@ from numconv_numba.microkernels.transforms import matrices, transform_input
 from numconv_numba.results import write_rows
 from numconv_numba.rows import clear
 from numconv_numba.scalar import as_integer, is_null, load, pointer, store, zero
-from numconv_numba.threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
+from numconv_numba.threads import MAX_THREADS, Areas, area_of, parallel_items, run_with, taken_items
 from numconv_numba.tools import tools_for
 
 __all__ = ["WinogradRows"]
@@ -157,9 +157,9 @@ def multiply_block(block, group, own, bias, y, tables, g, b, tools, yt, at):
 
 
 @helper
-def _blocks(begin, end, args):
-    yt, at, items, workers, scratch, areas, tools, x, w, bias, y, status, g, b, tables, matrix = args
-    area, size, xs, ys = worker_area(scratch, areas, AREAS, workers, items, begin), itemsize(at), part(g, PARTS), part(g, PARTS + 2)
+def _blocks(worker, queue, args):
+    yt, at, scratch, areas, tools, x, w, bias, y, status, g, b, tables, matrix = args
+    area, size, xs, ys = area_of(scratch, areas, AREAS, worker), itemsize(at), part(g, PARTS), part(g, PARTS + 2)
     own = (
         area + areas[FIELDS], area + areas[SLAB], area + areas[TURNED], area + areas[WEIGHTS], area + areas[SUMS],
         area + areas[RESULTS],
@@ -168,7 +168,7 @@ def _blocks(begin, end, args):
     # whole vectors are read beyond the last pixel
     clear(own[SLAB] + g[PER_C] * b[CHANNEL] * size, tools[LANES], at)
     clear(own[TURNED] + POINTS * b[POINT] * size, b[BEYOND], at)
-    for item in range(begin, end):
+    for item in taken_items(queue, worker):
         block, group = item % b[BLOCKS], item // b[BLOCKS]
         n = block_image(b, 2, block)
         invoke(tools[PACK], tools, own[SLAB], x + (n * g[xs] + group * g[xs + 1]), block, 1, g[PER_C], g, b)
@@ -187,10 +187,10 @@ def winograd_rows(
     weights. `status` gets a 1 for each image of which a sum is not finite.
     """
     args = (
-        yt, at, items, workers, scratch, pointer(areas, INT64), pointer(tools, INT64), x, w, bias, y, status, pointer(g, INT64),
+        yt, at, scratch, pointer(areas, INT64), pointer(tools, INT64), x, w, bias, y, status, pointer(g, INT64),
         pointer(b, INT64), tables, matrix,
     )  # fmt: skip
-    parallel_for(region, workers, items, _blocks, args)
+    parallel_items(region, workers, items, _blocks, args)
 
 
 _kernels = Unit(

@@ -41,7 +41,7 @@ from numconv_numba.microkernels.emit import host
 from numconv_numba.microkernels.totals import add_rows
 from numconv_numba.rows import clear
 from numconv_numba.scalar import is_null, load, pointer, store
-from numconv_numba.threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
+from numconv_numba.threads import MAX_THREADS, Areas, area_of, parallel_items, run_with, taken_items
 
 from .forward import Winograd, tools_of
 from .inputs import (
@@ -249,12 +249,12 @@ def add_products(sums, gradients, inputs, positions, each, offsets, tiles, resum
 
 
 @helper
-def _items(begin, end, args):
-    yt, at, items, workers, scratch, areas, tools, splits, y, x, w, bias, status, g, b = args
+def _items(worker, queue, args):
+    yt, at, scratch, areas, tools, splits, y, x, w, bias, status, g, b = args
     ndim, per_c, per_k, size, width = g[DIMS], g[PER_C], g[PER_K], itemsize(at), b[PANEL] * itemsize(at)
     xs, ws, ys = part(g, PARTS), part(g, PARTS + 1), part(g, PARTS + 2)
     count, phases = element_counts(g, b)
-    own, terms = worker_area(scratch, areas, AREAS, workers, items, begin), phases * b[TAPS]
+    own, terms = area_of(scratch, areas, AREAS, worker), phases * b[TAPS]
     slabs, inputs, pixels, gradients = own + areas[SLABS], own + areas[INPUTS], own + areas[ROWS_OF_Y], own + areas[GRADIENTS]
     spare, sums, kernels, bias_sums = own + areas[SPARE], own + areas[SUMS], own + areas[KERNELS], own + areas[BIAS]
     positions = own + areas[TABLES]
@@ -264,7 +264,7 @@ def _items(begin, end, args):
     panels, plane = -(-per_k // b[PANEL]), place_steps(axis_steps, g, b, size) * size
     fill_elements(pointer(elements, INT64), g, b, size)
     table, filled, steps = pointer(positions, INT64), 0, (0, 0, 0)
-    for item in range(begin, end):
+    for item in taken_items(queue, worker):
         split, panel, group = item % splits, item // splits % panels, item // splits // panels % g[GROUPS]
         share = item // splits // panels // g[GROUPS]
         k, c = panel * b[PANEL], per_c * split // splits
@@ -313,13 +313,13 @@ def winograd_weights(
     An item is a panel of output channels and a range of input channels, summed over a share of the blocks.
     `tools`: see `tools_for`; `bias`, if not 0, gets the gradient of a bias on y. `status` gets a 1 if a sum is not finite.
     """
-    parallel_for(
+    parallel_items(
         region,
         workers,
         items,
         _items,
         (
-            yt, at, items, workers, scratch, pointer(areas, INT64), pointer(tools, INT64), splits, y, x, w, bias,
+            yt, at, scratch, pointer(areas, INT64), pointer(tools, INT64), splits, y, x, w, bias,
             pointer(status, UINT8), pointer(g, INT64), pointer(b, INT64),
         ),
     )  # fmt: skip
