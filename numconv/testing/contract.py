@@ -22,6 +22,9 @@ from .problems import CONV_PROBLEMS, POOL_PROBLEMS, WINDOW_PROBLEMS
 __all__ = ["BackendContract"]
 
 
+_problem = functools.cache(parse)
+
+
 class BackendContract:
     """Tests that every backend has to pass; pytest collects a subclass that is called ``Test...``.
 
@@ -63,8 +66,11 @@ class BackendContract:
         """One test for each problem and each implementation that has its operation."""
         if not {"text", "algorithm"} <= set(metafunc.fixturenames):
             return
-        texts = [text for text in self.problems if metafunc.function.__name__ != "test_nonfinite" or "int" not in parse(text).dtype]
-        rows = [(text, each.name) for text in texts for each in self._implementations() if parse(text).op in each.ops]
+        problems = {text: _problem(text) for text in self.problems}
+        if metafunc.function.__name__ == "test_nonfinite":
+            problems = {text: problem for text, problem in problems.items() if "int" not in problem.dtype}
+        every = self._implementations()
+        rows = [(text, each.name) for text, problem in problems.items() for each in every if problem.op in each.ops]
         metafunc.parametrize(("text", "algorithm"), rows, ids=[f"{algorithm}: {text}" for text, algorithm in rows])
 
     def _implementations(self) -> Sequence[Implementation]:
@@ -78,7 +84,7 @@ class BackendContract:
 
     def _supported(self, text: str, algorithm: str) -> list[tuple[Any, Candidate]]:
         """(problem, candidate) for each accuracy level at which the implementation computes it; a skip with the reasons if none."""
-        problem = parse(text)
+        problem = _problem(text)
         if "bfloat16" in (problem.dtype, problem.out_dtype) and importlib.util.find_spec("ml_dtypes") is None:
             _skip("dtype bfloat16 needs the package ml_dtypes")
         problems = [problem.replace(accuracy=None if level == "default" else level) for level in self.levels]
@@ -103,7 +109,7 @@ class BackendContract:
 
     def test_verdict(self, text: str, algorithm: str) -> None:
         """A verdict with a reason, a workspace and a cost, the same whenever they are asked for."""
-        problem = parse(text)
+        problem = _problem(text)
         each = next(i for i in self._implementations() if i.name == algorithm and problem.op in i.ops)
         for level in sorted(each.levels):
             asked = problem.replace(accuracy=None if level == "default" else level)
@@ -122,7 +128,7 @@ class BackendContract:
         """The reference's result at every level: exactly for integers, within `bound` else, in every form of memory."""
         rows = self._supported(text, algorithm)
         for integer in (True, False):
-            case = _case(parse(text), self.seed, integer)
+            case = _case(_problem(text), self.seed, integer)
             for problem, row in rows:
                 check_case(case._replace(problem=problem), row, self._device(), self.forms)
 
@@ -130,7 +136,7 @@ class BackendContract:
         """NaN and Inf in an input reach the outputs that the reference gives, with its class and sign, and no other (promise 2)."""
         rows = self._supported(text, algorithm)
         for position in range(_floating(rows[0][0])):
-            case = _case(parse(text), self.seed, True, (position,))
+            case = _case(_problem(text), self.seed, True, (position,))
             for problem, row in rows:
                 check_case(case._replace(problem=problem), row, self._device(), ("C-contiguous",))
 
