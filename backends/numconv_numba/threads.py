@@ -1,8 +1,8 @@
 """The package's only parallel loop, and who may enter it.
 
-Kernels are serial code. `parallel_for` in a kernel hands its body to the *region*, the loop of Numba's threading layer, which the
-kernel reaches through an address given at the call; address 0 means serial. So nothing in a compiled kernel depends on the
-layer, nothing is compiled for it, and a process that never needs two workers never starts it.
+Kernels are serial code. `parallel_for` or `parallel_items` in a kernel hands its body to the *region*, the loop of Numba's
+threading layer, which the kernel reaches through an address given at the call; address 0 means serial. So nothing in a compiled
+kernel depends on the layer, nothing is compiled for it, and a process that never needs two workers never starts it.
 
 One Python thread at a time is inside the region: one that finds it taken runs serially. That keeps the layer ``workqueue`` from
 aborting the process, and keeps workers of Dask or joblib from multiplying threads. A forked child runs serially for ever, because
