@@ -56,6 +56,7 @@ def _implementations() -> tuple[Implementation, ...]:
     from .matrix_tiles.tiled_gemm import TiledGemm
     from .matrix_tiles.tiled_weights import TiledWeights
     from .pooling.box_pooling import BoxPool
+    from .pooling.channelwise_pooling import ChannelwisePool
     from .pooling.crosswise_pooling import CrosswisePool
     from .pooling.flat_pooling import FlatPool
     from .pooling.flat_unpooling import FlatUnpool
@@ -122,6 +123,7 @@ def _implementations() -> tuple[Implementation, ...]:
         RealProducts(),
         Direct(),
         BoxPool(),
+        ChannelwisePool(),
         CrosswisePool(),
         FlatPool(),
         InsidePool(),

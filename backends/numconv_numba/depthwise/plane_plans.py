@@ -238,9 +238,9 @@ def runs_of(problem: ConvProblem, plan: Plan) -> list[Run]:
     phases, step = (shape.column_step, 1) if shape.adjoint else (1, shape.column_step)
     vector = phases * shape.lanes
     overlaps = not shape.adjoint and end >= vector
-    offsets, lanes = np.array(column_offsets(problem))[:, None, None], np.arange(step * shape.lanes)
-    reach = shape.vectors * lanes.size
-    inside = inside_strips(offsets.ravel(), reach, reach, size) if problem.ndim == 1 else range(0)
+    offsets, lanes = column_offsets(problem), np.arange(step * shape.lanes)
+    columns, reach = np.array(offsets)[:, None, None], shape.vectors * lanes.size
+    inside = inside_strips(offsets, reach, reach, size) if problem.ndim == 1 else range(0)
     whole = range(max(0, inside.start), min(inside.stop, end // plan.width))
     runs = []
     for strip in [*range(plan.strips)[: whole.start], *whole[:1], *range(plan.strips)[max(whole.start, whole.stop) :]]:
@@ -248,7 +248,7 @@ def runs_of(problem: ConvProblem, plan: Plan) -> list[Run]:
         used, last = min(plan.width, end - target), plan.width - vector
         last = min(last, used - vector) if overlaps else last
         source, firsts = target * step // phases, np.array([*range(0, plan.width - vector, vector), last]) * step // phases
-        places = (source + offsets + firsts[:, None] + lanes).reshape(len(offsets), -1)
+        places = (source + columns + firsts[:, None] + lanes).reshape(len(offsets), -1)
         runs.append(Run(source, target, len(whole) if strip in whole else 1, used, last, places))
     return runs
 

@@ -234,7 +234,7 @@ class Emitter:
         return self._builder.asm(kind, "", "=r,0", [value], side_effect=now)
 
     def settled(self, vector: Any) -> Any:
-        """The same vector, which LLVM computes here and not later, where it is needed: until then its operands would take registers."""
+        """The same vector, which LLVM computes now, not where it is needed: until then its operands would take registers."""
         kind = ir.FunctionType(vector.type, [vector.type])
         return self._builder.asm(kind, "", "=v,0", [vector], side_effect=True)
 

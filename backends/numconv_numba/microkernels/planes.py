@@ -40,15 +40,15 @@ _i64 = ir.IntType(64)
 X, Y: of the first row and the first result, W of the weights of a plane; BIAS: of one element, or 0. The ..._ROW lead from a row
 to the next, the ..._PLANE from a plane to the next, of which there are PLANES. LINES rows of x are walked, of which those from
 LOW on, SPAN of them, are there at all. START: the number of the row of results that is finished first; those from 0 to ROWS are
-stored, USED columns of each. LAST: where the last vector of results begins, in bytes: it may overlap the one before it, so that it
-ends with the row; of an adjoint it does not. COLUMNS: the offset in x of each of the COUNT columns of taps; FLAGS: of each of their vectors which
-lanes are there, or 0 if all are and the tile `is_split`. PLACES: where each of the SLICES of a window begins in x and in w, a pair
-of offsets, if the tile has several. RELU: whether negative results become 0. AHEAD: how far from what is read memory is prefetched.
+stored, USED columns of each. LAST: where the last vector of results of a row begins, which may overlap the one before it; not of
+an adjoint. COLUMNS: the offset in x of each of the COUNT columns of taps; FLAGS: of each of their vectors which lanes are there, or
+0 if all are and the tile `is_split`. PLACES: where each of the SLICES of a window begins in x and in w, a pair of offsets, if the
+tile has several. RELU: whether negative results become 0. AHEAD: how far from what is read memory is prefetched.
 
-Where padding is not of zeros, X is of row 0, FIRST leads from there to the first row that is walked, and all of these are there: but
-for the SPAN from LOW on, they are rows of x that are read again. Their numbers begin at the address NUMBERS, NUMBER_STEP apart, and
-NUMBERED_ROW leads from a row of x to that of the next number. FLAGS is a table of `edges.table_of` then, and EDGES its offsets;
-OPEN: 1 if the strip is the first of a row, plus 2 if it is the last: whether its vectors at these ends reach beside the row.
+Where padding is not of zeros, X is of row 0, FIRST leads from there to the first row that is walked, and all of these are there:
+but for the SPAN from LOW on, they are rows of x that are read again. Their numbers begin at the address NUMBERS, NUMBER_STEP apart,
+and NUMBERED_ROW leads from a row of x to that of the next number. FLAGS is a table of `edges.table_of` then, and EDGES its offsets;
+OPEN: 1 if the first vector of the first column of taps reaches beside the row, plus 2 if the last one of the last column does.
 """
 PRELOADED = 9
 """Weights that may stay in registers."""
@@ -238,7 +238,7 @@ class _Tile:
         return found
 
     def end(self, column: Any, count: int, vector: int, part: int) -> int:
-        """At which end a vector may reach beside a row: 1, 2, both, or none, 0; `count` columns from one on are parted from such."""
+        """At which end a vector may reach beside a row: 1, 2, both, or none, 0; `count` columns are parted from such."""
         shape = self.shape
         if not shape.ends:
             return 3
@@ -246,7 +246,7 @@ class _Tile:
         return ((column, vector, part) == (0, 0, 0)) + 2 * last
 
     def load(self, x_line: Any, place: Any, entry: Any, end: int) -> Any:
-        """A vector of a row of x, by an entry of the table of FLAGS if it may reach beside the row at an `end`, 1 or 2, or anywhere, 3."""
+        """A vector of a row of x; by an entry of the table of FLAGS if it may reach beside the row at an `end`, or at any, 3."""
         emit, builder, kind = self.emit, self.builder, self.shape.edges
         if not end:
             return emit.load(place)
