@@ -103,8 +103,8 @@ EDGED, EDGED_LOOP = 1.1, 1.15
 """What padding that is read from x costs against that of zeros, and where columns of taps are a loop: measured with AVX2."""
 ITEM_CYCLES = 110
 """Of the start of a band of a plane that is not swept together with others."""
-NEAR_BYTES = 64 * 1024
-"""Of the planes of x of which one strip, or one phase of the rows, is done after the other."""
+PHASES_BYTES, STRIPS_BYTES = 64 * 1024, 16 * 1024
+"""Of the planes of x of which one phase of the rows, or one strip, is done after the other: more would not be fetched in time."""
 
 # What the kernel knows of a plan: the tile's address, strips and the numbers of each, rows and bands, the kernel's rows and
 # columns, whether it is an adjoint, columns of results from a row to the next where strips are rows, and of x; outer dimensions;
@@ -223,7 +223,8 @@ def _planes(begin, end, args):
     one_slice = (b[OUTER_TAPS] == 1) & (g[PER_C] == 1)
     together = one_slice & (b[BANDS] == 1) & (b[OUTER_OUTPUTS] == 1) & (g[PER_K] == 1)
     # few planes with several sweeps, so that each strip, or phase of a dilation, finds them in the cache
-    most = channels if b[PHASES] * b[RUNS] == 1 else max(1, NEAR_BYTES // max(1, abs(g[xs + 1])))
+    near = PHASES_BYTES if b[RUNS] == 1 else STRIPS_BYTES
+    most = channels if b[PHASES] * b[RUNS] == 1 else max(1, near // max(1, abs(g[xs + 1])))
     if not is_null(pads):
         job[job_of.X_PLANE], most = p[PAD_PLANE], min(most, p[PAD_PLANES])
     item = begin
@@ -473,6 +474,7 @@ class Planewise(DenseImplementation):
             factor *= EDGED if plan.shape.columns else EDGED_LOOP
         cycles = factor * plane_cycles(problem, plan)
         together = slices_of(problem) == outputs == plan.bands == 1 and problem.ndim <= 2
+        together = together and (plan.strips == 1 or 2 * plane * item <= STRIPS_BYTES)
         apart = 0 if together else plan.bands * ITEM_CYCLES
         if outputs > 1 and plan.strips > 1 and inputs * math.prod(source_of(problem)) * item > FAR_GROUP_BYTES:
             cycles = max(cycles, plan.strips * slices_of(problem) * lines_of(problem, plan) * FAR_ROW_CYCLES)
