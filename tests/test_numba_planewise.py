@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numconv_numba.depthwise.plane_plans import plan_for, runs_of
 from numconv_numba.microkernels.emit import host
 
 import numconv as nc
@@ -28,6 +29,9 @@ GEOMETRIES = [
     "f32 n1 c2 k2 g2 in3x4x20 w2x3x3 s1 p2x1x1 d1",  # outer windows with no tap inside x
     "f32 n1 c1 k1 g1 in3x1x1 w1x1x1 s1 p0 d1",  # one slice, which begins elsewhere for each plane of results
     "f32 n2 c3 k3 g3 in3x5x18 w1x3x3 s1 p1 d1",
+    *(f"f32 n2 c5 k5 g5 in6x{size} w3x3 s1 p1 d1" for size in (7, 14, 28, 57)),  # strips and vectors that end with the row
+    "f32 n1 c3 k3 g3 in7x113 w3x3 s2 p1 d1",
+    "f64 n1 c2 k2 g2 in6x19 w2x3 s1 p0x2 d1x2",  # two vectors of columns reach beside the row
 ]
 DILATED = [
     "f32 n2 c5 k5 g5 in19x20 w3x3 s1 p6 d6",  # the phases of the rows have different numbers of rows
@@ -83,6 +87,8 @@ PADDED = [
     "f32 n1 c1 k3 g1 in70x64 w7x7 s1 p3 d1",  # bands, columns of taps in a loop, and in weight gradients several tiles
     "f32 n1 c1 k1 g1 in100x131 w5x5 s1 p2 d1x2",
     "f32 n1 c2 k2 g2 in9x16 w3x3 s1 p1x0 d1",  # rows of padding alone
+    "f32 n2 c3 k3 g3 in6x57 w3x3 s1 p1 d1 flip=1",
+    "f32 n1 c3 k3 g3 in9x14 w3x3 s2 p1 d1",
 ]
 
 
@@ -93,6 +99,19 @@ def test_padding_of_other_modes(op, geometry, mode, rng):
     problem = parse(f"conv {op} {geometry if op == 'forward' else geometry.split(' bias')[0]}").replace(pad_mode=mode)
     check(problem, "numba", "planewise", rng=rng, integer=True)
     check(problem, "numba", "planewise", rng=rng, integer=False, nonfinite=(0,))
+
+
+@pytest.mark.parametrize("size", [14, 28, 56, 57, 112, 113])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_vectors_end_with_the_row(size, stride):
+    """Where a row of results holds a vector, only the first and the last vector of x of a row reach beside it."""
+    problem = parse(f"conv forward f32 n1 c8 k8 g8 in{size}x{size} w3x3 s{stride} p1 d1")
+    plan, results = plan_for(problem), problem.output[-1]
+    runs = runs_of(problem, plan)
+    assert plan.shape.ends == (results >= plan.shape.lanes)
+    if plan.shape.ends:
+        assert runs[-1].target + runs[-1].last + plan.shape.lanes == results
+        assert [run.open_ends(plan.shape, size) & 1 for run in runs] == [1, *[0] * (len(runs) - 1)]
 
 
 def test_a_long_row_is_not_copied():

@@ -10,6 +10,7 @@ pytest.importorskip("numba")
 from numconv_numba.direct import Direct
 from numconv_numba.microkernels.emit import host
 from numconv_numba.pooling.box_pooling import BoxPool
+from numconv_numba.pooling.channelwise_pooling import ChannelwisePool
 from numconv_numba.pooling.crosswise_plans import bands_of, groups_of
 from numconv_numba.pooling.crosswise_pooling import CrosswisePool
 from numconv_numba.pooling.flat_pooling import FlatPool
@@ -252,6 +253,7 @@ def test_winners_from_elsewhere_are_taken_where_they_are(rng):
         *((WidePool, f"pool {op} f32 n2 c5 in61x367 w3x40 s2x39 p1x3 d1") for op in POOLS[:3]),
         (FlatPool, "pool max_pool f32 n2 c37 in62x66 w2x3 s2x3 p0 d1 indices=1"),
         *((InsidePool, f"pool {op} f32 n2 c37 in63x67 w3x3 s2 p0 d1") for op in POOLS[:2]),
+        *((ChannelwisePool, f"pool {op} f32 n2 c70 in33x41 w3x3 s2x1 p1 d1 layout=channels_last") for op in POOLS[:2]),
         (VectorScatter, "pool max_pool_backward f32 n2 c5 in61x67 w3x3 s2x1 p1 d1 indices=1"),
         (VectorScatter, "pool max_pool_backward f16 n2 c37 in61x67 w3x3 s2x1 p1 d1 indices=1"),
         (VectorGather, "pool max_pool_backward f32 n2 c5 in61x67 w3x3 s2x1 p1 d1"),
@@ -430,6 +432,41 @@ CROSSWISE = [
 @pytest.mark.parametrize("text", CROSSWISE)
 def test_windows_across_channels(text, rng):
     check(parse(text), "numba", "crosswise_pool", rng=rng)
+
+
+CHANNELWISE = [
+    "f32 n2 c70 in9x8 w3x3 s2 p1 d1",  # the last block of channels overlaps the one before it; windows at all borders
+    "f64 n2 c17 in9x8 w3x2 s2x1 p1x0 d1x2",
+    "f32 n2 c33 in7x7 w7x7 s1 p0 d1",  # more taps than are unrolled
+    "f32 n1 c24 in4x5x6 w2x3x3 s2x1x2 p1 d1",
+    "f32 n3 c37 in30 w7 s3 p2 d2",  # one axis
+    "f32 n2 c23 in9x9 w3x3 s2 p1 d1 ceil=1",
+]
+
+
+@pytest.mark.parametrize("geometry", CHANNELWISE)
+@pytest.mark.parametrize(("op", "option"), [("max_pool", ""), ("avg_pool", ""), ("avg_pool", " countpad=0")])
+def test_windows_pixel_by_pixel(op, option, geometry, rng):
+    check(parse(f"pool {op} {geometry}{option} layout=channels_last"), "numba", "channelwise_pool", rng=rng)
+
+
+@pytest.mark.parametrize("geometry", CHANNELWISE)
+def test_largest_elements_pixel_by_pixel_are_nan_where_one_is(geometry, rng):
+    problem = parse(f"pool max_pool {geometry} layout=channels_last")
+    values = np.array([-np.inf, -1, 0.5, 1, np.inf, np.nan])
+    x = _last(rng.choice(values, problem.x_shape, p=[0.5, 0.2, 0.2, 0.05, 0.02, 0.03]).astype(problem.dtype))
+    (expected,) = run(Pool, problem, [x])
+    out = _last(np.full(expected.shape, 7, problem.dtype))
+    ChannelwisePool().build(problem)([out], [x])
+    np.testing.assert_array_equal(out, expected)
+
+
+def test_pixels_that_are_no_neighbours_go_to_the_general_implementation(rng):
+    problem = parse("pool avg_pool f32 n2 c24 in9x8 w3x3 s2 p1 d1 layout=channels_last")
+    x = _last(inputs(problem, rng)[0])
+    (expected,) = run(Pool, problem, [x])
+    (found,) = run(ChannelwisePool, problem, [np.repeat(x, 2, axis=-1)[..., ::2]])
+    np.testing.assert_allclose(found, expected, rtol=3e-7)
 
 
 @pytest.mark.parametrize("op", POOLS)

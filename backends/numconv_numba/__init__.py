@@ -75,6 +75,7 @@ _IMPLEMENTATIONS = (
     "embedded:RealProducts",
     "direct:Direct",
     "pooling.box_pooling:BoxPool",
+    "pooling.channelwise_pooling:ChannelwisePool",
     "pooling.crosswise_pooling:CrosswisePool",
     "pooling.flat_pooling:FlatPool",
     "pooling.inside_pooling:InsidePool",

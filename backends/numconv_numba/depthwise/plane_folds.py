@@ -94,6 +94,8 @@ def strip_folds(problem: ConvProblem, run: Run, width: int) -> tuple[Any, Any]:
     for end, (onto, source, tap) in enumerate(folds_of(problem)[2 * FOLD :].reshape(2, FOLD)):
         place = onto - run.target
         if onto >= 0 and 0 <= place < width:
-            masks[end, place % lanes] = True
-            numbers[end] = place // lanes, (source - place % lanes - run.source) * item, tap * item
+            # the last vector is stored last, where it overlaps the one before it
+            vector, lane = (width // lanes - 1, place - run.last) if place >= run.last else divmod(place, lanes)
+            masks[end, lane] = True
+            numbers[end] = vector, (source - lane - run.source) * item, tap * item
     return flag_table(masks, problem.dtype), numbers.ravel()

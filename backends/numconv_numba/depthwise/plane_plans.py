@@ -59,6 +59,10 @@ SLICED = 1.45
 PART_CYCLES = 12
 """Of storing some lanes of a vector where that is slow, for a row that has no other to hide it behind: measured with AVX2, on
 Zen 3."""
+LOOP, LOOP_FEW = 1.1, 1.5
+"""Cycles of a turn of a loop over the columns of taps, and where sixteen registers hold the sums: measured with AVX2."""
+FEW_MASKS = 4.0, 0.6, 2.4
+"""Cycles of a row of a slice, and of a vector of it and of results, of tiles that take few masks: measured with AVX2, on Zen 3."""
 WORK = 16
 """Multiply-adds that would take a cycle: with small planes most of the time is not theirs."""
 AHEAD_PLANE = 64 * 1024
@@ -138,7 +142,8 @@ def shapes_of(problem: ConvProblem) -> list[Sweep]:
 @functools.lru_cache(maxsize=256)
 def plan_for(problem: ConvProblem) -> Plan:
     """The plan with the tile that needs the fewest cycles."""
-    return min((_cut(problem, shape) for shape in shapes_of(problem)), key=lambda plan: plane_cycles(problem, plan))
+    plan = min((_cut(problem, shape) for shape in shapes_of(problem)), key=lambda plan: plane_cycles(problem, plan))
+    return plan._replace(shape=plan.shape._replace(ends=_has_ends(problem, plan)))
 
 
 def _cut(problem: ConvProblem, shape: Sweep) -> Plan:
@@ -172,13 +177,15 @@ def plane_cycles(problem: ConvProblem, plan: Plan) -> float:
     rows = target_of(problem)[-2] if problem.ndim > 1 else 1
     users = shape.rows if shape.adjoint else shape.rows / shape.row_step
     loads = shape.vectors * (1 if shape.adjoint else shape.column_step)
+    slow_masks = not host().masks(np_dtype(problem.dtype).itemsize, write=True)
+    line, load, store = FEW_MASKS if slow_masks and shape.columns and not shape.adjoint else (1.8, 0.86, 2.9)
     weights = 0 if not shape.sliced and 0 < shape.rows * shape.columns <= PRELOADED else users
-    column = max(0.17 * users * shape.vectors + 0.86 * loads, 0.34 * (weights + host().unaligned * loads))
-    column += 0.0 if shape.columns else 1.1
-    stored = rows * shape.vectors * (2.9 + 2.9 * shape.adjoint)
-    slow = target_of(problem)[-1] < shape.lanes and not host().masks(np_dtype(problem.dtype).itemsize, write=True)
+    column = max(0.17 * users * shape.vectors + load * loads, 0.34 * (weights + host().unaligned * loads))
+    column += 0.0 if shape.columns else LOOP if host().registers >= 32 else LOOP_FEW
+    stored = rows * shape.vectors * store * (1 + shape.adjoint)
+    slow = slow_masks and target_of(problem)[-1] < shape.lanes
     sweeps = plan.bands * phases_of(problem)
-    swept = plan.strips * (slices_of(problem) * lines_of(problem, plan) * (taps * column + 1.8) + stored + sweeps * 10)
+    swept = plan.strips * (slices_of(problem) * lines_of(problem, plan) * (taps * column + line) + stored + sweeps * 10)
     return swept + rows * PART_CYCLES * slow
 
 
@@ -195,18 +202,29 @@ def column_offsets(problem: ConvProblem) -> list[int]:
 class Run(NamedTuple):
     """A strip, or in one dimension those that have all their lanes: columns of what is read and of results, and how many.
 
-    `places` are what each column of taps reads, in vectors of neighbours.
+    `last`: the first column of its last vector of results; `places`: what each column of taps reads, in vectors of neighbours.
     """
 
     source: int
     target: int
     strips: int
     used: int
+    last: int
     places: Any
 
     def flags(self, size: int) -> Any:
         """Which places lie inside rows of `size`."""
         return (self.places >= 0) & (self.places < size)
+
+    def reaching(self, shape: Sweep, size: int) -> Any:
+        """Which of the vectors that are loaded for each column of taps reach beside a row; the others are parted from these."""
+        loaded = self.flags(size)[:: 1 if shape.adjoint else shape.column_step]
+        return ~loaded.reshape(len(loaded), -1, shape.lanes).all(axis=2)
+
+    def open_ends(self, shape: Sweep, size: int) -> int:
+        """1 if the first vector of the first column of taps reaches beside a row, plus 2 if the last one of the last does."""
+        reaching = self.reaching(shape, size)
+        return int(reaching[0, 0]) + 2 * int(reaching[-1, -1])
 
 
 def inside_strips(offsets: Sequence[int], step: int, reach: int, size: int) -> range:
@@ -215,20 +233,34 @@ def inside_strips(offsets: Sequence[int], step: int, reach: int, size: int) -> r
 
 
 def runs_of(problem: ConvProblem, plan: Plan) -> list[Run]:
-    """All strips."""
+    """All strips. But for adjoints the last one, and the last vector of each, may overlap what is before, and end with the row."""
     shape, size, end = plan.shape, source_of(problem)[-1], target_of(problem)[-1]
-    lanes = np.arange(shape.vectors * (1 if shape.adjoint else shape.column_step) * shape.lanes)
-    step = plan.width // shape.column_step if shape.adjoint else plan.width * shape.column_step
-    offsets = column_offsets(problem)
-    inside = inside_strips(offsets, step, lanes.size, size) if problem.ndim == 1 else range(0)
+    phases, step = (shape.column_step, 1) if shape.adjoint else (1, shape.column_step)
+    vector = phases * shape.lanes
+    overlaps = not shape.adjoint and end >= vector
+    offsets, lanes = column_offsets(problem), np.arange(step * shape.lanes)
+    columns, reach = np.array(offsets)[:, None, None], shape.vectors * lanes.size
+    inside = inside_strips(offsets, reach, reach, size) if problem.ndim == 1 else range(0)
     whole = range(max(0, inside.start), min(inside.stop, end // plan.width))
     runs = []
     for strip in [*range(plan.strips)[: whole.start], *whole[:1], *range(plan.strips)[max(whole.start, whole.stop) :]]:
-        places = strip * step + np.array(offsets)[:, None] + lanes
-        used = min(plan.width, end - strip * plan.width)
-        count = len(whole) if strip in whole else 1
-        runs.append(Run(strip * step, strip * plan.width, count, used, places))
+        target = max(0, min(strip * plan.width, end - plan.width)) if overlaps else strip * plan.width
+        used, last = min(plan.width, end - target), plan.width - vector
+        last = min(last, used - vector) if overlaps else last
+        source, firsts = target * step // phases, np.array([*range(0, plan.width - vector, vector), last]) * step // phases
+        places = (source + columns + firsts[:, None] + lanes).reshape(len(offsets), -1)
+        runs.append(Run(source, target, len(whole) if strip in whole else 1, used, last, places))
     return runs
+
+
+def _has_ends(problem: ConvProblem, plan: Plan) -> bool:
+    """Whether vectors reach beside a row at its ends only, as the tile's shape says, and all results of all vectors are there."""
+    shape, size, runs = plan.shape, source_of(problem)[-1], runs_of(problem, plan)
+    if shape.adjoint or not shape.columns or any(run.used < max(1, shape.vectors - 1) * shape.lanes for run in runs):
+        return False
+    reaching = np.any([run.reaching(shape, size) for run in runs], axis=0)
+    reaching[0, 0] = reaching[-1, -1] = False
+    return not reaching.any()
 
 
 def has_rows(array: Any) -> bool:

@@ -99,25 +99,25 @@ USUAL_PIXELS = 64
 BANK, BANK_CYCLES = 5, 1.4
 """Output channels of a single group that are a bank of filters, and what their sweeps cost against what is counted where sixteen
 registers hold the sums of few vectors: measured with AVX2."""
-EDGED, EDGED_LOOP = 1.18, 1.25
+EDGED, EDGED_LOOP = 1.1, 1.15
 """What padding that is read from x costs against that of zeros, and where columns of taps are a loop: measured with AVX2."""
 ITEM_CYCLES = 110
 """Of the start of a band of a plane that is not swept together with others."""
-PHASES_BYTES = 64 * 1024
-"""Of the planes of x of which one phase of the rows is done after the other."""
+PHASES_BYTES, STRIPS_BYTES = 64 * 1024, 16 * 1024
+"""Of the planes of x of which one phase of the rows, or one strip, is done after the other: more would not be fetched in time."""
 
 # What the kernel knows of a plan: the tile's address, strips and the numbers of each, rows and bands, the kernel's rows and
 # columns, whether it is an adjoint, columns of results from a row to the next where strips are rows, and of x; outer dimensions;
-# the dilation of rows, whose phases are swept one after the other; where the numbers of rows with those of padding stand, or 0;
-# the table of `folds_of`, or 0.
+# the dilation of rows, whose phases are swept one after the other; where the number of row 0 stands among those of rows with their
+# padding, or 0, and the rows of x then, and of padding before them; the table of `folds_of`, or 0.
 (
     TILE, RUNS, BAND, BANDS, KERNEL_ROWS, KERNEL_COLUMNS, ADJOINT, ROW_RESULTS, ROW_PIXELS, OUTER_TAPS, OUTER_OUTPUTS, PHASES,
-    NUMBERS, FOLDS, HEAD,
-) = range(15)  # fmt: skip
+    NUMBERS, NUMBERED, BEFORE, FOLDS, HEAD,
+) = range(17)  # fmt: skip
 INT32, FLOAT64 = Tag("int32"), Tag("float64")
 EXPONENT32, EXPONENT64 = np.int32(0x7F800000), np.int64(0x7FF0000000000000)
 """The bits of an exponent, which are all set in what is not finite."""
-RUN_SOURCE, RUN_TARGET, RUN_COUNT, RUN_USED, RUN_FLAGS, RUN_EDGES, RUN = range(7)
+RUN_SOURCE, RUN_TARGET, RUN_COUNT, RUN_USED, RUN_LAST, RUN_OPEN, RUN_FLAGS, RUN_EDGES, RUN = range(9)
 # The parts of a worker's scratch memory: a job, places of slices, padded planes.
 FIELDS, PLACES, SPARE, AREAS = range(4)
 
@@ -156,14 +156,15 @@ def fill_rows(job, x, y, first_row, end_row, phase, g, b, at):
     else:
         lines = stride * (count - 1) + rows
         base = end_row - 1 - low + rows - 1 if backwards else first_row * stride - low
+    if b[NUMBERS]:
+        base, size = base - b[BEFORE], b[NUMBERED]
+        job[job_of.FIRST], job[job_of.NUMBERED_ROW] = base * x_row, x_row
+        job[job_of.NUMBERS], job[job_of.NUMBER_STEP] = b[NUMBERS] + 8 * base, -8 if backwards else 8
     low = max(0, base - size + 1 if backwards else -base)
     job[job_of.LINES], job[job_of.START], job[job_of.ROWS], job[job_of.LOW] = lines, start, count, low
     job[job_of.SPAN] = max(0, min(lines, base + 1 if backwards else size - base) - low)
-    if b[NUMBERS]:
-        job[job_of.X], job[job_of.X_ROW] = as_integer(x), x_row
-        job[job_of.LINE], job[job_of.LINE_STEP] = b[NUMBERS] + 8 * base, -8 if backwards else 8
-    else:
-        job[job_of.X], job[job_of.X_ROW] = as_integer(x + base * x_row), -x_row if backwards else x_row
+    job[job_of.X] = as_integer(x if b[NUMBERS] else x + base * x_row)
+    job[job_of.X_ROW] = -x_row if backwards else x_row
     job[job_of.Y] = as_integer(y + (end_row - 1 if backwards else first_row) * y_row)
     job[job_of.Y_ROW] = -y_row if backwards else y_row
     # of the next plane, or of a large one the rows that follow: few, since they may all meet the same places of the cache
@@ -183,7 +184,8 @@ def sweep_strips(job, fields, x, y, first_row, end_row, planes, g, b, at):
             job[job_of.X_ROW], job[job_of.Y_ROW] = b[ROW_PIXELS] * size, b[ROW_RESULTS] * size
             job[job_of.AHEAD] = 2048
         job[job_of.FLAGS], job[job_of.USED], job[job_of.PLANES] = b[run + RUN_FLAGS], b[run + RUN_USED], planes
-        job[job_of.EDGES] = b[run + RUN_EDGES]
+        job[job_of.LAST], job[job_of.EDGES] = b[run + RUN_LAST] * size, b[run + RUN_EDGES]
+        job[job_of.OPEN] = b[run + RUN_OPEN]
         for phase in range(b[PHASES]):
             if g[DIMS] > 1:
                 rows = (g[part(g, OUTPUT) + g[DIMS] - 2] - phase + b[PHASES] - 1) // b[PHASES]
@@ -219,9 +221,10 @@ def _planes(begin, end, args):
     job[job_of.X_PLANE], job[job_of.W_PLANE], job[job_of.BIAS_PLANE], job[job_of.Y_PLANE] = g[xs + 1], taps * size, size, g[ys + 1]
     rows = g[part(g, OUTPUT) + axis] if axis >= 0 else 1
     one_slice = (b[OUTER_TAPS] == 1) & (g[PER_C] == 1)
-    together = one_slice & (b[BANDS] == 1) & (b[OUTER_OUTPUTS] == 1) & (g[PER_K] == 1) & (b[RUNS] == 1)
-    # few planes with a dilation, so that each phase finds them in the cache
-    most = channels if b[PHASES] == 1 else max(1, PHASES_BYTES // max(1, abs(g[xs + 1])))
+    together = one_slice & (b[BANDS] == 1) & (b[OUTER_OUTPUTS] == 1) & (g[PER_K] == 1)
+    # few planes with several sweeps, so that each strip, or phase of a dilation, finds them in the cache
+    near = PHASES_BYTES if b[RUNS] == 1 else STRIPS_BYTES
+    most = channels if b[PHASES] * b[RUNS] == 1 else max(1, near // max(1, abs(g[xs + 1])))
     if not is_null(pads):
         job[job_of.X_PLANE], most = p[PAD_PLANE], min(most, p[PAD_PLANES])
     item = begin
@@ -270,15 +273,15 @@ def _usual(lanes: int) -> list[Sweep]:
     """The tiles of 3 x 3 kernels, without a stride, with one, for the gradient of that, and of several slices; and of 7 x 7.
 
     They are the widest that the registers hold, for rows of some size; where that is less than such a row, also those of one
-    vector, which leave no lane.
+    vector, which leave no lane. Windows are taken to reach into padding with their first and their last column.
     """
     found: list[Sweep] = []
     for step, adjoint, first in ((1, False, 0), (2, False, 0), (2, True, 1)):
         widths = [vectors for vectors in WIDTHS if vectors * lanes <= USUAL_PIXELS]
-        shapes = [Sweep(vectors, 3, 3, step, step, adjoint, first, False, lanes) for vectors in widths]
+        shapes = [Sweep(vectors, 3, 3, step, step, adjoint, first, False, lanes, ends=not adjoint) for vectors in widths]
         held = [shape for shape in shapes if fits(shape)]
         found += held[-1:] if held[-1].vectors * lanes == USUAL_PIXELS else dict.fromkeys((held[0], held[-1]))
-    sliced = [each for vectors in WIDTHS if fits(each := Sweep(vectors, 3, 3, 1, 1, False, 0, True, lanes))]
+    sliced = [each for vectors in WIDTHS if fits(each := Sweep(vectors, 3, 3, 1, 1, False, 0, True, lanes, ends=True))]
     widths = [vectors for vectors in WIDTHS if vectors * lanes <= USUAL_PIXELS // 2]
     tall = [Sweep(vectors, 7, 0, 1, 1, False, 0, False, lanes) for vectors in widths]
     return [*found, *dict.fromkeys((sliced[0], sliced[-1])), *[shape for shape in tall if fits(shape)][-1:]]
@@ -318,6 +321,8 @@ class _Sweeps:
         shape, runs = plan.shape._replace(edges=FOLDED) if gradient else plan.shape, runs_of(problem, plan)
         size = np_dtype(problem.dtype).itemsize
         self._numbers = numbers_of(given, 0) if shape.edges in (TURNED, WRAPPED) else None
+        before = given.padding[0][0]
+        numbered = [0] * 3 if self._numbers is None else [self._numbers.ctypes.data + 8 * before, given.spatial[0], before]
         self._folds = folds_of(gradient) if gradient else None
         self._tables = [self._masks(given, problem, run, shape) for run in runs]
         whole = [is_split(shape) and run.flags(source_of(problem)[-1]).all() for run in runs]
@@ -333,9 +338,12 @@ class _Sweeps:
         head = [
             tile, len(runs), plan.band, plan.bands, shape.rows, problem.kernel[-1],
             shape.adjoint, plan.width, plan.width // shape.column_step if shape.adjoint else plan.width * shape.column_step, *outer,
-            phases_of(problem), *(0 if each is None else each.ctypes.data for each in (self._numbers, self._folds)),
+            phases_of(problem), *numbered, 0 if self._folds is None else self._folds.ctypes.data,
         ]  # fmt: skip
-        rows = [(run.source, run.target, run.strips, run.used, *place) for run, place in zip(runs, places, strict=True)]
+        rows = [
+            (run.source, run.target, run.strips, run.used, run.last, run.open_ends(shape, source_of(problem)[-1]), *place)
+            for run, place in zip(runs, places, strict=True)
+        ]
         self._plan = np.array([*head, *(number for row in rows for number in row)], np.int64)
         self._columns = np.array(column_offsets(problem), np.int64) * size
         self._vectors = _vectors(problem)
@@ -465,7 +473,8 @@ class Planewise(DenseImplementation):
         if plan.shape.edges:
             factor *= EDGED if plan.shape.columns else EDGED_LOOP
         cycles = factor * plane_cycles(problem, plan)
-        together = slices_of(problem) == outputs == plan.strips == plan.bands == 1 and problem.ndim <= 2
+        together = slices_of(problem) == outputs == plan.bands == 1 and problem.ndim <= 2
+        together = together and (plan.strips == 1 or 2 * plane * item <= STRIPS_BYTES)
         apart = 0 if together else plan.bands * ITEM_CYCLES
         if outputs > 1 and plan.strips > 1 and inputs * math.prod(source_of(problem)) * item > FAR_GROUP_BYTES:
             cycles = max(cycles, plan.strips * slices_of(problem) * lines_of(problem, plan) * FAR_ROW_CYCLES)

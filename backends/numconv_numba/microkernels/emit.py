@@ -233,6 +233,11 @@ class Emitter:
         kind = ir.FunctionType(value.type, [value.type])
         return self._builder.asm(kind, "", "=r,0", [value], side_effect=now)
 
+    def settled(self, vector: Any) -> Any:
+        """The same vector, which LLVM computes now, not where it is needed: until then its operands would take registers."""
+        kind = ir.FunctionType(vector.type, [vector.type])
+        return self._builder.asm(kind, "", "=v,0", [vector], side_effect=True)
+
     def at(self, address: Any, offset: Any) -> Any:
         """The address `offset` bytes further."""
         return self._builder.gep(address, [_i64(offset) if isinstance(offset, int) else offset])

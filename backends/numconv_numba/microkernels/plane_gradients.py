@@ -21,7 +21,7 @@ from .copies import swap_halves
 from .correlation import lane_sums
 from .edges import ZEROS, load_edge
 from .emit import Emitter, check_kinds
-from .planes import column_groups, each_plane, forward_turns, load_columns, part_columns, walk
+from .planes import column_groups, each_plane, forward_turns, part_columns, walk
 
 __all__ = ["Collect", "collect", "registers"]
 
@@ -88,8 +88,11 @@ class _Tile:
         builder.store(builder.fadd(builder.load(self.total), builder.load(slot)), self.total)
 
     def pixels(self, x_line: Any, columns: range, masks: list[list[Any]]) -> list[Any]:
-        """What some columns of taps meet in a row of x, of which the lanes of the masks are there."""
-        return load_columns(self.emit, self.emit.at(x_line, self.offsets[columns[0]]), masks[columns[0]], len(columns))
+        """What some columns of taps meet in a row of x, of which the lanes of the masks are there: of None all."""
+        emit, place, found = self.emit, self.emit.at(x_line, self.offsets[columns[0]]), masks[columns[0]]
+        places = [emit.at(place, part * emit.width) for part in range(len(found))]
+        loaded = [emit.load(at) if mask is None else emit.load_masked(at, mask) for at, mask in zip(places, found, strict=True)]
+        return part_columns(emit, loaded, len(columns))
 
     def edge_pixels(self, vector: Any, line: Any, columns: range) -> list[Any]:
         """The same of a vector at an edge, from the beginning of a row."""

@@ -24,27 +24,31 @@ from .edges import FOLDED, TURNED, WRAPPED, ZEROS, load_edge
 from .emit import Emitter, check_kinds, host
 
 __all__ = [
-    "PRELOADED", "Sweep", "accumulators", "column_groups", "each_plane", "forward_turns", "is_split", "load_columns",
-    "part_columns", "sweep", "walk",
+    "PRELOADED", "Sweep", "accumulators", "column_groups", "each_plane", "forward_turns", "is_split", "part_columns", "sweep",
+    "walk",
 ]  # fmt: skip
 
 _i64 = ir.IntType(64)
 
 (
     X, W, BIAS, Y, COLUMNS, FLAGS, PLACES, X_ROW, Y_ROW, X_PLANE, W_PLANE, BIAS_PLANE, Y_PLANE, PLANES, LINES, LOW, SPAN, START,
-    ROWS, USED, COUNT, SLICES, RELU, AHEAD, EDGES, LINE, LINE_STEP, JOB,
-) = range(28)  # fmt: skip
+    ROWS, USED, LAST, COUNT, SLICES, RELU, AHEAD, EDGES, OPEN, FIRST, NUMBERS,
+    NUMBER_STEP, NUMBERED_ROW, JOB,
+) = range(32)  # fmt: skip
 """The fields of a job: addresses, steps and offsets in bytes.
 
 X, Y: of the first row and the first result, W of the weights of a plane; BIAS: of one element, or 0. The ..._ROW lead from a row
 to the next, the ..._PLANE from a plane to the next, of which there are PLANES. LINES rows of x are walked, of which those from
 LOW on, SPAN of them, are there at all. START: the number of the row of results that is finished first; those from 0 to ROWS are
-stored, USED columns of each. COLUMNS: the offset in x of each of the COUNT columns of taps; FLAGS: of each of their vectors which
-lanes are there, or 0 if all are and the tile `is_split`. PLACES: where each of the SLICES of a window begins in x and in w, a pair
-of offsets, if the tile has several. RELU: whether negative results become 0. AHEAD: how far from what is read memory is prefetched.
+stored, USED columns of each. LAST: where the last vector of results of a row begins, which may overlap the one before it; not of
+an adjoint. COLUMNS: the offset in x of each of the COUNT columns of taps; FLAGS: of each of their vectors which lanes are there, or
+0 if all are and the tile `is_split`. PLACES: where each of the SLICES of a window begins in x and in w, a pair of offsets, if the
+tile has several. RELU: whether negative results become 0. AHEAD: how far from what is read memory is prefetched.
 
-Where padding is not of zeros, X is of row 0, LINE the address of the number of the first row that is walked, and LINE_STEP leads to
-that of the next. FLAGS is a table of `edges.table_of` then, and EDGES its offsets.
+Where padding is not of zeros, X is of row 0, FIRST leads from there to the first row that is walked, and all of these are there:
+but for the SPAN from LOW on, they are rows of x that are read again. Their numbers begin at the address NUMBERS, NUMBER_STEP apart,
+and NUMBERED_ROW leads from a row of x to that of the next number. FLAGS is a table of `edges.table_of` then, and EDGES its offsets;
+OPEN: 1 if the first vector of the first column of taps reaches beside the row, plus 2 if the last one of the last column does.
 """
 PRELOADED = 9
 """Weights that may stay in registers."""
@@ -72,6 +76,9 @@ class Sweep(NamedTuple):
         The code of silu or of gelu if one is applied, else 0.
     edges : int
         Of `edges`: what lies beside a row.
+    ends : bool
+        Whether all results are there, and only the first vector of the first column of taps, and the last one of the last, may
+        reach beside a row: no other takes masks. Not of an adjoint, nor where the number of columns is known at run time only.
     """
 
     vectors: int
@@ -85,6 +92,7 @@ class Sweep(NamedTuple):
     lanes: int
     smooth: int = 0
     edges: int = ZEROS
+    ends: bool = False
 
 
 class _Turn(NamedTuple):
@@ -101,11 +109,11 @@ def accumulators(shape: Sweep) -> int:
 
 
 def is_split(shape: Sweep) -> bool:
-    """Whether a tile has loads without masks too: of many columns, or where a mask is a vector.
+    """Whether a tile has loads without masks too: of many columns, or where there are several masks and each is a vector.
 
     Else the choice between them costs a few per cent: AVX-512 loads its masks beside products, and those of a slice are few.
     """
-    return shape.edges != ZEROS or not shape.columns or (host().width < 64 and not shape.sliced)
+    return not shape.ends and (shape.edges != ZEROS or not shape.columns or (host().width < 64 and not shape.sliced))
 
 
 def forward_turns(rows: int, step: int) -> list[_Turn]:
@@ -130,18 +138,11 @@ def _adjoint_turns(rows: int, step: int) -> list[_Turn]:
     ]
 
 
-def load_columns(emit: Emitter, place: Any, masks: Sequence[Any], count: int) -> list[Any]:
-    """The pixels that `count` neighbouring columns of taps meet: every one with one mask, every second one with two, and so on.
-
-    A mask of None stands for all lanes. Every second one is in the order of `swap_halves`.
-    """
-    places = [emit.at(place, part * emit.width) for part in range(len(masks))]
-    loaded = [emit.load(at) if mask is None else emit.load_masked(at, mask) for at, mask in zip(places, masks, strict=True)]
-    return part_columns(emit, loaded, count)
-
-
 def part_columns(emit: Emitter, loaded: list[Any], count: int) -> list[Any]:
-    """The same of vectors that are loaded already."""
+    """The pixels that `count` neighbouring columns of taps meet: every one of one vector, every second one of two, and so on.
+
+    Every second one is in the order of `swap_halves`.
+    """
     return (halved(emit, *loaded) if len(loaded) == 2 else parted(emit, loaded))[:count]
 
 
@@ -190,19 +191,34 @@ class _Tile:
         self.per_load = 1 if shape.adjoint else shape.column_step
         rows = accumulators(shape) // (shape.vectors * self.phases)
         self.sums = [[[emit.accumulator() for _ in range(shape.vectors)] for _ in range(self.phases)] for _ in range(rows)]
-        used = self.field[USED]
-        self.masks = [
-            [emit.first(builder.sub(used, _i64((self.phases * v + half) * shape.lanes))) for half in range(self.phases)]
-            for v in range(shape.vectors)
-        ]
+        self.masks = [self.result_masks(v) for v in range(shape.vectors)]
         self.relu = emit.spread(builder.icmp_signed("!=", self.field[RELU], _i64(0)))
         dressed = builder.or_(self.field[RELU], self.field[BIAS])
         self.plain = builder.icmp_signed("==", dressed, _i64(0))
+
+    def begin(self, vector: int) -> Any:
+        """Where a vector of results begins, in bytes, or all phases of an adjoint's."""
+        if self.shape.adjoint or vector == 0 or vector < self.shape.vectors - 1:
+            return _i64(vector * self.phases * self.emit.width)
+        return self.field[LAST]
+
+    def result_masks(self, vector: int) -> list[Any]:
+        """Which results of a vector are there, in all its phases; None stands for all lanes."""
+        builder, lanes = self.builder, self.shape.lanes
+        if self.shape.ends:
+            return [None] * self.phases
+        left = builder.sub(self.field[USED], builder.udiv(self.begin(vector), _i64(self.item)))
+        return [self.emit.first(builder.sub(left, _i64(half * lanes))) for half in range(self.phases)]
 
     def clear(self, slots: Sequence[Sequence[Any]]) -> None:
         """Start sums."""
         for slot in (slot for line in slots for slot in line):
             self.builder.store(self.emit.zero, slot)
+
+    def settle(self) -> None:
+        """Have all sums computed: no branch around the products of a row says that they are needed before they are stored."""
+        for slot in (slot for line in self.sums for phase in line for slot in phase):
+            self.builder.store(self.emit.settled(self.builder.load(slot)), slot)
 
     def pixels(self, x_line: Any, column: Any, count: int, inside: bool) -> list[list[Any]]:
         """Of `count` columns of taps from one on the vectors of pixels; several are parted from the same loads."""
@@ -211,16 +227,48 @@ class _Tile:
         entry = builder.mul(column if not isinstance(column, int) else _i64(column), _i64(self.shape.vectors * each))
         found: list[list[Any]] = [[] for _ in range(count)]
         for v in range(self.shape.vectors):
-            entries = [builder.add(entry, _i64(v * each + part)) for part in range(each)]
-            if self.shape.edges in (TURNED, WRAPPED) and not inside:
-                loaded = [load_edge(emit, builder, self.shape.edges, x_line, self.flags, self.edges, number) for number in entries]
-                columns = part_columns(emit, loaded, count)
-            else:
-                masks = [None if inside else emit.flags(self.flags, number) for number in entries]
-                columns = load_columns(emit, emit.at(place, v * each * emit.width), masks, count)
+            here = emit.at(place, _i64(v * emit.width) if self.shape.adjoint else builder.mul(self.begin(v), _i64(each)))
+            loaded = []
+            for part in range(each):
+                number, at = builder.add(entry, _i64(v * each + part)), emit.at(here, part * emit.width)
+                loaded.append(self.load(x_line, at, number, 0 if inside else self.end(column, count, v, part)))
+            columns = part_columns(emit, loaded, count)
             for t, vector in enumerate(columns):
                 found[t].append(vector)
         return found
+
+    def end(self, column: Any, count: int, vector: int, part: int) -> int:
+        """At which end a vector may reach beside a row: 1, 2, both, or none, 0; `count` columns are parted from such."""
+        shape = self.shape
+        if not shape.ends:
+            return 3
+        last = (column + count, vector, part) == (shape.columns, shape.vectors - 1, self.per_load - 1)
+        return ((column, vector, part) == (0, 0, 0)) + 2 * last
+
+    def load(self, x_line: Any, place: Any, entry: Any, end: int) -> Any:
+        """A vector of a row of x; by an entry of the table of FLAGS if it may reach beside the row at an `end`, or at any, 3."""
+        emit, builder, kind = self.emit, self.builder, self.shape.edges
+        if not end:
+            return emit.load(place)
+        if kind not in (TURNED, WRAPPED):
+            return emit.load_masked(place, emit.flags(self.flags, entry))
+        if not self.shape.ends:
+            return load_edge(emit, builder, kind, x_line, self.flags, self.edges, entry)
+        slot = cgutils.alloca_once(builder, emit.vector)
+        is_open = builder.icmp_signed("!=", builder.and_(self.field[OPEN], _i64(end)), _i64(0))
+        with builder.if_else(is_open) as (beside, inside):
+            with beside:
+                builder.store(load_edge(emit, builder, kind, x_line, self.flags, self.edges, entry), slot)
+            with inside:
+                builder.store(emit.load(place), slot)
+        return builder.load(slot)
+
+    def store(self, value: Any, place: Any, mask: Any) -> None:
+        """Write a vector of results, of a mask of None all of it."""
+        if mask is None:
+            self.emit.store(value, place)
+        else:
+            self.emit.store_masked(value, place, mask)
 
     def add(self, users: list[tuple[int, int]], pixels: list[Any], phase: int, weight: Any) -> None:
         """The products of a column of taps; `weight` gives that of a row."""
@@ -315,17 +363,17 @@ class _Tile:
         builder, emit, shape = self.builder, self.emit, self.shape
         for v, masks in enumerate(self.masks):
             values = self.row_values(slots, v)
-            places = [emit.at(place, (self.phases * v + half) * emit.width) for half in range(self.phases)]
+            places = [emit.at(emit.at(place, self.begin(v)), half * emit.width) for half in range(self.phases)]
             if shape.smooth:
                 self.finish_smoothly(v, values, places, masks, shift)
                 continue
             with builder.if_else(self.plain) as (bare, dressed):
                 with bare:
                     for value, at, mask in zip(values, places, masks, strict=True):
-                        emit.store_masked(value, at, mask)
+                        self.store(value, at, mask)
                 with dressed:
                     for value, at, mask in zip(values, places, masks, strict=True):
-                        emit.store_masked(emit.positive(builder.fadd(value, shift), self.relu), at, mask)
+                        self.store(emit.positive(builder.fadd(value, shift), self.relu), at, mask)
 
     def finish_smoothly(self, v: int, values: list[Any], places: list[Any], masks: list[Any], shift: Any) -> None:
         """Write the v-th vectors of a row with silu or gelu.
@@ -336,7 +384,7 @@ class _Tile:
         for half, (value, place, mask) in enumerate(zip(values, places, masks, strict=True)):
             first = _i64((self.phases * v + half) * shape.lanes)
             with builder.if_then(builder.icmp_signed("<", first, self.field[USED])):
-                self.emit.store_masked(SMOOTH[shape.smooth](builder, builder.fadd(value, shift)), place, mask)
+                self.store(SMOOTH[shape.smooth](builder, builder.fadd(value, shift)), place, mask)
 
     def row_values(self, slots: list[list[Any]], v: int) -> list[Any]:
         """The v-th vectors of a row of results, of which there are as many as phases."""
@@ -354,6 +402,16 @@ class _Tile:
             self.builder.store(self.emit.broadcast(bias), slot)
         return self.builder.load(slot)
 
+    def line(self, x: Any, here: Any, now: Any, inside: Any) -> Any:
+        """Where the row of x lies that is walked: `here` if it is `inside`, else where its number says."""
+        builder, emit, field = self.builder, self.emit, self.field
+        place = cgutils.alloca_once_value(builder, here)
+        with builder.if_then(builder.not_(inside), likely=False):
+            entry = builder.add(field[NUMBERS], builder.mul(now, field[NUMBER_STEP]))
+            number = emit.offset(builder.inttoptr(entry, cgutils.voidptr_t), 0)
+            builder.store(emit.at(x, builder.mul(number, field[NUMBERED_ROW])), place)
+        return builder.load(place)
+
     def plane(self, x: Any, w: Any, bias: Any, y: Any) -> None:
         """All rows of a plane."""
         builder, emit, field, shape = self.builder, self.emit, self.field, self.shape
@@ -364,17 +422,21 @@ class _Tile:
         source, target = (cgutils.alloca_once(builder, cgutils.voidptr_t) for _ in range(2))
         first = emit.at(y, builder.mul(field[START], field[Y_ROW]))
         numbered = shape.edges in (TURNED, WRAPPED)
-        line = builder.inttoptr(field[LINE], cgutils.voidptr_t) if numbered else x
-        for slot, value in ((row, field[START]), (source, line), (target, first)):
+        walked = emit.at(x, field[FIRST]) if numbered else x
+        for slot, value in ((row, field[START]), (source, walked), (target, first)):
             builder.store(value, slot)
         turns = (_adjoint_turns if shape.adjoint else forward_turns)(shape.rows, shape.row_step)
         for turn, now in walk(builder, turns, field[LINES]):
-            with builder.if_then(builder.icmp_unsigned("<", builder.sub(now, field[LOW]), field[SPAN]), likely=True):
-                place = builder.load(source)
-                if numbered:
-                    place = emit.at(x, builder.mul(emit.offset(place, 0), field[X_ROW]))
-                self.add_slices(turn.users, place, w, held)
-            builder.store(emit.at(builder.load(source), field[LINE_STEP if numbered else X_ROW]), source)
+            here = builder.load(source)
+            inside = builder.icmp_unsigned("<", builder.sub(now, field[LOW]), field[SPAN])
+            if numbered:
+                self.add_slices(turn.users, self.line(x, here, now, inside), w, held)
+                if shape.ends:
+                    self.settle()
+            else:
+                with builder.if_then(inside, likely=True):
+                    self.add_slices(turn.users, here, w, held)
+            builder.store(emit.at(here, field[X_ROW]), source)
             for accumulator in turn.finished:
                 with builder.if_then(builder.icmp_unsigned("<", builder.load(row), field[ROWS]), likely=True):
                     self.put_in_order(self.sums[accumulator])

@@ -13,6 +13,8 @@ others compute parts of it in vectors:
     Windows that reach no padding: rows in registers too, in one pass and without masks.
 ``wide_pooling``
     Windows as wide as whole channels: the lanes along the window.
+``channelwise_pooling``
+    Channels last, pixel by pixel.
 ``crosswise_pooling``
     The lanes over channels; ``crosswise_plans`` says what each result reads.
 ``vector_scatter``, ``found_scatter``
