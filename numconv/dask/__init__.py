@@ -20,8 +20,19 @@ except ImportError as error:
         f'numconv.dask needs dask, which cannot be imported ({error}): pip install "numconv-nd[dask]"'
     ) from error
 
-from .functions import avg_pool, conv, conv_backward, conv_input_grad, conv_transpose, conv_weight_grad, lp_pool, max_pool
+from .functions import conv, conv_backward, conv_input_grad, conv_transpose, conv_weight_grad
+from .pooling import (
+    avg_pool,
+    avg_pool_backward,
+    lp_pool,
+    lp_pool_backward,
+    max_pool,
+    max_pool_backward,
+    max_unpool,
+    max_unpool_backward,
+)
 
 __all__ = [
-    "avg_pool", "conv", "conv_backward", "conv_input_grad", "conv_transpose", "conv_weight_grad", "lp_pool", "max_pool",
+    "avg_pool", "avg_pool_backward", "conv", "conv_backward", "conv_input_grad", "conv_transpose", "conv_weight_grad", "lp_pool",
+    "lp_pool_backward", "max_pool", "max_pool_backward", "max_unpool", "max_unpool_backward",
 ]  # fmt: skip
