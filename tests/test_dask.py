@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 
 import numpy as np
@@ -100,6 +101,43 @@ def test_pooling(seed):
             np.testing.assert_allclose(found.compute(), nc.avg_pool(x, window, count_include_pad=inside, **rest), rtol=1e-15)
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_gradients_of_transposed(seed):
+    rng, _, w, _, x, options = problem(seed)
+    options["padding"] = [0, "same", 1][seed % 3]
+    if options["padding"] != "same":
+        options["output_padding"] = tuple(max(s, d) - 1 for s, d in zip(options["stride"], options["dilation"], strict=True))
+    dtype = ["float64", "complex128"][seed % 2]
+    x, w = x.astype(dtype) * (1 + 1j if seed % 2 else 1), w.astype(dtype) * (2 + 1j if seed % 2 else 1)
+    try:
+        grad = integers(rng, nc.output_shape("conv_transpose", x.shape, w.shape, **options), dtype)
+    except ProblemError:
+        options["padding"] = 0
+        grad = integers(rng, nc.output_shape("conv_transpose", x.shape, w.shape, **options), dtype)
+    with nc.using(backend="reference"):
+        found = ncd.conv_transpose_backward(chunked(rng, grad), chunked(rng, x), chunked(rng, w), **options)
+        for ours, plain in zip(found, nc.conv_transpose_backward(grad, x, w, **options), strict=True):
+            agrees(ours, plain)
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu", "gelu"])
+def test_activations(rng, activation):
+    x, w, bias = rng.standard_normal((2, 3, 9)), rng.standard_normal((3, 4, 3)), rng.standard_normal(4)
+    found = ncd.conv_transpose(da.from_array(x, chunks=4), w, bias, stride=2, activation=activation)
+    np.testing.assert_allclose(
+        found.compute(), nc.conv_transpose(x, w, bias, stride=2, activation=activation), rtol=1e-12, atol=1e-12
+    )
+    found = ncd.conv(da.from_array(x, chunks=4), w.swapaxes(0, 1), bias, activation=activation)
+    np.testing.assert_allclose(found.compute(), nc.conv(x, w.swapaxes(0, 1), bias, activation=activation), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("function", ncd.__all__)
+def test_options_are_those_of_numconv(function):
+    ours = inspect.signature(getattr(ncd, function)).parameters.values()
+    plain = inspect.signature(getattr(nc, function)).parameters.values()
+    assert {(p.name, p.default) for p in plain if p.name != "out"} == {(p.name, p.default) for p in ours}
+
+
 def pooling(seed):
     """Arrays and options of a pooling."""
     rng, x, w, _, _, options = problem(seed)
@@ -181,6 +219,39 @@ def test_dtypes(rng, dtype):
 def test_a_wider_dtype(rng):
     x, w = integers(rng, (1, 3, 20), "int8") * 20, integers(rng, (4, 3, 5), "int8") * 20
     agrees(ncd.conv(da.from_array(x, chunks=6), w, dtype="int32"), nc.conv(x, w, dtype="int32"))
+
+
+def test_a_wider_dtype_of_gradients(rng):
+    x, w, grad = (integers(rng, shape, "int8") * 20 for shape in ((2, 3, 20), (4, 3, 5), (2, 4, 16)))
+    found = ncd.conv_backward(grad, da.from_array(x, chunks=6), w, dtype="int32")
+    for ours, plain in zip(found, nc.conv_backward(grad, x, w, dtype="int32"), strict=True):
+        agrees(ours, plain)
+
+
+def test_half_types_are_added_up_in_float32():
+    """In bfloat16 256 + 1 is 256."""
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    x, ones = np.array([[[256, 1, 1]]], bfloat16), np.ones((1, 1, 3), bfloat16)
+    assert ncd.conv_weight_grad(ones, da.from_array(x, chunks=1), (1, 1, 1)).compute() == 258
+    grads = ncd.conv_backward(da.from_array(x, chunks=1), x, np.ones((1, 1, 1), bfloat16), needs="bias")
+    assert grads.bias.dtype == bfloat16
+    assert grads.bias.compute() == 258
+
+
+def test_either_byte_order(rng):
+    x, w = integers(rng, (2, 3, 20)), integers(rng, (4, 3, 5))
+    agrees(ncd.conv(da.from_array(x.astype(">f8"), chunks=7), w), nc.conv(x, w))
+
+
+def test_chunks_of_nothing(rng):
+    x, w, grad = integers(rng, (2, 3, 20)), integers(rng, (4, 3, 5)), integers(rng, (2, 4, 16))
+    chunked_x = da.from_array(x, chunks=((0, 2), (1, 0, 2), (9, 0, 11)))
+    chunked_w, chunked_grad = da.from_array(w, chunks=((0, 1, 3), 3, 5)), da.from_array(grad, chunks=((2, 0), (4, 0), (0, 16)))
+    agrees(ncd.conv(chunked_x, chunked_w), nc.conv(x, w))
+    for ours, plain in zip(ncd.conv_backward(chunked_grad, chunked_x, chunked_w), nc.conv_backward(grad, x, w), strict=True):
+        agrees(ours, plain)
+    nobody = ncd.max_pool(chunked_x[:0], 2, return_indices=True)
+    agrees(nobody[1], nc.max_pool(x[:0], 2, return_indices=True)[1])
 
 
 def test_padding_zeros_are_no_terms(rng):
@@ -306,6 +377,11 @@ def test_settings_travel_with_the_tasks(rng, monkeypatch):
         (lambda x, w: ncd.conv_input_grad(x, w, 9), "x_shape"),
         (lambda x, w: ncd.conv_weight_grad(x, x, 3), "w_shape"),
         (lambda x, w: ncd.conv_backward(x, x, w, needs="y"), "needs=.* must name at least one of x, w, bias"),
+        (lambda x, w: ncd.conv_backward(x, x, w, needs="bias"), r"grad_y has shape \(1, 2, 8\), and must have \(1, 3, 6\)"),
+        (
+            lambda x, w: ncd.conv_transpose_backward(x, x, w.swapaxes(0, 1), needs="w"),
+            r"conv_transpose_backward: grad_y has shape \(1, 2, 8\), and must have \(1, 3, 10\)",
+        ),
     ],
 )
 def test_errors(call, text):

@@ -23,11 +23,11 @@ from dask.array.utils import meta_from_array
 from numconv.context import Context, resumed
 from numconv.dispatch import Choice, run
 from numconv.errors import ProblemError
-from numconv.plugin import check_indices
+from numconv.plugin import activate, check_indices
 
 __all__ = [
-    "Axis", "Call", "Frame", "apart", "as_one", "blockwise", "conv_block", "edges", "folded", "gathered", "haloed", "item",
-    "maxima_block", "padded", "pool_block", "share_block", "shared", "spread", "spread_block", "started", "unpool_block",
+    "Axis", "Call", "Frame", "activated", "apart", "as_one", "blockwise", "conv_block", "edges", "folded", "gathered", "haloed",
+    "item", "maxima_block", "padded", "pool_block", "share_block", "shared", "spread", "spread_block", "started", "unpool_block",
     "weight_block",
 ]  # fmt: skip
 
@@ -230,13 +230,18 @@ def _slabs(size: int, low: int, high: int, mode: str) -> tuple[Any, Any]:
 
 
 def padded(x: Any, problem: Any, frame: Frame) -> tuple[Any, Pairs]:
-    """x with the padding that is read from x itself, and what is left to do: zeros, which are no terms, are left to the blocks."""
-    if problem.pad_mode == "zeros":
-        return x, problem.padding
+    """x with the padding that is read from x itself, and what is left to do: zeros, which are no terms, are left to the blocks.
+
+    What no window of a paired convolution reads, behind x's end, is padding below 0: it is left out.
+    """
+    zeros = problem.pad_mode == "zeros"
     for axis, (low, high) in zip(frame.spatial, problem.padding, strict=True):
-        before, behind = _slabs(x.shape[axis], low, high, problem.pad_mode)
-        x = da.concatenate([da.take(x, before, axis), x, da.take(x, behind, axis)], axis)
-    return x, ((0, 0),) * frame.ndim
+        if not zeros:
+            before, behind = _slabs(x.shape[axis], low, high, problem.pad_mode)
+            x = da.concatenate([da.take(x, before, axis), x, da.take(x, behind, axis)], axis)
+        if high < 0:
+            x = x[(*[slice(None)] * axis, slice(0, high))]
+    return x, tuple((low, max(high, 0)) for low, high in problem.padding) if zeros else ((0, 0),) * frame.ndim
 
 
 def folded(grad: Any, problem: Any, frame: Frame) -> Any:
@@ -361,6 +366,13 @@ def spread_block(call: Call, frame: Frame, per_group: int, grad_y: Any, w: Any, 
     if not any(missing):
         return part
     return np.pad(part, frame.axes((0, 0), (0, 0), [(0, each) for each in missing]))
+
+
+def activated(y: Any, activation: str) -> Any:
+    """A chunk of y with the activation applied."""
+    y = y.copy()
+    activate(y, activation)
+    return y
 
 
 def pool_block(call: Call, window: Ints, x: Any, *told: Any) -> Any:

@@ -19,7 +19,7 @@ __all__ = ["arrays", "expect", "outputs", "problem", "times", "with_batch"]
 
 
 def arrays(op: str, **given: Any) -> list[Any]:
-    """Dask arrays of known chunks and one dtype, indices of int64; other arrays become one chunk."""
+    """Dask arrays of known chunks, none of them empty, and of one dtype, indices of int64; other arrays become one chunk."""
     found: list[Any] = []
     first = ""
     for name, value in given.items():
@@ -31,6 +31,7 @@ def arrays(op: str, **given: Any) -> list[Any]:
         array = value if isinstance(value, da.Array) else da.from_array(np.asarray(value), chunks=-1)
         if any(np.isnan(size) for size in array.shape):
             raise ProblemError(f"numconv.dask.{op}: {name} has chunks of unknown sizes; call {name}.compute_chunk_sizes() first")
+        array = _usual(array)
         first = first or name
         if name == "indices":
             if array.dtype != np.int64:
@@ -44,6 +45,15 @@ def arrays(op: str, **given: Any) -> list[Any]:
             )
         found.append(array)
     return found
+
+
+def _usual(array: Any) -> Any:
+    """The array in the byte order of this machine, without chunks of nothing, where there are others."""
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    if not any(0 in along and any(along) for along in array.chunks):
+        return array
+    return array.rechunk(tuple(tuple(size for size in along if size) or (0,) for along in array.chunks))
 
 
 def problem(op: str, x_shape: Any, w_shape: Any, dtype: Any, options: Any, choice: Choice, bias: bool = False) -> Any:

@@ -12,11 +12,13 @@ from numconv.context import current
 from numconv.dispatch import Choice
 from numconv.functional.gradients import ConvGrads, check_needs
 from numconv.plugin import np_dtype
+from numconv.problem import accumulator
 
 from . import checks
 from .blocks import (
     Call,
     Frame,
+    activated,
     apart,
     as_one,
     blockwise,
@@ -31,7 +33,7 @@ from .blocks import (
     weight_block,
 )
 
-__all__ = ["conv", "conv_backward", "conv_input_grad", "conv_transpose", "conv_weight_grad"]
+__all__ = ["conv", "conv_backward", "conv_input_grad", "conv_transpose", "conv_transpose_backward", "conv_weight_grad"]
 
 
 def conv(
@@ -81,12 +83,18 @@ def conv(
     >>> y.chunks, y.compute()
     (((1,), (4, 4, 2)), array([[ 2.,  3.,  6.,  9., 12., 15., 18., 21., 24., 25.]]))
     """
-    options = geometry_options(stride, padding, dilation, groups, pad_mode, flip, layout, activation)
+    options = Geometry(*geometry_options(stride, padding, dilation, groups, pad_mode, flip, layout, activation))
     choice = Choice(backend, algorithm, accuracy, dtype)
     x, w, bias = checks.arrays("conv", x=x, w=w, bias=bias)
-    problem, batchless = checks.problem("conv", x.shape, w.shape, x.dtype, Geometry(*options), choice, bias is not None)
+    problem, batchless = checks.problem("conv", x.shape, w.shape, x.dtype, options, choice, bias is not None)
     checks.expect("conv", "bias", bias, (problem.k,))
-    frame = Frame(problem.ndim, layout == "channels_last")
+    return _gathered(problem, batchless, (x, w, bias), options, choice)
+
+
+def _gathered(problem: Any, batchless: bool, arrays: tuple[Any, Any, Any], options: Geometry, choice: Choice) -> Any:
+    """The outputs of a convolution, from x, w and bias."""
+    x, w, bias = arrays
+    frame = Frame(problem.ndim, options.layout == "channels_last")
     x = checks.with_batch(x, batchless)
     if problem.groups == 1:
         x, k_chunks = as_one(x, frame), w.chunks[0]
@@ -104,7 +112,8 @@ def conv(
     if bias is not None:
         inputs.append((bias.rechunk((k_chunks,)), ("k",)))
     chunks = {"k": k_chunks} | checks.outputs(frame, axes)
-    block = functools.partial(conv_block, Call("conv", Geometry(*options), choice, current()), frame)
+    plain = _plain(problem, options)._replace(activation=options.activation)
+    block = functools.partial(conv_block, Call("conv", plain, choice, current()), frame)
     y = blockwise(block, frame.axes("n", "k", frame.space), [*inputs, *edges(axes, frame)], chunks, np_dtype(problem.out_dtype))
     return y[0] if batchless else y
 
@@ -171,6 +180,7 @@ def conv_transpose(
     flip: bool = False,
     layout: str = "channels_first",
     output_padding: Any = 0,
+    activation: str | None = None,
     backend: str | None = None,
     algorithm: str | None = None,
     accuracy: str | None = None,
@@ -183,7 +193,7 @@ def conv_transpose(
     x : dask.array.Array ``[N, C, *Q]`` or ``[C, *Q]``
     w : dask.array.Array or array ``[C, K/G, *R]``
     bias : dask.array.Array or array ``[K]``, optional
-    stride, padding, dilation, groups, pad_mode, flip, layout, output_padding, backend, algorithm, accuracy, dtype
+    stride, padding, dilation, groups, pad_mode, flip, layout, output_padding, activation, backend, algorithm, accuracy, dtype
         As for `numconv.conv_transpose`.
 
     Returns
@@ -201,15 +211,14 @@ def conv_transpose(
     >>> numconv.dask.conv_transpose(da.ones((1, 3), chunks=1), np.array([[[1.0, 10.0, 100.0]]]), stride=2).compute()
     array([[  1.,  10., 101.,  10., 101.,  10., 100.]])
     """
-    options = Geometry(*geometry_options(stride, padding, dilation, groups, pad_mode, flip, layout, None, output_padding))
+    options = Geometry(*geometry_options(stride, padding, dilation, groups, pad_mode, flip, layout, activation, output_padding))
     x, w, bias = checks.arrays("conv_transpose", x=x, w=w, bias=bias)
     y = _spread("conv_transpose", x.shape, x, w, options, Choice(backend, algorithm, accuracy, dtype))
-    if bias is None:
-        return y
-    ndim = w.ndim - 2
-    last = layout == "channels_last"
-    checks.expect("conv_transpose", "bias", bias, (y.shape[-1 if last else -1 - ndim],))
-    return y + bias.astype(y.dtype).reshape(-1, *[1] * (0 if last else ndim))
+    if bias is not None:
+        after = 0 if layout == "channels_last" else w.ndim - 2
+        checks.expect("conv_transpose", "bias", bias, (y.shape[-1 - after],))
+        y = y + bias.astype(y.dtype).reshape(-1, *[1] * after)
+    return y if activation is None else y.map_blocks(activated, activation, dtype=y.dtype, meta=y._meta)
 
 
 def _spread(op: str, x_shape: Any, grad_y: Any, w: Any, options: Geometry, choice: Choice) -> Any:
@@ -231,15 +240,20 @@ def _spread(op: str, x_shape: Any, grad_y: Any, w: Any, options: Geometry, choic
         (haloed(grad_y, frame, axes, [axis.outputs for axis in axes]), frame.axes("n", "c", frame.space)),
         (w, ("c", "i", *frame.window)),
     ]
-    plain = Geometry(
-        stride=problem.stride, dilation=problem.dilation, groups=problem.groups, flip=problem.flip, layout=options.layout
-    )
-    block = functools.partial(spread_block, Call("conv_input_grad", plain, choice, current()), frame, per_group)
+    call = Call("conv_input_grad", _plain(problem, options), choice, current())
+    block = functools.partial(spread_block, call, frame, per_group)
     chunks = {"c": checks.times(counts, problem.c // problem.groups)}
     chunks |= {name: axis.inputs for name, axis in zip(frame.space, axes, strict=True)}
     result = frame.axes("n", "c", frame.space)
     grad_x = folded(blockwise(block, result, [*inputs, *edges(axes, frame)], chunks, np_dtype(problem.out_dtype)), problem, frame)
     return grad_x[0] if batchless else grad_x
+
+
+def _plain(problem: Any, options: Geometry) -> Geometry:
+    """The options of blocks, which are told their padding."""
+    return Geometry(
+        stride=problem.stride, dilation=problem.dilation, groups=problem.groups, flip=problem.flip, layout=options.layout
+    )
 
 
 def conv_weight_grad(
@@ -267,7 +281,7 @@ def conv_weight_grad(
     x : dask.array.Array ``[N, C, *S]`` or ``[C, *S]``
     w_shape : sequence of int
     stride, padding, dilation, groups, pad_mode, flip, layout, backend, algorithm, accuracy, dtype
-        As for `numconv.conv_weight_grad`. The sums of chunks are added up in the dtype of the result, in an order of their own.
+        As for `numconv.conv_weight_grad`. The sums of chunks are added up in an order of their own, those of half types in float32.
 
     Returns
     -------
@@ -289,8 +303,15 @@ def conv_weight_grad(
     choice = Choice(backend, algorithm, accuracy, dtype)
     grad_y, x = checks.arrays("conv_weight_grad", grad_y=grad_y, x=x)
     problem, batchless = checks.problem("conv_weight_grad", x.shape, as_shape(w_shape, "w_shape"), x.dtype, options, choice)
-    frame = Frame(problem.ndim, layout == "channels_last")
-    checks.expect("conv_weight_grad", "grad_y", grad_y, frame.axes(problem.n, problem.k, problem.output)[batchless:])
+    y_shape = Frame(problem.ndim, layout == "channels_last").axes(problem.n, problem.k, problem.output)
+    checks.expect("conv_weight_grad", "grad_y", grad_y, y_shape[batchless:])
+    return _weight_grad(problem, batchless, (grad_y, x), options, choice)
+
+
+def _weight_grad(problem: Any, batchless: bool, arrays: tuple[Any, Any], options: Geometry, choice: Choice) -> Any:
+    """The gradient for w of a convolution, from grad_y and x."""
+    grad_y, x = arrays
+    frame = Frame(problem.ndim, options.layout == "channels_last")
     x, grad_y = checks.with_batch(x, batchless), checks.with_batch(grad_y, batchless)
     per_group = problem.c // problem.groups
     if problem.groups == 1:
@@ -306,10 +327,12 @@ def conv_weight_grad(
     summed = ("n", *frame.space)
     new = dict(zip(frame.window, problem.kernel, strict=True)) | ({} if problem.groups == 1 else {"c": per_group})
     chunks = {"k": k_chunks, "c": c_chunks} | dict.fromkeys(summed, 1)
-    block = functools.partial(weight_block, Call("conv_weight_grad", options, choice, current()), frame, problem.kernel, per_group)
+    wide = accumulator(problem.out_dtype)
+    call = Call("conv_weight_grad", _plain(problem, options), choice._replace(dtype=wide), current())
+    block = functools.partial(weight_block, call, frame, problem.kernel, per_group)
     result = (*summed, "k", "c", *frame.window)
-    sums = blockwise(block, result, [*inputs, *edges(axes, frame)], chunks, np_dtype(problem.out_dtype), new)
-    return sums.sum(axis=tuple(range(len(summed))), dtype=sums.dtype)
+    sums = blockwise(block, result, [*inputs, *edges(axes, frame)], chunks, np_dtype(wide), new)
+    return _total(sums, tuple(range(len(summed))), problem)
 
 
 def conv_backward(
@@ -318,8 +341,17 @@ def conv_backward(
     w: Any,
     *,
     needs: Sequence[str] = ("x", "w", "bias"),
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    pad_mode: str = "zeros",
+    flip: bool = False,
     layout: str = "channels_first",
-    **options: Any,
+    backend: str | None = None,
+    algorithm: str | None = None,
+    accuracy: str | None = None,
+    dtype: Any = None,
 ) -> ConvGrads:
     """`numconv.conv_backward` on Dask arrays.
 
@@ -330,8 +362,8 @@ def conv_backward(
     w : dask.array.Array or array ``[K, C/G, *R]``
     needs : sequence of {"x", "w", "bias"}
         Which gradients to return.
-    layout, **options
-        Those of `conv_input_grad`.
+    stride, padding, dilation, groups, pad_mode, flip, layout, backend, algorithm, accuracy, dtype
+        As for `numconv.conv_backward`.
 
     Returns
     -------
@@ -350,12 +382,86 @@ def conv_backward(
     >>> grads.x, grads.w.compute(), grads.bias.compute()
     (None, array([[[3., 6., 9.]]]), array([3.]))
     """
-    needs = check_needs("conv_backward", needs)
-    grad_y, x, w = checks.arrays("conv_backward", grad_y=grad_y, x=x, w=w)
-    channel = grad_y.ndim - 1 if layout == "channels_last" else grad_y.ndim - w.ndim + 1
-    others = tuple(axis for axis in range(grad_y.ndim) if axis != channel)
-    return ConvGrads(
-        conv_input_grad(grad_y, w, x.shape, layout=layout, **options) if "x" in needs else None,
-        conv_weight_grad(grad_y, x, w.shape, layout=layout, **options) if "w" in needs else None,
-        grad_y.sum(axis=others, dtype=grad_y.dtype) if "bias" in needs else None,
-    )
+    options = Geometry(*geometry_options(stride, padding, dilation, groups, pad_mode, flip, layout))
+    return _backward("conv", {"grad_y": grad_y, "x": x, "w": w}, needs, options, Choice(backend, algorithm, accuracy, dtype))
+
+
+def conv_transpose_backward(
+    grad_y: Any,
+    x: Any,
+    w: Any,
+    *,
+    needs: Sequence[str] = ("x", "w", "bias"),
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    pad_mode: str = "zeros",
+    flip: bool = False,
+    layout: str = "channels_first",
+    output_padding: Any = 0,
+    backend: str | None = None,
+    algorithm: str | None = None,
+    accuracy: str | None = None,
+    dtype: Any = None,
+) -> ConvGrads:
+    """`numconv.conv_transpose_backward` on Dask arrays.
+
+    Parameters
+    ----------
+    grad_y : dask.array.Array ``[N, K, *S]`` or ``[K, *S]``
+    x : dask.array.Array ``[N, C, *Q]`` or ``[C, *Q]``
+    w : dask.array.Array or array ``[C, K/G, *R]``
+    needs : sequence of {"x", "w", "bias"}
+        Which gradients to return.
+    stride, padding, dilation, groups, pad_mode, flip, layout, output_padding, backend, algorithm, accuracy, dtype
+        As for `numconv.conv_transpose_backward`.
+
+    Returns
+    -------
+    ConvGrads
+        ``(x, w, bias)``; None where it was not asked for.
+
+    Raises
+    ------
+    ProblemError, UnknownBackendError
+        As for `conv`.
+
+    Examples
+    --------
+    >>> import dask.array as da, numpy as np, numconv.dask
+    >>> x, grad_y = da.from_array(np.array([[1.0, 2.0]]), chunks=1), da.ones((1, 5), chunks=3)
+    >>> grads = numconv.dask.conv_transpose_backward(grad_y, x, np.ones((1, 1, 3)), stride=2, needs=("x", "w"))
+    >>> grads.x.compute(), grads.w.compute(), grads.bias
+    (array([[3., 3.]]), array([[[3., 3., 3.]]]), None)
+    """
+    options = Geometry(*geometry_options(stride, padding, dilation, groups, pad_mode, flip, layout, None, output_padding))
+    arrays = {"grad_y": grad_y, "x": x, "w": w}
+    return _backward("conv_transpose", arrays, needs, options, Choice(backend, algorithm, accuracy, dtype))
+
+
+def _backward(family: str, arrays: dict[str, Any], needs: Sequence[str], options: Geometry, choice: Choice) -> ConvGrads:
+    """The gradients of `conv` or `conv_transpose` that were asked for; of the latter grad_y is the x of the paired convolution."""
+    op, transposed = f"{family}_backward", family == "conv_transpose"
+    needs = check_needs(op, needs)
+    grad_y, x, w = checks.arrays(op, **arrays)
+    problem, batchless = checks.problem(f"{family}_input_grad", x.shape, w.shape, x.dtype, options, choice)
+    frame = Frame(problem.ndim, options.layout == "channels_last")
+    channels, spatial = (problem.c, problem.spatial) if transposed else (problem.k, problem.output)
+    checks.expect(op, "grad_y", grad_y, frame.axes(problem.n, channels, spatial)[batchless:])
+    grads: dict[str, Any] = {}
+    if "x" in needs and transposed:
+        grads["x"] = _gathered(problem, batchless, (grad_y, w, None), options, choice)
+    elif "x" in needs:
+        grads["x"] = _spread("conv_input_grad", x.shape, grad_y, w, options, choice)
+    if "w" in needs:
+        grads["w"] = _weight_grad(problem, batchless, (x, grad_y) if transposed else (grad_y, x), options, choice)
+    if "bias" in needs:
+        others = tuple(axis for axis in range(grad_y.ndim) if axis != frame.channel - batchless)
+        grads["bias"] = _total(grad_y, others, problem)
+    return ConvGrads(**grads)
+
+
+def _total(array: Any, axes: tuple[int, ...], problem: Any) -> Any:
+    """The sum, of half types in float32, in the dtype of the problem's results."""
+    return array.sum(axis=axes, dtype=np_dtype(accumulator(problem.out_dtype))).astype(np_dtype(problem.out_dtype))
