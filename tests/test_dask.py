@@ -238,6 +238,12 @@ def test_half_types_are_added_up_in_float32():
     assert grads.bias.compute() == 258
 
 
+def test_half_types_are_rounded_once(rng):
+    x, w = integers(rng, (2, 4, 9), "float16"), integers(rng, (4, 2, 5), "float16") * 100
+    bias = np.full(2, 0.5, "float16")
+    agrees(ncd.conv_transpose(da.from_array(x, chunks=3), w, bias), nc.conv_transpose(x, w, bias))
+
+
 def test_either_byte_order(rng):
     x, w = integers(rng, (2, 3, 20)), integers(rng, (4, 3, 5))
     agrees(ncd.conv(da.from_array(x.astype(">f8"), chunks=7), w), nc.conv(x, w))

@@ -213,12 +213,18 @@ def conv_transpose(
     """
     options = Geometry(*geometry_options(stride, padding, dilation, groups, pad_mode, flip, layout, activation, output_padding))
     x, w, bias = checks.arrays("conv_transpose", x=x, w=w, bias=bias)
-    y = _spread("conv_transpose", x.shape, x, w, options, Choice(backend, algorithm, accuracy, dtype))
+    choice = Choice(backend, algorithm, accuracy, dtype)
+    problem, _ = checks.problem("conv_transpose", x.shape, w.shape, x.dtype, options, choice)
+    checks.expect("conv_transpose", "bias", bias, (problem.c,))
+    if bias is None and activation is None:
+        return _spread("conv_transpose", x.shape, x, w, options, choice)
+    wide = accumulator(problem.out_dtype)  # half types are rounded once
+    y = _spread("conv_transpose", x.shape, x, w, options, choice._replace(dtype=wide))
     if bias is not None:
-        after = 0 if layout == "channels_last" else w.ndim - 2
-        checks.expect("conv_transpose", "bias", bias, (y.shape[-1 - after],))
-        y = y + bias.astype(y.dtype).reshape(-1, *[1] * after)
-    return y if activation is None else y.map_blocks(activated, activation, dtype=y.dtype, meta=y._meta)
+        y = y + bias.astype(y.dtype).reshape(-1, *[1] * (0 if layout == "channels_last" else w.ndim - 2))
+    if activation is not None:
+        y = y.map_blocks(activated, activation, dtype=y.dtype, meta=y._meta)
+    return y.astype(np_dtype(problem.out_dtype))
 
 
 def _spread(op: str, x_shape: Any, grad_y: Any, w: Any, options: Geometry, choice: Choice) -> Any:
