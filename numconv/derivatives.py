@@ -2,7 +2,8 @@
 
 The convolution is bilinear, so with x, w and y it makes one trilinear form, <y, conv(x, w)>. Each of its three operations is the
 gradient of that form for one of the three: they are each other's derivatives, of any order. The same holds for the transposed
-convolution. Functions of windows are linear, but for maxima and norms, and come in pairs of a function and its adjoint.
+convolution. Functions of windows are linear, but for maxima and norms, and come in pairs of a function and its adjoint; so does
+what puts maxima back, at positions that are known.
 
 Nothing is computed here: arrays are those of `numconv.dispatch.run`. All objects are hashable, without arrays.
 """
@@ -18,7 +19,7 @@ from .arguments import Geometry, PoolGeometry, problem_of
 from .context import Context, current, resumed
 from .dispatch import Choice, _arrays_of, make_request, run
 
-__all__ = ["Folded", "Trilinear", "Windows", "parsed"]
+__all__ = ["Folded", "Trilinear", "Unpooling", "Windows", "parsed"]
 
 Shape = tuple[int, ...]
 
@@ -139,10 +140,9 @@ class Trilinear:
         Where w is not mapped the entries become part of the batch, else groups of channels.
         """
         if self.target != "w" and not mapped[self.roles.index("w")]:
-            shape = (size, *self.x_shape) if self.batchless else (size * self.x_shape[0], *self.x_shape[1:])
             first = -len(self.x_shape)
             axes = tuple(None if role == "w" else first for role in self.roles)
-            return Folded(replace(self, x_shape=shape), axes, first, not self.batchless)
+            return Folded(replace(self, x_shape=_more(self.x_shape, size, self.batchless)), axes, first, not self.batchless)
         axis = self.channel_axis
         x_shape, w_shape = list(self.x_shape), (size * self.w_shape[0], *self.w_shape[1:])
         x_shape[axis] *= size
@@ -232,31 +232,100 @@ class Windows:
     @property
     def text(self) -> str:
         """Everything but the shape, as literals; see `parsed`. Of norms only `counting`: graphs are made of their parts."""
-        options = tuple(PoolGeometry(*self.options)._replace(p=1.0))  # a graph has a float from elsewhere as a variable
+        options = _without_p(self.options)
         return repr(("windows", self.forward, self.backward, self.gradient, self.window, options, *_plain(self)))
 
     def folded(self, size: int) -> Windows:
         """The one call that computes this one for `size` arrays, joined in front of N, or as N."""
-        return replace(self, x_shape=(size, *self.x_shape) if self.batchless else (size * self.x_shape[0], *self.x_shape[1:]))
+        return replace(self, x_shape=_more(self.x_shape, size, self.batchless))
+
+
+@dataclass(frozen=True, slots=True)
+class Unpooling:
+    """`max_unpool`, or its gradient: linear where the indices are known, and each other's adjoints.
+
+    Parameters
+    ----------
+    x_shape, y_shape : tuple of int
+        The shapes of the result of `max_unpool` and of what it takes.
+    options : tuple
+        As `numconv.arguments.pool_options` gives them.
+    choice : Choice
+    context : Context or None
+    gradient : bool
+        Which of the two is computed.
+    """
+
+    x_shape: Shape
+    y_shape: Shape
+    options: tuple[Any, ...]
+    choice: Choice
+    context: Context | None
+    gradient: bool = False
+
+    @property
+    def op(self) -> str:
+        """The operation's name in `numconv.dispatch`."""
+        return "max_unpool_backward" if self.gradient else "max_unpool"
+
+    def other(self) -> Unpooling:
+        """The other one of the two, by whatever algorithm."""
+        choice, context = _any_algorithm(self.choice, self.context)
+        return replace(self, gradient=not self.gradient, choice=choice, context=context)
+
+    def run(self, array: Any, indices: Any) -> Any:
+        """Compute, on arrays."""
+        with resumed(self.context):
+            return run(self.op, (array, indices), self.x_shape, self.y_shape, self.options, self.choice)
+
+    @property
+    def batchless(self) -> bool:
+        """Whether x and y have no N."""
+        ndim = PoolGeometry(*self.options).ndim
+        return ndim is not None and len(self.x_shape) == ndim + 1
+
+    def result_shape(self, dtype: str) -> Shape:
+        """The shape of the result, every option and both shapes checked."""
+        return _result_shape(self.op, self.x_shape, self.y_shape, dtype, PoolGeometry(*self.options), self.choice)
+
+    @property
+    def text(self) -> str:
+        """Everything but the shapes, as literals; see `parsed`."""
+        return repr(("unpooling", self.gradient, _without_p(self.options), *_plain(self)))
+
+    def folded(self, size: int) -> Unpooling:
+        """The one call that computes this one for `size` arrays, joined in front of N, or as N."""
+        return replace(self, x_shape=_more(self.x_shape, size, self.batchless), y_shape=_more(self.y_shape, size, self.batchless))
+
+
+def _more(shape: Shape, size: int, batchless: bool) -> Shape:
+    """The shape of `size` arrays, joined in front of N, or as N."""
+    return (size, *shape) if batchless else (size * shape[0], *shape[1:])
 
 
 def _any_algorithm(choice: Choice, context: Context | None) -> tuple[Choice, Context | None]:
     return choice._replace(algorithm=None), context and context._replace(algorithm=None)
 
 
-def _plain(call: Trilinear | Windows) -> tuple[Any, ...]:
+def _without_p(options: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(PoolGeometry(*options)._replace(p=1.0))  # a graph has a float from elsewhere as a variable
+
+
+def _plain(call: Trilinear | Unpooling | Windows) -> tuple[Any, ...]:
     """Choice and settings, as literals."""
     return tuple(call.choice), call.context and tuple(call.context)
 
 
 @functools.lru_cache(maxsize=4096)
-def parsed(text: str, x_shape: Shape, w_shape: Shape) -> Trilinear | Windows:
-    """The call that has this `text` and these shapes; that of w means nothing to windows."""
+def parsed(text: str, x_shape: Shape, w_shape: Shape) -> Trilinear | Unpooling | Windows:
+    """The call that has this `text` and these shapes; the second is that of w, or of y for `Unpooling`, nothing to windows."""
     kind, *what, options, choice, context = ast.literal_eval(text)
     rest = (options, Choice(*choice), context and Context(*context))
     if kind == "trilinear":
         family, target = what
         return Trilinear(family, target, x_shape, w_shape, *rest)
+    if kind == "unpooling":
+        return Unpooling(x_shape, w_shape, *rest, *what)
     forward, backward, gradient, window = what
     return Windows(forward, backward, x_shape, window, *rest, gradient)
 

@@ -33,6 +33,7 @@ CONVOLUTIONS = {
     "transposed": (nj.conv_transpose, (2, 4, 2, 3), (4, 3, 2, 2), TRANSPOSED),
     "channels last, no N": (nj.conv, (6, 5, 4), (6, 2, 3, 2), LAST),
 }
+POSITIONS = np.random.default_rng(0).integers(0, 15, (2, 4, 4, 3))  # some of them twice
 WINDOWS = {
     "max_pool": functools.partial(nj.max_pool, window=3, stride=2, padding=1),
     "max_pool, channels last": functools.partial(nj.max_pool, window=(2, 3), layout="channels_last"),
@@ -40,6 +41,10 @@ WINDOWS = {
     "lp_pool": functools.partial(nj.lp_pool, window=3, stride=2, p=3, padding=1, ceil_mode=True),
     "pad": functools.partial(nj.pad, width=((2, 0), (1, 3)), mode="circular"),
     "unfold": functools.partial(nj.unfold, window=2, padding=1),
+    "max_unpool": functools.partial(nj.max_unpool, indices=POSITIONS, x_shape=(2, 4, 5, 3)),
+    "max_unpool, channels last": functools.partial(
+        nj.max_unpool, indices=POSITIONS, x_shape=(2, 4, 5, 3), ndim=2, layout="channels_last"
+    ),
     "fold": functools.partial(nj.fold, x_shape=(2, 2, 2, 5), window=(2, 1), padding=((0, 1), (1, 0))),
 }
 GRID = {"fold": (2, 4, 12)}
@@ -91,6 +96,28 @@ def test_indices_of_maxima(wide):
     assert indices.dtype == ("int64" if wide else "int32")
     np.testing.assert_array_equal(indices, nc.max_pool(np.asarray(x), 2, return_indices=True)[1])
     assert jax.grad(lambda x: nj.max_pool(x, 2).sum())(x).sum() == 24
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_maxima_put_back(wide):
+    jax.config.update("jax_enable_x64", wide)
+    x = integers(2, 4, 6)
+
+    @jax.jit
+    def kept(x):
+        return nj.max_unpool(*nj.max_pool(x, 2, return_indices=True), x.shape)
+
+    expected = nc.max_unpool(*nc.max_pool(np.asarray(x), 2, return_indices=True), x.shape)
+    np.testing.assert_array_equal(kept(x), expected)
+    np.testing.assert_array_equal(jax.grad(lambda x: (kept(x) ** 2).sum())(x), 2 * expected)
+
+
+def test_maxima_put_back_without_n():
+    y, indices = nj.max_pool(integers(3, 4, 6), 3, return_indices=True)
+    unpool = functools.partial(nj.max_unpool, x_shape=(4, 6), ndim=1)
+    np.testing.assert_array_equal(jax.vmap(unpool)(y, indices), nj.max_unpool(y, indices, (3, 4, 6)))
+    expected = jnp.stack([unpool(y[1], each) for each in indices])
+    np.testing.assert_array_equal(jax.vmap(unpool, (None, 0))(y[1], indices), expected)
 
 
 def test_bfloat16():
@@ -221,10 +248,18 @@ def test_settings_are_those_of_the_trace():
     ("call", "text"),
     [
         (lambda x, w: nj.conv(x, w.astype("float64")), r"x has dtype float32 and w has float64.*w.astype\(x.dtype\)"),
+        (lambda x, w: nj.conv(x, None), "numconv.jax.conv: w is None; give an array"),
+        (lambda x, w: nj.max_pool(None, 2), "numconv.jax.max_pool: x is None; give an array"),
+        (lambda x, w: nj.max_unpool(x, None, x.shape), "numconv.jax.max_unpool: indices is None; give an array"),
+        (lambda x, w: nj.fold(None, (2, 2, 3), 2), "numconv.jax.fold: columns is None; give an array"),
         (lambda x, w: nj.conv(x, w, groups=3), r"2 input channels cannot be split into groups=3: 2 % 3 = 2"),
         (lambda x, w: nj.conv(x, w, jnp.ones(5, "float32")), r"bias has shape \(5,\), and must have \(2,\)"),
         (lambda x, w: nj.conv(x, w, activation="tanh"), "activation='tanh' is not one of relu, silu, gelu"),
         (lambda x, w: nj.max_pool(x, 9), "the window is larger than the padded input"),
+        (lambda x, w: nj.fold(x, 3, 2), "x_shape=3 must be a tuple of integers"),
+        (lambda x, w: nj.max_unpool(x, x, x.shape), r"dtype float32, and must have y's shape \(1, 2, 8\) and dtype int32 or int64"),
+        (lambda x, w: nj.max_unpool(x, x[..., 1:].astype("int64"), x.shape), r"indices have shape \(1, 2, 7\) and dtype int64"),
+        (lambda x, w: nj.max_unpool(x, x.astype("int64"), (1, 3, 8)), r"batch and channels \(1, 2\), x_shape has \(1, 3\)"),
     ],
 )
 def test_errors_come_with_the_trace(call, text):

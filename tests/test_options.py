@@ -538,3 +538,12 @@ def test_unfold_rows(rng, options):
 def test_unfold_order():
     x = np.array([[[1, 2, 3], [4, 5, 6]], [[10, 20, 30], [40, 50, 60]]])
     assert nc.unfold(x, (2, 2)).tolist() == [[1, 2], [2, 3], [4, 5], [5, 6], [10, 20], [20, 30], [40, 50], [50, 60]]
+
+
+def test_shapes_may_be_tuples_of_another_class():
+    class Size(tuple):
+        """As torch's sizes."""
+
+        __slots__ = ()
+
+    assert nc.fold(np.ones((2, 3)), Size((1, 4)), Size((2,))).shape == (1, 4)

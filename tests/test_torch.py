@@ -31,6 +31,8 @@ CONVOLUTIONS = {
     "channels last, no N": (nt.conv, (6, 5, 4), (6, 2, 3, 2), LAST),
     "flipped volume": (nt.conv, (1, 1, 3, 4, 3), (6, 1, 2, 3, 1), {"flip": True, "padding": "full"}),
 }
+GRID = (2, 4, 4, 3)
+POSITIONS = torch.from_numpy(np.random.default_rng(0).integers(0, 15, GRID))  # some of them twice
 WINDOWS = {
     "max_pool": functools.partial(nt.max_pool, window=3, stride=2, padding=1),
     "max_pool, channels last": functools.partial(nt.max_pool, window=(2, 3), layout="channels_last"),
@@ -38,9 +40,12 @@ WINDOWS = {
     "lp_pool": functools.partial(nt.lp_pool, window=3, stride=2, p=3, padding=1, ceil_mode=True),
     "pad": functools.partial(nt.pad, width=((2, 0), (1, 3)), mode="circular"),
     "unfold": functools.partial(nt.unfold, window=2, padding=1),
+    "max_unpool": functools.partial(nt.max_unpool, indices=POSITIONS, x_shape=(2, 4, 5, 3)),
+    "max_unpool, channels last": functools.partial(
+        nt.max_unpool, indices=POSITIONS, x_shape=(2, 4, 5, 3), ndim=2, layout="channels_last"
+    ),
     "fold": lambda x: nt.fold(x.flatten(2), (2, 2, 4, 2), (2, 1), padding=((0, 1), (1, 0))),
 }
-GRID = (2, 4, 4, 3)
 
 
 def normal(*shape, dtype=torch.float64):
@@ -72,7 +77,8 @@ def test_windows_are_those_of_numconv(case):
     if case == "fold":
         expected = nc.fold(x.flatten(2).numpy(), (2, 2, 4, 2), (2, 1), padding=((0, 1), (1, 0)))
     else:
-        expected = getattr(nc, function.func.__name__)(x.numpy(), **function.keywords)
+        options = {name: np.asarray(value) if name == "indices" else value for name, value in function.keywords.items()}
+        expected = getattr(nc, function.func.__name__)(x.numpy(), **options)
     np.testing.assert_array_equal(function(x).numpy(), expected)
 
 
@@ -83,6 +89,26 @@ def test_indices_of_maxima():
     np.testing.assert_array_equal(indices.numpy(), expected[1])
     assert not indices.requires_grad
     assert y.dtype == x.dtype
+
+
+def test_maxima_put_back():
+    x = integers(*GRID).requires_grad_()
+    pooled = nt.max_pool(x, 2, return_indices=True)
+    y = nt.max_unpool(*pooled, x.shape)
+    assert torch.equal(y, torch.nn.functional.max_unpool2d(*pooled, 2, output_size=x.shape))
+    y.square().sum().backward()
+    assert torch.equal(x.grad, 2 * y)
+
+
+def test_maxima_put_back_without_n():
+    x = integers(3, 4, 6)
+    y, indices = nt.max_pool(x, (3,), return_indices=True)
+    found = nt.max_unpool(y[1], indices[1], (4, 6), ndim=1)
+    assert torch.equal(found, nt.max_unpool(y, indices, x.shape)[1])
+    unpool = functools.partial(nt.max_unpool, x_shape=(4, 6), ndim=1)
+    assert torch.equal(torch.func.vmap(unpool)(y, indices), nt.max_unpool(y, indices, x.shape))
+    expected = torch.stack([unpool(y[1], each) for each in indices])
+    assert torch.equal(torch.func.vmap(unpool, (None, 0))(y[1], indices), expected)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -299,7 +325,8 @@ def test_hessians_forward_and_backward(function):
 
 def network(x, w, bias):
     y = nt.conv(x, w, bias, padding="same", groups=2, pad_mode="symmetric", activation="gelu")
-    y = nt.lp_pool(nt.max_pool(y, 2), 2, stride=1, p=3)
+    pooled, indices = nt.max_pool(y, 2, return_indices=True)
+    y = nt.lp_pool(pooled, 2, stride=1, p=3) + nt.max_unpool(pooled, indices, y.shape)[..., 1:4, 1:4]
     y = nt.avg_pool(nt.pad(y, 1, "reflect"), 2)
     return nt.fold(nt.unfold(y, 2), y.shape, 2)
 
@@ -395,6 +422,14 @@ def test_layers_have_what_torch_refuses():
     ("call", "text"),
     [
         (lambda x, w: nt.conv(x.numpy(), w), "conv: x is a ndarray, and must be a torch.Tensor; for arrays there is numconv.conv"),
+        (lambda x, w: nt.conv(x, None), "conv: w is a NoneType, and must be a torch.Tensor"),
+        (lambda x, w: nt.max_pool(None, 2), "max_pool: x is a NoneType, and must be a torch.Tensor"),
+        (lambda x, w: nt.max_unpool(x, None, x.shape), "max_unpool: indices is a NoneType, and must be a torch.Tensor"),
+        (
+            lambda x, w: nt.max_pool(x.to(torch.float8_e4m3fn), 2),
+            "x has dtype torch.float8_e4m3fn; use one of float16, .* uint64",
+        ),
+        (lambda x, w: nt.max_pool(x > 0, 2), "max_pool: x has dtype torch.bool; use one of"),
         (lambda x, w: nt.conv(x, w.double()), r"x has dtype torch.float32 and w has torch.float64.*w.to\(torch.float32\)"),
         (lambda x, w: nt.conv(x, w.to("meta")), "x lives on cpu and w on meta; move one of them"),
         (lambda x, w: nt.conv(x.to_sparse(), w), r"x has the layout torch.sparse_coo; give x.to_dense\(\)"),
@@ -402,6 +437,13 @@ def test_layers_have_what_torch_refuses():
         (lambda x, w: nt.conv(x, w, activation="tanh"), "activation='tanh' is not one of relu, silu, gelu"),
         (lambda x, w: nt.max_pool(x, 9), "the window is larger than the padded input"),
         (lambda x, w: nt.fold(x[0], (2, 2, 3), (2,)), "must have"),
+        (lambda x, w: nt.fold(x, 3, 2), "x_shape=3 must be a tuple of integers"),
+        (lambda x, w: nt.max_unpool(x, x, x.shape), r"dtype torch.float32, and must have .* torch.int64, as max_pool gives them"),
+        (lambda x, w: nt.max_unpool(x, x.long()[..., 1:], x.shape), r"indices have shape \(1, 2, 7\) .* y's shape \(1, 2, 8\)"),
+        (lambda x, w: nt.max_unpool(x, x.long().to("meta"), x.shape), "y lives on cpu and indices on meta"),
+        (lambda x, w: nt.max_unpool(x, x.long(), (1, 3, 8)), r"y has batch and channels \(1, 2\), x_shape has \(1, 3\)"),
+        (lambda x, w: nt.max_unpool(x, 0 * x.long() + 8, x.shape), "indices range from 8 to 8, but positions.*0 to 7"),
+        (lambda x, w: nt.max_unpool(x.to("meta"), x.long().to("meta"), (1, 3, 8)), r"y has batch and channels \(1, 2\)"),
     ],
 )
 def test_errors(call, text):

@@ -57,7 +57,7 @@ def freeze(value: Any, what: str) -> Any:
             return value
     if getattr(value, "ndim", 0) > 2:  # of pairs it has two
         raise ProblemError(f"{what} is an array of shape {tuple(value.shape)}; give integers, for a shape that of the array")
-    if kind is tuple or kind is list or (hasattr(value, "tolist") and value.ndim):
+    if isinstance(value, tuple | list) or (hasattr(value, "tolist") and value.ndim):
         return tuple(freeze(v, what) for v in value)
     if kind is bool or kind.__name__ == "bool_":
         raise ProblemError(f"{what}={value!r}: a truth value is not a number; give an integer")

@@ -1,4 +1,4 @@
-"""numconv on Dask arrays: convolutions, their gradients and pooling, chunk by chunk, for what is larger than memory.
+"""numconv on Dask arrays: convolutions, pooling and their gradients, chunk by chunk, for what is larger than memory.
 
 Everything is lazy. Chunks along the batch, the groups and space stay where they are, but that borders move to where a window
 begins; each is read with the few elements of the next one that its windows reach (`dask.array.overlap`). Channels that a sum runs
@@ -20,8 +20,19 @@ except ImportError as error:
         f'numconv.dask needs dask, which cannot be imported ({error}): pip install "numconv-nd[dask]"'
     ) from error
 
-from .functions import avg_pool, conv, conv_backward, conv_input_grad, conv_transpose, conv_weight_grad, lp_pool, max_pool
+from .functions import conv, conv_backward, conv_input_grad, conv_transpose, conv_transpose_backward, conv_weight_grad
+from .pooling import (
+    avg_pool,
+    avg_pool_backward,
+    lp_pool,
+    lp_pool_backward,
+    max_pool,
+    max_pool_backward,
+    max_unpool,
+    max_unpool_backward,
+)
 
 __all__ = [
-    "avg_pool", "conv", "conv_backward", "conv_input_grad", "conv_transpose", "conv_weight_grad", "lp_pool", "max_pool",
+    "avg_pool", "avg_pool_backward", "conv", "conv_backward", "conv_input_grad", "conv_transpose", "conv_transpose_backward",
+    "conv_weight_grad", "lp_pool", "lp_pool_backward", "max_pool", "max_pool_backward", "max_unpool", "max_unpool_backward",
 ]  # fmt: skip

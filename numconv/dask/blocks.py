@@ -3,11 +3,14 @@
 Along a spatial axis, output q reads the positions from q s - low to q s - low + d(r - 1). Where y has a border between chunks, at
 some q, x has one at q s - low + b, with b, up to low, such that with "same" padding both are at the same place. Beside its own, a
 chunk of x needs the last b elements of the one before and the first d(r - 1) + 1 - s - b of the one behind.
+
+Positions of maxima are those in the whole volume, and of a chunk's own in what is computed of it.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,10 +22,13 @@ from dask.array.utils import meta_from_array
 
 from numconv.context import Context, resumed
 from numconv.dispatch import Choice, run
+from numconv.errors import ProblemError
+from numconv.plugin import activate, check_indices
 
 __all__ = [
-    "Axis", "Call", "Frame", "apart", "as_one", "blockwise", "conv_block", "edges", "folded", "gathered", "haloed", "padded",
-    "pool_block", "spread", "spread_block", "weight_block",
+    "Axis", "Call", "Frame", "activated", "apart", "as_one", "blockwise", "conv_block", "edges", "folded", "gathered", "haloed",
+    "item", "maxima_block", "padded", "pool_block", "share_block", "shared", "spread", "spread_block", "started", "unpool_block",
+    "weight_block",
 ]  # fmt: skip
 
 Ints = tuple[int, ...]
@@ -72,14 +78,15 @@ class Axis(NamedTuple):
         Chunks of x, without what they read of others.
     halo : tuple of int
         How much of the chunk before and of that behind the gathered side reads beside its own.
-    edges : tuple of (int, int)
-        What each block is told: of x's side its padding; of y's where its part of the result begins, and its length.
+    edges : tuple of tuples of int
+        What each block is told: of x's side its padding (after `started` where it begins too); of y's where its part of the result
+        begins, and its length; of both sides all of these, and how much of x it has, as `shared` says.
     """
 
     outputs: Ints
     inputs: Ints
     halo: tuple[int, int]
-    edges: Pairs
+    edges: tuple[Ints, ...]
 
 
 class _Steps(NamedTuple):
@@ -147,6 +154,36 @@ def spread(problem: Any, pairs: Pairs, window: Ints, chunks: Sequence[Sequence[i
     return found
 
 
+def started(axes: Iterable[Axis]) -> list[Axis]:
+    """The axes of `gathered`, whose blocks are told where what they have of x begins too."""
+    found = []
+    for axis in axes:
+        begins = [0, *(border - axis.halo[0] for border in _borders(axis.inputs))]
+        edges = tuple((*padding, begin) for padding, begin in zip(axis.edges, begins, strict=True))
+        found.append(axis._replace(edges=edges))
+    return found
+
+
+def shared(problem: Any, chunks: Sequence[Sequence[int]]) -> list[Axis]:
+    """The chunks where blocks add up what windows give to x, and have all of x that these hold; y has these `chunks` along space.
+
+    The halo is that of x, on y's side it is as many windows as begin in it. A block is told its padding, where its part of the
+    result begins and its length, how much of x it has, and where that begins.
+    """
+    found = []
+    for axis, along in zip(_steps(problem, problem.padding, problem.window), chunks, strict=True):
+        windows = axis.reach // axis.stride
+        before, behind = windows * axis.stride, max(axis.reach + 1 - axis.stride, 0)
+        outputs, inputs = axis.cut(_borders(along), 0, max(before, behind, 1), max(windows, 1))
+        told, last = [], len(inputs) - 1
+        for i, (begin, size) in enumerate(zip([0, *_borders(inputs)], inputs, strict=True)):
+            own = before if i else 0
+            held = own + size + (0 if i == last else behind)
+            told.append((0 if i else axis.low, axis.high if i == last else 0, own, size, held, begin - own))
+        found.append(Axis(outputs, inputs, (before, behind), tuple(told)))
+    return found
+
+
 # --- arrays --------------------------------------------------------------------------------------------------------------------
 
 
@@ -193,13 +230,18 @@ def _slabs(size: int, low: int, high: int, mode: str) -> tuple[Any, Any]:
 
 
 def padded(x: Any, problem: Any, frame: Frame) -> tuple[Any, Pairs]:
-    """x with the padding that is read from x itself, and what is left to do: zeros, which are no terms, are left to the blocks."""
-    if problem.pad_mode == "zeros":
-        return x, problem.padding
+    """x with the padding that is read from x itself, and what is left to do: zeros, which are no terms, are left to the blocks.
+
+    What no window of a paired convolution reads, behind x's end, is padding below 0: it is left out.
+    """
+    zeros = problem.pad_mode == "zeros"
     for axis, (low, high) in zip(frame.spatial, problem.padding, strict=True):
-        before, behind = _slabs(x.shape[axis], low, high, problem.pad_mode)
-        x = da.concatenate([da.take(x, before, axis), x, da.take(x, behind, axis)], axis)
-    return x, ((0, 0),) * frame.ndim
+        if not zeros:
+            before, behind = _slabs(x.shape[axis], low, high, problem.pad_mode)
+            x = da.concatenate([da.take(x, before, axis), x, da.take(x, behind, axis)], axis)
+        if high < 0:
+            x = x[(*[slice(None)] * axis, slice(0, high))]
+    return x, tuple((low, max(high, 0)) for low, high in problem.padding) if zeros else ((0, 0),) * frame.ndim
 
 
 def folded(grad: Any, problem: Any, frame: Frame) -> Any:
@@ -238,7 +280,7 @@ def _add_up(slab: Any, sources: Any, axis: int, size: int) -> Any:
 def edges(axes: Sequence[Axis], frame: Frame) -> list[tuple[Any, tuple[Any, ...]]]:
     """What each block is told of each axis, as arrays beside the others."""
     return [
-        (da.from_array(np.array(each.edges), chunks=(1, 2)), (name, f"e{name}"))
+        (da.from_array(np.array(each.edges), chunks=(1, -1)), (name, f"e{name}"))
         for each, name in zip(axes, frame.space, strict=True)
     ]
 
@@ -284,8 +326,8 @@ class Call(NamedTuple):
             return run(self.op, arrays, x, w, tuple(self.options._replace(**changed)), self.choice, None, bias)
 
 
-def _told(given: Iterable[Any]) -> tuple[tuple[int, int], ...]:
-    return tuple((int(first), int(second)) for ((first, second),) in map(_only, given))
+def _told(given: Iterable[Any]) -> tuple[Ints, ...]:
+    return tuple(tuple(map(int, row)) for (row,) in map(_only, given))
 
 
 def conv_block(call: Call, frame: Frame, *given: Any) -> Any:
@@ -326,6 +368,58 @@ def spread_block(call: Call, frame: Frame, per_group: int, grad_y: Any, w: Any, 
     return np.pad(part, frame.axes((0, 0), (0, 0), [(0, each) for each in missing]))
 
 
+def activated(y: Any, activation: str) -> Any:
+    """A chunk of y with the activation applied."""
+    y = y.copy()
+    activate(y, activation)
+    return y
+
+
 def pool_block(call: Call, window: Ints, x: Any, *told: Any) -> Any:
     """The windows that begin in a chunk of x."""
     return call.run((x,), 0, window, padding=_told(told))
+
+
+def maxima_block(call: Call, frame: Frame, window: Ints, volume: Ints, x: Any, *told: Any) -> Any:
+    """The same for maxima with their positions in the whole, which has this `volume`."""
+    edges = _told(told)
+    y, indices = call.run((x,), 0, window, padding=tuple((low, high) for low, high, _ in edges))
+    places = np.unravel_index(indices, [x.shape[axis] for axis in frame.spatial])
+    moved = [each + begin for each, (_, _, begin) in zip(places, edges, strict=True)]
+    return y, np.ravel_multi_index(moved, volume)
+
+
+def item(several: Any, which: int) -> Any:
+    """One of the results of a block."""
+    return several[which]
+
+
+def share_block(call: Call, frame: Frame, window: Ints, volume: Ints, grad_y: Any, *given: Any) -> Any:
+    """What windows give to a chunk of x: to all that they hold, of which the chunk is a part."""
+    others, edges = given[: -frame.ndim], _told(given[-frame.ndim :])
+    lows, highs, begins, sizes, held, starts = zip(*edges, strict=True)
+    if call.options.indices:
+        others = (_moved(others[0], volume, held, starts),)
+    x_shape = frame.axes(grad_y.shape[0], grad_y.shape[frame.channel], held)
+    reached = call.run((grad_y, *others), x_shape, window, padding=tuple(zip(lows, highs, strict=True)))
+    parts = [slice(begin, begin + size) for begin, size in zip(begins, sizes, strict=True)]
+    return reached[frame.axes(slice(None), slice(None), parts)]
+
+
+def _moved(indices: Any, volume: Ints, held: Ints, starts: Ints) -> Any:
+    """Positions in the whole as those in the part that a block has."""
+    check_indices("max_pool_backward", indices, math.prod(volume))
+    places = [each - start for each, start in zip(np.unravel_index(indices, volume), starts, strict=True)]
+    for axis, (place, size, start) in enumerate(zip(places, held, starts, strict=True)):
+        if place.size and (place.min() < 0 or place.max() >= size):
+            raise ProblemError(
+                f"numconv.dask.max_pool_backward: indices of a chunk reach from {place.min() + start} to {place.max() + start} "
+                f"along spatial dimension {axis}, where its windows hold {start} to {start + size - 1}; pass the indices that "
+                "max_pool(..., return_indices=True) returned for this x, window and padding"
+            )
+    return np.ravel_multi_index(places, held)
+
+
+def unpool_block(call: Call, frame: Frame, spatial: Ints, array: Any, indices: Any) -> Any:
+    """Maxima of a chunk of images and channels put back, or taken again, where the volume has the shape `spatial`."""
+    return call.run((array, indices), frame.axes(array.shape[0], array.shape[frame.channel], spatial), 1)

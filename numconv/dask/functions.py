@@ -1,4 +1,4 @@
-"""The functions of numconv on Dask arrays: every check, then the blocks."""
+"""Convolutions and their gradients on Dask arrays: every check, then the blocks."""
 
 from __future__ import annotations
 
@@ -6,21 +6,19 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import dask.array as da
-import numpy as np
-
-from numconv.arguments import Geometry, PoolGeometry, freeze, geometry_options, pool_options, problem_of
+from numconv.arguments import Geometry, geometry_options
 from numconv.arguments import shape as as_shape
 from numconv.context import current
-from numconv.dispatch import Choice, make_request
-from numconv.errors import ProblemError
+from numconv.dispatch import Choice
 from numconv.functional.gradients import ConvGrads, check_needs
 from numconv.plugin import np_dtype
-from numconv.registry import default_registry
+from numconv.problem import accumulator
 
+from . import checks
 from .blocks import (
     Call,
     Frame,
+    activated,
     apart,
     as_one,
     blockwise,
@@ -30,15 +28,12 @@ from .blocks import (
     gathered,
     haloed,
     padded,
-    pool_block,
     spread,
     spread_block,
     weight_block,
-)  # fmt: skip
+)
 
-__all__ = [
-    "avg_pool", "conv", "conv_backward", "conv_input_grad", "conv_transpose", "conv_weight_grad", "lp_pool", "max_pool",
-]  # fmt: skip
+__all__ = ["conv", "conv_backward", "conv_input_grad", "conv_transpose", "conv_transpose_backward", "conv_weight_grad"]
 
 
 def conv(
@@ -88,18 +83,24 @@ def conv(
     >>> y.chunks, y.compute()
     (((1,), (4, 4, 2)), array([[ 2.,  3.,  6.,  9., 12., 15., 18., 21., 24., 25.]]))
     """
-    options = geometry_options(stride, padding, dilation, groups, pad_mode, flip, layout, activation)
+    options = Geometry(*geometry_options(stride, padding, dilation, groups, pad_mode, flip, layout, activation))
     choice = Choice(backend, algorithm, accuracy, dtype)
-    x, w, bias = _arrays("conv", x=x, w=w, bias=bias)
-    problem, batchless = _problem("conv", x.shape, w.shape, x.dtype, Geometry(*options), choice, bias is not None)
-    _expect("conv", "bias", bias, (problem.k,))
-    frame = Frame(problem.ndim, layout == "channels_last")
-    x = _with_batch(x, batchless)
+    x, w, bias = checks.arrays("conv", x=x, w=w, bias=bias)
+    problem, batchless = checks.problem("conv", x.shape, w.shape, x.dtype, options, choice, bias is not None)
+    checks.expect("conv", "bias", bias, (problem.k,))
+    return _gathered(problem, batchless, (x, w, bias), options, choice)
+
+
+def _gathered(problem: Any, batchless: bool, arrays: tuple[Any, Any, Any], options: Geometry, choice: Choice) -> Any:
+    """The outputs of a convolution, from x, w and bias."""
+    x, w, bias = arrays
+    frame = Frame(problem.ndim, options.layout == "channels_last")
+    x = checks.with_batch(x, batchless)
     if problem.groups == 1:
         x, k_chunks = as_one(x, frame), w.chunks[0]
     else:
         x, counts = apart(x, frame, problem.c // problem.groups)
-        k_chunks = _times(counts, problem.k // problem.groups)
+        k_chunks = checks.times(counts, problem.k // problem.groups)
     x, pairs = padded(x, problem, frame)
     axes = gathered(problem, pairs, problem.kernel, [x.chunks[axis] for axis in frame.spatial])
     w = w.rechunk({0: k_chunks} | dict.fromkeys(range(1, w.ndim), -1))
@@ -110,8 +111,9 @@ def conv(
     ]
     if bias is not None:
         inputs.append((bias.rechunk((k_chunks,)), ("k",)))
-    chunks = {"k": k_chunks} | _outputs(frame, axes)
-    block = functools.partial(conv_block, Call("conv", Geometry(*options), choice, current()), frame)
+    chunks = {"k": k_chunks} | checks.outputs(frame, axes)
+    plain = _plain(problem, options)._replace(activation=options.activation)
+    block = functools.partial(conv_block, Call("conv", plain, choice, current()), frame)
     y = blockwise(block, frame.axes("n", "k", frame.space), [*inputs, *edges(axes, frame)], chunks, np_dtype(problem.out_dtype))
     return y[0] if batchless else y
 
@@ -160,7 +162,7 @@ def conv_input_grad(
     array([[1., 3., 6., 6., 5., 3.]])
     """
     options = Geometry(*geometry_options(stride, padding, dilation, groups, pad_mode, flip, layout))
-    grad_y, w = _arrays("conv_input_grad", grad_y=grad_y, w=w)
+    grad_y, w = checks.arrays("conv_input_grad", grad_y=grad_y, w=w)
     shape = as_shape(x_shape, "x_shape")
     return _spread("conv_input_grad", shape, grad_y, w, options, Choice(backend, algorithm, accuracy, dtype))
 
@@ -178,6 +180,7 @@ def conv_transpose(
     flip: bool = False,
     layout: str = "channels_first",
     output_padding: Any = 0,
+    activation: str | None = None,
     backend: str | None = None,
     algorithm: str | None = None,
     accuracy: str | None = None,
@@ -190,7 +193,7 @@ def conv_transpose(
     x : dask.array.Array ``[N, C, *Q]`` or ``[C, *Q]``
     w : dask.array.Array or array ``[C, K/G, *R]``
     bias : dask.array.Array or array ``[K]``, optional
-    stride, padding, dilation, groups, pad_mode, flip, layout, output_padding, backend, algorithm, accuracy, dtype
+    stride, padding, dilation, groups, pad_mode, flip, layout, output_padding, activation, backend, algorithm, accuracy, dtype
         As for `numconv.conv_transpose`.
 
     Returns
@@ -208,23 +211,28 @@ def conv_transpose(
     >>> numconv.dask.conv_transpose(da.ones((1, 3), chunks=1), np.array([[[1.0, 10.0, 100.0]]]), stride=2).compute()
     array([[  1.,  10., 101.,  10., 101.,  10., 100.]])
     """
-    options = Geometry(*geometry_options(stride, padding, dilation, groups, pad_mode, flip, layout, None, output_padding))
-    x, w, bias = _arrays("conv_transpose", x=x, w=w, bias=bias)
-    y = _spread("conv_transpose", x.shape, x, w, options, Choice(backend, algorithm, accuracy, dtype))
-    if bias is None:
-        return y
-    ndim = w.ndim - 2
-    last = layout == "channels_last"
-    _expect("conv_transpose", "bias", bias, (y.shape[-1 if last else -1 - ndim],))
-    return y + bias.astype(y.dtype).reshape(-1, *[1] * (0 if last else ndim))
+    options = Geometry(*geometry_options(stride, padding, dilation, groups, pad_mode, flip, layout, activation, output_padding))
+    x, w, bias = checks.arrays("conv_transpose", x=x, w=w, bias=bias)
+    choice = Choice(backend, algorithm, accuracy, dtype)
+    problem, _ = checks.problem("conv_transpose", x.shape, w.shape, x.dtype, options, choice)
+    checks.expect("conv_transpose", "bias", bias, (problem.c,))
+    if bias is None and activation is None:
+        return _spread("conv_transpose", x.shape, x, w, options, choice)
+    wide = accumulator(problem.out_dtype)  # half types are rounded once
+    y = _spread("conv_transpose", x.shape, x, w, options, choice._replace(dtype=wide))
+    if bias is not None:
+        y = y + bias.astype(y.dtype).reshape(-1, *[1] * (0 if layout == "channels_last" else w.ndim - 2))
+    if activation is not None:
+        y = y.map_blocks(activated, activation, dtype=y.dtype, meta=y._meta)
+    return y.astype(np_dtype(problem.out_dtype))
 
 
 def _spread(op: str, x_shape: Any, grad_y: Any, w: Any, options: Geometry, choice: Choice) -> Any:
     """`conv_input_grad`, or `conv_transpose` of what is called grad_y here."""
-    problem, batchless = _problem(op, x_shape, w.shape, w.dtype, options, choice)
+    problem, batchless = checks.problem(op, x_shape, w.shape, w.dtype, options, choice)
     frame = Frame(problem.ndim, options.layout == "channels_last")
-    _expect(op, "grad_y", grad_y, frame.axes(problem.n, problem.k, problem.output)[batchless:])
-    grad_y = _with_batch(grad_y, batchless)
+    checks.expect(op, "grad_y", grad_y, frame.axes(problem.n, problem.k, problem.output)[batchless:])
+    grad_y = checks.with_batch(grad_y, batchless)
     per_group = problem.k // problem.groups
     counts: tuple[int, ...] = (1,)
     if problem.groups == 1:
@@ -233,20 +241,25 @@ def _spread(op: str, x_shape: Any, grad_y: Any, w: Any, options: Geometry, choic
         grad_y, counts = apart(grad_y, frame, per_group)
     pairs = problem.padding if problem.pad_mode == "zeros" else ((0, 0),) * problem.ndim
     axes = spread(problem, pairs, problem.kernel, [grad_y.chunks[axis] for axis in frame.spatial])
-    w = w.rechunk({0: _times(counts, per_group)} | dict.fromkeys(range(1, w.ndim), -1))
+    w = w.rechunk({0: checks.times(counts, per_group)} | dict.fromkeys(range(1, w.ndim), -1))
     inputs = [
         (haloed(grad_y, frame, axes, [axis.outputs for axis in axes]), frame.axes("n", "c", frame.space)),
         (w, ("c", "i", *frame.window)),
     ]
-    plain = Geometry(
-        stride=problem.stride, dilation=problem.dilation, groups=problem.groups, flip=problem.flip, layout=options.layout
-    )
-    block = functools.partial(spread_block, Call("conv_input_grad", plain, choice, current()), frame, per_group)
-    chunks = {"c": _times(counts, problem.c // problem.groups)}
+    call = Call("conv_input_grad", _plain(problem, options), choice, current())
+    block = functools.partial(spread_block, call, frame, per_group)
+    chunks = {"c": checks.times(counts, problem.c // problem.groups)}
     chunks |= {name: axis.inputs for name, axis in zip(frame.space, axes, strict=True)}
     result = frame.axes("n", "c", frame.space)
     grad_x = folded(blockwise(block, result, [*inputs, *edges(axes, frame)], chunks, np_dtype(problem.out_dtype)), problem, frame)
     return grad_x[0] if batchless else grad_x
+
+
+def _plain(problem: Any, options: Geometry) -> Geometry:
+    """The options of blocks, which are told their padding."""
+    return Geometry(
+        stride=problem.stride, dilation=problem.dilation, groups=problem.groups, flip=problem.flip, layout=options.layout
+    )
 
 
 def conv_weight_grad(
@@ -274,7 +287,7 @@ def conv_weight_grad(
     x : dask.array.Array ``[N, C, *S]`` or ``[C, *S]``
     w_shape : sequence of int
     stride, padding, dilation, groups, pad_mode, flip, layout, backend, algorithm, accuracy, dtype
-        As for `numconv.conv_weight_grad`. The sums of chunks are added up in the dtype of the result, in an order of their own.
+        As for `numconv.conv_weight_grad`. The sums of chunks are added up in an order of their own, those of half types in float32.
 
     Returns
     -------
@@ -294,17 +307,24 @@ def conv_weight_grad(
     """
     options = Geometry(*geometry_options(stride, padding, dilation, groups, pad_mode, flip, layout))
     choice = Choice(backend, algorithm, accuracy, dtype)
-    grad_y, x = _arrays("conv_weight_grad", grad_y=grad_y, x=x)
-    problem, batchless = _problem("conv_weight_grad", x.shape, as_shape(w_shape, "w_shape"), x.dtype, options, choice)
-    frame = Frame(problem.ndim, layout == "channels_last")
-    _expect("conv_weight_grad", "grad_y", grad_y, frame.axes(problem.n, problem.k, problem.output)[batchless:])
-    x, grad_y = _with_batch(x, batchless), _with_batch(grad_y, batchless)
+    grad_y, x = checks.arrays("conv_weight_grad", grad_y=grad_y, x=x)
+    problem, batchless = checks.problem("conv_weight_grad", x.shape, as_shape(w_shape, "w_shape"), x.dtype, options, choice)
+    y_shape = Frame(problem.ndim, layout == "channels_last").axes(problem.n, problem.k, problem.output)
+    checks.expect("conv_weight_grad", "grad_y", grad_y, y_shape[batchless:])
+    return _weight_grad(problem, batchless, (grad_y, x), options, choice)
+
+
+def _weight_grad(problem: Any, batchless: bool, arrays: tuple[Any, Any], options: Geometry, choice: Choice) -> Any:
+    """The gradient for w of a convolution, from grad_y and x."""
+    grad_y, x = arrays
+    frame = Frame(problem.ndim, options.layout == "channels_last")
+    x, grad_y = checks.with_batch(x, batchless), checks.with_batch(grad_y, batchless)
     per_group = problem.c // problem.groups
     if problem.groups == 1:
         k_chunks, c_chunks = grad_y.chunks[frame.channel], x.chunks[frame.channel]
     else:
         x, counts = apart(x, frame, per_group)
-        k_chunks, c_chunks = _times(counts, problem.k // problem.groups), (per_group,)
+        k_chunks, c_chunks = checks.times(counts, problem.k // problem.groups), (per_group,)
     x, pairs = padded(x, problem, frame)
     axes = gathered(problem, pairs, problem.kernel, [x.chunks[axis] for axis in frame.spatial])
     grad_y = grad_y.rechunk(dict(enumerate(frame.axes(x.chunks[0], k_chunks, [axis.outputs for axis in axes]))))
@@ -313,10 +333,12 @@ def conv_weight_grad(
     summed = ("n", *frame.space)
     new = dict(zip(frame.window, problem.kernel, strict=True)) | ({} if problem.groups == 1 else {"c": per_group})
     chunks = {"k": k_chunks, "c": c_chunks} | dict.fromkeys(summed, 1)
-    block = functools.partial(weight_block, Call("conv_weight_grad", options, choice, current()), frame, problem.kernel, per_group)
+    wide = accumulator(problem.out_dtype)
+    call = Call("conv_weight_grad", _plain(problem, options), choice._replace(dtype=wide), current())
+    block = functools.partial(weight_block, call, frame, problem.kernel, per_group)
     result = (*summed, "k", "c", *frame.window)
-    sums = blockwise(block, result, [*inputs, *edges(axes, frame)], chunks, np_dtype(problem.out_dtype), new)
-    return sums.sum(axis=tuple(range(len(summed))), dtype=sums.dtype)
+    sums = blockwise(block, result, [*inputs, *edges(axes, frame)], chunks, np_dtype(wide), new)
+    return _total(sums, tuple(range(len(summed))), problem)
 
 
 def conv_backward(
@@ -325,8 +347,17 @@ def conv_backward(
     w: Any,
     *,
     needs: Sequence[str] = ("x", "w", "bias"),
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    pad_mode: str = "zeros",
+    flip: bool = False,
     layout: str = "channels_first",
-    **options: Any,
+    backend: str | None = None,
+    algorithm: str | None = None,
+    accuracy: str | None = None,
+    dtype: Any = None,
 ) -> ConvGrads:
     """`numconv.conv_backward` on Dask arrays.
 
@@ -337,8 +368,8 @@ def conv_backward(
     w : dask.array.Array or array ``[K, C/G, *R]``
     needs : sequence of {"x", "w", "bias"}
         Which gradients to return.
-    layout, **options
-        Those of `conv_input_grad`.
+    stride, padding, dilation, groups, pad_mode, flip, layout, backend, algorithm, accuracy, dtype
+        As for `numconv.conv_backward`.
 
     Returns
     -------
@@ -357,125 +388,45 @@ def conv_backward(
     >>> grads.x, grads.w.compute(), grads.bias.compute()
     (None, array([[[3., 6., 9.]]]), array([3.]))
     """
-    needs = check_needs("conv_backward", needs)
-    grad_y, x, w = _arrays("conv_backward", grad_y=grad_y, x=x, w=w)
-    channel = grad_y.ndim - 1 if layout == "channels_last" else grad_y.ndim - w.ndim + 1
-    others = tuple(axis for axis in range(grad_y.ndim) if axis != channel)
-    return ConvGrads(
-        conv_input_grad(grad_y, w, x.shape, layout=layout, **options) if "x" in needs else None,
-        conv_weight_grad(grad_y, x, w.shape, layout=layout, **options) if "w" in needs else None,
-        grad_y.sum(axis=others, dtype=grad_y.dtype) if "bias" in needs else None,
-    )
+    options = Geometry(*geometry_options(stride, padding, dilation, groups, pad_mode, flip, layout))
+    return _backward("conv", {"grad_y": grad_y, "x": x, "w": w}, needs, options, Choice(backend, algorithm, accuracy, dtype))
 
 
-def max_pool(
+def conv_transpose_backward(
+    grad_y: Any,
     x: Any,
-    window: Any,
+    w: Any,
     *,
-    stride: Any = None,
+    needs: Sequence[str] = ("x", "w", "bias"),
+    stride: Any = 1,
     padding: Any = 0,
     dilation: Any = 1,
-    ceil_mode: bool = False,
+    groups: int = 1,
+    pad_mode: str = "zeros",
+    flip: bool = False,
     layout: str = "channels_first",
-    backend: str | None = None,
-    algorithm: str | None = None,
-    accuracy: str | None = None,
-) -> Any:
-    """`numconv.max_pool` on a Dask array.
-
-    Parameters
-    ----------
-    x : dask.array.Array ``[N, C, *S]`` or ``[C, *S]``
-    window, stride, padding, dilation, ceil_mode, layout, backend, algorithm, accuracy
-        As for `numconv.max_pool`.
-
-    Returns
-    -------
-    dask.array.Array ``[N, C, *Q]`` or ``[C, *Q]``
-
-    Raises
-    ------
-    ProblemError, UnknownBackendError
-        As for `conv`.
-
-    Examples
-    --------
-    >>> import dask.array as da, numconv.dask
-    >>> numconv.dask.max_pool(da.arange(8.0, chunks=3)[None], (2,)).compute()
-    array([[1., 3., 5., 7.]])
-    """
-    options = PoolGeometry(*pool_options(stride, padding, dilation, layout, ceil_mode))
-    return _pooled("max_pool", x, window, options, Choice(backend, algorithm, accuracy))
-
-
-def avg_pool(
-    x: Any,
-    window: Any,
-    *,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    layout: str = "channels_first",
+    output_padding: Any = 0,
     backend: str | None = None,
     algorithm: str | None = None,
     accuracy: str | None = None,
     dtype: Any = None,
-) -> Any:
-    """`numconv.avg_pool` on a Dask array.
+) -> ConvGrads:
+    """`numconv.conv_transpose_backward` on Dask arrays.
 
     Parameters
     ----------
-    x : dask.array.Array ``[N, C, *S]`` or ``[C, *S]``
-    window, stride, padding, dilation, ceil_mode, count_include_pad, layout, backend, algorithm, accuracy, dtype
-        As for `numconv.avg_pool`.
+    grad_y : dask.array.Array ``[N, K, *S]`` or ``[K, *S]``
+    x : dask.array.Array ``[N, C, *Q]`` or ``[C, *Q]``
+    w : dask.array.Array or array ``[C, K/G, *R]``
+    needs : sequence of {"x", "w", "bias"}
+        Which gradients to return.
+    stride, padding, dilation, groups, pad_mode, flip, layout, output_padding, backend, algorithm, accuracy, dtype
+        As for `numconv.conv_transpose_backward`.
 
     Returns
     -------
-    dask.array.Array ``[N, C, *Q]`` or ``[C, *Q]``
-
-    Raises
-    ------
-    ProblemError, UnknownBackendError
-        As for `conv`.
-
-    Examples
-    --------
-    >>> import dask.array as da, numconv.dask
-    >>> numconv.dask.avg_pool(da.arange(8.0, chunks=3)[None], (2,)).compute()
-    array([[0.5, 2.5, 4.5, 6.5]])
-    """
-    options = PoolGeometry(*pool_options(stride, padding, dilation, layout, ceil_mode, count_include_pad))
-    return _pooled("avg_pool", x, window, options, Choice(backend, algorithm, accuracy, dtype))
-
-
-def lp_pool(
-    x: Any,
-    window: Any,
-    *,
-    p: float = 2,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    layout: str = "channels_first",
-    backend: str | None = None,
-    algorithm: str | None = None,
-    accuracy: str | None = None,
-    dtype: Any = None,
-) -> Any:
-    """`numconv.lp_pool` on a Dask array.
-
-    Parameters
-    ----------
-    x : dask.array.Array ``[N, C, *S]`` or ``[C, *S]``
-    window, stride, padding, dilation, ceil_mode, p, layout, backend, algorithm, accuracy, dtype
-        As for `numconv.lp_pool`.
-
-    Returns
-    -------
-    dask.array.Array ``[N, C, *Q]`` or ``[C, *Q]``
+    ConvGrads
+        ``(x, w, bias)``; None where it was not asked for.
 
     Raises
     ------
@@ -485,72 +436,38 @@ def lp_pool(
     Examples
     --------
     >>> import dask.array as da, numpy as np, numconv.dask
-    >>> numconv.dask.lp_pool(da.from_array(np.array([[3.0, 4.0, 5.0, 12.0]]), chunks=1), (2,)).compute()
-    array([[ 5., 13.]])
+    >>> x, grad_y = da.from_array(np.array([[1.0, 2.0]]), chunks=1), da.ones((1, 5), chunks=3)
+    >>> grads = numconv.dask.conv_transpose_backward(grad_y, x, np.ones((1, 1, 3)), stride=2, needs=("x", "w"))
+    >>> grads.x.compute(), grads.w.compute(), grads.bias
+    (array([[3., 3.]]), array([[[3., 3., 3.]]]), None)
     """
-    options = PoolGeometry(*pool_options(stride, padding, dilation, layout, ceil_mode, p=p))
-    return _pooled("lp_pool", x, window, options, Choice(backend, algorithm, accuracy, dtype))
+    options = Geometry(*geometry_options(stride, padding, dilation, groups, pad_mode, flip, layout, None, output_padding))
+    arrays = {"grad_y": grad_y, "x": x, "w": w}
+    return _backward("conv_transpose", arrays, needs, options, Choice(backend, algorithm, accuracy, dtype))
 
 
-def _pooled(op: str, x: Any, window: Any, options: PoolGeometry, choice: Choice) -> Any:
-    (x,) = _arrays(op, x=x)
-    problem, batchless = _problem(op, x.shape, freeze(window, "window"), x.dtype, options, choice)
+def _backward(family: str, arrays: dict[str, Any], needs: Sequence[str], options: Geometry, choice: Choice) -> ConvGrads:
+    """The gradients of `conv` or `conv_transpose` that were asked for; of the latter grad_y is the x of the paired convolution."""
+    op, transposed = f"{family}_backward", family == "conv_transpose"
+    needs = check_needs(op, needs)
+    grad_y, x, w = checks.arrays(op, **arrays)
+    problem, batchless = checks.problem(f"{family}_input_grad", x.shape, w.shape, x.dtype, options, choice)
     frame = Frame(problem.ndim, options.layout == "channels_last")
-    x = _with_batch(x, batchless)
-    axes = gathered(problem, problem.padding, problem.window, [x.chunks[axis] for axis in frame.spatial])
-    names = frame.axes("n", "c", frame.space)
-    inputs = [(haloed(x, frame, axes, [axis.inputs for axis in axes]), names), *edges(axes, frame)]
-    block = functools.partial(pool_block, Call(op, options, choice, current()), problem.window)
-    y = blockwise(block, names, inputs, _outputs(frame, axes), np_dtype(problem.out_dtype))
-    return y[0] if batchless else y
+    channels, spatial = (problem.c, problem.spatial) if transposed else (problem.k, problem.output)
+    checks.expect(op, "grad_y", grad_y, frame.axes(problem.n, channels, spatial)[batchless:])
+    grads: dict[str, Any] = {}
+    if "x" in needs and transposed:
+        grads["x"] = _gathered(problem, batchless, (grad_y, w, None), options, choice)
+    elif "x" in needs:
+        grads["x"] = _spread("conv_input_grad", x.shape, grad_y, w, options, choice)
+    if "w" in needs:
+        grads["w"] = _weight_grad(problem, batchless, (x, grad_y) if transposed else (grad_y, x), options, choice)
+    if "bias" in needs:
+        others = tuple(axis for axis in range(grad_y.ndim) if axis != frame.channel - batchless)
+        grads["bias"] = _total(grad_y, others, problem)
+    return ConvGrads(**grads)
 
 
-# --- arguments -----------------------------------------------------------------------------------------------------------------
-
-
-def _arrays(op: str, **given: Any) -> list[Any]:
-    """Dask arrays of known chunks and one dtype; other arrays become one chunk."""
-    found: list[Any] = []
-    first = ""
-    for name, value in given.items():
-        if value is None:
-            if name != "bias":
-                raise ProblemError(f"numconv.dask.{op}: {name} is None; give an array")
-            found.append(None)
-            continue
-        array = value if isinstance(value, da.Array) else da.from_array(np.asarray(value), chunks=-1)
-        if any(np.isnan(size) for size in array.shape):
-            raise ProblemError(f"numconv.dask.{op}: {name} has chunks of unknown sizes; call {name}.compute_chunk_sizes() first")
-        first = first or name
-        if found and array.dtype != found[0].dtype:
-            raise ProblemError(
-                f"numconv.dask.{op}: {first} has dtype {found[0].dtype} and {name} has {array.dtype}: all arrays of a call have "
-                f"one dtype; convert one of them, for example {name}.astype({str(found[0].dtype)!r})"
-            )
-        found.append(array)
-    return found
-
-
-def _problem(op: str, x_shape: Any, w_shape: Any, dtype: Any, options: Any, choice: Choice, bias: bool = False) -> Any:
-    """The problem of the whole, checked, and whether its arrays have no N."""
-    request = make_request(op, x_shape, w_shape, dtype, options, choice, current(), bias)
-    if choice.backend is not None:
-        default_registry().check_names((choice.backend,), request.asked)
-    return problem_of(request)
-
-
-def _expect(op: str, name: str, array: Any, shape: tuple[int, ...]) -> None:
-    if array is not None and array.shape != shape:
-        raise ProblemError(f"numconv.dask.{op}: {name} has shape {array.shape}, and must have {shape}")
-
-
-def _with_batch(array: Any, batchless: bool) -> Any:
-    return array[None] if batchless else array
-
-
-def _times(counts: tuple[int, ...], each: int) -> tuple[int, ...]:
-    return tuple(count * each for count in counts)
-
-
-def _outputs(frame: Frame, axes: Any) -> dict[str, tuple[int, ...]]:
-    return {name: axis.outputs for name, axis in zip(frame.space, axes, strict=True)}
+def _total(array: Any, axes: tuple[int, ...], problem: Any) -> Any:
+    """The sum, of half types in float32, in the dtype of the problem's results."""
+    return array.sum(axis=axes, dtype=np_dtype(accumulator(problem.out_dtype))).astype(np_dtype(problem.out_dtype))

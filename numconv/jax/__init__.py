@@ -16,6 +16,6 @@ except ImportError as error:
         f'numconv.jax needs jax, which cannot be imported ({error}): pip install "numconv-nd[jax]"'
     ) from error
 
-from .functions import avg_pool, conv, conv_transpose, fold, lp_pool, max_pool, pad, unfold
+from .functions import avg_pool, conv, conv_transpose, fold, lp_pool, max_pool, max_unpool, pad, unfold
 
-__all__ = ["avg_pool", "conv", "conv_transpose", "fold", "lp_pool", "max_pool", "pad", "unfold"]
+__all__ = ["avg_pool", "conv", "conv_transpose", "fold", "lp_pool", "max_pool", "max_unpool", "pad", "unfold"]

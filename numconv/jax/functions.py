@@ -11,13 +11,13 @@ import jax.numpy as jnp
 
 from numconv.arguments import flag, freeze, geometry_options, pool_options, shape
 from numconv.context import current
-from numconv.derivatives import Trilinear, Windows
+from numconv.derivatives import Trilinear, Unpooling, Windows
 from numconv.dispatch import Choice
 from numconv.errors import ProblemError
 
 from . import primitives
 
-__all__ = ["avg_pool", "conv", "conv_transpose", "fold", "lp_pool", "max_pool", "pad", "unfold"]
+__all__ = ["avg_pool", "conv", "conv_transpose", "fold", "lp_pool", "max_pool", "max_unpool", "pad", "unfold"]
 
 _ACTIVATIONS = {"relu": jax.nn.relu, "silu": jax.nn.silu, "gelu": functools.partial(jax.nn.gelu, approximate=False)}
 
@@ -127,8 +127,8 @@ def conv_transpose(
 def _convolution(family: str, given: tuple[Any, ...], options: tuple[Any, ...], choice: Choice, activation: str | None) -> Any:
     if activation is not None and activation not in _ACTIVATIONS:
         raise ProblemError(f"{family}: activation={activation!r} is not one of {', '.join(_ACTIVATIONS)}")
-    arrays: list[Any] = [array if array is None else jnp.asarray(array) for array in given]
-    x, w, bias = arrays
+    x, w = _array(family, "x", given[0]), _array(family, "w", given[1])
+    bias = None if given[2] is None else jnp.asarray(given[2])
     for name, array in (("w", w), ("bias", bias)):
         if array is not None and array.dtype != x.dtype:
             raise ProblemError(
@@ -189,10 +189,65 @@ def max_pool(
     Array([[5., 3.]], dtype=float32)
     """
     wanted = flag(return_indices, "return_indices")
+    x = _array("max_pool", "x", x)
     options = pool_options(stride, padding, dilation, layout, ceil_mode, indices=True)
     call = _windows("max_pool", "max_pool_backward", x, window, options, Choice(backend, algorithm, accuracy))
-    found = primitives.max_pool(call, jnp.asarray(x))
+    found = primitives.max_pool(call, x)
     return found if wanted else found[0]
+
+
+def max_unpool(
+    y: Any,
+    indices: Any,
+    x_shape: Sequence[int],
+    *,
+    ndim: int | None = None,
+    layout: str = "channels_first",
+    backend: str | None = None,
+    algorithm: str | None = None,
+    accuracy: str | None = None,
+) -> Any:
+    """`numconv.max_unpool` in JAX: values put back to the positions from which `max_pool` took them.
+
+    Parameters
+    ----------
+    y : array ``[N, C, *Q]``
+    indices : integer array of y's shape
+        As `max_pool` gives them; int32 and int64 are taken.
+    x_shape : sequence of int
+        The shape of the result.
+    ndim, layout
+        As for `numconv.max_unpool`.
+    backend, algorithm, accuracy
+        As for `conv`.
+
+    Returns
+    -------
+    jax.Array of shape `x_shape`
+        Differentiable for y; of several elements put at one position the last is kept, and the others have no gradient.
+
+    Raises
+    ------
+    ProblemError, UnsupportedProblemError, BackendUnavailableError, UnknownBackendError
+        As for `numconv.max_unpool`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, numconv.jax
+    >>> y, indices = numconv.jax.max_pool(jnp.array([[[1.0, 5.0, 3.0, 2.0]]]), 2, return_indices=True)
+    >>> numconv.jax.max_unpool(y, indices, (1, 1, 4))
+    Array([[[0., 5., 3., 0.]]], dtype=float32)
+    """
+    y, indices = _array("max_unpool", "y", y), _array("max_unpool", "indices", indices)
+    if indices.dtype not in (jnp.int32, jnp.int64) or indices.shape != y.shape:
+        raise ProblemError(
+            f"numconv.jax.max_unpool: indices have shape {indices.shape} and dtype {indices.dtype}, and must have y's shape "
+            f"{y.shape} and dtype int32 or int64, as max_pool gives them"
+        )
+    options = pool_options(layout=layout, ndim=ndim)
+    choice = Choice(backend, algorithm, accuracy)
+    call = Unpooling(shape(x_shape, "x_shape"), y.shape, options, choice, current())
+    return primitives.taken.bind(y, indices, call=call)
 
 
 def avg_pool(
@@ -234,9 +289,10 @@ def avg_pool(
     >>> numconv.jax.avg_pool(jnp.array([[1.0, 5.0, 3.0, 2.0]]), (2,))
     Array([[3. , 2.5]], dtype=float32)
     """
+    x = _array("avg_pool", "x", x)
     options = pool_options(stride, padding, dilation, layout, ceil_mode, count_include_pad)
     return primitives.windows.bind(
-        jnp.asarray(x), call=_windows("avg_pool", "avg_pool_backward", x, window, options, Choice(backend, algorithm, accuracy))
+        x, call=_windows("avg_pool", "avg_pool_backward", x, window, options, Choice(backend, algorithm, accuracy))
     )
 
 
@@ -280,9 +336,10 @@ def lp_pool(
     >>> numconv.jax.lp_pool(jnp.array([[3.0, 4.0, 5.0, -12.0]]), (2,))
     Array([[ 5., 13.]], dtype=float32)
     """
+    x = _array("lp_pool", "x", x)
     options = pool_options(stride, padding, dilation, layout, ceil_mode, p=p)
     call = _windows("lp_pool", "lp_pool_backward", x, window, options, Choice(backend, algorithm, accuracy))
-    return primitives.lp_pool(call, jnp.asarray(x))
+    return primitives.lp_pool(call, x)
 
 
 def pad(
@@ -320,10 +377,9 @@ def pad(
     >>> numconv.jax.pad(jnp.array([[1, 2, 3]]), (2,), "symmetric")
     Array([[2, 1, 1, 2, 3, 3, 2]], dtype=int32)
     """
+    x = _array("pad", "x", x)
     options = pool_options(layout=layout, pad_mode=mode)
-    return primitives.windows.bind(
-        jnp.asarray(x), call=_windows("pad", "pad_backward", x, width, options, Choice(backend, algorithm, accuracy))
-    )
+    return primitives.windows.bind(x, call=_windows("pad", "pad_backward", x, width, options, Choice(backend, algorithm, accuracy)))
 
 
 def unfold(
@@ -363,10 +419,9 @@ def unfold(
     Array([[1, 2, 3],
            [2, 3, 4]], dtype=int32)
     """
+    x = _array("unfold", "x", x)
     options = pool_options(stride, padding, dilation)
-    return primitives.windows.bind(
-        jnp.asarray(x), call=_windows("unfold", "fold", x, window, options, Choice(backend, algorithm, accuracy))
-    )
+    return primitives.windows.bind(x, call=_windows("unfold", "fold", x, window, options, Choice(backend, algorithm, accuracy)))
 
 
 def fold(
@@ -410,11 +465,17 @@ def fold(
     """
     options = pool_options(stride, padding, dilation)
     choice = Choice(backend, algorithm, accuracy)
-    whole, frozen = shape(tuple(x_shape), "x_shape"), freeze(window, "window")
+    whole, frozen = shape(x_shape, "x_shape"), freeze(window, "window")
     call = Windows("unfold", "fold", whole, frozen, options, choice, current(), gradient=True)
-    return primitives.windows.bind(jnp.asarray(columns), call=call)
+    return primitives.windows.bind(_array("fold", "columns", columns), call=call)
+
+
+def _array(function: str, name: str, value: Any) -> Any:
+    if value is None:
+        raise ProblemError(f"numconv.jax.{function}: {name} is None; give an array")
+    return jnp.asarray(value)
 
 
 def _windows(forward: str, backward: str, x: Any, window: Any, options: tuple[Any, ...], choice: Choice) -> Windows:
     what = "width" if forward == "pad" else "window"
-    return Windows(forward, backward, jnp.shape(x), freeze(window, what), options, choice, current())
+    return Windows(forward, backward, x.shape, freeze(window, what), options, choice, current())

@@ -17,10 +17,10 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from numconv.arguments import PoolGeometry
-from numconv.derivatives import Trilinear, Windows
+from numconv.derivatives import Trilinear, Unpooling, Windows
 from numconv.errors import ProblemError
 
-__all__ = ["bilinear", "lp_pool", "max_pool", "windows"]
+__all__ = ["bilinear", "lp_pool", "max_pool", "taken", "windows"]
 
 
 # --- computing -----------------------------------------------------------------------------------------------------------------
@@ -132,24 +132,24 @@ def _windows_transposed(cotangent: Any, _x: Any, *, call: Windows) -> Any:
     return [windows.bind(cotangent, call=call.other())]
 
 
-def _taken(call: Windows, x: Any, indices: Any) -> Any:
-    """What max_pool takes from x, or puts back there: linear, once it is known where the maxima are."""
-    if call.gradient:
+def _taken(call: Unpooling | Windows, x: Any, indices: Any) -> Any:
+    """What max_pool takes from x, or puts back there, or max_unpool: linear, once it is known where the maxima are."""
+    if call.gradient or isinstance(call, Unpooling):
         return call.run(x, indices.astype(np.int64, copy=False))
     first = x.ndim - call.ndim - call.channels_last
     flat = (*x.shape[:first], -1, *x.shape[first + call.ndim :])
     return np.take_along_axis(x.reshape(flat), indices.reshape(flat), first).reshape(indices.shape)
 
 
-def _taken_derivative(tangent: Any, _x: Any, indices: Any, *, call: Windows) -> Any:
+def _taken_derivative(tangent: Any, _x: Any, indices: Any, *, call: Unpooling | Windows) -> Any:
     return taken.bind(tangent, indices, call=call)
 
 
-def _taken_transposed(cotangent: Any, _x: Any, indices: Any, *, call: Windows) -> Any:
+def _taken_transposed(cotangent: Any, _x: Any, indices: Any, *, call: Unpooling | Windows) -> Any:
     return taken.bind(cotangent, indices, call=call.other()), None
 
 
-def _windows_batch(primitive: Primitive, arrays: Any, dims: Any, *, call: Windows) -> Any:
+def _windows_batch(primitive: Primitive, arrays: Any, dims: Any, *, call: Unpooling | Windows) -> Any:
     size = _size(arrays, dims)
     joined = [
         _joined(array, dim, (dim is not None) - array.ndim, size, not call.batchless)
@@ -161,7 +161,7 @@ def _windows_batch(primitive: Primitive, arrays: Any, dims: Any, *, call: Window
     return _split(call, size, results), 0
 
 
-def _split(call: Windows, size: int, result: Any) -> Any:
+def _split(call: Unpooling | Windows, size: int, result: Any) -> Any:
     return result if call.batchless else result.reshape(size, -1, *result.shape[1:])
 
 

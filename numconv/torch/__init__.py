@@ -18,10 +18,10 @@ except ImportError as error:
         f'numconv.torch needs torch, which cannot be imported ({error}): pip install "numconv-nd[torch]"'
     ) from error
 
-from .functions import avg_pool, conv, conv_transpose, fold, lp_pool, max_pool, pad, unfold
+from .functions import avg_pool, conv, conv_transpose, fold, lp_pool, max_pool, max_unpool, pad, unfold
 from .layers import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, convert
 
 __all__ = [
     "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "avg_pool", "conv", "conv_transpose",
-    "convert", "fold", "lp_pool", "max_pool", "pad", "unfold",
+    "convert", "fold", "lp_pool", "max_pool", "max_unpool", "pad", "unfold",
 ]  # fmt: skip

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from numconv.arguments import flag, freeze, geometry_options, pool_options, shape
 from numconv.context import Context, current
-from numconv.derivatives import Trilinear, Windows
+from numconv.derivatives import Trilinear, Unpooling, Windows
 from numconv.dispatch import Choice
 from numconv.errors import ProblemError
 
 from . import pooling
 from .operators import apply, checked
 
-__all__ = ["avg_pool", "conv", "conv_transpose", "fold", "lp_pool", "max_pool", "pad", "unfold"]
+__all__ = ["avg_pool", "conv", "conv_transpose", "fold", "lp_pool", "max_pool", "max_unpool", "pad", "unfold"]
 
 _ACTIVATIONS = {"relu": torch.nn.functional.relu, "silu": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu}
 
@@ -202,6 +202,60 @@ def max_pool(
     call = _windows("max_pool", "max_pool_backward", x, window, options, Choice(backend, algorithm, accuracy))
     found = pooling.max_pool(call, x)
     return found if wanted else found[0]
+
+
+def max_unpool(
+    y: Tensor,
+    indices: Tensor,
+    x_shape: Sequence[int],
+    *,
+    ndim: int | None = None,
+    layout: str = "channels_first",
+    backend: str | None = None,
+    algorithm: str | None = None,
+    accuracy: str | None = None,
+) -> Tensor:
+    """`numconv.max_unpool` on tensors: values put back to the positions from which `max_pool` took them.
+
+    Parameters
+    ----------
+    y : Tensor ``[N, C, *Q]``
+    indices : int64 Tensor of y's shape
+        As `max_pool` gives them.
+    x_shape : sequence of int
+        The shape of the result.
+    ndim, layout
+        As for `numconv.max_unpool`.
+    backend, algorithm, accuracy
+        As for `conv`.
+
+    Returns
+    -------
+    Tensor of shape `x_shape`
+        Differentiable for y; of several elements put at one position the last is kept, and the others have no gradient.
+
+    Raises
+    ------
+    ProblemError, UnsupportedProblemError, BackendUnavailableError, UnknownBackendError
+        As for `numconv.max_unpool`.
+
+    Examples
+    --------
+    >>> import torch, numconv.torch
+    >>> y, indices = numconv.torch.max_pool(torch.tensor([[[1.0, 5.0, 3.0, 2.0]]]), 2, return_indices=True)
+    >>> numconv.torch.max_unpool(y, indices, (1, 1, 4))
+    tensor([[[0., 5., 3., 0.]]])
+    """
+    checked("max_unpool", y=y, indices=indices)
+    if indices.dtype != torch.int64 or indices.shape != y.shape:
+        raise ProblemError(
+            f"numconv.torch.max_unpool: indices have shape {tuple(indices.shape)} and dtype {indices.dtype}, and must have y's "
+            f"shape {tuple(y.shape)} and dtype torch.int64, as max_pool gives them"
+        )
+    options = pool_options(layout=layout, ndim=ndim)
+    choice = Choice(backend, algorithm, accuracy)
+    call = Unpooling(shape(x_shape, "x_shape"), tuple(y.shape), options, choice, _settings())
+    return apply(call, y, indices)
 
 
 def avg_pool(
@@ -414,7 +468,7 @@ def fold(
     checked("fold", columns=columns)
     options = pool_options(stride, padding, dilation)
     choice = Choice(backend, algorithm, accuracy)
-    whole, frozen = shape(tuple(x_shape), "x_shape"), freeze(window, "window")
+    whole, frozen = shape(x_shape, "x_shape"), freeze(window, "window")
     return apply(Windows("unfold", "fold", whole, frozen, options, choice, _settings(), gradient=True), columns)
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from numconv.derivatives import Trilinear, Windows, parsed
+from numconv.derivatives import Trilinear, Unpooling, Windows, parsed
 from numconv.errors import ProblemError
 from numconv.plugin import np_dtype
+from numconv.problem import SHORT
 
 __all__ = [
     "apply",
@@ -27,6 +28,10 @@ __all__ = [
     "with_signature",
 ]
 
+AnyCall: TypeAlias = Trilinear | Unpooling | Windows
+
+_DTYPES = frozenset(getattr(torch, name) for name in SHORT)
+
 # --- tensors and arrays --------------------------------------------------------------------------------------------------------
 
 
@@ -34,13 +39,15 @@ def checked(op: str, **tensors: Any) -> None:
     """Raise unless all are tensors, on one device that numconv knows."""
     first: Any = None
     for name, tensor in tensors.items():
-        if tensor is None:
+        if tensor is None and name == "bias":
             continue
         if not isinstance(tensor, Tensor):
             raise ProblemError(
                 f"numconv.torch.{op}: {name} is a {type(tensor).__name__}, and must be a torch.Tensor; for arrays there is "
                 f"numconv.{op}"
             )
+        if tensor.dtype not in _DTYPES:
+            raise ProblemError(f"numconv.torch.{op}: {name} has dtype {tensor.dtype}; use one of {', '.join(SHORT)}")
         if tensor.layout != torch.strided:
             raise ProblemError(f"numconv.torch.{op}: {name} has the layout {tensor.layout}; give {name}.to_dense()")
         if tensor.device.type not in ("cpu", "cuda", "meta"):
@@ -52,7 +59,7 @@ def checked(op: str, **tensors: Any) -> None:
             raise ProblemError(
                 f"numconv.torch.{op}: {first[0]} lives on {first[1].device} and {name} on {tensor.device}; move one of them"
             )
-        if tensor.dtype != first[1].dtype:
+        if name != "indices" and tensor.dtype != first[1].dtype:
             raise ProblemError(
                 f"numconv.torch.{op}: {first[0]} has dtype {first[1].dtype} and {name} has {tensor.dtype}: all tensors of a call "
                 f"have one dtype; convert one of them, for example {name}.to({first[1].dtype})"
@@ -84,7 +91,7 @@ def dtype_name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def compute(call: Trilinear | Windows, *tensors: Tensor | None) -> Tensor:
+def compute(call: AnyCall, *tensors: Tensor | None) -> Tensor:
     """The result on real memory; of tensors without memory (device "meta") one without."""
     given = [tensor for tensor in tensors if tensor is not None]
     if given[0].device.type == "meta":
@@ -95,7 +102,7 @@ def compute(call: Trilinear | Windows, *tensors: Tensor | None) -> Tensor:
 # --- functions with derivatives ------------------------------------------------------------------------------------------------
 
 
-def apply(call: Trilinear | Windows, *tensors: Tensor | None) -> Tensor:
+def apply(call: AnyCall, *tensors: Tensor | None) -> Tensor:
     """The call on tensors, recorded for derivatives of any order."""
     if torch.compiler.is_compiling():
         return _apply_compiled(call, *tensors)
@@ -216,36 +223,41 @@ def _joined(tensor: Tensor, dim: int | None, axis: int, size: int, joined: bool)
 
 @with_signature
 class _Linear(torch.autograd.Function):
-    """A linear function of windows."""
+    """A linear function of windows, or of what lies at known positions, the indices."""
 
     @staticmethod
-    def forward(call: Windows, x: Tensor) -> Tensor:
-        return compute(call, x)
+    def forward(call: Unpooling | Windows, x: Tensor, *indices: Tensor) -> Tensor:
+        return compute(call, x, *indices)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        ctx.call = inputs[0]
+        ctx.call, _, *indices = inputs
+        if indices:
+            ctx.save_for_backward(*indices)
+            ctx.save_for_forward(*indices)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        return None, apply(ctx.call.other(), gradient)
+        indices = ctx.saved_tensors
+        return (None, apply(ctx.call.other(), gradient, *indices), *[None] * len(indices))
 
     @staticmethod
-    def jvp(ctx: Any, _: None, d_x: Tensor) -> Any:
-        return apply(ctx.call, d_x)
+    def jvp(ctx: Any, _: None, d_x: Tensor, *__: None) -> Any:
+        return apply(ctx.call, d_x, *ctx.saved_tensors)
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, call: Windows, x: Tensor) -> Any:
-        joined = joined_batch(call, info.batch_size, in_dims[1], x)
-        return split_batch(call, info.batch_size, apply(call.folded(info.batch_size), joined)), 0
+    def vmap(info: Any, in_dims: Any, call: Unpooling | Windows, *tensors: Tensor) -> Any:
+        size = info.batch_size
+        joined = [joined_batch(call, size, dim, tensor) for dim, tensor in zip(in_dims[1:], tensors, strict=True)]
+        return split_batch(call, size, apply(call.folded(size), *joined)), 0
 
 
-def joined_batch(call: Windows, size: int, dim: int, x: Tensor) -> Tensor:
-    """x with its mapped axis joined with N, or as N."""
-    return _joined(x, dim, 1 - x.ndim, size, not call.batchless)
+def joined_batch(call: Unpooling | Windows, size: int, dim: int | None, x: Tensor) -> Tensor:
+    """x with its mapped axis, or a new one if there is none, joined with N, or as N."""
+    return _joined(x, dim, (dim is not None) - x.ndim, size, not call.batchless)
 
 
-def split_batch(call: Windows, size: int, result: Tensor) -> Tensor:
+def split_batch(call: Unpooling | Windows, size: int, result: Tensor) -> Tensor:
     """The result for `joined_batch` with the mapped axis first."""
     return result if call.batchless else result.unflatten(0, (size, -1))
 
@@ -253,16 +265,18 @@ def split_batch(call: Windows, size: int, result: Tensor) -> Tensor:
 # --- torch.compile -------------------------------------------------------------------------------------------------------------
 
 
-def _apply_compiled(call: Trilinear | Windows, *tensors: Tensor | None) -> Tensor:
+def _apply_compiled(call: AnyCall, *tensors: Tensor | None) -> Tensor:
     """The call as one node of a graph, which knows its shape and its derivatives."""
     given = [tensor for tensor in tensors if tensor is not None]
-    w_shape = call.w_shape if isinstance(call, Trilinear) else ()
-    result: Tensor = _compiled_call(given, call.text, [*call.x_shape, *w_shape], len(call.x_shape))
+    second: tuple[int, ...] = ()
+    if not isinstance(call, Windows):
+        second = call.w_shape if isinstance(call, Trilinear) else call.y_shape
+    result: Tensor = _compiled_call(given, call.text, [*call.x_shape, *second], len(call.x_shape))
     return result
 
 
 def parsed_call(text: str, sizes: Sequence[int], axes: int) -> Any:
-    """The call; x has so many axes, w the rest. Sizes that a graph left open are fixed: it is compiled again for others."""
+    """The call; x has so many axes, w or y the rest. Sizes that a graph left open are fixed: it is compiled again for others."""
     shape = tuple(map(int, sizes))
     return parsed(text, shape[:axes], shape[axes:])
 
@@ -284,7 +298,7 @@ def _save_compiled(ctx: Any, inputs: Any, output: Tensor) -> None:  # noqa: ARG0
     tensors, *call = inputs
     ctx.call = parsed_call(*call)
     ctx.needs = [tensor.requires_grad for tensor in tensors]
-    ctx.save_for_backward(*(tensors[:2] if isinstance(ctx.call, Trilinear) else ()))
+    ctx.save_for_backward(*(tensors[:2] if isinstance(ctx.call, Trilinear) else tensors[1:]))
 
 
 def _compiled_gradients(ctx: Any, gradient: Tensor) -> Any:
@@ -293,7 +307,8 @@ def _compiled_gradients(ctx: Any, gradient: Tensor) -> Any:
         first, second = ctx.saved_tensors
         found = _gradients(_apply_compiled, call, gradient, first, second, ctx.needs)
     else:
-        found = [_apply_compiled(call.other(), gradient)]
+        indices = ctx.saved_tensors
+        found = [_apply_compiled(call.other(), gradient, *indices), *[None] * len(indices)]
     return found, None, None, None
 
 
