@@ -13,7 +13,7 @@ import numpy as np
 
 from numconv.plugin import Implementation, PoolProblem, Verdict, np_dtype
 from numconv_numba.compiling.compiler import Address, helper, invoke, kernel
-from numconv_numba.elements import INT64, keep, memory, scratch
+from numconv_numba.elements import INT64, memory, release, scratch
 from numconv_numba.microkernels.emit import lanes_of
 from numconv_numba.microkernels.pixels import PIXELS, pixels
 from numconv_numba.scalar import as_integer, pointer
@@ -70,7 +70,7 @@ def _pool(begin, end, args):
         n, row = item // g[ROWS], item % g[ROWS]
         fill_places(pointer(places, INT64), x + n * g[X_IMAGE], zeros, row, g)
         invoke(tool, places, shares + row * g[SHARES], y + (n * g[Y_IMAGE] + row * g[Y_ROW]), vector)
-    keep(buffer)
+    release(buffer)
 
 
 @kernel
