@@ -78,14 +78,13 @@ part their sums."""
 
 
 LINE = 64
-NARROW_BYTES = 2 * LINE
-"""Of a row of a panel up to which lines of x, of which a tile reads one or two a term beside it, are most of what it reads."""
+"""Bytes of a line of the caches. Of vectors as long, weights are most of what a term of a tile reads; of shorter ones, x is."""
 GATHERED_PANELS = 4
 """More of these share the gathering of what their tiles read in place."""
 GATHERED_CYCLES, APART_CYCLES = 3, 2
 """Of gathering a tile's neighbours of a channel, and each of its positions where they lie apart: counted, with AVX2."""
 SCATTERED = 1.3
-"""What products of narrow panels take with channels that lie apart, and that the first-level cache does not hold: with AVX2."""
+"""What products of short vectors take with channels that lie apart, and that the first-level cache does not hold: with AVX2."""
 
 
 class Shape(NamedTuple):
@@ -211,7 +210,7 @@ def layout_for(problem: ConvProblem, paired: bool = False, pieces: int = FEW_PIE
     packed = -(-per_k // shape.width) * shape.width * depth * taps * item
     kept = packed <= KEPT_BYTES and block.pieces * problem.groups > 1
     in_place = reads_in_place(problem)
-    gathered = in_place and taps == 1 and shape.width * item <= NARROW_BYTES and per_k > GATHERED_PANELS * shape.width
+    gathered = in_place and taps == 1 and host().width < LINE and per_k > GATHERED_PANELS * shape.width
     return Layout(shape, block, chunk, kept, in_place, gathered, depth)
 
 
@@ -482,7 +481,7 @@ def _in_place_cycles(problem: ConvProblem, layout: Layout, products: float) -> f
         each = block.pixels * APART_CYCLES if apart else -(-block.pixels // shape.positions) * GATHERED_CYCLES
         return waited + pieces * layout.depth * each
     held = layout.chunk * (shape.width * item + 2 * LINE)
-    if math.prod(problem.kernel) == 1 and shape.width * item <= NARROW_BYTES and held > host().resident:
+    if math.prod(problem.kernel) == 1 and host().width < LINE and held > host().resident:
         return waited + products * (SCATTERED - 1)
     plane = math.prod(problem.spatial) * item
     return waited + products * (0.06 if plane >= 4096 else 0)  # channels of x lie pages apart
