@@ -13,7 +13,8 @@ from numconv_numba.dense import patches
 from numconv_numba.dense import tile as register_tile
 from numconv_numba.dense.blocked import layout_for
 from numconv_numba.dense.weights import BlockedWeights
-from numconv_numba.microkernels.emit import host
+from numconv_numba.microkernels.emit import host, lanes_of
+from numconv_numba.microkernels.product import product
 from numconv_numba.winograd import forward as winograd
 from numconv_numba.winograd import layout as winograd_layout
 from numconv_numba.winograd import weights as winograd_weights
@@ -144,6 +145,55 @@ def test_panels_across_images(geometry, activation, rng):
         np.testing.assert_array_equal(nc.conv(x, w, bias, **options), y)
     expected = nc.conv(x, w, bias, groups=problem.groups, activation=activation, backend="reference")
     np.testing.assert_allclose(y, expected, rtol=0 if activation != "gelu" else 1e-6, atol=0 if activation != "gelu" else 1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", host().channel_tiles)
+def test_products_of_any_number_of_positions(shape, dtype, rng):
+    """In tiles of `positions`, or of one less: nothing is read or written beyond whole tiles, and nothing computed in vain."""
+    vectors, positions = shape
+    lanes, terms = lanes_of(dtype), 7
+    a, b = (rng.integers(-4, 5, (terms, size)).astype(dtype) for size in (vectors * lanes, 3 * positions * (positions - 1)))
+    run = product.specialise((vectors, positions, lanes), dtype)
+    offsets = np.arange(terms, dtype=np.int64) * b.strides[0]
+    for count in range(1, b.shape[1] + 1):
+        whole = -(-count // positions) * positions
+        places = np.minimum(np.arange(whole), count - 1) * b.itemsize
+        y = np.full((whole + 1, vectors * lanes), -99, dtype)
+        for resume in (0, 1):
+            run(a, b, places, y, count, terms, offsets, y.strides[0], resume)
+        np.testing.assert_array_equal(y[:count], 2 * (b[:, :count].T @ a))
+        assert (y[whole:] == -99).all()
+        if count >= (positions - 1) * (positions - 2):
+            assert (y[count:] == -99).all()
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        "n1 c70 k200 g1 in7x7 w1x1 s1 p0 d1",
+        "n3 c33 k150 g1 in5x5 w1x1 s1 p0 d1",  # a tile has pixels of two images
+        "n2 c40 k130 g1 in9x11 w1x1 s2 p0 d1",  # pixels lie apart
+        "n1 c12 k260 g2 in1x2 w1x1 s1 p0 d1",  # fewer than a tile has
+        "n1 c300 k110 g1 in50 w1 s1 p0 d1",  # more channels than a panel holds
+    ],
+)
+def test_tiles_gather_what_they_read(geometry, dtype, rng):
+    """By `blocked`: the exact sums of integers, from x in any order, from bound weights and by one thread."""
+    problem = parse(f"conv forward {dtype} {geometry}")
+    assert layout_for(problem).gathered == (host().width <= 32)
+    x, w = integers(problem, rng)
+    bias = rng.integers(-9, 10, problem.k).astype(problem.dtype)
+    options = {"groups": problem.groups, "stride": problem.stride, "activation": "relu"}
+    expected = nc.conv(x, w, bias, backend="reference", **options)
+    options |= {"backend": "numba", "algorithm": "blocked"}
+    apart = np.repeat(x, 2, axis=-1)[..., ::2]
+    plan = nc.plan("conv", x.shape, w.shape, x.dtype, bias=True, like=x, **options).bind(w)
+    for y in (nc.conv(x, w, bias, **options), nc.conv(apart, w, bias, **options), plan(x, bias)):
+        np.testing.assert_array_equal(y, expected)
+    with nc.using(threads=1):
+        np.testing.assert_array_equal(nc.conv(x, w, bias, **options), expected)
 
 
 @pytest.mark.parametrize("together", [0, 1, 3])
@@ -808,7 +858,6 @@ def test_the_gradient_of_a_bias_is_one_chain(k, dtype, rng):
 @pytest.mark.parametrize("relu", [0, 1])
 @pytest.mark.parametrize("biased", [False, True])
 def test_rectangles_are_transposed_and_what_is_not_finite_is_told(dtypes, relu, biased, rng):
-    from numconv_numba.microkernels.emit import lanes_of
     from numconv_numba.microkernels.transpose import transpose
 
     wide = max(dtypes, key=lambda name: np.dtype(name).itemsize)

@@ -138,7 +138,7 @@ def test_workers_that_are_done_help_others(regions, count, items):
     """Each item is done once, and those behind a slow one by others."""
     who = np.zeros(items, np.int64)
     with nc.using(threads=count):
-        threads.run(first_waits.specialise(), items, 1e9, who, 10**9)
+        threads.run(first_waits.specialise(), items, 1e9, who, 10**11)
     assert regions == [(items, count)]
     assert who.min() > 0
     assert who.max() <= count

@@ -30,7 +30,7 @@ class Product:
         offsets = np.arange(TERMS, dtype=np.int64) * item
         compiled = product.specialise((vectors, positions, lanes), dtype)
         step = vectors * lanes * item
-        self.call = functools.partial(compiled, a, b, places, y, groups, TERMS, offsets, step, 0)
+        self.call = functools.partial(compiled, a, b, places, y, groups * positions, TERMS, offsets, step, 0)
         self.call()
         if not (y == TERMS).all():
             raise ValueError(f"tile {shape} in {dtype}: a sum of {TERMS} ones is not {TERMS}")

@@ -22,10 +22,10 @@ from numconv.plugin import ConvProblem, Verdict, np_dtype
 from numconv_numba.compiling.compiler import Address, Tag, helper, invoke, kernel
 from numconv_numba.direct import MEASURED_ERROR
 from numconv_numba.elements import INT64, itemsize
-from numconv_numba.entries import PACK, PACK_WEIGHTS, PRODUCT, WRITE
+from numconv_numba.entries import COPY, LANES, PACK, PACK_WEIGHTS, PRODUCT, WRITE
 from numconv_numba.geometry import DIMS, LOW, OPTION, PARTS, PER_C, PER_K, STRIDE, part
 from numconv_numba.microkernels.emit import host, lanes_of
-from numconv_numba.scalar import PAIRS, is_null, pointer
+from numconv_numba.scalar import PAIRS, is_null, move, pointer
 from numconv_numba.threads import (
     MAX_THREADS,
     SERIAL_WORK,
@@ -88,6 +88,16 @@ PANEL_BYTES = 128 * 1024
 part their sums."""
 
 
+LINE = 64
+"""Bytes of a line of the caches. Of vectors as long, weights are most of what a term of a tile reads; of shorter ones, x is."""
+GATHERED_PANELS = 4
+"""More of these share the gathering of what their tiles read in place."""
+GATHERED_CYCLES, APART_CYCLES = 3, 2
+"""Of gathering a tile's neighbours of a channel, and each of its positions where they lie apart: counted, with AVX2."""
+SCATTERED = 1.3
+"""What products of short vectors take with channels that lie apart, and that the first-level cache does not hold: with AVX2."""
+
+
 class Shape(NamedTuple):
     """A register tile with the lanes over channels: `vectors` x `positions` accumulators."""
 
@@ -126,6 +136,12 @@ def tile_cycles(vectors: int, positions: int) -> float:
     return vectors * positions / 2 * (1, 1.35, 1.06, 1.04, 1.04)[vectors]
 
 
+def fitted_cycles(vectors: int, positions: int, count: int) -> float:
+    """Of a term of the tiles of so many positions, some of which have one position less than others: see `product`."""
+    tiles = -(-count // positions)
+    return tile_cycles(vectors, 1) * max(count, tiles * (positions - 1))
+
+
 def pack_weight_cycles(problem: ConvProblem, pairs: int) -> float:
     """Of packing the kernels of so many pairs of channels: those of an input_grad lie in short runs, far apart."""
     return pairs * math.prod(problem.kernel) * (0.8 if problem.flip and math.prod(problem.kernel) > 1 else 0.45)
@@ -133,7 +149,7 @@ def pack_weight_cycles(problem: ConvProblem, pairs: int) -> float:
 
 @functools.lru_cache(maxsize=256)
 def panel_shape(dtype: str, channels: int, positions: int) -> Shape:
-    """The tile that does the least work for so many channels and positions, what it does in vain included."""
+    """The tile that does the least work for so many channels and positions, what it does in vain included: tiles are whole."""
     lanes = lanes_of(dtype)
 
     def cycles(shape: tuple[int, int]) -> float:
@@ -143,14 +159,25 @@ def panel_shape(dtype: str, channels: int, positions: int) -> Shape:
     return Shape(*min(host().channel_tiles, key=cycles), lanes)
 
 
+def fitted_shape(dtype: str, channels: int, positions: int) -> Shape:
+    """As `panel_shape`, with tiles that fit the number of positions."""
+    lanes = lanes_of(dtype)
+
+    def cycles(shape: tuple[int, int]) -> float:
+        return -(-channels // (shape[0] * lanes)) * fitted_cycles(*shape, positions)
+
+    return Shape(*min(host().channel_tiles, key=cycles), lanes)
+
+
 class Layout(NamedTuple):
-    """How a forward problem is cut: the tile, the block, input channels of a pass, and what is kept or packed."""
+    """How a forward problem is cut: the tile, the block, input channels of a pass, and what is kept, packed or gathered."""
 
     shape: Shape
     block: Block
     chunk: int
     kept: bool
     in_place: bool
+    gathered: bool
     depth: int
 
 
@@ -183,17 +210,19 @@ def layout_for(problem: ConvProblem, paired: bool = False, pieces: int = FEW_PIE
         return small and (few or items_of(block) >= least) and divided(problem, block, width)
 
     def items_of(block: Block) -> int:
-        panels = -(-per_k // panel_shape(problem.acc_dtype, per_k, block.pixels).width)
+        panels = -(-per_k // fitted_shape(problem.acc_dtype, per_k, block.pixels).width)
         return block.pieces * problem.groups * panels
 
     units = (1,) * problem.ndim
     block = cut(problem, _steps(problem), tap_positions(problem), units, fits, problem.n)
-    shape = panel_shape(problem.acc_dtype, per_k, block.pixels)
+    shape = fitted_shape(problem.acc_dtype, per_k, block.pixels)
     most = max(1, PANEL_BYTES // (taps * shape.width * item))
     chunk = -(-depth // max(1, -(-depth // most)))
     packed = -(-per_k // shape.width) * shape.width * depth * taps * item
     kept = packed <= KEPT_BYTES and block.pieces * problem.groups > 1
-    return Layout(shape, block, chunk, kept, reads_in_place(problem), depth)
+    in_place = reads_in_place(problem)
+    gathered = in_place and taps == 1 and host().width < LINE and per_k > GATHERED_PANELS * shape.width
+    return Layout(shape, block, chunk, kept, in_place, gathered, depth)
 
 
 def _steps(problem: ConvProblem) -> tuple[int, ...]:
@@ -211,8 +240,9 @@ def reads_in_place(problem: ConvProblem) -> bool:
 
 
 # A block's own numbers: channels of a panel, pixels of a tile, input channels (or pairs of them) of a pass, whether packed weights
-# are kept from block to block, pixels rounded up to tiles, taps, input channels (or pairs) of a group.
-PANEL, GROUP, CHUNK, KEPT, PLACES, TAPS, DEPTH = range(EXTRA, EXTRA + 7)
+# are kept from block to block, pixels rounded up to tiles, taps, input channels (or pairs) of a group, whether what tiles read in
+# place is gathered.
+PANEL, GROUP, CHUNK, KEPT, PLACES, TAPS, DEPTH, GATHERED = range(EXTRA, EXTRA + 8)
 UINT8 = Tag("uint8")
 
 
@@ -239,6 +269,38 @@ def array_origin(g, b, block):
 
 
 @helper
+def are_neighbours(places, first, count, size):
+    """Whether pixels follow each other in what is read."""
+    found = True
+    for j in range(1, count):
+        found &= places[first + j] == places[first] + j * size
+    return found
+
+
+@helper
+def gather_tiles(slab, places, pixels, x, channel, g, b, tools, at):
+    """What each tile reads of x, side by side: ``[tile][channel][position]``; `places` become those of its positions.
+
+    Tiles are those of `product`. A row of one is written as whole vectors, and what these write beyond it is written later.
+    """
+    size, group, depth, lanes, first = itemsize(at), b[GROUP], b[DEPTH], tools[LANES], 0
+    tiles = -(-pixels // group)
+    whole = tiles - min(tiles * group - pixels, tiles)
+    for tile in range(tiles):
+        count, row, start = group if tile < whole else group - 1, group * size, tile * depth * group * size
+        if are_neighbours(places, first, count, size):
+            source, width = x + places[first], -(-count // lanes) * lanes
+            invoke(tools[COPY], source, 0, count, slab + start, 0, width, depth, channel, row, 1, 0, 0)
+        else:
+            for j in range(count):
+                for c in range(depth):
+                    move(slab + (start + c * row + j * size), x + (places[first + j] + c * channel), at)
+        for j in range(count):
+            places[first + j] = start + j * size
+        first += count
+
+
+@helper
 def forget(ready, panels):
     """No panel is packed yet."""
     for panel in range(panels):
@@ -252,7 +314,7 @@ TABLES, SLAB, RESULTS, WEIGHTS, READY, AREAS = range(6)
 @helper
 def _blocks(worker, queue, args):
     at, scratch, areas, tools, splits, packed, in_place, x, w, bias, y, status, g, b = args
-    ndim, depth, per_k, width = g[DIMS], b[DEPTH], g[PER_K], b[PANEL] * itemsize(at)
+    ndim, depth, per_k, width, gathered = g[DIMS], b[DEPTH], g[PER_K], b[PANEL] * itemsize(at), b[GATHERED] != 0
     xs, ws, ys, size = part(g, PARTS), part(g, PARTS + 1), part(g, PARTS + 2), itemsize(at)
     own = area_of(scratch, areas, AREAS, worker)
     tables, slab, results = own + areas[TABLES], own + areas[SLAB], own + areas[RESULTS]
@@ -263,7 +325,8 @@ def _blocks(worker, queue, args):
     window_steps(axis_steps, in_place, g, b, size)
     each = (depth if b[KEPT] else b[CHUNK]) * taps * width
     channel, image = (g[xs + 2], g[xs]) if in_place else (b[CHANNEL] * size, depth * b[CHANNEL] * size)
-    fill_terms(pointer(terms, INT64), b[CHUNK], channel, ndim, axis_steps, g)
+    read = b[GROUP] * size if gathered else channel
+    fill_terms(pointer(terms, INT64), b[CHUNK], read, ndim, axis_steps, g)
     where, of_group, source, pixels = -1, -1, x, 0
     for item in taken_items(queue, worker):
         block, group = item // splits % b[BLOCKS], item // splits // b[BLOCKS]
@@ -273,6 +336,9 @@ def _blocks(worker, queue, args):
             pixels = fill_places(pointer(tables, INT64), b[GROUP], image, axis_steps, g, b, block)
             if in_place:
                 source = source + array_origin(g, b, block)
+                if gathered:
+                    gather_tiles(slab, pointer(tables, INT64), pixels, source, channel, g, b, tools, at)
+                    source = slab
             else:
                 invoke(tools[PACK], tools, slab, source, block, block_images(g, b, block), g[PER_C], g, b)
                 source = slab
@@ -294,8 +360,8 @@ def _blocks(worker, queue, args):
                     if not (b[KEPT] and ready[panel]):
                         invoke(tools[PACK_WEIGHTS], tools, a, w_k, count, first, passed, taps, width, g)
                 invoke(
-                    tools[PRODUCT], a, source + first * channel, tables, results, -(-pixels // b[GROUP]), passed * taps, terms,
-                    width, 1 if first > 0 else 0,
+                    tools[PRODUCT], a, source + first * read, tables, results, pixels, passed * taps, terms, width,
+                    1 if first > 0 else 0,
                 )  # fmt: skip
             invoke(tools[WRITE], tools, results, width, count, shift, g[OPTION], target, status, block, g, b)
             ready[panel] = 1
@@ -361,12 +427,13 @@ def _places(layout: Layout) -> int:
 
 def _areas(problem: ConvProblem, layout: Layout) -> Areas:
     """A worker's scratch memory."""
-    shape, block, chunk, kept, in_place, depth = layout
+    shape, block, chunk, kept, in_place, gathered, depth = layout
     item, taps = np_dtype(problem.acc_dtype).itemsize, math.prod(problem.kernel)
     panels, places = -(-(problem.k // problem.groups) // shape.width), _places(layout)
     weights = (panels * depth if kept else chunk) * taps * shape.width * item
     tables = 8 * (places + chunk * taps + problem.ndim)
-    return Areas(tables, 0 if in_place else slab_bytes(problem, block, depth), places * shape.width * item, weights, panels)
+    slab = (places * depth + shape.lanes) * item if gathered else 0 if in_place else slab_bytes(problem, block, depth)
+    return Areas(tables, slab, places * shape.width * item, weights, panels)
 
 
 def most_workers(problem: ConvProblem, block: Block, width: int) -> int:
@@ -386,7 +453,7 @@ class _Executor(ForwardExecutor):
         self._work = problem.flops / 2
         self._taps = math.prod(problem.kernel)
         self._depth = layout.depth
-        numbers = layout.chunk, layout.kept, _places(layout), self._taps, layout.depth
+        numbers = layout.chunk, layout.kept, _places(layout), self._taps, layout.depth, layout.gathered
         self._block = block_vector(block, shape.width, shape.positions, *numbers)
         self._areas = _areas(problem, layout)
         self._in_place = int(layout.in_place)
@@ -415,6 +482,22 @@ class _Executor(ForwardExecutor):
         )  # fmt: skip
 
 
+def _in_place_cycles(problem: ConvProblem, layout: Layout, products: float) -> float:
+    """Of reading x where it lies, or gathering it for tiles, beyond products of so many cycles."""
+    item, shape, block = np_dtype(problem.dtype).itemsize, layout.shape, layout.block
+    waited = max(0, math.prod(problem.x_shape) * item - SHARED_CACHE) / item * WAITED_CYCLES
+    if layout.gathered:
+        pieces = block.pieces * problem.groups * (2 if block.pieces == 1 else 1)  # by each thread that shares a block
+        apart = max(problem.stride) > 1
+        each = block.pixels * APART_CYCLES if apart else -(-block.pixels // shape.positions) * GATHERED_CYCLES
+        return waited + pieces * layout.depth * each
+    held = layout.chunk * (shape.width * item + 2 * LINE)
+    if math.prod(problem.kernel) == 1 and host().width < LINE and held > host().resident:
+        return waited + products * (SCATTERED - 1)
+    plane = math.prod(problem.spatial) * item
+    return waited + products * (0.06 if plane >= 4096 else 0)  # channels of x lie pages apart
+
+
 class Blocked(DenseImplementation):
     """Direct convolution of real floats with the lanes over output channels."""
 
@@ -430,20 +513,17 @@ class Blocked(DenseImplementation):
 
     def forward_cost(self, problem: ConvProblem) -> float:
         """Products, those of unused lanes included; packing; transposing the results; start-up."""
-        shape, block, _, kept, in_place, depth = layout_for(problem, self.paired)
+        layout = layout_for(problem, self.paired)
+        shape, block, _, kept, in_place, _, depth = layout
         per_k, taps = problem.k // problem.groups, math.prod(problem.kernel)
         panels, pieces = -(-per_k // shape.width), block.pieces * problem.groups
-        tiles = pieces * panels * -(-block.pixels // shape.positions)
-        cycles = tiles * depth * taps * tile_cycles(shape.vectors, shape.positions) * (host().pair_cycles if self.paired else 1)
-        packed = 0 if in_place else pack_cycles(block, depth * problem.groups)
-        plane = math.prod(problem.spatial) * np_dtype(problem.dtype).itemsize
-        if in_place:
-            cycles *= 1.06 if plane >= 4096 else 1  # channels of x lie pages apart
-            item = np_dtype(problem.dtype).itemsize
-            cycles += max(0, math.prod(problem.x_shape) * item - SHARED_CACHE) / item * WAITED_CYCLES
+        cycles = pieces * panels * depth * taps * fitted_cycles(shape.vectors, shape.positions, block.pixels)
+        cycles *= host().pair_cycles if self.paired else 1
+        packed = _in_place_cycles(problem, layout, cycles) if in_place else pack_cycles(block, depth * problem.groups)
         # lanes that stay empty are packed too
         times = min(2, block.pieces) if kept else block.pieces  # by each thread, or for each block
-        weights = pack_weight_cycles(problem, panels * shape.width * problem.c) * times
+        size = np_dtype(problem.acc_dtype).itemsize / 4  # found for float32: of larger ones a vector has fewer
+        weights = pack_weight_cycles(problem, panels * shape.width * problem.c) * times * size
         started = pieces * (BLOCK_CYCLES + block.pixels * PLACE_CYCLES)
         # and transposed with the others
         results = problem.n * math.prod(problem.output) * problem.groups * -(-per_k // shape.lanes) * shape.lanes

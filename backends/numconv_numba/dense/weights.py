@@ -237,7 +237,7 @@ def _parts(worker, queue, args):
                     y_k, on_y = y + (group * g[ys + 1] + k * g[ys + 2]), bias_k if summed else address(0)
                     read_results(panel_rows, width, used, y_k, on_y, block, count, g, b, (ft, at), tables_of)
                     resume = 1 if block > 0 else 0
-                    invoke(tools[PRODUCT], panel_rows, source, places, sums_k, groups, count, pixels, width, resume)
+                    invoke(tools[PRODUCT], panel_rows, source, places, sums_k, last - first, count, pixels, width, resume)
                 if block + 1 >= b[BLOCKS]:
                     target = bias + (group * per_k + k) * itemsize(yt) if summed else address(0)
                     w_k, span = w + (group * g[ws] + k * g[ws + 1]), (first, last)

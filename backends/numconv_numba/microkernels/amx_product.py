@@ -84,7 +84,7 @@ class _Taps:
 
 @intrinsic
 def _product_tiles(
-    typingctx: Any, shape: Any, kind: Any, a: Any, b: Any, places: Any, y: Any, groups: Any, terms: Any, offsets: Any, y_step: Any,
+    typingctx: Any, shape: Any, kind: Any, a: Any, b: Any, places: Any, y: Any, count: Any, terms: Any, offsets: Any, y_step: Any,
     resume: Any,
 ) -> Any:  # fmt: skip
     check_kinds((shape, kind), (a, b, places, y, offsets))
@@ -92,7 +92,7 @@ def _product_tiles(
     layers = layers_of(products)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _, _, a, b, places, y, groups, terms, offsets, y_step, resume = args
+        _, _, a, b, places, y, positions, terms, offsets, y_step, resume = args
         emit, tiles, width = Emitter(builder, "float32", ROWS), tile_registers(builder, kind.value), vectors * ROW_BYTES
         taps, rows = _Taps(emit, builder, b, layers), _i64(ROWS)
         steps = builder.sdiv(builder.add(terms, _i64(ROWS - 1)), rows)
@@ -110,6 +110,7 @@ def _product_tiles(
                     tiles.load(6 + v % 2, emit.at(start, v * ROW_BYTES), _i64(width), rows)
                     tiles.multiply(v, 4, 6 + v % 2, rows)
 
+        groups = builder.sdiv(builder.add(positions, _i64(ROWS - 1)), rows)
         with cgutils.for_range(builder, groups) as group:
             table = emit.at(places, emit.times(group.index, 8 * layers * ROWS))
             sums = emit.at(y, builder.mul(group.index, emit.times(y_step, ROWS)))
@@ -138,7 +139,7 @@ def _product_tiles(
 
 @kernel
 def product_tiles(
-    shape: Tag, kind: Tag, a: Address, b: Address, places: Address, y: Address, groups: int, terms: int, offsets: Address,
+    shape: Tag, kind: Tag, a: Address, b: Address, places: Address, y: Address, count: int, terms: int, offsets: Address,
     y_step: int, resume: int,
 ) -> None:  # fmt: skip
     """What `product.product` does, with the same parameters, for pairs of pixels; registers are configured as full.
@@ -154,4 +155,4 @@ def product_tiles(
     places, offsets : Address
         ``[group][layer][16 taps]``, and those of whole steps of terms.
     """
-    _product_tiles(shape, kind, a, b, places, y, groups, terms, offsets, y_step, resume)
+    _product_tiles(shape, kind, a, b, places, y, count, terms, offsets, y_step, resume)

@@ -118,7 +118,7 @@ def multiply_phase(products, u, u_step, v, tables, terms, count, rows, columns, 
             clear(target, 0 if resume else b[PLACES] * b[PANEL], at)
         else:
             invoke(
-                tools[PRODUCT], u + element * u_step, v + element * b[V_STEP] * size, tables, target, -(-tiles // b[GROUP]), count,
+                tools[PRODUCT], u + element * u_step, v + element * b[V_STEP] * size, tables, target, tiles, count,
                 terms, b[PANEL] * size, resume,
             )  # fmt: skip
 

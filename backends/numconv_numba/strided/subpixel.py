@@ -197,7 +197,7 @@ def multiply_phases(a, source, tables, terms, results, pixels, lead, channel, wi
         for first in range(0, depth, chunk):
             invoke(
                 tools[PRODUCT], a + (begin * depth + first * taps) * width, source + first * channel, tables,
-                results + phase * width, -(-pixels // b[GROUP]), min(chunk, depth - first) * taps, terms + 8 * b[PASS] * number,
+                results + phase * width, pixels, min(chunk, depth - first) * taps, terms + 8 * b[PASS] * number,
                 p[INNER] * width, 1 if first > 0 else 0,
             )  # fmt: skip
 

@@ -107,7 +107,7 @@ def multiply_elements(products, u, u_step, v, tables, tiles, begin, end, passed,
         low, high = phase_range(element, g, b)
         invoke(
             tools[PRODUCT], u + (element * u_step + low * each * width), v + element * b[V_STEP] * size, tables,
-            products + element * b[M_STEP] * size, -(-tiles // b[GROUP]), (high - low) * each, terms + 8 * low * each, width,
+            products + element * b[M_STEP] * size, tiles, (high - low) * each, terms + 8 * low * each, width,
             resume,
         )  # fmt: skip
 

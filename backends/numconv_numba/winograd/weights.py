@@ -243,7 +243,7 @@ def add_products(sums, gradients, inputs, positions, each, offsets, tiles, resum
         begin, end = phase_range(element, g, b)
         invoke(
             tools[PRODUCT], gradients + element * b[M_STEP] * size, inputs + element * v_step, positions + 8 * begin * each,
-            sums + element * b[S_STEP] * size + begin * each * width, -(-(end - begin) * each // b[GROUP]), tiles, offsets, width,
+            sums + element * b[S_STEP] * size + begin * each * width, (end - begin) * each, tiles, offsets, width,
             resume,
         )  # fmt: skip
 
