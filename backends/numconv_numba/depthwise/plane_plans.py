@@ -253,10 +253,17 @@ def runs_of(problem: ConvProblem, plan: Plan) -> list[Run]:
     return runs
 
 
+def spares_masks(item: int) -> bool:
+    """Whether tiles that take masks at the ends of a row only are of use: where masks are fast, all tiles are of one kind."""
+    return not host().masks(item, write=True)
+
+
 def _has_ends(problem: ConvProblem, plan: Plan) -> bool:
     """Whether vectors reach beside a row at its ends only, as the tile's shape says, and all results of all vectors are there."""
     shape, size, runs = plan.shape, source_of(problem)[-1], runs_of(problem, plan)
-    if shape.adjoint or not shape.columns or any(run.used < max(1, shape.vectors - 1) * shape.lanes for run in runs):
+    if not spares_masks(np_dtype(problem.dtype).itemsize) or shape.adjoint or not shape.columns:
+        return False
+    if any(run.used < max(1, shape.vectors - 1) * shape.lanes for run in runs):
         return False
     reaching = np.any([run.reaching(shape, size) for run in runs], axis=0)
     reaching[0, 0] = reaching[-1, -1] = False

@@ -89,6 +89,7 @@ from .plane_plans import (
     shapes_of,
     slices_of,
     source_of,
+    spares_masks,
     target_of,
 )
 
@@ -275,13 +276,14 @@ def _usual(lanes: int) -> list[Sweep]:
     They are the widest that the registers hold, for rows of some size; where that is less than such a row, also those of one
     vector, which leave no lane. Windows are taken to reach into padding with their first and their last column.
     """
+    ends = spares_masks(host().width // lanes)
     found: list[Sweep] = []
     for step, adjoint, first in ((1, False, 0), (2, False, 0), (2, True, 1)):
         widths = [vectors for vectors in WIDTHS if vectors * lanes <= USUAL_PIXELS]
-        shapes = [Sweep(vectors, 3, 3, step, step, adjoint, first, False, lanes, ends=not adjoint) for vectors in widths]
+        shapes = [Sweep(vectors, 3, 3, step, step, adjoint, first, False, lanes, ends=ends and not adjoint) for vectors in widths]
         held = [shape for shape in shapes if fits(shape)]
         found += held[-1:] if held[-1].vectors * lanes == USUAL_PIXELS else dict.fromkeys((held[0], held[-1]))
-    sliced = [each for vectors in WIDTHS if fits(each := Sweep(vectors, 3, 3, 1, 1, False, 0, True, lanes, ends=True))]
+    sliced = [each for vectors in WIDTHS if fits(each := Sweep(vectors, 3, 3, 1, 1, False, 0, True, lanes, ends=ends))]
     widths = [vectors for vectors in WIDTHS if vectors * lanes <= USUAL_PIXELS // 2]
     tall = [Sweep(vectors, 7, 0, 1, 1, False, 0, False, lanes) for vectors in widths]
     return [*found, *dict.fromkeys((sliced[0], sliced[-1])), *[shape for shape in tall if fits(shape)][-1:]]
