@@ -49,7 +49,9 @@ def regions(monkeypatch):
     table = np.array([ctypes.cast(each, POINTER).value for each in entries])
     monkeypatch.setattr(threads, "_launched", lambda: threads.MAX_THREADS)
     monkeypatch.setattr(threads, "_entries", lambda: table)
+    threads._region_of.cache_clear()  # it may have the package's region for as many workers
     yield found
+    threads._region_of.cache_clear()
     del entries
 
 

@@ -94,6 +94,8 @@ GATHERED_PANELS = 4
 """More of these share the gathering of what their tiles read in place."""
 GATHERED_CYCLES, APART_CYCLES = 3, 2
 """Of gathering a tile's neighbours of a channel, and each of its positions where they lie apart: counted, with AVX2."""
+ALIKE = 1.03
+"""Estimates of tiles that are nearer to each other are taken for the same."""
 SCATTERED = 1.3
 """What products of short vectors take with channels that lie apart, and that the first-level cache does not hold: with AVX2."""
 
@@ -160,13 +162,11 @@ def panel_shape(dtype: str, channels: int, positions: int) -> Shape:
 
 
 def fitted_shape(dtype: str, channels: int, positions: int) -> Shape:
-    """As `panel_shape`, with tiles that fit the number of positions."""
-    lanes = lanes_of(dtype)
-
-    def cycles(shape: tuple[int, int]) -> float:
-        return -(-channels // (shape[0] * lanes)) * fitted_cycles(*shape, positions)
-
-    return Shape(*min(host().channel_tiles, key=cycles), lanes)
+    """As `panel_shape`, with tiles that fit the number of positions; narrow panels where they cost the same: they are more."""
+    lanes, tiles = lanes_of(dtype), host().channel_tiles
+    cycles = {shape: -(-channels // (shape[0] * lanes)) * fitted_cycles(*shape, positions) for shape in tiles}
+    alike = [shape for shape in tiles if cycles[shape] <= ALIKE * min(cycles.values())]
+    return Shape(*min(alike, key=lambda shape: (shape[0], cycles[shape])), lanes)
 
 
 class Layout(NamedTuple):
