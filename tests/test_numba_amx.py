@@ -345,7 +345,7 @@ def test_a_forked_child_asks_again():
 
 COMPILED = """
 from numconv_numba.microkernels import amx, amx_gemm, amx_product
-from numconv_numba.compiling.parts import Library, compiling
+from numconv_numba.compiling.parts import Draft, compiling
 kinds = {
     "configure": (amx.configure, amx.PROCESSOR, None), "release": (amx.release, amx.PROCESSOR, None),
     "gemm": (amx_gemm.multiply_tiles, (amx.PROCESSOR, 3), "bfloat16, flushed"),
@@ -354,7 +354,7 @@ kinds = {
 for name, (kernel, *tags) in kinds.items():
     print("kernel", name)
     with compiling():
-        print(Library.compiled(kernel.name, [kernel.part(tuple(tags), python=True)]).code.get_asm_str())
+        print(Draft.of(kernel.name, [kernel.part(tuple(tags), python=True)]).assembly())
 """
 
 

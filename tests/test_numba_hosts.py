@@ -175,7 +175,7 @@ SPILLS = r"""
 import json, re
 from numconv_numba.compiling.compiler import compiling
 from numconv_numba.microkernels import dots, emit, gemm, patch_product, product, sliding, tiles
-from numconv_numba.compiling.parts import Library
+from numconv_numba.compiling.parts import Draft
 
 def spilled(code):
     # (multiply-adds, vectors stored to the stack) of each innermost loop: a jump back, and no label between that is jumped back to
@@ -200,7 +200,7 @@ kernels += [(gemm.multiply, ((*host.pixel_tiles[1], lanes), ("float32", "float32
 kernels += [(patch_product.patch_product, ((*host.pixel_tiles[0], lanes, 4, taps, 1), "float32")) for taps in (2, 4)]
 with compiling():
     found = {
-        f"{kernel.name} {tags}": spilled(Library.compiled("one", [kernel.part(tags, python=False)]).code.get_asm_str())
+        f"{kernel.name} {tags}": spilled(Draft.of("one", [kernel.part(tags, python=False)]).assembly())
         for kernel, tags in kernels
     }
 print(json.dumps(found))

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import numpy as np
@@ -31,7 +32,7 @@ from numba.core.registry import cpu_target
 from numconv_numba import threads
 from numconv_numba.compiling import cache, compiler
 from numconv_numba.compiling.compiler import Address, Tag, Unit, Vector, helper, invoke, kernel, matches, value
-from numconv_numba.compiling.parts import Library, compiling
+from numconv_numba.compiling.parts import Draft, compiling
 from numconv_numba.elements import held, same
 from numconv_numba.microkernels.emit import host
 from numconv_numba.scalar import add, conj, is_null, load, muladd, store, wide_vectors, zero
@@ -269,7 +270,7 @@ def test_generic_processor():
 
 def assembly(kernel, *tags):
     with compiling():
-        return Library.compiled(kernel.name, [kernel.part(tags, python=True)]).code.get_asm_str()
+        return Draft.of(kernel.name, [kernel.part(tags, python=True)]).assembly()
 
 
 def allocated_and_released(function):
@@ -421,6 +422,56 @@ def test_a_unit_is_one_run_of_the_compiler_and_one_file(fresh_folders):
     assert compiler.statistics()[unit.name].signatures == 2
 
 
+class _NoThreads(ThreadPoolExecutor):
+    """As where a process may have no more of them."""
+
+    def submit(self, *_, **__):
+        raise RuntimeError("can't start new thread")
+
+
+@pytest.mark.usefixtures("fresh_folders")
+@pytest.mark.parametrize("pool", [ThreadPoolExecutor, _NoThreads])
+def test_what_is_begun_is_compiled_once_beside_the_caller(monkeypatch, pool):
+    drafts, threads = [], []
+
+    def machine_code(draft):
+        threads.append(threading.current_thread())
+        return made(draft)
+
+    made = Draft.machine_code
+    monkeypatch.setattr(compiler, "ThreadPoolExecutor", pool)
+    monkeypatch.setattr(Draft, "machine_code", machine_code)
+    units = [Unit(f"begun_{each.name}", lambda dtype, each=each: [(each, (dtype, 1))]) for each in (twice, thrice)]
+    for unit in units * 2:
+        unit.begin("float32")
+        drafts.append(unit.statistics.misses)
+    found = [unit.functions("float32")[0] for unit in units]
+    y = np.ones(1, np.float32)
+    call_both.specialise()(*found, y)
+    assert y[0] == 6
+    assert drafts == [0] * 4
+    assert [unit.statistics.misses for unit in units] == [1, 1]
+    assert all((each is threading.main_thread()) == (pool is _NoThreads) for each in threads[:2])
+    units[0].begin("float32")
+    assert units[0].functions("float32")[0] == found[0]
+    assert len(threads) == 2 + call_both.statistics.misses
+
+
+@pytest.mark.usefixtures("fresh_folders")
+def test_what_fails_beside_the_caller_fails_where_it_is_needed(monkeypatch):
+    def fails(draft):
+        raise MemoryError(draft.name)
+
+    unit = Unit("failing", lambda dtype: [(twice, (dtype, 3))])
+    with monkeypatch.context() as patched:
+        patched.setattr(Draft, "machine_code", fails)
+        unit.begin("float32")
+        with pytest.raises(MemoryError, match="failing"):
+            unit.functions("float32")
+    assert unit.functions("float32")
+    assert unit.statistics.misses == 1
+
+
 def refused(function, match):
     with pytest.raises(TypingError, match=match):
         kernel(function).specialise()
@@ -458,12 +509,12 @@ def child_planned():
     """Plan all rows of float32; what would be compiled is noted instead."""
     noted = []
 
-    def note(unit, tags):
+    def note(unit, tags, by=None):
         noted.append(f"{unit.name} {tags}")
         called, native = (len([*members(*tags)]) for members in (unit._called, unit._native))
-        return (*[print] * called, *range(1, native + 1))
+        return lambda: (*[print] * called, *range(1, native + 1))
 
-    Unit._made = note
+    Unit._started = note
     problems = [row.problem for row in all_rows() if row.problem.dtype == "float32"]
     for problem in problems:
         names = "stride", "padding", "dilation", "groups"

@@ -130,6 +130,12 @@ def tools_for(
     factor = factor or acc
     # products of pairs are flushed already
     stored = FLUSHED if factor in (PAIRS, ROW_PAIRS) and out == "bfloat16" and host().pairs else out
+    panels, of_products = _gradients if reads else _panels, lanes if product_shape else 0
+    _slab.begin(dtype, acc, factor, lanes)
+    if transform_shape:
+        _transforms.begin((transform_shape[1], transform_shape[3]), lanes, dtype, acc)
+    if reads or product_shape:
+        panels.begin(dtype, factor, out, acc, of_products)
     table = np.zeros(entries.COUNT, np.int64)
     table[entries.LANES] = lanes
     packed, squares, dressed, *_ = _slab.functions(dtype, acc, factor, lanes)
@@ -151,12 +157,10 @@ def tools_for(
     table[entries.READ_ROWS] = copy(dtype, acc)
     written = stored or acc
     table[entries.WRITE_SQUARES] = squares if (acc, written) == (dtype, acc) else transpose.address(lanes, (acc, written))
-    if reads:
-        read, write, *tiles = _gradients.functions(dtype, factor, out, acc, lanes if product_shape else 0)
-        table[[entries.READ, entries.WRITE_WEIGHTS]] = read, write
-    elif product_shape:
-        pack, write, *tiles = _panels.functions(dtype, factor, out, acc, lanes)
-        table[[entries.PACK_WEIGHTS, entries.WRITE]] = pack, write
+    if reads or product_shape:
+        first, write, *tiles = panels.functions(dtype, factor, out, acc, of_products)
+        places = [entries.READ, entries.WRITE_WEIGHTS] if reads else [entries.PACK_WEIGHTS, entries.WRITE]
+        table[places] = first, write
     elif gemm_shape:
         table[[entries.PACK_WEIGHTS, entries.MULTIPLY]] = _gemm.functions(gemm_shape, dtype, factor, stored)
     elif packs:

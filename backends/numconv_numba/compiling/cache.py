@@ -27,6 +27,13 @@ def _stamp(source: str) -> str:
     return "" if path.is_relative_to(FILES.package) or not path.is_file() else hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+@functools.cache
+def _processor() -> tuple[str, str, str]:
+    """Asked once: LLVM may be busy."""
+    triple, name, features = cpu_target.target_context.codegen().magic_tuple()
+    return triple, name, features
+
+
 def file_of(name: str, key: object, sources: Iterable[str]) -> str:
     """The file of a library that is called `name`.
 
@@ -38,8 +45,7 @@ def file_of(name: str, key: object, sources: Iterable[str]) -> str:
     sources : iterable of str
         The files that define its functions.
     """
-    processor = cpu_target.target_context.codegen().magic_tuple()
-    return FILES.file(name, numba.__version__, sys.implementation.cache_tag, processor, key, tuple(map(_stamp, sources)))
+    return FILES.file(name, numba.__version__, sys.implementation.cache_tag, _processor(), key, tuple(map(_stamp, sources)))
 
 
 def load(file: str) -> Library | None:
@@ -52,7 +58,6 @@ def load(file: str) -> Library | None:
     return None
 
 
-def save(file: str, library: Library) -> None:
+def save(file: str, content: bytes) -> None:
     """Write a file."""
-    if not library.code.has_dynamic_globals:
-        FILES.write(file, library.dumped())
+    FILES.write(file, content)

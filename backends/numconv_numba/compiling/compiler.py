@@ -24,6 +24,7 @@ import logging
 import operator
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from typing import Any, NewType, TypeAlias
 
@@ -37,7 +38,7 @@ from numba.core.errors import TypingError
 from numba.extending import NativeValue, models, register_model, unbox
 
 from . import cache
-from .parts import Helper, Library, Part, PartCompiler, compiling
+from .parts import Draft, Helper, Library, Part, PartCompiler, compiling
 from .tags import Tag, TagType
 
 __all__ = [
@@ -182,10 +183,40 @@ class Statistics:
 
 
 Members = Callable[..., Iterable[tuple["Kernel", tuple[Any, ...]]]]
+Task: TypeAlias = Callable[[], Any]
 
 
 def _nobody(*tags: Any) -> tuple[()]:
     return ()
+
+
+def _later(task: Task) -> Task:
+    """Nothing is done before it is needed."""
+    return task
+
+
+def _in_thread(task: Task) -> Task:
+    """What waits for the task, which a thread of its own does, if there can be one: LLVM holds no lock of the interpreter."""
+    pool = ThreadPoolExecutor(1, "numconv_llvm")
+    try:
+        return pool.submit(task).result
+    except RuntimeError:  # the interpreter ends, or the process has no more threads
+        return task
+    finally:
+        pool.shutdown(wait=False)
+
+
+def _timed(task: Task) -> tuple[Any, float]:
+    """What a task returns, and its seconds."""
+    start = time.perf_counter()
+    return task(), time.perf_counter() - start
+
+
+def _bound(library: Library, called: list[tuple[Kernel, tuple[Any, ...]]]) -> tuple[Any, ...]:
+    """The functions of a library, the first of which are called from Python: tags are parameters too, of which nothing is read."""
+    functions = library.functions()
+    bound = [functools.partial(each, *[None] * len(own)) for each, (_, own) in zip(functions, called, strict=False)]
+    return (*bound, *functions[len(bound) :])
 
 
 class Unit:
@@ -206,7 +237,16 @@ class Unit:
         self.statistics = Statistics()
         self._native, self._called = native, called
         self._functions: dict[str, tuple[Any, ...]] = {}
+        self._begun: dict[str, Task] = {}
         _units.append(self)
+
+    def begin(self, *tags: Any) -> None:
+        """Have LLVM at work for these tags, if they need it, while the caller goes on to what is needed beside: see `functions`."""
+        key = repr(tags)
+        if key not in self._functions:
+            with global_compiler_lock:
+                if key not in self._functions and key not in self._begun:
+                    self._begun[key] = self._started(tags, _in_thread)
 
     def functions(self, *tags: Any) -> tuple[Any, ...]:
         """For these tags, those that are called from Python, compiled; then the addresses of the others, for `invoke`."""
@@ -214,26 +254,35 @@ class Unit:
         found = self._functions.get(key)
         if found is None:
             with global_compiler_lock:
-                found = self._functions.get(key) or self._functions.setdefault(key, self._made(tags))
+                found = self._functions.get(key)
+                if found is None:
+                    end = self._begun.pop(key, None) or self._started(tags)
+                    found = self._functions[key] = end()
         return found
 
-    def _made(self, tags: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _started(self, tags: tuple[Any, ...], by: Callable[[Task], Task] = _later) -> Task:
+        """What returns the functions, and waits for LLVM, whose work `by` does: see `_in_thread`."""
         start, called, native = time.perf_counter(), [*self._called(*tags)], [*self._native(*tags)]
         members = [*called, *native]
         signatures = [str(kernel.signature(own)) for kernel, own in members]
         file = cache.file_of(self.name, (len(called), *signatures), {kernel.source for kernel, _ in members})
         library = cache.load(file)
-        missed = library is None
-        if library is None:
-            with compiling():
-                parts = [kernel.part(own, python=i < len(called)) for i, (kernel, own) in enumerate(members)]
-                library = Library.compiled(self.name, parts)
-            cache.save(file, library)
-        self._count(tags, missed, time.perf_counter() - start)
-        functions = library.functions()
-        # tags are parameters too, of which nothing is read
-        bound = [functools.partial(each, *[None] * len(own)) for each, (_, own) in zip(functions, called, strict=False)]
-        return (*bound, *functions[len(bound) :])
+        if library is not None:
+            self._count(tags, False, time.perf_counter() - start)
+            return functools.partial(_bound, library, called)
+        with compiling():
+            draft = Draft.of(self.name, [kernel.part(own, python=i < len(called)) for i, (kernel, own) in enumerate(members)])
+        drafted, machine_code = time.perf_counter() - start, by(functools.partial(_timed, draft.machine_code))
+
+        def end() -> tuple[Any, ...]:
+            code, seconds = machine_code()
+            content = draft.dumped(code)
+            if draft.lasting:
+                cache.save(file, content)
+            self._count(tags, True, drafted + seconds)
+            return _bound(Library.loaded(content), called)
+
+        return end
 
     def _count(self, tags: tuple[Any, ...], missed: bool, seconds: float) -> None:
         self.statistics += Statistics(1, not missed, missed, missed * seconds)
@@ -299,6 +348,10 @@ class Kernel:
         """The native entry for these tags, for `invoke`."""
         (found,) = self._native.functions(*tags)
         return found
+
+    def begin(self, *tags: Any) -> None:
+        """`Unit.begin`, for `specialise`."""
+        self._called.begin(*tags)
 
     def signature(self, tags: tuple[Any, ...]) -> tuple[types.Type, ...]:
         """The types of its parameters for these tags."""

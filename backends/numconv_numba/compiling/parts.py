@@ -3,32 +3,36 @@
 Numba optimises a called function by itself and makes machine code of it, then links it into its caller, where all is done again,
 level by level. Here a function is lowered to LLVM code and waits: a library links its parts once, and is optimised as a whole; code
 that was emitted as the processor shall run it is left as it is. Most of the time is still Numba's own, in Python: the passes over a
-function, and the types of its calls, of which the first are those that plain scalar code needs, and the others are remembered. A
-library loaded from disk is machine code alone.
+function, and the types of its calls, of which the first are those that plain scalar code needs, and the others are remembered. So
+code is text until all of a library's is there: what comes before asks nothing of LLVM, which one thread at a time may use, and runs
+while LLVM is at work on another library. A library loaded from disk is machine code alone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import pickle
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, NamedTuple
 
 from llvmlite import binding as llvm
+from llvmlite import ir
 from numba import _dynfunc, types  # type: ignore[attr-defined]
 from numba.core import cgutils
-from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import CompilerBase
+from numba.core.codegen import CodeLibrary, JITCodeLibrary
+from numba.core.compiler import CompilerBase, _LowerResult
 from numba.core.compiler_lock import global_compiler_lock
-from numba.core.compiler_machinery import PassManager, register_pass
+from numba.core.compiler_machinery import LoweringPass, PassManager, register_pass
+from numba.core.funcdesc import PythonFunctionDescriptor
 from numba.core.lowering import Lower
 from numba.core.registry import CPUDispatcher, cpu_target
 from numba.core.runtime import rtsys  # type: ignore[attr-defined]
 from numba.core.serialize import dumps
 from numba.core.typed_passes import (
     AnnotateTypes,
-    NativeLowering,
     NoPythonBackend,
     NopythonTypeInference,
     PreLowerStripPhis,
@@ -37,82 +41,101 @@ from numba.core.untyped_passes import FixupArgs, GenericRewrites, IRProcessing, 
 
 from .tags import TagBranches
 
-__all__ = ["Entry", "Helper", "Library", "Part", "PartCompiler", "compiling"]
+__all__ = ["Draft", "Entry", "Helper", "Library", "Part", "PartCompiler", "compiling"]
+
+
+SWITCH_SECONDS = 0.0002
+"""After which a thread gets the interpreter that asked for it."""
+
+
+@functools.cache
+def _triple() -> str:
+    return str(llvm.get_process_triple())
+
+
+def _empty_module(codegen: Any, name: str) -> ir.Module:
+    """Numba asks LLVM for the triple each time, and LLVM may be busy."""
+    module = ir.Module(cgutils.normalize_ir_text(name))
+    module.triple, module.data_layout = _triple(), codegen._data_layout
+    return module
 
 
 class _Part(JITCodeLibrary):
-    """The code of a function, and the parts that it calls."""
+    """The code of a function as text, and the parts that it calls: LLVM may be busy with the library before."""
+
+    def __init__(self, codegen: Any, name: str):
+        CodeLibrary.__init__(self, codegen, name)
+        self.texts: list[str] = []
+        self.called: list[Any] = []
+
+    def create_ir_module(self, name: str) -> ir.Module:
+        """An empty module."""
+        return _empty_module(self._codegen, name)
+
+    def add_linking_library(self, library: Any) -> None:
+        """What it calls."""
+        self.called.append(library)
 
     def add_ir_module(self, ir_module: Any) -> None:
-        """Keep its code, which is neither verified, nor optimised, nor made machine code before it is linked."""
-        self._final_module = llvm.parse_assembly(cgutils.normalize_ir_text(str(ir_module)))
-        self._final_module.name = ir_module.name
-        self._final_module.data_layout = self._codegen._data_layout
-        for function in self._final_module.functions:
-            if not function.is_declaration and function.linkage == llvm.Linkage.external:
-                function.linkage = "linkonce_odr"  # several libraries may be linked of it
+        """Keep its code, which is neither verified, nor optimised, nor made machine code before it is linked.
+
+        Several libraries may be linked of its functions, and drop those that are inlined everywhere.
+        """
+        for function in ir_module.functions:
+            if not function.is_declaration and not function.linkage:
+                function.linkage = "linkonce_odr"
+        self._keep(ir_module)
+
+    def _keep(self, ir_module: Any) -> None:
+        self.texts.append(cgutils.normalize_ir_text(str(ir_module)))
 
     def finalize(self) -> None:
         """It is complete."""
         self._finalized = True
 
-    def _get_module_for_linking(self) -> Any:
-        return self._final_module
+
+class _Entries(_Part):
+    """The functions by which a library is entered, and the parts that they call."""
+
+    def add_ir_module(self, ir_module: Any) -> None:
+        """Keep its functions, whatever calls them."""
+        self._keep(ir_module)
+
+    def all_texts(self) -> list[str]:
+        """Its code and that of all that it calls, each once."""
+        found: dict[Any, None] = {}
+        waiting: list[Any] = [self]
+        while waiting:
+            library = waiting.pop()
+            if library not in found:
+                found[library] = None
+                waiting += library.called if isinstance(library, _Part) else ()
+        return [text for each in found for text in (each.texts if isinstance(each, _Part) else [_shared(each.get_llvm_str())])]
+
+    def linked(self) -> Any:
+        """Their module."""
+        module = llvm.parse_assembly(str(self.create_ir_module(self.name)))
+        for text in self.all_texts():
+            module.link_in(llvm.parse_assembly(text))
+        return module
 
 
-class _Linked(JITCodeLibrary):
-    """What is linked of parts."""
-
-    def add_linking_library(self, library: Any) -> None:
-        """With all that it calls, each once."""
-        if library not in self._linking_libraries:
-            super().add_linking_library(library)
-            if isinstance(library, _Part):
-                for called in library._linking_libraries:
-                    self.add_linking_library(called)
-
-    def _optimize_functions(self, ll_module: Any) -> None:
-        """Of entries from outside, which are optimised with all else."""
-        ll_module.data_layout = self._codegen._data_layout
+def _shared(text: str) -> str:
+    """What Numba itself has compiled, as if it were a part."""
+    module = llvm.parse_assembly(text)
+    for function in module.functions:
+        if not function.is_declaration and function.linkage == llvm.Linkage.external:
+            function.linkage = "linkonce_odr"
+    return str(module)
 
 
-class _Emitted(_Linked):
-    """What is linked of parts whose code was emitted as the processor shall run it."""
-
-    def finalize(self) -> None:
-        """Link and optimise, and make no machine code.
-
-        LLVM cleans up, without unrolling loops that are unrolled already, or looking for vectors where all are: that took most of
-        the time, and made no kernel faster.
-        """
-        for library in self._linking_libraries:
-            self._final_module.link_in(library._get_module_for_linking(), preserve=True)
-        _optimise(self, 1, vectorise=False)
-        self._finalized = True
-
-
-class _Whole(_Linked):
-    """The library: what is linked of other parts, and beside it what was emitted."""
-
-    def __init__(self, codegen: Any, name: str):
-        super().__init__(codegen, name)
-        self.emitted = _Emitted(codegen, name)
-
-    def _optimize_final_module(self) -> None:
-        if self._linking_libraries:
-            _optimise(self, 2, vectorise=True)
-        if self.emitted._linking_libraries:
-            self.emitted.finalize()
-            self._final_module.link_in(self.emitted._final_module)
-
-
-def _optimise(library: Any, level: int, *, vectorise: bool) -> None:
+def _optimise(module: Any, machine: Any, level: int, *, vectorise: bool) -> None:
     """Once: Numba does it twice, to find references that need not be counted, of which there are none."""
     options = llvm.create_pipeline_tuning_options(speed_level=level)
     options.loop_unrolling = options.loop_vectorization = vectorise
     options.slp_vectorization = False
-    passes = llvm.create_pass_builder(library._codegen._tm, options)
-    passes.getModulePassManager().run(library._final_module, passes)
+    passes = llvm.create_pass_builder(machine, options)
+    passes.getModulePassManager().run(module, passes)
 
 
 class _Context:
@@ -148,6 +171,7 @@ class _TargetContext(_Context):
             return self._sizes[text]
 
         context.get_abi_sizeof = size_of
+        context.create_module = functools.partial(_empty_module, context.codegen())
         return context
 
 
@@ -189,20 +213,29 @@ class _Lower(Lower):
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)
-class _Lowering(NativeLowering):
+class _Lowering(LoweringPass):
+    """Lowers into a part, as Numba's `NativeLowering` does, which asks LLVM for its statistics before and after."""
+
     _name = "numconv_lowering"
-    lowering_class = _Lower
+
+    def __init__(self) -> None:
+        LoweringPass.__init__(self)
 
     def run_pass(self, state: Any) -> bool:
-        """Lower into a part, and let callers find the function, which has no machine code of its own."""
-        state.library = _Part(state.targetctx.codegen(), state.func_id.func_qualname)
-        state.flags.no_compile = True
-        super().run_pass(state)
-        lowered = state["cr"]
+        """Lower, and let callers find the function, which has no machine code of its own."""
+        context, flags = state.targetctx, state.flags
+        state.library = library = _Part(context.codegen(), state.func_id.func_qualname)
+        function = PythonFunctionDescriptor.from_specialized_function(
+            state.func_ir, state.typemap, state.return_type, state.calltypes, mangler=context.mangler, inline=flags.forceinline,
+            noalias=flags.noalias, abi_tags=[flags.get_mangle_string()],
+        )  # fmt: skip
+        with context.push_code_library(library):
+            lower = _Lower(context, library, function, state.func_ir, metadata=state.metadata)
+            lower.lower()
         # callers find it by the identity of this object, which nobody calls
-        entry = _dynfunc.make_function(lowered.fndesc.lookup_module(), lowered.fndesc.qualname, "", 0, lowered.env, ())
-        state.targetctx.insert_user_function(entry, lowered.fndesc, [state.library])
-        state["cr"] = lowered._replace(cfunc=entry)
+        entry = _dynfunc.make_function(function.lookup_module(), function.qualname, "", 0, lower.env, ())
+        context.insert_user_function(entry, function, [library])
+        state["cr"] = _LowerResult(function, lower.call_helper, cfunc=entry, env=lower.env)
         return True
 
 
@@ -256,14 +289,17 @@ def compiling() -> Iterator[None]:
     """What a library and its parts are compiled in.
 
     Without the garbage collector, which would look through all of Numba's objects a thousand times for the few that are free.
+    Another thread that has LLVM at work waits for the interpreter hundreds of times, 5 ms each if nothing were said.
     """
     cpu_target.typing_context.refresh()
     cpu_target.target_context.refresh()
-    collects = gc.isenabled()
+    collects, interval = gc.isenabled(), sys.getswitchinterval()
     gc.disable()
+    sys.setswitchinterval(SWITCH_SECONDS)
     try:
         yield
     finally:
+        sys.setswitchinterval(interval)
         if collects:
             gc.enable()
 
@@ -293,22 +329,33 @@ class Entry(NamedTuple):
     python: tuple[Any, Any] | None
 
 
-class Library(NamedTuple):
-    """Machine code, and its entries."""
+class Draft(NamedTuple):
+    """A library before LLVM has seen it: the next one can be drafted while LLVM is at work on this one.
 
-    code: Any
+    Attributes
+    ----------
+    name : str
+    compiled, emitted : _Entries
+        The functions by which it is entered: those that LLVM optimises, and those whose code was emitted as the processor shall run
+        it, which it only cleans up: unrolling loops that are unrolled already, and looking for vectors where all are, took most of
+        the time, and made no kernel faster.
+    entries : tuple of Entry
+    """
+
+    name: str
+    compiled: Any
+    emitted: Any
     entries: tuple[Entry, ...]
 
     @classmethod
     @global_compiler_lock
-    def compiled(cls, name: str, parts: Iterable[Part]) -> Library:
-        """Of these parts."""
-        context = cpu_target.target_context
-        code = _Whole(context.codegen(), name)
-        code.enable_object_caching()
+    def of(cls, name: str, parts: Iterable[Part]) -> Draft:
+        """These parts."""
+        context = _TargetContext(cpu_target.target_context).subtarget()
+        compiled, beside = (_Entries(context.codegen(), each) for each in (name, f"{name}.emitted"))
         entries = []
         for result, python, emitted in parts:
-            function, own = result.fndesc, code.emitted if emitted else code
+            function, own = result.fndesc, beside if emitted else compiled
             own.add_linking_library(result.library)
             if python:
                 context.create_cpython_wrapper(own, function, result.environment, result.call_helper, release_gil=True)
@@ -317,12 +364,43 @@ class Library(NamedTuple):
             else:
                 context.create_cfunc_wrapper(own, function, result.environment, result.call_helper)
                 entries.append(Entry(function.llvm_cfunc_wrapper_name, None))
-        code.finalize()
-        return cls(code, tuple(entries))
+        return cls(name, compiled, beside, tuple(entries))
 
-    def dumped(self) -> bytes:
-        """For `loaded`."""
-        return bytes(dumps((self.code.name, self.code._get_compiled_object(), self.entries)))
+    @property
+    def lasting(self) -> bool:
+        """Whether another process may load it: no address of this one is in it."""
+        return not any("numba.dynamic.globals" in text for each in (self.compiled, self.emitted) for text in each.all_texts())
+
+    def optimised(self) -> Any:
+        """Its module, for which LLVM's lock is all that is held."""
+        machine, module = self.compiled.codegen._tm, self.compiled.linked()
+        if self.compiled.called:
+            _optimise(module, machine, 2, vectorise=True)
+        if self.emitted.called:
+            emitted = self.emitted.linked()
+            _optimise(emitted, machine, 1, vectorise=False)
+            module.link_in(emitted)
+        module.verify()
+        return module
+
+    def machine_code(self) -> bytes:
+        """For `dumped`."""
+        return bytes(self.compiled.codegen._tm.emit_object(self.optimised()))
+
+    def assembly(self) -> str:
+        """The same, to be read."""
+        return str(self.compiled.codegen._tm.emit_assembly(self.optimised()))
+
+    def dumped(self, machine_code: bytes) -> bytes:
+        """For `Library.loaded`."""
+        return bytes(dumps((self.name, machine_code, self.entries)))
+
+
+class Library(NamedTuple):
+    """Machine code, and its entries."""
+
+    code: Any
+    entries: tuple[Entry, ...]
 
     @classmethod
     def loaded(cls, content: bytes) -> Library:

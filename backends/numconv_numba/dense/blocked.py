@@ -458,6 +458,7 @@ class _Executor(ForwardExecutor):
         self._areas = _areas(problem, layout)
         self._in_place = int(layout.in_place)
         self._width = shape.width
+        blocked.begin(problem.acc_dtype)
         self._tools = tools_for(
             problem.dtype, problem.acc_dtype, shape.lanes, factor=PAIRS if paired else "", out=problem.out_dtype,
             product_shape=shape[:2],

@@ -191,6 +191,7 @@ class GemmExecutor(ForwardExecutor):
         self._taps = np.array(tap_offsets(problem, block), np.int64) * self._acc.itemsize
         numbers = layout.chunk, len(self._taps), layout.depth, layout.layers
         self._block = block_vector(block, tile.channels, tile.vectors, *numbers)
+        gemm_kernels.begin(problem.out_dtype, problem.acc_dtype)
         self._tools = self.tools(block.step[-1])
         self._kernel, self._pack = gemm_kernels.functions(problem.out_dtype, problem.acc_dtype)
 

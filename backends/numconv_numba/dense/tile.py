@@ -474,8 +474,9 @@ class _Executor(ForwardExecutor):
         width, chunk = tile.vectors * tile.lanes, chunk_for(problem, tile)
         numbers = flat_pixels(block), len(taps), chunk, width, tile.channels, lines.together, lines.row
         self._block = block_vector(block, *numbers)
-        self._kernel, writing, *tiles = _kernels.functions(problem.out_dtype, problem.acc_dtype, tile.lanes)
+        _kernels.begin(problem.out_dtype, problem.acc_dtype, tile.lanes)
         self._tools = tools_for(problem.dtype, problem.acc_dtype, tile.lanes, phases=block.step[-1], out=problem.out_dtype).copy()
+        self._kernel, writing, *tiles = _kernels.functions(problem.out_dtype, problem.acc_dtype, tile.lanes)
         which = 2 * host().pixel_tiles.index((tile.vectors, tile.channels))
         self._tools[[LINES, MULTIPLY, PRODUCT]] = writing, *tiles[which : which + 2]
         self._taps = np.array(taps, np.int64) * self._acc.itemsize

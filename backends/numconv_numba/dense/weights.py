@@ -290,6 +290,7 @@ class WeightsExecutor:
         self._lacking = factor == ROW_PAIRS and problem.output[-1] % 2 == 1
         self._in_place = int(layout.in_place)
         self._sums_bias = problem.bias == "y"
+        weight_tiles.begin(factor, problem.out_dtype, problem.acc_dtype)
         self._tools = self.tools(shape)
         self._kernel = weight_tiles.specialise(factor, problem.out_dtype, problem.acc_dtype)
 

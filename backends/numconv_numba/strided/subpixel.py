@@ -379,6 +379,7 @@ class _Executor(ForwardExecutor):
         self._phases = _phases_vector(problem, phases)
         self._areas, self._in_place = _areas(problem, layout), int(in_place)
         self._ordered = min(self._depth, max(1, ORDERED_BYTES // (self._taps * shape.width * self._acc.itemsize)))
+        _kernels.begin(problem.out_dtype, problem.acc_dtype)
         self._tools = tools_for(
             problem.dtype, problem.acc_dtype, shape.lanes, out=problem.out_dtype, product_shape=shape[:2]
         )  # fmt: skip

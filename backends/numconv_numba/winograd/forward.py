@@ -80,6 +80,7 @@ def block_vector_of(problem: ConvProblem, layout: Layout) -> Any:
 
 def tools_of(problem: ConvProblem, tiles: Tiles, shape: Shape, block: Block, *, reads: bool = False) -> Any:
     """The table of tools for tiles in blocks; `reads`: as for `tools_for`."""
+    KERNELS.begin(problem.dtype, problem.acc_dtype)
     table = tools_for(
         problem.dtype, problem.acc_dtype, shape.lanes, phases=block.step[-1], out=problem.out_dtype, product_shape=shape[:2],
         transform_shape=tiles.transform, reads=reads,

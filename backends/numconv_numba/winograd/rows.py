@@ -263,8 +263,9 @@ class _Executor(ForwardExecutor):
             block, outputs, tile.channels, layout.width, layout.line, per_c * layout.line,
             layout.line // tile.lanes, layout.beyond(problem),
         )  # fmt: skip
-        self._kernel, turn, *tiles = _kernels.functions(problem.out_dtype, problem.acc_dtype, tile.lanes)
+        _kernels.begin(problem.out_dtype, problem.acc_dtype, tile.lanes)
         self._tools = tools_for(problem.dtype, problem.acc_dtype, tile.lanes, out=problem.out_dtype).copy()
+        self._kernel, turn, *tiles = _kernels.functions(problem.out_dtype, problem.acc_dtype, tile.lanes)
         plain, code = tiles[host().pixel_tiles.index((tile.vectors, tile.channels))], ACTIVATIONS[problem.activation]
         finished = multiply_rows.address((*tile, code), problem.acc_dtype) if code in SMOOTH else plain
         self._tools[[INPUT, PRODUCT, MULTIPLY]] = turn, plain, finished

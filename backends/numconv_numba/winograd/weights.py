@@ -391,6 +391,7 @@ class _Executor:
         )
         self._block = block_vector(block, shape.width, shape.positions, *numbers)
         self._areas = _areas(problem, layout)
+        winograd_weights.begin(problem.out_dtype, problem.acc_dtype)
         self._tools = tools_of(problem, tiles, shape, block, reads=True)
         self._kernel = winograd_weights.specialise(problem.out_dtype, problem.acc_dtype)
 
