@@ -275,9 +275,9 @@ class Unit:
         drafted, machine_code = time.perf_counter() - start, by(functools.partial(_timed, draft.machine_code))
 
         def end() -> tuple[Any, ...]:
-            code, seconds = machine_code()
+            (code, lasting), seconds = machine_code()
             content = draft.dumped(code)
-            if draft.lasting:
+            if lasting:
                 cache.save(file, content)
             self._count(tags, True, drafted + seconds)
             return _bound(Library.loaded(content), called)

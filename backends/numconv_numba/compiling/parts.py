@@ -366,11 +366,6 @@ class Draft(NamedTuple):
                 entries.append(Entry(function.llvm_cfunc_wrapper_name, None))
         return cls(name, compiled, beside, tuple(entries))
 
-    @property
-    def lasting(self) -> bool:
-        """Whether another process may load it: no address of this one is in it."""
-        return not any("numba.dynamic.globals" in text for each in (self.compiled, self.emitted) for text in each.all_texts())
-
     def optimised(self) -> Any:
         """Its module, for which LLVM's lock is all that is held."""
         machine, module = self.compiled.codegen._tm, self.compiled.linked()
@@ -383,9 +378,11 @@ class Draft(NamedTuple):
         module.verify()
         return module
 
-    def machine_code(self) -> bytes:
-        """For `dumped`."""
-        return bytes(self.compiled.codegen._tm.emit_object(self.optimised()))
+    def machine_code(self) -> tuple[bytes, bool]:
+        """For `dumped`; and whether another process may load it, which has no address of this one in it."""
+        module = self.optimised()
+        lasting = not any(each.name.startswith("numba.dynamic.globals") for each in module.global_variables)
+        return bytes(self.compiled.codegen._tm.emit_object(module)), lasting
 
     def assembly(self) -> str:
         """The same, to be read."""

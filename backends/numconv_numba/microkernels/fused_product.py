@@ -22,19 +22,17 @@ from numconv_numba.compiling.compiler import Address, Tag, intrinsic, kernel
 from .emit import Emitter, check_kinds, host, rolled
 from .transforms import Matrix, combine, matrices, multiply
 
-__all__ = ["FUSED_SHAPE", "FUSED_TILES", "fused_product", "is_fused"]
+__all__ = ["FUSED_TILES", "fused_product", "is_fused"]
 
 _i64 = ir.IntType(64)
 
 FUSED_TILES = 4
 """Tiles that are multiplied together: with the six elements of a row their sums take 24 of 32 registers."""
-FUSED_SHAPE = 4, 3, 4, 3
-"""Their transforms: of 3x3 kernels."""
 
 
 def is_fused(shape: tuple[int, ...]) -> bool:
-    """Whether there are such products for transforms of this shape, where 32 registers hold the sums of a row."""
-    return shape == FUSED_SHAPE and host().registers >= 32
+    """Whether there are such products for transforms of this shape: of 3x3 kernels, where 32 registers hold the sums of a row."""
+    return shape == (4, 3, 4, 3) and host().registers >= 32
 
 
 def _monic(matrix: Matrix) -> tuple[Matrix, list[float]]:

@@ -59,6 +59,7 @@ from .kernels import (
     TABLES,
     TRANSFORMED,
     UNPACKED,
+    bind_weights,
     element_table,
     fill_term_tables,
     multiply_elements,
@@ -82,7 +83,6 @@ from .layout import (
     with_shared_weights,
 )
 from .tiles import Tiles, direct_terms, tiles_of
-from .units import KERNELS
 
 __all__ = ["DilatedWinograd"]
 
@@ -457,7 +457,6 @@ class _Executor(ForwardExecutor):
         self._vectors = _Frames(problem, plan)
         self._panels, self._work = -(-(first.k // first.groups) // layout.shape.width), problem.flops / 8
         self._tools = tools_of(first, layout.tiles, layout.shape, layout.block)
-        _, self._bind_kernel, *_ = KERNELS.functions(problem.dtype, problem.acc_dtype)
 
     def packed(self, w: Any) -> Weights:
         """w transformed."""
@@ -467,7 +466,7 @@ class _Executor(ForwardExecutor):
         vector = conv_vectors(first, 0)(none, (*w.strides[:2], *lead, *w.strides[2:]), none)
         items = self._panels * first.groups * -(-first.c // first.groups // CHANNELS_AT_ONCE)
         block = block_vector_of(first, self._layout)
-        run(self._bind_kernel, items, packed.size, self._tools, TRANSFORMED, w, packed, vector, block)
+        run(bind_weights.specialise(self._acc.name), items, packed.size, self._tools, TRANSFORMED, w, packed, vector, block)
         return Weights(packed, w.strides, True)
 
     def launch(self, x: Any, w: Weights, shift: Any, y: Any, status: Any, vector: Any) -> None:

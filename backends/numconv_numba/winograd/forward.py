@@ -31,7 +31,7 @@ from numconv_numba.entries import PIXELS
 from numconv_numba.threads import MAX_THREADS, run, run_with, workers
 from numconv_numba.tools import tools_for
 
-from .kernels import IN_PANELS, ITEMS_OF_THREAD, SHARED, TRANSFORMED, UNPACKED, winograd_phases
+from .kernels import IN_PANELS, ITEMS_OF_THREAD, KERNELS, SHARED, TRANSFORMED, UNPACKED, bind_weights, winograd_phases
 from .layout import (
     BOUND_BYTES,
     CHANNELS_AT_ONCE,
@@ -49,7 +49,6 @@ from .layout import (
 )
 from .tiles import MOST_TAPS, Tiles, inner_taps, is_halved, lead_axes, tiles_of
 from .turned import TurnedForward, turned, turned_order
-from .units import KERNELS
 
 __all__ = ["Winograd", "WinogradExecutor", "accepts", "block_vector_of", "tools_of"]
 
@@ -85,7 +84,7 @@ def tools_of(problem: ConvProblem, tiles: Tiles, shape: Shape, block: Block, *, 
         problem.dtype, problem.acc_dtype, shape.lanes, phases=block.step[-1], out=problem.out_dtype, product_shape=shape[:2],
         transform_shape=tiles.transform, reads=reads,
     ).copy()  # fmt: skip
-    *_, table[PIXELS] = KERNELS.functions(problem.dtype, problem.acc_dtype)
+    _, table[PIXELS] = KERNELS.functions(problem.dtype, problem.acc_dtype)
     return table
 
 
@@ -104,7 +103,7 @@ class WinogradExecutor(ForwardExecutor):
         self._phases: dict[int, tuple[Any, int, int]] = {}
         self._block, self._apart = (block_vector_of(problem, each) for each in (layout, apart(layout)))
         self._tools = tools_of(problem, tiles, shape, block)
-        self._kernel, self._bind_kernel, *_ = KERNELS.functions(problem.dtype, problem.acc_dtype)
+        self._kernel, _ = KERNELS.functions(problem.dtype, problem.acc_dtype)
         self._form = TRANSFORMED if self._common.weights <= BOUND_BYTES else IN_PANELS
 
     def packed(self, w: Any) -> Weights:
@@ -115,7 +114,7 @@ class WinogradExecutor(ForwardExecutor):
         packed = np.empty(size, self._acc)
         vector = self._vectors((0,) * w.ndim, w.strides, (0,) * w.ndim)
         items = panels * -(-self._problem.c // self._problem.groups // CHANNELS_AT_ONCE)
-        run(self._bind_kernel, items, packed.size, self._tools, self._form, w, packed, vector, self._block)
+        run(bind_weights.specialise(self._acc.name), items, packed.size, self._tools, self._form, w, packed, vector, self._block)
         return Weights(packed, w.strides, True)
 
     def launch(self, x: Any, w: Weights, shift: Any, y: Any, status: Any, vector: Any) -> None:

@@ -25,10 +25,10 @@ from numconv_numba.microkernels.fused_product import FUSED_TILES, is_fused
 from numconv_numba.threads import Areas, run, run_with
 
 from .forward import Winograd, tools_of
-from .kernels import IN_PANELS, UNPACKED
+from .fused_kernels import fused_winograd
+from .kernels import IN_PANELS, UNPACKED, bind_weights
 from .layout import BLOCK_BYTES, CHANNELS_AT_ONCE
 from .tiles import PACKED_BYTES, Tiles, cut_tiles, deep_cycles, pixels_of, spread, tiles_of
-from .units import KERNELS
 
 __all__ = ["FusedWinograd"]
 
@@ -124,8 +124,9 @@ class _Executor(ForwardExecutor):
         self._panels = -(-(problem.k // problem.groups) // lanes_of(problem.acc_dtype))
         self._work = problem.flops / 8
         self._areas, self._block = _areas(problem, layout), _block_vector(problem, layout)
+        fused_winograd.begin(problem.acc_dtype)
         self._tools = tools_of(problem, layout.tiles, Shape(*host().channel_tiles[-1], lanes_of(problem.acc_dtype)), layout.block)
-        _, self._bind_kernel, self._kernel, _ = KERNELS.functions(problem.dtype, problem.acc_dtype)
+        self._kernel = fused_winograd.specialise(problem.acc_dtype)
 
     def packed(self, w: Any) -> Weights:
         """w in panels."""
@@ -134,7 +135,7 @@ class _Executor(ForwardExecutor):
         packed = np.empty(self._panels * problem.c * math.prod(problem.kernel) * lanes_of(problem.acc_dtype), self._acc)
         vector = self._vectors((0,) * w.ndim, w.strides, (0,) * w.ndim)
         items = panels * -(-per_c // CHANNELS_AT_ONCE)
-        run(self._bind_kernel, items, packed.size, self._tools, IN_PANELS, w, packed, vector, self._block)
+        run(bind_weights.specialise(self._acc.name), items, packed.size, self._tools, IN_PANELS, w, packed, vector, self._block)
         return Weights(packed, w.strides, True)
 
     def launch(self, x: Any, w: Weights, shift: Any, y: Any, status: Any, vector: Any) -> None:

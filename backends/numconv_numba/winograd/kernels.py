@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numconv_numba.compiling.compiler import Address, Tag, helper, invoke, kernel
+from numconv_numba.compiling.compiler import Address, Tag, Unit, helper, invoke, kernel
 from numconv_numba.dense.blocked import forget
 from numconv_numba.dense.panels import fill_places
 from numconv_numba.dense.slab import BLOCKS, EXTRA, block_image
@@ -31,13 +31,14 @@ from .inputs import (
     spread_step,
     tile_extents,
     transform_inputs,
+    transform_pixels,
 )
 from .layout import CHANNELS_AT_ONCE
 
 __all__ = [
-    "AREAS", "CHUNK", "IN_PANELS", "ITEMS_OF_THREAD", "M_STEP", "PLACES", "RESULTS", "SHARED", "SLABS", "SPARE", "TABLES",
-    "TRANSFORMED", "UNPACKED", "bind_weights", "element_table", "fill_term_tables", "multiply_elements", "share_weights",
-    "tile_steps", "transform_outputs", "winograd", "winograd_phases",
+    "AREAS", "CHUNK", "IN_PANELS", "ITEMS_OF_THREAD", "KERNELS", "M_STEP", "PLACES", "RESULTS", "SHARED", "SLABS", "SPARE",
+    "TABLES", "TRANSFORMED", "UNPACKED", "bind_weights", "element_table", "fill_term_tables", "multiply_elements",
+    "share_weights", "tile_steps", "transform_outputs", "winograd", "winograd_phases",
 ]  # fmt: skip
 
 # A block's own numbers, beside those of `winograd.inputs`: input channels of a pass, whether transformed weights are kept from
@@ -369,3 +370,10 @@ def winograd_phases(
     parallel_items(
         region, workers, shares, _outputs, (at, scratch, offsets, tables, m, bias, y, status, sizes, cutting)
     )  # fmt: skip
+
+
+KERNELS = Unit(
+    "winograd.kernels",
+    lambda dtype, acc: [(transform_pixels, (dtype, acc))],
+    called=lambda dtype, acc: [(winograd, (acc,))],
+)
