@@ -41,15 +41,16 @@ SIMULATED = {
     "test_threads": _one_at_a_time,
 }  # fmt: skip
 
-# NumPy takes any strides, and the oracle is slow: one form off every alignment, and one in which each array has another.
-FORMS = {"reference": {"forms": ("unaligned", "mixed")}}
+# NumPy takes any strides, and the oracle is slow: one form off every alignment, and one in which each array has another. It
+# computes the same at all levels but "strict".
+FEWER = {"reference": {"forms": ("unaligned", "mixed"), "levels": ("strict", "default")}}
 # On a GPU each execution waits for the device many times, which several processes share.
 ON_A_GPU = {"forms": ("C-contiguous", "unaligned", "mixed")}
 
 for _info in numconv.backends():
     if _info.available:
         _name = f"Test{_info.name.capitalize()}"
-        _fewer = FORMS.get(_info.name, ON_A_GPU if _info.device == "gpu" else {})
+        _fewer = FEWER.get(_info.name, ON_A_GPU if _info.device == "gpu" else {})
         _less = SIMULATED if _info.reason.startswith("simulated") else _fewer
         globals()[_name] = type(_name, (BackendContract,), {"backend": _info.name, **_less})
 

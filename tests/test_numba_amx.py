@@ -75,6 +75,14 @@ class TestEmulatedTiles(BackendContract):
     levels: ClassVar = ("default", "high")
     forms: ClassVar = ("C-contiguous", "mixed")
 
+    def pytest_generate_tests(self, metafunc):
+        """Of what is computed while tiles are emulated."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(amx.VARIABLE, "emulate")
+            amx.forget()
+            super().pytest_generate_tests(metafunc)
+        amx.forget()
+
     def _implementations(self):
         return [each for each in super()._implementations() if each.name in TILED.values()]
 

@@ -8,11 +8,15 @@ import importlib.util
 import numpy as np
 import pytest
 
+from numconv import backends
 from numconv.arguments import Geometry, PoolGeometry, Request, problem_of
 from numconv.errors import ProblemError
 from numconv.plugin import LEVELS, parse
 from numconv.problem import DEFAULT_WORKSPACE, PAD_MODES, SHORT, WIDER
-from numconv.testing import candidates, check
+from numconv.testing import candidates
+from numconv.testing.cases import make_case
+from numconv.testing.checking import check_case
+from numconv.testing.memory import FORMS
 
 CONVS = ("conv", "conv_input_grad", "conv_weight_grad", "conv_transpose", "conv_transpose_input_grad", "conv_transpose_weight_grad")
 POOLS = ("max_pool", "max_pool_backward", "avg_pool", "avg_pool_backward", "lp_pool", "lp_pool_backward")
@@ -138,6 +142,12 @@ def attempt(draw, op, allowed):
         return None
 
 
+# Integers tell for every form of memory that its elements are found.
+DATA = (
+    ({"integer": True}, tuple(FORMS)),
+    ({"integer": False}, ("C-contiguous", "channels-last", "mixed")),
+    ({"integer": True, "nonfinite": (0,)}, ("C-contiguous", "mixed")),
+)
 SEEDS = [pytest.param(seed, marks=() if seed < FAST else pytest.mark.slow) for seed in range(COUNT)]
 
 
@@ -148,12 +158,12 @@ def test_every_implementation_agrees_with_the_reference(seed, other_backend):
     rows = candidates(problem, other_backend)
     if not any(row.verdict for row in rows):
         pytest.skip(f"{problem}: " + "; ".join(f"{row.algorithm}: {row.verdict.reason}" for row in rows))
-    data = [{"integer": True}, {"integer": False}]
-    if "int" not in problem.dtype:
-        data.append({"integer": True, "nonfinite": (0,)})
-    for row in rows:
-        for options in data if row.verdict else ():
-            check(problem, other_backend, row.algorithm, rng=np.random.default_rng(seed), **options)
+    device = next(info.device for info in backends() if info.name == other_backend)
+    for options, forms in DATA[: 2 if "int" in problem.dtype else 3]:
+        case = make_case(problem, np.random.default_rng(seed), **options)
+        for row in rows:
+            if row.verdict:
+                check_case(case, row, device, forms)
 
 
 def test_random_problems_cover_all_operations_options_and_dimensions():

@@ -341,6 +341,15 @@ def test_contract_fails_on_a_wrong_result(contract):
     result.assert_outcomes(passed=4, failed=2)
 
 
+def test_contract_runs_what_is_computed(contract):
+    class NoPooling(Spoiled):
+        def supports(self, problem):
+            return Verdict.yes() if problem.op in CONV_OPS else Verdict.no("pools nothing")
+
+    result = contract(Dummy(NoPooling(nothing)), ("pool max_pool i8 n1 c2 in9 w3 s1 p1 d1", CONV))
+    result.assert_outcomes(passed=7)  # among them a verdict on each problem
+
+
 def test_contract_skips_with_the_reason_of_the_verdict(contract):
     class Refuses(Spoiled):
         def supports(self, problem):

@@ -25,7 +25,7 @@ import numpy as np
 from numconv.plugin import CONV_OPS, ConvProblem, Executor, Implementation, Verdict, activate
 
 from .fma import fma
-from .geometry import meshes, positions, single_reads, tap_tables
+from .geometry import axis_parts, axis_reads, meshes, positions, single_reads, tap_tables
 from .precision import store, wide_dtype
 
 __all__ = ["Direct"]
@@ -59,12 +59,12 @@ class Direct(Implementation):
 def _forward(problem: ConvProblem, outs: Sequence[Array], ins: Sequence[Array]) -> None:
     dtype, add_product = _arithmetic(problem)
     x, w = _grouped_x(problem, ins[0], dtype), _grouped_w(problem, ins[1], dtype)
-    tables = tap_tables(problem)
+    reads = axis_reads(tap_tables(problem))
     sums = np.zeros((problem.n, problem.groups, w.shape[1], *problem.output), dtype)
     with np.errstate(all="ignore"):
         for c in range(w.shape[2]):
             for tap in positions(problem.kernel):
-                outputs, inputs = meshes(tables, tap)
+                outputs, inputs = meshes(reads, tap)
                 factor = _per_channel(w[:, :, c, *tap], problem.ndim)
                 sums[..., *outputs] = add_product(x[:, :, c, *inputs][:, :, None], factor, sums[..., *outputs])
         _finish(problem, outs[0], sums, ins[2:])
@@ -73,13 +73,13 @@ def _forward(problem: ConvProblem, outs: Sequence[Array], ins: Sequence[Array]) 
 def _input_grad(problem: ConvProblem, outs: Sequence[Array], ins: Sequence[Array]) -> None:
     dtype, add_product = _arithmetic(problem)
     grad_y, w = _grouped_y(problem, ins[0], dtype), _grouped_w(problem, ins[1], dtype).conj()
-    tables = tap_tables(problem)
+    parts = axis_parts(tap_tables(problem))
     sums = np.zeros((problem.n, problem.groups, w.shape[2], *problem.spatial), dtype)
     with np.errstate(all="ignore"):
         for k in range(w.shape[1]):
             for tap in positions(problem.kernel):
                 factor = _per_channel(w[:, k, :, *tap], problem.ndim)
-                for outputs, inputs in single_reads(tables, tap):
+                for outputs, inputs in single_reads(parts, tap):
                     sums[..., *inputs] = add_product(grad_y[:, :, k, *outputs][:, :, None], factor, sums[..., *inputs])
         _finish(problem, outs[0], sums, ins[2:])
 
@@ -96,10 +96,10 @@ def _weight_grad(problem: ConvProblem, outs: Sequence[Array], ins: Sequence[Arra
 
 def _weight_sums(problem: ConvProblem, grad_y: Array, x: Array) -> Array:
     """The gradient of each tap, summed over all outputs at a time."""
-    tables = tap_tables(problem)
+    reads = axis_reads(tap_tables(problem))
     sums = np.empty((problem.groups, grad_y.shape[2], x.shape[2], *problem.kernel), x.dtype)
     for tap in positions(problem.kernel):
-        outputs, inputs = meshes(tables, tap)
+        outputs, inputs = meshes(reads, tap)
         count = math.prod(position.size for position in outputs)
         terms_y = grad_y[..., *outputs].reshape(*grad_y.shape[:3], count)
         terms_x = x[..., *inputs].reshape(*x.shape[:3], count)
@@ -109,11 +109,11 @@ def _weight_sums(problem: ConvProblem, grad_y: Array, x: Array) -> Array:
 
 def _weight_chains(problem: ConvProblem, grad_y: Array, x: Array) -> Array:
     """The gradient of all taps, one output after the other."""
-    tables = [table.T for table in tap_tables(problem)]
+    reads = axis_reads([table.T for table in tap_tables(problem)])
     sums = np.zeros((problem.groups, grad_y.shape[2], x.shape[2], *problem.kernel), x.dtype)
     for n in range(problem.n):
         for output in positions(problem.output):
-            taps, inputs = meshes(tables, output)
+            taps, inputs = meshes(reads, output)
             factor = _per_channel(grad_y[n, :, :, *output][..., None], problem.ndim)[0]
             sums[..., *taps] = fma(factor, x[n][..., *inputs][:, None], sums[..., *taps])
     return sums

@@ -15,9 +15,11 @@ import numpy as np
 
 from numconv.plugin import ConvProblem, PoolProblem, WindowProblem
 
-__all__ = ["Index", "Table", "axis_map", "meshes", "positions", "single_reads", "tap_tables"]
+__all__ = ["Index", "Table", "axis_map", "axis_parts", "axis_reads", "meshes", "positions", "single_reads", "tap_tables"]
 
 Table = np.ndarray[Any, np.dtype[np.intp]]
+Read = tuple[Table, Table]
+"""Positions of outputs along an axis, and of what each of them reads."""
 Index = tuple[Any, ...]
 """One integer or array an axis; untyped, so that it may follow slices in an index."""
 
@@ -73,31 +75,53 @@ def positions(shape: Sequence[int]) -> Iterator[Index]:
     return np.ndindex(*shape)
 
 
-def meshes(tables: Sequence[Table], tap: Sequence[int]) -> tuple[Index, Index]:
-    """Open meshes (`numpy.ix_`) of the outputs for which a tap reads x, and of the positions that it reads.
+def axis_reads(tables: Sequence[Table]) -> list[list[Read]]:
+    """For each axis and tap the outputs for which it reads x, and the positions that it reads: found once for all channels.
 
     Outputs for which the tap lies on a padding zero are left out: such a product is no term of the sum.
     """
-    rows = [table[r] for table, r in zip(tables, tap, strict=True)]
-    outputs = [np.flatnonzero(row >= 0) for row in rows]
-    return np.ix_(*outputs), np.ix_(*(row[q] for row, q in zip(rows, outputs, strict=True)))
+    return [[_opened(_reads(row), axis, len(tables)) for row in table] for axis, table in enumerate(tables)]
 
 
-def single_reads(tables: Sequence[Table], tap: Sequence[int]) -> Iterator[tuple[Index, Index]]:
-    """`meshes` in parts, none of which reads a position of x twice.
+def axis_parts(tables: Sequence[Table]) -> list[list[list[Read]]]:
+    """`axis_reads` in parts, none of which reads a position of x twice.
 
     Padding that copies values makes several outputs read the same position through one tap. The parts come in such an order
     that each position meets its outputs in row-major order.
     """
-    axes = []
-    for table, r in zip(tables, tap, strict=True):
-        outputs = np.flatnonzero(table[r] >= 0)
-        axes.append(_without_repeats(outputs, table[r][outputs]))
-    for parts in itertools.product(*axes):
-        yield np.ix_(*(q for q, _ in parts)), np.ix_(*(read for _, read in parts))
+    return [
+        [[_opened(part, axis, len(tables)) for part in _without_repeats(*_reads(row))] for row in table]
+        for axis, table in enumerate(tables)
+    ]
 
 
-def _without_repeats(outputs: Table, inputs: Table) -> list[tuple[Table, Table]]:
+def meshes(reads: Sequence[Sequence[Read]], tap: Sequence[int]) -> tuple[Index, Index]:
+    """Open meshes (as of `numpy.ix_`) of the outputs for which a tap reads x, and of the positions that it reads."""
+    return _mesh([axis[r] for axis, r in zip(reads, tap, strict=True)])
+
+
+def single_reads(parts: Sequence[Sequence[Sequence[Read]]], tap: Sequence[int]) -> Iterator[tuple[Index, Index]]:
+    """`meshes` for each of the parts of a tap."""
+    for one_each in itertools.product(*(axis[r] for axis, r in zip(parts, tap, strict=True))):
+        yield _mesh(one_each)
+
+
+def _mesh(reads: Sequence[Read]) -> tuple[Index, Index]:
+    return tuple(outputs for outputs, _ in reads), tuple(inputs for _, inputs in reads)
+
+
+def _reads(row: Table) -> Read:
+    outputs = np.flatnonzero(row >= 0)
+    return outputs, row[outputs]
+
+
+def _opened(read: Read, axis: int, ndim: int) -> Read:
+    """With as many dimensions as there are axes, as in an open mesh."""
+    shape = [-1 if each == axis else 1 for each in range(ndim)]
+    return read[0].reshape(shape), read[1].reshape(shape)
+
+
+def _without_repeats(outputs: Table, inputs: Table) -> list[Read]:
     """Outputs and the inputs that they read, in parts: the j-th holds the j-th occurrence of each input."""
     parts = []
     while inputs.size:

@@ -14,7 +14,7 @@ import numpy as np
 
 from numconv.plugin import POOL_OPS, Executor, Implementation, PoolProblem, Verdict, check_indices
 
-from .geometry import meshes, positions, tap_tables
+from .geometry import axis_reads, meshes, positions, tap_tables
 from .precision import store, wide_dtype
 
 __all__ = ["Pool"]
@@ -72,11 +72,11 @@ def _largest(problem: PoolProblem, x: Array) -> tuple[Array, Array]:
     The first of equal elements wins, and the first NaN wins over everything else.
     """
     x = x.astype(wide_dtype(problem))
-    tables = tap_tables(problem)
+    reads = axis_reads(tap_tables(problem))
     largest = np.empty(problem.y_shape, x.dtype)
     winners = np.full(problem.y_shape, -1)
     for tap in positions(problem.window):
-        outputs, inputs = meshes(tables, tap)
+        outputs, inputs = meshes(reads, tap)
         new, old = x[..., *inputs], largest[..., *outputs]
         wins = (winners[..., *outputs] < 0) | (new > old) | (np.isnan(new) & ~np.isnan(old))
         largest[..., *outputs] = np.where(wins, new, old)
@@ -95,9 +95,9 @@ def _avg_pool_backward(problem: PoolProblem, outs: Sequence[Array], ins: Sequenc
     with np.errstate(all="ignore"):
         share = _shares(ins[0].astype(wide_dtype(problem)), problem)
         sums = np.zeros(problem.x_shape, share.dtype)
-        tables = tap_tables(problem)
+        reads = axis_reads(tap_tables(problem))
         for tap in positions(problem.window):
-            outputs, inputs = meshes(tables, tap)
+            outputs, inputs = meshes(reads, tap)
             sums[..., *inputs] += share[..., *outputs]
         store(outs[0], sums)
 
@@ -134,12 +134,12 @@ def _lp_pool_backward(problem: PoolProblem, outs: Sequence[Array], ins: Sequence
     """Add ``grad_y * sign(x) * |x|**(p - 1) * y**(1 - p)``: zero where x or y is 0, NaN in a window that holds a NaN."""
     dtype = wide_dtype(problem)
     grad_y, x = ins[0].astype(dtype), ins[1].astype(dtype)
-    tables = tap_tables(problem)
+    reads = axis_reads(tap_tables(problem))
     sums = np.zeros(problem.x_shape, dtype)
     with np.errstate(all="ignore"):
         y = _power_mean(problem, x)
         for tap in positions(problem.window):
-            outputs, inputs = meshes(tables, tap)
+            outputs, inputs = meshes(reads, tap)
             element, mean = x[..., *inputs], y[..., *outputs]
             slope = np.sign(element) * np.abs(element) ** (problem.p - 1) * mean ** (1 - problem.p)
             slope = np.where(np.isnan(mean), mean, np.where((element == 0) | (mean == 0), 0, slope))
@@ -153,9 +153,9 @@ def _power_mean(problem: PoolProblem, x: Array) -> Array:
 
 def _sum_windows(problem: PoolProblem, x: Array) -> Array:
     """The sum of the elements of each window, ``[N, C, *Q]``."""
-    tables = tap_tables(problem)
+    reads = axis_reads(tap_tables(problem))
     sums = np.zeros(problem.y_shape, x.dtype)
     for tap in positions(problem.window):
-        outputs, inputs = meshes(tables, tap)
+        outputs, inputs = meshes(reads, tap)
         sums[..., *outputs] += x[..., *inputs]
     return sums

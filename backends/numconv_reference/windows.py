@@ -11,7 +11,7 @@ import numpy as np
 
 from numconv.plugin import WINDOW_OPS, Executor, Implementation, Verdict, WindowProblem, check_indices
 
-from .geometry import meshes, positions, single_reads, tap_tables
+from .geometry import axis_parts, axis_reads, meshes, positions, single_reads, tap_tables
 from .precision import store, wide_dtype
 
 __all__ = ["Windows"]
@@ -45,10 +45,10 @@ class Windows(Implementation):
 def _gather(problem: WindowProblem, outs: Sequence[Array], ins: Sequence[Array]) -> None:
     """Unfold; padding is the case of a window of one tap."""
     x = ins[0].astype(outs[0].dtype)
-    tables = tap_tables(problem)
+    reads = axis_reads(tap_tables(problem))
     columns = np.zeros((problem.n, problem.c, *problem.window, *problem.output), x.dtype)
     for tap in positions(problem.window):
-        outputs, inputs = meshes(tables, tap)
+        outputs, inputs = meshes(reads, tap)
         columns[:, :, *tap][..., *outputs] = x[..., *inputs]
     outs[0][...] = columns.reshape(problem.y_shape)
 
@@ -56,11 +56,11 @@ def _gather(problem: WindowProblem, outs: Sequence[Array], ins: Sequence[Array])
 def _scatter(problem: WindowProblem, outs: Sequence[Array], ins: Sequence[Array]) -> None:
     """The adjoint of `_gather`: each value is added where it was read."""
     columns = ins[0].astype(wide_dtype(problem)).reshape(problem.n, problem.c, *problem.window, *problem.output)
-    tables = tap_tables(problem)
+    parts = axis_parts(tap_tables(problem))
     sums = np.zeros(problem.x_shape, columns.dtype)
     with np.errstate(all="ignore"):
         for tap in positions(problem.window):
-            for outputs, inputs in single_reads(tables, tap):
+            for outputs, inputs in single_reads(parts, tap):
                 sums[..., *inputs] += columns[:, :, *tap][..., *outputs]
         store(outs[0], sums)
 

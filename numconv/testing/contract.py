@@ -23,6 +23,7 @@ __all__ = ["BackendContract"]
 
 
 _problem = functools.cache(parse)
+_ORDERS = ("C-contiguous", "channels-last", "mixed")
 
 
 class BackendContract:
@@ -34,7 +35,8 @@ class BackendContract:
         The name of the entry point, or an object that need not be installed. A backend that is not available here skips its tests,
         with its reason.
     problems : tuple of str
-        Text forms; each runs with each implementation that has its operation, and a refusal is a skip with the Verdict's reason.
+        Text forms; each runs with each implementation whose Verdict on it is yes when tests are collected. An implementation that
+        computes none of them is a skip, with the reason of its Verdict on the first.
     levels, forms : tuple of str
         The accuracy levels, and the forms of memory of the arrays: all, unless a backend that runs slowly here leaves some out.
     seed : int
@@ -63,14 +65,16 @@ class BackendContract:
         return Verdict(info.available, info.reason)
 
     def pytest_generate_tests(self, metafunc: Any) -> None:
-        """One test for each problem and each implementation that has its operation."""
-        if not {"text", "algorithm"} <= set(metafunc.fixturenames):
+        """One test for each problem, or for each problem and each implementation that computes it."""
+        asked = {"text", "algorithm"} & set(metafunc.fixturenames)
+        if asked == {"text"}:
+            metafunc.parametrize("text", self.problems if self._availability() else ())
+        if asked != {"text", "algorithm"}:
             return
-        problems = {text: _problem(text) for text in self.problems}
+        contract: Any = type(self)
+        rows = _rows(contract)
         if metafunc.function.__name__ == "test_nonfinite":
-            problems = {text: problem for text, problem in problems.items() if "int" not in problem.dtype}
-        every = self._implementations()
-        rows = [(text, each.name) for text, problem in problems.items() for each in every if problem.op in each.ops]
+            rows = [(text, algorithm) for text, algorithm in rows if "int" not in _problem(text).dtype]
         metafunc.parametrize(("text", "algorithm"), rows, ids=[f"{algorithm}: {text}" for text, algorithm in rows])
 
     def _implementations(self) -> Sequence[Implementation]:
@@ -87,12 +91,17 @@ class BackendContract:
         problem = _problem(text)
         if "bfloat16" in (problem.dtype, problem.out_dtype) and importlib.util.find_spec("ml_dtypes") is None:
             _skip("dtype bfloat16 needs the package ml_dtypes")
-        problems = [problem.replace(accuracy=None if level == "default" else level) for level in self.levels]
         implementation = next(each for each in self._implementations() if each.name == algorithm and problem.op in each.ops)
-        rows = [consider(registry_of(self.backend)[1].name, implementation, each) for each in problems]
-        if not any(row.verdict for row in rows):
-            _skip("; ".join(dict.fromkeys(row.verdict.reason for row in rows)))
-        return [(each, row) for each, row in zip(problems, rows, strict=True) if row.verdict]
+        rows = [(each, consider(self._name(), implementation, each)) for each in self._at_levels(problem)]
+        if not any(row.verdict for _, row in rows):
+            _skip("; ".join(dict.fromkeys(row.verdict.reason for _, row in rows)))
+        return [(each, row) for each, row in rows if row.verdict]
+
+    def _at_levels(self, problem: Any) -> list[Any]:
+        return [problem.replace(accuracy=None if level == "default" else level) for level in self.levels]
+
+    def _name(self) -> str:
+        return registry_of(self.backend)[1].name
 
     def test_declaration(self) -> None:
         """Names, operations and levels are known ones, and no two implementations of an operation share a name."""
@@ -107,30 +116,22 @@ class BackendContract:
                 assert (op, each.name) not in seen, f"two implementations of {op} are called {each.name!r}"
                 seen.add((op, each.name))
 
-    def test_verdict(self, text: str, algorithm: str) -> None:
-        """A verdict with a reason, a workspace and a cost, the same whenever they are asked for."""
+    def test_verdict(self, text: str) -> None:
+        """Of each implementation a verdict with a reason, a workspace and a cost, the same whenever they are asked for."""
         problem = _problem(text)
-        each = next(i for i in self._implementations() if i.name == algorithm and problem.op in i.ops)
-        for level in sorted(each.levels):
-            asked = problem.replace(accuracy=None if level == "default" else level)
-            verdict = each.supports(asked)
-            assert isinstance(verdict, Verdict), f"{asked}: supports() returned {verdict!r}"
-            assert verdict or verdict.reason.strip(), f"{asked}: a refusal without a reason"
-            assert each.supports(asked) == verdict, f"{asked}: another verdict when asked again"
-            if verdict:
-                workspace, cost = each.workspace(asked), each.cost(asked)
-                assert type(workspace) is int, f"{asked}: a workspace of {workspace!r}"
-                assert workspace >= 0, f"{asked}: a workspace of {workspace} bytes"
-                assert 0 < cost < math.inf, f"{asked}: a cost of {cost!r} seconds"
-                assert (each.workspace(asked), each.cost(asked)) == (workspace, cost), f"{asked}: other costs when asked again"
+        for each in self._implementations():
+            for level in sorted(each.levels) if problem.op in each.ops else ():
+                _check_verdict(each, problem.replace(accuracy=None if level == "default" else level))
 
     def test_result(self, text: str, algorithm: str) -> None:
-        """The reference's result at every level: exactly for integers, within `bound` else, in every form of memory."""
+        """The reference's result at every level: exactly for integers in every form of memory, within `bound` else."""
         rows = self._supported(text, algorithm)
         for integer in (True, False):
             case = _case(_problem(text), self.seed, integer)
+            # Integers tell for every form that its elements are found; how they are summed differs with the order of axes at most.
+            forms = self.forms if integer else [form for form in self.forms if form in _ORDERS] or self.forms
             for problem, row in rows:
-                check_case(case._replace(problem=problem), row, self._device(), self.forms)
+                check_case(case._replace(problem=problem), row, self._device(), forms)
 
     def test_nonfinite(self, text: str, algorithm: str) -> None:
         """NaN and Inf in an input reach the outputs that the reference gives, with its class and sign, and no other (promise 2)."""
@@ -160,6 +161,38 @@ class BackendContract:
             with ThreadPoolExecutor(2) as pool:
                 found = list(pool.map(bits, [executor] * 4))
             assert all(each == expected for each in found), f"{problem}: {row.algorithm}: the bits differ from call to call"
+
+
+@functools.cache
+def _rows(contract: Any) -> list[tuple[str, str]]:
+    """(text, algorithm) of what is computed at any level, and the first problem of an implementation that computes none."""
+    self, found = contract(), []
+    refused: dict[str, str] = {}
+    for text in self.problems:
+        problem = _problem(text)
+        for each in self._implementations():
+            if problem.op not in each.ops:
+                continue
+            if any(consider(self._name(), each, asked).verdict for asked in self._at_levels(problem)):
+                found.append((text, each.name))
+            else:
+                refused.setdefault(each.name, text)
+    computing = {algorithm for _, algorithm in found}
+    return found + [(text, algorithm) for algorithm, text in refused.items() if algorithm not in computing]
+
+
+def _check_verdict(each: Implementation, asked: Any) -> None:
+    who = f"{asked}: {each.name}"
+    verdict = each.supports(asked)
+    assert isinstance(verdict, Verdict), f"{who}: supports() returned {verdict!r}"
+    assert verdict or verdict.reason.strip(), f"{who}: a refusal without a reason"
+    assert each.supports(asked) == verdict, f"{who}: another verdict when asked again"
+    if verdict:
+        workspace, cost = each.workspace(asked), each.cost(asked)
+        assert type(workspace) is int, f"{who}: a workspace of {workspace!r}"
+        assert workspace >= 0, f"{who}: a workspace of {workspace} bytes"
+        assert 0 < cost < math.inf, f"{who}: a cost of {cost!r} seconds"
+        assert (each.workspace(asked), each.cost(asked)) == (workspace, cost), f"{who}: other costs when asked again"
 
 
 @functools.lru_cache(maxsize=16)
