@@ -226,6 +226,39 @@ def test_a_long_signal_takes_bounded_memory(op, rng):
     assert peak <= each.workspace(problem)
 
 
+@pytest.mark.parametrize("op", ["forward", "weight_grad"])
+@pytest.mark.parametrize("geometry", [each for each in GEOMETRIES if "x" in each.split(" w")[1]])
+def test_rows_that_nobody_reads_are_not_transformed_back(op, geometry, monkeypatch, rng):
+    """Where many are spared the other dimensions are transformed by themselves: no other results, and no other way through them."""
+    problem = parse(text_of(geometry, op))
+    verdict = implementation("fft", op).supports(problem)
+    if not verdict:
+        pytest.skip(verdict.reason)
+    arrays, found = inputs(problem, rng), []
+    for spared in (1 << 60, 0):
+        monkeypatch.setattr("numconv_numba.spectral.transforms.SPARED", spared)
+        found.append(computed("fft", problem, arrays))
+    assert (np.abs(found[0] - found[1]) <= bound(problem) * magnitudes(problem, arrays) + 1e-300).all()
+
+
+@pytest.mark.parametrize("geometry", ["n1 c3 k9 g1 in300x280 w25x31 s1 p12x15 d1", "n1 c40 k40 g40 in3000 w1500 s1 p700 d1"])
+def test_an_error_in_weights_ends_those_that_wait_for_them(geometry, monkeypatch, rng):
+    from numconv_numba.spectral import transforms
+
+    problem, split = parse(f"conv forward f32 {geometry}"), transforms._Transforms.split
+    arrays, calls = inputs(problem, rng), []
+
+    def failing(self, w):
+        calls.append(len(w))
+        if len(calls) == 2:
+            raise ValueError("the second part")
+        return split(self, w)
+
+    monkeypatch.setattr(transforms._Transforms, "split", failing)
+    with nc.using(threads=3), pytest.raises(ValueError, match="the second part"):
+        computed("fft", problem, arrays)
+
+
 def test_shared_work_runs_once_each_and_reports_errors():
     from numconv_numba.threads import share
 

@@ -29,7 +29,7 @@ TASKS = 4
 """At least this many tasks where there is work for them."""
 MANY_PAIRS = 256
 """With so many pairs of channels the spectra of w exceed the caches, and a task takes blocks enough to use them several times."""
-SPLITS = 8
+SPLITS = 16
 """Parts into which the blocks of a weight gradient are split, each with sums of its own."""
 LENT_SECONDS = 6e-3
 """Of the only task, from which on SciPy's own threads share its transforms: they take long to start."""
@@ -201,6 +201,17 @@ class Layout(NamedTuple):
         return self.batch_seconds(pairs) + pairs * math.prod(self.lengths) * self.item * 1.5e-10
 
     @property
+    def rows_of_weights(self) -> int:
+        """Channels of y whose weights are transformed together."""
+        most = TASK_BYTES // max(1, self.inputs * math.prod(self.lengths) * self.item)
+        return max(1, min(most, -(-self.groups * self.outputs // TASKS)))
+
+    @property
+    def together(self) -> bool:
+        """Whether threads go on from weights to tasks without waiting for each other, but for what they need."""
+        return self.tasks > 1 or self.side_by_side
+
+    @property
     def seconds(self) -> float:
         """Estimate for a call by two threads, as everywhere."""
         return host().transforms * self._fitted_seconds
@@ -211,6 +222,10 @@ class Layout(NamedTuple):
         seconds = CALL_SECONDS
         if self.lent_seconds:
             return seconds + self.lent_seconds / 2 * _SLOWDOWN + 3 * _LENDING_SECONDS
+        every = self.tasks * self.task_seconds + self.weights_seconds
+        if self.tasks > 1 and not self.gradient:
+            odd = self.tasks % 2 * self.task_seconds
+            return seconds + ((every + odd) / 2 * _SLOWDOWN + _HANDING_SECONDS if every >= SHARED_SECONDS else every)
         for items, each in ((self.tasks, self.task_seconds), (rows, self.weights_seconds / rows)):
             shared = items > 1 and items * each >= SHARED_SECONDS
             seconds += -(-items // 2) * each * _SLOWDOWN + _HANDING_SECONDS if shared else items * each

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,10 +24,15 @@ from numconv_numba.threads import lent, share
 
 from .bands import Band, Bands
 from .nonfinite import VALUE, members, overwrite, passes
-from .overlap import TASK_BYTES, TASKS, Layout, layout_for
+from .overlap import Layout, layout_for
 from .spectra import transforming, walk
 
 __all__ = ["TransformedForward", "TransformedWeightGrad"]
+
+SPARED = 1 << 13
+"""Elements whose rows need not be transformed, from which on the other dimensions are worth a call of their own."""
+PIECES, LEAST_PIECE = 8, 1 << 12
+"""In which the sums of all parts are added, and elements of a piece."""
 
 
 @functools.cache
@@ -50,17 +56,43 @@ class _Transforms:
         self.dimensions = tuple(range(-problem.ndim, 0))
         self.phases = tuple(itertools.product(*(range(axis.tap_phases) for axis in self.layout.axes)))
         self.seconds = self.layout.tasks * self.layout.task_seconds
+        cuts, axes = self.layout.cuts, self.layout.axes
+        self.rows_of_y = self.layout.lengths[:-1]
+        if not self.layout.gradient:
+            # results, which are transformed back; of a gradient y is transformed
+            self.rows_of_y = self._rows([cut.outputs for cut in cuts], self.layout.batch * self.layout.outputs)
+        pairs = self.layout.split[0] * self.layout.inputs * self.layout.outputs
+        self.rows_of_w = self._rows([axis.taps for axis in axes], pairs)
         self.walks = functools.lru_cache(maxsize=64)(lambda x, y: (self._walk_x(x), self._walk_y(y)))
+
+    def _rows(self, used: Sequence[int], planes: int) -> tuple[int, ...]:
+        """How many rows of so many planes are transformed back, along each dimension but the last: those used where that pays."""
+        *whole, last = self.layout.lengths
+        spared = planes * last * (math.prod(whole) - math.prod(used[:-1]))
+        return tuple(used[:-1]) if spared >= SPARED else tuple(whole)
 
     def there(self, planes: Any) -> Any:
         """The spectra of planes, which are padded with zeros to the length of a transform."""
-        transform = _fourier().fftn if self.dtype.kind == "c" else _fourier().rfftn
-        return transform(planes, self.layout.lengths, self.dimensions)
+        fourier, (*outer, last) = _fourier(), self.layout.lengths
+        if planes.shape[-len(outer) - 1 : -1] == tuple(outer):
+            transform = fourier.fftn if self.dtype.kind == "c" else fourier.rfftn
+            return transform(planes, self.layout.lengths, self.dimensions)
+        # rows of padding alone need no transform
+        spectra = (fourier.fft if self.dtype.kind == "c" else fourier.rfft)(planes, last)
+        for length, axis in reversed([*zip(outer, self.dimensions, strict=False)]):
+            spectra = fourier.fft(spectra, length, axis, overwrite_x=True)
+        return spectra
 
-    def back(self, spectra: Any) -> Any:
-        """The planes of spectra."""
-        transform = _fourier().ifftn if self.dtype.kind == "c" else _fourier().irfftn
-        return transform(spectra, self.layout.lengths, self.dimensions)
+    def back(self, spectra: Any, rows: tuple[int, ...]) -> Any:
+        """The planes of spectra, the first rows of each; the spectra may be overwritten."""
+        fourier, lengths = _fourier(), self.layout.lengths
+        if rows == lengths[:-1]:
+            transform = fourier.ifftn if self.dtype.kind == "c" else fourier.irfftn
+            return transform(spectra, lengths, self.dimensions, overwrite_x=True)
+        for count, axis in zip(rows, self.dimensions, strict=False):
+            spectra = fourier.ifft(spectra, axis=axis, overwrite_x=True)
+            spectra = spectra[(..., slice(count), *[slice(None)] * (-axis - 1))]
+        return (fourier.ifft if self.dtype.kind == "c" else fourier.irfft)(spectra, lengths[-1])
 
     def memory(self, units: int, planes: int) -> Any:
         """An array for gathered planes."""
@@ -105,24 +137,85 @@ class _Transforms:
 
     def _walk_y(self, strides: tuple[int, ...]) -> Any:
         """Through y: the outputs of the blocks."""
-        problem, per_k = self.problem, self.layout.outputs
+        problem, per_k, lengths = self.problem, self.layout.outputs, (*self.rows_of_y, self.layout.lengths[-1])
         rows = [
             (
-                cut.length, cut.outputs, size, 0, cut.outputs * axis.out_phases, 1, 0, axis.out_phases, step,
+                length, cut.outputs, size, 0, cut.outputs * axis.out_phases, 1, 0, axis.out_phases, step,
                 cut.blocks, axis.out_phases, 1,
             )
-            for axis, cut, size, step in zip(self.layout.axes, self.layout.cuts, problem.output, strides[2:], strict=True)
+            for axis, cut, length, size, step in zip(
+                self.layout.axes, self.layout.cuts, lengths, problem.output, strides[2:], strict=True
+            )
         ]  # fmt: skip
         return walk("zeros", problem.n, per_k, (strides[0], strides[1] * per_k, strides[1]), rows)
 
 
 def _largest(array: Any) -> float:
-    return float(np.abs(array).max(initial=0.0))
+    """The largest absolute value, of real numbers without an array of them all."""
+    if array.dtype.kind == "c":
+        return float(np.abs(array).max(initial=0.0))
+    return max(float(array.max(initial=0.0)), -float(array.min(initial=0.0)))
 
 
 def _needs_definition(problem: ConvProblem) -> bool:
     """Whether what is not finite is left to `Direct`: where terms are complex, or the range of results is not that of sums."""
     return problem.acc_dtype.startswith("complex") or problem.out_dtype in ("float16", "bfloat16")
+
+
+class _Weights:
+    """The spectra of weights, [K][channel, phase of taps][*spectrum], of conjugates where they are complex.
+
+    What is not finite is zero in them. They are computed part by part, by several threads; whoever needs them waits for all parts.
+
+    Parameters
+    ----------
+    transforms : _Transforms
+    w : array
+    """
+
+    def __init__(self, transforms: _Transforms, w: Any):
+        layout = transforms.layout
+        self._transforms = transforms
+        self._w = np.flip(w, transforms.dimensions) if transforms.problem.flip else w
+        self._rows = layout.rows_of_weights
+        self._all = threading.Event()
+        self._done: list[int] = []
+        self._seen: list[tuple[bool, float]] = []
+        self._spectra = np.empty((*w.shape[:2], len(transforms.phases), *layout.spectrum), transforms.spectral)
+        self.parts = range(0, w.shape[0], self._rows)
+
+    def compute(self, first: int) -> None:
+        """One of the parts."""
+        try:
+            split = self._transforms.split(self._w[first : first + self._rows])
+            largest, finite = _largest(split), True
+            if not math.isfinite(largest):
+                finite = bool(np.isfinite(split).all())
+                split = members(split, VALUE)
+                largest = _largest(split)
+            self._seen.append((finite, largest))
+            spectra = self._transforms.there(split.conj() if split.dtype.kind == "c" else split)
+            self._spectra[first : first + self._rows] = spectra
+        finally:
+            # after an error, which `share` raises, too: nobody waits for ever
+            self._done.append(first)
+            if len(self._done) == len(self.parts):
+                self._all.set()
+
+    def wait(self) -> Any:
+        """The spectra, when all parts are there."""
+        self._all.wait()
+        return self._spectra
+
+    @property
+    def finite(self) -> bool:
+        """Whether all weights are; after `wait`."""
+        return all(finite for finite, _ in self._seen)
+
+    @property
+    def largest(self) -> float:
+        """The largest absolute value; after `wait`."""
+        return max(largest for _, largest in self._seen)
 
 
 class TransformedForward:
@@ -152,61 +245,48 @@ class TransformedForward:
     def bind(self, w: Any) -> Any:
         """The executor with the transforms of w."""
         original = w.copy()
-        spectra = self._weights(members(original, VALUE))
-        return lambda outs, ins: self._run(outs[0], (ins[0], original, *ins[1:]), spectra)
+        weights = self._transformed(original)
+        return lambda outs, ins: self._run(outs[0], (ins[0], original, *ins[1:]), weights)
 
-    def _weights(self, w: Any) -> Any:
-        """The spectra of finite weights: [K][channel, phase of taps][*spectrum], of conjugates where they are complex."""
-        transforms, layout = self._transforms, self._layout
-        if self._problem.flip:
-            w = np.flip(w, transforms.dimensions)
-        spectra = np.empty((*w.shape[:2], len(transforms.phases), *layout.spectrum), transforms.spectral)
-        most = TASK_BYTES // (layout.inputs * math.prod(layout.lengths) * layout.item)
-        rows = max(1, min(most, -(-w.shape[0] // TASKS)))
+    def _transformed(self, w: Any) -> _Weights:
+        """The spectra of all weights."""
+        weights, layout = _Weights(self._transforms, w), self._layout
+        share(weights.parts, layout.weights_seconds, layout.at_once, weights.compute)
+        return weights
 
-        def body(first: int) -> None:
-            part = transforms.split(w[first : first + rows])
-            spectra[first : first + rows] = transforms.there(part.conj() if part.dtype.kind == "c" else part)
-
-        share(range(0, w.shape[0], rows), layout.weights_seconds, layout.at_once, body)
-        return spectra
-
-    def _run(self, y: Any, ins: Any, spectra: Any) -> None:
+    def _run(self, y: Any, ins: Any, ready: _Weights | None) -> None:
         layout, (x, w, *biases) = self._layout, ins
         if not layout.units:
             return
-        finite = bool(np.isfinite(w).all())
-        values, only = w if finite else members(w, VALUE), None
         bias = np.ascontiguousarray(biases[0], np_dtype(self._problem.acc_dtype)) if biases else 0
-        largest = _largest(values) * layout.inputs if self._wide else 0.0
         bad, wrong = np.zeros(layout.tasks, bool), np.zeros(layout.tasks, bool)
-
-        def body(item: int) -> None:
-            bad[item], wrong[item] = self._task(item, x, y, spectra, bias, largest=largest, read=only)
-
         with lent(layout.lent_seconds) as workers, _fourier().set_workers(workers):
-            if spectra is None and layout.side_by_side:
-                spectra, only = self._side_by_side(values, x, y)
-            elif spectra is None:
-                spectra = self._weights(values)
-            share(range(layout.tasks), self._transforms.seconds, layout.at_once, body)
+            weights = ready
+            if weights is None:
+                weights = _Weights(self._transforms, w) if layout.together else self._transformed(w)
+            self._tasks(weights, ready is None and layout.together, bad, wrong, x, y, bias)
         if _needs_definition(self._problem):
-            wrong |= bad | (not finite)
-        elif bad.any() or not finite:
-            self._mark(y, x, w, bias, np.flatnonzero(bad) if finite else np.arange(layout.tasks))
+            wrong |= bad | (not weights.finite)
+        elif bad.any() or not weights.finite:
+            self._mark(y, x, w, bias, np.flatnonzero(bad) if weights.finite else np.arange(layout.tasks))
         if wrong.any():
             self._again(y, ins, np.flatnonzero(wrong))
         self._bands(y, ins)
 
-    def _side_by_side(self, w: Any, x: Any, y: Any) -> tuple[Any, Any]:
-        """The spectra of the only kernel and of the only task, each by a thread of its own: their transforms are as long."""
-        found: list[Any] = [None, None]
+    def _tasks(self, weights: _Weights, own: bool, bad: Any, wrong: Any, x: Any, y: Any, bias: Any) -> None:
+        """All tasks, and before them the parts of the weights, if these are `own`: tasks that have read x wait for them."""
+        layout, run = self._layout, functools.partial(self._task, x=x, y=y, weights=weights, bias=bias)
 
-        def body(side: int) -> None:
-            found[side] = self._read(0, x, y, VALUE) if side else self._weights(w)
+        def body(item: int) -> None:
+            if item < 0:
+                weights.compute(~item)
+            else:
+                bad[item], wrong[item] = run(item)
 
-        share((0, 1), self._layout.weights_seconds + self._layout.read_seconds, 2, body)
-        return found[0], found[1]
+        # in this order, so that nobody waits for what nobody has begun
+        items = [*(~part for part in weights.parts if own), *range(layout.tasks)]
+        seconds = self._transforms.seconds + (layout.weights_seconds if own else 0)
+        share(items, seconds, 2 if layout.side_by_side and own else layout.at_once, body)
 
     def _read(self, item: int, x: Any, y: Any, code: int) -> tuple[int, Any, float]:
         """How many inputs of a task are not finite, or belong to a class; the spectra of its blocks; their largest value."""
@@ -219,20 +299,17 @@ class TransformedForward:
         return found, transforms.there(blocks), _largest(blocks) if self._wide else 0.0
 
     def _task(
-        self, item: int, x: Any, y: Any, w: Any, bias: Any, *, code: int = VALUE, becomes: int = -1, largest: float = 0.0,
-        read: Any = None,
+        self, item: int, *, x: Any, y: Any, weights: _Weights, bias: Any, code: int = VALUE, becomes: int = -1
     ) -> tuple[int, int]:  # fmt: skip
-        """Some blocks; returns how many inputs are not finite, or belong to a class, and how many sums are not finite.
-
-        `read`: what `_read` gives, if it is there already.
-        """
+        """Some blocks; returns how many inputs are not finite, or belong to a class, and how many sums are not finite."""
         transforms, first = self._transforms, item * self._layout.batch
-        found, spectra, size = read or self._read(item, x, y, code)
+        found, spectra, size = self._read(item, x, y, code)
         if spectra is None:
             return 0, 0
-        anchor = transforms.anchor(size * largest) if largest else 0.0
+        w = weights.wait()
+        anchor = transforms.anchor(size * weights.largest * self._layout.inputs) if self._wide and code == VALUE else 0.0
         units, written = len(spectra), transforms.walks(x.strides, y.strides)[1]
-        results = transforms.back(self._products(spectra, w, first, units))
+        results = transforms.back(self._products(spectra, w, first, units), transforms.rows_of_y)
         function = ACTIVATIONS[self._problem.activation]
         return found, self._scatter(results, anchor, becomes, bias, function, y, first, units, written)
 
@@ -250,7 +327,7 @@ class TransformedForward:
             factors = members(w, of_w)
             if not factors.any():
                 continue
-            run = functools.partial(self._task, x=x, y=y, w=self._weights(factors), bias=bias, code=of_x, becomes=becomes)
+            run = functools.partial(self._task, x=x, y=y, weights=self._transformed(factors), bias=bias, code=of_x, becomes=becomes)
             share(tasks, self._transforms.seconds, self._layout.at_once, run)
 
     def _again(self, y: Any, ins: Any, tasks: Any) -> None:
@@ -307,15 +384,29 @@ class TransformedWeightGrad:
             if splits > 1:
                 found[part] = sums, largest
             else:
-                wrong[base] = self._finish(w, base, sums, largest, becomes)
+                planes = self._transforms.back(sums, self._transforms.rows_of_w)
+                wrong[base] = self._finish(w, base, planes, largest, becomes)
 
         share(range(parts), self._transforms.seconds, layout.at_once, body)
         for base in range(layout.groups if splits > 1 else 0):
-            (total, _), *others = own = found[base * splits : (base + 1) * splits]
-            for sums, _ in others:
-                total += sums
-            wrong[base] = self._finish(w, base, total, max(largest for _, largest in own), becomes)
+            own = found[base * splits : (base + 1) * splits]
+            planes = self._transforms.back(self._added([sums for sums, _ in own]), self._transforms.rows_of_w)
+            wrong[base] = self._finish(w, base, planes, max(largest for _, largest in own), becomes)
         return bool(bad.any()), bool(wrong.any())
+
+    def _added(self, parts: Sequence[Any]) -> Any:
+        """The first of the sums of all parts, to which the others are added."""
+        total, *others = (part.reshape(-1) for part in parts)
+        pieces = max(1, min(PIECES, total.size // LEAST_PIECE))
+
+        def body(piece: int) -> None:
+            own = slice(total.size * piece // pieces, total.size * (piece + 1) // pieces)
+            for other in others:
+                total[own] += other[own]
+
+        # the threads that took the parts are still awake: little work is worth sharing
+        share(range(pieces), self._transforms.seconds, pieces, body)
+        return parts[0]
 
     def _part(self, x: Any, y: Any, codes: tuple[int, int], base: int, groups: int, begin: int, end: int) -> tuple[Any, float, int]:
         """(sums of spectra, product of the largest values, values that are not finite) of the units begin..end."""
@@ -335,24 +426,24 @@ class TransformedWeightGrad:
             self._correlate(*spectra, sums, first, units, *sizes)
         return sums, largest[0] * largest[1], bad
 
-    def _finish(self, w: Any, base: int, sums: Any, largest: float, becomes: int) -> bool:
-        """The taps of some groups from their sums; returns whether one is not finite."""
-        transforms, layout = self._transforms, self._layout
-        planes = transforms.back(sums)
+    def _finish(self, w: Any, base: int, planes: Any, largest: float, becomes: int) -> bool:
+        """The taps of some groups from the planes of their sums; returns whether one is not finite."""
+        transforms, layout, finite = self._transforms, self._layout, True
         if planes.dtype.kind == "c":
             planes = planes.conj()
         if self._wide:
             anchor = transforms.anchor(largest * layout.of_group) * (1 + 1j if planes.dtype.kind == "c" else 1)
             planes = planes + anchor - anchor
-        target = w[base * layout.outputs : (base + len(sums)) * layout.outputs]
-        planes = planes.reshape(*target.shape[:2], len(transforms.phases), *layout.lengths)
+        target = w[base * layout.outputs : (base + len(planes)) * layout.outputs]
+        planes = planes.reshape(*target.shape[:2], len(transforms.phases), *transforms.rows_of_w, layout.lengths[-1])
         if self._problem.flip:
             target = np.flip(target, transforms.dimensions)
         for i, phase in enumerate(transforms.phases):
             place = target[(..., *transforms.taps_of(phase))]
             values = planes[(slice(None), slice(None), i, *map(slice, place.shape[2:]))]
+            finite = finite and bool(np.isfinite(values).all())
             if becomes < 0:
                 place[...] = values
             else:
                 overwrite(place, abs(values) > 0.5, becomes)
-        return not np.isfinite(planes).all()
+        return not finite
