@@ -40,7 +40,7 @@ def test_bias_and_activation(activation, rng):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("geometry", GEOMETRIES[:2])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_borders(mode, geometry, rng):
     check(parse(f"conv forward {geometry} pad={mode} layout=channels_last"), "numba", "channelwise", rng=rng, integer=True)
 
