@@ -111,14 +111,12 @@ def _along(typingctx: Any, tag: Any, dtype: Any, job: Any) -> Any:
             x_row = emit.at(at[X], emit.offset(at[TABLE], entry))
             w_row = emit.at(at[W], emit.offset(at[TABLE], builder.add(entry, _i64(1))))
             weights = [emit.load(emit.at(w_row, emit.times(fields[W_STEP], tap))) for tap in range(shape.taps)]
-            for position, users in uses:
-                place = shape.moved[position] if shape.moved else position
-                value = emit.load(emit.at(x_row, emit.times(fields[X_STEP], place)))
+            read = [(shape.moved[position] if shape.moved else position, users) for position, users in uses]
+            for place, users in [*read, *((position, [(tap, result)]) for position, tap, result in shape.folds)]:
+                # LLVM keeps this order: it would load all positions first, and spill most of them
+                value = emit.settled(emit.load(emit.at(x_row, emit.times(fields[X_STEP], place))))
                 for tap, result in users:
-                    builder.store(emit.fma(value, weights[tap], builder.load(slots[result])), slots[result])
-            for position, tap, result in shape.folds:
-                value = emit.load(emit.at(x_row, emit.times(fields[X_STEP], position)))
-                builder.store(emit.fma(value, weights[tap], builder.load(slots[result])), slots[result])
+                    builder.store(emit.settled(emit.fma(value, weights[tap], builder.load(slots[result]))), slots[result])
         with builder.if_then(builder.icmp_signed("!=", fields[AHEAD], _i64(0))):
             # of the rows that are read, the last one is new: what the next tile needs of it
             newest = emit.offset(at[TABLE], builder.mul(builder.sub(fields[COUNT], _i64(1)), _i64(2)))
