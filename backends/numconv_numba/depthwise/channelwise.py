@@ -8,7 +8,7 @@ of the "strict" level.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -83,14 +83,14 @@ class RowTile(NamedTuple):
     shape: Along
 
 
-def row_tiles(problem: ConvProblem) -> list[RowTile]:
-    """The tiles of a row."""
+def row_tiles(problem: ConvProblem, indices: Iterable[int] | None = None) -> list[RowTile]:
+    """The tiles of a row, or some of them."""
     results, size, stride, (low, _) = even_results(problem), problem.spatial[-1], problem.stride[-1], problem.padding[-1]
     taps, lanes = problem.kernel[-1], lanes_of(problem.acc_dtype)
     inner = Along(results, taps, stride, problem.dilation[-1], 0, 0, problem.flip, lanes)
     numbers, found = numbers_of(problem, problem.ndim - 1) if is_padded(problem) else None, []
-    for start in range(0, problem.output[-1], results):
-        first = min(start, problem.output[-1] - results)  # the last one overlaps the one before
+    for index in range(-(-problem.output[-1] // results)) if indices is None else indices:
+        first = min(index * results, problem.output[-1] - results)  # the last one overlaps the one before
         position = first * stride - low
         before, after = max(0, -position), max(0, position + inner.positions - size)
         shape = inner._replace(before=before, after=after)
@@ -98,6 +98,17 @@ def row_tiles(problem: ConvProblem) -> list[RowTile]:
             shape = inner._replace(moved=tuple((numbers[position + low :][: inner.positions] - position).tolist()))
         found.append(RowTile(first, position, shape))
     return found
+
+
+def _distinct(problem: ConvProblem) -> tuple[list[int], int, int]:
+    """Tiles of a row among which are all shapes; the first that lies inside x, and how many like it follow and are left out."""
+    results, stride, (low, high) = even_results(problem), problem.stride[-1], problem.padding[-1]
+    total = -(-problem.output[-1] // results)
+    # all at the end whose windows could reach behind x: the last one may overlap the one before
+    left, right = (min(total, -(-padding // (stride * results))) for padding in (low, high))
+    end = max(left, total - right - 1)
+    alike = max(0, end - left - 1)
+    return [*range(min(left + 1, total)), *range(left + alike + 1, total)], left, alike
 
 
 def addresses_of(row: list[RowTile], dtype: str) -> list[int]:
@@ -139,18 +150,19 @@ def row_results(count, arrays, frame):
     g, b, fields, rows, size = frame
     x, w, bias, y = arrays
     axis, results, job = g[DIMS] - 1, b[RESULTS], pointer(fields, INT64)
-    length, entry = g[part(g, OUTPUT) + axis], HEAD
+    length = g[part(g, OUTPUT) + axis]
     job[job_of.TABLE], job[job_of.COUNT] = as_integer(rows), count
     for start in range(0, length, results):
         q = min(start, length - results)
         source = x + (q * g[part(g, STRIDE) + axis] - g[part(g, LOW) + axis]) * job[job_of.X_STEP]
-        each_block(fields, b[entry], 0, g[GROUPS], b[LANES], source, w, bias, y + q * job[job_of.Y_STEP], size)
-        entry += 1
+        index = start // results
+        entry = b[HEAD + min(index, max(b[LEFT], index - b[ALIKE]))]
+        each_block(fields, entry, 0, g[GROUPS], b[LANES], source, w, bias, y + q * job[job_of.Y_STEP], size)
 
 
-# What a kernel knows of a problem's tiles: the address of `dress`, results of a tile, lanes, whether memory is prefetched; then the
-# address of each tile of a row. The parts of a worker's scratch memory.
-DRESS, RESULTS, LANES, FETCHES, HEAD = range(5)
+# What a kernel knows of a problem's tiles: the address of `dress`, results of a tile, lanes, whether memory is prefetched; what
+# `_distinct` says of those of a row, then the addresses of these. The parts of a worker's scratch memory.
+DRESS, RESULTS, LANES, FETCHES, LEFT, ALIKE, HEAD = range(7)
 FIELDS, ROWS, AREAS = range(3)
 
 
@@ -207,8 +219,9 @@ class _Executor:
     def __init__(self, problem: ConvProblem):
         self._problem, dtype, lanes = problem, problem.dtype, lanes_of(problem.dtype)
         ahead, results = math.prod(problem.x_shape) * np_dtype(dtype).itemsize > AHEAD_BYTES, even_results(problem)
-        row = addresses_of(row_tiles(problem), dtype)
-        self._tiles = np.array([dress.address(lanes, dtype), results, lanes, ahead, *row], np.int64)
+        indices, left, alike = _distinct(problem)
+        row = addresses_of(row_tiles(problem, indices), dtype)
+        self._tiles = np.array([dress.address(lanes, dtype), results, lanes, ahead, left, alike, *row], np.int64)
         self._vectors = conv_vectors(problem, ACTIVATIONS[problem.activation])
         self._areas = _areas(problem)
         self._kernel = channelwise.specialise(dtype, dtype)
