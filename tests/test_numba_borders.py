@@ -53,11 +53,43 @@ def test_input_gradients_in_one_sweep(geometry, mode, monkeypatch, rng):
     monkeypatch.setattr(borders, "_costs", lambda problem: (1.0, 2.0))
     monkeypatch.setattr(borders, "_turned", lambda problem: None)
     problem = parse(f"conv input_grad {geometry} pad={mode}")
-    assert isinstance(borders.Borders().build(problem), borders._Swept)
+    assert isinstance(borders.Borders().build(problem), borders._Together)
     for integer in (True, False):
         check(problem, "numba", "borders", rng=rng, integer=integer)
     for position in (0, 1):
         check(problem, "numba", "borders", rng=rng, nonfinite=(position,))
+
+
+TRANSPOSED = [
+    "f32 n2 c37 k37 g37 in9x7 w3x3 s1 p1 d1",
+    "f32 n1 c32 k32 g32 in6x23 w3x5 s1 p1x3:2 d1x2 flip=1",  # several tiles a row, of which the last one overlaps
+    "f64 n1 c9 k9 g9 in4x5x13 w2x3x4 s1 p1x0x2 d1x2x1",
+    "f32 n1 c20 k20 g20 in5 w9 s1 p11 d1",  # the padding is wider than x
+]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("geometry", TRANSPOSED)
+def test_input_gradients_of_planes_that_are_transposed(geometry, mode, monkeypatch, rng):
+    monkeypatch.setattr(borders, "_costs", lambda problem: (1.0, 2.0))
+    monkeypatch.setattr(borders, "_turned", lambda problem: None)
+    monkeypatch.setattr(borders, "_swept_cost", lambda problem: 3.0)
+    for layout in ("", " layout=channels_last"):
+        problem = parse(f"conv input_grad {geometry} pad={mode}{layout}")
+        executor = borders.Borders().build(problem)
+        assert isinstance(executor._folded, borders.FoldedPlanes)
+        for integer in (True, False):
+            check(problem, "numba", "borders", rng=rng, integer=integer)
+        check(problem, "numba", "borders", rng=rng, nonfinite=(0,))
+    # planes with gaps go to another
+    grad_y, w = (rng.integers(-4, 5, shape).astype(problem.dtype) for shape in (problem.y_shape, problem.w_shape))
+    found = [
+        np.full((*problem.x_shape[:-1], size), np.nan, problem.dtype) for size in (problem.x_shape[-1], 2 * problem.x_shape[-1])
+    ]
+    for out, grad in zip((found[0], found[1][..., ::2]), (grad_y, np.repeat(grad_y, 2, -1)[..., ::2]), strict=True):
+        borders.Borders().build(problem.replace(layout="channels_first"))((out,), (grad, w))
+    np.testing.assert_array_equal(found[1][..., ::2], found[0])
+    assert np.isnan(found[1][..., 1::2]).all()
 
 
 TURNED = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numconv_numba.depthwise import channelwise
 
 import numconv as nc
 from numconv.plugin import parse
@@ -40,7 +41,7 @@ def test_bias_and_activation(activation, rng):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("geometry", GEOMETRIES[:2])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_borders(mode, geometry, rng):
     check(parse(f"conv forward {geometry} pad={mode} layout=channels_last"), "numba", "channelwise", rng=rng, integer=True)
 
@@ -81,6 +82,17 @@ def test_strict_results_have_the_bits_of_direct(geometry, rng):
     options = {name: getattr(problem, name) for name in ("stride", "padding", "dilation", "groups", "flip", "layout", "accuracy")}
     found, expected = (nc.conv(x, w, backend="numba", algorithm=name, **options) for name in ("channelwise", "direct"))
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("pad", ["", " pad=circular"])
+@pytest.mark.parametrize("window", ["w3 s1 p1 d1", "w5 s2 p7 d1", "w11 s1 p0 d3", "w3 s3 p14 d2", "w1 s1 p2 d1"])
+def test_tiles_that_are_left_out_are_like_one_that_is_not(window, pad):
+    for size in (31, 57, 100, 333):
+        problem = parse(f"conv forward f32 n1 c16 k16 g16 in{size} {window} layout=channels_last{pad}")
+        indices, left, alike = channelwise._distinct(problem)
+        row, some = channelwise.row_tiles(problem), channelwise.row_tiles(problem, indices)
+        assert len(row) == len(some) + alike
+        assert [tile.shape for tile in row] == [some[min(i, max(left, i - alike))].shape for i in range(len(row))]
 
 
 def test_it_is_chosen_for_channels_that_are_last():

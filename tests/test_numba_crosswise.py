@@ -18,6 +18,7 @@ GEOMETRIES = [
     "f32 n1 c20 k20 g20 in5 w9 s1 p11 d1",  # some windows lie beside x
 ]
 SMALL = GEOMETRIES[0]
+MODES = ["reflect", "symmetric", "replicate", "circular"]
 
 
 def implementation():
@@ -55,9 +56,20 @@ def test_not_finite_values_reach_the_right_results(position, rng):
     check(parse(f"conv forward {SMALL}"), "numba", "crosswise", rng=rng, nonfinite=(position,))
 
 
-def test_strict_results_have_the_bits_of_direct(rng):
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_padding_that_is_not_of_zeros(geometry, mode, rng):
+    for layout in ("channels_first", "channels_last"):
+        problem = parse(f"conv forward {geometry} pad={mode} layout={layout}")
+        for integer in (True, False):
+            check(problem, "numba", "crosswise", rng=rng, integer=integer)
+    check(parse(f"conv forward {geometry} pad={mode} bias=y act=relu"), "numba", "crosswise", rng=rng, nonfinite=(0,))
+
+
+@pytest.mark.parametrize("options", [{"pad_mode": "zeros"}, {"pad_mode": "reflect"}, {"pad_mode": "circular", "flip": True}])
+def test_strict_results_have_the_bits_of_direct(options, rng):
     x, w = rng.standard_normal((2, 37, 9, 7), dtype="float32"), rng.standard_normal((37, 1, 3, 3), dtype="float32")
-    options = {"padding": 1, "groups": 37, "accuracy": "strict", "backend": "numba"}
+    options = {"padding": 1, "groups": 37, "accuracy": "strict", "backend": "numba", **options}
     found, expected = (nc.conv(x, w, algorithm=name, **options) for name in ("crosswise", "direct"))
     np.testing.assert_array_equal(found, expected)
 
@@ -91,6 +103,7 @@ def test_planes_with_gaps_and_bound_weights(rng):
 def test_it_is_chosen_where_rows_would_fill_few_lanes():
     options = {"dtype": "float32", "padding": 1, "groups": 960, "backend": "numba"}
     assert nc.plan("conv", (4, 960, 3, 3), (960, 1, 3, 3), **options).algorithm == "crosswise"
+    assert nc.plan("conv", (4, 960, 3, 3), (960, 1, 3, 3), pad_mode="reflect", **options).algorithm == "crosswise"
     assert nc.plan("conv", (4, 960, 32, 32), (960, 1, 3, 3), **options).algorithm != "crosswise"
     assert (
         nc.plan("conv", (4, 7, 7, 960), (960, 1, 7, 7), layout="channels_last", **options | {"padding": 3}).algorithm == "crosswise"
@@ -105,7 +118,6 @@ def test_it_is_chosen_where_rows_would_fill_few_lanes():
         ("forward f32 n1 c40 k80 g40 in7x7 w3x3 s1 p1 d1", "80"),
         ("forward f32 n1 c3 k3 g3 in7x7 w3x3 s1 p1 d1", "there are 3"),
         ("forward f32 n1 c64 k64 g64 in30x30 w13x13 s1 p6 d1", "row of 11 taps"),
-        (f"forward {SMALL} pad=reflect", "reflect"),
         ("forward f32 n1 c64 k64 g64 in200x200 w3x3 s1 p1 d1", "at a time"),
         ("input_grad f32 n1 c64 k64 g64 in9x9 w3x3 s2 p1 d1", "lie apart"),
     ],

@@ -4,8 +4,8 @@ What windows read in the padding are places of x again, so their gradients are a
 the places inside x is an input_grad with padding of zeros, written where it belongs, by the cheapest of the others. That of the
 padding falls into bands, two for each dimension, each an input_grad of the few taps and outputs that reach it. Where planes are so
 small that this would be most of the work, the gradient of the padded x is computed instead, some images at a time. Either way one
-kernel adds what the borders give back. A sweep of `planewise` adds it meanwhile, where padding is one place wide. The gradient of a
-circular x is a circular convolution of the gradient of y, where both have one size.
+kernel adds what the borders give back. A sweep of `planewise` adds it meanwhile, where padding is one place wide, as `crosswise`
+does on small planes. The gradient of a circular x is a circular convolution of the gradient of y, where both have one size.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from .dense.blocked import CALL_SECONDS, Blocked, seconds
 from .dense.implicit_gemm import ImplicitGemm
 from .dense.tile import RegisterTile
 from .depthwise.channelwise import Channelwise
+from .depthwise.crosswise import Crosswise, FoldedPlanes
 from .depthwise.depthwise import Depthwise
 from .depthwise.plane_folds import folded
 from .depthwise.plane_plans import plan_for
@@ -42,8 +43,8 @@ from .winograd.forward import Winograd
 __all__ = ["Borders", "PlainBorders"]
 
 _OTHERS = (
-    Channelwise(), Planewise(), Interleaved(), Subpixel(), Depthwise(), RegisterTile(), Winograd(), ImplicitGemm(), Blocked(),
-    Fft(), FftDouble(), Direct(),
+    Channelwise(), Crosswise(), Planewise(), Interleaved(), Subpixel(), Depthwise(), RegisterTile(), Winograd(), ImplicitGemm(),
+    Blocked(), Fft(), FftDouble(), Direct(),
 )  # fmt: skip
 PADDED_BYTES = 2 * 1024 * 1024
 """Gradients of padded images that are held at a time, where that is cheaper than bands."""
@@ -219,6 +220,12 @@ def _swept_cost(problem: ConvProblem) -> float:
     if not swept or not Planewise().supports(swept):
         return math.inf
     return Planewise().cost(swept) * (1 + FOLDED * min(1.0, 2 / plan_for(swept).strips))
+
+
+def _together(problem: ConvProblem) -> tuple[float, Callable[[ConvProblem], Any]]:
+    """What adds the padding while it computes, a sweep or planes that are transposed, and its cost; infinite if neither can."""
+    swept, turned = _swept_cost(problem), FoldedPlanes.cost(problem)
+    return (swept, FoldedSweeps) if swept <= turned else (turned, FoldedPlanes)
 
 
 @functools.lru_cache(maxsize=256)
@@ -458,11 +465,11 @@ class _Whole:
             self._adders[count](buffer, x[images])
 
 
-class _Swept:
-    """An input gradient by a sweep that adds the padding; other orders of memory, and weights not finite, go to another."""
+class _Together:
+    """An input gradient by what adds the padding meanwhile; other orders of memory, and weights not finite, go to another."""
 
-    def __init__(self, problem: ConvProblem, other: Callable[[ConvProblem], Any]):
-        self._problem, self._make, self._sweeps = problem, other, FoldedSweeps(problem)
+    def __init__(self, problem: ConvProblem, folded: Callable[[ConvProblem], Any], other: Callable[[ConvProblem], Any]):
+        self._problem, self._make, self._folded = problem, other, folded(problem)
 
     @functools.cached_property
     def _other(self) -> Any:
@@ -470,7 +477,7 @@ class _Swept:
 
     def __call__(self, outs: Any, ins: Any) -> None:
         """Compute."""
-        if not self._sweeps(outs, ins):
+        if not self._folded(outs, ins):
             self._other(outs, ins)
 
 
@@ -495,10 +502,10 @@ class Borders(Implementation):
     def cost(self, problem: ConvProblem) -> float:
         """Of all parts, and of adding them."""
         turned = _turned(problem)
-        return CALL_SECONDS + (_cheapest(turned)[0] if turned else min(*_costs(problem), _swept_cost(problem)))
+        return CALL_SECONDS + (_cheapest(turned)[0] if turned else min(*_costs(problem), _together(problem)[0]))
 
     def workspace(self, problem: ConvProblem) -> int:
-        """The bands or some padded images, and of the part that needs most; a sweep leaves some arrays to these."""
+        """The bands or some padded images, and of the part that needs most; what adds meanwhile leaves some arrays to these."""
         turned = _turned(problem)
         if turned:
             return _cheapest(turned)[1].workspace(turned) + math.prod(problem.w_shape) * np_dtype(problem.acc_dtype).itemsize
@@ -510,7 +517,8 @@ class Borders(Implementation):
         else:
             held = [_padded(problem, _images(problem))]
             most = _cheapest(held[0])[1].workspace(held[0])
-        return sum(math.prod(part.x_shape) for part in held) * np_dtype(problem.acc_dtype).itemsize + most
+        most += sum(math.prod(part.x_shape) for part in held) * np_dtype(problem.acc_dtype).itemsize
+        return max(most, FoldedPlanes.workspace(problem))
 
     def build(self, problem: ConvProblem) -> Any:
         """The executor."""
@@ -519,7 +527,8 @@ class Borders(Implementation):
             return Adjoint(problem, forward_parts(_inside(problem)), [_cheapest(turned)[1].build(turned)])
         apart, whole = _costs(problem)
         other = _Apart if apart <= whole else _Whole
-        return _Swept(problem, other) if _swept_cost(problem) < min(apart, whole) else other(problem)
+        together, folded = _together(problem)
+        return _Together(problem, folded, other) if together < min(apart, whole) else other(problem)
 
 
 class PlainBorders(Borders):

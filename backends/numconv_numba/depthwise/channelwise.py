@@ -1,15 +1,15 @@
 """Depthwise convolution of arrays with the channels last, the lanes over channels: nothing is packed but the weights.
 
 A work item is a row of results. Tiles compute neighbouring results from the taps that there are (`microkernels.channelwise`):
-padding zeros are no terms. Where windows read padding of another mode, results are computed one by one. The terms of an output form
-one chain in the order of the "strict" level.
+padding zeros are no terms, and other padding is read from where its mode has it. The terms of an output form one chain in the order
+of the "strict" level.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -24,35 +24,41 @@ from numconv_numba.geometry import (
     DIMS,
     GROUPS,
     LOW,
-    MODE,
     OPTION,
     OUTPUT,
     PARTS,
-    SIZE,
     STRIDE,
     WINDOW,
     conv_vectors,
     part,
-    source_index,
 )
 from numconv_numba.microkernels import channelwise as job_of
 from numconv_numba.microkernels.activation import dress
-from numconv_numba.microkernels.channelwise import Along, along, point
+from numconv_numba.microkernels.channelwise import Along, tiles
 from numconv_numba.microkernels.emit import host, lanes_of
-from numconv_numba.rows import outer_offset, outer_size, outer_source, tap_position
+from numconv_numba.rows import outer_offset, outer_size, outer_source
 from numconv_numba.scalar import as_integer, is_null, pointer
 from numconv_numba.threads import MAX_THREADS, Areas, area_of, parallel_items, run_with, taken_items
 
 from .depthwise import Depthwise
+from .plane_padding import is_padded, numbers_of
 
-__all__ = ["MOST_TAPS", "Channelwise", "channels_last", "inner_results_of", "refusal"]
+__all__ = [
+    "MOST_TAPS",
+    "Channelwise",
+    "RowTile",
+    "addresses_of",
+    "channels_last",
+    "even_results",
+    "inner_results_of",
+    "refusal",
+    "row_tiles",
+]
 
 MOST_TAPS = 11
 """Of a row: their weights stay in registers, or at least in the first-level cache."""
 AHEAD_BYTES = 2 * 1024 * 1024
 """Of x, beyond which memory is fetched ahead."""
-POINT_VECTORS = 4
-"""Results at a border are short sums, of several vectors at a time, so that their chains overlap."""
 
 
 def inner_results_of(problem: ConvProblem) -> tuple[int, int]:
@@ -63,17 +69,53 @@ def inner_results_of(problem: ConvProblem) -> tuple[int, int]:
     return first, max(first, min(problem.output[-1], (size + low - extent) // stride + 1))
 
 
-def tiled_results_of(problem: ConvProblem) -> tuple[int, int]:
-    """The first result of a row that tiles compute, and the one behind the last: all but those that read padding not of zeros."""
-    return (0, problem.output[-1]) if problem.pad_mode == "zeros" else inner_results_of(problem)
-
-
-def tile_results(problem: ConvProblem) -> int:
+def even_results(problem: ConvProblem) -> int:
     """Results of a tile: as many as the registers hold beside a row of taps, in tiles of about one size."""
-    first, last = tiled_results_of(problem)
-    most = max(4, min(16, host().registers - problem.kernel[-1] - 2))
-    inside = max(1, last - first)
-    return -(-inside // -(-inside // most))
+    most, count = max(4, min(16, host().registers - problem.kernel[-1] - 2)), max(1, problem.output[-1])
+    return -(-count // -(-count // most))
+
+
+class RowTile(NamedTuple):
+    """Neighbouring results of a row: the first of them, the position of x where its window starts, and the shape."""
+
+    first: int
+    position: int
+    shape: Along
+
+
+def row_tiles(problem: ConvProblem, indices: Iterable[int] | None = None) -> list[RowTile]:
+    """The tiles of a row, or some of them."""
+    results, size, stride, (low, _) = even_results(problem), problem.spatial[-1], problem.stride[-1], problem.padding[-1]
+    taps, lanes = problem.kernel[-1], lanes_of(problem.acc_dtype)
+    inner = Along(results, taps, stride, problem.dilation[-1], 0, 0, problem.flip, lanes)
+    numbers, found = numbers_of(problem, problem.ndim - 1) if is_padded(problem) else None, []
+    for index in range(-(-problem.output[-1] // results)) if indices is None else indices:
+        first = min(index * results, problem.output[-1] - results)  # the last one overlaps the one before
+        position = first * stride - low
+        before, after = max(0, -position), max(0, position + inner.positions - size)
+        shape = inner._replace(before=before, after=after)
+        if numbers is not None and before + after:
+            shape = inner._replace(moved=tuple((numbers[position + low :][: inner.positions] - position).tolist()))
+        found.append(RowTile(first, position, shape))
+    return found
+
+
+def _distinct(problem: ConvProblem) -> tuple[list[int], int, int]:
+    """Tiles of a row among which are all shapes; the first that lies inside x, and how many like it follow and are left out."""
+    results, stride, (low, high) = even_results(problem), problem.stride[-1], problem.padding[-1]
+    total = -(-problem.output[-1] // results)
+    # all at the end whose windows could reach behind x: the last one may overlap the one before
+    left, right = (min(total, -(-padding // (stride * results))) for padding in (low, high))
+    end = max(left, total - right - 1)
+    alike = max(0, end - left - 1)
+    return [*range(min(left + 1, total)), *range(left + alike + 1, total)], left, alike
+
+
+def addresses_of(row: list[RowTile], dtype: str) -> list[int]:
+    """The address of each tile."""
+    shapes = dict.fromkeys(tuple(tile.shape) for tile in row)
+    found = dict(zip(shapes, tiles.functions(tuple(shapes), dtype), strict=True)) if shapes else {}
+    return [found[tuple(tile.shape)] for tile in row]
 
 
 # --- kernel --------------------------------------------------------------------------------------------------------------------
@@ -92,24 +134,6 @@ def fill_rows(table, output, g, w_step):
 
 
 @helper
-def fill_taps(table, rows, count, q, g, w_step):
-    """Pairs of offsets in x and w for each tap that one result of a row sees; how many."""
-    axis, found = g[DIMS] - 1, 0
-    size, step, start = (
-        g[part(g, SIZE) + axis],
-        g[part(g, PARTS) + 3 + axis],
-        q * g[part(g, STRIDE) + axis] - g[part(g, LOW) + axis],
-    )
-    for row in range(count):
-        for tap in range(g[part(g, WINDOW) + axis]):
-            index = source_index(start + tap_position(g, axis, tap), size, g[MODE])
-            if index >= 0:
-                table[2 * found], table[2 * found + 1] = rows[2 * row] + index * step, rows[2 * row + 1] + tap * w_step
-                found += 1
-    return found
-
-
-@helper
 def each_block(fields, entry, first, end, step, x, w, bias, y, size):
     """Run a tile on the blocks of channels from `first` to `end`, of `step` each; the last one may overlap the one before."""
     job = pointer(fields, INT64)
@@ -121,61 +145,44 @@ def each_block(fields, entry, first, end, step, x, w, bias, y, size):
 
 
 @helper
-def border_results(first, end, count, arrays, frame):
-    """The results first..end of a row one by one, with so many rows of taps."""
-    g, b, fields, rows, taps, size = frame
-    x, w, bias, y = arrays
-    job, channels, step = pointer(fields, INT64), g[GROUPS], b[POINT_LANES]
-    whole = channels // step * step
-    job[job_of.TABLE] = as_integer(taps)
-    for q in range(first, end):
-        job[job_of.COUNT] = fill_taps(pointer(taps, INT64), pointer(rows, INT64), count, q, g, job[job_of.W_STEP])
-        place = y + q * job[job_of.Y_STEP]
-        each_block(fields, b[POINT], 0, whole, step, x, w, bias, place, size)
-        if whole < channels:
-            each_block(fields, b[SINGLE], whole, channels, b[LANES], x, w, bias, place, size)
-
-
-@helper
-def inner_results(first, end, count, arrays, frame):
-    """The results first..end of a row, by tiles of which the last may overlap."""
-    g, b, fields, rows, _, size = frame
+def row_results(count, arrays, frame):
+    """The results of a row with so many rows of taps, by tiles of which the last may overlap."""
+    g, b, fields, rows, size = frame
     x, w, bias, y = arrays
     axis, results, job = g[DIMS] - 1, b[RESULTS], pointer(fields, INT64)
+    length = g[part(g, OUTPUT) + axis]
     job[job_of.TABLE], job[job_of.COUNT] = as_integer(rows), count
-    for start in range(first, end, results):
-        q = min(start, end - results)
-        position = q * g[part(g, STRIDE) + axis] - g[part(g, LOW) + axis]
-        before = max(0, -position)
-        job[job_of.BEFORE], job[job_of.INSIDE] = before, max(0, g[part(g, SIZE) + axis] - position - before)
-        source = x + position * job[job_of.X_STEP]
-        each_block(fields, b[ALONG], 0, g[GROUPS], b[LANES], source, w, bias, y + q * job[job_of.Y_STEP], size)
+    for start in range(0, length, results):
+        q = min(start, length - results)
+        source = x + (q * g[part(g, STRIDE) + axis] - g[part(g, LOW) + axis]) * job[job_of.X_STEP]
+        index = start // results
+        entry = b[HEAD + min(index, max(b[LEFT], index - b[ALIKE]))]
+        each_block(fields, entry, 0, g[GROUPS], b[LANES], source, w, bias, y + q * job[job_of.Y_STEP], size)
 
 
-# What a kernel knows of a problem's tiles; the parts of a worker's scratch memory.
-ALONG, POINT, SINGLE, DRESS, RESULTS, LANES, POINT_LANES, FIRST, LAST, FETCHES = range(10)
-FIELDS, ROWS, TAPS, AREAS = range(4)
+# What a kernel knows of a problem's tiles: the address of `dress`, results of a tile, lanes, whether memory is prefetched; what
+# `_distinct` says of those of a row, then the addresses of these. The parts of a worker's scratch memory.
+DRESS, RESULTS, LANES, FETCHES, LEFT, ALIKE, HEAD = range(7)
+FIELDS, ROWS, AREAS = range(3)
 
 
 @helper
 def _rows(worker, queue, args):
     at, scratch, areas, g, b, x, w, bias, y = args
     own, axis, size = area_of(scratch, areas, AREAS, worker), g[DIMS] - 1, itemsize(at)
-    fields, rows, taps = own + areas[FIELDS], own + areas[ROWS], own + areas[TAPS]
+    fields, rows = own + areas[FIELDS], own + areas[ROWS]
     job, xs, ys, outputs = pointer(fields, INT64), part(g, PARTS), part(g, PARTS + 2), outer_size(g, OUTPUT)
     job[job_of.X_STEP], job[job_of.W_STEP] = g[xs + 3 + axis], g[GROUPS] * size
     job[job_of.AHEAD], job[job_of.RELU], job[job_of.Y_STEP] = b[FETCHES], g[OPTION] == 1, g[ys + 3 + axis]
-    frame, length = (g, b, fields, rows, taps, size), g[part(g, OUTPUT) + axis]
+    frame = g, b, fields, rows, size
     for item in taken_items(queue, worker):
         n, output = item // outputs, item % outputs
         count = fill_rows(pointer(rows, INT64), output, g, job[job_of.W_STEP])
         target = y + (n * g[ys] + outer_offset(g, output, OUTPUT, PARTS + 2))
         arrays = x + n * g[xs], w, bias, target
-        inner_results(b[FIRST], b[LAST], count, arrays, frame)
-        border_results(0, b[FIRST], count, arrays, frame)
-        border_results(b[LAST], length, count, arrays, frame)
+        row_results(count, arrays, frame)
         if g[OPTION] > 1:
-            activate_rows(b[DRESS], target, job[job_of.Y_STEP], length, g[GROUPS], g[OPTION], at)
+            activate_rows(b[DRESS], target, job[job_of.Y_STEP], g[part(g, OUTPUT) + axis], g[GROUPS], g[OPTION], at)
 
 
 @kernel
@@ -202,9 +209,8 @@ def _packed(w: Any) -> Any:
 
 
 def _areas(problem: ConvProblem) -> Areas:
-    """Of a worker: a job, and tables of rows of taps and of taps."""
-    rows = math.prod(problem.kernel[:-1])
-    return Areas(8 * job_of.JOB, 16 * rows, 16 * rows * problem.kernel[-1])
+    """Of a worker: a job, and a table of rows of taps."""
+    return Areas(8 * job_of.JOB, 16 * math.prod(problem.kernel[:-1]))
 
 
 class _Executor:
@@ -212,15 +218,10 @@ class _Executor:
 
     def __init__(self, problem: ConvProblem):
         self._problem, dtype, lanes = problem, problem.dtype, lanes_of(problem.dtype)
-        results, (first, last) = tile_results(problem), tiled_results_of(problem)
-        if last - first < results:
-            first, last = problem.output[-1], problem.output[-1]
-        padding = problem.padding[-1] if problem.pad_mode == "zeros" else (0, 0)
-        shape = Along(results, problem.kernel[-1], problem.stride[-1], problem.dilation[-1], *padding, problem.flip, lanes)
-        points = [point.address((vectors, lanes), dtype) for vectors in (POINT_VECTORS, 1)]
-        tiles = along.address(tuple(shape), dtype), *points, dress.address(lanes, dtype)
-        ahead = math.prod(problem.x_shape) * np_dtype(dtype).itemsize > AHEAD_BYTES
-        self._tiles = np.array([*tiles, results, lanes, POINT_VECTORS * lanes, first, last, ahead], np.int64)
+        ahead, results = math.prod(problem.x_shape) * np_dtype(dtype).itemsize > AHEAD_BYTES, even_results(problem)
+        indices, left, alike = _distinct(problem)
+        row = addresses_of(row_tiles(problem, indices), dtype)
+        self._tiles = np.array([dress.address(lanes, dtype), results, lanes, ahead, left, alike, *row], np.int64)
         self._vectors = conv_vectors(problem, ACTIVATIONS[problem.activation])
         self._areas = _areas(problem)
         self._kernel = channelwise.specialise(dtype, dtype)
@@ -282,15 +283,12 @@ class Channelwise(DenseImplementation):
         return Verdict.no(reason) if reason else Verdict.yes()
 
     def forward_cost(self, problem: ConvProblem) -> float:
-        """Loads and multiply-adds of tiles and of points, two a cycle, and the packing of weights."""
-        first, last = tiled_results_of(problem)
-        results, taps = tile_results(problem), problem.kernel[-1]
-        tiles = -(-(last - first) // results) if last - first >= results else 0
-        points = problem.output[-1] - (last - first if tiles else 0)
+        """Loads and multiply-adds, two a cycle, and the packing of weights."""
+        results, taps = even_results(problem), problem.kernel[-1]
         blocks, rows = -(-problem.c // lanes_of(problem.dtype)), math.prod(problem.kernel[:-1])
         positions = (results - 1) * problem.stride[-1] + (taps - 1) * problem.dilation[-1] + 1
         tile = rows * (results * taps + positions + taps) / 2 + 2 * results + 20
-        row = tiles * tile * blocks + points * (rows * taps * 4 + blocks * (rows * taps * 1.5 + 10))
+        row = -(-problem.output[-1] // results) * tile * blocks
         weights = math.prod(problem.w_shape) * 3
         return CALL_SECONDS + seconds(problem.n * math.prod(problem.output[:-1]) * row + weights)
 

@@ -2,8 +2,9 @@
 
 The planes of as many channels as a vector has lanes are transposed into the cache, where `microkernels.channelwise` sees each
 pixel as a whole vector, and the results are transposed back. Channels that are last stay where they are: unlike `channelwise`, all
-of a few planes is computed before the next ones. Padding zeros are no terms; the terms of an output form one chain in the order of
-the "strict" level. Half types become float32 on the way.
+of a few planes is computed before the next ones. Padding zeros are no terms, and other padding is read from where its mode has it;
+the terms of an output form one chain in the order of the "strict" level. Half types become float32 on the way. An input gradient
+adds what places in the padding get to the places of x that they are (`borders`).
 """
 
 from __future__ import annotations
@@ -11,31 +12,31 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from numconv.plugin import ConvProblem, Verdict, np_dtype
 from numconv_numba.activations import ACTIVATIONS, activate_rows
 from numconv_numba.compiling.compiler import Address, Tag, helper, invoke, kernel
-from numconv_numba.dense.base import DenseImplementation, accumulated
+from numconv_numba.dense.base import DenseImplementation, accumulated, forward_parts
 from numconv_numba.dense.blocked import CALL_SECONDS, seconds
 from numconv_numba.direct import MEASURED_ERROR
 from numconv_numba.elements import INT64, itemsize
 from numconv_numba.microkernels import channelwise as job_of
 from numconv_numba.microkernels.activation import dress
-from numconv_numba.microkernels.channelwise import Along, along
 from numconv_numba.microkernels.emit import host, lanes_of
 from numconv_numba.microkernels.transpose import transpose
 from numconv_numba.scalar import address, as_integer, is_null, pointer
 from numconv_numba.threads import MAX_THREADS, Areas, parallel_for, run_with, worker_area
 
-from .channelwise import MOST_TAPS, Channelwise, tile_results
+from .channelwise import MOST_TAPS, Channelwise, RowTile, addresses_of, even_results, row_tiles
 from .contiguous import ContiguousExecutor
 from .depthwise import Depthwise
+from .plane_padding import is_padded, numbers_of
 from .plane_plans import WORK
 
-__all__ = ["Crosswise"]
+__all__ = ["Crosswise", "FoldedPlanes"]
 
 MOST_BYTES = 192 * 1024
 """Of the transposed planes of x and of y: they stay in the second-level cache."""
@@ -46,12 +47,12 @@ TILE_CYCLES, APART_CYCLES = 10.0, 5.2
 BLOCK_CYCLES = 300
 """Of the start of a block of channels."""
 
-# What the kernel knows of a problem: the addresses of the tile, of what transposes x and w, and y, 0 for channels that are last,
-# and of `dress`; bytes between pixels, as the tile sees them; channels, lanes and blocks of so many channels; pixels of a plane of
-# x and of y, taps; the code of the activation; rows of results and the tiles of each. Then of each row the bytes before its pairs
-# of offsets, and how many these are, of each tile its numbers, and the pairs.
-(TILE, ENTER, LEAVE, DRESS, STEP, CHANNELS, LANES, BLOCKS, X_PIXELS, Y_PIXELS, TAPS, OPTION, ROWS, TILES, HEAD) = range(15)
-TILE_X, TILE_BEFORE, TILE_INSIDE, TILE_Y, TILE_FIELDS = range(5)
+# What the kernel knows of a problem: the addresses of what transposes x and w, and y, 0 for channels that are last, and of `dress`;
+# bytes between pixels, as the tiles see them; channels, lanes and blocks of so many channels; pixels of a plane of x and of y,
+# taps; the code of the activation; rows of results and the tiles of each. Then of each row the bytes before its pairs of offsets,
+# and how many these are, of each tile its address, where it reads and where it writes; and the pairs.
+(ENTER, LEAVE, DRESS, STEP, CHANNELS, LANES, BLOCKS, X_PIXELS, Y_PIXELS, TAPS, OPTION, ROWS, TILES, HEAD) = range(14)
+TILE, TILE_X, TILE_Y, TILE_FIELDS = range(4)
 # The parts of a worker's scratch memory: a job, transposed x and y, transposed weights of all blocks.
 FIELDS, X_TURNED, Y_TURNED, WEIGHTS, AREAS = range(5)
 
@@ -68,9 +69,8 @@ def multiply_block(fields, x, y, plan):
     for row in range(b[ROWS]):
         job[job_of.TABLE], job[job_of.COUNT] = as_integer(plan + b[HEAD + 2 * row]), b[HEAD + 2 * row + 1]
         for tile in range(tiles, tiles + b[TILES] * TILE_FIELDS, TILE_FIELDS):
-            job[job_of.BEFORE], job[job_of.INSIDE] = b[tile + TILE_BEFORE], b[tile + TILE_INSIDE]
             job[job_of.X], job[job_of.Y] = as_integer(x + b[tile + TILE_X]), as_integer(y + (row * row_bytes + b[tile + TILE_Y]))
-            invoke(b[TILE], fields)
+            invoke(b[tile + TILE], fields)
 
 
 @helper
@@ -119,29 +119,75 @@ def crosswise_planes(
 # --- the implementation --------------------------------------------------------------------------------------------------------
 
 
-def _pairs(problem: ConvProblem) -> list[np.ndarray[Any, Any]]:
-    """Of each row of results the byte offsets, in x and in transposed w, of the rows of taps that lie inside x."""
-    source, inside = np.zeros((1, 1), np.int64), np.ones((1, 1), bool)
+class _Reads(NamedTuple):
+    """What results along a dimension read, of each result as many terms.
+
+    Attributes
+    ----------
+    places, taps : ndarray of int
+        ``[results, terms]``: the place of x, and the tap.
+    inside : ndarray of bool
+        Whether the place lies inside x: others are no terms.
+    """
+
+    places: np.ndarray[Any, Any]
+    taps: np.ndarray[Any, Any]
+    inside: np.ndarray[Any, Any]
+
+
+def _reads(problem: ConvProblem, source: ConvProblem | None, axis: int) -> _Reads:
+    """Of all results along a dimension.
+
+    `source` is the input_grad whose places inside x the problem computes, where padding is not of zeros: the terms of a place are
+    followed by those of the places in the padding that are it.
+    """
+    size, (low, _), taps = problem.spatial[axis], problem.padding[axis], np.arange(problem.kernel[axis])
+    results, steps = np.arange(problem.output[axis]), (taps[::-1] if problem.flip else taps) * problem.dilation[axis] - low
+    if source is None:
+        places = results[:, None] * problem.stride[axis] + steps
+        if is_padded(problem) and results.size:
+            places = numbers_of(problem, axis)[places + low]
+        return _Reads(places, np.broadcast_to(taps, places.shape), (places >= 0) & (places < size))
+    before, numbers = source.padding[axis][0], numbers_of(source, axis)
+    wide = np.arange(numbers.size)[:, None] - before + steps
+    beside = [[place for place in np.flatnonzero(numbers == result).tolist() if place != result + before] for result in results]
+    shape = results.size, 1 + max(map(len, beside), default=0), taps.size
+    places = np.full(shape, -1)
+    for result, several in enumerate(beside):
+        places[result, : len(several) + 1] = wide[[result + before, *several]]
+    places = places.reshape(results.size, -1)
+    return _Reads(places, np.broadcast_to(taps, shape).reshape(places.shape), (places >= 0) & (places < size))
+
+
+def _pairs(problem: ConvProblem, source: ConvProblem | None) -> list[np.ndarray[Any, Any]]:
+    """Of each row of results the byte offsets, in x and in transposed w, of the rows of taps that are its terms."""
+    rows, inside = np.zeros((2, 1, 1), np.int64), np.ones((1, 1), bool)
     for axis in range(problem.ndim - 1):
-        taps, size = np.arange(problem.kernel[axis]), problem.spatial[axis]
-        taps = (taps[::-1] if problem.flip else taps) * problem.dilation[axis] - problem.padding[axis][0]
-        places = np.arange(problem.output[axis])[:, None] * problem.stride[axis] + taps
-        shape = len(source) * places.shape[0], source.shape[1] * places.shape[1]
-        source = (source[:, None, :, None] * size + places[None, :, None, :]).reshape(shape)
-        inside = (inside[:, None, :, None] & ((places >= 0) & (places < size))[None, :, None, :]).reshape(shape)
-    weights, step = np.arange(source.shape[1]) * problem.kernel[-1] * _pitch(problem), problem.spatial[-1] * _step(problem)
-    return [np.stack([row[used] * step, weights[used]], 1) for row, used in zip(source, inside, strict=True)]
+        reads = _reads(problem, source, axis)
+        shape = len(inside) * len(reads.inside), inside.shape[1] * reads.inside.shape[1]
+        sizes = np.array([problem.spatial[axis], problem.kernel[axis]])[:, None, None, None, None]
+        found = np.stack([reads.places, reads.taps])
+        rows = (rows[:, :, None, :, None] * sizes + found[:, None, :, None, :]).reshape(2, *shape)
+        inside = (inside[:, None, :, None] & reads.inside[None, :, None, :]).reshape(shape)
+    bytes_of = np.array([problem.spatial[-1] * _step(problem), problem.kernel[-1] * _pitch(problem)])
+    return [row[:, used].T * bytes_of for row, used in zip(rows.transpose(1, 0, 2), inside, strict=True)]
 
 
-def _tiles(problem: ConvProblem) -> list[tuple[int, int, int, int]]:
-    """The numbers of each tile of a row: where it reads, which positions lie inside x, where it writes."""
-    results, size, step, found = tile_results(problem), problem.spatial[-1], _step(problem), []
-    for start in range(0, problem.output[-1], results):
-        q = min(start, problem.output[-1] - results)  # the last one overlaps the one before
-        position = q * problem.stride[-1] - problem.padding[-1][0]
-        before = max(0, -position)
-        found.append((position * step, before, max(0, size - position - before), q * step))
-    return found
+def _tiles(problem: ConvProblem, source: ConvProblem | None) -> list[RowTile]:
+    """Those of a row."""
+    row = row_tiles(problem)
+    if source is None:
+        return row
+    reads = _reads(problem, source, problem.ndim - 1)
+    return [tile._replace(shape=tile.shape._replace(folds=_folds(reads, tile))) for tile in row]
+
+
+def _folds(reads: _Reads, tile: RowTile) -> tuple[tuple[int, int, int], ...]:
+    """The terms of a tile's results that places in the padding would get."""
+    results = np.arange(tile.first, tile.first + tile.shape.results)
+    rows, terms = np.nonzero(reads.inside[results, tile.shape.taps :])
+    places, taps = (part[results, tile.shape.taps :][rows, terms] for part in (reads.places - tile.position, reads.taps))
+    return tuple(zip(places.tolist(), taps.tolist(), rows.tolist(), strict=True))
 
 
 def _pitch(problem: ConvProblem) -> int:
@@ -158,17 +204,17 @@ def _step(problem: ConvProblem) -> int:
     return problem.c * np_dtype(problem.dtype).itemsize if _is_last(problem) else _pitch(problem)
 
 
-def _plan(problem: ConvProblem) -> np.ndarray[Any, Any]:
+def _plan(problem: ConvProblem, source: ConvProblem | None) -> np.ndarray[Any, Any]:
     """What the kernel knows of a problem."""
-    acc, lanes = problem.acc_dtype, lanes_of(problem.acc_dtype)
+    acc, lanes, step = problem.acc_dtype, lanes_of(problem.acc_dtype), _step(problem)
     leave = 0 if _is_last(problem) else transpose.address(lanes, (acc, problem.out_dtype))
-    taps, stride, dilation = problem.kernel[-1], problem.stride[-1], problem.dilation[-1]
-    shape = Along(tile_results(problem), taps, stride, dilation, *problem.padding[-1], problem.flip, lanes)
-    pairs, tiles = _pairs(problem), _tiles(problem)
+    pairs, row = _pairs(problem, source), _tiles(problem, source)
+    addresses = addresses_of(row, acc)
+    tiles = [(entry, tile.position * step, tile.first * step) for entry, tile in zip(addresses, row, strict=True)]
     head = [
-        along.address(tuple(shape), acc), transpose.address(lanes, (problem.dtype, acc)), leave, dress.address(lanes, acc),
-        _step(problem), problem.c, lanes, _block_count(problem), math.prod(problem.spatial), math.prod(problem.output),
-        math.prod(problem.kernel), ACTIVATIONS[problem.activation], len(pairs), len(tiles),
+        transpose.address(lanes, (problem.dtype, acc)), leave, dress.address(lanes, acc), step, problem.c, lanes,
+        _block_count(problem), math.prod(problem.spatial), math.prod(problem.output), math.prod(problem.kernel),
+        ACTIVATIONS[problem.activation], len(pairs), len(tiles),
     ]  # fmt: skip
     fixed = len(head) + 2 * len(pairs) + TILE_FIELDS * len(tiles)
     starts = 8 * (fixed + np.cumsum([0, *(2 * len(row) for row in pairs)]))
@@ -212,25 +258,31 @@ def _other(problem: ConvProblem) -> DenseImplementation:
 class _Executor(ContiguousExecutor):
     """One convolution."""
 
-    def __init__(self, problem: ConvProblem):
-        self._problem, self._plan, self._areas = problem, _plan(problem), _areas(problem)
+    def __init__(self, problem: ConvProblem, source: ConvProblem | None = None):
+        self._problem, self._plan, self._areas = problem, _plan(problem, source), _areas(problem)
         self._kernel = crosswise_planes.specialise(problem.dtype, problem.acc_dtype)
         self._acc = np_dtype(problem.acc_dtype)
         self._items = problem.n * _block_count(problem) if math.prod(problem.output) else 0
-        self._work = WORK * self._items * _block_cycles(problem)
+        self._work = WORK * self._items * _block_cycles(problem, source)
 
     @functools.cached_property
     def _other(self) -> Any:
         return _other(self._problem).forward(self._problem)
 
     def _run(self, outs: Any, ins: Any, w: Any) -> None:
+        if not self.takes(outs, ins, w):
+            self._other(outs, ins)
+
+    def takes(self, outs: Any, ins: Any, w: Any) -> bool:
+        """Compute with contiguous weights, where planes have no gaps."""
         x, y = ins[0], outs[0]
         last = _is_last(self._problem)
         if not (_fills_memory(x, last) and _fills_memory(y, last)):
-            self._other(outs, ins)
-        elif self._items:
+            return False
+        if self._items:
             shift = accumulated(ins[2], self._acc) if len(ins) > 2 else 0
             run_with(self._areas, self._kernel, self._items, self._work, self._plan, x, *x.strides[:2], w, shift, y, *y.strides[:2])
+        return True
 
 
 def _square_cycles() -> float:
@@ -238,31 +290,34 @@ def _square_cycles() -> float:
     return host().width / 16 / 2 + 2 / 2 + 1
 
 
-def _block_cycles(problem: ConvProblem) -> float:
+def _block_cycles(problem: ConvProblem, source: ConvProblem | None = None) -> float:
     """Of a block of channels: vectors that are moved, and tiles."""
-    lanes, taps, results = lanes_of(problem.acc_dtype), problem.kernel[-1], tile_results(problem)
+    lanes, taps = lanes_of(problem.acc_dtype), problem.kernel[-1]
+    results = even_results(problem)
     near = sum(_turned_bytes(problem)) <= NEAR_BYTES
     x, y, w = (-(-math.prod(size) // lanes) for size in (problem.spatial, problem.output, problem.kernel))
     moved = lanes * _square_cycles() * (w + (x + y) * (1 if near else 2))
     if _is_last(problem):
         moved = lanes * _square_cycles() * w + APART_CYCLES * math.prod(problem.output)
     rows, lines, tiles = math.prod(problem.output[:-1]), math.prod(problem.kernel[:-1]), -(-problem.output[-1] // results)
-    inside = _share_inside(problem, problem.ndim - 1, problem.ndim)
+    *outer, inside = (_terms(problem, source, axis) for axis in range(problem.ndim))
     products, positions = results * taps * inside, (results - 1) * problem.stride[-1] + (taps - 1) * problem.dilation[-1] + 1
-    loads = min(positions, results * taps) * inside + taps
+    loads = min(positions, results * taps) * min(1.0, inside) + max(0.0, products - results * taps) + taps
     line = max(products, loads) / 2 + 3
-    tile = lines * _share_inside(problem, 0, problem.ndim - 1) * line + TILE_CYCLES
+    tile = lines * math.prod(outer) * line + TILE_CYCLES
     return BLOCK_CYCLES + moved + rows * tiles * tile
 
 
-def _share_inside(problem: ConvProblem, first: int, last: int) -> float:
-    """The share of the taps of all windows, along some dimensions, that lie inside x."""
-    share = 1.0
-    for axis in range(first, last):
-        places = np.arange(problem.output[axis])[:, None] * problem.stride[axis] - problem.padding[axis][0]
-        places = places + np.arange(problem.kernel[axis]) * problem.dilation[axis]
-        share *= float(((places >= 0) & (places < problem.spatial[axis])).mean())
-    return share
+def _seconds(problem: ConvProblem, source: ConvProblem | None = None) -> float:
+    """Of all blocks, on two threads."""
+    blocks = problem.n * _block_count(problem)
+    return CALL_SECONDS + seconds(2 * -(-blocks // 2) * _block_cycles(problem, source))
+
+
+def _terms(problem: ConvProblem, source: ConvProblem | None, axis: int) -> float:
+    """The terms of all results along a dimension, as a share of all of their taps."""
+    inside = _reads(problem, source, axis).inside
+    return float(inside.sum() / max(1, len(inside) * problem.kernel[axis]))
 
 
 class Crosswise(DenseImplementation):
@@ -272,7 +327,7 @@ class Crosswise(DenseImplementation):
     measured_error: ClassVar[Mapping[str, float]] = MEASURED_ERROR
 
     def accepts(self, problem: ConvProblem) -> Verdict:
-        """A kernel for each channel, a vector of channels at least, planes that fit the cache, padding of zeros."""
+        """A kernel for each channel, a vector of channels at least, planes that fit the cache."""
         reason = _refusal(problem)
         return Verdict.no(reason) if reason else Verdict.yes()
 
@@ -283,18 +338,54 @@ class Crosswise(DenseImplementation):
         return super().supports(problem)
 
     def forward_cost(self, problem: ConvProblem) -> float:
-        """Of all blocks, on two threads."""
-        blocks = problem.n * _block_count(problem)
-        return CALL_SECONDS + seconds(2 * -(-blocks // 2) * _block_cycles(problem))
+        """Of all blocks."""
+        return _seconds(problem)
 
     def forward_workspace(self, problem: ConvProblem) -> int:
         """Transposed planes and weights for each thread, and weights in one piece; or what other orders need."""
-        own = MAX_THREADS * _areas(problem).bytes + math.prod(problem.w_shape) * np_dtype(problem.dtype).itemsize
-        return max(own, _other(problem).forward_workspace(problem))
+        return max(_workspace(problem), _other(problem).forward_workspace(problem))
 
     def forward(self, problem: ConvProblem) -> _Executor:
         """The executor."""
         return _Executor(problem)
+
+
+class FoldedPlanes:
+    """An input_grad whose padding is not of zeros, for planes without gaps."""
+
+    def __init__(self, problem: ConvProblem):
+        forward = _folded(problem)
+        assert forward is not None
+        self._executor = _Executor(forward, problem)
+
+    def __call__(self, outs: Any, ins: Any) -> bool:
+        """Compute, if it can."""
+        return self._executor.takes(outs, ins, np.ascontiguousarray(ins[1]))
+
+    @staticmethod
+    def cost(problem: ConvProblem) -> float:
+        """Estimated seconds, infinite where a problem is not of this kind."""
+        forward = _folded(problem)
+        return math.inf if forward is None else _seconds(forward, problem)
+
+    @staticmethod
+    def workspace(problem: ConvProblem) -> int:
+        """Transposed planes and weights for each thread, and weights in one piece."""
+        forward = _folded(problem)
+        return 0 if forward is None else _workspace(forward)
+
+
+def _folded(problem: ConvProblem) -> ConvProblem | None:
+    """The forward problem that gives an input_grad of places inside x, if what its padding gets can be added meanwhile."""
+    if max(problem.stride) > 1 or min(min(pair) for pair in problem.padding) < 0 or problem.bias or problem.activation:
+        return None
+    (only,) = forward_parts(problem.replace(pad_mode="zeros"))
+    return None if only.problem is None or _refusal(only.problem) else only.problem
+
+
+def _workspace(problem: ConvProblem) -> int:
+    """Transposed planes and weights for each thread, and weights in one piece."""
+    return MAX_THREADS * _areas(problem).bytes + math.prod(problem.w_shape) * np_dtype(problem.dtype).itemsize
 
 
 def _refusal(problem: ConvProblem) -> str:
@@ -312,8 +403,6 @@ def _refusal(problem: ConvProblem) -> str:
         return f"a vector takes {lanes} channels, and there are {problem.c}"
     if problem.kernel[-1] > MOST_TAPS:
         return f"a tile holds a row of {MOST_TAPS} taps at most, and the kernel is {problem.kernel}"
-    if problem.pad_mode != "zeros" and any(low or high for low, high in problem.padding):
-        return f"it leaves padding out, which must be of zeros, not {problem.pad_mode}"
     most = NEAR_BYTES if _is_last(problem) else MOST_BYTES
     if turned > most:
         return f"the planes of {lanes} channels take {turned} bytes, and it takes up to {most} at a time"
