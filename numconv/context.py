@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,9 +84,7 @@ def using(
         "threads": threads,
     }  # fmt: skip
     for what in ("max_workspace", "threads"):
-        value = given[what]
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ProblemError(f"numconv.using: {what}={value!r} must be an integer of at least 1")
+        given[what] = _positive(given[what], what)
     for what, kind in (("algorithm", str), ("tune", bool)):
         if given[what] is not None and not isinstance(given[what], kind):
             raise ProblemError(f"numconv.using: {what}={given[what]!r} must be a {kind.__name__}")
@@ -107,6 +106,19 @@ def resumed(settings: Context | None) -> Iterator[None]:
         yield
     finally:
         _current.reset(token)
+
+
+def _positive(value: Any, what: str) -> int | None:
+    """An integer of any kind as an int; None stays None."""
+    if value is None:
+        return None
+    try:
+        number = 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise ProblemError(f"numconv.using: {what}={value!r} must be an integer of at least 1")
+    return number
 
 
 def _names(backend: Any) -> tuple[str, ...] | None:

@@ -111,6 +111,12 @@ def test_inner_settings_stand_over_outer_ones():
     assert current() == Context()
 
 
+def test_numbers_of_any_integer_type():
+    with nc.using(threads=np.int64(2), max_workspace=np.uint32(5000)) as settings:
+        assert (settings.threads, settings.max_workspace) == (2, 5000)
+        assert type(settings.threads) is type(settings.max_workspace) is int
+
+
 def test_settings_end_with_an_error():
     with pytest.raises(KeyError), nc.using(accuracy="high"):
         raise KeyError

@@ -92,6 +92,13 @@ def test_conv_transpose(backend, rng, name):
         close(gradient, numerical_gradient(weighted_sum(forward, grad_y), array))
 
 
+@pytest.mark.parametrize("needs", [np.array(["x", "bias"]), ["x", "bias"], {"x", "bias"}, iter(["x", "bias"])])
+def test_needs_in_any_collection(needs, rng):
+    x, w = rng.standard_normal((2, 3, 5)), rng.standard_normal((4, 3, 2))
+    grads = nc.conv_backward(rng.standard_normal((2, 4, 4)), x, w, needs=needs)
+    assert [grad is None for grad in grads] == [False, True, False]
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("needs", [n for size in (1, 2, 3) for n in itertools.permutations(("x", "w", "bias"), size)], ids="-".join)
 def test_needs(backend, rng, needs, transposed):

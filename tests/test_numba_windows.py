@@ -29,7 +29,8 @@ from numconv_numba.strided.woven import Woven
 
 import numconv
 from numconv.plugin import parse
-from numconv.testing import check, inputs
+from numconv.testing import candidates, check, inputs
+from numconv.testing.cases import out_dtypes
 
 LONG = 2 * CHUNK + 37
 POOLS = ("max_pool", "avg_pool", "avg_pool_backward", "max_pool_backward")
@@ -358,6 +359,49 @@ def test_rows_in_any_order(flipped, rng):
     (x,) = inputs(problem, rng)
     expected = run(Windows, problem, [np.flip(x, flipped).copy()])
     assert bits(run(VectorWindows, problem, [np.flip(x, flipped)])) == bits(expected)
+
+
+def strided_anyhow(array, step):
+    """A copy that fills its memory, where the axes of one element have a stride of so many elements."""
+    strides = [step * array.itemsize if size == 1 else stride for size, stride in zip(array.shape, array.strides, strict=True)]
+    return np.lib.stride_tricks.as_strided(array.copy("K"), array.shape, strides)
+
+
+@pytest.mark.parametrize("step", [0, 3, -1])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            f"window {op} f32 n2 c6 in1x5 w1x1 s1 p0x1 d1 pad={mode}"
+            for op in ("pad", "pad_backward")
+            for mode in ("zeros", "circular")
+        ),
+        "window pad f32 n1 c1 in1x4x1 w1x1x1 s1 p0x1x0 d1 layout=channels_last",
+        "window pad f32 n3 c5 in1x1 w1x1 s1 p0 d1",
+        "window unfold f32 n2 c3 in1x9 w1x3 s1 p0 d1",
+        "window unfold f32 n1 c1 in2x3 w2x3 s1 p0 d1",
+        "window fold f32 n2 c3 in1x9 w1x3 s1 p0 d1",
+        "window fold f32 n1 c1 in1x9 w1x3 s1x9 p0 d1",
+        "window max_unpool f32 n2 c3 in1x5 w1x1 s1 p0 d1 target=1x1",
+        *(f"pool {op} f32 n2 c3 in1x9 w1x3 s1x2 p0 d1" for op in POOLS),
+        *(f"pool {op} f32 n1 c1 in4x1 w2x1 s1 p0 d1 layout=channels_last" for op in POOLS),
+    ],
+)
+def test_axes_of_one_element_have_any_stride(text, step, rng):
+    """As an axis that `None` added has: an array that fills its memory may have it."""
+    problem = parse(text)
+    arrays = inputs(problem, rng)
+    last = problem.layout == "channels_last"
+    outs = [np.full(shape, 7, dtype) for shape, dtype in zip(problem.output_shapes, out_dtypes(problem), strict=False)]
+    if last:
+        arrays, outs = [_last(each) for each in arrays], [_last(each) for each in outs]
+    for row in candidates(problem, "numba"):
+        if row.verdict:
+            executor, found, expected = row.implementation.build(problem), [strided_anyhow(out, step) for out in outs], outs
+            executor(expected, arrays)
+            executor(found, [strided_anyhow(each, step) for each in arrays])
+            for one, other in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(one, other, err_msg=row.algorithm)
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f64", "f16", "i8"])

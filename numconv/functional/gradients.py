@@ -25,7 +25,7 @@ NO_GRADS = ConvGrads()
 
 def check_needs(op: str, needs: Any) -> tuple[str, ...]:
     """The gradients asked for, by name."""
-    if needs == ConvGrads._fields:
+    if isinstance(needs, tuple) and needs == ConvGrads._fields:
         return ConvGrads._fields
     names = (needs,) if isinstance(needs, str) else tuple(needs) if isinstance(needs, Iterable) else ()
     if not names or any(name not in ConvGrads._fields for name in names):

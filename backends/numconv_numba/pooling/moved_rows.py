@@ -211,24 +211,23 @@ class MovedRows:
         """Compute."""
         (y,), (x,) = outs, ins
         if self._problem.n:
-            self._run(self._tool, x, y, self._vectors(x.strides, y.strides))
+            self._run(self._tool, x, y, self._vectors(x.strides))
 
-    def _vector(self, x: tuple[int, ...], y: tuple[int, ...]) -> np.ndarray[Any, Any]:
-        """The driver's vector for arrays of these strides."""
-        problem, lines, together = self._problem, self._lines, self._together
-        channel, tap, row = y[1] * together, 0, y[-2]
-        if problem.op == "unfold":
-            channel, tap, row = y[1] * math.prod(problem.window), y[1], lines.results * y[2]
-        elif problem.ndim == 1:
-            row = y[1]
+    def _vector(self, x: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        """The driver's vector for an x of these strides; those of y follow from its sizes."""
+        # not from y: along an axis of one element a stride may be anything, even where an array fills its memory
+        lines, together, item = self._lines, self._together, np_dtype(self._problem.dtype).itemsize
         offsets, columns, row_table = _offsets(lines.tables, x[1:-1]), 0, -1
-        border = lines.border.ravel() * np_dtype(problem.dtype).itemsize
+        row = lines.results * item
+        tap = offsets.shape[1] * row
+        channel = self._taps * len(lines.places) * tap
+        border = lines.border.ravel() * item
         if lines.readers:
             columns, row_table, border = _reading(lines, together, x[1:-1])
         head = [
-            self._channels, self._taps, len(lines.places), offsets.shape[1], self._part, self._parts, x[0], x[1] * together, y[0],
-            channel, tap, row, 0, row, lines.results, lines.sources, 0, lines.stride, len(lines.border), columns, row_table,
-            border.size, *lines.places,
+            self._channels, self._taps, len(lines.places), offsets.shape[1], self._part, self._parts, x[0], x[1] * together,
+            self._channels * channel, channel, tap, row, 0, row, lines.results, lines.sources, 0, lines.stride, len(lines.border),
+            columns, row_table, border.size, *lines.places,
         ]  # fmt: skip
         return np.concatenate([np.array(head, np.int64), border, offsets.ravel()])
 
