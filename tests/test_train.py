@@ -136,6 +136,21 @@ def test_folders_that_hold_no_classifier(tmp_path, content, message):
         training.load_classifier(tmp_path)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are text here")
+def test_classes_of_any_name(tmp_path, capsys):
+    """Names that would be formulas to matplotlib, and names that are no text."""
+    folder = tmp_path / r"$\wrong{$"
+    for name in (r"$\frac$", "5$ or $6", "\udcff", "-x"):
+        for i in range(2):
+            media.write_image(folder / name / f"{i}\udcfe.png", np.zeros((1, 8, 8)))
+    (folder / "-x" / "\udcfd.png").write_text("text")
+    code, out, err = run(capsys, folder, "--epochs", 1, "--out", tmp_path / "out")
+    assert (code, err) == (0, "")
+    assert "\\udcff" in out
+    assert (tmp_path / "out" / "confusion.png").is_file()
+    assert training.load_classifier(tmp_path / "out").classes == ("$\\frac$", "-x", "5$ or $6", "\udcff")
+
+
 def test_videos_are_recognised(tmp_path, capsys):
     x, labels, classes = training.moving_shapes(16, rng=0)
     for i, (video, label) in enumerate(zip(x, labels, strict=True)):

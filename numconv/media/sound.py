@@ -175,7 +175,8 @@ def write_sound(path: str | os.PathLike[str], x: Any, rate: int) -> None:
     kind = _FORMATS[suffix_of(path, tuple(_FORMATS))]
     x = np.clip(channels_of(path, x, "C, T", tuple(range(1, 9))), -1, 1)
     x = x.astype(np.float32 if x.itemsize <= 4 else np.float64, copy=False)  # libsndfile takes these
-    if not (isinstance(rate, int | np.integer) and 1 <= rate <= _MAX_RATE):
+    given: Any = rate
+    if not (isinstance(given, int | np.integer) and 1 <= given <= _MAX_RATE):
         raise MediaError(
             f"{path}: rate={rate!r} is asked for, and an integer from 1 to {_MAX_RATE:,} is needed, in samples a second"
         )
