@@ -73,18 +73,20 @@ if TYPE_CHECKING:
     from .warming import warmup as warmup
 
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULES or name in _BRIDGES:
-        return importlib.import_module(f".{name}", __name__)
-    home = _HOME.get(name)
-    if home is None:
-        ours = name[:-2].rstrip("_") if name[-2:] in ("1d", "2d", "3d") else ""
-        hint = f"; numconv.{ours} takes any number of spatial dimensions" if ours in _HOME else ""
-        hint = "; layers for any number of spatial dimensions are in numconv.nn" if ours[:1].isupper() else hint
-        raise AttributeError(f"module 'numconv' has no attribute {name!r}{hint}", name=name, obj=sys.modules[__name__])
-    value = getattr(importlib.import_module(f".{home}", __name__), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker knows what there is
+
+    def __getattr__(name: str) -> Any:
+        if name in _MODULES or name in _BRIDGES:
+            return importlib.import_module(f".{name}", __name__)
+        home = _HOME.get(name)
+        if home is None:
+            ours = name[:-2].rstrip("_") if name[-2:] in ("1d", "2d", "3d") else ""
+            hint = f"; numconv.{ours} takes any number of spatial dimensions" if ours in _HOME else ""
+            hint = "; layers for any number of spatial dimensions are in numconv.nn" if ours[:1].isupper() else hint
+            raise AttributeError(f"module 'numconv' has no attribute {name!r}{hint}", name=name, obj=sys.modules[__name__])
+        value = getattr(importlib.import_module(f".{home}", __name__), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

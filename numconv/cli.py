@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import logging
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0, or 1 after an error that the user can mend; bad usage raises SystemExit(2), as argparse does.
+        0, or 1 after an error that the user can mend; bad usage raises SystemExit(2), as argparse does. As shells count: 130 after
+        Ctrl-C, 141 where nobody reads any more.
     """
     parser = _parser()
     arguments = parser.parse_args(argv)
@@ -36,9 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        with _log_to_stderr():
+        with _log_to_stderr(), _printable():
             code: int = arguments.run(arguments)
+            sys.stdout.flush()
         return code
+    except BrokenPipeError:  # whoever reads has seen enough, as `head` has; nothing is left to be written at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (NumconvError, OSError) as error:
         print(f"numconv {arguments.name}: {error}", file=sys.stderr)
         return 1
@@ -85,3 +92,18 @@ def _log_to_stderr() -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+@contextmanager
+def _printable() -> Iterator[None]:
+    """Print escapes for what the terminal's encoding lacks: file names may hold any bytes, names of classes any letters."""
+    stream = sys.stdout
+    if not isinstance(stream, io.TextIOWrapper):
+        yield
+        return
+    errors = stream.errors
+    stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        stream.reconfigure(errors=errors)

@@ -106,6 +106,24 @@ class Registry:
             )
         return entry.backend
 
+    def on_device(self, name: str, device: str, asked: str) -> Backend:
+        """The available backend of this name, for arrays that live on this device.
+
+        Raises
+        ------
+        UnknownBackendError, BackendUnavailableError
+            As `backend`.
+        UnsupportedProblemError
+            If it computes on another device.
+        """
+        found = self.backend(name)
+        if found.device != device:
+            raise UnsupportedProblemError(
+                f"{asked}: backend {name!r} computes on the {found.device}, and the arrays live on the {device}; "
+                "numconv never moves data between devices: convert the arrays, or leave backend out"
+            )
+        return found
+
     def available(self, device: str) -> list[Backend]:
         """The backends that can run here on this device."""
         return [e.backend for e in self._entries.values() if e.verdict and e.backend is not None and e.backend.device == device]
@@ -198,12 +216,7 @@ class Registry:
             With the reason of every candidate.
         """
         if backend is not None:
-            found = self.backend(backend)
-            if found.device != device:
-                raise UnsupportedProblemError(
-                    f"{asked}: backend {backend!r} computes on the {found.device}, and the arrays live on the {device}; "
-                    "numconv never moves data between devices: convert the arrays, or leave backend out"
-                )
+            self.on_device(backend, device, asked)
         rows = self.candidates(problem, device, backend, algorithm)
         if rows and rows[0].verdict:
             return rows

@@ -2,9 +2,11 @@
 
 import importlib.util
 import logging
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -73,6 +75,38 @@ def test_unsupported_dtype_is_an_error(capsys):
     code, _, err = run(capsys, "warmup", "--dtype", "bool", "--backend", "reference")
     assert code == 1
     assert "dtype bool is not supported" in err
+
+
+def start(*arguments, **options):
+    """The command as a process of its own."""
+    return subprocess.Popen([sys.executable, "-m", "numconv", *arguments], stderr=subprocess.PIPE, **options)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")
+@pytest.mark.parametrize("buffered", ["", "1"])
+def test_a_reader_that_has_seen_enough_is_no_error(buffered):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with start("info", stdout=writing, env=os.environ | {"PYTHONUNBUFFERED": buffered}) as process:
+        os.close(writing)
+        assert (process.stderr.read(), process.wait()) == (b"", 141)
+
+
+def test_a_full_disk_is_an_error():
+    device = Path("/dev/full")
+    if not device.exists():
+        pytest.skip(f"no {device}")
+    with device.open("w") as full, start("info", stdout=full) as process:
+        assert b"No space left on device" in process.stderr.read()
+        assert process.wait() == 1
+
+
+def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path):
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "NUMCONV_CACHE_DIR": str(tmp_path / "\u00fcber")}
+    with start("info", stdout=subprocess.PIPE, env=environment) as process:
+        out, err = process.communicate()
+    assert (process.returncode, err) == (0, b"")
+    assert rb"\xfcber" in out
 
 
 def test_folder_that_cannot_be_made_is_an_error(capsys, tmp_path):

@@ -372,6 +372,9 @@ FAR = Lattice((Fraction(1, 2),), (Fraction(0),), (1,))
         (lambda x, f: scaling(0), "must be positive and finite"),
         (lambda x, f: parse_transform("turn 90"), "'turn 90' is no transformation; give shift AMOUNT"),
         (lambda x, f: parse_transform("shift 1.2.3"), "'shift 1.2.3' is no transformation"),
+        (lambda x, f: parse_transform("shift nan"), r"translation\(nan, nan\): give one finite number"),
+        (lambda x, f: locate(f, x[..., :0]), r"x of shape \(1, 2, 0\) must be \[N, C, \*S\] with at least one element"),
+        (lambda x, f: locate(f, np.full_like(x, np.nan)), "at least one element, all of them finite"),
     ],
 )
 def test_bad_input(rng, call, message):

@@ -172,11 +172,17 @@ def test_list(capsys):
         (("--data", "missing.npy"), "missing.npy"),
         (("--data", "flat.npy"), "flat.npy has shape (3,) and dtype float64; it must be real, [N, C, *S]"),
         (("--data", "text.npy"), "text.npy holds no array that can be read"),
+        (("--data", "empty.npy"), "empty.npy has shape (1, 1, 0) and 0 values that are NaN or infinite"),
+        (("--data", "nan.npy"), "nan.npy has shape (1, 1, 8) and 8 values that are NaN or infinite"),
+        (("--transforms", "shift inf"), "give one finite number for each spatial dimension"),
+        (("--transforms", "scale 1e-400"), "the factor must be positive and finite"),
     ],
 )
 def test_bad_input(capsys, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     np.save("flat.npy", np.ones(3))
+    np.save("empty.npy", np.ones((1, 1, 0)))
+    np.save("nan.npy", np.full((1, 1, 8), np.nan))
     Path("text.npy").write_text("no array")
     before = set(tmp_path.iterdir())
     code, out, err = run(capsys, *(arguments if "--data" in arguments else ("--data", "digits", *arguments)))

@@ -193,6 +193,14 @@ def test_docstrings(function):
         assert parameter in described, parameter
 
 
+def test_a_type_checker_sees_every_public_name():
+    """It is told by imports that never run, beside the table from which the names are loaded."""
+    tree = ast.parse(pathlib.Path(nc.__file__).read_text(encoding="utf-8"))
+    (told,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    seen = {alias.asname for node in told.body for alias in node.names}
+    assert seen == set(nc.__all__) - {"__version__"} | {"dask", "jax", "torch"}
+
+
 def test_results_are_named():
     assert nc.ConvGrads._fields == ("x", "w", "bias")
     assert nc.ConvGrads() == (None, None, None)

@@ -157,6 +157,8 @@ def test_some_chapters(capsys, tmp_path):
     assert code == 0
     assert re.findall(r"^(\d+)\. ", out, re.MULTILINE) == ["4", "10"]
     assert [path.name for path in (tmp_path / "lecture").iterdir()] == ["worked_example.png"]
+    page = (tmp_path / "lecture.md").read_text()
+    assert f"\nnumconv lecture --out {tmp_path} --quick --chapter 4 10 --backend reference\n" in page
 
 
 @pytest.mark.parametrize(

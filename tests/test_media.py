@@ -111,6 +111,20 @@ def test_a_wav_that_ends_early_is_truncated(tmp_path, sound):
         media.read_sound(tmp_path / "a.wav")
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "longdouble", ">f4"])
+def test_floats_of_any_size_are_written(tmp_path, dtype):
+    x = np.linspace(-1, 1, 9)[None].astype(dtype)
+    media.write_sound(tmp_path / "a.wav", x, np.int64(8000))
+    np.testing.assert_allclose(media.read_sound(tmp_path / "a.wav").x, x.astype("float64"), atol=2**-15)
+
+
+@pytest.mark.parametrize("options", [{"rate": 4000.0}, {"rate": 0}, {"channels": 1.0}, {"channels": -1}])
+def test_rates_and_channels_are_counts(tmp_path, options):
+    path = write_any("sound", tmp_path / "a.wav")
+    with pytest.raises(media.MediaError, match=r"is asked for: it must be an integer of at least 1, or None for that of the file"):
+        media.read_sound(path, **options)
+
+
 def test_long_sound_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     media.write_sound(tmp_path / "a.wav", np.zeros((1, 4000)), 1000)
     with monkeypatch.context() as patch:
@@ -228,6 +242,22 @@ def test_huge_images_are_refused_by_their_header(tmp_path, side, message):
         media.read_image(tmp_path / "a.png")
 
 
+def test_pixels_that_are_no_numbers_are_refused(tmp_path):
+    Image.fromarray(np.array([[0.5, np.nan], [np.inf, -1]], "float32")).save(tmp_path / "a.tif")
+    with pytest.raises(media.MediaError, match=r"a\.tif cannot be decoded as an image \(1 of its pixels are NaN\)"):
+        media.read_image(tmp_path / "a.tif")
+    Image.fromarray(np.array([[0.5, np.inf, -1]], "float32")).save(tmp_path / "b.tif")
+    assert media.read_image(tmp_path / "b.tif").tolist() == [[[0.5, 1, 0]]]
+
+
+@pytest.mark.parametrize("size", [3, (3,), (3.5, 3), (0, 3), (-1, 3), (3, 3, 3), "ab"])
+def test_a_size_is_two_counts(tmp_path, picture, size):
+    media.write_image(tmp_path / "a.png", picture)
+    with pytest.raises(media.MediaError, match=r"size=.* is asked for: it is \(height, width\), two integers of at least 1"):
+        media.read_image(tmp_path / "a.png", size=size)
+    assert media.read_image(tmp_path / "a.png", size=np.array([3, 5])).shape == (3, 3, 5)
+
+
 def test_max_pixels(tmp_path, picture):
     media.write_image(tmp_path / "a.png", picture)
     with pytest.raises(media.MediaError, match=r"17 x 13 = 221 pixels, more than max_pixels=220"):
@@ -330,6 +360,25 @@ def test_truncated_files_are_named(tmp_path, name):
 
 
 @pytest.mark.parametrize("kind", READERS)
+@pytest.mark.parametrize("name", ["pipe:1", "concat:a", "%03d", "-", "\u00fc \u97f3 \U0001f600", "a\nb", "\udcff"])
+def test_any_name_is_a_name(tmp_path, monkeypatch, kind, name):
+    """Also one that stands for something else to a reader, or is no text: any bytes are a name to Linux."""
+    if "\udcff" in name and sys.platform != "linux":
+        pytest.skip("names are text here")
+    monkeypatch.chdir(tmp_path)
+    path = name + {"sound": ".wav", "image": ".png", "video": ".mp4"}[kind]
+    write_any(kind, path)
+    found = READERS[kind](path)
+    assert np.isfinite(found if kind == "image" else found.x).all()
+    assert HEADERS[kind](path).channels in (1, 3)
+
+
+def test_a_gif_may_be_slow(tmp_path):
+    media.write_video(tmp_path / "a.gif", clip(2), 1e-9)
+    assert media.video_header(tmp_path / "a.gif").rate == 1 / 655.35
+
+
+@pytest.mark.parametrize("kind", READERS)
 def test_no_file(tmp_path, kind):
     with pytest.raises(FileNotFoundError, match="absent"):
         READERS[kind](tmp_path / "absent")
@@ -345,12 +394,16 @@ def test_no_file(tmp_path, kind):
         (lambda path: media.write_sound(path / "a.wav", np.zeros((1, 9), int), 8000), "x has dtype int64: give floats"),
         (lambda path: media.write_sound(path / "a.wav", np.zeros((9, 9)), 8000), "has 9 channels, and the format takes 1 to 8"),
         (lambda path: media.write_sound(path / "a.wav", np.zeros((1, 9)), 0), "rate=0 is asked for"),
+        (lambda path: media.write_sound(path / "a.wav", np.zeros((1, 9)), 8000.5), "rate=8000.5 is asked for, and an integer"),
+        (lambda path: media.write_sound(path / "a.wav", np.zeros((1, 9)), 2**31), "an integer from 1 to 2,147,483,647 is needed"),
         (lambda path: media.write_sound(path / "a.ogg", np.zeros((1, 9)), 1_000_000), "Ogg Vorbis takes at most 200,000"),
         (lambda path: media.write_sound(path / "a.flac", np.zeros((1, 9)), 1_000_000), "at 1,000,000 Hz cannot be written as FLAC"),
         (lambda path: media.write_image(path / "a.jpg", np.zeros((4, 9, 9))), "has 4 channels, and the format takes 1 or 3"),
         (lambda path: media.write_image(path / "a.png", np.zeros((1, 0, 9))), "none of them 0"),
         (lambda path: media.write_video(path / "a.mp4", np.zeros((3, 9, 9)), 25), r"and \[C, T, H, W\]"),
         (lambda path: media.write_video(path / "a.mp4", np.zeros((3, 2, 8, 8)), 0), "rate=0 is asked for"),
+        (lambda path: media.write_video(path / "a.mp4", np.zeros((3, 2, 8, 8)), np.inf), "rate=inf is asked for"),
+        (lambda path: media.write_video(path / "a.mp4", np.zeros((1, 1, 2, 40_000)), 25), "40,000 x 2 pixels at rate=25 cannot be"),
     ],
 )
 def test_what_is_not_written(tmp_path, write, message):

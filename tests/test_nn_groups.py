@@ -303,6 +303,10 @@ def test_parameters_do_not_grow_with_the_group():
         (lambda: nn.ScaleConv(4, 2), "window=2 must be an odd integer"),
         (lambda: nn.ScaleConv(4, 3, scales=2, span=3), "span=3 must be 1 to scales=2"),
         (lambda: nn.ScaleLift(0), "scales=0 must be an integer of at least 1"),
+        (lambda: nn.ScaleLift(2.5), "scales=2.5 must be an integer of at least 1"),
+        (lambda: nn.ScalePool(0), "ScalePool: scales=0 must be an integer of at least 1"),
+        (lambda: nn.ScaleConv(0, 3), "channels=0 must be an integer of at least 1"),
+        (lambda: nn.ScaleConv(4, -3), "window=-3 must be an integer of at least 1"),
         (lambda: nn.ScaleLift(2, blur=0), "blur=0 must be positive"),
     ],
 )

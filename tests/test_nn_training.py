@@ -273,8 +273,44 @@ def test_files_of_others(checkpoint, tmp_path):
         fit(network(), checkpoint=path, resume=True)
     with pytest.raises(nn.FileError, match="holds a checkpoint, and a model is asked for"):
         nn.load(checkpoint)
+    for metadata, text in (
+        ("{", "metadata 'numconv.nn' is no JSON"),
+        ('{"format": 1, "kind": "model"}', "say config, dtype, shape"),
+    ):
+        safetensors.numpy.save_file({"w": np.ones(3)}, path, {"numconv.nn": metadata})
+        with pytest.raises(nn.FileError, match=text):
+            nn.load(path)
     with pytest.raises(FileNotFoundError):
         nn.load(tmp_path / "nothing.safetensors")
+    with pytest.raises(IsADirectoryError, match="is a folder, and a file is to be read"):
+        nn.load(tmp_path)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    """As `labels.max() + 1` is one: what is built and trained with them can be written."""
+    classes = LABELS.max() + 1
+    two = np.int64(2)
+    layers = [nn.Conv(np.int64(8), two, stride=two), nn.MaxPool(two), nn.ConvTranspose(4, two, stride=two)]
+    layers += [nn.GroupLift(two, two, group="mirror"), nn.GlobalMaxPool(), nn.Dropout(np.float64(0.1)), nn.Linear(classes)]
+    model = nn.Sequential(*layers).build((np.int64(1), 16))
+    assert "ConvTranspose" in model.summary()
+    path, options = tmp_path / "training.safetensors", {"batch_size": np.int64(16), "clip": np.float32(1), "rng": np.int64(3)}
+    nn.fit(model, (X, LABELS), epochs=np.int64(1), checkpoint=path, progress=False, **options)
+    history = nn.fit(model, (X, LABELS), epochs=2, checkpoint=path, resume=True, progress=False, **options)
+    assert len(history.loss) == 2
+    nn.save(model, tmp_path / "model.safetensors")
+    assert nn.load(tmp_path / "model.safetensors").config == model.config
+
+
+def test_a_loss_may_be_a_number_of_python():
+    def loss(scores, labels):
+        value, grad = nn.cross_entropy(scores, labels)
+        return float(value), grad
+
+    model, same = network(), network()
+    assert fit(model, loss=loss).loss == fit(same).loss
+    assert bits(model) == bits(same)
+    assert nn.evaluate(model, (X, LABELS), loss=loss) is not None
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
@@ -407,6 +443,10 @@ def test_regression():
         ({"resume": True}, "give checkpoint=path"),
         ({"loss": "mse"}, "loss='mse' must be a function, such as nn.cross_entropy"),
         ({"schedule": 0.5}, r"schedule=0.5 must be a function, such as nn.cosine\(\)"),
+        ({"schedule": nn.cosine}, r"schedule=nn.cosine makes schedules; call it: nn.cosine\(\)"),
+        ({"rng": "seed"}, "rng='seed' must be an integer of at least 0"),
+        ({"rng": -1}, "rng=-1 must be an integer of at least 0"),
+        ({"model": noisy}, r"model=<function noisy at .*> is no layer"),
         ({"optimiser": "adam"}, r"optimiser='adam' must be an optimiser, such as nn.AdamW\(3e-3\)"),
         ({"optimiser": nn.SGD}, "must be an optimiser, such as"),
         ({"model": nn.Sequential(nn.Linear(3))}, "the model has no parameters; call model.build"),
@@ -543,7 +583,10 @@ def test_schedules():
     ("make", "text"),
     [
         (lambda: nn.AdamW(-1.0), "AdamW: rate=-1.0 is out of range"),
+        (lambda: nn.AdamW(math.inf), "AdamW: rate=inf"),
         (lambda: nn.AdamW(betas=(0.9, 1.0)), r"betas\[1\]=1.0"),
+        (lambda: nn.AdamW(betas=(0.9,)), r"betas=\(0.9,\) must be two numbers"),
+        (lambda: nn.SGD(math.inf), "SGD: rate=inf"),
         (lambda: nn.SGD(0.1, momentum=1.0), "SGD: momentum=1.0"),
         (lambda: nn.cosine(warmup=5), "cosine: warmup=5 must lie between 0 and 1"),
         (lambda: nn.step(at=(10,)), r"step: at\[0\]=10 must lie"),

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import numconv as nc
-from numconv import BackendUnavailableError, ProblemError, UnknownBackendError, UnsupportedProblemError
+from numconv import BackendUnavailableError, ProblemError, UnknownBackendError, UnsupportedProblemError, demo
+from numconv.cli import main
 from numconv.dispatch import cached_plan
 from numconv.plugin import Backend, Implementation, Verdict
 from numconv.problem import LEVELS, parse
@@ -267,6 +268,23 @@ def test_data_stays_on_its_device(install):
         UnsupportedProblemError, match=r"'cuda' computes on the gpu, and the arrays live on the cpu; numconv never moves data"
     ):
         nc.conv(X, W, backend="cuda")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("demo",), ("lecture",), ("equivariance", "--data", "waves"), ("classify", "folder", "file")],
+    ids=lambda words: words[0],
+)
+def test_commands_on_numpy_arrays_refuse_a_backend_of_another_device(install, capsys, tmp_path, monkeypatch, command):
+    """A setting for the GPU says nothing of NumPy's arrays: such a command would compute with the default instead."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "_NEEDED", {})
+    install(entry(DummyBackend("good", Dummy())), entry(DummyBackend("cuda", Dummy(), device="gpu")))
+    assert main([*command, "--backend", "cuda"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "backend 'cuda' computes on the gpu, and the arrays live on the cpu" in err
+    assert not list(tmp_path.iterdir())
 
 
 def test_unknown_names():

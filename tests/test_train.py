@@ -136,6 +136,21 @@ def test_folders_that_hold_no_classifier(tmp_path, content, message):
         training.load_classifier(tmp_path)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are text here")
+def test_classes_of_any_name(tmp_path, capsys):
+    """Names that would be formulas to matplotlib, and names that are no text."""
+    folder = tmp_path / r"$\wrong{$"
+    for name in (r"$\frac$", "5$ or $6", "\udcff", "-x"):
+        for i in range(2):
+            media.write_image(folder / name / f"{i}\udcfe.png", np.zeros((1, 8, 8)))
+    (folder / "-x" / "\udcfd.png").write_text("text")
+    code, out, err = run(capsys, folder, "--epochs", 1, "--out", tmp_path / "out")
+    assert (code, err) == (0, "")
+    assert "\\udcff" in out
+    assert (tmp_path / "out" / "confusion.png").is_file()
+    assert training.load_classifier(tmp_path / "out").classes == ("$\\frac$", "-x", "5$ or $6", "\udcff")
+
+
 def test_videos_are_recognised(tmp_path, capsys):
     x, labels, classes = training.moving_shapes(16, rng=0)
     for i, (video, label) in enumerate(zip(x, labels, strict=True)):
@@ -209,7 +224,13 @@ def test_the_same_seed_gives_the_same_result(tones):
         (["FOLDER", "--resume"], "--resume goes on from a file: give --checkpoint FILE"),
         (["digits", "--test", "FOLDER"], "digits is an example that brings its own test data"),
         (["FOLDER", "--held-out", "1.5"], "fraction=1.5 of each class is to be held out"),
-        (["FOLDER", "--rate", "-1"], "rate=-1.0: a number of at least 0"),
+        (["FOLDER", "--held-out", "0"], "fraction=0.0 of each class is to be held out"),
+        (["digits", "--held-out", "0"], "fraction=0.0 of each class is to be held out"),
+        (["shapes", "--held-out", "0"], "fraction=0.0 of each class is to be held out"),
+        (["FOLDER", "--test", "FOLDER", "--held-out", "0.5"], "held_out=0.5 is a part of one folder, and all of "),
+        (["shapes", "--max-side", "8", "--max-frames", "4"], "samples have one form: leave out --max-side, --max-frames"),
+        (["FOLDER", "--rate", "-1"], "rate=-1.0: a number above 0 and below inf"),
+        (["FOLDER", "--rate", "0"], "rate=0.0: a number above 0 and below inf"),
         (["FOLDER", "--shift", "1"], "shift=1.0: a number of at least 0 and below 1"),
         (["FOLDER", "--model", "absent.toml"], "absent.toml"),
         (["FOLDER", "--backend", "referense"], "no backend is called 'referense'"),

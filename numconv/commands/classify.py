@@ -31,7 +31,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Print a line each; a file that cannot be read is told on stderr, and the others follow."""
     import numconv
     from numconv import media, training
+    from numconv.registry import default_registry
 
+    if arguments.backend:
+        default_registry().on_device(arguments.backend, "cpu", "classify")
     classifier = training.load_classifier(arguments.trained)
     width = max(len(str(path)) for path in arguments.files)
     code = 0

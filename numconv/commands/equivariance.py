@@ -51,10 +51,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure, print the table, and write the files that were asked for."""
     from numconv import equivariance, using
     from numconv.equivariance.operations import OPERATIONS
+    from numconv.registry import default_registry
 
     if arguments.list:
         print("\n".join(OPERATIONS))
         return 0
+    if arguments.backend:
+        default_registry().on_device(arguments.backend, "cpu", "equivariance")
     for path in (arguments.out, arguments.json, arguments.plot):
         if path is not None:
             check_file(path)

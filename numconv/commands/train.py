@@ -92,18 +92,22 @@ def _task(arguments: argparse.Namespace, seed: int) -> Any:
     import numconv
     from numconv import training
 
+    names = ("max_rate", "max_seconds", "max_side", "max_frames")
+    limits = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if arguments.data not in training.EXAMPLES:
-        limits = {name: getattr(arguments, name) for name in ("max_rate", "max_seconds", "max_side", "max_frames")}
         return training.folder_task(
             arguments.data,
             arguments.test,
             held_out=arguments.held_out,
             seed=seed,
-            limits={name: value for name, value in limits.items() if value is not None},
+            limits=limits,
             progress=_counter(),
         )
     if arguments.test:
         raise numconv.ProblemError(f"{arguments.data} is an example that brings its own test data: leave out --test")
+    if limits:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in limits)
+        raise numconv.ProblemError(f"{arguments.data} is an example whose samples have one form: leave out {flags}")
     return training.example_task(arguments.data, held_out=arguments.held_out, seed=seed)
 
 

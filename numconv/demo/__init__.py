@@ -32,6 +32,11 @@ def run(folder: Path, *, backend: str | None = None, threads: int | None = None,
         Number of threads of a CPU backend.
     quick : bool
         Use less data.
+
+    Raises
+    ------
+    UnknownBackendError, BackendUnavailableError, UnsupportedProblemError
+        If there is no such backend here, or it computes on a GPU: all arrays of the tour are NumPy's.
     """
     from .tour import tour
 

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import numconv as nc
+from numconv.registry import default_registry
 
 from . import data, digits, image, learning, shift, sound, video
 from .report import Report
@@ -16,6 +17,8 @@ __all__ = ["tour"]
 def tour(folder: Path, backend: str | None, threads: int | None, quick: bool) -> None:
     """Run every stop under one choice of backend and threads, then print the table of all calls."""
     start = time.perf_counter()
+    if backend is not None:
+        default_registry().on_device(backend, "cpu", "the tour")
     with nc.using(backend=backend, threads=threads):
         report = Report(folder, stops=6)
         voices = data.voices(["italian"] if quick else ["english", "french", "italian"])

@@ -105,4 +105,9 @@ def _file(path: Path) -> Data:
         raise ProblemError(
             f"{path} has shape {x.shape} and dtype {x.dtype}; it must be real, [N, C, *S] with 1 to 3 spatial dimensions"
         )
+    if not x.size or not np.isfinite(x).all():
+        bad = np.count_nonzero(~np.isfinite(x))
+        raise ProblemError(
+            f"{path} has shape {x.shape} and {bad} values that are NaN or infinite; it must hold numbers, all finite"
+        )
     return Data(_centred(x), f"{path.name}, {list(x.shape)}")

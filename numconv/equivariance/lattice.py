@@ -59,7 +59,7 @@ def locate(f: Callable[[Any], Any], x: Any) -> Lattice:
     Raises
     ------
     ProblemError
-        If there are no more outputs where there are more inputs, or an output sees everything.
+        If there are no more outputs where there are more inputs, an output sees everything, or x is empty or not finite.
 
     Examples
     --------
@@ -70,6 +70,8 @@ def locate(f: Callable[[Any], Any], x: Any) -> Lattice:
     Lattice(stride=(Fraction(2, 1),), offset=(Fraction(0, 1),), reach=(1,))
     """
     x = np.asarray(x)[:1]
+    if x.ndim < 3 or not x.size or not np.isfinite(x).all():
+        raise ProblemError(f"x of shape {x.shape} must be [N, C, *S] with at least one element, all of them finite")
     found = [_along(f, x, axis) for axis in range(2, x.ndim)]
     return Lattice(*(tuple(values) for values in zip(*found, strict=True)))
 

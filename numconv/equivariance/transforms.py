@@ -23,7 +23,7 @@ __all__ = ["Transform", "parse_transform", "reflection", "rotation", "scaling", 
 Array = np.ndarray[Any, Any]
 _QUARTER = {0: (1.0, 0.0), 90: (0.0, 1.0), 180: (-1.0, 0.0), 270: (0.0, -1.0)}
 """Cosine and sine without rounding."""
-_FORM = re.compile(r"(shift|rotate|scale)[ :](-?[\d.]+)|mirror")
+_FORM = re.compile(r"(shift|rotate|scale)[ :](\S+)|mirror")
 
 
 @dataclass(frozen=True)

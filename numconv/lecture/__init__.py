@@ -48,8 +48,8 @@ def run(
 
     Raises
     ------
-    UnknownBackendError, BackendUnavailableError
-        If there is no such backend here.
+    UnknownBackendError, BackendUnavailableError, UnsupportedProblemError
+        If there is no such backend here, or it computes on a GPU: all arrays of the lecture are NumPy's.
     OSError
         If the folder cannot be made.
     """

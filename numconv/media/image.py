@@ -184,10 +184,15 @@ def check_arguments(channels: int | None, size: tuple[int, int] | None, fit: str
     """Refuse what no picture can have."""
     if channels not in (None, 1, 3, 4):
         raise MediaError(f"channels={channels} is asked for: pictures have 1 (grey), 3 (red, green, blue) or 4 (with opacity)")
-    if size is not None and min(size) < 1:
-        raise MediaError(f"size={size} is asked for: it is (height, width), each at least 1")
+    if size is not None and not _is_size(size):
+        raise MediaError(f"size={size!r} is asked for: it is (height, width), two integers of at least 1")
     if fit not in FITS:
         raise MediaError(f"fit={fit!r} is asked for: it is one of {', '.join(FITS)}")
+
+
+def _is_size(size: Any) -> bool:
+    sides = np.asarray(size)
+    return sides.shape == (2,) and bool(np.issubdtype(sides.dtype, np.integer)) and int(sides.min()) > 0
 
 
 def check_pixels(path: str | os.PathLike[str], size: tuple[int, int], max_pixels: int) -> None:
@@ -204,6 +209,8 @@ def to_array(image: Any, channels: int | None) -> Array:
     """Pixels of one frame, ``[C, H, W]``, float32, 0 to 1."""
     if image.mode in _DEEP:
         grey = np.asarray(image, np.float32) / np.float32(_DEEP[image.mode])
+        if bad := np.count_nonzero(np.isnan(grey)):
+            raise ValueError(f"{bad:,} of its pixels are NaN")
         pixels = np.clip(grey, 0, 1)[None]
         return pixels if channels in (None, 1) else np.concatenate([pixels] * 3 + [np.ones_like(pixels)] * (channels == 4))
     channels = channels or (3 if _has_colour(image) else 1)

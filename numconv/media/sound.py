@@ -24,6 +24,8 @@ _BLOCK = 1 << 16
 """Samples read or written at a time: libsndfile 1.2 crashes where a long sound is written as Vorbis at once."""
 _OGG_RATE = 200_000
 """The highest rate of libvorbis; above it libsndfile 1.2 crashes."""
+_MAX_RATE = 2**31 - 1
+"""Of libsndfile."""
 _FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG"}
 
 
@@ -81,7 +83,7 @@ def sound_header(path: str | os.PathLike[str]) -> SoundHeader:
     path = existing_file(path)
     soundfile = reader("soundfile", "soundfile")
     try:
-        info = soundfile.info(str(path))
+        info = soundfile.info(_name(path))
     except soundfile.LibsndfileError as error:
         raise _unreadable(path, error) from error
     if "(should be " in info.extra_info:  # libsndfile's word for chunks that end before their stated length
@@ -130,9 +132,10 @@ def read_sound(
     ((1, 4000), dtype('float32'), 4000)
     """
     path = existing_file(path)
-    for name, value in (("rate", rate), ("channels", channels)):
-        if value is not None and value < 1:
-            raise MediaError(f"{name}={value} is asked for: it must be at least 1, or None for that of the file")
+    counts: dict[str, Any] = {"rate": rate, "channels": channels}
+    for name, value in counts.items():
+        if value is not None and not (isinstance(value, int | np.integer) and value >= 1):
+            raise MediaError(f"{name}={value!r} is asked for: it must be an integer of at least 1, or None for that of the file")
     header = sound_header(path)
     _check_length(path, header, max_seconds)
     x = _to_channels(path, _decode(path, header), channels)
@@ -156,7 +159,7 @@ def write_sound(path: str | os.PathLike[str], x: Any, rate: int) -> None:
     Raises
     ------
     MediaError
-        If the suffix is another, or x is not such an array.
+        If the suffix is another, x is not such an array, or the format has no such rate.
 
     Examples
     --------
@@ -171,19 +174,32 @@ def write_sound(path: str | os.PathLike[str], x: Any, rate: int) -> None:
     path = Path(path)
     kind = _FORMATS[suffix_of(path, tuple(_FORMATS))]
     x = np.clip(channels_of(path, x, "C, T", tuple(range(1, 9))), -1, 1)
-    if rate < 1:
-        raise MediaError(f"{path}: rate={rate} is asked for, and at least 1 sample a second is needed")
+    x = x.astype(np.float32 if x.itemsize <= 4 else np.float64, copy=False)  # libsndfile takes these
+    given: Any = rate
+    if not (isinstance(given, int | np.integer) and 1 <= given <= _MAX_RATE):
+        raise MediaError(
+            f"{path}: rate={rate!r} is asked for, and an integer from 1 to {_MAX_RATE:,} is needed, in samples a second"
+        )
     if kind == "OGG" and rate > _OGG_RATE:
         raise MediaError(f"{path}: rate={rate:,} is asked for, and Ogg Vorbis takes at most {_OGG_RATE:,}: resample, or write .wav")
     soundfile = reader("soundfile", "soundfile")
     options = {"format": kind, "subtype": "VORBIS" if kind == "OGG" else "PCM_16"}
     with new_file(path) as temporary:
         try:
-            with soundfile.SoundFile(str(temporary), "w", rate, len(x), **options) as file:
+            with soundfile.SoundFile(_name(temporary), "w", rate, len(x), **options) as file:
                 for start in range(0, x.shape[1], _BLOCK):
                     file.write(x[:, start : start + _BLOCK].T)
         except soundfile.LibsndfileError as error:
             raise MediaError(f"{path}: {len(x)} channels at {rate:,} Hz cannot be written as {kind}: {error}") from error
+
+
+def _name(path: Path) -> str | bytes:
+    """A path as soundfile takes it: where it is no text, as the bytes that it is."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return os.fsencode(path)
+    return str(path)
 
 
 def _check_length(path: Path, header: SoundHeader, max_seconds: float) -> None:
@@ -207,7 +223,7 @@ def _decode(path: Path, header: SoundHeader) -> Array:
     x = np.empty((header.channels, header.samples), np.float32)
     done = 0
     try:
-        with soundfile.SoundFile(str(path)) as file:
+        with soundfile.SoundFile(_name(path)) as file:
             while done < header.samples:
                 block = file.read(min(_BLOCK, header.samples - done), dtype="float32", always_2d=True)
                 if not len(block):

@@ -8,6 +8,7 @@ and WebP are Pillow's.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ _ANIMATED = {".gif", ".png", ".apng", ".webp"}
 _FILMS = (".mp4", ".mkv", ".mov", ".avi")
 _DEFAULT_MILLISECONDS = 100
 """How long browsers show a frame that states no time."""
+_LONGEST = 655_350
+"""Milliseconds for which a GIF can show a frame."""
 
 
 class Video(NamedTuple):
@@ -174,12 +177,12 @@ def write_video(path: str | os.PathLike[str], x: Any, rate: float) -> None:
     x : array
         ``[C, T, H, W]``: 1 channel (grey) or 3 (red, green, blue); floats, clipped to 0 to 1, or uint8.
     rate : float
-        Frames a second; a GIF counts in hundredths of a second.
+        Frames a second; a GIF counts in hundredths of a second, up to 655.35 seconds a frame.
 
     Raises
     ------
     MediaError
-        If the suffix is another, or x is not such an array.
+        If the suffix is another, x is not such an array, or the format has no such size or rate.
 
     Examples
     --------
@@ -195,13 +198,17 @@ def write_video(path: str | os.PathLike[str], x: Any, rate: float) -> None:
     path = Path(path)
     suffix = suffix_of(path, (*_FILMS, ".gif"))
     frames = to_bytes(channels_of(path, x, "C, T, H, W", (1, 3))).transpose(1, 2, 3, 0)
-    if not rate > 0:
-        raise MediaError(f"{path}: rate={rate} is asked for, and more than 0 frames a second are needed")
+    if not 0 < rate < math.inf:
+        raise MediaError(f"{path}: rate={rate} is asked for, and more than 0 frames a second are needed, and finitely many")
     with new_file(path) as temporary:
         if suffix == ".gif":
             _write_gif(temporary, frames, rate)
         else:
-            _write_film(temporary, frames, rate)
+            try:
+                _write_film(temporary, frames, rate)
+            except reader("av", "av").error.FFmpegError as error:
+                height, width = frames.shape[1:3]
+                raise MediaError(f"{path}: {width:,} x {height:,} pixels at rate={rate} cannot be written: {error}") from error
 
 
 def _check_frames(path: Path, frames: int, most: int, max_frames: int, size: tuple[int, int]) -> None:
@@ -222,7 +229,7 @@ def _film(path: Path) -> Iterator[tuple[Any, Any]]:
     """A film opened by FFmpeg, and its first video stream."""
     av = reader("av", "av")
     try:
-        container = av.open(str(path))
+        container = av.open(str(path.absolute()))  # FFmpeg takes what stands before a colon for a protocol
     except av.error.FFmpegError as error:
         raise _unreadable(path, error) from error
     with container:
@@ -266,7 +273,7 @@ def _read_animation(path: Path, channels: int, size: tuple[int, int] | None, fit
 def _write_gif(path: Path, frames: Array, rate: float) -> None:
     pillow = reader("PIL.Image", "pillow")
     images = [pillow.fromarray(np.ascontiguousarray(frame[..., 0] if frame.shape[-1] == 1 else frame)) for frame in frames]
-    images[0].save(path, save_all=True, append_images=images[1:], duration=max(round(1000 / rate), 10), loop=0)
+    images[0].save(path, save_all=True, append_images=images[1:], duration=min(max(round(1000 / rate), 10), _LONGEST), loop=0)
 
 
 def _write_film(path: Path, frames: Array, rate: float) -> None:

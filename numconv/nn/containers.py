@@ -61,6 +61,8 @@ class _Composite(Layer, abstract=True):
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> Layer:
         """The layer with these fields of a configuration."""
+        if "layers" not in fields:
+            raise ProblemError(f"from_config: {cls.__name__} is made of layers; give a list of them under 'layers'")
         rest = dict(fields)
         made: Layer = cls(*map(from_config, rest.pop("layers")), **rest)
         return made

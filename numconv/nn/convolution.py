@@ -13,7 +13,7 @@ from numconv.arguments import freeze
 from numconv.errors import ProblemError
 from numconv.planning import output_shape
 
-from .layer import Array, Backward, Grads, Layer, Shape
+from .layer import Array, Backward, Grads, Layer, Shape, check_counts
 
 __all__ = ["Conv", "ConvTranspose", "he_normal"]
 
@@ -38,9 +38,11 @@ class _Convolution(Layer, abstract=True):
 
     channels: int
     window: Any
+    groups: int
     bias: bool
 
     def __post_init__(self) -> None:
+        check_counts(self, "groups")
         self._options = {name: getattr(self, name) for name in self._option_names}
         self._op = getattr(functional, self._name)
         self._grads = getattr(functional, f"{self._name}_backward")
@@ -182,7 +184,8 @@ class ConvTranspose(_Convolution):
     def initial(self, shape: Shape, rng: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:
         """The parameters to begin with, for an x of this shape."""
         w_shape = self._w_shape(shape)
-        steps = self.stride ** (len(shape) - 1) if isinstance(self.stride, int) else math.prod(self.stride)
+        stride = freeze(self.stride, "stride")
+        steps = stride ** (len(shape) - 1) if isinstance(stride, int) else math.prod(stride)
         terms = max(1, shape[0] // self.groups * math.prod(w_shape[2:]) // steps)
         return {"w": he_normal(w_shape, terms, rng)} | ({"bias": np.zeros(self.channels)} if self.bias else {})
 

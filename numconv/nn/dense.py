@@ -12,7 +12,7 @@ from numconv.errors import ProblemError
 
 from .convolution import he_normal
 from .devices import namespace
-from .layer import Array, Backward, Grads, Layer, Shape
+from .layer import Array, Backward, Grads, Layer, Shape, check_counts
 
 __all__ = ["Dropout", "Flatten", "Linear"]
 
@@ -38,6 +38,9 @@ class Linear(Layer):
     bias: bool = True
 
     fresh = True
+
+    def __post_init__(self) -> None:
+        check_counts(self, "features")
 
     def output_shape(self, shape: Shape) -> Shape:
         """The shape of y for an x of this shape, both without N."""

@@ -54,7 +54,7 @@ class Tally:
         """Count a batch in."""
         size = scores.shape[0]
         self.samples += size
-        self.loss = self.loss + loss.astype(np.float64) * size
+        self.loss = self.loss + (loss if isinstance(loss, float | int) else loss.astype(np.float64)) * size
         if targets.dtype.kind in "iu" and targets.ndim == scores.ndim - 1:
             found = scores.argmax(axis=1)
             self.right = self.right + (found == targets).sum()
@@ -152,6 +152,6 @@ def predict(model: Layer, x: Array, batch_size: int = 256) -> Array:
 
 def checked_size(batch_size: Any) -> int:
     """The batch size, if it is one."""
-    if not isinstance(batch_size, int) or batch_size < 1:
+    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
         raise ProblemError(f"batch_size={batch_size!r} must be an integer of at least 1")
-    return batch_size
+    return int(batch_size)

@@ -131,12 +131,16 @@ def write(path: Path, kind: str, arrays: Mapping[str, Array], header: Mapping[st
 def read(path: Path, kind: str) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
     """The arrays and the description in a file of this kind."""
     safetensors = _safetensors()
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, and a file is to be read")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             header = json.loads((file.metadata() or {}).get(_KEY, "null"))
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except safetensors.SafetensorError as error:
         raise FileError(f"{path} is no whole safetensors file, perhaps truncated: {error}") from error
+    except ValueError as error:
+        raise FileError(f"{path} was not written by numconv.nn: its metadata {_KEY!r} is no JSON: {error}") from error
     if not isinstance(header, dict):
         raise FileError(f"{path} was not written by numconv.nn: its metadata has no {_KEY!r}")
     if header.get("format") != FORMAT:
@@ -146,6 +150,8 @@ def read(path: Path, kind: str) -> tuple[dict[str, np.ndarray[Any, Any]], dict[s
         )
     if header.get("kind") != kind:
         raise FileError(f"{path} holds a {header.get('kind')}, and a {kind} is asked for")
+    if missing := sorted({"config", "shape", "dtype"} - set(header)):
+        raise FileError(f"{path} was not written by numconv.nn: its metadata does not say {', '.join(missing)}")
     return arrays, header
 
 

@@ -41,7 +41,7 @@ def channels_of(layer: Layer, shape: Shape, members: int) -> int:
 
 
 @dataclass(eq=False, repr=False)
-class _GroupConvolution(Layer):
+class _GroupConvolution(Layer, abstract=True):
     """Kernels on `_members` members, expanded to one for each element of the group."""
 
     activations = frozenset({"relu", "silu", "gelu"})
@@ -55,8 +55,9 @@ class _GroupConvolution(Layer):
 
     def __post_init__(self) -> None:
         self._elements()  # an unknown group is refused now
-        if not isinstance(self.window, int):
-            raise ProblemError(f"{type(self).__name__}: window={self.window!r} must be an int: a kernel that turns has equal sides")
+        window: Any = self.window
+        if not isinstance(window, int | np.integer):
+            raise ProblemError(f"{type(self).__name__}: window={window!r} must be an int: a kernel that turns has equal sides")
         self._options = {name: getattr(self, name) for name in ("stride", "padding", "pad_mode")}
 
     def _elements(self) -> Group:
@@ -214,7 +215,7 @@ def _members_and_taps(group: str, window: int) -> np.ndarray[Any, Any]:
     return symmetry_group(group).members_and_taps(window)
 
 
-class MemberPool(Layer):
+class MemberPool(Layer, abstract=True):
     """Pooling over the members of each channel, ``[N, C * M, *S]`` to ``[N, C, *S]``; derived layers say what M is."""
 
     mode: str

@@ -17,7 +17,7 @@ from numconv.plugin import np_dtype
 
 from .devices import namespace, to_host
 
-__all__ = ["Array", "Backward", "Layer", "Shape", "from_config", "pack"]
+__all__ = ["Array", "Backward", "Layer", "Shape", "check_counts", "from_config", "pack"]
 
 Array = Any
 """An array of NumPy or of a library with NumPy's functions, such as CuPy."""
@@ -216,26 +216,21 @@ class Layer:
         Raises
         ------
         ProblemError
-            If the layers do not fit together, one occurs twice, or `dtype` is no real float.
+            If the layers do not fit together, one occurs twice, `shape` holds no sizes, or `dtype` is no real float.
         """
-        given: Any = shape
-        if not isinstance(given, tuple | list):
-            raise ProblemError(f"build: shape={given!r} must be the shape of x without N, such as (1, 28, 28)")
-        dtype = np_dtype(dtype) if isinstance(dtype, str) else np.dtype(dtype)
-        if dtype.name not in _DTYPES:
-            raise ProblemError(f"build: parameters of dtype {dtype.name}: they are real floats, of {', '.join(_DTYPES)}")
+        shape, dtype = _sizes(shape), _float_dtype(dtype)
         generator = np.random.default_rng(rng)
-        found = list(self.leaves(tuple(shape)))
+        found = list(self.leaves(shape))
         if len({id(leaf) for _, leaf, _ in found}) < len(found):
             raise ProblemError(
                 "build: the same layer object occurs twice, and shared weights are not supported; make a second layer"
             )
-        self.output_shape(tuple(shape))
+        self.output_shape(shape)
         to_device = namespace(like).asarray
         for _, leaf, x_shape in found:
             leaf._parameters = {n: to_device(a.astype(dtype)) for n, a in leaf.initial(x_shape, generator).items()}
             leaf._state = {n: to_device(a.astype(dtype)) for n, a in leaf.initial_state(x_shape).items()}
-        self._built = Built(tuple(shape), dtype.name)
+        self._built = Built(shape, dtype.name)
         pack(self)
         return self
 
@@ -320,6 +315,37 @@ class Layer:
         self._parameters[name] = array
 
 
+def _sizes(shape: Any) -> Shape:
+    """The sizes of a shape without N, as Python's integers."""
+    if (
+        not isinstance(shape, tuple | list)
+        or not shape
+        or not all(isinstance(size, int | np.integer) and size > 0 for size in shape)
+    ):
+        raise ProblemError(f"build: shape={shape!r} must be the shape of x without N, such as (1, 28, 28)")
+    return tuple(map(int, shape))
+
+
+def _float_dtype(dtype: Any) -> np.dtype[Any]:
+    """A dtype that parameters may have."""
+    try:
+        found = np_dtype(dtype) if isinstance(dtype, str) else np.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or dtype is None or found.name not in _DTYPES:
+        name = dtype if found is None or dtype is None else found.name
+        raise ProblemError(f"build: parameters of dtype {name}: they are real floats, of {', '.join(_DTYPES)}")
+    return found
+
+
+def check_counts(layer: Layer, *names: str) -> None:
+    """Raise ProblemError unless these fields of a layer are integers of at least 1."""
+    for name in names:
+        value = getattr(layer, name)
+        if not (isinstance(value, int | np.integer) and value > 0):
+            raise ProblemError(f"{type(layer).__name__}: {name}={value!r} must be an integer of at least 1")
+
+
 def pack(model: Layer) -> Array | None:
     """One vector of which all parameters are views; None for a model without parameters.
 
@@ -370,7 +396,7 @@ def from_config(config: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Laye
         raise ProblemError(f"from_config: {given!r} is no dict with the name of a layer under 'layer', nor a list of such")
     fields = dict(given)
     name = fields.pop("layer", None)
-    if name not in _KNOWN:
+    if not isinstance(name, str) or name not in _KNOWN:
         known = ", ".join(sorted(_KNOWN))
         raise ProblemError(f"from_config: no layer is called {name!r}; known are {known}, and those of modules imported before")
     try:
@@ -380,8 +406,10 @@ def from_config(config: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Laye
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, which is what TOML and JSON have."""
-    return [_plain(each) for each in value] if isinstance(value, tuple | list) else value
+    """Tuples as lists, and NumPy's numbers as Python's, which is what TOML and JSON have."""
+    if isinstance(value, tuple | list):
+        return [_plain(each) for each in value]
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _frozen(value: Any) -> Any:

@@ -59,7 +59,7 @@ class SGD:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        _check("SGD", rate=(self.rate, self.rate > 0), momentum=(self.momentum, 0 <= self.momentum < 1),
+        _check("SGD", rate=(self.rate, 0 < self.rate < math.inf), momentum=(self.momentum, 0 <= self.momentum < 1),
                weight_decay=(self.weight_decay, self.weight_decay >= 0))  # fmt: skip
 
     def start(self, vector: Array) -> dict[str, Array]:
@@ -105,7 +105,9 @@ class AdamW:
     weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
-        _check("AdamW", rate=(self.rate, self.rate > 0), epsilon=(self.epsilon, self.epsilon > 0),
+        if len(self.betas) != 2:
+            raise ProblemError(f"AdamW: betas={self.betas!r} must be two numbers")
+        _check("AdamW", rate=(self.rate, 0 < self.rate < math.inf), epsilon=(self.epsilon, self.epsilon > 0),
                weight_decay=(self.weight_decay, self.weight_decay >= 0),
                **{f"betas[{i}]": (beta, 0 <= beta < 1) for i, beta in enumerate(self.betas)})  # fmt: skip
 

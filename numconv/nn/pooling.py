@@ -7,6 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
 from numconv import functional
+from numconv.arguments import freeze
 from numconv.errors import ProblemError
 from numconv.planning import output_shape
 
@@ -46,8 +47,9 @@ class _Pool(Layer, abstract=True):
 
     def flops(self, shape: Shape) -> int:
         """One operation for each element of each window, for one x of this shape."""
-        window = (self.window,) * (len(shape) - 1) if isinstance(self.window, int) else self.window
-        return math.prod(self.output_shape(shape)) * math.prod(window)
+        window = freeze(self.window, "window")
+        taps: int = window ** (len(shape) - 1) if isinstance(window, int) else math.prod(window)
+        return math.prod(self.output_shape(shape)) * taps
 
 
 @dataclass(eq=False, repr=False)

@@ -68,6 +68,9 @@ def entropy_of(rng: int | np.random.Generator | None) -> int:
     """A number from which all others follow."""
     if isinstance(rng, np.random.Generator):
         return int(rng.integers(2**63))
+    seed: Any = rng
+    if seed is not None and not (isinstance(seed, int | np.integer) and seed >= 0):
+        raise ProblemError(f"fit: rng={seed!r} must be an integer of at least 0, a numpy.random.Generator or None")
     return int(np.random.SeedSequence(rng).entropy)  # type: ignore[arg-type]  # of one number
 
 

@@ -23,7 +23,7 @@ from numconv.errors import ProblemError
 from .convolution import he_normal
 from .devices import namespace
 from .groups import MemberPool, channels_of
-from .layer import Array, Backward, Grads, Layer, Shape
+from .layer import Array, Backward, Grads, Layer, Shape, check_counts
 
 __all__ = ["ScaleConv", "ScaleLift", "ScalePool"]
 
@@ -68,7 +68,7 @@ class ScaleLift(Layer):
     pad_mode: str = "zeros"
 
     def __post_init__(self) -> None:
-        _check_scales(self, self.scales)
+        check_counts(self, "scales")
         if not self.blur > 0:
             raise ProblemError(f"ScaleLift: blur={self.blur!r} must be positive")
 
@@ -149,11 +149,10 @@ class ScaleConv(Layer):
     bias: bool = True
 
     def __post_init__(self) -> None:
-        _check_scales(self, self.scales)
-        window: Any = self.window
-        if not (isinstance(window, int) and window % 2):
-            raise ProblemError(f"ScaleConv: window={window!r} must be an odd integer, so that kernels stay centred")
-        if not 1 <= self.span <= self.scales:
+        check_counts(self, "channels", "window", "scales", "span")
+        if self.window % 2 == 0:
+            raise ProblemError(f"ScaleConv: window={self.window!r} must be an odd integer, so that kernels stay centred")
+        if self.span > self.scales:
             raise ProblemError(f"ScaleConv: span={self.span} must be 1 to scales={self.scales}")
 
     def output_shape(self, shape: Shape) -> Shape:
@@ -232,11 +231,10 @@ class ScalePool(MemberPool):
     scales: int = 3
     mode: str = "max"
 
+    def __post_init__(self) -> None:
+        check_counts(self, "scales")
+        super().__post_init__()
+
     def members(self) -> int:
         """The number of levels."""
         return self.scales
-
-
-def _check_scales(layer: Layer, scales: int) -> None:
-    if scales < 1:
-        raise ProblemError(f"{type(layer).__name__}: scales={scales!r} must be an integer of at least 1")

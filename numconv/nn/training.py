@@ -15,6 +15,7 @@ import numpy as np
 
 from numconv.errors import NumconvError, ProblemError
 
+from . import schedules
 from .data import Arrays, Data, as_data, check_batch
 from .devices import namespace
 from .evaluation import Loss, Tally, checked_size, evaluate
@@ -171,10 +172,13 @@ class _Training:
 
     def check(self) -> None:
         """Raise ProblemError unless settings, data and model fit together."""
-        checked_size(self.batch_size)
+        model: Any = self.model
+        if not isinstance(model, Layer):
+            raise ProblemError(f"fit: model={model!r} is no layer; give one, such as nn.Sequential(...).build(shape)")
+        self.batch_size = checked_size(self.batch_size)
         counts: dict[str, Any] = {"epochs": self.epochs, "patience": self.patience, "checkpoint_every": self.every}
         for name, value in counts.items():
-            if value is not None and not (isinstance(value, int) and value > 0):
+            if value is not None and not (isinstance(value, int | np.integer) and value > 0):
                 raise ProblemError(f"fit: {name}={value!r} must be an integer of at least 1")
         if self.clip is not None and not self.clip > 0:
             raise ProblemError(f"fit: clip={self.clip!r} must be above 0")
@@ -206,6 +210,9 @@ class _Training:
             value = getattr(self, name)
             if value is not None and not callable(value):
                 raise ProblemError(f"fit: {name}={value!r} must be a function, such as {example}")
+        makers: tuple[Any, ...] = (schedules.constant, schedules.cosine, schedules.step)
+        if self.schedule in makers:
+            raise ProblemError(f"fit: schedule=nn.{_name(self.schedule)} makes schedules; call it: nn.{_name(self.schedule)}()")
         if isinstance(self.optimiser, type) or not all(
             callable(getattr(self.optimiser, name, None)) for name in ("start", "update")
         ):
@@ -224,7 +231,7 @@ class _Training:
         if self.path is None:
             raise ProblemError("fit: resume=True goes on from a file; give checkpoint=path")
         if self.path.exists():
-            restore(self.path, self.model, self.state, self.settings | ({"rng": rng} if isinstance(rng, int) else {}))
+            restore(self.path, self.model, self.state, self.settings | ({"rng": rng} if isinstance(rng, int | np.integer) else {}))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -232,7 +239,8 @@ class _Training:
         return {
             "samples": len(self.train), "batch_size": self.batch_size, "loss": _name(self.loss),
             "optimiser": _name(self.optimiser), "schedule": _name(self.schedule), "augment": _name(self.augment),
-            "clip": self.clip, "patience": self.patience,
+            "clip": None if self.clip is None else float(self.clip),
+            "patience": None if self.patience is None else int(self.patience),
         }  # fmt: skip
 
     def run(self, progress: bool) -> History:

@@ -71,12 +71,17 @@ def write_result(result: Result, folder: str | os.PathLike[str]) -> list[Path]:
     paths = [
         folder / name for name in ("learning_curve.png", "confusion.png", "first_layer.png", "model.safetensors", "result.json")
     ]
+    nn.save(result.model, paths[3])  # what cannot be made again comes first
+    write_json(result, paths[4])
     drawn = (_draw_curve, _draw_confusion, _draw_kernels)
     for path, draw in zip(paths, drawn, strict=False):
         _draw(result, path, draw)
-    nn.save(result.model, paths[3])
-    write_json(result, paths[4])
     return paths
+
+
+def _text(name: str) -> str:
+    """The name of a folder as matplotlib takes it: no formulas, and escapes for bytes that are no text."""
+    return name.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")
 
 
 def _draw(result: Result, path: Path, draw: Any) -> None:
@@ -106,10 +111,11 @@ def _draw_confusion(result: Result, figure: Any) -> None:
     ax = figure.subplots()
     image = ax.imshow(rates, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, label="part of the true class")
-    ax.set(xlabel="found", ylabel="true class", title=f"{result.task.name}: test accuracy {result.test_accuracy:.1%}")
+    ax.set(xlabel="found", ylabel="true class", title=f"{_text(result.task.name)}: test accuracy {result.test_accuracy:.1%}")
     if len(rates) <= 30:
-        ax.set_xticks(range(len(rates)), result.task.classes, rotation=90)
-        ax.set_yticks(range(len(rates)), result.task.classes)
+        names = [_text(name) for name in result.task.classes]
+        ax.set_xticks(range(len(rates)), names, rotation=90)
+        ax.set_yticks(range(len(rates)), names)
     if len(rates) <= 12:
         for (i, j), count in np.ndenumerate(result.confusion):
             ax.text(j, i, count, ha="center", va="center", color="white" if rates[i, j] > 0.5 else "black")
@@ -133,4 +139,4 @@ def _draw_kernels(result: Result, figure: Any) -> None:
             ax.imshow((kernel.transpose(1, 2, 0) / limit + 1) / 2)
         else:
             ax.imshow(np.concatenate(list(kernel.reshape(-1, *w.shape[-2:])), axis=1), cmap="RdBu_r", vmin=-limit, vmax=limit)
-    figure.suptitle(f"{result.task.name}: kernels {name}, {list(w.shape[1:])}")
+    figure.suptitle(f"{_text(result.task.name)}: kernels {name}, {list(w.shape[1:])}")

@@ -36,10 +36,10 @@ class Settings:
             value = getattr(self, name)
             if not (isinstance(value, int) and value >= least) and (name, value) != ("epochs", None):
                 raise ProblemError(f"{name}={value!r}: an integer of at least {least} is asked for")
-        for name, most in (("rate", np.inf), ("weight_decay", np.inf), ("shift", 1)):
+        for name, from_, most in (("rate", "above", np.inf), ("weight_decay", "of at least", np.inf), ("shift", "of at least", 1)):
             value = getattr(self, name)
-            if not (isinstance(value, int | float) and 0 <= value < most):
-                raise ProblemError(f"{name}={value!r}: a number of at least 0 and below {most} is asked for")
+            if not (isinstance(value, int | float) and 0 <= value < most) or (from_ == "above" and value == 0):
+                raise ProblemError(f"{name}={value!r}: a number {from_} 0 and below {most} is asked for")
 
     def changed(self, **options: Any) -> Settings:
         """These settings with those options that are not None."""

@@ -80,7 +80,7 @@ def folder_task(
     MediaError
         If the folders have no classes or no files to read, or `test` has other classes.
     ProblemError
-        If there are fewer than two classes, or nothing is left to test on.
+        If there are fewer than two classes, nothing is left to test on, or both `test` and `held_out` are given.
 
     Examples
     --------
@@ -94,6 +94,10 @@ def folder_task(
     >>> task.kind, task.classes, task.shape, len(task.train), len(task.test)
     ('image', ('dark', 'light'), (1, 8, 8), 8, 2)
     """
+    if test is not None and held_out is not None:
+        raise ProblemError(
+            f"held_out={held_out:g} is a part of one folder, and all of {test} is to be tested on: leave one of them out"
+        )
     files = media.list_folder(folder)
     if len(files.classes) < 2:
         raise ProblemError(f"{folder} has one class, {files.classes[0]}: put the files of each class in a subfolder of its own")
@@ -181,13 +185,15 @@ def _digits(held_out: float | None, seed: int) -> Task:
         raise media.MissingPackageError(f'the digits come with scikit-learn ({error}): pip install "numconv-nd[demo]"') from error
     found = datasets.load_digits()
     x = (found.images[:, None] / 16).astype(np.float32)
-    return split_task("digits", "image", tuple("0123456789"), x, found.target.astype(np.int64), held_out or 1 / 3, seed)
+    return split_task(
+        "digits", "image", tuple("0123456789"), x, found.target.astype(np.int64), 1 / 3 if held_out is None else held_out, seed
+    )
 
 
 def _shapes(held_out: float | None, seed: int) -> Task:
     """1,000 little videos of shapes that move."""
     x, labels, classes = moving_shapes(1_000, rng=seed)
-    return split_task("shapes", "video", classes, x, labels, held_out or _HELD_OUT, seed)
+    return split_task("shapes", "video", classes, x, labels, _HELD_OUT if held_out is None else held_out, seed)
 
 
 def _voices(held_out: float | None, seed: int) -> Task:
