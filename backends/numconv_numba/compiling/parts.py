@@ -74,6 +74,7 @@ class _Part(JITCodeLibrary):
 
     def add_linking_library(self, library: Any) -> None:
         """What it calls."""
+        library._ensure_finalized()
         self.called.append(library)
 
     def add_ir_module(self, ir_module: Any) -> None:
@@ -93,6 +94,35 @@ class _Part(JITCodeLibrary):
         """It is complete."""
         self._finalized = True
 
+    def all_texts(self) -> list[str]:
+        """Its code and that of all that it calls, each once, after all that call it: LLVM drops what nobody has called yet."""
+        seen, texts = set(), []
+
+        def visit(library: Any) -> None:
+            if library in seen:
+                return
+            seen.add(library)
+            part = isinstance(library, _Part)
+            for each in library.called if part else ():
+                visit(each)
+            texts.append(library.texts if part else [_shared(library.get_llvm_str())])
+
+        visit(self)
+        return [text for each in reversed(texts) for text in each]
+
+    def linked(self) -> Any:
+        """The module of all these."""
+        first, *rest = self.all_texts() or [str(self.create_ir_module(self.name))]
+        module = llvm.parse_assembly(first)
+        module.name = self.name
+        for text in rest:
+            module.link_in(llvm.parse_assembly(text))
+        return module
+
+    def _get_module_for_linking(self) -> Any:
+        """For what Numba compiles itself, as it does with overloads that call helpers."""
+        return self.linked()
+
 
 class _Entries(_Part):
     """The functions by which a library is entered, and the parts that they call."""
@@ -100,24 +130,6 @@ class _Entries(_Part):
     def add_ir_module(self, ir_module: Any) -> None:
         """Keep its functions, whatever calls them."""
         self._keep(ir_module)
-
-    def all_texts(self) -> list[str]:
-        """Its code and that of all that it calls, each once."""
-        found: dict[Any, None] = {}
-        waiting: list[Any] = [self]
-        while waiting:
-            library = waiting.pop()
-            if library not in found:
-                found[library] = None
-                waiting += library.called if isinstance(library, _Part) else ()
-        return [text for each in found for text in (each.texts if isinstance(each, _Part) else [_shared(each.get_llvm_str())])]
-
-    def linked(self) -> Any:
-        """Their module."""
-        module = llvm.parse_assembly(str(self.create_ir_module(self.name)))
-        for text in self.all_texts():
-            module.link_in(llvm.parse_assembly(text))
-        return module
 
 
 def _shared(text: str) -> str:
@@ -376,6 +388,9 @@ class Draft(NamedTuple):
             _optimise(emitted, machine, 1, vectorise=False)
             module.link_in(emitted)
         module.verify()
+        missing = [each.name for each in module.functions if each.is_declaration and each.name.startswith("_ZN")]
+        if missing:  # LLVM would end the process
+            raise AssertionError(f"{self.name} calls functions that are not in it: {', '.join(missing)}")
         return module
 
     def machine_code(self) -> tuple[bytes, bool]:
