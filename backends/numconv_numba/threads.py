@@ -549,13 +549,13 @@ def share(items: Sequence[int], seconds: float, most: int, body: Callable[[int],
     Parameters
     ----------
     items : sequence of int
-        One for each call.
+        One for each call; calls begin in this order.
     seconds : float
         Estimate for all calls by one thread.
     most : int
         Calls at a time, as many as there is memory for.
     body : callable
-        It does not depend on the order of the calls.
+        It waits for no call but those that have begun before.
     """
     team = threads() if seconds >= SHARED_SECONDS else 1
     count = min(team, len(items), most)
