@@ -29,7 +29,7 @@ pytest.importorskip("numba")
 import numconv_numba
 from numba.core.errors import TypingError
 from numba.core.registry import cpu_target
-from numconv_numba import threads
+from numconv_numba import threads, tools
 from numconv_numba.compiling import cache, compiler
 from numconv_numba.compiling.compiler import Address, Tag, Unit, Vector, helper, invoke, kernel, matches, value
 from numconv_numba.compiling.parts import Draft, compiling
@@ -504,8 +504,8 @@ def test_wrong_types_are_refused():
 GIVEN = {"conv": {"bias": True}, "conv_input_grad": {}, "conv_weight_grad": {}}
 
 
-def child_planned():
-    """Plan all rows of float32; what would be compiled is noted instead."""
+def compilations_noted():
+    """What would be compiled from now on is noted instead, in this list."""
     noted = []
 
     def note(unit, tags, by=None):
@@ -514,13 +514,31 @@ def child_planned():
         return lambda: (*[print] * called, *range(1, native + 1))
 
     Unit._started = note
+    return noted
+
+
+def never_waited_for():
+    return [unit.name for unit in compiler._units if unit._begun]
+
+
+def child_planned():
+    """Plan all rows of float32."""
+    noted = compilations_noted()
     problems = [row.problem for row in all_rows() if row.problem.dtype == "float32"]
     for problem in problems:
         names = "stride", "padding", "dilation", "groups"
         geometry = {name: getattr(problem, name) for name in names}
         for op, given in GIVEN.items():
             numconv.plan(op, problem.x_shape, problem.w_shape, "float32", **geometry, **given)
-    report(rows=len(problems), noted=noted, most=25 if host().width == 64 else 36)
+    most = 25 if host().width == 64 else 36
+    report(rows=len(problems), noted=noted, most=most, never_waited_for=never_waited_for())
+
+
+def child_alone():
+    """Tools for a tile that is in no unit."""
+    noted = compilations_noted()
+    tools.tools_for("float32", "float32", 8, product_shape=host().channel_tiles[0], transform_shape=(1, 3, 2, 3))
+    report(noted=noted, never_waited_for=never_waited_for())
 
 
 def test_the_rows_of_float32_need_few_compilations(tmp_path):
@@ -528,6 +546,14 @@ def test_the_rows_of_float32_need_few_compilations(tmp_path):
     found = child("child_planned", tmp_path)
     assert found["rows"] > 25
     assert len(set(found["noted"])) == len(found["noted"]) <= found["most"], "\n".join(found["noted"])
+    assert found["never_waited_for"] == []
+
+
+def test_a_tile_that_is_in_no_unit_is_compiled_alone(tmp_path):
+    found = child("child_alone", tmp_path)
+    assert any(each.startswith("microkernels.transforms.") for each in found["noted"])
+    assert not any(each.startswith("tools.transforms") for each in found["noted"])
+    assert found["never_waited_for"] == []
 
 
 # The disk cache.

@@ -132,10 +132,13 @@ def tools_for(
     stored = FLUSHED if factor in (PAIRS, ROW_PAIRS) and out == "bfloat16" and host().pairs else out
     panels, of_products = _gradients if reads else _panels, lanes if product_shape else 0
     _slab.begin(dtype, acc, factor, lanes)
-    if transform_shape:
-        _transforms.begin((transform_shape[1], transform_shape[3]), lanes, dtype, acc)
+    taps = (transform_shape[1], transform_shape[3]) if transform_shape else None
+    if taps and transform_shape in shapes_for(*taps):
+        _transforms.begin(taps, lanes, dtype, acc)
     if reads or product_shape:
         panels.begin(dtype, factor, out, acc, of_products)
+    elif gemm_shape:
+        _gemm.begin(gemm_shape, dtype, factor, stored)
     table = np.zeros(entries.COUNT, np.int64)
     table[entries.LANES] = lanes
     packed, squares, dressed, *_ = _slab.functions(dtype, acc, factor, lanes)
