@@ -147,19 +147,27 @@ def _own_cache(tmp_path_factory):
     cache.FILES.look_again()
 
 
-def python(*arguments, **environment):
-    """What a new process with these arguments and variables prints."""
+def process(*arguments, **environment):
+    """A new process with these arguments and variables, when it is done."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "backends"), os.environ.get("PYTHONPATH", "")])
     env = {**os.environ, "PYTHONPATH": path, **environment}
     done = subprocess.run([sys.executable, *arguments], env=env, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return done
+
+
+def python(*arguments, **environment):
+    """What a new process with these arguments and variables prints."""
+    return process(*arguments, **environment).stdout
+
+
+def settings_of(cache_dir, threads="2"):
+    return {"NUMCONV_CACHE_DIR": str(cache_dir), "NUMCONV_NUM_THREADS": threads, "NUMBA_NUM_THREADS": "4"}
 
 
 def child(name, cache_dir, threads="2", **environment):
     """Run the function `name` of this file in a process of its own; the values that it reported."""
-    settings = {"NUMCONV_CACHE_DIR": str(cache_dir), "NUMCONV_NUM_THREADS": threads, "NUMBA_NUM_THREADS": "4"}
-    return json.loads(python(str(HERE), name, **settings, **environment).splitlines()[-1])
+    return json.loads(python(str(HERE), name, **settings_of(cache_dir, threads), **environment).splitlines()[-1])
 
 
 # Scalars: also run on a processor without FMA and float16, see test_generic_processor.
@@ -755,6 +763,33 @@ def test_one_thread_enters_no_region(tmp_path):
 def test_missing_layer_means_serial(tmp_path):
     found = child("child_single", tmp_path, NUMBA_THREADING_LAYER="nonsense")
     assert found["layer"] == "not started"
+
+
+def child_waiting():
+    check_axpy(LARGE)
+    report(left={name: os.environ[name] for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY") if name in os.environ})
+
+
+@pytest.mark.parametrize(
+    ("asked", "spins"),
+    [
+        ({}, r"10000"),
+        ({"GOMP_SPINCOUNT": "77"}, r"77"),
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, r"0"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, r"\d{9,}"),
+    ],
+)
+def test_threads_spin_briefly_unless_asked_otherwise(tmp_path, asked, spins):
+    """As GCC's OpenMP says; other processes and libraries inherit nothing."""
+    if {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        pytest.skip("the environment says how threads wait")
+    done = process(str(HERE), "child_waiting", **settings_of(tmp_path), OMP_DISPLAY_ENV="VERBOSE", **asked)
+    found = re.findall(r"GOMP_SPINCOUNT = '(\w+)'", done.stderr)
+    if not found:
+        pytest.skip("Numba's threading layer is not GCC's OpenMP")
+    assert len(found) == 1
+    assert re.fullmatch(spins, found[0])
+    assert json.loads(done.stdout.splitlines()[-1])["left"] == asked
 
 
 def count_threads(requested):
