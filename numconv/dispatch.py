@@ -104,10 +104,13 @@ class Plan:
     _allocate: Callable[[tuple[int, ...], Any], Any]
     gradient_names: tuple[str, ...]
     """The arrays of which the results are the gradients."""
+    _key: tuple[Any, ...]
 
     @classmethod
-    def of(cls, request: Request, problem: Any, batchless: bool, rows: list[Candidate], executor: Any) -> Plan:
-        """The plan for a request, whose first candidate was chosen."""
+    def of(
+        cls, request: Request, problem: Any, batchless: bool, rows: list[Candidate], executor: Any, key: tuple[Any, ...]
+    ) -> Plan:
+        """The plan for a request, whose first candidate was chosen; `key`: the arguments of `cached_plan`."""
         ins, outs = _arrays_of(request.op, problem, batchless)
         plain = all(a.axes is None and not a.add_axis for a in ins + outs)
         chosen = rows[0]
@@ -126,7 +129,12 @@ class Plan:
             [(each.shape, each.dtype) for each in ins],
             allocator([(each.shape, each.dtype) for each in outs]),
             tuple(each.name.removeprefix("grad_") for each in outs),
+            key,
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What was asked for, of which a copy, or another process, makes the plan of the machine where it is."""
+        return cached_plan, self._key
 
     def __call__(self, *arrays: Any, out: Any = None) -> Any:
         """Compute.
@@ -191,6 +199,11 @@ class Plan:
             forms = [scratch(each.shape, each.dtype, ins[0]) for each in self._outs]
             return [form.owner if isinstance(form, DeviceArray) else form for form in forms], forms
         given = list(out) if isinstance(out, tuple | list) else [out]
+        if any(isinstance(each, tuple | list | int | float | complex) for each in given):
+            raise ProblemError(
+                f"{self.op}: out is a {type(out).__name__} of numbers, and results are written to arrays; give "
+                f"numpy.empty({self._outs[0].shape}, {self._outs[0].dtype.name!r})"
+            )
         if len(given) != len(self._outs):
             names = ", ".join(a.name for a in self._outs)
             raise ProblemError(f"{self.op}: out holds {len(given)} arrays, and there are {len(self._outs)} results: {names}")
@@ -254,6 +267,21 @@ class BoundPlan:
         outs, forms = plan.results(ins, out)
         plan._compute_with(self._executor, self._ins, forms, ins)
         return outs[0]
+
+    def __copy__(self) -> BoundPlan:
+        """Itself: nothing can change it."""
+        return self
+
+    def __deepcopy__(self, memo: Any) -> BoundPlan:
+        """Itself: nothing can change it."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Refuse: the weights may be in a form of this machine, of which they cannot be told."""
+        raise TypeError(
+            f"{self!r} holds weights in a form of this machine and cannot be pickled: send the plan, which can be, and w, and call "
+            "plan.bind(w) there"
+        )
 
     def __repr__(self) -> str:
         return f"<Bound{self.plan!r}>"
@@ -348,7 +376,7 @@ def make_request(
     """The request of a call: names canonical, defaults from the context."""
     name = dtype_name(dtype, op)
     out = None if choice.dtype is None else dtype_name(choice.dtype, op)
-    accuracy = choice.accuracy or context.accuracy
+    accuracy = context.accuracy if choice.accuracy is None else choice.accuracy
     return Request(op, x_shape, w_shape, name, out, options, bias, accuracy, context.max_workspace or DEFAULT_WORKSPACE)
 
 
@@ -378,7 +406,8 @@ def cached_plan(
     implementation = rows[0].implementation
     if implementation is None:
         raise BackendUnavailableError(f"{request.asked}: {rows[0].backend} has no implementation")
-    return Plan.of(request, problem, batchless, rows, implementation.build(problem))
+    key = (op, x_shape, w_shape, dtype, options, chosen, context, bias, device)
+    return Plan.of(request, problem, batchless, rows, implementation.build(problem), key)
 
 
 def find_plan(op: str, x_shape: Any, w_shape: Any, dtype: Any, options: Any, choice: Chosen, bias: bool, device: str) -> Plan:

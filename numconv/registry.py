@@ -167,12 +167,12 @@ class Registry:
     def candidates(self, problem: Any, device: str, backend: str | None, algorithm: str | None) -> list[Candidate]:
         """Every implementation that may be asked, in the order of preference: those that can, cheapest first, then the refusals."""
         self._check_installed()
-        strict = backend or self._requested(device)
+        strict = self._requested(device) if backend is None else backend
         there = [e for e in self._entries.values() if e.backend is None or e.backend.device == device]
         entries = [self._entries[strict]] if strict else there
         rows = [row for entry in entries for row in _of_entry(entry, problem, asked_for=bool(strict))]
-        wanted = algorithm or self._context_algorithm(rows)
-        if wanted:
+        wanted = self._context_algorithm(rows) if algorithm is None else algorithm
+        if wanted is not None:
             refusal = Verdict.no(f"algorithm={wanted!r} was asked for")
             rows = [r if r.algorithm == wanted or not r.verdict else r._replace(verdict=refusal) for r in rows]
         return sorted(rows, key=lambda r: (not r.verdict, r.cost if r.verdict else 0.0))

@@ -501,3 +501,15 @@ def test_unknown_keywords_are_refused(name):
 def test_names_of_other_libraries(module, name, text):
     with pytest.raises(AttributeError, match=text):
         getattr(module, name)
+
+
+@pytest.mark.parametrize("option", ["accuracy", "algorithm", "backend", "activation", "pad_mode", "layout", "padding", "dtype"])
+def test_an_empty_word_is_no_word(option):
+    with pytest.raises((ProblemError, UnknownBackendError), match=r"''|dtype  is not supported"):
+        nc.conv(X, W, **{option: ""})
+
+
+@pytest.mark.parametrize("out", [[0.0] * 6, [[0.0] * 6], [[[0.0] * 6] * 4], ([0], [0]), (1,)])
+def test_results_are_not_written_to_numbers(out):
+    with pytest.raises(ProblemError, match=r"conv: out is a .* of numbers, and results are written to arrays; give numpy\.empty\("):
+        nc.conv(X, W, out=out)

@@ -324,6 +324,62 @@ def test_bench_measures_saves_and_shows_again(tmp_path, capsys):
     assert capsys.readouterr().out.count(" 1.00 ") == 2
 
 
+def both_passes():
+    return run_of(*(measurement(direction=each, seconds={"numconv": [1e-3], "torch": [3e-3]}) for each in PASSES))
+
+
+DAMAGES = [
+    lambda data: data.update(measurements=5),
+    lambda data: data.update(measurements=[3]),
+    lambda data: data.update(machine={}),
+    lambda data: data.update(machine=[]),
+    lambda data: data.update(date=3),
+    lambda data: data.update(rounds="three"),
+    lambda data: data.update(peers={"scipy": 1}),
+    lambda data: data["measurements"][0].update(seconds=3),
+    lambda data: data["measurements"][0].update(seconds={"numconv": 0.5}),
+    lambda data: data["measurements"][0].update(seconds={"numconv": ["fast"]}),
+    lambda data: data["measurements"][0].update(seconds={"numconv": [0]}),
+    lambda data: data["measurements"][0].update(flops="many"),
+    lambda data: data["measurements"][0].update(bytes=None),
+    lambda data: data["measurements"][0].update(multiply_adds="many"),
+    lambda data: data["measurements"][0].update(copies=0),
+    lambda data: data["measurements"][0].update(reasons={"numconv": 7}),
+    lambda data: data["measurements"][0].update(variant=None),
+    lambda data: data["measurements"][0].pop("copies"),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_files_are_told(tmp_path, capsys, damage):
+    path = tmp_path / "a.json"
+    results.save(both_passes(), path)
+    data = json.loads(path.read_text())
+    damage(data)
+    path.write_text(json.dumps(data))
+    assert main(["bench", "--read", str(path)]) == 1
+    assert f"{path} holds no results of `numconv bench --save`" in capsys.readouterr().err
+    path.write_text("[1, 2")
+    assert main(["bench", "--compare", str(path), str(path)]) == 1
+    assert "holds no results" in capsys.readouterr().err
+
+
+def test_runs_of_several_passes_are_one(tmp_path, capsys):
+    both = both_passes()
+    parts = [dataclasses.replace(both, measurements=tuple(both.of(direction))) for direction in both.passes]
+    assert results.joined(parts) == both
+    paths = [str(tmp_path / f"{number}.json") for number in range(len(parts))]
+    for part, path in zip(parts, paths, strict=True):
+        results.save(part, pathlib.Path(path))
+    assert main(["bench", "--read", *paths, "--save", str(tmp_path / "both.json")]) == 0
+    assert capsys.readouterr().out == tables.listing(both) + "\n"
+    assert results.load(tmp_path / "both.json") == results.joined([*map(results.load, map(pathlib.Path, paths))])
+    with pytest.raises(nc.ProblemError, match="several of these runs have the row"):
+        results.joined([both, parts[0]])
+    with pytest.raises(nc.ProblemError, match="they differ in version, rounds; --compare shows two of them"):
+        results.joined([parts[0], dataclasses.replace(parts[1], version="0", rounds=99)])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

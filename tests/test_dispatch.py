@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import subprocess
+import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -387,3 +391,47 @@ def test_backward_plan_writes_nothing_before_every_check():
     assert all(got is given for got, given in zip(grads, out, strict=True))
     for got, expected in zip(grads, nc.conv_backward(np.ones((1, 3, 3)), x, w, backend="reference"), strict=True):
         np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("op", "x_shape", "w_shape", "options"),
+    [
+        ("conv", (1, 2, 8), (3, 2, 3), {"bias": True, "activation": "relu", "padding": "same", "accuracy": "strict"}),
+        ("conv_backward", (2, 2, 8), (3, 2, 3), {"stride": 2}),
+        ("max_pool", (2, 8), (2,), {"return_indices": True}),
+        ("conv", (1, 2, 8), (3, 2, 3), {"backend": "reference", "algorithm": "direct", "out_dtype": "float64"}),
+    ],
+)
+def test_plans_are_copied_and_pickled(op, x_shape, w_shape, options):
+    plan = nc.plan(op, x_shape, w_shape, **options)
+    for other in (pickle.loads(pickle.dumps(plan)), copy.copy(plan), copy.deepcopy(plan)):
+        assert repr(other) == repr(plan)
+    text = pickle.dumps(plan)
+    cached_plan.cache_clear()
+    assert repr(pickle.loads(text)) == repr(plan)
+    assert len(text) < 2000
+
+
+def test_a_pickled_plan_keeps_the_settings_that_it_was_made_under():
+    with nc.using(backend="reference", accuracy="high"):
+        text = pickle.dumps(nc.plan("conv", (1, 2, 8), (3, 2, 3)))
+    plan = pickle.loads(text)
+    assert (plan.backend, plan.problem.accuracy) == ("reference", "high")
+
+
+def test_plans_go_to_other_processes():
+    plan = nc.plan("conv", (1, 1, 5), (1, 1, 3), "float64", backend="reference")
+    code = (
+        "import pickle, sys, numpy as np; plan = pickle.loads(sys.stdin.buffer.read()); "
+        "print(plan(np.ones((1, 1, 5)), np.ones((1, 1, 3))).tolist())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(plan), capture_output=True, check=True)
+    assert done.stdout.split() == b"[[[3.0, 3.0, 3.0]]]".split()
+
+
+def test_bound_plans_say_how_to_pickle_them():
+    bound = nc.plan("conv", (1, 1, 5), (1, 1, 3), "float64").bind(np.ones((1, 1, 3)))
+    with pytest.raises(TypeError, match=r"cannot be pickled: send the plan, which can be, and w, and call plan\.bind\(w\) there"):
+        pickle.dumps(bound)
+    assert copy.deepcopy(bound) is bound
+    assert copy.copy(bound) is bound

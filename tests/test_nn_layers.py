@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import numconv as nc
-from numconv import nn
+from numconv import ProblemError, nn
 from numconv.nn.activations import Activation
 from numconv.nn.layer import pack
 
@@ -335,3 +336,43 @@ def test_importing_it_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+NO_NUMBERS = ["a", "", None, [1], (1, 2), True, {}, np.zeros(3), 1j, b"x"]
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda v: nn.BatchNorm(momentum=v), "BatchNorm: momentum="), (lambda v: nn.BatchNorm(epsilon=v), "BatchNorm: epsilon="),
+        (lambda v: nn.GroupBatchNorm(momentum=v), "momentum="), (nn.Dropout, "Dropout: rate="),
+        (lambda v: nn.ScaleLift(blur=v), "ScaleLift: blur="), (nn.SGD, "SGD: rate="),
+        (lambda v: nn.SGD(0.1, momentum=v), "SGD: momentum="), (lambda v: nn.AdamW(weight_decay=v), "AdamW: weight_decay="),
+        (lambda v: nn.AdamW(betas=(0.9, v)), "AdamW: betas="), (lambda v: nn.cosine(last=v), "cosine: last="),
+        (nn.Linear, "Linear: features="), (lambda v: nn.Conv(4, 3, groups=v), "Conv: groups="),
+        (lambda v: nn.Conv(v, 3), "Conv: channels="), (lambda v: nn.GroupConv(v, 3), "GroupConv: channels="),
+        (lambda v: nn.ScaleConv(v, 3), "ScaleConv: channels="),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=repr)
+def test_what_is_no_number_is_told(make, field, value):
+    with pytest.raises(ProblemError, match=re.escape(field)):
+        make(value)
+
+
+@pytest.mark.parametrize("make", [nn.Linear, lambda k, **kw: nn.Conv(k, 3, **kw), lambda k, **kw: nn.GroupLift(k, 3, **kw)])
+def test_a_bias_is_there_or_not(make):
+    with pytest.raises(ProblemError, match="bias='no' must be True or False"):
+        make(4, bias="no")
+
+
+@pytest.mark.parametrize("group", [["p4"], {}, None, np.zeros(3)], ids=repr)
+def test_groups_have_names(group):
+    with pytest.raises(ProblemError, match="no group is called"):
+        nn.GroupLift(4, 3, group)
+
+
+def test_options_may_be_arrays():
+    layer = nn.Conv(4, np.array([3, 3]), stride=np.array([1, 2]))
+    assert nn.from_config(layer.config).build((1, 8, 8))(np.ones((1, 1, 8, 8), "float32")).shape == (1, 4, 6, 3)
+    assert "stride=array([1, 2])" in repr(layer)

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ import scipy.ndimage
 import scipy.signal
 from numconv_reference import backend
 from numconv_reference.fma import fma
+from numconv_reference.geometry import sources
 
+import numconv
 from numconv.plugin import CONV_OPS, POOL_OPS, WINDOW_OPS, Backend, ConvProblem, ProblemError, np_dtype, parse
 
 IMPLEMENTATIONS = {op: implementation for implementation in backend.implementations() for op in implementation.ops}
@@ -628,3 +631,23 @@ def test_the_backend_keeps_the_protocol():
 def test_importing_the_plugin_imports_no_kernel():
     code = "import sys, numconv_reference as r; r.backend.availability(); sys.exit('numconv_reference.conv' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("mode", "numpys"), [("reflect", "reflect"), ("symmetric", "symmetric"), ("replicate", "edge"), ("circular", "wrap")]
+)
+def test_sources_of_padding_are_those_of_numpy(mode: str, numpys: Any) -> None:
+    for size in (1, 2, 3, 7):
+        for low, high in ((0, 0), (1, 2), (5, 9), (30, 17)):
+            expected = np.pad(np.arange(size), (low, high), mode=numpys)
+            np.testing.assert_array_equal(sources(np.arange(-low, size + high), size, mode), expected)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "circular"])
+def test_no_table_of_the_padding(mode: str) -> None:
+    x, w = np.arange(9.0).reshape(1, 1, 9), np.array([[[1.0, 2.0, 4.0]]])
+    y = numconv.conv(x, w, padding=2**40, dilation=2**40, pad_mode=mode, backend="reference")
+    assert y.shape == x.shape
+    places = (np.arange(9) - 2**40, np.arange(9), np.arange(9) + 2**40)
+    parts = [np.where(where < 0, 0, x[0, 0, where]) for where in (sources(each, 9, mode) for each in places)]
+    np.testing.assert_array_equal(y[0, 0], parts[0] + 2 * parts[1] + 4 * parts[2])

@@ -126,6 +126,20 @@ class BesideItsOutput(Spoiled):
         return run
 
 
+class TrustsStrides(Spoiled):
+    """Takes the distance of images for that of rows in memory, also where there is one image."""
+
+    def build(self, problem):
+        compute = super().build(problem)
+
+        def run(outs, ins):
+            compute(outs, ins)
+            if ins[0].flags.c_contiguous and ins[0].strides[0] != ins[0][0].nbytes:
+                outs[0][...] = 0
+
+        return run
+
+
 class StalePacking(Spoiled):
     """A bound executor that looks at the caller's weights instead of its own."""
 
@@ -192,6 +206,10 @@ def test_an_element_that_is_not_written(text):
 
 def test_memory_beside_the_output():
     failing(CONV, Dummy(BesideItsOutput(nothing)), "memory beside output 0 was written")
+
+
+def test_strides_of_axes_of_one_element():
+    failing("conv forward f32 n1 c2 k2 g1 in6 w3 s1 p0 d1", Dummy(TrustsStrides(nothing)), "oddly strided")
 
 
 @pytest.mark.parametrize(("spoil", "position"), [(changes_its_input, 0), (changes_its_weights, 1)])

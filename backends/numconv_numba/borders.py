@@ -233,7 +233,8 @@ def _cheapest(problem: ConvProblem, swept: bool = True) -> tuple[float, Implemen
     """Who computes one of these problems, and its estimate; `swept`: whether by sweeping down planes, too."""
     able = [each for each in _OTHERS if problem.level in each.levels and (swept or not isinstance(each, Planewise))]
     able = [each for each in able if problem.op in each.ops and each.supports(problem)]
-    able = [each for each in able if each.workspace(problem) <= problem.max_workspace // 2]
+    # where all need more, the workspace of one tells it
+    able = [each for each in able if each.workspace(problem) <= problem.max_workspace // 2] or able
     costs = [each.cost(problem) for each in able]
     return min(costs), able[costs.index(min(costs))]
 

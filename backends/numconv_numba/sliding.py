@@ -19,7 +19,7 @@ from numconv.plugin import ConvProblem, PoolProblem, Verdict, WindowProblem
 from .compiling.compiler import Address, Tag, helper, invoke, kernel
 from .elements import INT64, memory, release, scratch
 from .microkernels.emit import lanes_of
-from .microkernels.row_access import MAX_STRIDE
+from .microkernels.row_access import MAX_REACH, MAX_STRIDE
 from .microkernels.windows import JOB, windows
 from .scalar import address, is_null, load, pointer, store
 from .threads import parallel_for
@@ -257,6 +257,14 @@ MAX_TABLE = 1 << 16
 """Entries of the table of an axis."""
 
 
+def counted_in_vectors(problem: ConvProblem | PoolProblem | WindowProblem) -> Verdict:
+    """Whether the positions of a row, those of padding and beside the taps among them, are few enough to be counted in 32 bits."""
+    reach = problem.spatial[-1] + sum(map(abs, problem.padding[-1])) + problem.dilation[-1] * _window(problem)[-1]
+    if reach > MAX_REACH:
+        return Verdict.no(f"rows and windows that reach {reach} positions along the last axis: it counts up to {MAX_REACH}")
+    return Verdict.yes()
+
+
 def gathered_in_vectors(problem: ConvProblem | WindowProblem) -> Verdict:
     """Whether what the elements of x gave can be gathered by rows along the last axis."""
     window = _window(problem)
@@ -267,7 +275,7 @@ def gathered_in_vectors(problem: ConvProblem | WindowProblem) -> Verdict:
     entries = max(size * taps for size, taps in zip(problem.spatial, window, strict=True))
     if max(entries, problem.spatial[-2:][0] * math.prod(window[:-1])) > MAX_TABLE:
         return Verdict.no(f"a table of {entries} rows: it takes at most {MAX_TABLE}")
-    return Verdict.yes()
+    return counted_in_vectors(problem)
 
 
 class Rows:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import itertools
 import math
 import os
 import pathlib
@@ -434,9 +435,13 @@ class Areas:
     """
 
     def __init__(self, *sizes: int):
-        ends = np.cumsum([0, *(-(-size // 64) * 64 for size in sizes)])
-        self.offsets = ends.astype(np.int64)
-        self.bytes = int(ends[-1])
+        self._ends = [0, *itertools.accumulate(-(-size // 64) * 64 for size in sizes)]
+        self.bytes = self._ends[-1]
+
+    @functools.cached_property
+    def offsets(self) -> Any:
+        """Where each part begins, and the last one ends: made where they are used, since a plan may find that they are too many."""
+        return np.array(self._ends, np.int64)
 
 
 class Memory:

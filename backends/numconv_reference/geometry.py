@@ -15,7 +15,7 @@ import numpy as np
 
 from numconv.plugin import ConvProblem, PoolProblem, WindowProblem
 
-__all__ = ["Index", "Table", "axis_map", "axis_parts", "axis_reads", "meshes", "positions", "single_reads", "tap_tables"]
+__all__ = ["Index", "Table", "axis_parts", "axis_reads", "meshes", "positions", "single_reads", "sources", "tap_tables"]
 
 Table = np.ndarray[Any, np.dtype[np.intp]]
 Read = tuple[Table, Table]
@@ -23,32 +23,34 @@ Read = tuple[Table, Table]
 Index = tuple[Any, ...]
 """One integer or array an axis; untyped, so that it may follow slices in an index."""
 
-_NUMPY_MODES = {"reflect": "reflect", "symmetric": "symmetric", "replicate": "edge", "circular": "wrap"}
 
-
-def axis_map(size: int, low: int, high: int, pad_mode: str = "zeros") -> Table:
-    """The position in x that each padded position of an axis reads, -1 for a padding zero.
+def sources(places: Table, size: int, pad_mode: str = "zeros") -> Table:
+    """The position in x that each place of an axis reads, -1 for a padding zero: the index maps of `numpy.pad`, at any width.
 
     Parameters
     ----------
+    places : ndarray of intp
+        Counted from the first position of x, so that those of the padding before it are negative.
     size : int
         Length of the axis in x.
-    low, high : int
-        Padding; a negative `high` crops.
     pad_mode : str
         One of numconv's padding modes.
 
     Returns
     -------
-    ndarray of intp, ``[size + low + high]``
+    ndarray of intp, of the shape of `places`
     """
-    width = (low, max(high, 0))
-    source = np.arange(size)
     if pad_mode == "zeros":
-        padded = np.pad(source, width, constant_values=-1)
-    else:
-        padded = np.pad(source, width, mode=_NUMPY_MODES[pad_mode])  # type: ignore[call-overload]
-    return padded[: size + low + high]
+        return np.where((places >= 0) & (places < size), places, -1)
+    if pad_mode == "replicate":
+        return np.clip(places, 0, size - 1)
+    if pad_mode == "circular":
+        return places % size
+    # a mirror at both ends: the position comes again after a period, and goes backwards in its second half
+    between = 1 if pad_mode == "symmetric" else 0
+    period = max(2 * (size - 1 + between), 1)
+    forth = places % period
+    return np.where(forth < size, forth, period - between - forth)
 
 
 def tap_tables(problem: ConvProblem | PoolProblem | WindowProblem) -> list[Table]:
@@ -61,12 +63,11 @@ def tap_tables(problem: ConvProblem | PoolProblem | WindowProblem) -> list[Table
     pad_mode = "zeros" if isinstance(problem, PoolProblem) else problem.pad_mode
     step = -1 if isinstance(problem, ConvProblem) and problem.flip else 1
     tables = []
-    for size, r, q, stride, dilation, (low, high) in zip(
+    for size, r, q, stride, dilation, (low, _) in zip(
         problem.spatial, taps, problem.output, problem.stride, problem.dilation, problem.padding, strict=True
     ):
-        reach = stride * (q - 1) + dilation * (r - 1) + 1
-        source = axis_map(size, low, max(high, reach - size - low), pad_mode)
-        tables.append(source[dilation * np.arange(r)[::step, None] + stride * np.arange(q)])
+        places = dilation * np.arange(r)[::step, None] + stride * np.arange(q) - low
+        tables.append(sources(places, size, pad_mode))
     return tables
 
 

@@ -8,21 +8,23 @@ import json
 import math
 import os
 import platform
+import reprlib
 import statistics
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from numconv import __version__
-from numconv.errors import NumconvError
+from numconv.errors import NumconvError, ProblemError
 from numconv.information import machine, versions
 
 from .measuring import Contender, Turn, turns
 from .rows import Row, work_of
 
-__all__ = ["OURS", "Measurement", "Results", "geometric_mean", "load", "measure", "save"]
+__all__ = ["OURS", "Measurement", "Results", "geometric_mean", "joined", "load", "measure", "save"]
 
 OURS = "numconv"
 FORMAT = 1
@@ -232,9 +234,53 @@ def load(path: Path) -> Results:
         if data.pop("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT}, which this version reads")
         measurements = tuple(Measurement(**_with_nan(fields)) for fields in data.pop("measurements"))
-        return Results(**data, measurements=measurements)
+        results = Results(**data, measurements=measurements)
+        _check_fields(results)
+        for each in measurements:
+            _check_fields(each)
+        for name in ("processor", "cores"):
+            results.machine[name]
+        return results
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise NumconvError(f"{path} holds no results of `numconv bench --save`: {error}") from error
+
+
+def _check_fields(part: Results | Measurement) -> None:
+    """Raise TypeError unless each field is what its type says."""
+    for each in dataclasses.fields(part):
+        if not _fits(getattr(part, each.name), str(each.type)):
+            raise TypeError(f"its {each.name} is {reprlib.repr(getattr(part, each.name))}")
+
+
+def _fits(value: Any, kind: str) -> bool:
+    """Whether a value is of a type, by the name that it has here: numbers count or last, and are above 0 or not known."""
+    if kind in ("int", "float"):
+        return isinstance(value, int if kind == "int" else int | float) and not isinstance(value, bool) and not value <= 0
+    if kind.startswith("Mapping["):
+        inner = kind.removeprefix("Mapping[str, ")[:-1]
+        return isinstance(value, dict) and all(isinstance(key, str) and _fits(each, inner) for key, each in value.items())
+    if kind.startswith("Sequence["):
+        return isinstance(value, list) and all(_fits(each, kind.removeprefix("Sequence[")[:-1]) for each in value)
+    return isinstance(value, str if kind == "str" else tuple)
+
+
+def joined(runs: Sequence[Results]) -> Results:
+    """Runs of several rows or passes as one.
+
+    Raises
+    ------
+    ProblemError
+        If they were not made alike, or measured the same.
+    """
+    first, rows = runs[0], [row for run in runs for row in run.measurements]
+    alike = ("version", "rounds", "seconds", "machine", "peers")
+    differing = [name for name in alike if any(getattr(run, name) != getattr(first, name) for run in runs)]
+    if differing:
+        raise ProblemError(f"these runs are none together: they differ in {', '.join(differing)}; --compare shows two of them")
+    twice = [key for key, count in Counter((row.name, row.direction) for row in rows).items() if count > 1]
+    if twice:
+        raise ProblemError(f"several of these runs have the row {' '.join(twice[0])}; give one of them")
+    return dataclasses.replace(first, date=max(run.date for run in runs), measurements=tuple(rows))
 
 
 def geometric_mean(ratios: Sequence[float]) -> float:

@@ -22,6 +22,8 @@ EXAMPLES = """\
                                       a group of rows and a row, both passes, with the peers of another environment
   numconv bench --read here.json --plot pictures
                                       the same table again, and pictures
+  numconv bench --read forward.json backward.json --save both.json
+                                      passes, or rows, that were measured one after the other, as one run
   numconv bench --compare earlier.json here.json
                                       two runs side by side"""
 
@@ -46,7 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save", type=Path, metavar="FILE", help="write all figures to this file")
     parser.add_argument("--plot", type=Path, metavar="FOLDER", help="write pictures to this folder")
     instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--read", type=Path, metavar="FILE", help="measure nothing: show a saved file")
+    instead.add_argument(
+        "--read", type=Path, nargs="+", metavar="FILE", help="measure nothing: show a saved file, or several as one"
+    )
     instead.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="measure nothing: compare two saved files")
 
 
@@ -66,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         check_picture()
         arguments.plot.mkdir(parents=True, exist_ok=True)
-    found = results.load(arguments.read) if arguments.read else _measure(arguments)
+    found = results.joined([*map(results.load, arguments.read)]) if arguments.read else _measure(arguments)
     print(tables.listing(found))
     if arguments.save:
         results.save(found, arguments.save)

@@ -13,7 +13,7 @@ from numconv.arguments import freeze
 from numconv.errors import ProblemError
 from numconv.planning import output_shape
 
-from .layer import Array, Backward, Grads, Layer, Shape, check_counts
+from .layer import Array, Backward, Grads, Layer, Shape, check_counts, check_flags
 
 __all__ = ["Conv", "ConvTranspose", "he_normal"]
 
@@ -42,7 +42,8 @@ class _Convolution(Layer, abstract=True):
     bias: bool
 
     def __post_init__(self) -> None:
-        check_counts(self, "groups")
+        check_counts(self, "channels", "groups")
+        check_flags(self, "bias")
         self._options = {name: getattr(self, name) for name in self._option_names}
         self._op = getattr(functional, self._name)
         self._grads = getattr(functional, f"{self._name}_backward")

@@ -12,7 +12,7 @@ from numconv.errors import ProblemError
 
 from .convolution import he_normal
 from .devices import namespace
-from .layer import Array, Backward, Grads, Layer, Shape, check_counts
+from .layer import Array, Backward, Grads, Layer, Shape, check_counts, check_flags, check_numbers
 
 __all__ = ["Dropout", "Flatten", "Linear"]
 
@@ -41,6 +41,7 @@ class Linear(Layer):
 
     def __post_init__(self) -> None:
         check_counts(self, "features")
+        check_flags(self, "bias")
 
     def output_shape(self, shape: Shape) -> Shape:
         """The shape of y for an x of this shape, both without N."""
@@ -111,6 +112,7 @@ class Dropout(Layer):
     rate: float = 0.5
 
     def __post_init__(self) -> None:
+        check_numbers(self, "rate")
         if not 0 <= self.rate < 1:
             raise ProblemError(f"Dropout: rate={self.rate!r} must be at least 0 and below 1")
 

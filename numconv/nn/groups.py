@@ -24,7 +24,7 @@ from numconv.planning import output_shape
 
 from .convolution import he_normal
 from .devices import namespace
-from .layer import Array, Backward, Grads, Layer, Shape
+from .layer import Array, Backward, Grads, Layer, Shape, check_counts, check_flags
 from .normalisation import BatchNorm
 from .symmetry import Group, symmetry_group
 
@@ -55,6 +55,8 @@ class _GroupConvolution(Layer, abstract=True):
 
     def __post_init__(self) -> None:
         self._elements()  # an unknown group is refused now
+        check_counts(self, "channels")
+        check_flags(self, "bias")
         window: Any = self.window
         if not isinstance(window, int | np.integer):
             raise ProblemError(f"{type(self).__name__}: window={window!r} must be an int: a kernel that turns has equal sides")
@@ -221,7 +223,8 @@ class MemberPool(Layer, abstract=True):
     mode: str
 
     def __post_init__(self) -> None:
-        if self.mode not in ("max", "avg"):
+        mode: Any = self.mode
+        if not isinstance(mode, str) or mode not in ("max", "avg"):
             raise ProblemError(f"{type(self).__name__}: mode={self.mode!r} is not max or avg")
 
     def members(self) -> int:

@@ -6,6 +6,7 @@ To derive a layer, write a dataclass: its fields are its configuration, which th
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Self, cast
@@ -17,7 +18,18 @@ from numconv.plugin import np_dtype
 
 from .devices import namespace, to_host
 
-__all__ = ["Array", "Backward", "Layer", "Shape", "check_counts", "from_config", "pack"]
+__all__ = [
+    "Array",
+    "Backward",
+    "Layer",
+    "Shape",
+    "check_counts",
+    "check_flags",
+    "check_numbers",
+    "from_config",
+    "is_number",
+    "pack",
+]
 
 Array = Any
 """An array of NumPy or of a library with NumPy's functions, such as CuPy."""
@@ -179,7 +191,12 @@ class Layer:
     def _fields(self) -> list[tuple[str, Any, bool]]:
         """Name and value of the fields that differ from their defaults, and whether they have one."""
         found = [(f.name, getattr(self, f.name), f.default) for f in dataclasses.fields(self)]  # type: ignore[arg-type]
-        return [(name, value, default is not dataclasses.MISSING) for name, value, default in found if value != default]
+        # an array is none: defaults are plain
+        return [
+            (name, value, default is not dataclasses.MISSING)
+            for name, value, default in found
+            if isinstance(value, np.ndarray) or value != default
+        ]
 
     def __repr__(self) -> str:
         shown = [f"{name}={value!r}" if optional else repr(value) for name, value, optional in self._fields()]
@@ -264,7 +281,7 @@ class Layer:
         if self._built is None:
             raise ProblemError("to: the model was not built; call model.build(shape) first")
         copy = cast(Self, from_config(self.config))
-        copy.build(self._built.shape, dtype=dtype or self._built.dtype, like=like)
+        copy.build(self._built.shape, dtype=self._built.dtype if dtype is None else dtype, like=like)
         for target, source in ((copy.parameters, self.parameters), (copy.state, self.state)):
             for name, array in target.items():
                 array[...] = namespace(array).asarray(to_host(source[name])).astype(array.dtype)
@@ -342,8 +359,27 @@ def check_counts(layer: Layer, *names: str) -> None:
     """Raise ProblemError unless these fields of a layer are integers of at least 1."""
     for name in names:
         value = getattr(layer, name)
-        if not (isinstance(value, int | np.integer) and value > 0):
+        if isinstance(value, bool) or not (isinstance(value, int | np.integer) and value > 0):
             raise ProblemError(f"{type(layer).__name__}: {name}={value!r} must be an integer of at least 1")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a real number, and no truth value."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def check_numbers(settings: Any, *names: str) -> None:
+    """Raise ProblemError unless these fields of a layer, or of an optimiser, are real numbers."""
+    for name in names:
+        if not is_number(value := getattr(settings, name)):
+            raise ProblemError(f"{type(settings).__name__}: {name}={value!r} must be a number")
+
+
+def check_flags(layer: Layer, *names: str) -> None:
+    """Raise ProblemError unless these fields of a layer are truth values."""
+    for name in names:
+        if not isinstance(getattr(layer, name), bool | np.bool_):
+            raise ProblemError(f"{type(layer).__name__}: {name}={getattr(layer, name)!r} must be True or False")
 
 
 def pack(model: Layer) -> Array | None:
@@ -409,7 +445,7 @@ def _plain(value: Any) -> Any:
     """Tuples as lists, and NumPy's numbers as Python's, which is what TOML and JSON have."""
     if isinstance(value, tuple | list):
         return [_plain(each) for each in value]
-    return value.item() if isinstance(value, np.generic) else value
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 
 
 def _frozen(value: Any) -> Any:

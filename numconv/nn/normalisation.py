@@ -11,7 +11,7 @@ import numpy as np
 from numconv.errors import ProblemError
 
 from .devices import namespace
-from .layer import Array, Backward, Grads, Layer, Shape
+from .layer import Array, Backward, Grads, Layer, Shape, check_numbers
 
 __all__ = ["BatchNorm"]
 
@@ -60,6 +60,7 @@ class BatchNorm(Layer):
     fresh = True
 
     def __post_init__(self) -> None:
+        check_numbers(self, "momentum", "epsilon")
         if not 0 <= self.momentum <= 1 or not self.epsilon > 0:
             raise ProblemError(f"{self!r}: momentum must lie between 0 and 1, and epsilon above 0")
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from numconv.errors import ProblemError
 
 from .devices import namespace
-from .layer import Array
+from .layer import Array, check_numbers, is_number
 
 __all__ = ["SGD", "AdamW", "Optimiser", "clip_norm"]
 
@@ -59,6 +59,7 @@ class SGD:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
+        check_numbers(self, "rate", "momentum", "weight_decay")
         _check("SGD", rate=(self.rate, 0 < self.rate < math.inf), momentum=(self.momentum, 0 <= self.momentum < 1),
                weight_decay=(self.weight_decay, self.weight_decay >= 0))  # fmt: skip
 
@@ -105,7 +106,9 @@ class AdamW:
     weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
-        if len(self.betas) != 2:
+        check_numbers(self, "rate", "epsilon", "weight_decay")
+        betas: Any = self.betas
+        if not isinstance(betas, tuple | list) or len(betas) != 2 or not all(map(is_number, betas)):
             raise ProblemError(f"AdamW: betas={self.betas!r} must be two numbers")
         _check("AdamW", rate=(self.rate, 0 < self.rate < math.inf), epsilon=(self.epsilon, self.epsilon > 0),
                weight_decay=(self.weight_decay, self.weight_decay >= 0),

@@ -23,7 +23,7 @@ from numconv.errors import ProblemError
 from .convolution import he_normal
 from .devices import namespace
 from .groups import MemberPool, channels_of
-from .layer import Array, Backward, Grads, Layer, Shape, check_counts
+from .layer import Array, Backward, Grads, Layer, Shape, check_counts, check_flags, check_numbers
 
 __all__ = ["ScaleConv", "ScaleLift", "ScalePool"]
 
@@ -69,7 +69,8 @@ class ScaleLift(Layer):
 
     def __post_init__(self) -> None:
         check_counts(self, "scales")
-        if not self.blur > 0:
+        check_numbers(self, "blur")
+        if not 0 < self.blur < math.inf:
             raise ProblemError(f"ScaleLift: blur={self.blur!r} must be positive")
 
     def output_shape(self, shape: Shape) -> Shape:
@@ -150,6 +151,7 @@ class ScaleConv(Layer):
 
     def __post_init__(self) -> None:
         check_counts(self, "channels", "window", "scales", "span")
+        check_flags(self, "bias")
         if self.window % 2 == 0:
             raise ProblemError(f"ScaleConv: window={self.window!r} must be an odd integer, so that kernels stay centred")
         if self.span > self.scales:

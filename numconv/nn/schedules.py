@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from numconv.errors import ProblemError
 
+from .layer import is_number
+
 __all__ = ["Schedule", "constant", "cosine", "step"]
 
 Schedule = Callable[[int, int], float]
@@ -54,7 +56,7 @@ class _Step:
 
 def _check(name: str, **fractions: float) -> None:
     for what, value in fractions.items():
-        if not 0 <= value <= 1:
+        if not is_number(value) or not 0 <= value <= 1:
             raise ProblemError(f"{name}: {what}={value!r} must lie between 0 and 1: it is a part of the whole")
 
 

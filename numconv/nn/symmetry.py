@@ -101,7 +101,6 @@ class Group(NamedTuple):
         return int(np.argmin(np.round(distances, 9)))
 
 
-@functools.cache
 def symmetry_group(name: str) -> Group:
     """The group of this name.
 
@@ -125,8 +124,15 @@ def symmetry_group(name: str) -> Group:
     >>> [symmetry_group(name).order for name in ("mirror", "p4", "p4m", "cube", "cube_m")]
     [2, 4, 8, 24, 48]
     """
-    if name not in GROUPS:
+    given: Any = name
+    if not isinstance(given, str) or given not in GROUPS:
         raise ProblemError(f"no group is called {name!r}; known are {', '.join(GROUPS)}")
+    return _generated(name)
+
+
+@functools.cache
+def _generated(name: str) -> Group:
+    """The group with all products of its generators."""
     generators = GROUPS[name]
     ndim = len(generators[0])
     identity: Matrix = tuple(tuple(int(i == j) for j in range(ndim)) for i in range(ndim))

@@ -47,8 +47,8 @@ def check(
     """Compare an implementation with the reference backend on random inputs.
 
     Its executor is run on outputs filled with NaN, on arrays that are contiguous, shifted off their alignment, channels-last,
-    Fortran-ordered, negatively strided and non-contiguous, and through ``bind`` where it has that. Integers, and floats that hold
-    small integers, must agree exactly; other results within `bound`.
+    Fortran-ordered, negatively strided, non-contiguous and of odd strides along axes of one element, and through ``bind`` where it
+    has that. Integers, and floats that hold small integers, must agree exactly; other results within `bound`.
 
     Parameters
     ----------

@@ -52,6 +52,15 @@ def _spread(shape: tuple[int, ...], dtype: Any, xp: Any) -> tuple[Any, Any]:
     return base, base[(*(slice(1, None),) * (base.ndim - 1), slice(1, None, 2))]
 
 
+def _lone(shape: tuple[int, ...], dtype: Any, xp: Any) -> tuple[Any, Any]:
+    """Contiguous, but for the strides of axes of one element, which lead nowhere and may be any number of bytes."""
+    base = xp.empty(shape, dtype)
+    strides = [
+        step if size > 1 else 1 - 7 * step * (axis + 1) for axis, (size, step) in enumerate(zip(shape, base.strides, strict=True))
+    ]
+    return base, xp.lib.stride_tricks.as_strided(base, shape, strides)
+
+
 # Arrays of a call take these in turn: outputs first, then inputs.
 FORMS: dict[str, tuple[_Form, ...]] = {
     "C-contiguous": (_plain,),
@@ -60,6 +69,7 @@ FORMS: dict[str, tuple[_Form, ...]] = {
     "negatively strided": (_reversed,),
     "Fortran-ordered": (_fortran,),
     "non-contiguous": (_spread,),
+    "oddly strided where there is one element": (_lone,),
     "mixed": (_plain, _channels_last, _fortran, _spread, _reversed),
 }
 

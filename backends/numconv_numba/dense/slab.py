@@ -93,7 +93,7 @@ class Block(NamedTuple):
     pitch: tuple[int, ...]
     step: tuple[int, ...]
     unit: tuple[int, ...]
-    phases: tuple[tuple[int, ...], ...]
+    phases: tuple[Sequence[int], ...]
 
     @property
     def channel(self) -> int:
@@ -165,7 +165,7 @@ def cut(
         Images that a block may have at most.
     """
     phases = tuple(
-        tuple(range(s)) if unit > 1 else tuple(sorted({p % s for p in found}))
+        range(s) if unit > 1 else tuple(sorted({p % s for p in found}))
         for found, s, unit in zip(positions, step, units, strict=True)
     )
     lasts = list(map(max, positions))  # of half a million taps, too long to be found for every block

@@ -41,7 +41,8 @@ from numconv_numba.scalar import as_integer, is_null, pointer
 from numconv_numba.threads import MAX_THREADS, Areas, area_of, parallel_items, run_with, taken_items
 
 from .depthwise import Depthwise
-from .plane_padding import is_padded, numbers_of
+from .depthwise_plans import lag_refusal
+from .plane_padding import is_padded, numbers_of, table_refusal
 
 __all__ = [
     "MOST_TAPS",
@@ -268,7 +269,7 @@ def refusal(problem: ConvProblem) -> str:
         return f"a vector takes {lanes_of(problem.dtype)} channels, and there are {problem.c}"
     if problem.kernel[-1] > MOST_TAPS:
         return f"a tile holds a row of {MOST_TAPS} taps at most, and the kernel is {problem.kernel}"
-    return ""
+    return table_refusal(problem) or lag_refusal(problem)  # arrays in other orders go to `Depthwise`
 
 
 class Channelwise(DenseImplementation):

@@ -33,7 +33,8 @@ from numconv_numba.threads import MAX_THREADS, Areas, parallel_for, run_with, wo
 from .channelwise import MOST_TAPS, Channelwise, RowTile, addresses_of, even_results, row_tiles
 from .contiguous import ContiguousExecutor
 from .depthwise import Depthwise
-from .plane_padding import is_padded, numbers_of
+from .depthwise_plans import lag_refusal
+from .plane_padding import is_padded, numbers_of, table_refusal
 from .plane_plans import WORK
 
 __all__ = ["Crosswise", "FoldedPlanes"]
@@ -379,6 +380,8 @@ def _folded(problem: ConvProblem) -> ConvProblem | None:
     """The forward problem that gives an input_grad of places inside x, if what its padding gets can be added meanwhile."""
     if max(problem.stride) > 1 or min(min(pair) for pair in problem.padding) < 0 or problem.bias or problem.activation:
         return None
+    if table_refusal(problem):
+        return None
     (only,) = forward_parts(problem.replace(pad_mode="zeros"))
     return None if only.problem is None or _refusal(only.problem) else only.problem
 
@@ -406,4 +409,4 @@ def _refusal(problem: ConvProblem) -> str:
     most = NEAR_BYTES if _is_last(problem) else MOST_BYTES
     if turned > most:
         return f"the planes of {lanes} channels take {turned} bytes, and it takes up to {most} at a time"
-    return ""
+    return table_refusal(problem) or lag_refusal(problem)  # arrays in other orders go to `Depthwise`

@@ -68,7 +68,7 @@ from numconv_numba.rows import finish_row
 from numconv_numba.scalar import address, as_integer, is_null, load, pointer, store, zero
 from numconv_numba.threads import MAX_THREADS, Areas, area_of, parallel_items, run_with, taken_items
 
-from .depthwise_plans import cycles_of, layout_for, schedule
+from .depthwise_plans import cycles_of, lag_refusal, layout_for, schedule
 
 __all__ = ["SCATTERED_CYCLES", "Depthwise", "is_scattered"]
 
@@ -444,11 +444,12 @@ class Depthwise(DenseImplementation):
     measured_error: ClassVar[Mapping[str, float]] = MEASURED_ERROR
 
     def accepts(self, problem: ConvProblem) -> Verdict:
-        """Where the weights of a group fit the cache."""
+        """Where the weights of a group fit the cache, and rows of windows lie near each other."""
         size = math.prod(problem.w_shape) // max(problem.groups, 1) * np_dtype(problem.acc_dtype).itemsize
         if size > WEIGHT_BYTES:
             return Verdict.no(f"the weights of a group take {size} bytes, and it packs at most {WEIGHT_BYTES}")
-        return Verdict.yes()
+        reason = lag_refusal(problem)
+        return Verdict.no(reason) if reason else Verdict.yes()
 
     def forward_cost(self, problem: ConvProblem) -> float:
         """Tiles, packing, weights; pixels that are no neighbours in memory are packed and stored one by one."""

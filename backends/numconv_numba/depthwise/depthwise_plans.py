@@ -11,10 +11,34 @@ from numconv.plugin import ConvProblem
 from numconv_numba.dense.strips import Layout, layout_with, packing_cycles, slices_of
 from numconv_numba.microkernels.emit import host
 
-__all__ = ["cycles_of", "layout_for", "rows_inside", "schedule"]
+__all__ = ["class_refusal", "cycles_of", "lag_refusal", "layout_for", "rows_inside", "schedule"]
 
+MOST_LAG = 64
+"""Rows that lie between those that neighbouring rows of results read first: a tile has a list of them, and they are packed."""
+MOST_CLASSES = 1 << 16
+"""Classes of rows that share no row of x: beyond, most have none."""
 ROLLING_ROWS = 8
 """Rows of the kernel up to which tiles roll."""
+
+
+def lag_refusal(problem: ConvProblem) -> str:
+    """Why the rows of windows lie too far apart for tiles over several rows of results, or nothing."""
+    if problem.ndim == 1:
+        return ""
+    lag = problem.stride[-2] // math.gcd(problem.stride[-2], problem.dilation[-2])
+    if lag > MOST_LAG:
+        return f"it packs the rows between those that neighbouring windows begin with, up to {MOST_LAG}, and here are {lag}"
+    return class_refusal(problem)
+
+
+def class_refusal(problem: ConvProblem) -> str:
+    """Why there are too many classes of rows that share no row of x, or nothing."""
+    if problem.ndim == 1:
+        return ""
+    classes = problem.dilation[-2] // math.gcd(problem.stride[-2], problem.dilation[-2])
+    if classes <= MOST_CLASSES:
+        return ""
+    return f"it takes one class of rows after the other, up to {MOST_CLASSES}, and a dilation of {problem.dilation} has {classes}"
 
 
 def schedule(rows: int, lag: int, kernel_rows: int, columns: int, extra: int) -> list[tuple[int, int, int, int, int, int]]:

@@ -65,7 +65,7 @@ from numconv_numba.scalar import add, as_integer, load, pointer, store, zero
 from numconv_numba.threads import MAX_THREADS, Areas, area_of, parallel_items, run_with, taken_items
 
 from .depthwise import SCATTERED_CYCLES, is_scattered
-from .depthwise_plans import rows_inside
+from .depthwise_plans import class_refusal, rows_inside
 from .weight_sums import Finish
 
 __all__ = ["DepthwiseWeights"]
@@ -415,7 +415,8 @@ class DepthwiseWeights(Implementation):
         size = math.prod(problem.w_shape) // problem.groups * np_dtype(problem.acc_dtype).itemsize
         if size > GRADIENT_BYTES:
             return Verdict.no(f"the gradients of a group take {size} bytes, and it holds at most {GRADIENT_BYTES}")
-        return Verdict.yes()
+        reason = class_refusal(problem)
+        return Verdict.no(reason) if reason else Verdict.yes()
 
     def cost(self, problem: ConvProblem) -> float:
         """Tiles and packing."""

@@ -21,7 +21,7 @@ from numconv_numba.scalar import load, muladd, pointer, store, wide_vectors
 from .plane_padding import is_padded, numbers_of
 from .plane_plans import UNROLLED, Run, slices_of
 
-__all__ = ["add_folds", "folded", "folds_of", "strip_folds"]
+__all__ = ["add_folds", "fold_columns", "folded", "folds_of", "strip_folds"]
 
 # Of each end of a dimension: the place that gets what lies beside it, or -1; the place of grad_y and the tap that give it.
 ONTO, SOURCE, TAP, FOLD = range(4)
@@ -82,6 +82,11 @@ def folds_of(problem: ConvProblem) -> np.ndarray[Any, Any]:
         first, last = (taps - 1, 0) if problem.flip else (0, taps - 1)
         found += [numbers[0] if low else -1, 0, first, numbers[-1] if high else -1, problem.output[axis] - 1, last]
     return np.array(found, np.int64)
+
+
+def fold_columns(problem: ConvProblem) -> list[int]:
+    """The columns of x that get what lies beside it."""
+    return [onto for onto in folds_of(problem)[2 * FOLD :: FOLD].tolist() if onto >= 0]
 
 
 def strip_folds(problem: ConvProblem, run: Run, width: int) -> tuple[Any, Any]:

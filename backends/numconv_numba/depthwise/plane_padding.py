@@ -34,12 +34,15 @@ __all__ = [
     "padded_strides",
     "padding_refusal",
     "padding_vector",
+    "table_refusal",
 ]
 
 MOST_BYTES = 8 * 1024
 """Of a padded plane: it stays in the first-level cache with what it is made of and with its results."""
 NEAR_BYTES = 16 * 1024
 """Of the planes that are padded together."""
+MOST_PADDING = 4096
+"""Places of padding on a side that are looked up in a table, which vectors at the edges of a row have each for themselves."""
 _NUMPY_MODES = {"reflect": "reflect", "symmetric": "symmetric", "replicate": "edge", "circular": "wrap"}
 
 # What the kernel knows: the address of `place_rows`, planes together, bytes of a padded plane and of its rows, vectors of a row;
@@ -137,14 +140,22 @@ def _plane_bytes(problem: ConvProblem) -> int:
     return math.prod(padded(problem).spatial[:-1]) * _pitch(problem) * np_dtype(problem.dtype).itemsize
 
 
+def table_refusal(problem: ConvProblem) -> str:
+    """Why padding of other modes than zeros is too wide for a table of what it is, or nothing."""
+    widest = max(max(pair) for pair in problem.padding)
+    if not is_padded(problem) or widest <= MOST_PADDING:
+        return ""
+    return f"it has a table of what padding of the mode {problem.pad_mode} is, for up to {MOST_PADDING} places, not {widest}"
+
+
 def padding_refusal(problem: ConvProblem) -> str:
     """Why padding is not read, nor planes of x copied with it, or nothing."""
     if not is_padded(problem):
         return ""
     if problem.op == "input_grad" or problem.ndim > 2:
         return f"pad_mode {problem.pad_mode} is for sums over x in one and two dimensions"
-    if is_edged(problem):
-        return ""
+    if is_edged(problem) or table_refusal(problem):
+        return table_refusal(problem)
     if not problem.c == problem.k == problem.groups:
         channels = f"{problem.c} channels in {problem.groups} groups"
         return f"pad_mode {problem.pad_mode} of short rows is for planes with one kernel each, and here are {channels}"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from numconv.plugin import ConvProblem, np_dtype
 from numconv_numba.activations import ACTIVATIONS
 from numconv_numba.dense.strips import ITEMS
-from numconv_numba.microkernels.edges import EDGES
+from numconv_numba.microkernels.edges import EDGES, ZEROS
 from numconv_numba.microkernels.emit import host, lanes_of
 from numconv_numba.microkernels.planes import PRELOADED, Sweep, accumulators
 
@@ -32,7 +33,6 @@ __all__ = [
     "column_offsets",
     "fits",
     "has_rows",
-    "inside_strips",
     "is_adjoint",
     "lines_of",
     "phases_of",
@@ -43,6 +43,7 @@ __all__ = [
     "shapes_of",
     "slices_of",
     "source_of",
+    "strip_marks",
     "target_of",
 ]
 
@@ -200,7 +201,7 @@ def column_offsets(problem: ConvProblem) -> list[int]:
 
 
 class Run(NamedTuple):
-    """A strip, or in one dimension those that have all their lanes: columns of what is read and of results, and how many.
+    """A strip, or those beside each other that are alike: columns of what is read and of results, and how many.
 
     `last`: the first column of its last vector of results; `places`: what each column of taps reads, in vectors of neighbours.
     """
@@ -216,6 +217,12 @@ class Run(NamedTuple):
         """Which places lie inside rows of `size`."""
         return (self.places >= 0) & (self.places < size)
 
+    def is_even(self, size: int, shape: Sweep) -> bool:
+        """Whether each column of taps reads x alone, or what is padding of zeros alone."""
+        flags = self.flags(size)
+        inside = flags.all(axis=1)
+        return bool(inside.all() or (shape.edges == ZEROS and (inside | ~flags.any(axis=1)).all()))
+
     def reaching(self, shape: Sweep, size: int) -> Any:
         """Which of the vectors that are loaded for each column of taps reach beside a row; the others are parted from these."""
         loaded = self.flags(size)[:: 1 if shape.adjoint else shape.column_step]
@@ -227,29 +234,43 @@ class Run(NamedTuple):
         return int(reaching[0, 0]) + 2 * int(reaching[-1, -1])
 
 
-def inside_strips(offsets: Sequence[int], step: int, reach: int, size: int) -> range:
-    """Of strips whose sources lie `step` apart and that read `reach` places from each offset, those that read x alone."""
-    return range(-(min(offsets) // step), (size - reach - max(offsets)) // step + 1)
+def strip_marks(offsets: Sequence[int], reach: int, size: int, whole: int, own: Collection[int] = ()) -> list[int]:
+    """Of `whole` strips that read `reach` places from each offset on, in rows of `size`: where others begin than before.
+
+    From each mark to the next, strips read the same places against the ends of the row, unless one of an offset lies across an end.
+    `own` are further marks.
+    """
+    marks = set(own)
+    for offset in offsets:
+        marks |= {-offset // reach, -(offset // reach), (size - reach - offset) // reach + 1, -((offset - size) // reach)}
+    return sorted({mark for mark in marks if 0 < mark < whole} | {0, whole})
 
 
-def runs_of(problem: ConvProblem, plan: Plan) -> list[Run]:
-    """All strips. But for adjoints the last one, and the last vector of each, may overlap what is before, and end with the row."""
+def runs_of(problem: ConvProblem, plan: Plan, apart: Sequence[int] = ()) -> list[Run]:
+    """All strips, those that are alike together, but for those with results in columns that are `apart`.
+
+    But for adjoints the last one, and the last vector of each, may overlap what is before, and end with the row.
+    """
     shape, size, end = plan.shape, source_of(problem)[-1], target_of(problem)[-1]
     phases, step = (shape.column_step, 1) if shape.adjoint else (1, shape.column_step)
     vector = phases * shape.lanes
     overlaps = not shape.adjoint and end >= vector
     offsets, lanes = column_offsets(problem), np.arange(step * shape.lanes)
     columns, reach = np.array(offsets)[:, None, None], shape.vectors * lanes.size
-    inside = inside_strips(offsets, reach, reach, size) if problem.ndim == 1 else range(0)
-    whole = range(max(0, inside.start), min(inside.stop, end // plan.width))
-    runs = []
-    for strip in [*range(plan.strips)[: whole.start], *whole[:1], *range(plan.strips)[max(whole.start, whole.stop) :]]:
-        target = max(0, min(strip * plan.width, end - plan.width)) if overlaps else strip * plan.width
-        used, last = min(plan.width, end - target), plan.width - vector
-        last = min(last, used - vector) if overlaps else last
-        source, firsts = target * step // phases, np.array([*range(0, plan.width - vector, vector), last]) * step // phases
-        places = (source + columns + firsts[:, None] + lanes).reshape(len(offsets), -1)
-        runs.append(Run(source, target, len(whole) if strip in whole else 1, used, last, places))
+    whole = end // plan.width
+    own = {column // plan.width + more for column in apart for more in (0, 1)}
+    runs: list[Run] = []
+    for first, stop in itertools.pairwise([*strip_marks(offsets, reach, size, whole, own), plan.strips]):
+        strip = first
+        while strip < stop:
+            target = max(0, min(strip * plan.width, end - plan.width)) if overlaps else strip * plan.width
+            used, last = min(plan.width, end - target), plan.width - vector
+            last = min(last, used - vector) if overlaps else last
+            source, firsts = target * step // phases, np.array([*range(0, plan.width - vector, vector), last]) * step // phases
+            places = (source + columns + firsts[:, None] + lanes).reshape(len(offsets), -1)
+            run = Run(source, target, 1, used, last, places)
+            runs.append(run._replace(strips=stop - strip) if stop <= whole and run.is_even(size, shape) else run)
+            strip += runs[-1].strips
     return runs
 
 

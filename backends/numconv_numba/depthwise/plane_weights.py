@@ -8,6 +8,7 @@ item adds up, and so the order of every sum, depends on the problem alone.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -43,7 +44,7 @@ from .plane_padding import (
     padding_refusal,
     padding_vector,
 )
-from .plane_plans import AHEAD_PLANE, MOST_ROWS, WORK, column_offsets, has_rows, inside_strips, phases_of, refusal
+from .plane_plans import AHEAD_PLANE, MOST_ROWS, WORK, column_offsets, has_rows, phases_of, refusal, strip_marks
 from .planewise import are_finite
 from .weight_sums import Finish, in_order
 
@@ -141,19 +142,26 @@ class _Run(NamedTuple):
 
 def _runs(problem: ConvProblem, shape: Collect) -> list[_Run]:
     """All vectors of a row of results."""
-    size, end, step, lanes = problem.spatial[-1], problem.output[-1], shape.column_step, shape.lanes
-    offsets, parts = column_offsets(problem.replace(flip=False)), np.arange(step * lanes).reshape(step, lanes)
-    vectors = range(-(-end // lanes))
-    inside = inside_strips(offsets, step * lanes, step * lanes, size) if problem.ndim == 1 else range(0)
-    whole = range(max(0, inside.start), min(inside.stop, end // lanes))
-    found = []
-    for vector in [*vectors[: whole.start], *whole[:1], *vectors[max(whole.start, whole.stop) :]]:
-        places = vector * step * lanes + np.array(offsets)[:, None, None] + parts
-        used = (vector * lanes + np.arange(lanes) < end)[None]
-        found.append(_Run(vector * lanes, 1, len(whole) if vector in whole else 1, places.reshape(1, -1, lanes), used))
+    size, end, lanes = problem.spatial[-1], problem.output[-1], shape.lanes
+    offsets, reach = column_offsets(problem.replace(flip=False)), shape.column_step * lanes
+    parts = np.array(offsets)[:, None, None] + np.arange(reach).reshape(-1, lanes)
+
+    def run(first: int, vectors: int, lines: int) -> _Run:
+        starts = lanes * np.arange(first, first + vectors)[:, None]
+        places = starts[:, :, None, None] * shape.column_step + parts
+        return _Run(first * lanes, vectors, lines, places.reshape(vectors, -1, lanes), starts + np.arange(lanes) < end)
+
     if problem.ndim > 1:
-        places, used = (np.concatenate(each) for each in zip(*(run[-2:] for run in found), strict=True))
-        return [_Run(0, len(vectors), 1, places, used)]
+        return [run(0, -(-end // lanes), 1)]
+    found: list[_Run] = []
+    for first, stop in itertools.pairwise([*strip_marks(offsets, reach, size, end // lanes), -(-end // lanes)]):
+        vector = first
+        while vector < stop:
+            one = run(vector, 1, 1)
+            there = ((one.places >= 0) & (one.places < size)).reshape(len(offsets), -1)
+            alike = one.used.all() and (there.all(axis=1) | ~there.any(axis=1)).all()
+            found.append(one._replace(lines=stop - vector) if alike else one)
+            vector += found[-1].lines
     return found
 
 

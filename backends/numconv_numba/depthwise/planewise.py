@@ -49,7 +49,7 @@ from numconv_numba.threads import MAX_THREADS, Areas, parallel_for, run_with, wo
 
 from .contiguous import ContiguousExecutor
 from .depthwise import Depthwise
-from .plane_folds import add_folds, folded, folds_of, strip_folds
+from .plane_folds import add_folds, fold_columns, folded, folds_of, strip_folds
 from .plane_padding import (
     PAD_PLANE,
     PAD_PLANES,
@@ -75,6 +75,7 @@ from .plane_plans import (
     SLICED,
     WIDTHS,
     WORK,
+    Plan,
     Run,
     column_offsets,
     fits,
@@ -320,7 +321,8 @@ class _Sweeps:
         self._pads = padding_vector(problem) if is_copied(problem) else None
         given, spare, problem = problem, padded_bytes(problem), padded(problem)
         plan = plan_for(problem)
-        shape, runs = plan.shape._replace(edges=FOLDED) if gradient else plan.shape, runs_of(problem, plan)
+        shape = plan.shape._replace(edges=FOLDED) if gradient else plan.shape
+        runs = runs_of(problem, plan, fold_columns(gradient) if gradient else ())
         size = np_dtype(problem.dtype).itemsize
         self._numbers = numbers_of(given, 0) if shape.edges in (TURNED, WRAPPED) else None
         before = given.padding[0][0]
@@ -333,20 +335,17 @@ class _Sweeps:
             self._tables = [(np.concatenate([m, more]), e) for (m, _), (more, e) in zip(self._tables, ends, strict=True)]
             whole = [skip and (edges < 0).all() for skip, (_, edges) in zip(whole, ends, strict=True)]
         places = [[0, 0] if skip else [each.ctypes.data for each in pair] for skip, pair in zip(whole, self._tables, strict=True)]
+        rows = self._rows(problem, plan, runs, places)
         outer = [math.prod(sizes[:-2]) for sizes in (problem.kernel, target_of(problem))]
         self._kernel, *tiles = _kernels.functions(problem.dtype, shape.lanes)
         usual = _usual(shape.lanes)
         tile = tiles[usual.index(shape)] if shape in usual else sweep.address(tuple(shape), problem.dtype)
         head = [
-            tile, len(runs), plan.band, plan.bands, shape.rows, problem.kernel[-1],
+            tile, len(rows), plan.band, plan.bands, shape.rows, problem.kernel[-1],
             shape.adjoint, plan.width, plan.width // shape.column_step if shape.adjoint else plan.width * shape.column_step, *outer,
             phases_of(problem), *numbered, 0 if self._folds is None else self._folds.ctypes.data,
         ]  # fmt: skip
-        rows = [
-            (run.source, run.target, run.strips, run.used, run.last, run.open_ends(shape, source_of(problem)[-1]), *place)
-            for run, place in zip(runs, places, strict=True)
-        ]
-        self._plan = np.array([*head, *(number for row in rows for number in row)], np.int64)
+        self._plan = np.array([*head, *rows.ravel()], np.int64)
         self._columns = np.array(column_offsets(problem), np.int64) * size
         self._vectors = _vectors(problem)
         self._areas = Areas(8 * job_of.JOB, 16 * slices_of(problem), spare)
@@ -354,6 +353,27 @@ class _Sweeps:
         self._items, self._work = planes * outer[1] * plan.bands, WORK * planes * outer[1] * plane_cycles(problem, plan)
         if not math.prod(target_of(problem)):
             self._items = 0
+
+    @staticmethod
+    def _rows(problem: ConvProblem, plan: Plan, runs: Sequence[Run], places: Sequence[Sequence[int]]) -> np.ndarray[Any, Any]:
+        """What the kernel knows of each run; in several dimensions a run is a strip."""
+        shape, size = plan.shape, source_of(problem)[-1]
+        rows = np.array(
+            [
+                (run.source, run.target, run.strips, run.used, run.last, run.open_ends(shape, size), *place)
+                for run, place in zip(runs, places, strict=True)
+            ],
+            np.int64,
+        )
+        if problem.ndim == 1:
+            return rows
+        counts = rows[:, RUN_COUNT].copy()
+        rows = rows.repeat(counts, axis=0)
+        numbers = np.arange(len(rows)) - (np.cumsum(counts) - counts).repeat(counts)
+        rows[:, RUN_SOURCE] += numbers * (plan.width // shape.column_step if shape.adjoint else plan.width * shape.column_step)
+        rows[:, RUN_TARGET] += numbers * plan.width
+        rows[:, RUN_COUNT] = 1
+        return rows
 
     @staticmethod
     def _masks(given: ConvProblem, problem: ConvProblem, run: Run, shape: Sweep) -> tuple[Any, Any]:

@@ -31,6 +31,7 @@ from numconv_numba.winograd.rows import WinogradRows
 
 from .crosswise import Crosswise
 from .depthwise import Depthwise
+from .depthwise_plans import lag_refusal
 from .planewise import Planewise
 
 __all__ = ["Separable"]
@@ -313,7 +314,8 @@ class Separable(DenseImplementation):
         reach = [d * (r - 1) for d, r in zip(problem.dilation, problem.kernel, strict=True)]
         if problem.pad_mode == "zeros" and any(max(pads) > most for pads, most in zip(problem.padding, reach, strict=True)):
             return Verdict.no(f"windows would hold nothing but padding {problem.padding}, and its passes need a row of x")
-        return Verdict.yes("where w is of rank one")
+        reason = lag_refusal(problem)  # its passes are those of `Depthwise`
+        return Verdict.no(reason) if reason else Verdict.yes("where w is of rank one")
 
     def forward_cost(self, problem: ConvProblem) -> float:
         """That of the passes, where looking at w in vain is cheap enough."""

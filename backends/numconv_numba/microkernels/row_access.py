@@ -12,10 +12,12 @@ from numba.core import cgutils
 
 from .emit import Emitter
 
-__all__ = ["MAX_STRIDE", "Row", "picked"]
+__all__ = ["MAX_REACH", "MAX_STRIDE", "Row", "picked"]
 
 MAX_STRIDE = 4
 """Of the elements that vectors are taken apart for, or woven from."""
+MAX_REACH = 1 << 30
+"""Positions that a row and the windows on it reach: masks compare 32 bits."""
 _i32, _i64 = ir.IntType(32), ir.IntType(64)
 
 

@@ -15,7 +15,7 @@ from numconv.plugin import Implementation, PoolProblem, Verdict
 from numconv_numba.microkernels.emit import lanes_of
 from numconv_numba.microkernels.row_access import MAX_STRIDE
 from numconv_numba.microkernels.windows import ROW_ENTRY, SHORT
-from numconv_numba.sliding import OUTER_AXES, Rows, slide
+from numconv_numba.sliding import OUTER_AXES, Rows, counted_in_vectors, slide
 from numconv_numba.threads import MAX_THREADS, run
 
 from .averages import axis_counts
@@ -113,7 +113,7 @@ def pooled_in_vectors(problem: PoolProblem) -> Verdict:
     entries = max((max(sizes) * window for *sizes, window in axes), default=0)
     if entries > MAX_TABLE or lists_bytes(problem) > MAX_LISTS:
         return Verdict.no(f"a table of {entries} rows and {lists_bytes(problem)} bytes of lists: too many")
-    return Verdict.yes()
+    return counted_in_vectors(problem)
 
 
 def stepped_in_vectors(problem: PoolProblem) -> Verdict:

@@ -12,7 +12,7 @@ from typing import Any
 from numconv.plugin import Implementation, Verdict, WindowProblem, np_dtype
 from numconv_numba.microkernels.row_access import MAX_STRIDE
 from numconv_numba.microkernels.windows import ROW_ENTRY
-from numconv_numba.sliding import Rows, gathered_in_vectors, slide
+from numconv_numba.sliding import Rows, counted_in_vectors, gathered_in_vectors, slide
 from numconv_numba.threads import MAX_THREADS, run
 
 from .apart_folding import ApartFold, chunk_bytes, folds_apart
@@ -91,7 +91,7 @@ class VectorWindows(Implementation):
             return Verdict.no(f"{problem.dtype}: it moves elements of 4 or 8 bytes")
         if moved_rows_count(problem) > MAX_OFFSETS:
             return Verdict.no(f"{moved_rows_count(problem)} rows in all taps: its table holds {MAX_OFFSETS}")
-        return Verdict.yes()
+        return counted_in_vectors(problem)
 
     def cost(self, problem: WindowProblem) -> float:
         """The time to move the arrays."""

@@ -28,6 +28,8 @@ __all__ = ["Fft", "FftDouble", "FftDoubleWeights", "FftWeights"]
 _LEAST_TERMS = {"float32": (16, 2), "complex64": (16, 2), "float64": (8, 8), "complex128": (8, 8)}
 """Sums shorter than the first number, or than the square root of the number of terms over the second, have an error that is not
 small beside them, since that of a transform is relative to a whole block. Double precision has more room below its bound."""
+MOST_DILATION = 1 << 20
+"""Of which each phase is gathered."""
 
 # --- which arithmetic ----------------------------------------------------------------------------------------------------------
 
@@ -81,6 +83,8 @@ def _direct_bands(problem: ConvProblem, double: bool) -> list[Band]:
 def _verdict(problem: ConvProblem, double: bool) -> Verdict:
     if "int" in problem.dtype:
         return Verdict.no(f"transforms round, and results of {problem.dtype} are exact")
+    if max(problem.dilation) > MOST_DILATION:
+        return Verdict.no(f"it transforms each phase of a dilation, of at most {MOST_DILATION}, and here is {problem.dilation}")
     if arithmetic_of(problem, double) != problem.acc_dtype:
         return Verdict.yes("in double precision")
     if double:
@@ -115,10 +119,10 @@ class Fft(DenseImplementation):
             return _verdict(problem, self.double)
         if _folds(problem) and min(high for _, high in problem.padding) < 0:
             return Verdict.no(f"it folds back what was padded, and cannot leave out what padding {problem.padding} does not read")
-        if not (few := few_phases(problem)):
+        whole = unpadded(problem) if _folds(problem) else problem
+        if not (few := few_phases(whole)):
             return few
-        parts = forward_problems(unpadded(problem) if _folds(problem) else problem)
-        verdicts = [_verdict(part, self.double) for part in parts]
+        verdicts = [_verdict(part, self.double) for part in forward_problems(whole)]
         return next((verdict for verdict in verdicts if not verdict), Verdict.yes())
 
     def cost(self, problem: ConvProblem) -> float:

@@ -82,7 +82,7 @@ TILE_CYCLES = 60
 ORDER_CYCLES, PARTED_CYCLES, SINGLE_CYCLES = 1.2, 0.7, 0.45
 """Of packing one weight, and of putting it in the order of the phases; of one whose taps are parted; if each is a phase, alone."""
 
-MOST_PHASES = 4096
+MOST_PHASES, MOST_PLACES = 4096, 1 << 16
 """That are listed, each with its taps: 16 a dimension of a volume. Planning takes half a microsecond each."""
 
 
@@ -435,6 +435,9 @@ class Subpixel(Implementation):
         phases = math.prod(map(min, problem.stride, problem.spatial))
         if phases > MOST_PHASES:
             return Verdict.no(f"it lists the phases of the stride, and {phases} are more than {MOST_PHASES}")
+        reach = [d * (r - 1) // s for s, d, r in zip(problem.stride, problem.dilation, problem.kernel, strict=True)]
+        if max(reach) > MOST_PLACES:
+            return Verdict.no(f"it lists the outputs that its phases reach, and {max(reach)} in a row are more than {MOST_PLACES}")
         return Verdict.yes()
 
     def cost(self, problem: ConvProblem) -> float:
