@@ -969,3 +969,19 @@ def test_costs_order_algorithms_as_their_times_do(text, faster, slower):
     """Problems on which one took less than 0.7 of the other's time: what is small beside the products was counted wrongly."""
     costs = {row.algorithm: row.cost for row in candidates(parse(f"conv {text}"), "numba") if row.verdict}
     assert costs[faster] < costs[slower]
+
+
+@pytest.mark.skipif(host().width != 32, reason="timed with vectors of 32 bytes")
+@pytest.mark.parametrize(
+    ("text", "faster", "slower"),
+    [
+        ("forward f32 n1 c320 k1280 g1 in7x7 w1x1 s1 p0 d1", "blocked", "inner_product"),
+        ("forward f32 n1 c960 k160 g1 in7x7 w1x1 s1 p0 d1", "blocked", "inner_product"),
+        ("forward f32 n1 c512 k512 g1 in6x6 w1x1 s1 p0 d1", "blocked", "inner_product"),
+        ("forward f32 n1 c512 k512 g1 in3x3 w1x1 s1 p0 d1", "inner_product", "blocked"),  # to pack takes as long as to multiply
+        ("forward f32 n1 c256 k256 g1 in3x3 w3x3 s1 p1 d1", "inner_product", "blocked"),
+    ],
+)
+def test_costs_of_small_planes_order_algorithms_as_their_times_do(text, faster, slower):
+    costs = {row.algorithm: row.cost for row in candidates(parse(f"conv {text}"), "numba") if row.verdict}
+    assert costs[faster] < costs[slower]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numconv_numba import threads
 from numconv_numba.compiling.compiler import Address, helper, kernel
+from numconv_numba.dense.blocked import parts_for, shares_of
 from numconv_numba.microkernels.emit import host
 from numconv_numba.threads import parallel_items, taken_items
 
@@ -65,6 +66,7 @@ PROBLEMS = [
     ("winograd", "conv weight_grad f32 n1 c16 k20 g2 in60x60 w5x5 s1 p2 d1"),
     ("blocked", "conv forward f32 n1 c160 k64 g1 in56x56 w1x1 s1 p0 d1"),
     ("blocked", "conv forward f32 n1 c32 k80 g1 in57x56 w3x3 s2 p1 d1"),
+    ("blocked", "conv forward f32 n1 c30 k1024 g1 in14x13 w3x3 s2 p1 d1"),
     pytest.param(
         "fused_winograd",
         "conv forward f32 n1 c70 k400 g1 in7x7 w3x3 s1 p1 d1",
@@ -152,6 +154,18 @@ def test_one_worker_takes_items_in_their_order(items):
     with nc.using(threads=1):
         threads.run(in_order.specialise(), items, 1e9, order)
     np.testing.assert_array_equal(order, [*range(1, items + 1), 0])
+
+
+def test_a_single_block_has_something_to_take_over(regions):
+    """Its items share what a worker has packed; those of several blocks are as many as the threads need."""
+    for count in (2, 3, 5, 16):
+        with nc.using(threads=count):
+            assert shares_of(1, 100, 1e9) == 16 // count * count
+            assert shares_of(1, 100, 0) == shares_of(1, 1, 1e9) == 1
+            for blocks in (2, 4, 9):
+                assert shares_of(blocks, 100, 1e9) == parts_for(blocks, 100, 1e9)
+    with nc.using(threads=1):
+        assert shares_of(1, 100, 1e9) == 1
 
 
 def test_bound_weights_are_shared_too(regions, rng):

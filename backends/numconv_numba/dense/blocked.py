@@ -68,7 +68,7 @@ from .slab import (
 
 __all__ = [
     "BLOCK_CYCLES", "MOST_PARTS", "PLACE_CYCLES", "Blocked", "Layout", "Shape", "array_origin", "divided", "most_workers",
-    "pack_weight_cycles", "panel_shape", "parts_for", "reads_in_place", "seconds", "tile_cycles", "window_steps",
+    "pack_weight_cycles", "panel_shape", "parts_for", "reads_in_place", "seconds", "shares_of", "tile_cycles", "window_steps",
 ]  # fmt: skip
 
 SLAB_BYTES = 896 * 1024
@@ -420,6 +420,15 @@ def parts_for(base: int, most: int, work: float) -> int:
     return min((-(-base * parts // count) * count / (base * parts) + 0.01 * parts, parts) for parts in able)[1]
 
 
+def shares_of(base: int, most: int, work: float) -> int:
+    """As `parts_for`, where the items of a block share what a worker has packed: more of a single one than there are threads.
+
+    So one that is done, while another began late or is slowed down, has something to take over.
+    """
+    parts = parts_for(base, most, work)
+    return parts * (min(most, MOST_PARTS) // parts) if base == 1 and parts > 1 else parts
+
+
 def _places(layout: Layout) -> int:
     """Pixels of a block, rounded up to tiles."""
     return -(-layout.block.pixels // layout.shape.positions) * layout.shape.positions
@@ -476,7 +485,7 @@ class _Executor(ForwardExecutor):
 
     def launch(self, x: Any, w: Weights, shift: Any, y: Any, status: Any, vector: Any) -> None:
         """Run `blocked`."""
-        splits = parts_for(self._items, self._panels, self._work)
+        splits = shares_of(self._items, self._panels, self._work)
         run_with(
             self._areas, self._kernel, self._items * splits, self._work, self._tools, splits, int(w.packed), self._in_place, x,
             w.array, shift, y, status, vector, self._block,

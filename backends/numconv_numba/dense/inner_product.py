@@ -50,6 +50,9 @@ SUM_CYCLES = 1.5
 """Of adding up the lanes of a sum."""
 RESUMED = 1.08
 """What products take whose terms are added up in several passes, with AVX2: measured."""
+NARROW, FEW_TILES = 1.12, 3
+"""What products of vectors of at most 32 bytes take, beside what was fitted to longer ones, of pixels that are more than so many
+tiles: measured with AVX2."""
 COPIED_BYTES = 16 * 1024 * 1024
 """Arrays up to this size are copied where they do not lie in order; larger ones are left to what takes any order."""
 STREAM_BYTES = 20
@@ -357,8 +360,10 @@ class InnerProduct(Implementation):
         layout, lanes = _layout(problem), lanes_of(problem.dtype)
         passes, item = -(-layout.terms // layout.chunk), np_dtype(problem.dtype).itemsize
         vectors = passes * -(-layout.chunk // lanes)
-        resumed = RESUMED if passes > 1 and host().width <= 32 else 1
-        products = layout.pixels * problem.k * (vectors / 2 * 1.05 * resumed + passes * SUM_CYCLES)
+        slower = 1.0
+        if host().width <= 32:
+            slower = (RESUMED if passes > 1 else 1) * (NARROW if layout.pixels > FEW_TILES * _most_positions() else 1)
+        products = layout.pixels * problem.k * (vectors / 2 * 1.05 * slower + passes * SUM_CYCLES)
         streamed = layout.blocks * math.prod(problem.w_shape) * item / STREAM_BYTES
         gathered = layout.pixels * problem.c * math.prod(problem.kernel) * _gather_cycles(problem)
         if _columns_of(problem) != IMAGES:
