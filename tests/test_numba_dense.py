@@ -12,7 +12,7 @@ import pytest
 from numconv_numba.dense import patches
 from numconv_numba.dense import tile as register_tile
 from numconv_numba.dense.blocked import layout_for
-from numconv_numba.dense.weights import BlockedWeights
+from numconv_numba.dense.weights import BlockedWeights, WeightsExecutor, exchanged
 from numconv_numba.microkernels.emit import host, lanes_of
 from numconv_numba.microkernels.product import product
 from numconv_numba.winograd import forward as winograd
@@ -418,6 +418,44 @@ def test_panels_of_a_weight_gradient_pass_over_x_together(text, shared, rng):
     for one, other, wanted in zip(got, alone, computed(reference, problem, arrays), strict=True):
         np.testing.assert_array_equal(one, wanted)
         np.testing.assert_array_equal(other, wanted)
+
+
+def test_weight_gradients_pack_the_few_channels_of_kernels_of_one_tap():
+    """What is asked for is a matter of cost; what is not possible is not."""
+    few = parse("conv weight_grad f32 n2 c48 k384 g1 in64x64 w1x1 s1 p0 d1 bias=y")
+    many = few.replace(c=384, k=48)
+    assert BlockedWeights().faced(few) == exchanged(few) == many.replace(bias="x")
+    assert BlockedWeights().faced(many) is many
+    for change in ({"groups": 2}, {"stride": (2, 1)}, {"padding": ((0, 1), (0, 0))}, {"kernel": (1, 2)}):
+        assert exchanged(few.replace(**change)) is None
+
+
+EXCHANGED = ["n3 c5 k70 g1 in9x11 w1x1 s1 p0 d1", "n2 c40 k310 g1 in64x64 w1x1 s1 p0 d1", "n5 c7 k67 g1 in301 w1 s1 p0 d1"]
+
+
+@pytest.mark.parametrize("bias", ["", "x", "y"])
+@pytest.mark.parametrize("dtype", ["f32", "f64", "f16"])
+@pytest.mark.parametrize("text", EXCHANGED)
+def test_x_and_grad_y_change_places_for_kernels_of_one_tap(text, dtype, bias, rng, monkeypatch):
+    """x of few channels is packed in place of grad_y: the same bits, by any number of threads and from arrays in any order."""
+    problem = parse(f"conv weight_grad {dtype} {text}").replace(bias=bias)
+    monkeypatch.setattr(BlockedWeights, "faced", lambda self, problem: exchanged(problem))
+    arrays = [rng.standard_normal(shape).astype(problem.dtype) for shape in problem.input_shapes]
+    plain = [np.full(shape, np.nan, problem.out_dtype) for shape in problem.output_shapes]
+    WeightsExecutor(problem, BlockedWeights().layout(problem), problem.acc_dtype)(plain, arrays)
+    got = computed(BlockedWeights(), problem, arrays)
+    apart = computed(BlockedWeights(), problem, [np.moveaxis(np.moveaxis(a, 1, -1).copy(), -1, 1) for a in arrays])
+    with nc.using(threads=1):
+        alone = computed(BlockedWeights(), problem, arrays)
+    for one, other, another, wanted in zip(got, alone, apart, plain, strict=True):
+        np.testing.assert_array_equal(one, other)
+        if one.ndim > 1:
+            np.testing.assert_array_equal(one, wanted)
+            np.testing.assert_array_equal(another, wanted)
+    strict = problem.replace(accuracy="strict")
+    reference = default_registry().backend("reference").implementations()[0]
+    for one, wanted in zip(computed(BlockedWeights(), strict, arrays), computed(reference, strict, arrays), strict=True):
+        np.testing.assert_array_equal(one, wanted)
 
 
 @pytest.mark.parametrize(
@@ -984,4 +1022,20 @@ def test_costs_order_algorithms_as_their_times_do(text, faster, slower):
 )
 def test_costs_of_small_planes_order_algorithms_as_their_times_do(text, faster, slower):
     costs = {row.algorithm: row.cost for row in candidates(parse(f"conv {text}"), "numba") if row.verdict}
+    assert costs[faster] < costs[slower]
+
+
+@pytest.mark.skipif(host().width != 32, reason="timed with vectors of 32 bytes")
+@pytest.mark.parametrize(
+    ("text", "faster", "slower"),
+    [
+        ("n16 c2048 k512 g1 in7x7 w1x1 s1 p0 d1", "blocked", "implicit_gemm"),
+        ("n16 c3072 k768 g1 in7x7 w1x1 s1 p0 d1", "blocked", "implicit_gemm"),
+        ("n16 c768 k3072 g1 in7x7 w1x1 s1 p0 d1", "implicit_gemm", "blocked"),  # many terms for few pixels
+        ("n4 c64 k256 g1 in56x56 w1x1 s1 p0 d1", "implicit_gemm", "blocked"),  # few rows of w
+    ],
+)
+def test_costs_count_weights_that_crowd_the_sets_of_a_cache(text, faster, slower):
+    """Input gradients on which one took less than 0.8 of the other's time: rows of w lie a power of two apart."""
+    costs = {row.algorithm: row.cost for row in candidates(parse(f"conv input_grad f32 {text}"), "numba") if row.verdict}
     assert costs[faster] < costs[slower]

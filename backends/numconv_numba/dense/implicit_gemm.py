@@ -28,7 +28,7 @@ from numconv_numba.threads import SERIAL_WORK, Areas, run, run_with
 from numconv_numba.tools import tools_for
 
 from .base import DenseImplementation, ForwardExecutor, Weights
-from .blocked import CALL_SECONDS, depth_of, most_workers, parts_for, seconds
+from .blocked import CALL_SECONDS, LINE, depth_of, most_workers, parts_for, seconds
 from .gemm_blocks import gemm_kernels
 from .panels import PACK_WORK
 from .patches import is_patchwise
@@ -60,6 +60,10 @@ RUN_CYCLES, PARTED_CYCLES = 200, 6
 """Of a piece of results, which are stored by a pass of their own, and of that piece of an output channel."""
 LOADED_CYCLES = 0.4
 """Of a weight on its way to the first-level cache, once for a block."""
+WAY = 64 * 1024
+"""Bytes of a way of the second-level cache: lines that lie a multiple of it apart share a set."""
+CROWDED_CYCLES = 1
+"""Of a term of a tile whose weights the second-level cache has lost to others in their sets: measured with AVX2."""
 APART_CYCLES = 24
 """Of a term of a tile in a phase of a strided input_grad: its weights lie a kernel apart, and those of the next term pages away."""
 
@@ -158,6 +162,19 @@ def areas_of(problem: ConvProblem, layout: Layout) -> Areas:
         rows * layout.width * item,
         tiles * layout.tile.channels * layout.width * item,
     )
+
+
+def _crowds(problem: ConvProblem, terms: int) -> bool:
+    """Whether the weights of a tile leave the second-level cache before the next tile reads the rest of their lines.
+
+    Those of an input_grad of one tap lie as far apart from term to term as w is wide: powers of two share few sets. Tiles of longer
+    vectors have twice the time for each term.
+    """
+    step = problem.k // problem.groups * np_dtype(problem.dtype).itemsize
+    if host().width >= LINE or not problem.flip or math.prod(problem.kernel) > 1 or step < LINE:
+        return False
+    sets = WAY // math.gcd(step, WAY) if step % LINE == 0 else WAY // LINE
+    return terms >= sets * (host().second_level // WAY)
 
 
 def term_step(w: Any) -> int | None:
@@ -268,6 +285,7 @@ class ImplicitGemm(DenseImplementation):
         pieces, tiles, terms = block.pieces * problem.groups, -(-per_k // tile.channels), depth * taps
         panels, vectors = -(-block.pixels // (tile.vectors * tile.lanes)), -(-block.pixels // tile.lanes)
         apart = PAGES if in_place and math.prod(problem.spatial) * np_dtype(problem.dtype).itemsize >= 4096 else 1.0
+        lost = CROWDED_CYCLES * terms * panels * tiles if _crowds(problem, terms) else 0
         each = max(terms / 2 * 1.02 * rate * apart, LINE_CYCLES)
         products = tiles * (vectors * tile.channels * each + panels * tile.vectors * tile.channels * TILE_CYCLES)
         # whole vectors of neighbours are copied by the first tile, others before, in pieces, and their sums are stored in pieces
@@ -286,7 +304,7 @@ class ImplicitGemm(DenseImplementation):
         # by each thread that computes some of a block's output channels, or groups
         laid = block.pieces * block.pixels * PLACE_CYCLES * (2 if block.pieces == 1 or problem.groups > 1 else 1)
         alone = 2 if pieces * tiles == 1 else 1
-        cycles = laid + alone * pieces * (BLOCK_CYCLES + products + gathered + parted) + packed + weights + written
+        cycles = laid + alone * pieces * (BLOCK_CYCLES + products + lost + gathered + parted) + packed + weights + written
         return CALL_SECONDS + 2e-6 + seconds(cycles, problem.flops / 2)
 
     def cost(self, problem: ConvProblem) -> float:

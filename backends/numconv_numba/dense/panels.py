@@ -463,11 +463,12 @@ def write_weights(
     """
     tools, g = pointer(table, INT64), pointer(sizes, INT64)
     ws, size, axis, bad = part(g, PARTS + 1), itemsize(yt), g[DIMS] - 1, False
-    run = last - first if weight_run(g, taps, size) < 0 else 1
+    # of kernels of one tap all lie evenly spaced
+    run, c_step = (last - first, g[ws + 2]) if taps == 1 else (last - first if weight_run(g, taps, size) < 0 else 1, size)
     window, step = g[part(g, WINDOW) + axis], g[ws + 3 + axis]
     for tap in range(first, last, run):
         inner = tap % taps
         place = tap // taps * g[ws + 2] + outer_offset(g, inner // window, WINDOW, PARTS + 1) + inner % window * step
         row = sums + (tap - first) * width
-        bad |= write_run(row, width, run, columns, address(0), 0, w + place, g[ws + 1], size, spare, tools, yt, at)
+        bad |= write_run(row, width, run, columns, address(0), 0, w + place, g[ws + 1], c_step, spare, tools, yt, at)
     return 1 if bad else 0

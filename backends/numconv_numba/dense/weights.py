@@ -6,6 +6,9 @@ second-level cache while the panels pass over it one after the other. For each, 
 by side, ``[pixel][lane]``, and the tile of `microkernels.product` sums over the pixels of the block, with taps in the place of
 pixels. No matrix of columns is formed. The gradient of a bias on y is summed on the way.
 
+Where kernels have one tap, which reads every place of x, x and grad_y are of one kind: the one with fewer channels is packed, the
+other is read where it lies, and the gradient of w is written transposed.
+
 Every element is one chain of multiply-adds over the images, then the outputs row-major, so that neither threads nor the cut change
 a bit.
 """
@@ -22,9 +25,10 @@ import numpy as np
 from numconv.plugin import ConvProblem, Implementation, Verdict, np_dtype
 from numconv_numba.compiling.compiler import Address, Tag, helper, invoke, kernel
 from numconv_numba.direct import MEASURED_ERROR, Direct
+from numconv_numba.direct_gradients import row_sum
 from numconv_numba.elements import INT64, element, in_rows, itemsize
 from numconv_numba.entries import PRODUCT, WRITE_WEIGHTS
-from numconv_numba.geometry import DIMS, PARTS, PER_C, PER_K, conv_vectors, part
+from numconv_numba.geometry import DIMS, OPTION, PARTS, PER_C, PER_K, conv_vectors, part
 from numconv_numba.matrix_tiles.layers import configure_tiles, pack_layers, read_layers, release_tiles
 from numconv_numba.microkernels.emit import host
 from numconv_numba.microkernels.totals import add_rows
@@ -34,6 +38,7 @@ from numconv_numba.threads import MAX_THREADS, Areas, area_of, parallel_items, r
 from numconv_numba.tools import tools_for
 
 from .blocked import (
+    ALIKE,
     CALL_SECONDS,
     MOST_PARTS,
     Shape,
@@ -64,7 +69,7 @@ from .slab import (
     tap_positions,
 )
 
-__all__ = ["BlockedWeights", "Layout", "WeightsExecutor", "areas_of", "layout_with"]
+__all__ = ["BlockedWeights", "Layout", "WeightsExecutor", "areas_of", "exchanged", "layout_with"]
 
 SLAB_BYTES = 512 * 1024
 """The packed input of a block, for all input channels of a group."""
@@ -113,6 +118,18 @@ def _with_items(problem: ConvProblem, layout: Layout) -> Layout:
     parts = -(-panels // max(1, min(most, enough)))
     together = -(-panels // parts)
     return layout._replace(together=together, shares=shares) if together > 1 else layout
+
+
+def _reads_all(problem: ConvProblem) -> bool:
+    """Whether kernels of one tap read each place of x once."""
+    return math.prod(problem.kernel) == 1 and max(problem.stride) == 1 and not any(map(any, problem.padding))
+
+
+def exchanged(problem: ConvProblem) -> ConvProblem | None:
+    """The problem with x and grad_y in each other's place, which gives the gradient of w transposed; None if there is none."""
+    if problem.groups > 1 or not _reads_all(problem) or problem.layout != "channels_first":
+        return None
+    return problem.replace(c=problem.k, k=problem.c, bias={"": "", "x": "y", "y": "x"}[problem.bias])
 
 
 def layout_with(problem: ConvProblem, shape: Shape, paired: bool, in_place: bool, layers: int = 1, step: int = 1) -> Layout:
@@ -177,19 +194,50 @@ def read_results(rows, width, used, y_k, sums, block, count, g, b, kinds, tables
 
 
 @helper
+def add_channels(sums, source, channel, channels, pixels, count, strict, at):
+    """sums[c] += what so many pixels hold of each of `channels` channels, one after the other; in vectors unless `strict`."""
+    size, first = itemsize(at), 0
+    while first < count:
+        start, run = pixels[first], 1
+        while first + run < count and pixels[first + run] == start + run * size:
+            run += 1
+        for c in range(channels):
+            place = sums + c * size
+            store(place, row_sum(load(place, at), source + (c * channel + start), run, size, strict, at, at), at)
+        first += run
+
+
+@helper
+def write_sums(bias, sums, count, yt, at):
+    """The gradient of a bias."""
+    for i in range(count):
+        store(bias + i * itemsize(yt), load(sums + i * itemsize(at), at), yt)
+
+
+@helper
 def write_panel(sums, width, used, w_k, taps, bias, bias_sums, spare, g, b, kinds, tools, status):
     """The gradients of the taps of a panel, and of its bias, if wanted."""
     yt, at = kinds
     if invoke(tools[WRITE_WEIGHTS], tools, sums, width, used, w_k, taps[0], taps[1], b[TAPS], spare, g):
         status[0] = 1
     if not is_null(bias):
-        for lane in range(used):
-            store(bias + lane * itemsize(yt), load(bias_sums + lane * itemsize(at), at), yt)
+        write_sums(bias, bias_sums, used, yt, at)
+
+
+@helper
+def block_source(slab, x, channels, channel, layer_step, in_place, block, tables_of, g, b):
+    """What is read of a block, x itself or a slab, and the bytes from image to image there; x at the first of the channels."""
+    image = g[part(g, PARTS)]
+    source = x + block_image(b, g[DIMS], block) * image
+    if in_place:
+        return source + array_origin(g, b, block), image
+    pack_layers(tables_of, b[LAYERS], layer_step, slab, source, block, block_images(g, b, block), channels, g, b)
+    return slab, channels * channel
 
 
 @helper
 def _parts(worker, queue, args):
-    ft, yt, at, scratch, areas, tables_of, splits, in_place, y, x, w, bias, status, g, b = args
+    ft, yt, at, scratch, areas, tables_of, splits, in_place, y, x, w, bias, on_x, status, g, b = args
     tools = pointer(tables_of, INT64)
     ndim, per_c, per_k, size, width = g[DIMS], g[PER_C], g[PER_K], itemsize(at), b[PANEL] * itemsize(at)
     xs, ws, ys = part(g, PARTS), part(g, PARTS + 1), part(g, PARTS + 2)
@@ -214,47 +262,46 @@ def _parts(worker, queue, args):
         layer_step = b[IMAGES] * (last_c - c) * channel
         fill_taps(pointer(places, INT64), first, last, channel, layer_step, steps, g, b, spare)
         x_c, groups = x + (group * g[xs + 1] + c * g[xs + 2]), -(-(last - first) // b[GROUP])
-        summed = (split == 0) & (not is_null(bias))
+        summed = (first_panel if on_x else split) == 0 and not is_null(bias)
         kept = groups * b[GROUP] * width if b[BLOCKS] > 1 else 0  # sums of one block alone are written at once
-        clear(bias_sums, together * b[PANEL], at)
+        clear(bias_sums, last_c - c if on_x else together * b[PANEL], at)
         if b[BLOCKS] == 0:
             clear(sums, groups * b[GROUP] * b[PANEL], at)
         for block in range(max(b[BLOCKS], 1)):
             count, source = 0, x_c
             if b[BLOCKS] > 0:
-                n = block_image(b, ndim, block)
-                image, source = g[xs] if in_place else (last_c - c) * channel, x_c + n * g[xs]
-                if in_place:
-                    source = source + array_origin(g, b, block)
-                else:
-                    pack_layers(tables_of, b[LAYERS], layer_step, slab, source, block, block_images(g, b, block), last_c - c, g, b)
-                    source = slab
+                source, image = block_source(slab, x_c, last_c - c, channel, layer_step, in_place, block, tables_of, g, b)
                 count = fill_places(pointer(pixels, INT64), b[STEP], image, steps, g, b, block)
+                if summed and on_x and not in_rows(ft):
+                    add_channels(bias_sums, source, channel, last_c - c, pointer(pixels, INT64), count, g[OPTION], at)
             for panel in range(together):
                 k = (first_panel + panel) * b[PANEL]
                 used, sums_k, bias_k = min(per_k - k, b[PANEL]), sums + panel * kept, bias_sums + panel * width
                 if b[BLOCKS] > 0:
-                    y_k, on_y = y + (group * g[ys + 1] + k * g[ys + 2]), bias_k if summed else address(0)
+                    y_k, on_y = y + (group * g[ys + 1] + k * g[ys + 2]), bias_k if summed and not on_x else address(0)
                     read_results(panel_rows, width, used, y_k, on_y, block, count, g, b, (ft, at), tables_of)
                     resume = 1 if block > 0 else 0
                     invoke(tools[PRODUCT], panel_rows, source, places, sums_k, last - first, count, pixels, width, resume)
                 if block + 1 >= b[BLOCKS]:
-                    target = bias + (group * per_k + k) * itemsize(yt) if summed else address(0)
+                    target = bias + (group * per_k + k) * itemsize(yt) if summed and not on_x else address(0)
                     w_k, span = w + (group * g[ws] + k * g[ws + 1]), (first, last)
                     write_panel(sums_k, width, used, w_k, span, target, bias_k, slab, g, b, (yt, at), tools, status)
+        if summed and on_x:
+            write_sums(bias + (group * per_c + c) * itemsize(yt), bias_sums, last_c - c, yt, at)
     release_tiles(tools)
 
 
 @kernel
 def weight_tiles(
     ft: Tag, yt: Tag, at: Tag, region: int, workers: int, items: int, scratch: Address, areas: Address, tools: Address,
-    splits: int, in_place: int, y: Address, x: Address, w: Address, bias: Address, status: Address, g: Address, b: Address,
+    splits: int, in_place: int, y: Address, x: Address, w: Address, bias: Address, on_x: int, status: Address, g: Address,
+    b: Address,
 ) -> None:  # fmt: skip
     """The gradient of w from that of y and x: an item is some panels of output channels and a part of the taps.
 
     `ft` is the dtype of the factors: that of the sums, or pairs of neighbouring pixels.
-    `tools`: see `tools_for`, or a table for each layer; `bias`, if not 0, gets the gradient of a bias on y. `status` gets a 1 if a
-    sum is not finite.
+    `tools`: see `tools_for`, or a table for each layer; `bias`, if not 0, gets the gradient of a bias on y, or `on_x`, all of whose
+    places kernels of one tap read. `status` gets a 1 if a sum is not finite.
     """
     parallel_items(
         region,
@@ -262,7 +309,7 @@ def weight_tiles(
         items,
         _parts,
         (
-            ft, yt, at, scratch, pointer(areas, INT64), tools, splits, in_place, y, x, w, bias,
+            ft, yt, at, scratch, pointer(areas, INT64), tools, splits, in_place, y, x, w, bias, on_x,
             pointer(status, UINT8), pointer(g, INT64), pointer(b, INT64),
         ),
     )  # fmt: skip
@@ -280,7 +327,7 @@ class WeightsExecutor:
         self._tiles = -(-per_c * taps // shape.positions)
         self._work = problem.flops / 2
         self._padded = problem.pad_mode == "zeros" and any(low > 0 or high > 0 for low, high in problem.padding)
-        self._vectors = conv_vectors(problem, 0)
+        self._vectors = conv_vectors(problem, int(problem.level == "strict"))
         numbers = (
             shape.width, shape.positions, taps, self._tiles * shape.positions, layout.layers, layout.step, layout.together,
         )  # fmt: skip
@@ -289,7 +336,8 @@ class WeightsExecutor:
         # what the last pair of a row lacks is a zero of grad_y, beside whatever x has there
         self._lacking = factor == ROW_PAIRS and problem.output[-1] % 2 == 1
         self._in_place = int(layout.in_place)
-        self._sums_bias = problem.bias == "y"
+        self._on_x = problem.bias == "x"
+        self._sums_bias = problem.bias == "y" or (self._on_x and factor != ROW_PAIRS and _reads_all(problem))
         weight_tiles.begin(factor, problem.out_dtype, problem.acc_dtype)
         self._tools = self.tools(shape)
         self._kernel = weight_tiles.specialise(factor, problem.out_dtype, problem.acc_dtype)
@@ -311,21 +359,33 @@ class WeightsExecutor:
     def __call__(self, outs: Any, ins: Any) -> None:
         """Compute."""
         (w, *bias), (y, x) = outs, ins
-        on_y = bool(bias) and self._sums_bias
-        sums = np.empty(self._problem.k, w.dtype) if on_y else 0
+        summed = bool(bias) and self._sums_bias
+        sums = np.empty(self._problem.bias_shape, w.dtype) if summed else 0
         vector = self._vectors(x.strides, w.strides, y.strides)
         splits = self._shares * parts_for(self._parts * self._shares, self._tiles // self._shares, self._work)
         status = np.zeros(1, np.uint8)
         run_with(
             self._areas(splits), self._kernel, self._parts * splits, self._work, self._tools, splits, self._in_place, y, x, w,
-            sums, status, vector, self._block,
+            sums, int(self._on_x), status, vector, self._block,
         )  # fmt: skip
         if status[0] and self.is_lost(y, x):
             self._direct(outs, ins)
-        elif on_y:
+        elif summed:
             bias[0][...] = sums
         elif bias:
             self._direct.bias_grad(bias[0], y, x, w)
+
+
+class _Exchanged:
+    """A weight gradient by the executor of the problem that `exchanged` gives."""
+
+    def __init__(self, executor: WeightsExecutor):
+        self._executor = executor
+
+    def __call__(self, outs: Any, ins: Any) -> None:
+        """Compute."""
+        (w, *bias), (y, x) = outs, ins
+        self._executor((w.swapaxes(0, 1), *bias), (x, y))
 
 
 def areas_of(problem: ConvProblem, layout: Layout, splits: int = 1) -> Areas:
@@ -337,7 +397,7 @@ def areas_of(problem: ConvProblem, layout: Layout, splits: int = 1) -> Areas:
     rounded, own = tiles * shape.positions, -(-tiles // splits) * shape.positions
     tables = 8 * (problem.ndim + taps + layers * rounded + pixels)
     kept = together if block.pieces > 1 else 1
-    elements = layers * pixels * shape.width, kept * own * shape.width, together * shape.width
+    elements = layers * pixels * shape.width, kept * own * shape.width, max(together * shape.width, own)
     return Areas(
         tables,
         max(shape.lanes**2 * item, 0 if in_place else layers * slab_bytes(problem, block)),
@@ -364,8 +424,13 @@ class BlockedWeights(Implementation):
         """How a problem is cut."""
         return _layout(problem, self.paired)
 
-    def cost(self, problem: ConvProblem) -> float:
-        """Products, those of unused lanes included; packing."""
+    def faced(self, problem: ConvProblem) -> ConvProblem:
+        """The problem, or the one that `exchanged` makes of it, where that costs less."""
+        other = None if self.paired else exchanged(problem)
+        return problem if other is None or self._cycles(problem) <= ALIKE * self._cycles(other) else other
+
+    def _cycles(self, problem: ConvProblem) -> float:
+        """Products, those of unused lanes included; packing; writing."""
         layout = self.layout(problem)
         shape, block, in_place, *_ = layout
         per_c, taps = problem.c // problem.groups, math.prod(problem.kernel)
@@ -375,16 +440,22 @@ class BlockedWeights(Implementation):
         products = panels * tiles * block.pieces * (block.tiles * tile_cycles(shape.vectors, shape.positions) * rate + 60)
         packed = 0 if in_place else -(-panels // layout.together) / problem.groups * pack_cycles(block, problem.c)
         read = panels * layout.shares * block.pieces * block.pixels * shape.width * READ_CYCLES
-        cycles = products + packed + read + math.prod(problem.w_shape) * WRITE_CYCLES
-        return CALL_SECONDS + 2e-6 + seconds(cycles, problem.flops / 2)
+        return products + packed + read + math.prod(problem.w_shape) * WRITE_CYCLES
+
+    def cost(self, problem: ConvProblem) -> float:
+        """Of the way that it is computed; start-up."""
+        return CALL_SECONDS + 2e-6 + seconds(self._cycles(self.faced(problem)), problem.flops / 2)
 
     def workspace(self, problem: ConvProblem) -> int:
         """For each thread a slab, grad_y of a block, sums and tables."""
+        problem = self.faced(problem)
         layout = self.layout(problem)
         parts = max(1, problem.groups * -(-(problem.k // problem.groups) // (layout.shape.width * layout.together)))
         counts = range(layout.shares, layout.shares * MOST_PARTS + 1, layout.shares)
         return max(min(MAX_THREADS, parts * splits) * areas_of(problem, layout, splits).bytes for splits in counts)
 
-    def build(self, problem: ConvProblem) -> WeightsExecutor:
+    def build(self, problem: ConvProblem) -> WeightsExecutor | _Exchanged:
         """The executor."""
-        return WeightsExecutor(problem, self.layout(problem), ROW_PAIRS if self.paired else problem.acc_dtype)
+        faced = self.faced(problem)
+        executor = WeightsExecutor(faced, self.layout(faced), ROW_PAIRS if self.paired else problem.acc_dtype)
+        return executor if faced is problem else _Exchanged(executor)
