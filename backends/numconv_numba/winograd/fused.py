@@ -3,7 +3,8 @@
 What takes the time there is not the products but the weights: to pack them, to transform them and to read them again, each for a
 few tiles. A work item takes all tiles of some images for a part of the output channels, a vector of them at a time. It transforms
 the input once, and lays it out in the order in which it is multiplied, ``[row][c][column][tile]``; packs the weights of some input
-channels, which stay in the first-level cache; and multiplies them as `microkernels.fused_product` does, or, where registers are few, as `halved_product`.
+channels, which stay in the first-level cache; and multiplies them as `microkernels.fused_product` does, or, where registers are
+few, as `microkernels.halved_product`.
 
 The sums are the same for bound weights, which are packed and not transformed, and for any number of threads.
 """
