@@ -30,7 +30,7 @@
     Rows with bias and relu, silu or gelu.
 ``transforms``
     Winograd's transforms of input, weights and results, and their adjoints.
-``fused_product``, ``rows``
+``fused_product``, ``halved_product``, ``rows``
     Products with kernels that are transformed on the way, and between transforms of rows.
 ``dots``, ``combinations``
     Inner products of rows, and sums of rows, that are read where they lie.

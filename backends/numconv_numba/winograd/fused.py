@@ -3,7 +3,8 @@
 What takes the time there is not the products but the weights: to pack them, to transform them and to read them again, each for a
 few tiles. A work item takes all tiles of some images for a part of the output channels, a vector of them at a time. It transforms
 the input once, and lays it out in the order in which it is multiplied, ``[row][c][column][tile]``; packs the weights of some input
-channels, which stay in the first-level cache; and multiplies them as `microkernels.fused_product` does.
+channels, which stay in the first-level cache; and multiplies them as `microkernels.fused_product` does, or, where registers are
+few, as `microkernels.halved_product`.
 
 The sums are the same for bound weights, which are packed and not transformed, and for any number of threads.
 """
@@ -20,12 +21,14 @@ from numconv.plugin import ConvProblem, Verdict, np_dtype
 from numconv_numba.dense.base import DenseImplementation, ForwardExecutor, Weights
 from numconv_numba.dense.blocked import CALL_SECONDS, Blocked, Shape, most_workers, parts_for, seconds
 from numconv_numba.dense.slab import WRITE_CYCLES, Block, block_vector
+from numconv_numba.entries import FUSED, HALVE
 from numconv_numba.microkernels.emit import host, lanes_of
 from numconv_numba.microkernels.fused_product import FUSED_TILES, is_fused
+from numconv_numba.microkernels.halved_product import HALVED_TAPS
 from numconv_numba.threads import Areas, run, run_with
 
 from .forward import Winograd, tools_of
-from .fused_kernels import fused_winograd
+from .fused_kernels import KERNELS
 from .kernels import IN_PANELS, UNPACKED, bind_weights
 from .layout import BLOCK_BYTES, CHANNELS_AT_ONCE
 from .tiles import PACKED_BYTES, Tiles, cut_tiles, deep_cycles, pixels_of, spread, tiles_of
@@ -35,6 +38,8 @@ __all__ = ["FusedWinograd"]
 
 PACK_CYCLES = 0.3, 0.9
 """Of a weight, and of one of an input_grad, whose kernels lie apart."""
+HALVE_CYCLES, HALVED_CYCLES = 0.75, 3.5
+"""Of an element of a kernel where it is transformed in halves, and of its products with `FUSED_TILES` tiles: fitted with AVX2."""
 
 
 class _Layout(NamedTuple):
@@ -67,11 +72,17 @@ def _layout(problem: ConvProblem) -> _Layout:
 
     block = cut_tiles(problem, tiles, fits)
     places = -(-block.tiles // FUSED_TILES) * FUSED_TILES
-    # of a channel: packed taps, and a row of elements of all tiles
-    each = (math.prod(problem.kernel) * lanes + places * (tiles.outputs[1] + tiles.taps[1] - 1)) * item
+    # of a channel: packed taps, and a row of elements of all tiles, or of those that are multiplied before others are
+    near = min(places, FUSED_TILES) if _halved(tiles) else places
+    each = (math.prod(problem.kernel) * lanes + near * (tiles.outputs[1] + tiles.taps[1] - 1)) * item
     chunk = _even(per_c, host().resident // each, CHANNELS_AT_ONCE)
     slab = _even(per_c, PACKED_BYTES // ((pixels_of(problem, tiles, block) + 1) * item), lanes)
     return _Layout(tiles, block, min(chunk, per_c), slab)
+
+
+def _halved(tiles: Tiles) -> int:
+    """Vectors of a half-transformed kernel, if there are such."""
+    return 0 if is_fused(tiles.transform) else (tiles.outputs[0] + tiles.taps[0] - 1) * HALVED_TAPS
 
 
 def _pitch(problem: ConvProblem, layout: _Layout) -> int:
@@ -108,6 +119,7 @@ def _areas(problem: ConvProblem, layout: _Layout) -> Areas:
         block.pixels * lanes,
         layout.chunk * math.prod(problem.kernel) * lanes,
         math.prod(tiles.outputs) * lanes,
+        layout.chunk * _halved(tiles) * lanes,
     )
     return Areas(*(count * item for count in sizes))
 
@@ -124,9 +136,12 @@ class _Executor(ForwardExecutor):
         self._panels = -(-(problem.k // problem.groups) // lanes_of(problem.acc_dtype))
         self._work = problem.flops / 8
         self._areas, self._block = _areas(problem, layout), _block_vector(problem, layout)
-        fused_winograd.begin(problem.acc_dtype)
-        self._tools = tools_of(problem, layout.tiles, Shape(*host().channel_tiles[-1], lanes_of(problem.acc_dtype)), layout.block)
-        self._kernel = fused_winograd.specialise(problem.acc_dtype)
+        lanes, transform = lanes_of(problem.acc_dtype), layout.tiles.transform
+        KERNELS.begin(problem.acc_dtype, transform, lanes)
+        self._tools = tools_of(problem, layout.tiles, Shape(*host().channel_tiles[-1], lanes), layout.block)
+        self._kernel, *halved = KERNELS.functions(problem.acc_dtype, transform, lanes)
+        if halved:
+            self._tools[[HALVE, FUSED]] = halved
 
     def packed(self, w: Any) -> Weights:
         """w in panels."""
@@ -166,10 +181,7 @@ class FusedWinograd(DenseImplementation):
             return Verdict.no(f"its kernels are 3x3 with stride 1, and this one is {problem.kernel} with {problem.stride}")
         if problem.dtype != problem.acc_dtype:
             return Verdict.no(f"it is for float32 and float64, and the dtype is {problem.dtype}")
-        verdict = Winograd().accepts(problem)
-        if verdict and not is_fused(tiles_of(problem)[0].transform):
-            return Verdict.no(f"it holds 24 sums beside its factors, in more than the {host().registers} registers here")
-        return verdict
+        return Winograd().accepts(problem)
 
     def forward_cost(self, problem: ConvProblem) -> float:
         """Cycles of the products, of packing weights, and of the transforms of input and results."""
@@ -177,8 +189,9 @@ class FusedWinograd(DenseImplementation):
         tiles, block, per_c, per_k = layout.tiles, layout.block, problem.c // problem.groups, problem.k // problem.groups
         panels, pieces = -(-per_k // lanes), block.pieces * problem.groups
         # a third of the products again for transforming the kernel; rows of few tiles share the lines of a cache
-        each = tiles.elements * ((FUSED_TILES + 2) / 2 + min(layout.places * item / 64, 1.0))
-        products = pieces * panels * (layout.places // FUSED_TILES) * per_c * each
+        each = HALVED_CYCLES if _halved(tiles) else (FUSED_TILES + 2) / 2 + min(layout.places * item / 64, 1.0)
+        kernel = layout.places // FUSED_TILES * each + (HALVE_CYCLES if _halved(tiles) else 0.0)
+        products = pieces * panels * per_c * tiles.elements * kernel
         weights = pieces * panels * lanes * per_c * math.prod(problem.kernel) * PACK_CYCLES[problem.flip]
         output = (tiles.elements * 1.4 + math.prod(tiles.outputs) * 1.7) * host().moving
         outputs = pieces * panels * block.tiles * output + math.prod(problem.y_shape) * WRITE_CYCLES * 0.5

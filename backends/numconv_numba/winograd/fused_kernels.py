@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from numconv_numba.compiling.compiler import Address, Tag, helper, invoke, kernel
+from numconv_numba.compiling.compiler import Address, Tag, Unit, helper, invoke, kernel
 from numconv_numba.dense.slab import BLOCKS, EXTRA, block_image
 from numconv_numba.elements import INT64, itemsize
-from numconv_numba.entries import FUSED, PACK_WEIGHTS, PIXELS, READ_SQUARES, WRITE
+from numconv_numba.entries import FUSED, HALVE, PACK_WEIGHTS, PIXELS, READ_SQUARES, WRITE
 from numconv_numba.geometry import DIMS, OPTION, PARTS, PER_C, PER_K, part
-from numconv_numba.microkernels.fused_product import FUSED_TILES
+from numconv_numba.microkernels.fused_product import FUSED_TILES, is_fused
+from numconv_numba.microkernels.halved_product import HALVED_TAPS, halve, halved_product
 from numconv_numba.rows import clear
 from numconv_numba.scalar import address, is_null, pointer
 from numconv_numba.threads import area_of, parallel_items, taken_items
@@ -15,7 +16,7 @@ from numconv_numba.threads import area_of, parallel_items, taken_items
 from .inputs import COLUMNS, PANEL, ROWS, V_STEP, element_counts, phase_taps, tile_extents, tiles_of_axis
 from .kernels import IN_PANELS, transform_outputs
 
-__all__ = ["fused_winograd"]
+__all__ = ["KERNELS"]
 
 # A block's own numbers, beside those of `winograd.inputs`: input channels of a pass; elements from image to image of transformed
 # input; channels that are transformed together; places of tiles; elements from one element to the next of the products, from row to
@@ -24,8 +25,8 @@ CHUNK, IMAGE_STEP, SLAB, PLACES, M_STEP, ROWS_STEP, PITCH = (EXTRA + i for i in 
 
 
 # The parts of a worker's scratch memory: packed and transformed input of some channels, all of it in the order of the products,
-# products, results, packed weights, a spare tile.
-SLABS, INPUTS, LAID_OUT, PRODUCTS, RESULTS, SMALL, SPARE, AREAS = range(8)
+# products, results, packed weights, a spare tile, half-transformed weights.
+SLABS, INPUTS, LAID_OUT, PRODUCTS, RESULTS, SMALL, SPARE, HALVED, AREAS = range(9)
 
 
 @helper
@@ -56,16 +57,22 @@ def ends_of(block, g, b):
 
 
 @helper
-def multiply_rows(products, kernels, rows, passed, resume, last, ends, g, b, tools, at):
-    """The products of packed weights of so many channels with all tiles, added to those of the channels before."""
+def multiply_rows(products, kernels, halved, rows, passed, resume, last, ends, g, b, tools, at):
+    """The products of packed weights of so many channels with all tiles, added to those of the channels before.
+
+    `halved`: for half-transformed weights, if products take these.
+    """
     size = itemsize(at)
     width, per_tile = b[PANEL] * size, FUSED_TILES
     from_tap, row_step, column_step, n_rows, n_columns = phase_taps(0, width, g)
+    source, each = kernels + from_tap, n_rows * n_columns * width
+    if tools[HALVE] != 0:
+        invoke(tools[HALVE], source, row_step, column_step, each, passed, halved, b[CHUNK] * HALVED_TAPS * width)
+        source, row_step, column_step, each = halved, b[CHUNK] * HALVED_TAPS * width, width, HALVED_TAPS * width
     for tile in range(0, b[PLACES], per_tile):
         invoke(
-            tools[FUSED], kernels + from_tap, row_step, column_step, n_rows * n_columns * width, rows + tile * size,
-            b[PLACES] * size, b[ROWS_STEP] * size, passed, products + tile * width, b[M_STEP] * size, resume, last, ends[0],
-            ends[1],
+            tools[FUSED], source, row_step, column_step, each, rows + tile * size, b[PLACES] * size, b[ROWS_STEP] * size, passed,
+            products + tile * width, b[M_STEP] * size, resume, last, ends[0], ends[1],
         )  # fmt: skip
 
 
@@ -96,8 +103,9 @@ def _blocks(worker, queue, args):
                     invoke(tools[PACK_WEIGHTS], tools, small, w_k, used, first, passed, taps, width, g)
                 resume, last = 1 if first > 0 else 0, 1 if first + passed == per_c else 0
                 multiply_rows(
-                    products, kernels, rows + first * column * size, passed, resume, last, ends_of(block, g, b), g, b, tools, at
-                )
+                    products, kernels, own + areas[HALVED], rows + first * column * size, passed, resume, last,
+                    ends_of(block, g, b), g, b, tools, at,
+                )  # fmt: skip
             steps = b[IMAGE_STEP] // b[PITCH], tiles_of_axis(b, g[DIMS], 1), 1
             transform_outputs(results, products, steps, own + areas[SPARE], block, 1, g, b, tools, at)
             shift = bias if is_null(bias) else bias + (group * per_k + k) * size
@@ -124,3 +132,10 @@ def fused_winograd(
             pointer(g, INT64), pointer(b, INT64),
         ),
     )  # fmt: skip
+
+
+KERNELS = Unit(
+    "winograd.fused",
+    lambda acc, shape, lanes: [] if is_fused(shape) else [(each, ((*shape, lanes), acc)) for each in (halve, halved_product)],
+    called=lambda acc, shape, lanes: [(fused_winograd, (acc,))],
+)
