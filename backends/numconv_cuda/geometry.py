@@ -88,6 +88,8 @@ def elements_of(array: Any) -> tuple[int, ...]:
 @functools.lru_cache(maxsize=1024)
 def _elements(strides: tuple[int, ...], dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[int, ...]:
     size = dtype.itemsize
+    # along an axis of one element nothing is a step away, and its stride may be any number
+    strides = tuple(0 if length == 1 and step % size else step for step, length in zip(strides, shape, strict=True))
     if any(step % size for step in strides):
         raise ProblemError(
             f"an array of shape {tuple(shape)} and dtype {dtype} has the strides {tuple(strides)}, which are no "
