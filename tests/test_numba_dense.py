@@ -1018,24 +1018,13 @@ def test_costs_order_algorithms_as_their_times_do(text, faster, slower):
         ("forward f32 n1 c512 k512 g1 in6x6 w1x1 s1 p0 d1", "blocked", "inner_product"),
         ("forward f32 n1 c512 k512 g1 in3x3 w1x1 s1 p0 d1", "inner_product", "blocked"),  # to pack takes as long as to multiply
         ("forward f32 n1 c256 k256 g1 in3x3 w3x3 s1 p1 d1", "inner_product", "blocked"),
+        ("input_grad f32 n16 c2048 k512 g1 in7x7 w1x1 s1 p0 d1", "blocked", "implicit_gemm"),
+        ("input_grad f32 n16 c3072 k768 g1 in7x7 w1x1 s1 p0 d1", "blocked", "implicit_gemm"),
+        ("input_grad f32 n16 c768 k3072 g1 in7x7 w1x1 s1 p0 d1", "implicit_gemm", "blocked"),  # many terms for few pixels
+        ("input_grad f32 n4 c64 k256 g1 in56x56 w1x1 s1 p0 d1", "implicit_gemm", "blocked"),  # few rows of w
     ],
 )
-def test_costs_of_small_planes_order_algorithms_as_their_times_do(text, faster, slower):
+def test_costs_with_avx2_order_algorithms_as_their_times_do(text, faster, slower):
+    """Small planes, and input gradients whose rows of weights, a power of two apart, crowd the sets of a cache: 0.8 of the time."""
     costs = {row.algorithm: row.cost for row in candidates(parse(f"conv {text}"), "numba") if row.verdict}
-    assert costs[faster] < costs[slower]
-
-
-@pytest.mark.skipif(host().width != 32, reason="timed with vectors of 32 bytes")
-@pytest.mark.parametrize(
-    ("text", "faster", "slower"),
-    [
-        ("n16 c2048 k512 g1 in7x7 w1x1 s1 p0 d1", "blocked", "implicit_gemm"),
-        ("n16 c3072 k768 g1 in7x7 w1x1 s1 p0 d1", "blocked", "implicit_gemm"),
-        ("n16 c768 k3072 g1 in7x7 w1x1 s1 p0 d1", "implicit_gemm", "blocked"),  # many terms for few pixels
-        ("n4 c64 k256 g1 in56x56 w1x1 s1 p0 d1", "implicit_gemm", "blocked"),  # few rows of w
-    ],
-)
-def test_costs_count_weights_that_crowd_the_sets_of_a_cache(text, faster, slower):
-    """Input gradients on which one took less than 0.8 of the other's time: rows of w lie a power of two apart."""
-    costs = {row.algorithm: row.cost for row in candidates(parse(f"conv input_grad f32 {text}"), "numba") if row.verdict}
     assert costs[faster] < costs[slower]

@@ -51,7 +51,7 @@ SERIAL_WORK = 5e5
 SHARED_SECONDS = 8e-4
 """Work that takes less is not shared between Python threads, which wait for each other at every step."""
 _SPINS, _WAITING = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"
-_FEW_SPINS = "10000"  # 0.2 to 0.5 ms, longer than between one call and the next; GCC's own 300,000 take up to 15 ms
+_FEW_SPINS = "10000"  # fractions of a millisecond, longer than between one call and the next; GCC's own are 300,000
 _SERIAL_WORK_WORKQUEUE = 5e6  # Numba's last resort takes over 100 us to start and to join
 
 _entered = threading.Lock()
